@@ -1,0 +1,46 @@
+"""Everything that can go wrong, as a short typed tree.  An error is never an answer."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EnsembleHubError(Exception):
+    """Base of all errors of this package; its text is one line for a user."""
+
+
+class ConfigError(EnsembleHubError):
+    """A configuration, option or file that cannot be used."""
+
+
+class CapabilityError(ConfigError):
+    """An engine lacks what a strategy needs of it; raised before any weights load."""
+
+
+class MissingExtraError(ConfigError):
+    """A backend's library is not installed; the text names the extra."""
+
+
+class RequestError(EnsembleHubError):
+    """A request that cannot be honoured as it stands."""
+
+
+class ContextOverflowError(RequestError):
+    """Prompt and answer would not fit the model's context; raised before the ride."""
+
+
+class EngineError(EnsembleHubError):
+    """An engine failed while it was working."""
+
+
+class ArtifactError(EnsembleHubError):
+    """A saved classifier or data set is missing, damaged or made for something else."""
+
+
+def did_you_mean(name: str, known: Iterable[str], what: str) -> str:
+    """One line: `name` is unknown, what it might have meant, and what there is."""
+    options = sorted(known)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; there is: {', '.join(options)}"
+    return f"unknown {what} {name!r}{hint}"

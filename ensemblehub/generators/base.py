@@ -1,0 +1,106 @@
+"""The one narrow seam between strategies and models.
+
+An engine knows its model, its tokenizer and its caches.  It knows no strategy, and strategies know no
+KV cache.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ensemblehub.cost import Meter
+from ensemblehub.errors import CapabilityError
+from ensemblehub.schema import Capability, Card, Piece, Request, Scored
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a decoder's token ids mean.
+
+    Attributes:
+        tokens: the bytes of each id (empty for ids that stand for no text).
+        special: ids that are control tokens, not text; `end` those that end an answer.
+        fingerprint: equal for two engines exactly when their ids mean the same.
+    """
+
+    tokens: tuple[bytes, ...]
+    special: frozenset[int]
+    end: frozenset[int]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """The next-token distribution: `logprobs`, a float32 vector of shape (vocabulary,), in nats."""
+
+    logprobs: Any
+
+
+class Decoder(ABC):
+    """One row that a token-level method steps by hand."""
+
+    vocabulary: Vocabulary
+
+    @abstractmethod
+    async def step(self, append: Sequence[int] = (), drop: int = 0) -> Distribution:
+        """Drop the last `drop` ids, append `append`, and return the distribution of the next token.
+
+        Raises:
+            EngineError: the model failed.
+            RequestError: `drop` reaches into the prompt, or the context is full.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Bill the row and free it; closing twice is harmless."""
+
+
+class Engine(ABC):
+    """A language model that can be asked for text."""
+
+    options: ClassVar[type]  # frozen dataclass of the engine's own YAML options
+    name: str
+    card: Card
+    can: frozenset[Capability] = frozenset()
+
+    @abstractmethod
+    def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
+        """Write the answer piece by piece; the last piece carries `finish`.
+
+        Closing the iterator stops the model and bills what it wrote.  A piece never splits a UTF-8
+        character.  Pieces carry the meter's purpose.
+
+        Raises:
+            ContextOverflowError: prompt and `max_tokens` do not fit; raised before the first piece.
+            EngineError: the model failed; what it had computed is billed.
+        """
+
+    async def score(self, request: Request, meter: Meter) -> Scored:
+        """Read the rendered prompt (with `request.prefix`) in one forward pass and return every token's
+        logprob and entropy; nothing is written.
+
+        Raises:
+            CapabilityError: the engine cannot score.
+        """
+        raise CapabilityError(f"engine {self.name!r} cannot score a prompt")
+
+    def decoder(self, request: Request, meter: Meter) -> Decoder:
+        """A row for token-level methods.
+
+        Raises:
+            CapabilityError: the engine gives no next-token distributions.
+        """
+        raise CapabilityError(f"engine {self.name!r} gives no next-token distributions")
+
+    def count(self, request: Request) -> int | None:
+        """Length of the rendered prompt in tokens, None where the tokenizer is not at hand."""
+        return None
+
+    async def load(self) -> None:
+        """Make ready (load weights); called once before the first request and harmless to repeat."""
+
+    async def close(self) -> None:
+        """Free the model."""

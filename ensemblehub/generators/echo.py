@@ -1,0 +1,127 @@
+"""`echo`: a model-free engine that plays scripted text, logprobs and delays.
+
+It ships in the product: tests, documentation and server checks run on it.  Tokens are words with the
+white space before them.  A script is chosen by the first of its `replies` whose key stands in the prompt
+("" matches any prompt); the reply is what the whole answer would be, so a request that continues a
+prefix of it gets the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ensemblehub.cost import Meter
+from ensemblehub.errors import ContextOverflowError, EngineError
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Capability, Card, Chat, Finish, Piece, Price, Request, Scored, ScoredToken, Text, Token
+
+_WORD = re.compile(r"\s*\S+|\s+")
+
+
+@dataclass(frozen=True)
+class EchoOptions:
+    """Options of the echo engine.
+
+    Attributes:
+        replies: answer by a string that the prompt holds; "" matches any prompt.
+        delay: seconds per token.
+        logprob, entropy: of every token, in nats; `confident` strings in a prompt make both near 0.
+        confident: strings; a prompt that holds one of them is read with confidence.
+        fail_after: raise an `EngineError` after this many tokens (for tests of failure handling).
+        lookahead: tokens written beyond those that were read, as a remote engine would.
+    """
+
+    replies: Mapping[str, str] = field(default_factory=lambda: {"": "ok"})
+    delay: float = 0.0
+    logprob: float = -1.0
+    entropy: float = 1.0
+    confident: tuple[str, ...] = ()
+    fail_after: int | None = None
+    lookahead: int = 0
+    parameters: int = 1_000_000
+    context: int = 0
+    price: Price | None = None
+
+
+class EchoEngine(Engine):
+    """Plays a script."""
+
+    options: ClassVar[type] = EchoOptions
+    can: frozenset[Capability] = frozenset({"prefix", "logprobs", "score"})
+
+    def __init__(self, name: str, options: EchoOptions) -> None:
+        self.name, self.script = name, options
+        self.card = Card(options.parameters, options.parameters, 0.0, options.context, 0, options.price)
+        self.written = 0  # tokens written since the engine was made, to prove that a closed stream stops
+
+    async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
+        prompt = _words(self._rendered(request))
+        reply, finish = self._reply(request)
+        if self.card.context and len(prompt) + request.sampling.max_tokens > self.card.context:
+            raise ContextOverflowError(f"{self.name}: {len(prompt)} + {request.sampling.max_tokens} tokens do not fit")
+        delivered = written = 0
+        started = asyncio.get_running_loop().time()
+        try:
+            for index, word in enumerate(reply):
+                if index == self.script.fail_after:
+                    raise EngineError(f"{self.name} failed after {index} tokens, as scripted")
+                await asyncio.sleep(self.script.delay)
+                self.written += 1
+                written = min(index + 1 + self.script.lookahead, len(reply))
+                token = Token(word, None, self.script.logprob, self.script.entropy)
+                last = index + 1 == len(reply)
+                delivered = index + 1
+                yield Piece(word, self.name, meter.purpose, (token,), finish if last else None)
+            if not reply:
+                yield Piece("", self.name, meter.purpose, (), finish)
+        finally:
+            seconds = asyncio.get_running_loop().time() - started
+            meter.record(
+                self.name, self.card, prompt_tokens=len(prompt), completion_tokens=written,
+                discarded_tokens=written - delivered, seconds=seconds,
+            )  # fmt: skip
+
+    async def score(self, request: Request, meter: Meter) -> Scored:
+        sure = any(mark in self._rendered(request) for mark in self.script.confident)
+        logprob, entropy = (-0.01, 0.01) if sure else (self.script.logprob, self.script.entropy)
+        tokens: list[ScoredToken] = []
+        for index, text in enumerate(self._messages(request)):
+            position = 0
+            for word in _words(text):
+                known = bool(tokens)
+                end = position + len(word)
+                values = (logprob, entropy) if known else (None, None)
+                tokens.append(ScoredToken(word, None, values[0], values[1], index, position, end))
+                position += len(word)
+        meter.record(self.name, self.card, prompt_tokens=len(tokens))
+        return Scored(tuple(tokens))
+
+    def count(self, request: Request) -> int | None:
+        return len(_words(self._rendered(request)))
+
+    def _messages(self, request: Request) -> list[str]:
+        prompt = request.prompt
+        texts = [message.content for message in prompt.messages] if isinstance(prompt, Chat) else []
+        if isinstance(prompt, Text):
+            texts = [prompt.text]
+        return [*texts, request.prefix] if request.prefix else texts
+
+    def _rendered(self, request: Request) -> str:
+        return "\n".join(self._messages(request))
+
+    def _reply(self, request: Request) -> tuple[list[str], Finish]:
+        asked = self._rendered(Request(request.prompt))
+        text = next((reply for key, reply in self.script.replies.items() if key in asked), "")
+        text = text.removeprefix(request.prefix)
+        ends = [at for at in (text.find(mark) for mark in request.sampling.stop) if at >= 0]
+        words = _words(text[: min(ends)] if ends else text)
+        limit = request.sampling.max_tokens
+        return words[:limit], "length" if len(words) > limit else "stop"
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text)

@@ -1,0 +1,319 @@
+"""The vocabulary that everything passes along: frozen dataclasses, standard library only.
+
+Knows no engine, no strategy and no file format.  Units: logprobs and entropies in nats, time in seconds,
+money in US dollars, compute in floating-point operations (FLOPs, a multiply-add counting two).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Capability = Literal["prefix", "logprobs", "score", "decode"]
+Purpose = Literal["insight", "judge", "answer", "propose", "score", "select"]
+Finish = Literal["stop", "length"]
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation, rendered with the engine's chat template.
+
+    Attributes:
+        thinking: the template's `enable_thinking`; None leaves the template's own default.
+    """
+
+    messages: tuple[Message, ...]
+    thinking: bool | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """A raw prompt, tokenised as it is, special tokens included."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """A raw prompt in the engine's own token ids."""
+
+    ids: tuple[int, ...]
+
+
+Prompt = Chat | Text | TokenIds
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen and when writing ends.
+
+    Attributes:
+        max_tokens: tokens to write at most.
+        min_tokens: tokens before which the end-of-text token cannot be chosen.
+        temperature: 0 is greedy.
+        top_p, top_k: nucleus and top-k limits; 1.0 and 0 switch them off.
+        stop: strings that end the answer and are not part of it.
+        stop_token_ids: ids that end the answer besides the model's own end-of-text ids.
+        seed: of this request's own random generator; None draws one.
+        logit_bias: added to the logits, by token id.
+        top_logprobs: how many alternatives each `Token` carries.
+        ignore_eos: go on after the end-of-text token.
+    """
+
+    max_tokens: int = 512
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    top_logprobs: int = 0
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of an engine or an ensemble.
+
+    Attributes:
+        prefix: the answer so far; the engine continues it and returns only what comes after.
+    """
+
+    prompt: Prompt
+    sampling: Sampling = Sampling()
+    prefix: str = ""
+    id: str = ""
+
+    def continued(self, text: str) -> Request:
+        """The same request with `text` added to the answer so far."""
+        return replace(self, prefix=self.prefix + text)
+
+    def with_prompt(self, prompt: Prompt) -> Request:
+        """The same request about another prompt, with nothing answered yet."""
+        return replace(self, prompt=prompt, prefix="")
+
+
+@dataclass(frozen=True)
+class Token:
+    """One written token; `logprob` and `entropy` (nats, full distribution) are None where unknown."""
+
+    text: str
+    id: int | None = None
+    logprob: float | None = None
+    entropy: float | None = None
+    top: tuple[tuple[int, float], ...] = ()  # (id, logprob), most likely first
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """One token of a prompt that was read.
+
+    Attributes:
+        logprob, entropy: of the prediction of this token (nats); None for the first token of the prompt.
+        message: index of the message it belongs to, None for the template's own tokens.
+        start, end: character span in that message (in the rendered prompt for template tokens).
+    """
+
+    text: str
+    id: int | None
+    logprob: float | None
+    entropy: float | None
+    message: int | None
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Every token of a rendered prompt, in order."""
+
+    tokens: tuple[ScoredToken, ...]
+
+    def of(self, message: int, start: int = 0) -> tuple[ScoredToken, ...]:
+        """The tokens of one message, from character `start` on."""
+        return tuple(token for token in self.tokens if token.message == message and token.end > start)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text as it is written.
+
+    Attributes:
+        finish: set on the last piece of a stream: "stop" (end of text or a stop string) or "length".
+        index: which of several answers it belongs to.
+        visible: False for what may be retracted (proposals, drafts); a visible piece is never taken back.
+    """
+
+    text: str
+    engine: str
+    purpose: Purpose
+    tokens: tuple[Token, ...] = ()
+    finish: Finish | None = None
+    index: int = 0
+    visible: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judge's word at one checkpoint."""
+
+    level: str
+    mentor_tokens: int
+    probability: float
+    threshold: float
+    sufficient: bool
+
+
+Event = Piece | Verdict
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars per million tokens."""
+
+    prompt: float
+    completion: float
+    cached: float | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of an engine's model without running it.
+
+    Attributes:
+        parameters: all parameters; `active` those a token passes through (0 where unknown).
+        attention_flops: FLOPs per token and per position attended to.
+        context: longest prompt and answer together, in tokens (0 where unknown).
+        vocabulary: number of token ids (0 where unknown).
+    """
+
+    parameters: int = 0
+    active: int = 0
+    attention_flops: float = 0.0
+    context: int = 0
+    vocabulary: int = 0
+    price: Price | None = None
+
+    @property
+    def token_flops(self) -> float:
+        """FLOPs of one token without attention over the context: two per active parameter."""
+        return 2.0 * self.active
+
+    def flops(self, start: int, end: int) -> float:
+        """FLOPs of the forward passes at positions `start` to `end - 1`, attention over the context included."""
+        count = max(0, end - start)
+        attended = count * (start + end + 1) / 2  # the token at position i attends to i + 1 positions
+        return count * self.token_flops + attended * self.attention_flops
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was spent; costs add up.
+
+    Attributes:
+        prompt_tokens: tokens read, `cached_tokens` of which were not computed again.
+        completion_tokens: tokens written, `discarded_tokens` of which nobody used.
+        estimated: True where a provider's final figure was not to be had.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    discarded_tokens: int = 0
+    prefill_flops: float = 0.0
+    decode_flops: float = 0.0
+    usd: float = 0.0
+    seconds: float = 0.0
+    calls: int = 0
+    estimated: bool = False
+
+    @property
+    def flops(self) -> float:
+        """Prefill and decoding together."""
+        return self.prefill_flops + self.decode_flops
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.discarded_tokens + other.discarded_tokens,
+            self.prefill_flops + other.prefill_flops,
+            self.decode_flops + other.decode_flops,
+            self.usd + other.usd,
+            self.seconds + other.seconds,
+            self.calls + other.calls,
+            self.estimated or other.estimated,
+        )
+
+
+@dataclass(frozen=True)
+class Spent:
+    """One line of the bill: what one engine spent for one purpose."""
+
+    engine: str
+    purpose: Purpose
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole ride: the stream, folded, and its bill."""
+
+    pieces: tuple[Piece, ...]  # merged by author
+    verdicts: tuple[Verdict, ...]
+    spent: tuple[Spent, ...]
+    seconds: float = 0.0  # wall time
+
+    @property
+    def text(self) -> str:
+        """The answer, without insights and drafts."""
+        return "".join(piece.text for piece in self.pieces if piece.purpose == "answer" and piece.visible)
+
+    @property
+    def insight(self) -> str:
+        """The mentor's insight."""
+        return "".join(piece.text for piece in self.pieces if piece.purpose == "insight")
+
+    @property
+    def finish(self) -> Finish | None:
+        """How the answer ended."""
+        return next((piece.finish for piece in reversed(self.pieces) if piece.finish), None)
+
+    @property
+    def cost(self) -> Cost:
+        """The sum of all lines of the bill."""
+        return sum((line.cost for line in self.spent), Cost())
+
+
+def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    """Join neighbouring pieces of one author, purpose, index and visibility."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if last is not None and _author(last) == _author(piece) and last.finish is None:
+            joined[-1] = replace(
+                last, text=last.text + piece.text, tokens=last.tokens + piece.tokens, finish=piece.finish
+            )
+        else:
+            joined.append(piece)
+    return tuple(joined)
+
+
+def _author(piece: Piece) -> tuple[str, str, int, bool]:
+    return piece.engine, piece.purpose, piece.index, piece.visible
