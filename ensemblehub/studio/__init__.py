@@ -1,0 +1,25 @@
+"""The built-in pair: its problems, its training recipe and its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ensemblehub.errors import ConfigError, did_you_mean
+
+_PREFIX = "studio:"
+_WEIGHTS = Path(__file__).parent / "weights"
+CONFIG = Path(__file__).parent / "studio_tandem.yaml"
+
+
+def resolve(path: str) -> str:
+    """`path`, with `studio:NAME` standing for what ships with the package.
+
+    Raises:
+        ConfigError: nothing of that name ships.
+    """
+    if not path.startswith(_PREFIX):
+        return path
+    name, known = path.removeprefix(_PREFIX), [folder.name for folder in _WEIGHTS.glob("*/")]
+    if name not in known:
+        raise ConfigError(did_you_mean(name, known, "studio model"))
+    return str(_WEIGHTS / name)
