@@ -1,0 +1,65 @@
+"""`studio_code`: the built-in functions to write, graded by running their tests.
+
+Knows the problems of `ensemblehub.studio`; needs no download and no model.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from ensemblehub.schema import Chat, Message
+from ensemblehub.studio import programs
+from ensemblehub.studio.programs import Program
+from ensemblehub.studio.records import record
+from ensemblehub.studio.splits import Split
+from ensemblehub.tasks.base import Grade, Item, Task
+from ensemblehub.tasks.extraction import program_of
+from ensemblehub.tasks.sandbox import run_tests
+from ensemblehub.tasks.studio import SPLITS, drawn
+
+SIZES: Mapping[Split, int] = {"train": 600, "calibration": 300, "test": 500}
+
+
+class StudioCode(Task):
+    """Small Python functions to write from a signature and a docstring, of one to five operations."""
+
+    name: ClassVar[str] = "studio_code"
+    splits: ClassVar[tuple[str, ...]] = SPLITS
+
+    def items(self, split: str, limit: int | None = None) -> Iterator[Item]:
+        """The functions of a split; 600, 300 and 500 of train, calibration and test where there is no limit."""
+        problems = drawn(_draw, SIZES, split, limit)
+        return (_item(problem, f"{self.name}/{split}/{index:05}") for index, problem in enumerate(problems))
+
+    def request(self, item: Item) -> Chat:
+        """Signature and docstring as one user message."""
+        return Chat((Message("user", item.text),))
+
+    def grade(self, item: Item, text: str) -> Grade:
+        """Right if the answer's last Python block passes the record's test in the sandbox."""
+        prompt, entry_point = item.extra["prompt"], item.extra["entry_point"]
+        program = program_of(text, prompt, entry_point)
+        outcome = run_tests(program, item.extra["test"], entry_point, prompt=prompt)
+        return Grade(outcome.passed, program, outcome.reason)
+
+
+def _draw(rng: random.Random) -> Program:
+    """A function whose text says what it works on: "Return the length." alone is two programs with two keys."""
+    while True:
+        program = programs.draw(rng)
+        if program.steps > 1 or program.chain[0].tricky or program.chain[0].operation.name not in ("count", "letters"):
+            return program
+
+
+def _item(problem: Program, identity: str) -> Item:
+    return Item(
+        id=identity,
+        text=problem.text,
+        answer=problem.body,
+        subject=problem.subject,
+        level=problem.level,
+        steps=problem.steps,
+        extra=dict(record(problem, identity)),
+    )

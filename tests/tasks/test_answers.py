@@ -1,0 +1,114 @@
+"""What counts as the answer, and when two answers are the same."""
+
+import builtins
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ensemblehub.errors import MissingExtraError
+from ensemblehub.tasks.answers import LONGEST_ANSWER, equal_answers, final_answer, last_boxed
+
+
+@pytest.mark.parametrize(
+    ("text", "boxed"),
+    [
+        ("\\boxed{1}", "1"),
+        ("\\boxed{1} then \\boxed{2}", "2"),
+        ("\\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("\\fbox{3}", "3"),
+        ("\\boxed {4}", "4"),
+        ("\\boxed{\\left\\{ 1, 2 \\right\\}}", "\\left\\{ 1, 2 \\right\\}"),
+        ("\\boxed{\\boxed{5}}", "5"),
+        ("\\boxed{1} and then \\boxed{2", "1"),
+        ("\\boxed{}", ""),
+        ("boxed 1", None),
+        ("", None),
+    ],
+)
+def test_last_boxed(text, boxed):
+    assert last_boxed(text) == boxed
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The answer is 3. No: \\boxed{4}", "4"),
+        ("The answer is 3.", "3"),
+        ("the answer is: $3.50$", "3.50"),
+        ("The answer is 1. Wait.\nThe final answer is 2\nthanks", "2"),
+        ("The answer is", None),
+        ("3", None),
+    ],
+)
+def test_final_answer(text, answer):
+    assert final_answer(text) == answer
+
+
+EQUAL = [
+    ("12", "12"), ("12", "12.0"), ("1,000", "1000"), ("1{,}000", "1000"), ("$5$", "5"), ("\\$18.90", "18.90"),
+    ("\\frac{1}{2}", "0.5"), ("1/2", "\\dfrac{1}{2}"), ("-\\frac{3}{4}", "-0.75"), ("2/4", "1/2"), ("11\\%", "11"),
+    ("90^\\circ", "90"), ("\\text{even}", "even"), ("\\text{(A)}", "(A)"), ("(1, 2)", "\\left(1,2\\right)"),
+    ("x^2+2x+1", "(x+1)^2"), ("2\\sqrt{2}", "\\sqrt{8}"), ("5", "x=5"), ("p - q", "p-q"), ("3", "3.")
+]  # fmt: skip
+DIFFERENT = [
+    ("12", "13"), ("12", "21"), ("0.5", "0.51"), ("1/2", "1/3"), ("(1,2)", "(2,1)"), ("(1,2]", "[1,2]"),
+    ("(1,200)", "(1200)"), ("x+1", "x+2"), ("even", "odd"), ("12", ""), ("", ""), ("1/0", "1"), ("12", "-12"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gold", "answer"), EQUAL)
+def test_equal(gold, answer):
+    assert equal_answers(gold, answer)
+
+
+@pytest.mark.parametrize(("gold", "answer"), DIFFERENT)
+def test_different(gold, answer):
+    assert not equal_answers(gold, answer)
+
+
+def test_off_the_main_thread():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(equal_answers("x^2+2x+1", "(x+1)^2")))
+    thread.start()
+    thread.join()
+    assert found == [True]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["2^{99999999}", "9^{9^{9^9}}", "9^9^9^9", "999999!", "10**10**10", "x" * (LONGEST_ANSWER + 1), "1" * 100000],
+)
+def test_huge_expressions_are_not_worked_out(answer):
+    started = time.monotonic()
+    assert not equal_answers("3", answer)
+    assert equal_answers(answer, answer)
+    assert time.monotonic() - started < 2
+
+
+@given(st.text(max_size=60))
+def test_finding_an_answer_never_fails(text):
+    assert last_boxed("\\boxed{" + text) is None or "}" in text
+    final_answer(text)
+
+
+@given(st.integers())
+def test_integers_equal_only_themselves(number):
+    assert equal_answers(str(number), str(number))
+    assert not equal_answers(str(number), str(number + 1))
+
+
+def test_the_extra_is_named(monkeypatch):
+    imported = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "math_verify":
+            raise ImportError(name)
+        return imported(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert equal_answers("1/2", "0.5")
+    with pytest.raises(MissingExtraError, match=r"ensemblehub\[eval\]"):
+        equal_answers("x", "y")
