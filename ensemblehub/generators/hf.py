@@ -1,0 +1,244 @@
+"""The Hugging Face engine: any decoder-only causal language model that transformers runs.
+
+Requests of all kinds become rows of one scheduler (`hf_scheduler`), which batches them; this file turns
+requests into rows, rows into pieces, and bills each row once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+from ensemblehub.cost import Meter
+from ensemblehub.errors import ContextOverflowError, EngineError, MissingExtraError, RequestError
+from ensemblehub.generators.base import Decoder, Distribution, Engine, Vocabulary
+from ensemblehub.generators.rendering import Rendered, Renderer
+from ensemblehub.schema import Capability, Piece, Request, Scored, ScoredToken
+
+try:
+    from ensemblehub.generators import hf_loading
+    from ensemblehub.generators.hf_cache import Readings
+    from ensemblehub.generators.hf_loading import HFOptions
+    from ensemblehub.generators.hf_model import Model
+    from ensemblehub.generators.hf_rows import ReadRow, Row, StepRow, WriteRow
+    from ensemblehub.generators.hf_scheduler import Scheduler
+    from ensemblehub.generators.hf_text import vocabulary_of
+except ModuleNotFoundError as error:
+    raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[hf]'") from error
+
+__all__ = ["HFEngine", "HFOptions"]
+
+
+class HFEngine(Engine):
+    """A transformers model with continuous batching and a prefix cache.
+
+    The card is there at once; tokenizer and weights are loaded when first needed.
+
+    Raises:
+        ConfigError: the model's configuration cannot be read or run.
+    """
+
+    options: ClassVar[type] = HFOptions
+    can: frozenset[Capability] = frozenset({"prefix", "logprobs", "score", "decode"})
+
+    def __init__(self, name: str, options: HFOptions) -> None:
+        self.name, self.settings = name, options
+        self._config = hf_loading.config_of(options)
+        self.card = hf_loading.card_of(options, self._config)
+        self._scheduler: Scheduler | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def describe(self) -> str:
+        """One line: where and how the model runs."""
+        device = hf_loading.device_of(self.settings)
+        dtype = str(hf_loading.dtype_of(self.settings, self._config)).removeprefix("torch.")
+        kind = {"none": "not quantised"}.get(self.settings.quantization, f"quantised to {self.settings.quantization}")
+        return f"{self.name}: {self.settings.path} on {device}, {dtype}, {kind}, {self.card.parameters:,} parameters"
+
+    async def load(self) -> None:
+        """Load the weights on the engine's own thread.
+
+        Raises:
+            ConfigError: they cannot be loaded.
+            EngineError: the engine was closed.
+        """
+        await asyncio.shield(asyncio.wrap_future(self._started().loaded))
+
+    async def close(self) -> None:
+        """End the engine's thread and free the model; rows still running fail."""
+        with self._lock:
+            scheduler, self._scheduler, self._closed = self._scheduler, None, True
+        if scheduler is not None:
+            await asyncio.to_thread(scheduler.stop)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the model's token ids mean."""
+        end = hf_loading.end_ids(self.settings, self._config)
+        return vocabulary_of(self._renderer.tokenizer, self.card.vocabulary, end)
+
+    def count(self, request: Request) -> int:
+        """Length of the rendered prompt in tokens."""
+        return len(self.render(request).ids)
+
+    def render(self, request: Request) -> Rendered:
+        """The request's prompt and prefix as token ids with their origins."""
+        return self._renderer(request)
+
+    async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
+        sampling = request.sampling
+        if sampling.max_tokens < 1:
+            raise RequestError(f"max_tokens must be at least 1, not {sampling.max_tokens}")
+        ids = self._fitting(request, sampling.max_tokens)
+        self.knows(sampling.logit_bias)
+        await self.load()
+        end = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self.vocabulary.end)
+        row = WriteRow(
+            *self._row(ids), sampling=sampling, end=end, vocabulary=self.vocabulary, lookahead=self.settings.lookahead
+        )
+        self._started().submit(row)
+        try:
+            while True:
+                tokens, finish = await row.take()
+                text = "".join(token.text for token in tokens)
+                yield Piece(text, self.name, meter.purpose, tokens, finish)
+                if finish is not None:
+                    break
+        finally:
+            try:
+                await row.leave()
+            finally:
+                self._bill(row, meter, row.written, row.written - row.taken)
+
+    async def score(self, request: Request, meter: Meter) -> Scored:
+        self._fitting(request, 0)
+        rendered = self.render(request)
+        await self.load()
+        row = ReadRow(*self._row(rendered.ids))
+        self._started().submit(row)
+        try:
+            readings = await row.result()
+        finally:
+            try:
+                await row.leave()
+            finally:
+                self._bill(row, meter)
+        return _scored(rendered, readings)
+
+    def decoder(self, request: Request, meter: Meter) -> HFDecoder:
+        return HFDecoder(self, self._fitting(request, 0), meter)
+
+    def _row(self, ids: Sequence[int]) -> tuple[list[int], asyncio.AbstractEventLoop, Any]:
+        return list(ids), asyncio.get_running_loop(), self._started().wake
+
+    def _started(self) -> Scheduler:
+        with self._lock:
+            if self._closed:
+                raise EngineError(f"{self.name} is closed")
+            if self._scheduler is None:
+                self._scheduler = Scheduler(
+                    self.name,
+                    self._load,
+                    batch_rows=self.settings.batch_rows,
+                    prefix_cache_tokens=self.settings.prefix_cache_tokens,
+                )
+            return self._scheduler
+
+    def _load(self) -> Model:
+        """All that takes long, on the engine's thread."""
+        self.vocabulary  # noqa: B018  # computed once and kept
+        return hf_loading.load_model(self.settings, self._config)
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer(hf_loading.tokenizer_of(self.settings))
+
+    def _fitting(self, request: Request, written: int) -> tuple[int, ...]:
+        ids = self.render(request).ids
+        self.fits(len(ids), written)
+        self.knows(ids)
+        if not ids:
+            raise RequestError(f"{self.name}: the prompt is empty")
+        return ids
+
+    def knows(self, ids: Iterable[int]) -> None:
+        """Check that ids are in the vocabulary, lest they fail a step that others share.
+
+        Raises:
+            RequestError: one is not.
+        """
+        for index in ids:
+            if not 0 <= index < self.card.vocabulary:
+                raise RequestError(f"{self.name}: there is no token id {index}")
+
+    def fits(self, read: int, written: int) -> None:
+        """Check that a prompt of `read` tokens and `written` more fit the context.
+
+        Raises:
+            ContextOverflowError: they do not.
+        """
+        if self.card.context and read + written > self.card.context:
+            asked = f"{read} prompt tokens and {written} to write"
+            raise ContextOverflowError(f"{self.name}: {asked} exceed the context of {self.card.context}")
+
+    def _bill(self, row: Row, meter: Meter, written: int = 0, discarded: int = 0) -> None:
+        meter.record(
+            self.name, self.card, prompt_tokens=row.read, cached_tokens=row.cached,
+            completion_tokens=written, discarded_tokens=discarded, seconds=row.seconds,
+        )  # fmt: skip
+
+
+def _scored(rendered: Rendered, readings: Readings) -> Scored:
+    logprobs: list[float | None] = [None, *readings.logprobs[1:]]
+    entropies: list[float | None] = [None, *readings.entropies[1:]]
+    tokens = zip(rendered.ids, rendered.origins, logprobs, entropies, strict=True)
+    return Scored(
+        tuple(
+            ScoredToken(at.text, index, logprob, entropy, at.message, at.start, at.end)
+            for index, at, logprob, entropy in tokens
+        )
+    )
+
+
+class HFDecoder(Decoder):
+    """One row that a token-level method steps; what it dropped is billed as discarded."""
+
+    def __init__(self, engine: HFEngine, ids: Sequence[int], meter: Meter) -> None:
+        self.vocabulary = engine.vocabulary
+        self._engine, self._ids, self._meter = engine, ids, meter
+        self._row: StepRow | None = None
+        self._written = self._dropped = 0
+        self._closed = False
+
+    async def step(self, append: Sequence[int] = (), drop: int = 0) -> Distribution:
+        if self._closed or (self._row and self._row.asked and not self._row.done):
+            raise RequestError("the decoder is closed" if self._closed else "the last step is not over")
+        row = self._row or await self._join()
+        kept = len(row.ids) - drop
+        if drop < 0 or kept < row.prompt:
+            raise RequestError(f"cannot drop {drop} tokens: {len(row.ids) - row.prompt} were appended")
+        self._engine.fits(kept, len(append))
+        self._engine.knows(append)
+        row.change(append, drop)
+        self._written += len(append)
+        self._dropped += drop
+        return Distribution((await row.distribution()).numpy())
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._row is not None:
+            self._row.closed = True
+            self._row.wake()
+            self._engine._bill(self._row, self._meter, self._written, self._dropped)
+
+    async def _join(self) -> StepRow:
+        await self._engine.load()
+        self._row = StepRow(*self._engine._row(self._ids))
+        self._engine._started().submit(self._row)
+        return self._row

@@ -1,0 +1,175 @@
+"""Choosing a device and precision, reading a model's card, loading its weights and tokenizer.
+
+Knows transformers' loading; knows no request.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import transformers
+
+from ensemblehub.errors import ConfigError
+from ensemblehub.generators.hf_model import Model
+from ensemblehub.schema import Card, Price
+
+_KINDS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class HFOptions:
+    """Options of the Hugging Face engine.
+
+    Attributes:
+        path: hub id or folder.
+        device: "auto" takes cuda, then mps, then cpu.
+        dtype: "auto" is the checkpoint's own on a GPU and float32 on a CPU.
+        quantization: weights in 8 or 4 bits by bitsandbytes, on cuda only.
+        trust_remote_code: run Python code that comes with the model.
+        max_memory: bytes or text such as "20GiB" by device, to spread the weights with accelerate.
+        attn_implementation: "sdpa" or "eager".
+        prefix_cache_tokens: most tokens whose keys and values are kept for later requests; 0 keeps none.
+        batch_rows: most rows in one forward pass.
+        lookahead: tokens that a row may write beyond those its reader took.
+        threads: torch threads on a CPU; None leaves them as they are.
+        price: what a call is billed; None is free.
+    """
+
+    path: str
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    trust_remote_code: bool = False
+    max_memory: Mapping[int | str, int | str] = field(default_factory=dict)
+    attn_implementation: str = "sdpa"
+    prefix_cache_tokens: int = 65536
+    batch_rows: int = 64
+    lookahead: int = 4
+    threads: int | None = 1
+    price: Price | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_rows < 1 or self.lookahead < 0 or self.prefix_cache_tokens < 0:
+            raise ConfigError("batch_rows must be at least 1; lookahead and prefix_cache_tokens at least 0")
+        if self.quantization != "none" and not device_of(self).startswith("cuda"):
+            raise ConfigError(f"quantization {self.quantization!r} needs a cuda device, not {device_of(self)}")
+
+
+def device_of(options: HFOptions) -> str:
+    """The device that `options` means here."""
+    if options.device != "auto":
+        return options.device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def dtype_of(options: HFOptions, config: Any) -> torch.dtype:
+    """The precision that `options` means here."""
+    if options.dtype != "auto":
+        return getattr(torch, options.dtype)  # type: ignore[no-any-return]
+    if device_of(options) == "cpu":
+        return torch.float32
+    return getattr(config, "dtype", None) or torch.float32
+
+
+def config_of(options: HFOptions) -> Any:
+    """The model's configuration.
+
+    Raises:
+        ConfigError: it cannot be read, or its attention is of a kind that this engine cannot batch.
+    """
+    config = _read(transformers.AutoConfig, options)
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - _KINDS
+    if kinds:
+        raise ConfigError(f"{options.path}: the hf engine cannot run layers of kind {', '.join(sorted(kinds))}")
+    return config
+
+
+def card_of(options: HFOptions, config: Any) -> Card:
+    """What is known of the model before its weights are there."""
+    text = config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    parameters, active = _count(options, config)
+    return Card(
+        parameters=parameters,
+        active=active,
+        attention_flops=4.0 * text.num_hidden_layers * text.num_attention_heads * head,
+        context=getattr(text, "max_position_embeddings", 0) or 0,
+        vocabulary=text.vocab_size,
+        price=options.price,
+    )
+
+
+def _count(options: HFOptions, config: Any) -> tuple[int, int]:
+    """All parameters, and those a token is multiplied with: not the embedding table, and of the experts
+    only those that are asked.  A head tied to the embedding counts as a head."""
+    text = config.get_text_config()
+    with torch.device("meta"):
+        network = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code)
+    table, head = network.get_input_embeddings().weight, network.get_output_embeddings()
+    experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None) or 1
+    asked = getattr(text, "num_experts_per_tok", None) or experts
+    total = active = 0
+    for name, weight in network.named_parameters():
+        total += weight.numel()
+        share = asked / experts if ".experts." in name else 1.0
+        active += 0 if weight is table else round(weight.numel() * share)
+    tied = head is not None and head.weight is table
+    return total, active + (table.numel() if tied else 0)
+
+
+def tokenizer_of(options: HFOptions) -> Any:
+    """The model's tokenizer."""
+    return _read(transformers.AutoTokenizer, options)
+
+
+def end_ids(options: HFOptions, config: Any) -> frozenset[int]:
+    """Ids that end an answer: those of the generation config, else of the model's."""
+    try:
+        ids = transformers.GenerationConfig.from_pretrained(options.path).eos_token_id
+    except OSError:
+        ids = None
+    if ids is None:
+        ids = config.get_text_config().eos_token_id
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+
+
+def load_model(options: HFOptions, config: Any) -> Model:
+    """Load the weights; runs on the engine's thread."""
+    device = device_of(options)
+    if options.threads is not None and device == "cpu":
+        torch.set_num_threads(options.threads)
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    extra: dict[str, Any] = {"config": config, "dtype": dtype_of(options, config)}
+    extra["attn_implementation"] = options.attn_implementation
+    if options.quantization != "none":
+        extra["quantization_config"] = _bits(options)
+    if options.max_memory or options.quantization != "none":
+        extra |= {"device_map": "auto" if options.max_memory else {"": device}}
+        extra |= {"max_memory": dict(options.max_memory)} if options.max_memory else {}
+    network = _read(transformers.AutoModelForCausalLM, options, **extra)
+    return Model(network if "device_map" in extra else network.to(device))
+
+
+def _bits(options: HFOptions) -> Any:
+    if options.quantization == "8bit":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+
+
+def _read(auto: Any, options: HFOptions, **extra: Any) -> Any:
+    path = os.path.expanduser(options.path)
+    try:
+        return auto.from_pretrained(path, trust_remote_code=options.trust_remote_code, **extra)
+    except (OSError, ValueError, ImportError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigError(f"cannot load {options.path!r}: {reason}") from error

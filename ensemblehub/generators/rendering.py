@@ -1,0 +1,198 @@
+"""From a request to token ids, each with the message and the characters it comes from.
+
+Text inside messages and in the answer so far is never read as special tokens.  Knows tokenizers; knows
+no model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+from ensemblehub.errors import ConfigError, RequestError
+from ensemblehub.schema import Chat, Request, Text, TokenIds
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a token comes from: message (None: the template), character span in it, and its text."""
+
+    message: int | None
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt as the model reads it; `ids` and `origins` are of one length."""
+
+    ids: tuple[int, ...]
+    origins: tuple[Origin, ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters `start` to `end` of the rendered text are those of a message from `offset` on."""
+
+    message: int
+    start: int
+    end: int
+    offset: int = 0
+
+
+class Renderer:
+    """Renders and tokenises with one fast tokenizer.
+
+    Raises:
+        ConfigError: the tokenizer is a slow one.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ConfigError(f"{tokenizer.name_or_path}: a fast tokenizer (tokenizer.json) is needed")
+        self.tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._lock = threading.Lock()
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._special = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        self.render = lru_cache(maxsize=256)(self._render)
+        self._frame = lru_cache(maxsize=256)(self._frame_of)
+
+    def __call__(self, request: Request) -> Rendered:
+        """The rendered prompt, followed by the answer so far."""
+        return self.render(request.prompt, request.prefix)
+
+    def _render(self, prompt: Chat | Text | TokenIds, prefix: str) -> Rendered:
+        if isinstance(prompt, Chat):
+            text, spans = self._chat(prompt)
+            return self._tokenised(text, spans, prefix, len(prompt.messages))
+        if isinstance(prompt, Text):
+            head = Span(0, 0, len(prompt.text))
+            return self._tokenised(prompt.text, (head,), prefix, 1, parsed=(head,), add_special=True)
+        return self._given(prompt.ids, prefix)
+
+    def _given(self, ids: Sequence[int], prefix: str) -> Rendered:
+        texts = [str(self.tokenizer.decode([index])) for index in ids]
+        ends = list(accumulate(map(len, texts)))
+        origins = [Origin(0, end - len(text), end, text) for text, end in zip(texts, ends, strict=True)]
+        tail = self._tokenised("", (), prefix, 1)
+        return Rendered((*ids, *tail.ids), (*origins, *tail.origins))
+
+    def _tokenised(
+        self,
+        text: str,
+        spans: Sequence[Span],
+        prefix: str,
+        answer: int,
+        *,
+        parsed: Sequence[Span] = (),
+        add_special: bool = False,
+    ) -> Rendered:
+        """Tokenise `text + prefix`; spans outside `parsed` that hold special tokens are taken literally."""
+        if prefix:
+            spans = (*spans, Span(answer, len(text), len(text) + len(prefix)))
+            text += prefix
+        literal = [span for span in spans if span not in parsed and self._is_special(text[span.start : span.end])]
+        ids: list[int] = []
+        origins: list[Origin] = []
+        for start, end, plain in _segments(len(text), literal):
+            encoded = self._encode(text[start:end], add_special and start == 0, literal=plain)
+            ids += encoded.ids
+            for (low, high), content in zip(encoded.offsets, encoded.tokens, strict=True):
+                shown = text[start + low : start + high] if high > low else content
+                origins.append(_origin(start + low, start + high, shown, spans))
+        return Rendered(tuple(ids), tuple(origins))
+
+    def _encode(self, text: str, add_special: bool, *, literal: bool) -> Any:
+        with self._lock:  # the switch is the tokenizer's, not the call's
+            self._backend.encode_special_tokens = literal
+            return self._backend.encode(text, add_special_tokens=add_special)
+
+    def _is_special(self, text: str) -> bool:
+        return any(string in text for string in self._special)
+
+    def _chat(self, chat: Chat) -> tuple[str, tuple[Span, ...]]:
+        contents = [message.content for message in chat.messages]
+        roles = tuple(message.role for message in chat.messages)
+        text = self._apply(roles, contents, chat.thinking)
+        spans = _spans_in_frame(text, self._frame(roles, chat.thinking), contents)
+        if spans is None:
+            spans = _spans_by_search(text, contents)
+        placed = {span.message for span in spans}
+        for index, content in enumerate(contents):
+            if index not in placed and self._is_special(content):
+                raise RequestError(f"message {index} holds special tokens and the chat template rewrites it")
+        return text, spans
+
+    def _frame_of(self, roles: tuple[str, ...], thinking: bool | None) -> tuple[str, ...]:
+        """The template's own text around the contents."""
+        marks = [f"\ue000{index}\ue001" for index in range(len(roles))]
+        text, frame = self._apply(roles, marks, thinking), []
+        for mark in marks:
+            head, _, text = text.partition(mark)
+            frame.append(head)
+        return (*frame, text)
+
+    def _apply(self, roles: Iterable[str], contents: Iterable[str], thinking: bool | None) -> str:
+        if not self.tokenizer.chat_template:
+            raise RequestError(f"{self.tokenizer.name_or_path}: the tokenizer has no chat template; send a text prompt")
+        turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+        extra = {} if thinking is None else {"enable_thinking": thinking}
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **extra))
+        except Exception as error:  # whatever a template raises, it is about these messages
+            raise RequestError(f"the chat template refuses these messages: {error}") from error
+
+
+def _segments(length: int, literal: Sequence[Span]) -> list[tuple[int, int, bool]]:
+    """(start, end, taken literally) of the parts to tokenise one by one."""
+    parts, position = [], 0
+    for span in literal:
+        parts += [(position, span.start, False), (span.start, span.end, True)]
+        position = span.end
+    parts.append((position, length, False))
+    return [part for part in parts if part[0] < part[1] or part[0] == 0 == length]
+
+
+def _origin(start: int, end: int, text: str, spans: Sequence[Span]) -> Origin:
+    """A token belongs to the message that its first character is of (an empty one to the template)."""
+    for span in spans:
+        if span.start <= start < span.end and end > start:
+            moved = span.offset - span.start
+            return Origin(span.message, start + moved, min(end, span.end) + moved, text)
+    return Origin(None, start, end, text)
+
+
+def _spans_in_frame(text: str, frame: Sequence[str], contents: Sequence[str]) -> tuple[Span, ...] | None:
+    """Where the contents stand if the template puts them, as they are or stripped, into its frame."""
+    spans, position = [], 0
+    for index, content in enumerate(contents):
+        position += len(frame[index])
+        stripped = content.strip()
+        shown = content if text.startswith(content + frame[index + 1], position) else stripped
+        offset = 0 if shown is content else len(content) - len(content.lstrip())
+        spans.append(Span(index, position, position + len(shown), offset))
+        position += len(shown)
+    rebuilt = "".join(head + text[span.start : span.end] for head, span in zip(frame, spans, strict=False))
+    whole = rebuilt + frame[-1] == text
+    exact = all(text[span.start : span.end].strip() == contents[span.message].strip() for span in spans)
+    return tuple(spans) if whole and exact else None
+
+
+def _spans_by_search(text: str, contents: Sequence[str]) -> tuple[Span, ...]:
+    """Where the contents stand, looked for one after the other; those not found are left out."""
+    spans, position = [], 0
+    for index, content in enumerate(contents):
+        for shown, offset in ((content, 0), (content.strip(), len(content) - len(content.lstrip()))):
+            at = text.find(shown, position) if shown else -1
+            if at >= 0:
+                spans.append(Span(index, at, at + len(shown), offset))
+                position = at + len(shown)
+                break
+    return tuple(spans)
