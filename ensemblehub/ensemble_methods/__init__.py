@@ -1,0 +1,1 @@
+"""How models work together: which of them take part, and how their outputs become one."""

@@ -1,0 +1,1 @@
+"""Model selection, one strategy per file."""

@@ -1,0 +1,19 @@
+"""`all`: every engine takes part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ensemblehub.cost import Meter
+from ensemblehub.ensemble_methods.base import Selection
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Request
+
+
+@dataclass(frozen=True)
+class All(Selection):
+    """Every engine takes part, in the order of the configuration."""
+
+    async def select(self, request: Request, engines: Sequence[Engine], meter: Meter) -> list[Engine]:
+        return list(engines)

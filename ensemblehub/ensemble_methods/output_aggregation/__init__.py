@@ -1,0 +1,1 @@
+"""Output aggregation, one strategy per file."""

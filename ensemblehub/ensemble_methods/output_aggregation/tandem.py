@@ -1,0 +1,235 @@
+"""`tandem`: a mentor writes insights until a judge finds that they suffice; the intern answers.
+
+Fu et al., "Riding Together with Large and Small Language Models for Efficient Reasoning", Findings of
+ACL 2026.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import ClassVar, Literal
+
+from ensemblehub.cost import Ledger, Meter
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, require
+from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, did_you_mean
+from ensemblehub.generators.base import Engine
+from ensemblehub.results import LEVEL_0
+from ensemblehub.schema import Capability, Cost, Event, Piece, Request, Verdict
+from ensemblehub.tandem import features, insights, sufficiency
+from ensemblehub.tandem.judges import Reading
+from ensemblehub.tandem.sufficiency import Artifact
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Insight:
+    """The mentor's stream as far as it has been read."""
+
+    tolerant: bool
+    text: str = ""
+    tokens: int = 0
+    ended: bool = False
+    failed: bool = False
+
+    async def read(self, writing: AsyncGenerator[Piece, None], tokens: int) -> AsyncGenerator[Piece, None]:
+        """Read on until `tokens` tokens are there or the mentor ends; a tolerated failure ends it too."""
+        while self.tokens < tokens and not self.ended:
+            try:
+                piece = await anext(writing)
+            except EngineError as error:
+                if not self.tolerant:
+                    raise
+                log.warning("the mentor failed (%s); the intern answers alone", error)
+                self.ended = self.failed = True
+                return
+            self.text, self.tokens = self.text + piece.text, self.tokens + len(piece.tokens)
+            self.ended = piece.finish is not None
+            yield replace(piece, finish=None)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An insight that was judged."""
+
+    verdict: Verdict
+    insight: str
+
+
+ALONE = Checkpoint(Verdict(LEVEL_0, 0, 0.0, 0.0, True), "")
+
+
+@dataclass(frozen=True)
+class Tandem(Aggregation):
+    """A mentor writes short insights; as soon as the judge finds them sufficient, the intern answers.
+
+    Attributes:
+        mentor, intern: engines by name; the largest and the smallest by default.
+        levels: effort levels, as mentor tokens read before each checkpoint.
+        judge: folder of a trained classifier, `entropy:X` or `perplexity:X` (sufficient when the intern's mean
+            over what it read is at most X), or `fixed:LEVEL`.
+        thresholds: probability that suffices, by level; the judge's calibrated ones by default.
+        start_with_intern: judge the bare question first, before any mentor token.
+        fallback: who answers when no level suffices: the insight with the `best` probability (the paper's
+            rule), the `last` one, or the `mentor` itself.
+        insight_mode: show the insight in the intern's prompt, or as the start of its own answer.
+        profile: the words the models are prompted with (`tandem/insights.py`).
+        on_mentor_error: `raise`, or let the `intern` answer alone.
+        strict: refuse a judge that was made for another pair instead of warning.
+    """
+
+    granularity: ClassVar[Granularity] = "response"
+
+    mentor: str | None = None
+    intern: str | None = None
+    levels: Mapping[str, int] = field(default_factory=lambda: {"low": 100, "medium": 500, "high": 1000})
+    judge: str = "entropy:1.0"
+    thresholds: Mapping[str, float] | None = None
+    start_with_intern: bool = False
+    fallback: Literal["best", "last", "mentor"] = "best"
+    insight_mode: insights.InsightMode = "prompt"
+    profile: str = "instruct"
+    on_mentor_error: Literal["raise", "intern"] = "raise"
+    strict: bool = False
+
+    async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
+        mentor, intern = self.roles(engines)
+        self.check_context(request, mentor, intern)
+        ledger, insight = meter.ledger, Insight(tolerant=self.on_mentor_error == "intern")
+        judged: list[Checkpoint] = []
+        ask = insights.mentor_request(request, self.words, self.budgets[-1][1])
+        async with aclosing(mentor.stream(ask, ledger.meter("insight"))) as writing:
+            for level, tokens in self.budgets:
+                before = insight.tokens
+                async for piece in insight.read(writing, tokens):
+                    yield piece
+                if insight.failed or (judged and insight.tokens == before):
+                    break  # the mentor failed, or had already ended at the checkpoint before
+                judged.append(await self.judged(level, insight, request, intern, ledger))
+                yield judged[-1].verdict
+                if judged[-1].verdict.sufficient:
+                    break
+        chosen = ALONE if insight.failed else self.choose(judged)
+        async with aclosing(self.answer(request, mentor, intern, chosen, meter)) as answer:
+            async for piece in answer:
+                yield piece
+
+    def choose(self, judged: Sequence[Checkpoint]) -> Checkpoint | None:
+        """The checkpoint whose insight is used; None where the mentor is to answer itself."""
+        if judged[-1].verdict.sufficient or self.fallback == "last":
+            return judged[-1]
+        if self.fallback == "mentor":
+            return None
+        return max(judged, key=lambda checkpoint: checkpoint.verdict.probability)
+
+    def answer(
+        self, request: Request, mentor: Engine, intern: Engine, chosen: Checkpoint | None, meter: Meter
+    ) -> AsyncGenerator[Piece, None]:
+        """The answer's stream: the intern's from the chosen insight, or the mentor's own."""
+        if chosen is None:
+            return mentor.stream(request, meter.ledger.meter("answer"))
+        ask = insights.intern_request(request, self.words, chosen.insight, self.insight_mode)
+        return intern.stream(ask, meter.ledger.meter("answer"))
+
+    async def judged(
+        self, level: str, insight: Insight, request: Request, intern: Engine, ledger: Ledger
+    ) -> Checkpoint:
+        """Let the intern read the question and the insight so far, and judge whether they suffice."""
+        text = insights.clean(insight.text, self.words)
+        read: tuple[features.Vector, ...] = ()
+        if self.verdicts.judge.reads:
+            ask = insights.intern_request(request, self.words, text, self.insight_mode)
+            scored = await intern.score(ask, ledger.meter("judge"))
+            read = features.sequences(insights.read_tokens(scored, request, self.insight_mode, self.verdicts.scope))
+        started = time.perf_counter()
+        probability = self.verdicts.judge.probability(Reading(self.index[level], insight.tokens, *read))
+        seconds = time.perf_counter() - started
+        ledger.add("judge", "judge", Cost(decode_flops=self.verdicts.judge.flops, seconds=seconds, calls=1))
+        threshold = self.limits[level]
+        return Checkpoint(Verdict(level, insight.tokens, probability, threshold, probability >= threshold), text)
+
+    def chosen(self, verdicts: Sequence[Verdict]) -> str:
+        """The level whose insight the answer came from; "mentor" where the mentor answered itself."""
+        chosen = self.choose([Checkpoint(verdict, "") for verdict in verdicts])
+        return chosen.verdict.level if chosen else "mentor"
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        budgets = list(self.levels.values())
+        if not budgets or budgets != sorted(set(budgets)) or budgets[0] < 1:
+            raise ConfigError(f"tandem: levels must be rising token budgets, such as low: 100, not {dict(self.levels)}")
+        for level in self.thresholds or {}:
+            if level not in self.index:
+                raise ConfigError(f"tandem: thresholds: {did_you_mean(level, self.index, 'level')}")
+        mentor, intern = self.roles(engines)
+        require(mentor, frozenset({"prefix"}) if self.words.opening else frozenset(), "tandem (mentor)")
+        needs: set[Capability] = {"score"} if self.verdicts.judge.reads else set()
+        require(
+            intern, frozenset(needs | ({"prefix"} if self.insight_mode == "continuation" else set())), "tandem (intern)"
+        )
+        for warning in self.verdicts.check(mentor.name, intern.name, self.words.fingerprint, self.strict):
+            log.warning(warning)
+
+    def roles(self, engines: Sequence[Engine]) -> tuple[Engine, Engine]:
+        """Mentor and intern: by name, else the largest and the smallest by their cards.
+
+        Raises:
+            ConfigError: a role names no engine, or one engine would play both.
+        """
+        by_size = sorted(engines, key=lambda engine: engine.card.active)
+        mentor = by_name(engines, self.mentor, "tandem: mentor") if self.mentor else by_size[-1]
+        intern = by_name(engines, self.intern, "tandem: intern") if self.intern else by_size[0]
+        if mentor is intern:
+            raise ConfigError(f"tandem needs a mentor and an intern, but both would be {mentor.name!r}")
+        return mentor, intern
+
+    def check_context(self, request: Request, mentor: Engine, intern: Engine) -> None:
+        """Refuse a request that some level could not hold, before anything is spent.
+
+        Raises:
+            ContextOverflowError: names the engine and the lengths.
+        """
+        insight, longest = self.budgets[-1][1], request.sampling.max_tokens
+        asks = [
+            (mentor, insights.mentor_request(request, self.words, insight), insight),
+            (intern, insights.intern_request(request, self.words, "", self.insight_mode), insight + longest),
+        ]
+        for engine, ask, room in asks:
+            read = engine.count(ask)
+            if read is not None and 0 < engine.card.context < read + room:
+                raise ContextOverflowError(
+                    f"{engine.name}: {read} prompt tokens and {room} for insight and answer exceed its context of "
+                    f"{engine.card.context}; shorten the question, max_tokens or the levels"
+                )
+
+    @cached_property
+    def words(self) -> insights.Profile:
+        """The configured profile."""
+        if self.profile not in insights.PROFILES:
+            raise ConfigError(f"tandem: {did_you_mean(self.profile, insights.PROFILES, 'profile')}")
+        return insights.PROFILES[self.profile]
+
+    @cached_property
+    def verdicts(self) -> Artifact:
+        """The judge with its thresholds."""
+        return sufficiency.resolve(self.judge, [LEVEL_0, *self.levels])
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Index of each level, 0 for no insight."""
+        return {level: index for index, level in enumerate([LEVEL_0, *self.levels])}
+
+    @cached_property
+    def limits(self) -> dict[str, float]:
+        """The probability that suffices, by level."""
+        given = self.thresholds or self.verdicts.thresholds or {}
+        return {level: given.get(level, 0.5) for level in self.index}
+
+    @cached_property
+    def budgets(self) -> list[tuple[str, int]]:
+        """The checkpoints in order: level and mentor tokens."""
+        return [*([(LEVEL_0, 0)] if self.start_with_intern else []), *self.levels.items()]

@@ -1,0 +1,205 @@
+"""Records on disk: a journal that loses and repeats nothing, and rows of collected runs.
+
+Knows no engine and no task.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemblehub.errors import ArtifactError
+from ensemblehub.schema import Card, Finish
+
+LEVEL_0 = "none"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way of answering one question: fixed levels, the mentor alone, the intern alone.
+
+    Attributes:
+        correct: the answer is right.
+        finish: "length" marks a truncated answer.
+        mentor_read, mentor_tokens: tokens the mentor read and wrote (0 where it took no part).
+        intern_read, intern_tokens: the same for the intern.
+        seconds: engine time.
+        leak: the insight states the asked value.
+    """
+
+    correct: bool
+    finish: Finish | None
+    mentor_read: int
+    mentor_tokens: int
+    intern_read: int
+    intern_tokens: int
+    seconds: float
+    leak: bool
+    text: str
+
+    def flops(self, mentor: Card, intern: Card) -> float:
+        """Full ledger of this run by itself: prompts read, tokens written, attention over the context."""
+        return _flops(mentor, self.mentor_read, self.mentor_tokens) + _flops(
+            intern, self.intern_read, self.intern_tokens
+        )
+
+    def reading_flops(self, mentor: Card, intern: Card) -> float:
+        """The part spent before the intern writes: the mentor's insight, and reading it."""
+        return _flops(mentor, self.mentor_read, self.mentor_tokens) + intern.flops(0, self.intern_read)
+
+
+def _flops(card: Card, read: int, written: int) -> float:
+    return card.flops(0, read) + card.flops(read, read + max(0, written - 1))
+
+
+@dataclass(frozen=True)
+class Row:
+    """Everything collected on one question.
+
+    Attributes:
+        steps, level: needed steps and difficulty.
+        runs: by method: "mentor", "mentor_concise", and one per effort level, `LEVEL_0` first.
+        closing: template tokens after the insight, which every checkpoint reads again.
+    """
+
+    id: str
+    subject: str
+    level: int
+    steps: int
+    insight: str
+    closing: int
+    runs: dict[str, Run]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Row:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**data, "runs": {name: Run(**run) for name, run in data["runs"].items()}})
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A collected split.
+
+    Attributes:
+        header: pair, prompts, levels, cards, task, split.
+        features: float32, (questions, levels, 16).
+        sequences: per question, per level: float16 (2, tokens), perplexity and entropy.
+    """
+
+    header: dict[str, Any]
+    rows: list[Row]
+    features: NDArray[np.float32]
+    sequences: list[list[NDArray[np.float16]]] = field(repr=False)
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """Mentor token budget by level, `LEVEL_0` first."""
+        return cast(dict[str, int], self.header["levels"])
+
+    def card(self, role: str) -> Card:
+        """The card of `mentor` or `intern` as it was when collecting."""
+        return Card(**{**self.header["cards"][role], "price": None})
+
+    def part(self, indices: list[int]) -> Collected:
+        """The same for some of the questions."""
+        rows, sequences = [self.rows[index] for index in indices], [self.sequences[index] for index in indices]
+        return Collected(self.header, rows, self.features[indices], sequences)
+
+    def save(self, folder: Path, split: str) -> None:
+        """Write `SPLIT.jsonl.gz` and `SPLIT.npz`, each appearing whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(self.header), *(json.dumps(asdict(row), ensure_ascii=False) for row in self.rows)]
+        flat = [sequence for question in self.sequences for sequence in question]
+        arrays: dict[str, Any] = {
+            "features": self.features,
+            "lengths": np.array([sequence.shape[1] for sequence in flat], np.int32),
+            "sequences": np.concatenate(flat, axis=1) if flat else np.zeros((2, 0), np.float16),
+        }
+        part = folder / f"{split}.npz.part"
+        with part.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        part.replace(folder / f"{split}.npz")
+        part = folder / f"{split}.jsonl.gz.part"
+        with part.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as zipped:
+            zipped.write("\n".join(lines).encode() + b"\n")
+        part.replace(folder / f"{split}.jsonl.gz")
+
+    @classmethod
+    def load(cls, folder: Path, split: str) -> Collected:
+        """Read a collected split.
+
+        Raises:
+            ArtifactError: it is missing or damaged; the text names the command that makes it.
+        """
+        try:
+            with gzip.open(folder / f"{split}.jsonl.gz", "rt", encoding="utf-8") as file:
+                header, *lines = [json.loads(line) for line in file]
+            with np.load(folder / f"{split}.npz", allow_pickle=False) as arrays:
+                features, flat, lengths = arrays["features"], arrays["sequences"], arrays["lengths"]
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{error.filename} is missing: run `ensemblehub collect --split {split}`") from error
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ArtifactError(f"{folder}/{split} is damaged ({error}): collect it again") from error
+        parts = np.split(flat, np.cumsum(lengths)[:-1], axis=1)
+        width = features.shape[1]
+        sequences = [parts[start : start + width] for start in range(0, len(parts), width)]
+        return cls(header, [Row.from_json(line) for line in lines], features, sequences)
+
+
+class Journal:
+    """An append-only JSONL file of finished rows, keyed by `id`, for one fingerprint of settings.
+
+    Every row is flushed and synced before it counts; a torn last line (the process was killed while
+    writing) is cut off when the file is opened again.
+    """
+
+    def __init__(self, path: Path, fingerprint: dict[str, Any], force: bool = False) -> None:
+        """Open or create.
+
+        Raises:
+            ArtifactError: the file was made with other settings, and `force` is not set.
+        """
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [] if force else list(self._read())
+        if rows and rows[0] != {"settings": fingerprint}:
+            raise ArtifactError(f"{path} was begun with other settings; use --force to start it anew")
+        self.rows: dict[str, dict[str, Any]] = {row["id"]: row for row in rows[1:]}
+        self._file = path.open("ab" if rows else "wb")
+        if not rows:
+            self._write({"settings": fingerprint})
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
+        whole = 0
+        with self.path.open("rb+") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                yield json.loads(line)
+                whole += len(line)
+            file.truncate(whole)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a finished row; when this returns, the row survives a kill."""
+        self._write(row)
+        self.rows[row["id"]] = row
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

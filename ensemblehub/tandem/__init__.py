@@ -1,0 +1,1 @@
+"""What Tandem is made of: insights and levels, features, the sufficiency judge, calibration."""

@@ -1,0 +1,50 @@
+"""What the mentor alone would have cost, for rides in which it never answered.
+
+Every figure derived from this is named `estimated_…`: the mentor's own length is predicted from the
+question's length by a straight line fitted on collected data, with an interval from its residuals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ensemblehub.schema import Card
+
+
+@dataclass(frozen=True)
+class Length:
+    """The mentor's answer in tokens: `intercept + slope · prompt tokens`, off by `low` to `high` (95 %)."""
+
+    intercept: float
+    slope: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def fit(cls, prompt_tokens: ArrayLike, lengths: ArrayLike) -> dict[str, Any]:
+        """Least squares on collected questions, both (n,), as it is stored in an artifact."""
+        x, y = np.asarray(prompt_tokens, float), np.asarray(lengths, float)
+        slope, intercept = np.polyfit(x, y, 1) if len(set(x.tolist())) > 1 else (0.0, y.mean())
+        low, high = np.percentile(y - intercept - slope * x, [2.5, 97.5])
+        return asdict(cls(float(intercept), float(slope), float(low), float(high), len(x)))
+
+    def flops(self, card: Card, prompt_tokens: int) -> tuple[float, float, float]:
+        """Estimated FLOPs of the mentor answering alone: expected, and the ends of the 95 % interval."""
+        expected = self.intercept + self.slope * prompt_tokens
+        written = [max(1, round(expected + off)) for off in (0.0, self.low, self.high)]
+        mean, low, high = (card.flops(0, prompt_tokens + tokens - 1) for tokens in written)
+        return mean, low, high
+
+
+def estimated_mentor_alone(
+    estimates: Mapping[str, Any], card: Card, prompt_tokens: int
+) -> tuple[float, float, float] | None:
+    """See `Length.flops`; None where nothing was collected for this judge."""
+    stored = estimates.get("mentor_alone_tokens")
+    return Length(**stored).flops(card, prompt_tokens) if stored else None

@@ -1,0 +1,270 @@
+"""The judges: given what the intern's reading looked like, is this insight sufficient?
+
+Inference is plain numpy; training lives in `training.py`, saving in `sufficiency.py`.  Knows no engine, no
+prompt and no file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ensemblehub.errors import ConfigError
+from ensemblehub.tandem.curves import Curve
+from ensemblehub.tandem.features import FEATURE_NAMES, features
+
+Floats = NDArray[np.float64]
+Arrays = dict[str, NDArray[Any]]
+
+
+def _nothing() -> Floats:
+    return np.zeros(0)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The intern's reading at one checkpoint.
+
+    Attributes:
+        level: index of the level, 0 being level 0 (before any mentor token).
+        mentor_tokens: mentor tokens read so far.
+        perplexity, entropy: per token (see `features.sequences`), shape (tokens,); a judge with
+            `reads = False` looks at neither.
+    """
+
+    level: int
+    mentor_tokens: int
+    perplexity: Floats = field(default_factory=_nothing)
+    entropy: Floats = field(default_factory=_nothing)
+
+
+class Judge(ABC):
+    """Says how probable it is that the intern answers correctly from what it has read.
+
+    Attributes:
+        kind: its name in the table `JUDGES` and in saved artifacts.
+        reads: False if the intern need not read anything for it.
+        flops: FLOPs of one call, without the few per token that the features take.
+    """
+
+    kind: ClassVar[str]
+    reads: ClassVar[bool] = True
+    flops: float = 0.0
+
+    @abstractmethod
+    def probability(self, reading: Reading) -> float:
+        """Probability, 0 to 1, that this insight is sufficient.
+
+        Raises:
+            RequestError: the reading is empty and this judge looks at it.
+        """
+
+    @abstractmethod
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """What it is made of: arrays, and options that JSON can hold."""
+
+    @classmethod
+    @abstractmethod
+    def restored(cls, arrays: Arrays, options: Mapping[str, Any], /) -> Self:
+        """The inverse of `state`.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing or does not fit.
+        """
+
+
+class FeatureJudge(Judge):
+    """A judge over the 16 features: one function for many collected readings and for a live one."""
+
+    @abstractmethod
+    def probabilities(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
+        """Probabilities of many readings at once.
+
+        Args:
+            table: features, shape (..., 16).
+            level, mentor_tokens: as in `Reading`, shapes that broadcast to (...).
+
+        Returns:
+            float64 of shape (...).
+        """
+
+    def probability(self, reading: Reading) -> float:
+        table = features(reading.perplexity, reading.entropy).astype(np.float32)  # the precision of collected data
+        return float(self.probabilities(table, reading.level, reading.mentor_tokens))
+
+
+@dataclass(frozen=True)
+class ScalarRule(FeatureJudge):
+    """Sufficient when the mean of one sequence over the tokens read is at most `limit`; needs no labels.
+
+    Its probability is `limit / (limit + mean)`: it falls as the mean rises and is 0.5 exactly where the mean
+    is the limit, so that "probability ≥ 0.5" is "mean ≤ limit".  A threshold p stands for a limit of
+    `limit · (1 / p − 1)` in the rule's own unit.
+    """
+
+    column: ClassVar[int]
+    limit: float
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0 or not np.isfinite(self.limit):
+            raise ConfigError(f"judge `{self.kind}:X` needs a number above 0, got {self.limit}")
+
+    def probabilities(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
+        mean = np.asarray(table, np.float64)[..., self.column]
+        return np.asarray(self.limit / (self.limit + mean))
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        return {}, {"limit": self.limit}
+
+    @classmethod
+    def restored(cls, _arrays: Arrays, options: Mapping[str, Any], /) -> Self:
+        return cls(float(options["limit"]))
+
+
+@dataclass(frozen=True)
+class EntropyRule(ScalarRule):
+    """Sufficient when the intern's mean entropy (nats) is at most `limit`."""
+
+    kind: ClassVar[str] = "entropy"
+    column: ClassVar[int] = FEATURE_NAMES.index("entropy_mean")
+
+
+@dataclass(frozen=True)
+class PerplexityRule(ScalarRule):
+    """Sufficient when the intern's mean per-token perplexity (clipped at 1,000) is at most `limit`."""
+
+    kind: ClassVar[str] = "perplexity"
+    column: ClassVar[int] = FEATURE_NAMES.index("perplexity_mean")
+
+
+@dataclass(frozen=True)
+class Fixed(Judge):
+    """Answers at the level with index `level`, whatever was read.
+
+    Its probability rises to 1 at that level, so that a mentor who ends earlier leaves the last checkpoint as
+    the best one.
+    """
+
+    kind: ClassVar[str] = "fixed"
+    reads: ClassVar[bool] = False
+    level: int
+
+    def probability(self, reading: Reading) -> float:
+        return min(1.0, (reading.level + 1) / (self.level + 1))
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        return {}, {"level": self.level}
+
+    @classmethod
+    def restored(cls, _arrays: Arrays, options: Mapping[str, Any], /) -> Self:
+        return cls(int(options["level"]))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a trained judge is given besides the 16 features.
+
+    Attributes:
+        levels: number of levels it was trained on, level 0 included.
+        level: add the level, one-hot.
+        length: add the number of mentor tokens.
+        log_perplexity: take sign(x)·log(1 + |x|) of the eight perplexity features, whose tails are heavy.
+    """
+
+    levels: int
+    level: bool = True
+    length: bool = True
+    log_perplexity: bool = True
+
+    @property
+    def width(self) -> int:
+        """Number of columns of `matrix`."""
+        return len(FEATURE_NAMES) + self.level * self.levels + self.length
+
+    def matrix(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
+        """The judge's inputs before standardisation, float64 of shape (..., width); arguments as `probabilities`."""
+        table = np.array(table, np.float64)
+        if self.log_perplexity:
+            half = table[..., : len(FEATURE_NAMES) // 2]
+            table[..., : len(FEATURE_NAMES) // 2] = np.sign(half) * np.log1p(np.abs(half))
+        columns = [table]
+        if self.level:
+            index = np.broadcast_to(np.asarray(level), table.shape[:-1])
+            columns.append((index[..., None] == np.arange(self.levels)).astype(np.float64))
+        if self.length:
+            columns.append(np.broadcast_to(np.asarray(mentor_tokens, np.float64), table.shape[:-1])[..., None])
+        return np.concatenate(columns, axis=-1)
+
+
+@dataclass(frozen=True)
+class Classifier(FeatureJudge):
+    """A trained network over standardised features with a calibrated output.
+
+    Attributes:
+        mean, std: of the inputs on the training questions, shape (width,).
+        layers: (weight (out, in), bias (out,)) with ReLU in between; a single layer is logistic regression.
+    """
+
+    inputs: Inputs
+    mean: Floats
+    std: Floats
+    layers: tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
+    curve: Curve = field(default_factory=Curve)
+
+    @property
+    def flops(self) -> float:  # type: ignore[override]
+        """FLOPs of one call: two per weight, two per standardised input."""
+        return float(2 * self.inputs.width + sum(2 * weight.size + bias.size for weight, bias in self.layers))
+
+    def logits(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
+        """Outputs before calibration; arguments and shape as `probabilities`."""
+        values = (self.inputs.matrix(table, level, mentor_tokens) - self.mean) / self.std
+        for weight, bias in self.layers[:-1]:
+            values = np.maximum(values @ weight.T + bias, 0.0)
+        weight, bias = self.layers[-1]
+        return np.asarray((values @ weight.T + bias)[..., 0])
+
+    def probabilities(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
+        return self.curve(self.logits(table, level, mentor_tokens))
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        arrays: Arrays = {"mean": self.mean, "std": self.std, "curve": self.curve.knots}
+        for index, (weight, bias) in enumerate(self.layers):
+            arrays |= {f"{index}.weight": weight, f"{index}.bias": bias}
+        return arrays, {"inputs": asdict(self.inputs), "layers": len(self.layers), "curve": self.curve.method}
+
+    @classmethod
+    def restored(cls, arrays: Arrays, options: Mapping[str, Any], /) -> Self:
+        layers = tuple((arrays[f"{i}.weight"], arrays[f"{i}.bias"]) for i in range(options["layers"]))
+        curve = Curve(options["curve"], arrays["curve"])
+        judge = cls(Inputs(**options["inputs"]), arrays["mean"], arrays["std"], layers, curve)
+        judge.probabilities(np.zeros(len(FEATURE_NAMES)), 0, 0)  # a wrong shape shows here, not in a ride
+        return judge
+
+
+@dataclass(frozen=True)
+class MLP(Classifier):
+    """The paper's classifier: hidden layers of 64 and 32, ReLU, dropout 0.3 while training."""
+
+    kind: ClassVar[str] = "mlp"
+
+
+@dataclass(frozen=True)
+class Logistic(Classifier):
+    """Logistic regression."""
+
+    kind: ClassVar[str] = "logistic"
+
+
+JUDGES = {
+    "mlp": "ensemblehub.tandem.judges:MLP",
+    "logistic": "ensemblehub.tandem.judges:Logistic",
+    "entropy": "ensemblehub.tandem.judges:EntropyRule",
+    "perplexity": "ensemblehub.tandem.judges:PerplexityRule",
+    "fixed": "ensemblehub.tandem.judges:Fixed",
+}

@@ -1,0 +1,256 @@
+"""Training a judge on collected readings: fit, recalibrate, and report on questions it never saw.
+
+Questions are split 70 : 15 : 15 into training, validation (early stopping and the output's calibration)
+and held-out ones (the report).  All levels of a question fall on the same side.  torch and scikit-learn
+are imported only where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ensemblehub import metrics
+from ensemblehub.errors import ArtifactError, ConfigError, MissingExtraError, did_you_mean
+from ensemblehub.tandem.curves import best_curve, sigmoid, sklearn
+from ensemblehub.tandem.judges import JUDGES, MLP, Classifier, Inputs, Logistic
+
+Preset = Literal["default", "paper"]
+Layers = tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
+Floats = NDArray[np.float64]
+
+HIDDEN = (64, 32)
+SHARES = (0.70, 0.15)  # of the questions, for training and for validation; the rest is held out
+FEWEST = 20  # questions
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the network learns; the defaults train to convergence on validation.
+
+    Attributes:
+        patience: epochs without a better validation loss before training ends.
+    """
+
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    epochs: int = 300
+    patience: int = 25
+    dropout: float = 0.3
+    batch: int = 256
+
+
+PRESETS: dict[str, Recipe] = {
+    "default": Recipe(),
+    # Paper: Adam, 1e-4, at most 3 epochs, early stopping; its batch size is not stated.
+    "paper": Recipe(learning_rate=1e-4, weight_decay=0.0, epochs=3, patience=1, batch=32),
+}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Readings one below the other: features (n, 16), level (n,), mentor tokens (n,), label (n,), question (n,)."""
+
+    table: NDArray[Any]
+    level: NDArray[np.int64]
+    mentor_tokens: NDArray[Any]
+    label: NDArray[np.bool_]
+    question: NDArray[np.int64]
+
+    def part(self, mask: NDArray[np.bool_]) -> Examples:
+        """Those where `mask` holds."""
+        return Examples(
+            self.table[mask], self.level[mask], self.mentor_tokens[mask], self.label[mask], self.question[mask]
+        )
+
+    def logits(self, judge: Classifier) -> Floats:
+        """The judge's outputs before calibration."""
+        return judge.logits(self.table, self.level, self.mentor_tokens)
+
+
+def train_judge(
+    kind: str,
+    features: ArrayLike,
+    labels: ArrayLike,
+    lengths: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    seed: int = 0,
+    preset: Preset = "default",
+    level: bool = True,
+    length: bool = True,
+) -> tuple[Classifier, dict[str, Any]]:
+    """Train a judge that says how probable a right answer of the intern is.
+
+    Args:
+        kind: "mlp" or "logistic".
+        features: shape (questions, levels, 16), see `features.FEATURE_NAMES`.
+        labels: shape (questions, levels); the intern answered correctly from that level.
+        lengths: mentor tokens read, shape (questions, levels).
+        groups: shape (questions,); rows with the same value are the same question and stay together.
+        preset: "default" (to convergence) or "paper" (Adam 1e-4, at most 3 epochs); for the mlp.
+        level, length: give the judge the level (one-hot) and the number of mentor tokens.
+
+    Returns:
+        the judge and its report: AUC, F1, Brier score beside the base rate's and calibration error on
+        held-out questions, over all levels and per level.
+
+    Raises:
+        ConfigError: a kind or preset that does not exist or cannot be trained.
+        ArtifactError: too few questions, or labels that are all the same.
+        MissingExtraError: torch (mlp) or scikit-learn is not installed.
+    """
+    fit, judge_class, recipe = _method(kind, preset)
+    examples = _examples(features, labels, lengths, groups)
+    train, validation, held_out = split(examples, seed)
+    inputs = Inputs(int(examples.level.max()) + 1, level, length, log_perplexity=preset != "paper")
+    raw = [inputs.matrix(part.table, part.level, part.mentor_tokens) for part in (train, validation)]
+    mean, std = raw[0].mean(axis=0), raw[0].std(axis=0)
+    std = np.where(std > 1e-9, std, 1.0)  # a constant column stays 0
+    x, y = (((part - mean) / std).astype(np.float32) for part in raw)
+    layers, fitted = fit(x, train.label, y, validation.label, recipe, seed)
+    judge = judge_class(inputs, mean, std, layers)
+    calibrated = replace(judge, curve=best_curve(validation.logits(judge), validation.label, validation.question))
+    parts = {"train": len(train.label), "validation": len(validation.label), "held_out": len(held_out.label)}
+    made = {"kind": kind, "preset": preset, "seed": seed, "examples": parts, **fitted}
+    return calibrated, made | _report(calibrated, held_out)
+
+
+def _method(kind: str, preset: str) -> tuple[Callable[..., tuple[Layers, dict[str, Any]]], type[Classifier], Recipe]:
+    methods: dict[str, tuple[Callable[..., Any], type[Classifier]]] = {
+        "mlp": (fit_mlp, MLP),
+        "logistic": (fit_logistic, Logistic),
+    }
+    if kind in JUDGES and kind not in methods:
+        raise ConfigError(f"judge {kind!r} has nothing to train; there is: {', '.join(methods)}")
+    if kind not in methods:
+        raise ConfigError(did_you_mean(kind, methods, "judge"))
+    if preset not in PRESETS:
+        raise ConfigError(did_you_mean(preset, PRESETS, "preset"))
+    return *methods[kind], PRESETS[preset]
+
+
+def _examples(features: ArrayLike, labels: ArrayLike, lengths: ArrayLike, groups: ArrayLike | None) -> Examples:
+    table, truth = np.asarray(features), np.asarray(labels, bool)
+    n, levels = truth.shape
+    question = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if len(np.unique(question)) < FEWEST:
+        raise ArtifactError(f"a judge needs at least {FEWEST} questions to learn from, not {len(np.unique(question))}")
+    if truth.all() or not truth.any():
+        word = "right" if truth.all() else "wrong"
+        raise ArtifactError(f"every answer of the intern is {word}: there is nothing for a judge to learn")
+    return Examples(
+        table.reshape(n * levels, -1),
+        np.tile(np.arange(levels), n),
+        np.asarray(lengths).reshape(-1),
+        truth.reshape(-1),
+        np.repeat(question, levels),
+    )
+
+
+def split(examples: Examples, seed: int) -> tuple[Examples, Examples, Examples]:
+    """Training, validation and held-out examples, no question on two sides."""
+    questions = np.random.default_rng(seed).permutation(np.unique(examples.question))
+    first, second = round(SHARES[0] * len(questions)), round(sum(SHARES) * len(questions))
+    sides = np.split(questions, [first, second])
+    train, validation, held_out = (examples.part(np.isin(examples.question, side)) for side in sides)
+    return train, validation, held_out
+
+
+def fit_logistic(
+    x: NDArray[np.float32], labels: NDArray[np.bool_], _vx: Any, _vy: Any, _recipe: Recipe, seed: int
+) -> tuple[Layers, dict[str, Any]]:
+    """Logistic regression with scikit-learn's defaults (L2, C = 1), as a network of one layer."""
+    fitted = sklearn("linear_model").LogisticRegression(max_iter=2000, random_state=seed).fit(x, labels)
+    return ((fitted.coef_.astype(np.float32), fitted.intercept_.astype(np.float32)),), {}
+
+
+def fit_mlp(
+    x: NDArray[np.float32],
+    labels: NDArray[np.bool_],
+    validation_x: NDArray[np.float32],
+    validation_labels: NDArray[np.bool_],
+    recipe: Recipe,
+    seed: int,
+) -> tuple[Layers, dict[str, Any]]:
+    """The paper's network, trained with binary cross-entropy; keeps the weights of the best validation loss."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("training an mlp needs PyTorch: pip install 'ensemblehub[hf]'") from error
+
+    data, unseen = torch.from_numpy(x), torch.from_numpy(validation_x)
+    truth, unseen_truth = torch.from_numpy(labels).float(), torch.from_numpy(validation_labels).float()
+    best, best_epoch = float("inf"), 0
+    kept: Layers = ()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _network(x.shape[1], recipe.dropout)
+        # Without weight decay, AdamW is the paper's Adam.
+        optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+        for epoch in range(1, recipe.epochs + 1):
+            _epoch(network, optimizer, data, truth, recipe.batch)
+            loss = _loss(network, unseen, unseen_truth)
+            if loss < best:
+                best, best_epoch, kept = loss, epoch, _weights(network)
+            elif epoch - best_epoch >= recipe.patience:
+                break
+    return kept, {"epochs": epoch, "best_epoch": best_epoch, "validation_loss": best}
+
+
+def _epoch(network: Any, optimizer: Any, data: Any, truth: Any, size: int) -> None:
+    """Every example once, in random order."""
+    import torch
+
+    network.train()
+    order = torch.randperm(len(data))
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(network(data[batch])[:, 0], truth[batch])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def _loss(network: Any, data: Any, truth: Any) -> float:
+    """Binary cross-entropy without dropout."""
+    import torch
+
+    network.eval()
+    with torch.no_grad():
+        return torch.nn.functional.binary_cross_entropy_with_logits(network(data)[:, 0], truth).item()
+
+
+def _network(width: int, dropout: float) -> Any:
+    from torch import nn
+
+    layers: list[Any] = []
+    for hidden in HIDDEN:
+        layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout)]
+        width = hidden
+    return nn.Sequential(*layers, nn.Linear(width, 1))
+
+
+def _weights(network: Any) -> Layers:
+    """A copy of the weights, which training on does not change."""
+    linear = [layer for layer in network if hasattr(layer, "weight")]
+    return tuple((layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in linear)
+
+
+def _report(judge: Classifier, held_out: Examples) -> dict[str, Any]:
+    said = judge.probabilities(held_out.table, held_out.level, held_out.mentor_tokens)
+    uncalibrated = metrics.calibration_error(held_out.label, sigmoid(held_out.logits(judge)))
+    at_level = [held_out.level == index for index in range(judge.inputs.levels)]
+    levels = [_numbers(held_out.label[mask], said[mask]) for mask in at_level]
+    whole = _numbers(held_out.label, said) | {"uncalibrated_error": uncalibrated, "calibration": judge.curve.method}
+    return whole | {"levels": levels}
+
+
+def _numbers(labels: NDArray[np.bool_], said: Floats) -> dict[str, Any]:
+    """The judge's metrics; None where one is not defined, which JSON can hold."""
+    report = metrics.judge_report(labels, said)
+    return {name: None if np.isnan(value) else value for name, value in report.items()}

@@ -1,0 +1,214 @@
+"""Tandem on the echo engine: what is written, judged, stopped, billed."""
+
+import asyncio
+from contextlib import aclosing
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensemblehub.cost import Ledger
+from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
+from ensemblehub.ensemble_methods.model_selection.all import All
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
+from ensemblehub.generators.echo import EchoEngine, EchoOptions
+from ensemblehub.schema import Chat, Cost, Message, Piece, Request, Sampling, Text, TokenIds, Verdict
+
+INSIGHT = "Goal: add two numbers. Planning: count on. Retrieval: two and two. Action: two then three then four"
+ANSWER = "Two and two make \\boxed{4}"
+LEVELS = {"low": 3, "medium": 6, "high": 9}
+
+
+def pair(intern=None, mentor=None):
+    big = EchoEngine("big", EchoOptions({"": INSIGHT}, parameters=9_000_000, **(mentor or {})))
+    small = EchoEngine("small", EchoOptions({"": ANSWER}, parameters=1_000_000, **(intern or {})))
+    return big, small
+
+
+def ensemble(tandem, intern=None, mentor=None):
+    return Ensemble(pair(intern, mentor), All(), tandem)
+
+
+def answer(hub, question="2 + 2?"):
+    return asyncio.run(hub.answer(question))
+
+
+def test_the_mentor_is_stopped_at_the_level_that_suffices():
+    hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1"), intern={"confident": ("numbers.",)})
+    result = answer(hub)
+    assert result.insight == "Goal: add two numbers. Planning: count"
+    assert [(verdict.level, verdict.sufficient) for verdict in result.verdicts] == [("low", False), ("medium", True)]
+    assert hub.engines[0].written == 6
+    assert result.text == ANSWER
+
+
+def test_level_0_calls_no_mentor():
+    hub = ensemble(Tandem(levels=LEVELS, judge="entropy:2.0", start_with_intern=True))
+    result = answer(hub)
+    assert [verdict.level for verdict in result.verdicts] == ["none"]
+    assert hub.engines[0].written == 0
+    assert {line.engine for line in result.spent} == {"small", "judge"}
+
+
+def test_never_sufficient_answers_from_the_best_level():
+    hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.5"))
+    result = answer(hub)
+    assert not any(verdict.sufficient for verdict in result.verdicts)
+    best = max(result.verdicts, key=lambda verdict: verdict.probability)
+    assert hub.aggregation.chosen(result.verdicts) == best.level == "low"  # all alike: the cheapest
+
+
+def test_fallback_mentor_answers_itself():
+    hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1", fallback="mentor"))
+    result = answer(hub)
+    assert result.text == INSIGHT
+    assert {line.engine for line in result.spent if line.purpose == "answer"} == {"big"}
+
+
+def test_a_mentor_that_ends_early_is_the_last_checkpoint_and_is_not_asked_again():
+    hub = ensemble(Tandem(levels={"low": 3, "high": 500}, judge="entropy:0.1"))
+    result = answer(hub)
+    assert [verdict.mentor_tokens for verdict in result.verdicts] == [3, len(INSIGHT.split())]
+    hub = ensemble(Tandem(levels={"low": 400, "high": 500}, judge="entropy:0.1"))
+    assert [verdict.level for verdict in answer(hub).verdicts] == ["low"]
+
+
+@pytest.mark.parametrize("judge", ["fixed:low", "fixed:medium", "fixed:high"])
+def test_a_fixed_level_reads_nothing(judge):
+    result = answer(ensemble(Tandem(levels=LEVELS, judge=judge)))
+    assert len(result.insight.split()) == LEVELS[judge.removeprefix("fixed:")]
+    assert all(line.cost.prompt_tokens == 0 for line in result.spent if line.purpose == "judge")
+
+
+def test_the_intern_reads_the_insight_last_and_level_0_is_the_same_without_it():
+    seen = []
+
+    class Spy(EchoEngine):
+        async def score(self, request, meter):
+            seen.append(self._rendered(request))
+            return await super().score(request, meter)
+
+    big, small = pair()
+    hub = Ensemble(
+        [big, Spy("small", small.script)], All(), Tandem(levels=LEVELS, judge="entropy:0.1", start_with_intern=True)
+    )
+    answer(hub)
+    for shorter, longer in pairwise(seen):
+        assert longer.startswith(shorter)
+    assert len(seen) == 4
+
+
+def test_continuation_puts_the_insight_into_the_interns_own_turn():
+    big, small = pair()
+    asked = []
+
+    class Spy(EchoEngine):
+        async def stream(self, request, meter):
+            asked.append(request)
+            async with aclosing(super().stream(request, meter)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    hub = Ensemble(
+        [big, Spy("small", small.script)], All(), Tandem(levels=LEVELS, judge="fixed:low", insight_mode="continuation")
+    )
+    answer(hub)
+    assert asked[0].prefix == "Goal: add two"
+
+
+def test_an_engine_error_in_mid_ride_is_an_error_and_never_an_answer():
+    for mentor, intern in (({"fail_after": 2}, None), (None, {"fail_after": 1})):
+        hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1"), intern, mentor)
+        with pytest.raises(EngineError, match="as scripted"):
+            answer(hub)
+
+
+def test_on_mentor_error_the_intern_answers_alone_if_so_configured():
+    hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1", on_mentor_error="intern"), mentor={"fail_after": 4})
+    result = answer(hub)
+    assert result.text == ANSWER
+    assert next(line for line in result.spent if line.engine == "big").cost.completion_tokens == 4
+    failing_intern = ensemble(Tandem(levels=LEVELS, judge="fixed:low", on_mentor_error="intern"), {"fail_after": 1})
+    with pytest.raises(EngineError):
+        answer(failing_intern)
+
+
+async def events_of(hub, ledger, stop=None):
+    events = []
+    async with aclosing(hub.stream("2 + 2?", ledger)) as stream:
+        async for event in stream:
+            events.append(event)
+            if len(events) == stop:
+                break
+    return events
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 25), st.sampled_from(["entropy:0.1", "fixed:medium"]), st.integers(0, 3))
+def test_closing_early_stops_every_model_and_bills_what_was_written(stop, judge, lookahead):
+    hub = ensemble(Tandem(levels=LEVELS, judge=judge), mentor={"lookahead": lookahead})
+    ledger = Ledger()
+    events = asyncio.run(events_of(hub, ledger, stop))
+    pieces = [event for event in events if isinstance(event, Piece)]
+    for engine in hub.engines:
+        read = sum(len(piece.tokens) for piece in pieces if piece.engine == engine.name)
+        costs = [call.cost for call in ledger.calls if call.engine == engine.name and call.purpose != "judge"]
+        assert engine.written == read
+        assert sum(cost.completion_tokens - cost.discarded_tokens for cost in costs) == read
+    assert sum((line.cost for line in ledger.spent), Cost()) == ledger.total
+
+
+def test_the_stream_folded_is_the_answer():
+    hub, ledger = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1")), Ledger()
+    events = asyncio.run(events_of(hub, ledger))
+    streamed, buffered = fold(events, ledger, 0.0), answer(hub)
+    assert streamed.text == buffered.text
+    assert streamed.insight == buffered.insight
+    assert [line.cost.completion_tokens for line in streamed.spent] == [
+        line.cost.completion_tokens for line in buffered.spent
+    ]
+    assert "".join(event.text for event in events if isinstance(event, Piece) and event.purpose == "answer") == ANSWER
+    assert any(isinstance(event, Verdict) for event in events)
+
+
+def test_context_is_checked_before_anything_is_spent():
+    hub, ledger = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1"), intern={"context": 40}), Ledger()
+    with pytest.raises(ContextOverflowError, match="small"):
+        asyncio.run(events_of(hub, ledger))
+    assert not ledger.calls
+
+
+def test_prompts_of_every_form():
+    hub = ensemble(Tandem(levels=LEVELS, judge="fixed:low"))
+    chat = Chat((Message("system", "Be kind."), Message("user", "2 + 2?")))
+    for prompt in (chat, Text("2 + 2?")):
+        assert asyncio.run(hub.answer(Request(prompt, Sampling(max_tokens=50)))).text == ANSWER
+    with pytest.raises(RequestError, match="token ids"):
+        asyncio.run(hub.answer(Request(TokenIds((1, 2)))))
+
+
+def test_roles_and_capabilities_are_checked_before_loading():
+    big, small = pair()
+    tandem = Tandem(levels=LEVELS, judge="entropy:0.1")
+    assert tandem.roles([small, big]) == (big, small)
+    with pytest.raises(ConfigError, match="both would be"):
+        Ensemble([big], All(), tandem)
+    with pytest.raises(ConfigError, match="did you mean 'small'"):
+        Ensemble([big, small], All(), Tandem(intern="smal", judge="entropy:0.1"))
+
+    class Mute(EchoEngine):
+        can = frozenset()
+
+    with pytest.raises(CapabilityError, match="score"):
+        Ensemble([big, Mute("small", small.script)], All(), tandem)
+    with pytest.raises(CapabilityError, match="prefix"):
+        Ensemble([big, Mute("small", small.script)], All(), Tandem(judge="fixed:low", insight_mode="continuation"))
+
+
+def test_thresholds_by_level():
+    hub = ensemble(Tandem(levels=LEVELS, judge="entropy:1.0", thresholds={"low": 0.9, "medium": 0.4}))
+    assert [verdict.threshold for verdict in answer(hub).verdicts] == [0.9, 0.4]
+    with pytest.raises(ConfigError, match="did you mean 'medium'"):
+        ensemble(Tandem(levels=LEVELS, judge="entropy:1.0", thresholds={"medum": 0.9}))

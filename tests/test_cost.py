@@ -1,0 +1,52 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ensemblehub.cost import Ledger, dollars, paper_flops
+from ensemblehub.schema import Card, Cost, Price
+
+# Table 1 of the paper: method, inference length L_L + L_S, TFLOPs.  The mentor's share of the length is not
+# printed; it follows from the other two and lands on the levels' own budgets.
+GUIDED = [("low", 2735, 44.76, 100), ("medium", 2853, 71.96, 500), ("high", 2930, 104.62, 1000)]
+
+
+def test_paper_table_1_single_models():
+    assert paper_flops(0, 0, 7e9, 2732) / 1e12 == pytest.approx(38.25, abs=0.005)
+    assert paper_flops(32e9, 2630, 0, 0) / 1e12 == pytest.approx(168.35, abs=0.04)
+
+
+@pytest.mark.parametrize(("level", "length", "tflops", "budget"), GUIDED)
+def test_paper_table_1_guided(level, length, tflops, budget):
+    mentor = (tflops * 1e12 / 2 - 7e9 * length) / 32e9
+    assert mentor == pytest.approx(budget, rel=0.02), level
+    assert paper_flops(32e9, mentor, 7e9, length - mentor) / 1e12 == pytest.approx(tflops, abs=0.01)
+
+
+def test_flops_by_hand():
+    card = Card(parameters=10, active=10, attention_flops=3.0)
+    assert card.flops(2, 5) == 3 * 20 + 3.0 * (3 + 4 + 5)
+    assert card.flops(5, 5) == 0
+    cost = Ledger().meter("answer").record("m", card, prompt_tokens=4, cached_tokens=3, completion_tokens=3)
+    assert cost.prefill_flops == 20 + 3 * 4
+    assert cost.decode_flops == 2 * 20 + 3 * (5 + 6)  # the prefill yields the first token
+
+
+def test_price():
+    card = Card(price=Price(prompt=2.0, completion=10.0, cached=0.5))
+    assert dollars(card, 1000, 400, 100) == pytest.approx((600 * 2 + 400 * 0.5 + 100 * 10) / 1e6)
+    assert dollars(Card(price=Price(2.0, 10.0)), 1000, 400, 0) == pytest.approx(1000 * 2 / 1e6)
+
+
+costs = st.builds(
+    Cost, *(st.integers(0, 1000) for _ in range(4)), *(st.integers(0, 10**9).map(float) for _ in range(2)),
+    st.just(0.0), st.just(0.0), st.just(1),
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["insight", "judge", "answer"]), costs)))
+def test_parts_add_up_to_the_total(calls):
+    ledger = Ledger()
+    for engine, purpose, cost in calls:
+        ledger.add(engine, purpose, cost)
+    assert sum((line.cost for line in ledger.spent), Cost()) == ledger.total
+    assert ledger.total.calls == len(calls)
