@@ -1,0 +1,188 @@
+"""The command line: `ensemblehub demo | ask | collect | train | calibrate | evaluate | report`.
+
+Knows how to read flags and how to show a ride in a terminal; the work is done elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ensemblehub import __version__, studio
+from ensemblehub.config import Config
+from ensemblehub.errors import EnsembleHubError, did_you_mean
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+class Commands(click.Group):
+    """A group that names the nearest command for a mistyped one."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None:
+            raise click.UsageError(did_you_mean(args[0], self.list_commands(ctx), "command"), ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="ensemblehub")
+def cli() -> None:
+    """Reasoning from language models at a fraction of the cost.
+
+    \b
+    Watch a ride on the models that ship:   ensemblehub demo
+    Ask your own question:                  ensemblehub ask "There are 3 mugs. ..."
+    The experiment behind the table:        ensemblehub collect --split train   (then calibration, test)
+                                            ensemblehub train; ensemblehub calibrate
+                                            ensemblehub evaluate; ensemblehub report
+
+    Every command takes --config FILE; without it, the Tandem of the studio pair is used.
+    """
+
+
+def config_option(command: CommandT) -> CommandT:
+    """`--config FILE`, read and checked."""
+
+    def read(_: click.Context, __: click.Parameter, value: Path | None) -> Config:
+        return Config.read(value or studio.CONFIG)
+
+    option = click.option(
+        "--config", "-c", type=click.Path(path_type=Path), callback=read, help="YAML file (default: the studio pair)."
+    )
+    return option(command)
+
+
+limit_option = click.option("--limit", type=click.IntRange(min=1), help="Only the first N questions.")
+force_option = click.option("--force", is_flag=True, help="Start anew, even over data made with other settings.")
+
+
+@cli.command()
+@config_option
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Questions to evaluate.")
+@click.option(
+    "--question", type=click.IntRange(min=0), default=7, show_default=True, help="Which test question to ride."
+)
+def demo(config: Config, limit: int, question: int) -> None:
+    """Show one ride live, then a quick evaluation with its table and plot."""
+    from ensemblehub import terminal
+
+    terminal.demo(config, limit, question)
+
+
+@cli.command()
+@click.argument("question")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: answer, insight, verdicts, bill.")
+def ask(question: str, config: Config, as_json: bool) -> None:
+    """Answer QUESTION (`-` reads it from standard input)."""
+    from ensemblehub import terminal
+
+    text = sys.stdin.read() if question == "-" else question
+    if not text.strip():
+        raise click.UsageError("the question is empty")
+    result = asyncio.run(terminal.ask(config, text, quiet=as_json))
+    if as_json:
+        record = {
+            "answer": result.text,
+            "insight": result.insight,
+            "finish_reason": result.finish,
+            "verdicts": [dataclasses.asdict(verdict) for verdict in result.verdicts],
+            "spent": [dataclasses.asdict(line) | {"flops": line.cost.flops} for line in result.spent],
+            "flops": result.cost.flops,
+            "seconds": result.seconds,
+        }
+        click.echo(json.dumps(record, ensure_ascii=False))
+
+
+@cli.command()
+@config_option
+@click.option("--split", required=True, help="train (for the judge), calibration (for thresholds) or test.")
+@limit_option
+@force_option
+def collect(config: Config, split: str, limit: int | None, force: bool) -> None:
+    """Collect a split: the mentor's stream once, the intern's reading and answer at every level.
+
+    Interrupt it whenever you like: the same command goes on where it stopped.
+    """
+    from ensemblehub.experiments.pipeline import Pipeline
+
+    data = Pipeline(config).collect(split, limit, force)
+    click.echo(f"{len(data.rows)} questions in {config.experiment.results / 'collected'}")
+
+
+@cli.command()
+@config_option
+def train(config: Config) -> None:
+    """Train the sufficiency judge on the collected `train` split."""
+    from ensemblehub.experiments.pipeline import Pipeline
+
+    click.echo(json.dumps(Pipeline(config).train(), indent=1))
+
+
+@cli.command()
+@config_option
+@click.option("--max-accuracy", is_flag=True, help="The most accurate thresholds.")
+@click.option(
+    "--budget", type=click.FloatRange(0, min_open=True), help="Most accurate within this share of the mentor's cost."
+)
+@click.option("--min-accuracy", type=click.FloatRange(0, 1), help="Cheapest thresholds with at least this accuracy.")
+def calibrate(config: Config, max_accuracy: bool, budget: float | None, min_accuracy: float | None) -> None:
+    """Choose one threshold per level on the collected `calibration` split (never on test data)."""
+    from ensemblehub.experiments.pipeline import Pipeline
+
+    given = {"budget": budget, "min-accuracy": min_accuracy}
+    aims = ["max-accuracy"] if max_accuracy else []
+    aims += [f"{name}:{value}" for name, value in given.items() if value is not None]
+    if len(aims) > 1:
+        raise click.UsageError("choose one of --max-accuracy, --budget and --min-accuracy")
+    aim = aims[0] if aims else None
+    click.echo(json.dumps(Pipeline(config).calibrate(aim), indent=1))
+
+
+@cli.command()
+@config_option
+@limit_option
+@force_option
+def evaluate(config: Config, limit: int | None, force: bool) -> None:
+    """Run Tandem live on the test split; resumable like `collect`."""
+    from ensemblehub.experiments.pipeline import Pipeline
+
+    rides = Pipeline(config).evaluate(limit, force)
+    right = sum(ride.correct for ride in rides)
+    click.echo(f"{right} of {len(rides)} right ({right / len(rides):.2%}); `ensemblehub report` writes the table")
+
+
+@cli.command()
+@config_option
+def report(config: Config) -> None:
+    """Write the table, `summary.json`, the per-question file and the Pareto plot."""
+    from ensemblehub.experiments.pipeline import Pipeline
+
+    click.echo(Pipeline(config).report())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: errors are one line and exit status 2 (1 for failures while working), without a traceback."""
+    try:
+        cli.main(arguments, standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(0)
+    except click.ClickException as error:
+        click.echo(f"ensemblehub: {' '.join(error.format_message().split())}", err=True)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\nensemblehub: interrupted; finished questions are kept, the same command goes on", err=True)
+        sys.exit(130)
+    except EnsembleHubError as error:
+        click.echo(f"ensemblehub: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""The pipeline: collect, train, calibrate, evaluate, report."""

@@ -1,0 +1,127 @@
+"""A ride in the terminal: mentor and intern in their own colours, the judge at each checkpoint, the bill."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+from rich.text import Text
+
+from ensemblehub.config import Config
+from ensemblehub.cost import Ledger
+from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.schema import Chat, Cost, Event, Message, Request, Result, Sampling, Verdict
+from ensemblehub.tandem.estimates import estimated_mentor_alone
+
+COLOURS = {"insight": "cyan", "answer": "green"}
+
+
+class Screen:
+    """Prints events as they come."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.author = console, ""
+
+    def show(self, event: Event) -> None:
+        """Print one event."""
+        if isinstance(event, Verdict):
+            self.verdict(event)
+            return
+        author = f"{event.engine} · {event.purpose}"
+        if author != self.author:
+            self.console.print(f"\n[bold]{author}[/bold]" if self.author else f"[bold]{author}[/bold]")
+            self.author = author
+        self.console.print(Text(event.text, COLOURS.get(event.purpose, "")), end="")
+
+    def verdict(self, verdict: Verdict) -> None:
+        """Print a judge's word as a bar."""
+        filled = round(20 * verdict.probability)
+        colour, word = ("green", "sufficient") if verdict.sufficient else ("yellow", "not yet")
+        line = f"[judge] {verdict.level:<7}{verdict.mentor_tokens:>5} mentor tokens  {'█' * filled:░<20} "
+        line += f"{verdict.probability:.2f} against {verdict.threshold:.2f}: {word}"
+        self.console.print(Text(("\n" if self.author else "") + line, colour))
+        self.author = "judge"
+
+
+def bill(result: Result, ensemble: Ensemble) -> Table:
+    """The bill by engine and purpose; for Tandem, beside what the mentor alone would have cost."""
+    table = Table(title="the bill", title_justify="left")
+    for column in ("engine", "purpose", "read", "cached", "written", "MFLOPs", "seconds"):
+        table.add_column(column, justify="left" if column in ("engine", "purpose") else "right")
+    for line in result.spent:
+        table.add_row(line.engine, line.purpose, *_cells(line.cost))
+    table.add_section()
+    table.add_row("all", "", *_cells(result.cost))
+    if isinstance(ensemble.aggregation, Tandem):
+        mentor, _ = ensemble.aggregation.roles(ensemble.engines)
+        read = max((line.cost.prompt_tokens for line in result.spent if line.engine == mentor.name), default=0)
+        read = read or max(line.cost.prompt_tokens for line in result.spent if line.purpose == "answer")
+        estimate = estimated_mentor_alone(ensemble.aggregation.verdicts.estimates, mentor.card, read)
+        if estimate:
+            mean, low, high = (value / 1e6 for value in estimate)
+            share = result.cost.flops / estimate[0]
+            table.caption = (
+                f"estimated for the mentor alone: {mean:.1f} MFLOPs (95 %: {low:.1f} to {high:.1f}); "
+                f"this ride: {share:.2f} of it"
+            )
+    return table
+
+
+def _cells(cost: Cost) -> list[str]:
+    return [
+        str(cost.prompt_tokens), str(cost.cached_tokens), str(cost.completion_tokens),
+        f"{cost.flops / 1e6:.1f}", f"{cost.seconds:.3f}",
+    ]  # fmt: skip
+
+
+async def watch(ensemble: Ensemble, request: Request, console: Console) -> Result:
+    """Ride while printing; the whole result at the end."""
+    screen, ledger, events, started = Screen(console), Ledger(), list[Event](), time.perf_counter()
+    async with aclosing(ensemble.stream(request, ledger)) as stream:
+        async for event in stream:
+            events.append(event)
+            screen.show(event)
+    console.print()
+    return fold(events, ledger, time.perf_counter() - started)
+
+
+async def ask(config: Config, question: str, quiet: bool) -> Result:
+    """Answer a question; on the terminal unless `quiet`."""
+    console = Console(quiet=quiet, highlight=False)
+    sampling = Sampling(**config.ensemble.generation.model_dump())
+    async with Ensemble.from_config(config) as ensemble:
+        result = await watch(ensemble, Request(Chat((Message("user", question),)), sampling), console)
+        console.print(bill(result, ensemble))
+    return result
+
+
+def demo(config: Config, limit: int, question: int) -> None:
+    """One ride live on a test question, then an evaluation of `limit` questions with table and plot."""
+    from ensemblehub.experiments.pipeline import Pipeline
+
+    console = Console(highlight=False)
+    section = config.experiment.model_copy(update={"results": Path("saves/demo")})
+    pipeline = Pipeline(config.model_copy(update={"experiment": section}))
+    item = pipeline.items("test", question + 1)[question]
+    console.rule("one ride")
+    console.print(Text(f"{item.text}\n", "bold"))
+    asyncio.run(_ride(config, pipeline.task.request(item), pipeline.sampling, console))
+    console.print(Text(f"right answer: {item.answer}"))
+    console.rule(f"{limit} test questions: Tandem live, and every baseline on the same questions")
+    pipeline.collect("test", limit, force=True)
+    pipeline.evaluate(limit, force=True)
+    console.print(Markdown(pipeline.report()))
+    console.print(f"table, per-question file and plot: {section.results}/ (table.md, rides.jsonl, pareto.png)")
+
+
+async def _ride(config: Config, chat: Chat, sampling: Sampling, console: Console) -> Result:
+    async with Ensemble.from_config(config) as ensemble:
+        result = await watch(ensemble, Request(chat, sampling), console)
+        console.print(bill(result, ensemble))
+        return result

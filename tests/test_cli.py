@@ -1,0 +1,96 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ensemblehub.cli import main
+
+ECHO = """
+model_specs:
+  - {name: big, engine: echo, replies: {"": "Goal: add. Planning: add. Retrieval: none. Action: add."}, parameters: 9}
+  - {name: small, engine: echo, replies: {"": "It is 4."}, parameters: 1}
+ensemble:
+  output_aggregation_method: tandem
+  output_aggregation_params: {levels: {low: 2, high: 4}, judge: "fixed:high"}
+"""
+
+
+def run(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return stop.value.code, capsys.readouterr()
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "echo.yaml"
+    path.write_text(ECHO)
+    return path
+
+
+def test_ask_prints_one_json_object(config, capsys):
+    main(["ask", "2 + 2?", "--config", str(config), "--json"])
+    record = json.loads(capsys.readouterr().out)
+    assert record["answer"] == "It is 4."
+    assert record["insight"] == "Goal: add. Planning: add."
+    assert [verdict["level"] for verdict in record["verdicts"]] == ["low", "high"]
+    assert sum(line["flops"] for line in record["spent"]) == record["flops"]
+
+
+def test_ask_shows_the_ride(config, capsys):
+    main(["ask", "2 + 2?", "--config", str(config)])
+    shown = capsys.readouterr().out
+    assert "big · insight" in shown
+    assert "small · answer" in shown
+    assert "sufficient" in shown
+    assert "the bill" in shown
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("levels:", "levls:", "did you mean 'levels'"),
+        ("tandem", "tandm", "did you mean 'tandem'"),
+        ("engine: echo", "engine: ecko", "did you mean 'echo'"),
+        ("model_specs", "model_spec", "did you mean 'model_specs'"),
+        ("parameters: 9", "paramters: 9", "did you mean 'parameters'"),
+        ("fixed:high", "fixed:hihg", "did you mean 'high'"),
+        ("fixed:high", "no/such/judge", "no/such/judge"),
+        ("{low: 2, high: 4}", "{low: 4, high: 2}", "levels"),
+        ("{low: 2, high: 4}", "{}", "levels"),
+        ("ensemble:", "ensemble: [", "not YAML"),
+    ],
+)
+def test_a_mistake_gets_one_line_with_the_nearest_name(config, capsys, old, new, says):
+    config.write_text(ECHO.replace(old, new, 1))
+    code, output = run(["ask", "2 + 2?", "--config", str(config)], capsys)
+    assert code == 2
+    assert says in output.err
+    assert output.err.count("\n") == 1
+    assert "Traceback" not in output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["aks", "x"], "did you mean 'ask'"),
+        (["ask", "x", "--confg", "y"], "--config"),
+        (["ask", "x", "--config", "missing.yaml"], "missing.yaml"),
+        (["ask", "  "], "empty"),
+        (["calibrate", "--budget", "0.4", "--max-accuracy"], "one of"),
+    ],
+)
+def test_wrong_command_lines(capsys, arguments, says):
+    code, output = run(arguments, capsys)
+    assert code == 2
+    assert says in output.err
+    assert output.err.count("\n") == 1
+
+
+def test_help_and_version_start_quickly_without_a_backend():
+    check = "import sys; from ensemblehub.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    check += "assert not {'torch', 'transformers', 'sklearn', 'matplotlib'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "ensemblehub demo" in done.stdout
