@@ -6,7 +6,6 @@ Knows how to read flags and how to show a ride in a terminal; the work is done e
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -82,22 +81,17 @@ def demo(config: Config, limit: int, question: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: answer, insight, verdicts, bill.")
 def ask(question: str, config: Config, as_json: bool) -> None:
     """Answer QUESTION (`-` reads it from standard input)."""
+    from rich.console import Console
+
     from ensemblehub import terminal
+    from ensemblehub.schema import Chat, Message
 
     text = sys.stdin.read() if question == "-" else question
     if not text.strip():
         raise click.UsageError("the question is empty")
-    result = asyncio.run(terminal.ask(config, text, quiet=as_json))
+    console = Console(quiet=as_json, highlight=False)
+    record = asyncio.run(terminal.ask(config, Chat((Message("user", text),)), console))
     if as_json:
-        record = {
-            "answer": result.text,
-            "insight": result.insight,
-            "finish_reason": result.finish,
-            "verdicts": [dataclasses.asdict(verdict) for verdict in result.verdicts],
-            "spent": [dataclasses.asdict(line) | {"flops": line.cost.flops} for line in result.spent],
-            "flops": result.cost.flops,
-            "seconds": result.seconds,
-        }
         click.echo(json.dumps(record, ensure_ascii=False))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -16,7 +18,7 @@ from ensemblehub.config import Config
 from ensemblehub.cost import Ledger
 from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
-from ensemblehub.schema import Chat, Cost, Event, Message, Request, Result, Sampling, Verdict
+from ensemblehub.schema import Chat, Cost, Event, Request, Result, Sampling, Verdict
 from ensemblehub.tandem.estimates import estimated_mentor_alone
 
 COLOURS = {"insight": "cyan", "answer": "green"}
@@ -58,19 +60,23 @@ def bill(result: Result, ensemble: Ensemble) -> Table:
         table.add_row(line.engine, line.purpose, *_cells(line.cost))
     table.add_section()
     table.add_row("all", "", *_cells(result.cost))
-    if isinstance(ensemble.aggregation, Tandem):
-        mentor, _ = ensemble.aggregation.roles(ensemble.engines)
-        read = max((line.cost.prompt_tokens for line in result.spent if line.engine == mentor.name), default=0)
-        read = read or max(line.cost.prompt_tokens for line in result.spent if line.purpose == "answer")
-        estimate = estimated_mentor_alone(ensemble.aggregation.verdicts.estimates, mentor.card, read)
-        if estimate:
-            mean, low, high = (value / 1e6 for value in estimate)
-            share = result.cost.flops / estimate[0]
-            table.caption = (
-                f"estimated for the mentor alone: {mean:.1f} MFLOPs (95 %: {low:.1f} to {high:.1f}); "
-                f"this ride: {share:.2f} of it"
-            )
+    if estimate := estimated(result, ensemble):
+        mean, low, high = (value / 1e6 for value in estimate)
+        table.caption = (
+            f"estimated for the mentor alone: {mean:.1f} MFLOPs (95 %: {low:.1f} to {high:.1f}); "
+            f"this ride: {result.cost.flops / estimate[0]:.2f} of it"
+        )
     return table
+
+
+def estimated(result: Result, ensemble: Ensemble) -> tuple[float, float, float] | None:
+    """Estimated FLOPs of the mentor alone on the same question (mean, and a 95 % interval); None if unknown."""
+    if not isinstance(ensemble.aggregation, Tandem):
+        return None
+    mentor, _ = ensemble.aggregation.roles(ensemble.engines)
+    read = max(line.cost.prompt_tokens for line in result.spent if line.purpose == "answer")
+    read = max((line.cost.prompt_tokens for line in result.spent if line.engine == mentor.name), default=read)
+    return estimated_mentor_alone(ensemble.aggregation.verdicts.estimates, mentor.card, read)
 
 
 def _cells(cost: Cost) -> list[str]:
@@ -91,14 +97,24 @@ async def watch(ensemble: Ensemble, request: Request, console: Console) -> Resul
     return fold(events, ledger, time.perf_counter() - started)
 
 
-async def ask(config: Config, question: str, quiet: bool) -> Result:
-    """Answer a question; on the terminal unless `quiet`."""
-    console = Console(quiet=quiet, highlight=False)
+async def ask(config: Config, chat: Chat, console: Console) -> dict[str, Any]:
+    """Answer live on the console; returns the whole ride as a JSON record."""
     sampling = Sampling(**config.ensemble.generation.model_dump())
     async with Ensemble.from_config(config) as ensemble:
-        result = await watch(ensemble, Request(Chat((Message("user", question),)), sampling), console)
+        for engine in ensemble.engines:
+            console.print(Text(engine.describe(), "dim"))
+        result = await watch(ensemble, Request(chat, sampling), console)
         console.print(bill(result, ensemble))
-    return result
+        return {
+            "answer": result.text,
+            "insight": result.insight,
+            "finish_reason": result.finish,
+            "verdicts": [asdict(verdict) for verdict in result.verdicts],
+            "spent": [asdict(line) | {"flops": line.cost.flops} for line in result.spent],
+            "flops": result.cost.flops,
+            "estimated_mentor_alone_flops": estimated(result, ensemble),
+            "seconds": result.seconds,
+        }
 
 
 def demo(config: Config, limit: int, question: int) -> None:
@@ -111,17 +127,10 @@ def demo(config: Config, limit: int, question: int) -> None:
     item = pipeline.items("test", question + 1)[question]
     console.rule("one ride")
     console.print(Text(f"{item.text}\n", "bold"))
-    asyncio.run(_ride(config, pipeline.task.request(item), pipeline.sampling, console))
+    asyncio.run(ask(config, pipeline.task.request(item), console))
     console.print(Text(f"right answer: {item.answer}"))
     console.rule(f"{limit} test questions: Tandem live, and every baseline on the same questions")
     pipeline.collect("test", limit, force=True)
     pipeline.evaluate(limit, force=True)
     console.print(Markdown(pipeline.report()))
     console.print(f"table, per-question file and plot: {section.results}/ (table.md, rides.jsonl, pareto.png)")
-
-
-async def _ride(config: Config, chat: Chat, sampling: Sampling, console: Console) -> Result:
-    async with Ensemble.from_config(config) as ensemble:
-        result = await watch(ensemble, Request(chat, sampling), console)
-        console.print(bill(result, ensemble))
-        return result

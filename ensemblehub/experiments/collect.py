@@ -152,8 +152,8 @@ def settings(tandem: Tandem, engines: list[Engine], task: str, split: str, sampl
     return {
         "task": task,
         "split": split,
-        "mentor": mentor.name,
-        "intern": intern.name,
+        "mentor": mentor.model,
+        "intern": intern.model,
         "cards": {"mentor": asdict(mentor.card), "intern": asdict(intern.card)},
         "prompts": tandem.words.fingerprint,
         "insight_mode": tandem.insight_mode,

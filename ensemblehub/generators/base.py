@@ -99,6 +99,15 @@ class Engine(ABC):
         """Length of the rendered prompt in tokens, None where the tokenizer is not at hand."""
         return None
 
+    @property
+    def model(self) -> str:
+        """Which model this is, said the same way on every machine; what is trained for it names it so."""
+        return self.name
+
+    def describe(self) -> str:
+        """One line for a person: which model, where and how it runs."""
+        return f"{self.name}: {self.card.parameters:,} parameters"
+
     async def load(self) -> None:
         """Make ready (load weights); called once before the first request and harmless to repeat."""
 

@@ -52,6 +52,10 @@ class HFEngine(Engine):
         self._closed = False
         self._lock = threading.Lock()
 
+    @cached_property
+    def model(self) -> str:
+        return hf_loading.identity(self.settings)
+
     def describe(self) -> str:
         """One line: where and how the model runs."""
         device = hf_loading.device_of(self.settings)

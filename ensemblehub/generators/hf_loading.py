@@ -5,10 +5,12 @@ Knows transformers' loading; knows no request.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,6 +20,7 @@ from ensemblehub.errors import ConfigError
 from ensemblehub.generators.hf_model import Model
 from ensemblehub.schema import Card, Price
 
+_PROBE = 65536  # bytes at either end of a weights file that its fingerprint looks at
 _KINDS = {"full_attention", "sliding_attention"}
 
 
@@ -49,7 +52,7 @@ class HFOptions:
     attn_implementation: str = "sdpa"
     prefix_cache_tokens: int = 65536
     batch_rows: int = 64
-    lookahead: int = 4
+    lookahead: int = 0
     threads: int | None = 1
     price: Price | None = None
 
@@ -173,3 +176,17 @@ def _read(auto: Any, options: HFOptions, **extra: Any) -> Any:
     except (OSError, ValueError, ImportError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(f"cannot load {options.path!r}: {reason}") from error
+
+
+def identity(options: HFOptions) -> str:
+    """The hub id, or a folder's name with a fingerprint of its configuration and of its weights' files."""
+    folder = Path(options.path)
+    if not folder.is_dir():
+        return options.path
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(_PROBE))
+            file.seek(max(0, path.stat().st_size - _PROBE))
+            digest.update(file.read(_PROBE))
+    return f"{folder.name}@{digest.hexdigest()[:12]}"

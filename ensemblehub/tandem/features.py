@@ -27,13 +27,16 @@ def sequences(tokens: Sequence[ScoredToken]) -> tuple[Vector, Vector]:
     Tokens without a prediction (the first of a prompt) are left out.
 
     Raises:
-        RequestError: no token has one.
+        RequestError: no token has one, or a token has no entropy.
     """
-    read = [(token.logprob, token.entropy) for token in tokens if token.logprob is not None]
+    read = [token for token in tokens if token.logprob is not None]
     if not read:
         raise RequestError("there is nothing to judge: the question is empty")
-    logprobs, entropies = np.array(read, np.float64).T
-    return np.exp(np.minimum(-logprobs, np.log(PERPLEXITY_CAP))), entropies
+    if any(token.entropy is None for token in read):
+        raise RequestError("the intern's engine gives logprobs without entropies, and the judge needs both")
+    logprobs, entropies = np.array([(token.logprob, token.entropy) for token in read], np.float64).T
+    capped = -logprobs >= np.log(PERPLEXITY_CAP)  # tested before exp, which would overflow
+    return np.where(capped, PERPLEXITY_CAP, np.exp(np.where(capped, 0.0, -logprobs))), entropies
 
 
 def features(perplexity: Vector, entropy: Vector) -> Vector:

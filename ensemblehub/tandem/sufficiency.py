@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+from safetensors import numpy as safetensors
 
 from ensemblehub import registry, studio
-from ensemblehub.errors import ArtifactError, ConfigError, MissingExtraError, did_you_mean
+from ensemblehub.errors import ArtifactError, ConfigError, did_you_mean
 from ensemblehub.tandem.features import FEATURE_NAMES
 from ensemblehub.tandem.judges import JUDGES, Arrays, EntropyRule, Fixed, Judge, PerplexityRule, Reading
 from ensemblehub.tandem.training import train_judge
@@ -80,12 +81,9 @@ class Artifact:
         Each file appears whole, and the JSON, written last, holds the weights' SHA-256: a save that is
         interrupted leaves the old judge or one that `load` refuses, never a mixture.  New thresholds alone
         leave the weights' file as it is.
-
-        Raises:
-            MissingExtraError: safetensors is not installed.
         """
         arrays, options = self.judge.state()
-        weights = _safetensors().save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        weights = safetensors.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         record = self.record() | {"options": options, "sha256": hashlib.sha256(weights).hexdigest()}
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "judge.safetensors", weights)
@@ -114,7 +112,6 @@ def load(folder: Path) -> Artifact:
 
     Raises:
         ArtifactError: it is missing, damaged, or of another format; one line that names the folder.
-        MissingExtraError: safetensors is not installed.
     """
     try:
         text, weights = (folder / "judge.json").read_bytes(), (folder / "judge.safetensors").read_bytes()
@@ -131,7 +128,7 @@ def load(folder: Path) -> Artifact:
     if hashlib.sha256(weights).hexdigest() != record.get("sha256"):
         raise ArtifactError(f"the judge in {folder} is damaged (judge.safetensors does not match): train it again")
     try:
-        return _artifact(record, _safetensors().load(weights))
+        return _artifact(record, safetensors.load(weights))
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise ArtifactError(f"the judge in {folder} is damaged ({error}): train it again") from error
 
@@ -172,11 +169,3 @@ def _write(path: Path, content: bytes) -> None:
     part = path.with_suffix(path.suffix + ".part")
     part.write_bytes(content)
     part.replace(path)
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise MissingExtraError("saved judges need safetensors: pip install 'ensemblehub[hf]'") from error
-    return safetensors.numpy

@@ -171,7 +171,8 @@ class Tandem(Aggregation):
         require(
             intern, frozenset(needs | ({"prefix"} if self.insight_mode == "continuation" else set())), "tandem (intern)"
         )
-        for warning in self.verdicts.check(mentor.name, intern.name, self.words.fingerprint, self.strict):
+        levels = {LEVEL_0: 0, **self.levels}
+        for warning in self.verdicts.check(mentor.model, intern.model, self.words.fingerprint, self.strict, levels):
             log.warning(warning)
 
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, Engine]:

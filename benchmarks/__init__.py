@@ -1,0 +1,1 @@
+"""Measurements that the documentation states; `make bench` runs them."""
