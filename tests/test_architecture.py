@@ -14,7 +14,6 @@ ROWS = [
     {"config", "registry", "cost"},
     {"tasks", "results", "metrics"},
     {"generators"},
-    {"scorers"},
     {"tandem"},
     {"ensemble_methods"},
     {"experiments"},

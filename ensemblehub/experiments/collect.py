@@ -108,7 +108,7 @@ class Collector:
                     break
                 text, tokens = text + piece.text, tokens + len(piece.tokens)
             seconds = total.seconds * tokens / max(1, total.completion_tokens)
-            cuts[level] = Cut(insights.clean(text, words), total.prompt_tokens, tokens, seconds)
+            cuts[level] = Cut(insights.shown(text, words), total.prompt_tokens, tokens, seconds)
         return cuts
 
     async def level(self, item: Item, ask: Request, cut: Cut) -> tuple[Run, Any, int]:

@@ -136,51 +136,62 @@ class Pipeline:
             raise ConfigError(f"judge {judge!r} is a rule; name a folder for the trained one, such as results/judge")
         return Path(studio.resolve(str(judge)))
 
-    def evaluate(self, limit: int | None = None, force: bool = False) -> list[Ride]:
-        """Run Tandem live on the test split; then re-run a sample of the baselines and time single rides."""
+    def evaluate(self, limit: int | None = None, force: bool = False, checks: bool = True) -> list[Ride]:
+        """Run Tandem live on the test split.
+
+        With `checks`, also answer a sample of the questions with every baseline again, to prove that the
+        collected answers are what a live run writes, and time single rides.
+        """
         collected = Collected.load(self.folder / "collected", "test")
         known = {row.id for row in collected.rows}
         items = [item for item in self.items("test", limit) if item.id in known]
         ensemble, tandem = self.ensemble()
         settings = {"collected": collected.header, "options": asdict(tandem), "n": len(items)}
+        settings["judge"] = tandem.verdicts.record()
         journal = Journal(self.folder / "rides.jsonl", json.loads(json.dumps(settings, default=str)), force)
         with _progress("evaluate", len(items), len(journal.rows)) as step:
-            rides = asyncio.run(self._evaluate(ensemble, collected, items, journal, step))
+            rides = asyncio.run(self._evaluate(ensemble, items, journal, step))
         journal.close()
+        if checks:
+            found = asyncio.run(self._check(collected, items[:: max(1, len(items) // CHECKED)][:CHECKED]))
+            (self.folder / "checks.json").write_text(json.dumps(found, indent=1) + "\n")
         return rides
 
     async def _evaluate(
-        self, ensemble: Ensemble, collected: Collected, items: list[Item], journal: Journal, step: Callable[[], None]
+        self, ensemble: Ensemble, items: list[Item], journal: Journal, step: Callable[[], None]
     ) -> list[Ride]:
-        some, rows = items[:: max(1, len(items) // CHECKED)][:CHECKED], {row.id: row for row in collected.rows}
         async with ensemble:
-            rides = await evaluating.evaluate(
+            return await evaluating.evaluate(
                 ensemble, self.task, items, self.sampling, journal, self.settings.concurrency, step
             )
+
+    async def _check(self, collected: Collected, items: list[Item]) -> dict[str, Any]:
+        rows = {row.id: row for row in collected.rows}
+        async with Ensemble.from_config(self.config) as ensemble:
             again = await evaluating.reproduced(
-                ensemble, self.task, some, rows, self.sampling, self.settings.concurrency
+                ensemble, self.task, items, rows, self.sampling, self.settings.concurrency
             )
-        async with Ensemble.from_config(self.config) as fresh:
-            timing = await evaluating.overhead(fresh, self.task, some[:TIMED], self.sampling)
-        checks = {"checked": len(some), "reproduced": again, **timing}
-        (self.folder / "checks.json").write_text(json.dumps(checks, indent=1) + "\n")
-        return rides
+        async with Ensemble.from_config(self.config) as ensemble:  # nothing of these questions is cached
+            timing = await evaluating.overhead(ensemble, self.task, items[:TIMED], self.sampling)
+        return {"checked": len(items), "reproduced": again, **timing}
 
     def report(self) -> str:
         """Write table, summary and plot from collected data and rides; returns the table as Markdown."""
         collected = Collected.load(self.folder / "collected", "test")
         journal, checks = self.folder / "rides.jsonl", self.folder / "checks.json"
-        if not checks.exists():
-            raise ArtifactError(f"{checks} is missing: run `ensemblehub evaluate`")
+        if not journal.exists():
+            raise ArtifactError(f"{journal} is missing: run `ensemblehub evaluate`")
         rides = [Ride(**json.loads(line)) for line in journal.read_text().splitlines()[1:]]
         by_id = {row.id: index for index, row in enumerate(collected.rows)}
-        rides = [ride for ride in rides if ride.id in by_id]
+        rides = sorted((ride for ride in rides if ride.id in by_id), key=lambda ride: by_id[ride.id])
+        if not rides:
+            raise ArtifactError(
+                f"{journal} holds no ride on the collected questions: run `ensemblehub evaluate --force`"
+            )
         part = collected.part([by_id[ride.id] for ride in rides])
-        rows = reporting.summary(self.task.name, reporting.methods(part, rides))
-        notes = reporting.notes(part, json.loads(checks.read_text()))
-        reporting.write(
-            self.folder, rows, notes, f"{self.task.name}: {part.header['mentor']} and {part.header['intern']}"
-        )
+        rows = reporting.summary(self.task.name, reporting.methods(part, rides), [row.steps for row in part.rows])
+        notes = reporting.notes(part, json.loads(checks.read_text()) if checks.exists() else None)
+        reporting.write(self.folder, rows, notes, f"{self.task.name}: {self.folder.name}")
         return (self.folder / "table.md").read_text()
 
 

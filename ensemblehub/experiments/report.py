@@ -133,14 +133,18 @@ def methods(collected: Collected, rides: Sequence[Ride]) -> list[Answered]:
     ]
 
 
-def summary(task: str, answered: Sequence[Answered]) -> list[dict[str, Any]]:
-    """The rows of `summary.json`; accuracies and shares are fractions, compute is TFLOPs per question."""
+def summary(task: str, answered: Sequence[Answered], steps: Sequence[int]) -> list[dict[str, Any]]:
+    """The rows of `summary.json`; accuracies and shares are fractions, compute is TFLOPs per question.
+
+    `steps` per question: the leak share is over questions of two steps or more (0 steps: unknown, counted).
+    """
+    deep = np.array([count != 1 for count in steps])
     by_name = {one.method: one for one in answered}
     mentor, concise = by_name["mentor"], by_name["mentor_concise"]
-    return [_row(task, one, mentor, concise) for one in answered]
+    return [_row(task, one, mentor, concise, deep) for one in answered]
 
 
-def _row(task: str, one: Answered, mentor: Answered, concise: Answered) -> dict[str, Any]:
+def _row(task: str, one: Answered, mentor: Answered, concise: Answered, deep: NDArray[np.bool_]) -> dict[str, Any]:
     low, high = metrics.wilson_interval(float(one.correct.sum()), len(one.correct))
     difference = metrics.paired_bootstrap(one.correct, mentor.correct)
     return {
@@ -160,7 +164,7 @@ def _row(task: str, one: Answered, mentor: Answered, concise: Answered) -> dict[
         "cost_vs_mentor": float(one.flops.sum() / mentor.flops.sum()),
         "cost_vs_concise": float(one.flops.sum() / concise.flops.sum()),
         "levels": {level: round(count, 1) for level, count in one.levels.items()},
-        "leak_share": float(one.leak.mean()),
+        "leak_share": float(one.leak[deep].mean()) if deep.any() else 0.0,
         "truncated_share": float(one.truncated.mean()),
         "judging_share": float(one.judging.sum() / one.flops.sum()),
         "seconds": float(one.seconds.mean()),
@@ -220,20 +224,26 @@ def plot(rows: Sequence[dict[str, Any]], folder: Path, title: str) -> list[Path]
     return paths
 
 
-def notes(collected: Collected, checks: dict[str, Any]) -> list[str]:
+def notes(collected: Collected, checks: dict[str, Any] | None) -> list[str]:
     """What stands below the table: conditions, and what was checked."""
-    same = ", ".join(f"{name} {count}" for name, count in checks["reproduced"].items())
     header = collected.header
-    return [
-        f"n = {len(collected.rows)} questions of `{header['task']}` ({header['split']}), temperature "
-        f"{header['temperature']}, at most {header['max_tokens']} answer tokens. Accuracy with Wilson 95 % interval; "
-        "difference to the mentor alone in points with paired-bootstrap 95 % interval. Costs are full ledgers, cold "
-        "(no prefix shared between questions); tflops_paper counts output tokens only. random_mix draws Tandem's "
-        "levels at random; oracle knows the answers and is a bound.",
-        f"Baselines run again live on {checks['checked']} questions gave the same text: {same}.",
-        f"One ride at a time ({checks['rides']} rides): wall time {checks['wall_over_engine_seconds']:.3f} x the "
-        f"engines' own time, judging {checks['judging_share_of_wall']:.1%} of it.",
+    lines = [
+        f"n = {len(collected.rows)} questions of `{header['task']}` ({header['split']}), mentor `{header['mentor']}`, "
+        f"intern `{header['intern']}`, temperature {header['temperature']}, at most {header['max_tokens']} answer "
+        "tokens. Accuracy with Wilson 95 % interval; difference to the mentor alone in points with paired-bootstrap "
+        "95 % interval. Costs are full ledgers, cold (no prefix shared between questions); tflops_paper counts output "
+        "tokens only; leak_share is over questions of two steps or more. random_mix draws Tandem's levels at random; "
+        "oracle knows the answers and is a bound."
     ]
+    if checks:
+        same = ", ".join(f"{name} {count}" for name, count in checks["reproduced"].items())
+        ratio, share = checks["wall_over_engine_seconds"], checks["judging_share_of_wall"]
+        lines += [
+            f"Baselines run again live on {checks['checked']} questions wrote the same text: {same}.",
+            f"One ride at a time ({checks['rides']} rides): wall time {ratio:.3f} times the engines' own time, "
+            f"judging {share:.1%} of it.",
+        ]
+    return lines
 
 
 def write(folder: Path, rows: list[dict[str, Any]], footnotes: Sequence[str], title: str) -> None:

@@ -81,9 +81,11 @@ def chat_of(request: Request) -> Chat:
     """The conversation of a request; a raw text becomes a user's turn.
 
     Raises:
-        RequestError: token ids, which cannot be shown to two models.
+        RequestError: an empty chat, or token ids, which cannot be shown to two models.
     """
     if isinstance(request.prompt, Chat):
+        if not request.prompt.messages:
+            raise RequestError("the chat has no message")
         return request.prompt
     if isinstance(request.prompt, Text):
         return Chat((Message("user", request.prompt.text),))
@@ -109,9 +111,9 @@ def intern_request(request: Request, profile: Profile, insight: str, mode: Insig
     return replace(request, prompt=chat)
 
 
-def clean(insight: str, profile: Profile) -> str:
-    """The insight without the family's marks of thinking."""
-    return re.sub(profile.marks, "", insight)
+def shown(written: str, profile: Profile) -> str:
+    """What the intern is shown of what the mentor wrote: with its opening, without the family's marks."""
+    return re.sub(profile.marks, "", profile.opening + written).lstrip("\n") if written else ""
 
 
 def read_tokens(scored: Scored, request: Request, mode: InsightMode, scope: Scope) -> tuple[ScoredToken, ...]:

@@ -18,7 +18,7 @@ from ensemblehub.tasks.answers import last_boxed
 from ensemblehub.tasks.base import Grade, Item, Task
 from ensemblehub.tasks.studio import SPLITS, drawn
 
-SIZES: Mapping[Split, int] = {"train": 2000, "calibration": 1000, "test": 2000}
+SIZES: Mapping[Split, int] = {"train": 1200, "calibration": 1000, "test": 2000}
 _INTEGER = re.compile(r"[+-]?\d+")
 _STATEMENT_END = re.compile(r"[;\n]|\.(?!\d)|,(?!\d)")
 _LABEL = re.compile(r"^\s*(?:[\w ]+:|[-*]|\d+[.)])\s*")
@@ -31,7 +31,7 @@ class StudioMath(Task):
     splits: ClassVar[tuple[str, ...]] = SPLITS
 
     def items(self, split: str, limit: int | None = None) -> Iterator[Item]:
-        """The problems of a split; 2000, 1000 and 2000 of train, calibration and test where there is no limit."""
+        """The problems of a split; 1200, 1000 and 2000 of train, calibration and test where there is no limit."""
         problems = drawn(word_problems.draw, SIZES, split, limit)
         return (_item(problem, f"{self.name}/{split}/{index:05}") for index, problem in enumerate(problems))
 

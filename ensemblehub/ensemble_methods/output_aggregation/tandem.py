@@ -106,8 +106,9 @@ class Tandem(Aggregation):
         async with aclosing(mentor.stream(ask, ledger.meter("insight"))) as writing:
             for level, tokens in self.budgets:
                 before = insight.tokens
-                async for piece in insight.read(writing, tokens):
-                    yield piece
+                async with aclosing(insight.read(writing, tokens)) as pieces:
+                    async for piece in pieces:
+                        yield piece
                 if insight.failed or (judged and insight.tokens == before):
                     break  # the mentor failed, or had already ended at the checkpoint before
                 judged.append(await self.judged(level, insight, request, intern, ledger))
@@ -140,7 +141,7 @@ class Tandem(Aggregation):
         self, level: str, insight: Insight, request: Request, intern: Engine, ledger: Ledger
     ) -> Checkpoint:
         """Let the intern read the question and the insight so far, and judge whether they suffice."""
-        text = insights.clean(insight.text, self.words)
+        text = insights.shown(insight.text, self.words)
         read: tuple[features.Vector, ...] = ()
         if self.verdicts.judge.reads:
             ask = insights.intern_request(request, self.words, text, self.insight_mode)

@@ -1,0 +1,74 @@
+import pytest
+
+from ensemblehub.errors import RequestError
+from ensemblehub.schema import Chat, Message, Request, Sampling, Scored, ScoredToken, Text, TokenIds
+from ensemblehub.tandem import insights
+from ensemblehub.tandem.insights import PROFILES, intern_request, mentor_request, sections, shown
+
+ASK = Request(Chat((Message("system", "Be kind."), Message("user", "2 + 2?"))), Sampling(max_tokens=50, stop=("\n",)))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_level_0_is_the_same_rendering_without_the_insight(name):
+    profile = PROFILES[name]
+    bare, guided = (intern_request(ASK, profile, text, "prompt").prompt for text in ("", "Goal: add"))
+    assert bare.messages[0] == guided.messages[0]
+    assert bare.messages[0].content.startswith(profile.guide)
+    assert bare.messages[0].content.endswith("Be kind.")
+    assert guided.messages[-1].content == bare.messages[-1].content + profile.header + "Goal: add"
+
+
+def test_the_mentor_keeps_the_seed_and_not_the_answers_limits():
+    ask = mentor_request(ASK, PROFILES["qwen3"], 7)
+    assert (ask.sampling.max_tokens, ask.sampling.stop, ask.prompt.thinking) == (7, (), True)
+    assert ask.prefix == "<think>\nGoal:"
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "seen"),
+    [
+        ("deepseek-r1", " add\nPlanning: count</think>\n", "Goal: add\nPlanning: count\n"),
+        ("qwen3-no-think", " add", "Goal: add"),
+        ("gpt-oss", "<|channel|>analysis<|message|>Goal: add<|end|>", "Goal: add"),
+        ("instruct", "Goal: add", "Goal: add"),
+        ("deepseek-r1", "", ""),
+    ],
+)
+def test_the_intern_sees_the_insight_without_the_familys_marks(name, written, seen):
+    assert shown(written, PROFILES[name]) == seen
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Goal: a\nPlanning: b\nRetrieval: c\nAction: d\nand e",
+        "**Goal:** a\n**Planning:** b\n**Retrieval:** c\n**Action:** d\nand e",
+        "1. Goal: a\n2. Planning: b\n3. Retrieval: c\n4. Action: d\nand e",
+        "### GOAL\na\n### Planning\nb\n- retrieval: c\n# Action\nd\nand e",
+    ],
+)
+def test_sections_of_every_style(text):
+    assert sections(text) == {"Goal": "a", "Planning": "b", "Retrieval": "c", "Action": "d\nand e"}
+
+
+def test_a_cut_insight_lacks_the_sections_that_were_cut():
+    assert sections("Goal: a\nPlanning: count on and o") == {"Goal": "a", "Planning": "count on and o"}
+    assert sections("no headings at all, but a goal in mind") == {}
+
+
+def test_the_judge_reads_question_and_insight_or_the_insight_alone():
+    def token(text, message, start):
+        return ScoredToken(text, 0, -1.0, 1.0, message, start, start + len(text))
+
+    question, insight = [token("2 + 2?", 1, 0)], [token("\n\n", 1, 6), token("Goal", 1, 8)]
+    scored = Scored((token("<s>", None, 0), token("guide", 0, 0), *question, *insight, token("<a>", None, 0)))
+    assert insights.read_tokens(scored, ASK, "prompt", "question+insight") == (*question, *insight)
+    assert insights.read_tokens(scored, ASK, "prompt", "insight") == tuple(insight)
+
+
+def test_what_cannot_be_asked_of_two_models():
+    assert insights.chat_of(Request(Text("x"))).messages == (Message("user", "x"),)
+    with pytest.raises(RequestError, match="token ids"):
+        insights.chat_of(Request(TokenIds((1,))))
+    with pytest.raises(RequestError, match="no message"):
+        insights.chat_of(Request(Chat(())))
