@@ -109,7 +109,7 @@ class Scheduler:
             self._compute(read)
         if write:
             self._gather(write)
-            self._compute(write)
+            self._compute(sorted(write, key=lambda row: row.slot))  # in slot order, so that nothing is copied
         self._retire()
         self._hand_over()
         return bool(read or write)

@@ -133,7 +133,7 @@ class Slots(Cache):  # type: ignore[misc]  # transformers is not typed
         plan = self.plan
         assert plan is not None
         store[plan.slots, :, plan.targets] = new.transpose(1, 2)
-        return store[plan.window][:, :, : plan.reach]
+        return store[plan.window, :, : plan.reach]
 
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         rows, length = self.capacity

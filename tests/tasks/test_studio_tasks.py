@@ -23,7 +23,7 @@ def test_items_are_numbered_unique_and_a_limit_only_cuts(task):
     assert task.request(items[0]) == Chat((Message("user", items[0].text),))
 
 
-@pytest.mark.parametrize(("task", "sizes"), [(TASKS[0], (2000, 1000, 2000)), (TASKS[1], (600, 300, 500))])
+@pytest.mark.parametrize(("task", "sizes"), [(TASKS[0], (1200, 1000, 2000)), (TASKS[1], (600, 300, 500))])
 def test_sizes_and_no_text_in_two_splits(task, sizes):
     texts = [[item.text for item in task.items(split)] for split in task.splits]
     assert tuple(len(own) for own in texts) == sizes
