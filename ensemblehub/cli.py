@@ -66,7 +66,7 @@ force_option = click.option("--force", is_flag=True, help="Start anew, even over
 @config_option
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Questions to evaluate.")
 @click.option(
-    "--question", type=click.IntRange(min=0), default=7, show_default=True, help="Which test question to ride."
+    "--question", type=click.IntRange(min=0), default=22, show_default=True, help="Which test question to ride."
 )
 def demo(config: Config, limit: int, question: int) -> None:
     """Show one ride live, then a quick evaluation with its table and plot."""

@@ -191,7 +191,7 @@ class Pipeline:
         part = collected.part([by_id[ride.id] for ride in rides])
         rows = reporting.summary(self.task.name, reporting.methods(part, rides), [row.steps for row in part.rows])
         notes = reporting.notes(part, json.loads(checks.read_text()) if checks.exists() else None)
-        reporting.write(self.folder, rows, notes, f"{self.task.name}: {self.folder.name}")
+        reporting.write(self.folder, rows, notes, f"{self.task.name}: Tandem and its baselines")
         return (self.folder / "table.md").read_text()
 
 

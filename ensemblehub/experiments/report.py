@@ -187,7 +187,7 @@ def _cell(row: dict[str, Any], column: str) -> str:
         )
     value = row[column]
     if column.startswith("tflops"):
-        return f"{value * 1e6:.1f} MFLOPs" if value < 1e-3 else f"{value:.2f}"
+        return f"{value * 1e3:.3f} GFLOPs" if value < 1 else f"{value:.2f}"
     if column.endswith("share"):
         return f"{value:.1%}"
     return f"{value:.3f}" if column.startswith("cost") else f"{value:.1f}" if isinstance(value, float) else str(value)
@@ -214,7 +214,13 @@ def plot(rows: Sequence[dict[str, Any]], folder: Path, title: str) -> list[Path]
         style = {"tandem": ("*", "C3", 14), "mentor": ("s", "C0", 8), "oracle": ("x", "0.6", 8)}
         marker, color, size = style.get(row["method"], ("o", "C7", 6))
         axes.errorbar(x, y, bars, fmt=marker, color=color, markersize=size, capsize=2, linewidth=1)
-        axes.annotate(row["method"].replace("_", " "), (x, y), xytext=(7, 5), textcoords="offset points", fontsize=9)
+        axes.annotate(
+            row["method"].replace("_", " "),
+            (x, y),
+            xytext=(7, -14 if row["method"] == "tandem" else 5),
+            textcoords="offset points",
+            fontsize=9,
+        )
     axes.set(xlabel="cost against the mentor alone (full ledger)", ylabel="accuracy, % (95 % interval)", title=title)
     axes.grid(alpha=0.3)
     paths = [folder / "pareto.png", folder / "pareto.svg"]

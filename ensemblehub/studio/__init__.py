@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ensemblehub.errors import ConfigError, did_you_mean
 
+SHIPPED = ("mentor", "intern", "judge")
 _PREFIX = "studio:"
 _WEIGHTS = Path(__file__).parent / "weights"
 CONFIG = Path(__file__).parent / "studio_tandem.yaml"
@@ -19,7 +20,7 @@ def resolve(path: str) -> str:
     """
     if not path.startswith(_PREFIX):
         return path
-    name, known = path.removeprefix(_PREFIX), [folder.name for folder in _WEIGHTS.glob("*/")]
-    if name not in known:
-        raise ConfigError(did_you_mean(name, known, "studio model"))
+    name = path.removeprefix(_PREFIX)
+    if name not in SHIPPED:
+        raise ConfigError(did_you_mean(name, SHIPPED, "studio model"))
     return str(_WEIGHTS / name)

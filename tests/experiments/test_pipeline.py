@@ -160,5 +160,5 @@ def test_the_table_shows_small_and_large_costs():
         "truncated_share": 0.0, "judging_share": 0.02,
     }  # fmt: skip
     text = report.markdown([row])
-    for part in ("50.00% [40.00%, 60.00%]", "+1.00 [+0.00, +2.00]", "200.0 MFLOPs", "12.00", "1.250", "2.0%"):
+    for part in ("50.00% [40.00%, 60.00%]", "+1.00 [+0.00, +2.00]", "0.200 GFLOPs", "12.00", "1.250", "2.0%"):
         assert part in text
