@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from contextlib import aclosing
 from dataclasses import asdict
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
@@ -117,6 +117,20 @@ async def ask(config: Config, chat: Chat, console: Console) -> dict[str, Any]:
         }
 
 
+def comparison(rows: list[dict[str, Any]]) -> Table:
+    """The rows of `summary.json` as a table that fits a terminal."""
+    table = Table(title="tokens by author, and cost against the mentor thinking and concise", title_justify="left")
+    for column in ("method", "accuracy", "95 %", "mentor", "intern", "cost", "concise"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    for row in rows:
+        interval = f"{100 * row['accuracy_low']:.0f}–{100 * row['accuracy_high']:.0f}"
+        tokens = [f"{row['mentor_tokens']:.0f}", f"{row['intern_tokens']:.0f}"]
+        costs = [f"{row['cost_vs_mentor']:.2f}", f"{row['cost_vs_concise']:.2f}"]
+        cells = [row["method"], f"{row['accuracy']:.1%}", interval, *tokens, *costs]
+        table.add_row(*cells, style="bold" if row["method"] == "tandem" else None)
+    return table
+
+
 def demo(config: Config, limit: int, question: int) -> None:
     """One ride live on a test question, then an evaluation of `limit` questions with table and plot."""
     from ensemblehub.experiments.pipeline import Pipeline
@@ -132,5 +146,6 @@ def demo(config: Config, limit: int, question: int) -> None:
     console.rule(f"{limit} test questions: Tandem live, and every baseline on the same questions")
     pipeline.collect("test", limit, force=True)
     pipeline.evaluate(limit, force=True, checks=False)
-    console.print(Markdown(pipeline.report()))
+    pipeline.report()
+    console.print(comparison(json.loads((section.results / "summary.json").read_text())))
     console.print(f"table, per-question file and plot: {section.results}/ (table.md, rides.jsonl, pareto.png)")
