@@ -6,11 +6,12 @@ Knows how to read flags and how to show a ride in a terminal; the work is done e
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -42,20 +43,24 @@ def cli() -> None:
                                             ensemblehub train; ensemblehub calibrate
                                             ensemblehub evaluate; ensemblehub report
 
-    Every command takes --config FILE; without it, the Tandem of the studio pair is used.
+    Every command takes --config FILE; without it, the Tandem of the studio pair is used.  --set KEY=VALUE changes
+    a line of that file for one run.
     """
 
 
 def config_option(command: CommandT) -> CommandT:
-    """`--config FILE`, read and checked."""
+    """`--config FILE` and `--set KEY=VALUE`, read and checked; the command gets a `Config`."""
 
-    def read(_: click.Context, __: click.Parameter, value: Path | None) -> Config:
-        return Config.read(value or studio.CONFIG)
+    @functools.wraps(command)
+    def configured(config: Path | None, changes: tuple[str, ...], **options: Any) -> Any:
+        return command(config=Config.read(config or studio.CONFIG, changes), **options)
 
-    option = click.option(
-        "--config", "-c", type=click.Path(path_type=Path), callback=read, help="YAML file (default: the studio pair)."
-    )
-    return option(command)
+    file = click.option("--config", "-c", type=click.Path(path_type=Path), help="YAML file (default: the studio pair).")
+    change = click.option(
+        "--set", "-s", "changes", multiple=True, metavar="KEY=VALUE",
+        help="Change the file for this run, as in -s experiment.task=studio_code; may be repeated.",
+    )  # fmt: skip
+    return cast(CommandT, file(change(configured)))
 
 
 limit_option = click.option("--limit", type=click.IntRange(min=1), help="Only the first N questions.")
@@ -178,5 +183,5 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("\nensemblehub: interrupted; finished questions are kept, the same command goes on", err=True)
         sys.exit(130)
     except EnsembleHubError as error:
-        click.echo(f"ensemblehub: {error}", err=True)
+        click.echo(f"ensemblehub: {' '.join(str(error).split())}", err=True)
         sys.exit(2)

@@ -6,7 +6,7 @@ engine and no strategy: their options are checked against their own dataclasses 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,8 +95,11 @@ class Config(_Section):
         )
 
     @classmethod
-    def read(cls, path: Path) -> Config:
+    def read(cls, path: Path, changes: Sequence[str] = ()) -> Config:
         """Read a YAML file.
+
+        Args:
+            changes: `key.key=value`, applied over the file; the value is YAML, a list is indexed by number.
 
         Raises:
             ConfigError: one line: file, line, what is wrong, and the nearest name for an unknown key.
@@ -112,6 +115,8 @@ class Config(_Section):
             raise ConfigError(f"{path}{at}: not YAML: {getattr(error, 'problem', None) or error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{path}: empty, or not a mapping; it needs at least `model_specs:`")
+        for change in changes:
+            _apply(data, change)
         try:
             config = cls.model_validate(data)
         except ValidationError as error:
@@ -120,6 +125,21 @@ class Config(_Section):
         if len(set(names)) < len(names):
             raise ConfigError(f"{path}: two models share a name: {', '.join(names)}")
         return config
+
+
+def _apply(data: Any, change: str) -> None:
+    """Set one value in the file's data."""
+    where, equals, text = change.partition("=")
+    *parents, last = [int(part) if part.isdigit() else part for part in where.split(".")]
+    try:
+        if not equals:
+            raise ValueError("it has no =")
+        value = yaml.safe_load(text)
+        for part in parents:
+            data = data[part] if isinstance(part, int) else data.setdefault(part, {})
+        data[last] = value
+    except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot set {change!r} (expected KEY.KEY=VALUE): {error}") from error
 
 
 def _explain(path: Path, node: yaml.Node | None, error: ValidationError) -> str:

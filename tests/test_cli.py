@@ -71,6 +71,31 @@ def test_a_mistake_gets_one_line_with_the_nearest_name(config, capsys, old, new,
     assert "Traceback" not in output.err
 
 
+def test_set_changes_the_file_for_one_run(config, capsys):
+    level = "ensemble.output_aggregation_params.judge=fixed:low"
+    main(["ask", "2 + 2?", "-c", str(config), "--json", "-s", level, "--set", 'model_specs.1.replies={"": five}'])
+    record = json.loads(capsys.readouterr().out)
+    assert record["answer"] == "five"
+    assert len(record["verdicts"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("ensemble.genration={}", "did you mean 'generation'"),
+        ("model_specs.7.name=x", "cannot set"),
+        ("nothing", "no ="),
+        ("ensemble.generation.max_tokens=[", "cannot set"),
+        ("ensemble.generation.max_tokens=many", "max_tokens"),
+    ],
+)
+def test_a_wrong_change_is_one_line(config, capsys, change, says):
+    code, output = run(["ask", "2 + 2?", "-c", str(config), "-s", change], capsys)
+    assert code == 2
+    assert says in output.err
+    assert output.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

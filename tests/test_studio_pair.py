@@ -30,7 +30,8 @@ ITEMS = list(StudioMath().items("test", 12))
 
 def studio_pair(**options):
     config = Config.read(studio.CONFIG)
-    specs = [spec.model_copy(update=options.pop("engine", {})) for spec in config.model_specs]
+    engine = options.pop("engine", {})
+    specs = [spec.model_copy(update=engine) for spec in config.model_specs]
     params = {**config.aggregation.params, **options}
     section = config.ensemble.model_copy(update={"output_aggregation_params": params})
     return Ensemble.from_config(config.model_copy(update={"ensemble": section, "model_specs": specs}))

@@ -130,7 +130,7 @@ def sections(insight: str) -> dict[str, str]:
     """The insight by GPRA heading; headings may be bold, numbered or bulleted, and a cut insight lacks some."""
     heading = rf"^[\s>#*\-\d.)]*({'|'.join(SECTIONS)})\b[*\s]*[:：]?[*]*"
     found = list(re.finditer(heading, insight, re.MULTILINE | re.IGNORECASE))
-    ends = [match.start() for match in found[1:]] + [len(insight)]
+    ends = [*(match.start() for match in found[1:]), len(insight)][: len(found)]
     return {match[1].capitalize(): insight[match.end() : end].strip() for match, end in zip(found, ends, strict=True)}
 
 

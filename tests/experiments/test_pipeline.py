@@ -1,5 +1,6 @@
 """The whole pipeline on scripted engines, killed in the middle and resumed."""
 
+import functools
 import json
 import os
 import signal
@@ -134,7 +135,8 @@ def test_a_killed_collection_resumes_without_losing_or_repeating_a_question(tmp_
 def test_an_interrupt_says_how_to_go_on(tmp_path):
     path = configured(tmp_path, delay=0.02)
     command = [sys.executable, "-m", "ensemblehub", "collect", "--split", "train", "--limit", "400", "-c", str(path)]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job starts deaf to it
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     journal, deadline = tmp_path / "results/collected/train.partial.jsonl", time.monotonic() + 60
     while time.monotonic() < deadline and (not journal.exists() or journal.stat().st_size < 4000):
         time.sleep(0.02)
