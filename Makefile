@@ -26,7 +26,7 @@ demo: $(STAMP)  ## the built-in pair rides in tandem
 	$(BIN)/ensemblehub demo
 
 test: $(STAMP)  ## run all tests
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: $(STAMP)  ## check style
 	$(BIN)/ruff check .

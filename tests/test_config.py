@@ -72,6 +72,14 @@ def test_options_are_checked_by_name_and_type():
         build(options, {"delay": "soon"}, "m")
 
 
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "nonsense"])
+def test_a_device_that_is_not_there_is_refused_before_loading(device):
+    pytest.importorskip("torch")
+    options = lookup(ENGINES, "hf", "engine").options
+    with pytest.raises(ConfigError, match="cannot be used here"):
+        build(options, {"path": "x", "device": device}, "m")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -57,6 +57,7 @@ class HFOptions:
     price: Price | None = None
 
     def __post_init__(self) -> None:
+        device_of(self)
         if self.batch_rows < 1 or self.lookahead < 0 or self.prefix_cache_tokens < 0:
             raise ConfigError("batch_rows must be at least 1; lookahead and prefix_cache_tokens at least 0")
         if self.quantization != "none" and not device_of(self).startswith("cuda"):
@@ -64,8 +65,16 @@ class HFOptions:
 
 
 def device_of(options: HFOptions) -> str:
-    """The device that `options` means here."""
+    """The device that `options` means here.
+
+    Raises:
+        ConfigError: it is no device, or this machine has none of its kind.
+    """
     if options.device != "auto":
+        try:
+            torch.empty(0, device=options.device)
+        except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+            raise ConfigError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
         return options.device
     if torch.cuda.is_available():
         return "cuda"

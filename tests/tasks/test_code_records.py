@@ -8,6 +8,9 @@ import pytest
 
 from ensemblehub.tasks.sandbox import run_tests
 
+# A hostile program may kill what it can reach, other tests' sandboxes included: one worker runs them all.
+pytestmark = pytest.mark.xdist_group("sandbox")
+
 OWN = Path(__file__).with_name("records.jsonl")
 DATA = Path(__file__).parents[2] / "data"
 

@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from ensemblehub.tasks import sandbox, sandbox_child
 from ensemblehub.tasks.sandbox import run_tests
 
+# A hostile program may kill what it can reach, other tests' sandboxes included: one worker runs them all.
+pytestmark = pytest.mark.xdist_group("sandbox")
+
 TEST = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(3) == 9\n"
 RIGHT = "def f(x):\n    return x * x\n"
 WRONG = "def f(x):\n    return x + 2\n"
