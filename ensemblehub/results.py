@@ -5,6 +5,7 @@ Knows no engine and no task.
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
@@ -163,32 +164,44 @@ class Journal:
     """
 
     def __init__(self, path: Path, fingerprint: dict[str, Any], force: bool = False) -> None:
-        """Open or create.
+        """Open or create, and keep every other process out until it is closed.
 
         Raises:
-            ArtifactError: the file was made with other settings, and `force` is not set.
+            ArtifactError: another process is writing it, or it was made with other settings and `force` is
+                not set.
         """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [] if force else list(self._read())
+        self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise ArtifactError(f"{path} is being written by another process") from error
+        if force:
+            self._file.truncate(0)
+        try:
+            rows = list(self._whole_lines())
+        except ValueError as error:
+            self._file.close()
+            raise ArtifactError(f"{path} is damaged ({error}); use --force to start it anew") from error
         if rows and rows[0] != {"settings": fingerprint}:
+            self._file.close()
             raise ArtifactError(f"{path} was begun with other settings; use --force to start it anew")
         self.rows: dict[str, dict[str, Any]] = {row["id"]: row for row in rows[1:]}
-        self._file = path.open("ab" if rows else "wb")
         if not rows:
             self._write({"settings": fingerprint})
 
-    def _read(self) -> Iterator[dict[str, Any]]:
-        if not self.path.exists():
-            return
+    def _whole_lines(self) -> Iterator[dict[str, Any]]:
+        """The rows; what a killed process left of a last one is cut off."""
         whole = 0
-        with self.path.open("rb+") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                yield json.loads(line)
-                whole += len(line)
-            file.truncate(whole)
+        self._file.seek(0)
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            yield json.loads(line)
+            whole += len(line)
+        self._file.truncate(whole)
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a finished row; when this returns, the row survives a kill."""

@@ -66,6 +66,25 @@ def test_other_settings_are_refused_unless_forced(tmp_path):
     Journal(path, {"a": 2}).close()
 
 
+def test_a_damaged_journal_is_one_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("not json\n")
+    with pytest.raises(ArtifactError, match="damaged"):
+        Journal(path, {"a": 1})
+    Journal(path, {"a": 1}, force=True).close()
+
+
+def test_two_processes_do_not_write_one_journal(tmp_path):
+    first = Journal(tmp_path / "rows.jsonl", {"a": 1})
+    first.append({"id": "x"})
+    with pytest.raises(ArtifactError, match="another process"):
+        Journal(tmp_path / "rows.jsonl", {"a": 1}, force=True)
+    first.close()
+    second = Journal(tmp_path / "rows.jsonl", {"a": 1})
+    assert list(second.rows) == ["x"]
+    second.close()
+
+
 def collected(n=3):
     run = Run(True, "stop", 10, 5, 20, 8, 0.1, False, "text")
     rows = [Row(f"q{index}", "s", 1, 2, "insight", 2, {"none": run, "low": run, "mentor": run}) for index in range(n)]
