@@ -31,7 +31,17 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def dashed(name: str) -> str:
+    """Flags are the same with `_` and with `-`."""
+    return name.replace("_", "-")
+
+
+@click.group(
+    cls=Commands,
+    context_settings={
+        "help_option_names": ["-h", "--help"], "max_content_width": 100, "token_normalize_func": dashed,
+    },
+)  # fmt: skip
 @click.version_option(__version__, prog_name="ensemblehub")
 def cli() -> None:
     """Reasoning from language models at a fraction of the cost.
@@ -39,6 +49,8 @@ def cli() -> None:
     \b
     Watch a ride on the models that ship:   ensemblehub demo
     Ask your own question:                  ensemblehub ask "There are 3 mugs. ..."
+    Answer a file of questions:             ensemblehub infer --input_path FILE --output_path FILE
+    What a configuration means here:        ensemblehub doctor CONFIG
     The experiment behind the table:        ensemblehub collect --split train   (then calibration, test)
                                             ensemblehub train; ensemblehub calibrate
                                             ensemblehub evaluate; ensemblehub report
@@ -101,6 +113,32 @@ def ask(question: str, config: Config, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("file", metavar="[YAML]", required=False, type=click.Path(path_type=Path))
+@click.option("--config", "-c", type=click.Path(path_type=Path), help="YAML file (default: the studio pair).")
+@click.option("--set", "-s", "changes", multiple=True, metavar="KEY=VALUE", help="Change the file for this run.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(file: Path | None, config: Path | None, changes: tuple[str, ...], as_json: bool) -> None:
+    """Explain a configuration: who takes part, what is needed and present, how much memory.
+
+    Loads no weights, needs no API keys and no network.  Exit status: 0 it can run, 2 it cannot.
+    """
+    from ensemblehub import doctor as examining
+
+    if file and config:
+        raise click.UsageError(f"two configurations: {file} and --config {config}")
+    examining.offline()
+    report = examining.examine(config or file or studio.CONFIG, changes)
+    if as_json:
+        click.echo(json.dumps(report.record(), ensure_ascii=False, default=str))
+    else:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        examining.show(report, console if console.is_terminal else Console(highlight=False, width=160))
+    sys.exit(0 if report.ok else 2)
+
+
+@cli.command()
 @config_option
 @click.option("--split", required=True, help="train (for the judge), calibration (for thresholds) or test.")
 @limit_option
@@ -118,11 +156,40 @@ def collect(config: Config, split: str, limit: int | None, force: bool) -> None:
 
 @cli.command()
 @config_option
-def train(config: Config) -> None:
-    """Train the sufficiency judge on the collected `train` split."""
+@click.option("--selection", is_flag=True, help="Train a `learned` selection instead: collect what it needs, then fit.")
+@click.option("--limit", type=click.IntRange(min=1), help="With --selection: only the first N questions of each split.")
+@click.option("--force", is_flag=True, help="With --selection: collect anew.")
+def train(config: Config, selection: bool, limit: int | None, force: bool) -> None:
+    """Train the sufficiency judge on the collected `train` split, or a selection."""
+    if selection:
+        from ensemblehub.experiments import selection as learning
+
+        click.echo(json.dumps(learning.train(config, limit, force), indent=1))
+        return
+    if limit or force:
+        raise click.UsageError("--limit and --force go with --selection; the judge learns from what was collected")
     from ensemblehub.experiments.pipeline import Pipeline
 
     click.echo(json.dumps(Pipeline(config).train(), indent=1))
+
+
+@cli.command()
+@config_option
+@click.option("--input_path", "--input-path", type=click.Path(path_type=Path), required=True, help="Questions.")
+@click.option(
+    "--output_path", "--output-path", type=click.Path(path_type=Path), default="stats.json", show_default=True,
+    help="Where the statistics go.",
+)  # fmt: skip
+@limit_option
+def stats(config: Config, input_path: Path, output_path: Path, limit: int | None) -> None:
+    """Measure every model's perplexity and confidence on questions, for the selection `zscore`."""
+    from ensemblehub.experiments import stats as measuring
+
+    found = measuring.measure(config, measuring.questions(input_path, limit), output_path)
+    for name, one in found.items():
+        spread = "{ppl_mean:.3f} ± {ppl_std:.3f}, confidence {conf_mean:.3f} ± {conf_std:.3f} ({n} questions)"
+        click.echo(f"{name}: perplexity {spread.format(**one)}")
+    click.echo(f"written to {output_path}: name it as `stats_file` of the selection")
 
 
 @cli.command()
@@ -165,6 +232,74 @@ def report(config: Config) -> None:
     from ensemblehub.experiments.pipeline import Pipeline
 
     click.echo(Pipeline(config).report())
+
+
+@cli.command()
+@click.argument("file", metavar="[YAML]", required=False, type=click.Path(path_type=Path))
+@click.option("--config", "-c", type=click.Path(path_type=Path), help="YAML file (default: the studio pair).")
+@click.option("--set", "-s", "changes", multiple=True, metavar="KEY=VALUE", help="Change the file for this run.")
+@click.option("--model_specs", multiple=True, metavar="PATH:ENGINE:DEVICE", help="A model; repeat for more.")
+@click.option("--model_selection_method", metavar="NAME", help="Which models take part.")
+@click.option("--output_aggregation_method", metavar="NAME", help="How their outputs become one.")
+@click.option("--max_tokens", type=click.IntRange(min=1), help="Tokens of an answer at most.")
+@click.option(
+    "--input_path", type=click.Path(path_type=Path), required=True, help="JSON, JSONL or parquet, gzipped or not."
+)
+@click.option("--output_path", type=click.Path(path_type=Path), required=True, help="JSONL, one row per item.")
+@click.option("--batch_size", type=click.IntRange(min=1), default=4, show_default=True, help="Items at the same time.")
+@click.option("--max_examples", type=click.IntRange(min=1), help="Only the first N items.")
+@click.option("--show_attribution", is_flag=True, help="Write which model wrote what.")
+@click.option("--resume", is_flag=True, help="Go on where the last run stopped; this is always so.")
+@click.option("--force", is_flag=True, help="Start anew, even over answers of another configuration.")
+def infer(
+    file: Path | None, config: Path | None, changes: tuple[str, ...], model_specs: tuple[str, ...],
+    model_selection_method: str | None, output_aggregation_method: str | None, max_tokens: int | None,
+    input_path: Path, output_path: Path, batch_size: int, max_examples: int | None, show_attribution: bool,
+    resume: bool, force: bool,
+) -> None:  # fmt: skip
+    """Answer every item of a file; also `python -m ensemblehub.inference`.
+
+    Interrupt or kill it whenever you like: the same command goes on where it stopped, and tries failed items
+    again.  Exit status: 0 all answered, 1 some failed, 2 nothing could be done, 130 interrupted.
+    """
+    from ensemblehub import inference
+
+    if file and config:
+        raise click.UsageError(f"two configurations: {file} and --config {config}")
+    if resume and force:
+        raise click.UsageError("--resume goes on and --force starts anew: choose one")
+    setup = inference.configured(
+        config or file, changes, model_specs, model_selection_method, output_aggregation_method, max_tokens
+    )
+    tally = inference.infer(setup, input_path, output_path, batch_size, max_examples, show_attribution, force)
+    click.echo(tally.summary(output_path))
+    if tally.stopped_by:
+        click.echo("ensemblehub: interrupted; the same command goes on with the rest", err=True)
+    sys.exit(tally.exit_code)
+
+
+@cli.group(cls=Commands)
+def data() -> None:
+    """Benchmarks as data files."""
+
+
+@data.command()
+@click.argument("name")
+@click.option(
+    "--from", "source", type=click.Path(path_type=Path), help="A file in the public format, instead of the hub."
+)
+@click.option("--to", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Data folder.")
+@click.option("--split", help="Only this split; with --from, the one that FILE is.")
+def fetch(name: str, source: Path | None, to: Path, split: str | None) -> None:
+    """Write the files of benchmark NAME: math, math500, gsm8k, humaneval, aime24 or amc23."""
+    from ensemblehub import data as benchmarks
+
+    files, benchmark = benchmarks.fetch(name, source, to, split), benchmarks.named(name)
+    for file, count in files.items():
+        click.echo(f"{file}: {count} items")
+    whole, count = benchmark.sizes[split or benchmark.splits[-1]], sum(files.values())
+    if source and count != whole:
+        click.echo(f"note: {benchmark.title} has {whole} items, {source} {count}", err=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

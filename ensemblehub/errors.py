@@ -11,7 +11,13 @@ class EnsembleHubError(Exception):
 
 
 class ConfigError(EnsembleHubError):
-    """A configuration, option or file that cannot be used."""
+    """A configuration, option or file that cannot be used; `option` leads to a wrong option, where it is one."""
+
+    option: tuple[str | int, ...] = ()
+
+
+class AbsentError(ConfigError):
+    """A model that is not on this machine and cannot be fetched now."""
 
 
 class CapabilityError(ConfigError):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ensemblehub.errors import ConfigError, did_you_mean
@@ -19,10 +20,31 @@ ENGINES = {
 }
 SELECTIONS = {
     "all": "ensemblehub.ensemble_methods.model_selection.all:All",
+    "learned": "ensemblehub.ensemble_methods.model_selection.learned:Learned",
+    "model_judgment": "ensemblehub.ensemble_methods.model_selection.model_judgment:ModelJudgment",
+    "random": "ensemblehub.ensemble_methods.model_selection.random:Random",
+    "zscore": "ensemblehub.ensemble_methods.model_selection.zscore:ZScore",
 }
 AGGREGATIONS = {
+    "best_of": "ensemblehub.ensemble_methods.output_aggregation.best_of:BestOf",
+    "distribution": "ensemblehub.ensemble_methods.output_aggregation.distribution:Distribution",
+    "fuse": "ensemblehub.ensemble_methods.output_aggregation.fuse:Fuse",
+    "gac": "ensemblehub.ensemble_methods.output_aggregation.gac:GaC",
+    "loop": "ensemblehub.ensemble_methods.output_aggregation.loop:Loop",
+    "progressive": "ensemblehub.ensemble_methods.output_aggregation.progressive:Progressive",
+    "random": "ensemblehub.ensemble_methods.output_aggregation.random:Random",
+    "reward_based": "ensemblehub.ensemble_methods.output_aggregation.reward_based:RewardBased",
     "single": "ensemblehub.ensemble_methods.output_aggregation.single:Single",
+    "switch": "ensemblehub.ensemble_methods.output_aggregation.switch:Switch",
     "tandem": "ensemblehub.ensemble_methods.output_aggregation.tandem:Tandem",
+    "vote": "ensemblehub.ensemble_methods.output_aggregation.vote:Vote",
+}
+SCORERS = {
+    "api": "ensemblehub.scorers.api:APIScorer",
+    "hf_gen": "ensemblehub.scorers.perplexity:PerplexityScorer",
+    "hf_rm": "ensemblehub.scorers.reward_model:RewardModelScorer",
+    "perplexity": "ensemblehub.scorers.perplexity:PerplexityScorer",
+    "reward_model": "ensemblehub.scorers.reward_model:RewardModelScorer",
 }
 TASKS = {
     "studio_math": "ensemblehub.tasks.studio_math:StudioMath",
@@ -48,8 +70,11 @@ def lookup(table: Mapping[str, str], name: str, what: str) -> Any:
         raise ConfigError(f"cannot load {what} {name!r}: {error}") from error
 
 
-def build(cls: type, options: Mapping[str, Any], where: str) -> Any:
+def build(cls: type, options: Mapping[str, Any], where: str, besides: Iterable[str] = ()) -> Any:
     """`cls(**options)` for a frozen dataclass, with types checked and unknown names refused.
+
+    Args:
+        besides: other names that could have been meant where the options stand.
 
     Raises:
         ConfigError: an unknown option (with the nearest known one) or a value of the wrong type.
@@ -59,10 +84,17 @@ def build(cls: type, options: Mapping[str, Any], where: str) -> Any:
     known = {field.name for field in dataclasses.fields(cls) if field.init}
     for name in options:
         if name not in known:
-            raise ConfigError(f"{where}: {did_you_mean(name, known, 'option')}")
+            raise _wrong((name,), f"{where}: {did_you_mean(str(name), {*known, *besides}, 'option')}")
     try:
         return TypeAdapter(cls).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{where}: option {at!r}: {first['msg']} (got {first.get('input')!r})") from error
+        got = reprlib.repr(first.get("input"))
+        raise _wrong(first["loc"], f"{where}: option {at!r}: {first['msg']} (got {got})") from error
+
+
+def _wrong(option: tuple[str | int, ...], text: str) -> ConfigError:
+    error = ConfigError(text)
+    error.option = option
+    return error

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import gzip
+import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -156,63 +158,159 @@ class Collected:
         return cls(header, [Row.from_json(line) for line in lines], features, sequences)
 
 
-class Journal:
-    """An append-only JSONL file of finished rows, keyed by `id`, for one fingerprint of settings.
+class Lines:
+    """An append-only JSONL file that one process writes at a time.
 
-    Every row is flushed and synced before it counts; a torn last line (the process was killed while
-    writing) is cut off when the file is opened again.
+    Every line is synced before it counts.  Opening changes nothing in a file; `mend` cuts off a torn last line
+    (the process was killed while writing).
+
+    Attributes:
+        found: the lines that were there when it was opened.
     """
+
+    def __init__(self, path: Path, force: bool = False) -> None:
+        """Open or create, and keep every other process out until it is closed; `force` empties it.
+
+        Raises:
+            ArtifactError: another process is writing it, it cannot be opened, or it is damaged.
+        """
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _locked(path)
+            if force:
+                self._file.truncate(0)
+            self._file.seek(0)
+            whole, _, last = self._file.read().rpartition(b"\n")
+        except BlockingIOError as error:
+            raise ArtifactError(f"{path} is being written by another process") from error
+        except OSError as error:
+            raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+        self.found: list[dict[str, Any]] = []
+        foreign = last.strip(b"\0 ")[:1] not in (b"", b"{")  # nothing that was torn here
+        for number, line in enumerate((whole + last if foreign else whole).split(b"\n"), 1):
+            if line.strip():
+                try:
+                    self.found.append(_object(line))
+                except (ValueError, RecursionError) as error:
+                    self.close()
+                    anew = "mend it, or use --force to start it anew"
+                    raise ArtifactError(f"{path} is damaged (line {number}: {error}); {anew}") from error
+        self._torn = len(last)
+        with suppress(ValueError):
+            self.found.append(_object(last))
+            self._torn = -1  # all there but for its newline, which an editor may have taken
+
+    def mend(self) -> None:
+        """Cut off a torn last line; one that only lacks its newline gets it."""
+        if self._torn > 0:
+            self._file.truncate(os.fstat(self._file.fileno()).st_size - self._torn)
+        elif self._torn:
+            self._write(b"\n")
+        self._torn = 0
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line; when this returns, it survives a kill.
+
+        Raises:
+            ArtifactError: it cannot be written (the disk is full, say); the file is as it was.
+        """
+        self._write(_encoded(line))
+
+    def replace(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Put `lines` in place of all that is there, in one step: a kill leaves the old file or the new one."""
+        real = self.path.resolve()
+        part, old = real.with_name(f"{real.name}.part"), self._file
+        try:
+            self._file = _locked(part)
+            self._file.truncate(0)
+            self._write(b"".join(map(_encoded, lines)))
+            part.replace(real)
+            _sync_folder(real)
+        except OSError as error:
+            raise ArtifactError(f"cannot write {part}: {error.strerror or error}") from error
+        finally:
+            old.close()
+        self._torn = 0
+
+    def _write(self, data: bytes) -> None:
+        size, rest = os.fstat(self._file.fileno()).st_size, memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(size)  # else the next line would go on behind half of this one
+            raise ArtifactError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Close the file and let others write it."""
+        self._file.close()
+
+
+def _locked(path: Path) -> io.FileIO:
+    """The file at `path`, opened for appending and locked; `BlockingIOError` if another process has it."""
+    while True:
+        file = io.FileIO(path, "a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _sync_folder(path)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            file.close()  # it was replaced or removed between opening and locking: open what is there now
+        except OSError:
+            file.close()
+            raise
+        else:
+            file.close()
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a new name in the folder of `path` survive a power cut."""
+    folder = os.open(path.resolve().parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _encoded(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
+class Journal:
+    """Finished rows in a `Lines` file, keyed by `id`, for one fingerprint of settings (its first line)."""
 
     def __init__(self, path: Path, fingerprint: dict[str, Any], force: bool = False) -> None:
         """Open or create, and keep every other process out until it is closed.
 
         Raises:
-            ArtifactError: another process is writing it, or it was made with other settings and `force` is
-                not set.
+            ArtifactError: another process is writing it, it is damaged, or it was made with other settings and
+                `force` is not set.
         """
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise ArtifactError(f"{path} is being written by another process") from error
-        if force:
-            self._file.truncate(0)
-        try:
-            rows = list(self._whole_lines())
-        except ValueError as error:
-            self._file.close()
-            raise ArtifactError(f"{path} is damaged ({error}); use --force to start it anew") from error
-        if rows and rows[0] != {"settings": fingerprint}:
-            self._file.close()
+        self._lines = Lines(path, force)
+        if self._lines.found and self._lines.found[0] != {"settings": fingerprint}:
+            self.close()
             raise ArtifactError(f"{path} was begun with other settings; use --force to start it anew")
-        self.rows: dict[str, dict[str, Any]] = {row["id"]: row for row in rows[1:]}
-        if not rows:
-            self._write({"settings": fingerprint})
-
-    def _whole_lines(self) -> Iterator[dict[str, Any]]:
-        """The rows; what a killed process left of a last one is cut off."""
-        whole = 0
-        self._file.seek(0)
-        for line in self._file:
-            if not line.endswith(b"\n"):
-                break
-            yield json.loads(line)
-            whole += len(line)
-        self._file.truncate(whole)
+        self._lines.mend()
+        self.rows: dict[str, dict[str, Any]] = {row["id"]: row for row in self._lines.found[1:]}
+        if not self._lines.found:
+            self._lines.append({"settings": fingerprint})
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a finished row; when this returns, the row survives a kill."""
-        self._write(row)
+        self._lines.append(row)
         self.rows[row["id"]] = row
-
-    def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._lines.close()

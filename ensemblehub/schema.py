@@ -6,6 +6,7 @@ money in US dollars, compute in floating-point operations (FLOPs, a multiply-add
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -92,20 +93,38 @@ class Request:
 
     Attributes:
         prefix: the answer so far; the engine continues it and returns only what comes after.
+        written: the turns that end `prefix`, as they were written.  An engine may continue what it wrote
+            itself token by token, since the same text in other tokens would have to be computed again.
     """
 
     prompt: Prompt
     sampling: Sampling = Sampling()
     prefix: str = ""
     id: str = ""
+    written: tuple[Piece, ...] = ()
 
     def continued(self, text: str) -> Request:
         """The same request with `text` added to the answer so far."""
-        return replace(self, prefix=self.prefix + text)
+        return replace(self, prefix=self.prefix + text, written=())
+
+    def seeded(self, *parts: object) -> Request:
+        """The same request with a seed derived from its own and `parts` (round, engine, sample number, ...).
+
+        Without a seed of its own, every run draws anew.
+        """
+        if self.sampling.seed is None:
+            return self
+        return replace(self, sampling=replace(self.sampling, seed=derived_seed(self.sampling.seed, *parts)))
 
     def with_prompt(self, prompt: Prompt) -> Request:
         """The same request about another prompt, with nothing answered yet."""
-        return replace(self, prompt=prompt, prefix="")
+        return replace(self, prompt=prompt, prefix="", written=())
+
+
+def derived_seed(seed: int, *parts: object) -> int:
+    """A seed of 63 bits for one part of a request; the same on every machine, different for different parts."""
+    text = "/".join(map(str, (seed, *parts)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -127,6 +146,7 @@ class ScoredToken:
         logprob, entropy: of the prediction of this token (nats); None for the first token of the prompt.
         message: index of the message it belongs to, None for the template's own tokens.
         start, end: character span in that message (in the rendered prompt for template tokens).
+        best: logprob of the likeliest token at this position (nats); None where unknown.
     """
 
     text: str
@@ -136,6 +156,7 @@ class ScoredToken:
     message: int | None
     start: int
     end: int
+    best: float | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +178,7 @@ class Piece:
         finish: set on the last piece of a stream: "stop" (end of text or a stop string) or "length".
         index: which of several answers it belongs to.
         visible: False for what may be retracted (proposals, drafts); a visible piece is never taken back.
+        round: which turn of an answer that is written in turns, from 1; 0 where there are none.
     """
 
     text: str
@@ -166,6 +188,7 @@ class Piece:
     finish: Finish | None = None
     index: int = 0
     visible: bool = True
+    round: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,7 +202,24 @@ class Verdict:
     sufficient: bool
 
 
-Event = Piece | Verdict
+@dataclass(frozen=True)
+class Choice:
+    """A decision between candidates, and why it fell so.
+
+    Attributes:
+        about: what was chosen: the models that take part, one of several proposals, or the final answer.
+        chosen: names of the winners (engine names, or `engine#sample`).
+        scores: every candidate's name and score, where there are scores; higher is better.
+        reason: one sentence for a person; says how a tie was broken.
+    """
+
+    about: Literal["models", "proposal", "answer"]
+    chosen: tuple[str, ...]
+    scores: tuple[tuple[str, float], ...] = ()
+    reason: str = ""
+
+
+Event = Piece | Verdict | Choice
 
 
 @dataclass(frozen=True)
@@ -279,6 +319,7 @@ class Result:
     verdicts: tuple[Verdict, ...]
     spent: tuple[Spent, ...]
     seconds: float = 0.0  # wall time
+    choices: tuple[Choice, ...] = ()
 
     @property
     def text(self) -> str:
@@ -302,7 +343,7 @@ class Result:
 
 
 def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
-    """Join neighbouring pieces of one author, purpose, index and visibility."""
+    """Join neighbouring pieces of one author, purpose, index, visibility and round."""
     joined: list[Piece] = []
     for piece in pieces:
         last = joined[-1] if joined else None
@@ -315,5 +356,5 @@ def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     return tuple(joined)
 
 
-def _author(piece: Piece) -> tuple[str, str, int, bool]:
-    return piece.engine, piece.purpose, piece.index, piece.visible
+def _author(piece: Piece) -> tuple[str, str, int, bool, int]:
+    return piece.engine, piece.purpose, piece.index, piece.visible, piece.round

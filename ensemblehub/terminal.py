@@ -18,7 +18,7 @@ from ensemblehub.config import Config
 from ensemblehub.cost import Ledger
 from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
-from ensemblehub.schema import Chat, Cost, Event, Request, Result, Sampling, Verdict
+from ensemblehub.schema import Chat, Choice, Cost, Event, Request, Result, Verdict
 from ensemblehub.tandem.estimates import estimated_mentor_alone
 
 COLOURS = {"insight": "cyan", "answer": "green"}
@@ -35,11 +35,22 @@ class Screen:
         if isinstance(event, Verdict):
             self.verdict(event)
             return
+        if isinstance(event, Choice):
+            self.choice(event)
+            return
         author = f"{event.engine} · {event.purpose}"
         if author != self.author:
             self.console.print(f"\n[bold]{author}[/bold]" if self.author else f"[bold]{author}[/bold]")
             self.author = author
         self.console.print(Text(event.text, COLOURS.get(event.purpose, "")), end="")
+
+    def choice(self, choice: Choice) -> None:
+        """Print who was chosen, with the scores and the reason where there are any."""
+        scores = ", ".join(f"{name} {score:.3g}" for name, score in choice.scores)
+        line = f"[{choice.about}] {', '.join(choice.chosen)}" + (f"  ({scores})" if scores else "")
+        line += f": {choice.reason}" if choice.reason else ""
+        self.console.print(Text(("\n" if self.author else "") + line, "cyan"))
+        self.author = "choice"
 
     def verdict(self, verdict: Verdict) -> None:
         """Print a judge's word as a bar."""
@@ -99,14 +110,14 @@ async def watch(ensemble: Ensemble, request: Request, console: Console) -> Resul
 
 async def ask(config: Config, chat: Chat, console: Console) -> dict[str, Any]:
     """Answer live on the console; returns the whole ride as a JSON record."""
-    sampling = Sampling(**config.ensemble.generation.model_dump())
+    generation = config.ensemble.generation
     async with Ensemble.from_config(config) as ensemble:
         for engine in ensemble.engines:
             console.print(Text(engine.describe(), "dim"))
-        result = await watch(ensemble, Request(chat, sampling), console)
+        result = await watch(ensemble, Request(chat, ensemble.sampling), console)
         console.print(bill(result, ensemble))
         return {
-            "answer": result.text,
+            "answer": generation.extracted(result.text),
             "insight": result.insight,
             "finish_reason": result.finish,
             "verdicts": [asdict(verdict) for verdict in result.verdicts],

@@ -11,13 +11,14 @@ ROOT = Path(ensemblehub.__file__).parent
 ROWS = [
     {"schema", "errors"},
     {"studio"},
-    {"config", "registry", "cost"},
-    {"tasks", "results", "metrics"},
+    {"config", "yaml_file", "registry", "cost"},
+    {"tasks", "results", "metrics", "data", "dataset"},
     {"generators"},
+    {"scorers"},
     {"tandem"},
     {"ensemble_methods"},
     {"experiments"},
-    {"terminal", "cli"},
+    {"inference", "doctor", "terminal", "cli"},
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 

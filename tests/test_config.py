@@ -1,5 +1,10 @@
+import asyncio
+import json
+import logging
+
 import pytest
 
+from ensemblehub import config as configuration
 from ensemblehub import studio
 from ensemblehub.config import Config
 from ensemblehub.ensemble_methods.ensemble import Ensemble
@@ -31,6 +36,34 @@ def read(tmp_path, text):
         ("model_specs: [{name: a}]\nensemble:\n  generation:\n    temperature: hot", "some.yaml:4"),
         ("model_specs: [{name: a}]\nensemble:\n  generation:\n    max_tokens: 0", "max_tokens"),
         ("model_specs: [{name: a}]\nexperiment: {concurrency: -1}", "concurrency"),
+        ("model_specs:\n- {engine: echo}", "some.yaml:1: model_specs: a model needs a path or a name"),
+        ("model_specs: [{name: a}]\nserver:\n  prot: 1", "some.yaml:3: unknown key 'prot'; did you mean 'port'"),
+        ("model_specs: [{name: a}]\nserver:\n  port: 70000", "some.yaml:3: server.port"),
+        ("model_specs: [{name: a}]\ndebug: {show_input: 1}", "did you mean 'show_input_details'"),
+        ("model_specs: [{name: a}]\nmodel_stats:\n  stat: {}", "did you mean 'stats'"),
+        ("model_specs: [{name: 7}]", "some.yaml:1: model_specs.0.name"),
+        ("model_specs: [a]", "some.yaml:1: model_specs.0"),
+        ("model_specs: {name: a}", "some.yaml:1: model_specs"),
+        ("model_specs: [{name: a}]\nensemble: [loop]", "some.yaml:2: ensemble"),
+        ("model_specs: [{name: a}]\nensemble:\n  progressive: [1]", "some.yaml:3: ensemble.progressive"),
+        ("model_specs: [{name: a}]\n1: 2", "some.yaml:2"),
+        ("model_specs: [{name: a}]\ngenration:", "unknown key 'genration'"),
+        (
+            "model_specs: [{name: a}]\n\nmodel_specs: [{name: b}]",
+            "some.yaml:3: not YAML: key 'model_specs' is said twice",
+        ),
+        ("model_specs:\n- name: a\n  name: b", "some.yaml:3: not YAML: key 'name' is said twice, first on line 2"),
+        ("? [a]\n: b", "not YAML"),
+        ("a: !!int x", "not YAML"),
+        ("a: !!timestamp x", "not YAML"),
+        ("a: 2024-99-99", "not YAML"),
+        ("a: 1\n---\nb: 2", "not YAML"),
+        ("a: \0", "not YAML"),
+        ("a: *b", "some.yaml:1: not YAML"),
+        ("[" * 5000, "nested too deeply"),
+        ("a: " + "x" * 2**20, "larger than"),
+        ("model_specs: [{name: a}]\nensemble: {generation: {do_sample: true, temperature: 0}}", "above 0"),
+        ("model_specs: [{name: a}]\nreward_specs: [{name: s}, {name: s}]", "scorers share a name"),
     ],
 )
 def test_a_wrong_file_is_one_line_with_file_and_line(tmp_path, text, says):
@@ -98,3 +131,238 @@ def test_tandem_options(tmp_path, options, says):
     config = Config.model_validate({"model_specs": specs, "ensemble": section})
     with pytest.raises(ConfigError, match=says):
         Ensemble.from_config(config)
+
+
+def ensemble(tmp_path, text):
+    return Ensemble.from_config(read(tmp_path, text))
+
+
+ECHO = "model_specs:\n- {name: a, engine: echo, parameters: 2}\n- {name: b, engine: echo, parameters: 1}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (ECHO + "- name: c\n  engine: ecko", "some.yaml:5: unknown engine 'ecko'; did you mean 'echo'"),
+        (ECHO + "- name: c\n  engine: echo\n  dealy: 1", "some.yaml:6: model 'c': unknown option 'dealy'"),
+        (ECHO + "- name: c\n  engin: echo", "did you mean 'engine'"),
+        (
+            ECHO + "ensemble:\n  output_aggregation_method: lop",
+            "some.yaml:5: unknown aggregation 'lop'; did you mean 'loop'",
+        ),
+        (ECHO + "ensemble:\n  model_selection_params:\n    l: 1", "some.yaml:6: selection 'all': unknown option 'l'"),
+        (
+            ECHO
+            + "ensemble:\n  output_aggregation_method: tandem\n  output_aggregation_params:\n    levels:\n      low: x",
+            "some.yaml:8: aggregation 'tandem': option 'levels.low'",
+        ),
+        (
+            ECHO + "ensemble:\n  output_aggregation_method: progressive\n  progressive: {outline_max: 3}",
+            "unknown option 'outline_max'; did you mean 'outline_max_tokens'",
+        ),
+        (
+            ECHO
+            + "ensemble:\n  output_aggregation_method: best_of\n  reward_specs:\n  - engine: perplexity\n    modle: a",
+            "some.yaml:8: scorer 'perplexity': unknown option 'modle'; did you mean 'model'",
+        ),
+        (ECHO + "ensemble:\n  output_aggregation_method: best_of", "some.yaml:4: best_of needs a scorer"),
+    ],
+)
+def test_a_wrong_option_says_its_file_and_line(tmp_path, text, says):
+    with pytest.raises(ConfigError) as error:
+        ensemble(tmp_path, text)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_null_sections_are_their_defaults(tmp_path):
+    config = read(
+        tmp_path,
+        ECHO + "ensemble:\n  generation:\n  reward_specs:\n  progressive:\nserver:\ndebug: {enable_thinking: }",
+    )
+    assert config.ensemble == read(tmp_path, ECHO).ensemble
+    assert config.server.port == 8000
+
+
+def test_a_byte_order_mark_and_anchors_are_read(tmp_path):
+    text = "x: &x {engine: echo, delay: 0.5}\n"
+    with pytest.raises(ConfigError, match="unknown key 'x'"):
+        read(tmp_path, text + ECHO)
+    config = read(tmp_path, "\ufeffmodel_specs:\n- &x {name: a, engine: echo, delay: 0.5}\n- {<<: *x, name: b}")
+    assert [(spec.name, spec.options["delay"]) for spec in config.model_specs] == [("a", 0.5), ("b", 0.5)]
+
+
+def test_models_without_a_name_are_called_by_their_path(tmp_path):
+    config = read(tmp_path, "model_specs: [{path: x/y}, {path: x/y}, {name: x/y-2, path: z}, {path: x/y, name: }]")
+    assert [spec.name for spec in config.model_specs] == ["x/y", "x/y-3", "x/y-2", "x/y-4"]
+
+
+def test_scorers_stand_at_top_level_or_under_ensemble(tmp_path):
+    one, two = "- {path: p, engine: hf_gen, weight: 2.0}", "- {path: p}"
+    config = read(tmp_path, ECHO + f"reward_specs:\n{one}\nensemble:\n  reward_specs:\n  {two}")
+    assert [(spec.name, spec.engine, spec.weight) for spec in config.reward_specs] == [
+        ("p", "hf_gen", 2.0), ("p-2", "hf_rm", 1.0),
+    ]  # fmt: skip
+    assert Config.model_validate(config).reward_specs == config.reward_specs
+
+
+def test_options_of_the_reference_reach_the_aggregation(tmp_path):
+    text = ECHO + "ensemble:\n  max_rounds: 7\n  output_aggregation_method: loop\n  output_aggregation_params: "
+    assert ensemble(tmp_path, text + "{max_repeat: 2}").aggregation.max_rounds == 7
+    assert ensemble(tmp_path, text + "{max_rounds: 3}").aggregation.max_rounds == 3
+    text = ECHO + "ensemble:\n  output_aggregation_method: progressive\n  progressive: {outline_max_tokens: 9}"
+    assert ensemble(tmp_path, text).aggregation.outline_max_tokens == 9
+    scored = "reward_specs: [{engine: perplexity, model: a}]\nensemble:\n  output_aggregation_method: reward_based\n"
+    assert ensemble(tmp_path, ECHO + scored + "  score_threshold: -2.0").aggregation.score_threshold == -2.0
+
+
+def test_statistics_of_the_reference_reach_the_selection(tmp_path):
+    one = "{ppl_mean: 1, ppl_std: 1, conf_mean: 1, conf_std: 1}"
+    text = ECHO + f"model_stats: {{stats: {{a: {one}, b: {one}}}}}\nensemble: {{model_selection_method: zscore"
+    assert ensemble(tmp_path, text + "}").selection.stats["b"].ppl_std == 1
+    with pytest.raises(ConfigError, match="no statistics of 'b'"):  # its own go before
+        ensemble(tmp_path, text + f", model_selection_params: {{stats: {{a: {one}}}}}}}")
+
+
+def test_what_has_no_effect_is_said_once(tmp_path, caplog):
+    text = """
+debug: {save_results: true}
+engine_options: {vllm: {a: 1}, hf: {low_cpu_mem: true}}
+model_stats: {stats_file: x}
+ensemble:
+  max_rounds: 5
+  score_threshold: 0.5
+  progressive: {outline_max_tokens: 3}
+model_specs:
+- {name: a, engine: echo, padding_side: left}
+- {name: b, engine: echo, padding_side: left}
+"""
+    with caplog.at_level(logging.WARNING):
+        ensemble(tmp_path, text)
+        ensemble(tmp_path, text)
+    said = sorted(
+        record.message.removeprefix(f"{tmp_path}/some.yaml:").split(" has no effect")[0] for record in caplog.records
+    )
+    assert said == [
+        "10: model_specs.0.padding_side", "2: debug.save_results", "3: engine_options.hf",
+        "3: engine_options.hf.low_cpu_mem", "3: engine_options.vllm", "4: model_stats.stats_file",
+        "6: ensemble.max_rounds", "7: ensemble.score_threshold", "8: ensemble.progressive",
+    ]  # fmt: skip
+    assert read(tmp_path, ECHO).notes == []
+
+
+def test_options_of_all_models_on_an_engine(tmp_path):
+    text = """
+engine_options: {hf: {use_eager_attention: true, low_cpu_mem: true, dtype: float32}}
+debug: {enable_thinking: false}
+model_specs:
+- path: p
+- {path: q, dtype: bfloat16, attn_implementation: sdpa, enable_thinking: true, padding_side: left}
+"""
+    config = read(tmp_path, text)
+    first, second = map(config.options, config.model_specs)
+    assert first == {"path": "p", "attn_implementation": "eager", "dtype": "float32", "enable_thinking": False}
+    assert second == {"path": "q", "attn_implementation": "sdpa", "dtype": "bfloat16", "enable_thinking": True}
+
+
+@pytest.mark.parametrize(
+    ("keys", "field", "value"),
+    [
+        ("{}", "max_tokens", 512),
+        ("{max_tokens: null}", "max_tokens", 100),
+        ("{temperature: 0.7}", "temperature", 0.7),
+        ("{temperature: 0.7, do_sample: false}", "temperature", 0.0),
+        ("{do_sample: true}", "temperature", 1.0),
+        ("{temperature: null}", "temperature", 0.0),
+        ("{stop_strings: [a], stop_sequences: b}", "stop", ("a", "b")),
+        ("{repetition_penalty: 1.1}", "repetition_penalty", 1.1),
+        ("{presence_penalty: 0.5}", "presence_penalty", 0.5),
+        ("{frequency_penalty: 0.5}", "frequency_penalty", 0.5),
+        ("{top_k: 50}", "top_k", 50),
+        ("{seed: 3}", "seed", 3),
+    ],
+)
+def test_generation_becomes_the_request(tmp_path, keys, field, value):
+    generation = read(tmp_path, ECHO + f"ensemble: {{generation: {keys}}}").ensemble.generation
+    assert getattr(generation.sampling(context=200), field) == value
+
+
+def test_an_unlimited_answer_takes_at_most_what_the_reference_took(tmp_path):
+    generation = read(tmp_path, ECHO + "ensemble: {generation: {max_tokens: }}").ensemble.generation
+    assert generation.sampling().max_tokens == generation.sampling(10**6).max_tokens == configuration.LONGEST
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("<think>a</think> b", "b"),
+        ("a</think>b</think> c ", "c"),
+        ("a</think>b ### c", "c"),
+        (" no mark ", " no mark "),
+        ("a</think>", ""),
+    ],
+)
+def test_extract_after_keeps_what_is_behind_the_last_mark(tmp_path, text, kept):
+    generation = read(
+        tmp_path, ECHO + "ensemble: {generation: {extract_after: ['</think>', '###', '']}}"
+    ).ensemble.generation
+    assert generation.extracted(text) == kept
+
+
+async def asked(whole):
+    return await whole.answer("?")
+
+
+def test_details_are_printed_where_asked_for(tmp_path, capsys):
+    asyncio.run(asked(ensemble(tmp_path, ECHO)))
+    assert capsys.readouterr().err == ""
+    asyncio.run(asked(ensemble(tmp_path, ECHO + "debug: {show_input_details: true, show_output_details: true}")))
+    request, result = map(json.loads, capsys.readouterr().err.splitlines())
+    assert request["request"]["prompt"]["messages"][0]["content"] == "?"
+    assert result["result"]["text"] == "ok"
+    assert result["result"]["spent"][0]["cost"]["completion_tokens"] == 1
+
+
+def test_a_value_is_set_below_an_empty_section(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text(ECHO + "ensemble:")
+    assert Config.read(path, ["ensemble.generation.top_k=3"]).ensemble.generation.top_k == 3
+
+
+ODD = [
+    "",
+    "0",
+    "-1",
+    "2.5",
+    ".inf",
+    "true",
+    "x",
+    "[]",
+    "[1]",
+    "[[a]]",
+    "{}",
+    "{a: 1}",
+    "{1: 2}",
+    "{? : 1}",
+    "2020-01-01",
+    "!!binary YWI=",
+]
+
+
+KEYS = ["model_specs.0.name", "model_specs.0.path", "reward_specs.0", *Config.model_fields]
+KEYS += [f"ensemble.{key}" for key in configuration.EnsembleSection.model_fields]
+KEYS += [f"ensemble.generation.{key}" for key in configuration.Generation.model_fields]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_an_odd_value_is_taken_or_refused_in_one_line(tmp_path, key):
+    path = tmp_path / "some.yaml"
+    path.write_text(ECHO + "reward_specs: [{engine: perplexity, model: a}]")
+    refusals = []
+    for value in ODD:
+        try:
+            Ensemble.from_config(Config.read(path, [f"{key}={value}"]))
+        except ConfigError as error:
+            refusals.append(str(error))
+    assert refusals
+    assert not any("\n" in refusal for refusal in refusals)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from ensemblehub.cost import Meter
 from ensemblehub.errors import CapabilityError, ConfigError, did_you_mean
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Capability, Event, Request
+from ensemblehub.scorers.base import together as together
+from ensemblehub.scorers.pool import Pool
 
 Granularity = Literal["token", "segment", "response"]
 
@@ -23,6 +26,19 @@ class Selection(ABC):
     async def select(self, request: Request, engines: Sequence[Engine], meter: Meter) -> list[Engine]:
         """The engines that take part, in order of preference."""
 
+    def least(self, engines: Sequence[Engine]) -> int:
+        """How many of `engines` take part at least, whatever the request; all of them means all always do."""
+        return 1
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        """Refuse engines or options that cannot work, before any weights load.
+
+        Raises:
+            ConfigError: says what is missing and how to get it.
+        """
+        for engine in engines:
+            require(engine, self.needs, f"selection {name_of(self)}")
+
 
 class Aggregation(ABC):
     """How the outputs of the engines become one answer.
@@ -33,10 +49,19 @@ class Aggregation(ABC):
 
     granularity: ClassVar[Granularity]
     needs: ClassVar[frozenset[Capability]] = frozenset()
+    least: ClassVar[int] = 1  # engines it needs to mean anything
 
     @abstractmethod
     def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
         """Answer `request`; `meter.ledger` takes the bill."""
+
+    def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
+        """The engines it cannot do without; a selection must never drop them."""
+        return ()
+
+    def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
+        """Who plays which part, where there are different parts, if `engines` are selected."""
+        return {}
 
     def check(self, engines: Sequence[Engine]) -> None:
         """Refuse engines that cannot play their part, before any weights load.
@@ -45,7 +70,49 @@ class Aggregation(ABC):
             CapabilityError: names the engine, the strategy and what is missing.
         """
         for engine in engines:
-            require(engine, self.needs, type(self).__name__.lower())
+            require(engine, self.needs, name_of(self))
+
+
+class ScoringAggregation(Aggregation):
+    """An aggregation that asks scorers how good a text is."""
+
+    scorers: Pool = Pool()
+
+    def judged_by(self, scorers: Pool) -> Self:
+        """The same aggregation with its scorers."""
+        judged = copy.copy(self)
+        object.__setattr__(judged, "scorers", scorers)  # not an option, so not a field
+        return judged
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        if not self.scorers.scorers:
+            raise ConfigError(f"{name_of(self)} needs a scorer: add `reward_specs:` to the configuration")
+
+
+def name_of(strategy: Selection | Aggregation) -> str:
+    """The strategy's name for a message: that of its file."""
+    return type(strategy).__module__.rpartition(".")[2]
+
+
+def check_together(engines: Sequence[Engine], selection: Selection, aggregation: Aggregation) -> None:
+    """Refuse a selection that may drop what the aggregation cannot do without, before any weights load.
+
+    Raises:
+        ConfigError: names both and the engines concerned.
+    """
+    selection.check(engines)
+    aggregation.check(engines)
+    least = selection.least(engines)
+    roles = aggregation.roles(engines)
+    if roles and least < len(engines):
+        names = " and ".join(repr(engine.name) for engine in roles)
+        raise ConfigError(f"{name_of(aggregation)} needs {names}, which selection {name_of(selection)} may drop")
+    if least < aggregation.least:
+        raise ConfigError(
+            f"{name_of(aggregation)} needs at least {aggregation.least} engines, and selection "
+            f"{name_of(selection)} may leave {least} of {len(engines)}"
+        )
 
 
 def require(engine: Engine, needs: frozenset[Capability], strategy: str) -> None:
@@ -53,6 +120,16 @@ def require(engine: Engine, needs: frozenset[Capability], strategy: str) -> None
     missing = sorted(needs - engine.can)
     if missing:
         raise CapabilityError(f"{strategy} needs {', '.join(missing)} of engine {engine.name!r}, which it lacks")
+
+
+def check_k(k: int, engines: Sequence[Engine], strategy: str) -> None:
+    """Refuse to choose `k` of `engines` where that cannot be.
+
+    Raises:
+        ConfigError: k is below 1 or above the number of engines.
+    """
+    if not 1 <= k <= len(engines):
+        raise ConfigError(f"{strategy}: k must be from 1 to {len(engines)}, the number of models, not {k}")
 
 
 def by_name(engines: Sequence[Engine], name: str, role: str) -> Engine:
@@ -65,3 +142,8 @@ def by_name(engines: Sequence[Engine], name: str, role: str) -> Engine:
         if engine.name == name:
             return engine
     raise ConfigError(f"{role}: {did_you_mean(name, [engine.name for engine in engines], 'engine')}")
+
+
+def by_size(engines: Sequence[Engine]) -> list[Engine]:
+    """The engines from the largest to the smallest by parameters; equals keep the order of the configuration."""
+    return sorted(engines, key=lambda engine: -engine.card.parameters)

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ensemblehub import registry, studio
 from ensemblehub.config import Config
@@ -27,8 +23,8 @@ from ensemblehub.experiments import evaluate as evaluating
 from ensemblehub.experiments import replay
 from ensemblehub.experiments import report as reporting
 from ensemblehub.experiments.evaluate import Ride
+from ensemblehub.experiments.progress import progress
 from ensemblehub.results import LEVEL_0, Collected, Journal
-from ensemblehub.schema import Sampling
 from ensemblehub.tandem import calibration, sufficiency
 from ensemblehub.tandem.estimates import Length
 from ensemblehub.tandem.judges import FeatureJudge
@@ -44,7 +40,7 @@ class Pipeline:
     def __init__(self, config: Config) -> None:
         self.config, self.settings = config, config.experiment
         self.task: Task = registry.lookup(registry.TASKS, self.settings.task, "task")()
-        self.sampling = Sampling(**config.ensemble.generation.model_dump())
+        self.sampling = config.ensemble.generation.sampling()
         self.folder = self.settings.results
 
     def ensemble(self, **options: Any) -> tuple[Ensemble, Tandem]:
@@ -76,7 +72,7 @@ class Pipeline:
                 return done
             raise ArtifactError(f"{folder}/{split} was collected with other settings; use --force to replace it")
         journal = Journal(folder / f"{split}.partial.jsonl", json.loads(json.dumps(header)), force)
-        with _progress(f"collect {split}", len(items), len(journal.rows)) as step:
+        with progress(f"collect {split}", len(items), len(journal.rows)) as step:
             asyncio.run(self._collect(ensemble, tandem, items, journal, step))
         return collecting.finish(journal, header, [item.id for item in items], folder, split)
 
@@ -149,7 +145,7 @@ class Pipeline:
         settings = {"collected": collected.header, "options": asdict(tandem), "n": len(items)}
         settings["judge"] = tandem.verdicts.record()
         journal = Journal(self.folder / "rides.jsonl", json.loads(json.dumps(settings, default=str)), force)
-        with _progress("evaluate", len(items), len(journal.rows)) as step:
+        with progress("evaluate", len(items), len(journal.rows)) as step:
             rides = asyncio.run(self._evaluate(ensemble, items, journal, step))
         journal.close()
         if checks:
@@ -193,18 +189,3 @@ class Pipeline:
         notes = reporting.notes(part, json.loads(checks.read_text()) if checks.exists() else None)
         reporting.write(self.folder, rows, notes, f"{self.task.name}: Tandem and its baselines")
         return (self.folder / "table.md").read_text()
-
-
-@contextmanager
-def _progress(what: str, total: int, done: int) -> Iterator[Callable[..., None]]:
-    """A progress bar on standard error; yields the function that counts one more."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total, completed=done)
-        yield lambda *_: bar.advance(task)

@@ -193,8 +193,8 @@ def _cell(row: dict[str, Any], column: str) -> str:
     return f"{value:.3f}" if column.startswith("cost") else f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def plot(rows: Sequence[dict[str, Any]], folder: Path, title: str) -> list[Path]:
-    """Accuracy against cost, as PNG and SVG.
+def pyplot() -> Any:
+    """Matplotlib's pyplot, drawing to files that are the same every time.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -207,6 +207,16 @@ def plot(rows: Sequence[dict[str, Any]], folder: Path, title: str) -> list[Path]
     mpl.rcParams["svg.hashsalt"] = "ensemblehub"
     from matplotlib import pyplot as plt
 
+    return plt
+
+
+def plot(rows: Sequence[dict[str, Any]], folder: Path, title: str) -> list[Path]:
+    """Accuracy against cost, as PNG and SVG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(8, 5.2))
     for row in rows:
         x, y = row["cost_vs_mentor"], 100 * row["accuracy"]

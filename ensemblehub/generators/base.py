@@ -54,8 +54,33 @@ class Decoder(ABC):
         """
 
     @abstractmethod
+    async def read(self, append: Sequence[int], drop: int = 0) -> list[Distribution]:
+        """Like `step`, but return the distribution after each appended id, from one forward pass.
+
+        Raises:
+            EngineError, RequestError: as `step`; nothing to append is a `RequestError`.
+        """
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` in the middle of an answer: no special tokens, none added."""
+
+    @abstractmethod
     def close(self) -> None:
         """Bill the row and free it; closing twice is harmless."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory that a model takes where it runs, in bytes.
+
+    Attributes:
+        weights: of its parameters.
+        token: of the keys and values of one token.
+    """
+
+    weights: int
+    token: int
 
 
 class Engine(ABC):
@@ -103,6 +128,11 @@ class Engine(ABC):
     def model(self) -> str:
         """Which model this is, said the same way on every machine; what is trained for it names it so."""
         return self.name
+
+    @property
+    def footprint(self) -> Footprint | None:
+        """What it takes in memory; None where it runs elsewhere or is no model."""
+        return None
 
     def describe(self) -> str:
         """One line for a person: which model, where and how it runs."""

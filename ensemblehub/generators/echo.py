@@ -30,6 +30,7 @@ class EchoOptions:
         replies: answer by a string that the prompt holds; "" matches any prompt.
         delay: seconds per token.
         logprob, entropy: of every token, in nats; `confident` strings in a prompt make both near 0.
+        best: logprob of the likeliest token wherever one is read; that of the token itself by default.
         confident: strings; a prompt that holds one of them is read with confidence.
         fail_after: raise an `EngineError` after this many tokens (for tests of failure handling).
         lookahead: tokens written beyond those that were read, as a remote engine would.
@@ -39,6 +40,7 @@ class EchoOptions:
     delay: float = 0.0
     logprob: float = -1.0
     entropy: float = 1.0
+    best: float | None = None
     confident: tuple[str, ...] = ()
     fail_after: int | None = None
     lookahead: int = 0
@@ -88,6 +90,7 @@ class EchoEngine(Engine):
     async def score(self, request: Request, meter: Meter) -> Scored:
         sure = any(mark in self._rendered(request) for mark in self.script.confident)
         logprob, entropy = (-0.01, 0.01) if sure else (self.script.logprob, self.script.entropy)
+        best = logprob if sure or self.script.best is None else self.script.best
         tokens: list[ScoredToken] = []
         for index, text in enumerate(self._messages(request)):
             position = 0
@@ -95,7 +98,8 @@ class EchoEngine(Engine):
                 known = bool(tokens)
                 end = position + len(word)
                 values = (logprob, entropy) if known else (None, None)
-                tokens.append(ScoredToken(word, None, values[0], values[1], index, position, end))
+                likeliest = best if known else None
+                tokens.append(ScoredToken(word, None, values[0], values[1], index, position, end, likeliest))
                 position += len(word)
         meter.record(self.name, self.card, prompt_tokens=len(tokens))
         return Scored(tuple(tokens))

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from ensemblehub.cost import Meter
 from ensemblehub.errors import ContextOverflowError, EngineError, MissingExtraError, RequestError
-from ensemblehub.generators.base import Decoder, Distribution, Engine, Vocabulary
+from ensemblehub.generators.base import Decoder, Distribution, Engine, Footprint, Vocabulary
 from ensemblehub.generators.rendering import Rendered, Renderer
 from ensemblehub.schema import Capability, Piece, Request, Scored, ScoredToken
 
@@ -56,6 +56,10 @@ class HFEngine(Engine):
     def model(self) -> str:
         return hf_loading.identity(self.settings)
 
+    @property
+    def footprint(self) -> Footprint:
+        return hf_loading.footprint_of(self.settings, self._config, self.card)
+
     def describe(self) -> str:
         """One line: where and how the model runs."""
         device = hf_loading.device_of(self.settings)
@@ -91,7 +95,11 @@ class HFEngine(Engine):
 
     def render(self, request: Request) -> Rendered:
         """The request's prompt and prefix as token ids with their origins."""
-        return self._renderer(request)
+        return self._renderer(request, self.name)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` in the middle of an answer, special tokens taken literally."""
+        return self._renderer.inside(text)
 
     async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
         sampling = request.sampling
@@ -159,7 +167,7 @@ class HFEngine(Engine):
 
     @cached_property
     def _renderer(self) -> Renderer:
-        return Renderer(hf_loading.tokenizer_of(self.settings))
+        return Renderer(hf_loading.tokenizer_of(self.settings), self.settings.enable_thinking)
 
     def _fitting(self, request: Request, written: int) -> tuple[int, ...]:
         ids = self.render(request).ids
@@ -199,17 +207,22 @@ class HFEngine(Engine):
 def _scored(rendered: Rendered, readings: Readings) -> Scored:
     logprobs: list[float | None] = [None, *readings.logprobs[1:]]
     entropies: list[float | None] = [None, *readings.entropies[1:]]
-    tokens = zip(rendered.ids, rendered.origins, logprobs, entropies, strict=True)
+    likeliest: list[float | None] = [None, *readings.best[1:]]
+    tokens = zip(rendered.ids, rendered.origins, logprobs, entropies, likeliest, strict=True)
     return Scored(
         tuple(
-            ScoredToken(at.text, index, logprob, entropy, at.message, at.start, at.end)
-            for index, at, logprob, entropy in tokens
+            ScoredToken(at.text, index, logprob, entropy, at.message, at.start, at.end, best)
+            for index, at, logprob, entropy, best in tokens
         )
     )
 
 
 class HFDecoder(Decoder):
-    """One row that a token-level method steps; what it dropped is billed as discarded."""
+    """One row that a token-level method steps.
+
+    Billed as written are the ids it appended and the token chosen from its last distribution, as if the engine
+    had written them; what was dropped is billed as discarded.
+    """
 
     def __init__(self, engine: HFEngine, ids: Sequence[int], meter: Meter) -> None:
         self.vocabulary = engine.vocabulary
@@ -219,6 +232,17 @@ class HFDecoder(Decoder):
         self._closed = False
 
     async def step(self, append: Sequence[int] = (), drop: int = 0) -> Distribution:
+        return Distribution((await self._distributions(append, drop, 1))[-1])
+
+    async def read(self, append: Sequence[int], drop: int = 0) -> list[Distribution]:
+        if not append:
+            raise RequestError("there is nothing to read")
+        return list(map(Distribution, await self._distributions(append, drop, len(append))))
+
+    def encode(self, text: str) -> list[int]:
+        return self._engine.encode(text)
+
+    async def _distributions(self, append: Sequence[int], drop: int, tail: int) -> Any:
         if self._closed or (self._row and self._row.asked and not self._row.done):
             raise RequestError("the decoder is closed" if self._closed else "the last step is not over")
         row = self._row or await self._join()
@@ -227,10 +251,14 @@ class HFDecoder(Decoder):
             raise RequestError(f"cannot drop {drop} tokens: {len(row.ids) - row.prompt} were appended")
         self._engine.fits(kept, len(append))
         self._engine.knows(append)
-        row.change(append, drop)
+        row.change(append, drop, tail)
         self._written += len(append)
         self._dropped += drop
-        return Distribution((await row.distribution()).numpy())
+        try:
+            return await row.distributions()
+        except asyncio.CancelledError:
+            await row.leave()  # so that all it computed is billed
+            raise
 
     def close(self) -> None:
         if self._closed:
@@ -239,7 +267,8 @@ class HFDecoder(Decoder):
         if self._row is not None:
             self._row.closed = True
             self._row.wake()
-            self._engine._bill(self._row, self._meter, self._written, self._dropped)
+            chosen = 1 if self._row.logprobs is not None else 0
+            self._engine._bill(self._row, self._meter, self._written + chosen, self._dropped)
 
     async def _join(self) -> StepRow:
         await self._engine.load()

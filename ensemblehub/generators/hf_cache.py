@@ -1,4 +1,4 @@
-"""The prefix cache: computed tokens that may be read again, with their KV, logprobs and entropies.
+"""The prefix cache: computed tokens that may be read again, with their KV and how well they were predicted.
 
 Bounded in tokens, least recently used first out.  Knows token ids and tensors; knows no request.
 """
@@ -17,13 +17,15 @@ LayerKV = tuple[torch.Tensor, torch.Tensor]  # keys and values of one layer, (he
 
 @dataclass
 class Readings:
-    """How well each token was predicted: `logprobs[i]` and `entropies[i]` (nats) are of token i.
+    """How well each token was predicted: `logprobs[i]`, `entropies[i]` and `best[i]` (nats) are of token i.
 
-    They are known for the first `len(self)` tokens; token 0 has no prediction and stands as NaN.
+    `best` is the logprob of the likeliest token in its place.  They are known for the first `len(self)`
+    tokens; token 0 has no prediction and stands as NaN.
     """
 
     logprobs: list[float] = field(default_factory=lambda: [float("nan")])
     entropies: list[float] = field(default_factory=lambda: [float("nan")])
+    best: list[float] = field(default_factory=lambda: [float("nan")])
 
     def __len__(self) -> int:
         return len(self.logprobs)
@@ -31,14 +33,15 @@ class Readings:
     def head(self, count: int) -> Readings:
         """The readings of the first `count` tokens (at least of token 0)."""
         count = max(1, count)
-        return Readings(self.logprobs[:count], self.entropies[:count])
+        return Readings(self.logprobs[:count], self.entropies[:count], self.best[:count])
 
-    def learn(self, first: int, logprobs: Sequence[float], entropies: Sequence[float]) -> None:
+    def learn(self, first: int, logprobs: Sequence[float], entropies: Sequence[float], best: Sequence[float]) -> None:
         """Add the readings of tokens `first` and on; known ones stay, a gap is not bridged."""
         known = len(self) - first
         if known >= 0:
             self.logprobs.extend(logprobs[known:])
             self.entropies.extend(entropies[known:])
+            self.best.extend(best[known:])
 
 
 @dataclass(eq=False)
@@ -110,7 +113,7 @@ class PrefixCache:
         """Forget entries that `ids` extends; what was read of them is kept in `readings`."""
         heads = [entry for entry in self.entries if _common(entry.ids, ids) == len(entry.ids)]
         for entry in heads:
-            readings.learn(0, entry.readings.logprobs, entry.readings.entropies)
+            readings.learn(0, entry.readings.logprobs, entry.readings.entropies, entry.readings.best)
             self.entries.remove(entry)
 
     def _touch(self, entry: Entry) -> None:

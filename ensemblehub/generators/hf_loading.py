@@ -6,8 +6,10 @@ Knows transformers' loading; knows no request.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +18,15 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from ensemblehub.errors import ConfigError
+from ensemblehub.errors import AbsentError, ConfigError, MissingExtraError
+from ensemblehub.generators.base import Footprint
 from ensemblehub.generators.hf_model import Model
 from ensemblehub.schema import Card, Price
 
 _PROBE = 65536  # bytes at either end of a weights file that its fingerprint looks at
+_QUANTISED = {"8bit": 1.0, "4bit": 0.5625}  # bytes per parameter; of 4 bits, blocks of 64 add a float32 each
 _KINDS = {"full_attention", "sliding_attention"}
+_LOADING = threading.Lock()  # while it loads, transformers patches torch for all threads
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,9 @@ class HFOptions:
         quantization: weights in 8 or 4 bits by bitsandbytes, on cuda only.
         trust_remote_code: run Python code that comes with the model.
         max_memory: bytes or text such as "20GiB" by device, to spread the weights with accelerate.
+        num_gpus: with 2 or more, spread the weights over as many GPUs; 0 is the CPU, and 1 or a share of one GPU is
+            what `device` says.
+        enable_thinking: the chat template's, for chats that do not say themselves.
         attn_implementation: "sdpa" or "eager".
         prefix_cache_tokens: most tokens whose keys and values are kept for later requests; 0 keeps none.
         batch_rows: most rows in one forward pass.
@@ -49,6 +57,8 @@ class HFOptions:
     quantization: Literal["none", "8bit", "4bit"] = "none"
     trust_remote_code: bool = False
     max_memory: Mapping[int | str, int | str] = field(default_factory=dict)
+    num_gpus: float | None = None
+    enable_thinking: bool | None = None
     attn_implementation: str = "sdpa"
     prefix_cache_tokens: int = 65536
     batch_rows: int = 64
@@ -60,8 +70,23 @@ class HFOptions:
         device_of(self)
         if self.batch_rows < 1 or self.lookahead < 0 or self.prefix_cache_tokens < 0:
             raise ConfigError("batch_rows must be at least 1; lookahead and prefix_cache_tokens at least 0")
-        if self.quantization != "none" and not device_of(self).startswith("cuda"):
-            raise ConfigError(f"quantization {self.quantization!r} needs a cuda device, not {device_of(self)}")
+        if self.quantization != "none":
+            if not device_of(self).startswith("cuda"):
+                raise ConfigError(f"quantization {self.quantization!r} needs a cuda device, not {device_of(self)}")
+            if importlib.util.find_spec("bitsandbytes") is None:
+                raise MissingExtraError("quantization needs bitsandbytes: pip install bitsandbytes")
+        _check_gpus(self)
+
+
+def _check_gpus(options: HFOptions) -> None:
+    here, wanted = torch.cuda.device_count(), options.num_gpus or 0
+    spread = wanted > 1 and (wanted % 1 or options.max_memory or options.device != "auto")
+    if spread or not 0 <= wanted < float("inf"):
+        raise ConfigError("num_gpus is a share of one GPU or a whole number, above 1 without `device` and `max_memory`")
+    named = [device for device in options.max_memory if isinstance(device, int)]
+    needed = max([int(wanted) if wanted > 1 else 0, *(device + 1 for device in named)])
+    if needed > here:
+        raise ConfigError(f"{'max_memory' if named else 'num_gpus'} needs {needed} GPUs, and this machine has {here}")
 
 
 def device_of(options: HFOptions) -> str:
@@ -76,6 +101,8 @@ def device_of(options: HFOptions) -> str:
         except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
             raise ConfigError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
         return options.device
+    if options.num_gpus == 0:
+        return "cpu"
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -96,18 +123,18 @@ def config_of(options: HFOptions) -> Any:
     Raises:
         ConfigError: it cannot be read, or its attention is of a kind that this engine cannot batch.
     """
-    config = _read(transformers.AutoConfig, options)
+    config = pretrained(transformers.AutoConfig, options)
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - _KINDS
     if kinds:
         raise ConfigError(f"{options.path}: the hf engine cannot run layers of kind {', '.join(sorted(kinds))}")
     return config
 
 
-def card_of(options: HFOptions, config: Any) -> Card:
-    """What is known of the model before its weights are there."""
+def card_of(options: HFOptions, config: Any, auto: Any = transformers.AutoModelForCausalLM) -> Card:
+    """What is known of the model before its weights are there; `auto` is the class that would load it."""
     text = config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    parameters, active = _count(options, config)
+    parameters, active = _count(options, config, auto)
     return Card(
         parameters=parameters,
         active=active,
@@ -118,12 +145,12 @@ def card_of(options: HFOptions, config: Any) -> Card:
     )
 
 
-def _count(options: HFOptions, config: Any) -> tuple[int, int]:
+def _count(options: HFOptions, config: Any, auto: Any) -> tuple[int, int]:
     """All parameters, and those a token is multiplied with: not the embedding table, and of the experts
     only those that are asked.  A head tied to the embedding counts as a head."""
     text = config.get_text_config()
     with torch.device("meta"):
-        network = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code)
+        network = auto.from_config(config, trust_remote_code=options.trust_remote_code)
     table, head = network.get_input_embeddings().weight, network.get_output_embeddings()
     experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None) or 1
     asked = getattr(text, "num_experts_per_tok", None) or experts
@@ -136,9 +163,20 @@ def _count(options: HFOptions, config: Any) -> tuple[int, int]:
     return total, active + (table.numel() if tied else 0)
 
 
+def footprint_of(options: HFOptions, config: Any, card: Card) -> Footprint:
+    """Memory by the precision of the weights; quantisation leaves the embedding and the head as they are."""
+    text, size = config.get_text_config(), dtype_of(options, config).itemsize
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    tables = text.vocab_size * text.hidden_size * (1 if getattr(config, "tie_word_embeddings", False) else 2)
+    kept = tables if options.quantization != "none" else card.parameters
+    weights = kept * size + int((card.parameters - kept) * _QUANTISED.get(options.quantization, 0))
+    return Footprint(weights, 2 * text.num_hidden_layers * heads * head * size)
+
+
 def tokenizer_of(options: HFOptions) -> Any:
     """The model's tokenizer."""
-    return _read(transformers.AutoTokenizer, options)
+    return pretrained(transformers.AutoTokenizer, options)
 
 
 def end_ids(options: HFOptions, config: Any) -> frozenset[int]:
@@ -154,6 +192,11 @@ def end_ids(options: HFOptions, config: Any) -> frozenset[int]:
 
 def load_model(options: HFOptions, config: Any) -> Model:
     """Load the weights; runs on the engine's thread."""
+    return Model(load_network(options, config))
+
+
+def load_network(options: HFOptions, config: Any, auto: Any = transformers.AutoModelForCausalLM) -> Any:
+    """The transformers model itself, of the kind that `auto` loads, on its device; runs on the owner's thread."""
     device = device_of(options)
     if options.threads is not None and device == "cpu":
         torch.set_num_threads(options.threads)
@@ -163,11 +206,19 @@ def load_model(options: HFOptions, config: Any) -> Model:
     extra["attn_implementation"] = options.attn_implementation
     if options.quantization != "none":
         extra["quantization_config"] = _bits(options)
-    if options.max_memory or options.quantization != "none":
-        extra |= {"device_map": "auto" if options.max_memory else {"": device}}
-        extra |= {"max_memory": dict(options.max_memory)} if options.max_memory else {}
-    network = _read(transformers.AutoModelForCausalLM, options, **extra)
-    return Model(network if "device_map" in extra else network.to(device))
+    if memory := _memory(options):
+        extra |= {"device_map": "auto", "max_memory": memory}
+    elif options.quantization != "none":
+        extra["device_map"] = {"": device}
+    network = pretrained(auto, options, **extra)
+    return network if "device_map" in extra else network.to(device)
+
+
+def _memory(options: HFOptions) -> dict[int | str, int | str]:
+    """Memory by device to spread the weights over; empty where one device takes them."""
+    if options.num_gpus is None or options.num_gpus <= 1:
+        return dict(options.max_memory)
+    return {index: int(0.9 * torch.cuda.mem_get_info(index)[0]) for index in range(int(options.num_gpus))}
 
 
 def _bits(options: HFOptions) -> Any:
@@ -178,13 +229,21 @@ def _bits(options: HFOptions) -> Any:
     )
 
 
-def _read(auto: Any, options: HFOptions, **extra: Any) -> Any:
+def pretrained(auto: Any, options: HFOptions, **extra: Any) -> Any:
+    """What `auto` reads from the model's folder or hub id.
+
+    Raises:
+        AbsentError: it is on the hub, and neither in the cache nor to be fetched.
+        ConfigError: it cannot be read.
+    """
     path = os.path.expanduser(options.path)
     try:
-        return auto.from_pretrained(path, trust_remote_code=options.trust_remote_code, **extra)
+        with _LOADING:
+            return auto.from_pretrained(path, trust_remote_code=options.trust_remote_code, **extra)
     except (OSError, ValueError, ImportError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ConfigError(f"cannot load {options.path!r}: {reason}") from error
+        absent = isinstance(error, OSError) and not os.path.exists(path) and not path.startswith((".", "/"))
+        raise (AbsentError if absent else ConfigError)(f"cannot load {options.path!r}: {reason}") from error
 
 
 def identity(options: HFOptions) -> str:

@@ -23,12 +23,12 @@ class Model:
         self.slots = Slots(self.device)
         self.vocabulary = int(self.config.vocab_size)
 
-    def forward(self, slots: Sequence[int], starts: Sequence[int], ids: Sequence[Sequence[int]], *, whole: bool) -> Any:
+    def forward(self, slots: Sequence[int], starts: Sequence[int], ids: Sequence[Sequence[int]], *, keep: int) -> Any:
         """Compute `ids[i]` at positions `starts[i]` on, in slot `slots[i]`.
 
         Returns:
-            float32 logits (rows, new tokens, vocabulary), each row's newest token in the last column;
-            without `whole` of that column only.
+            float32 logits (rows, `keep`, vocabulary) of each row's newest tokens, the last one in the last
+            column; with `keep` 0 of all new tokens.
         """
         plan = self.slots.prepare(slots, starts, [len(row) for row in ids])
         width = plan.positions.shape[1]
@@ -39,7 +39,7 @@ class Model:
             attention_mask=self._mask(plan),
             past_key_values=self.slots,
             use_cache=True,
-            logits_to_keep=0 if whole else 1,
+            logits_to_keep=keep,
         )
         return output.logits.float()
 
@@ -55,14 +55,15 @@ class Model:
         return plan.mask(dtype, None if kinds or not getattr(self.config, "use_sliding_window", True) else window)
 
 
-def reading(logits: torch.Tensor, targets: torch.Tensor) -> tuple[list[float], list[float]]:
-    """Logprobs of `targets` (tokens,) and entropies (nats), from float32 logits (tokens, vocabulary)."""
-    logprobs, entropies = [], []
+def reading(logits: torch.Tensor, targets: torch.Tensor) -> tuple[list[float], list[float], list[float]]:
+    """Logprobs of `targets` (tokens,), entropies and best logprobs (nats) of float32 logits (tokens, vocabulary)."""
+    logprobs, entropies, best = list[float](), list[float](), list[float]()
     for part, wanted in zip(torch.split(logits, 256), torch.split(targets, 256), strict=True):
         lines = part.log_softmax(-1)
         logprobs += lines.gather(-1, wanted[:, None]).squeeze(-1).tolist()
         entropies += entropy(lines).tolist()
-    return logprobs, entropies
+        best += lines.amax(-1).tolist()
+    return logprobs, entropies, best
 
 
 def entropy(logprobs: torch.Tensor) -> torch.Tensor:

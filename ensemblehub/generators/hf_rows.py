@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from ensemblehub.errors import EngineError
 from ensemblehub.generators.base import Vocabulary
@@ -22,6 +23,7 @@ from ensemblehub.generators.hf_text import TextFlow
 from ensemblehub.schema import Finish, Sampling, Token
 
 Top = tuple[tuple[int, float], ...]
+Lines = NDArray[np.float32]
 
 
 @dataclass(eq=False)
@@ -36,6 +38,7 @@ class Row:
         seconds: this row's share of the model's time.
         closed: its reader has left.
         done: nothing is left to compute.
+        tail: after how many of the last ids the next token's distribution is wanted.
     """
 
     ids: list[int]
@@ -50,6 +53,7 @@ class Row:
     closed: bool = False
     done: bool = False
     error: EngineError | None = None
+    tail: int = 1
 
     def __post_init__(self) -> None:
         self.prompt = len(self.ids)
@@ -132,9 +136,9 @@ class WriteRow(Row):
         ahead = self._shown - self.taken
         return super().ready() and (not self.written or ahead < self.lookahead or (self._waiting and ahead == 0))
 
-    def accept(self, index: int, logprob: float, entropy: float, top: Top) -> Callable[[], None]:
+    def accept(self, index: int, logprob: float, entropy: float, best: float, top: Top) -> Callable[[], None]:
         """Take the chosen token; returns what hands it to the reader."""
-        self.readings.learn(len(self.ids), [logprob], [entropy])
+        self.readings.learn(len(self.ids), [logprob], [entropy], [best])
         self.ids.append(index)
         self.choice.wrote(index)
         ended = index in self.end
@@ -177,28 +181,41 @@ class WriteRow(Row):
 
 @dataclass(eq=False)
 class StepRow(Row):
-    """A row that a decoder steps: it is computed when it is asked."""
+    """A row that a decoder steps: it is computed when it is asked.
+
+    Attributes:
+        logprobs: the distributions after the last `tail` ids, (tail, vocabulary); None until they are computed.
+    """
 
     asked: bool = False
-    logprobs: torch.Tensor | None = None
+    logprobs: Lines | None = None
+    _lines: list[Lines] = field(default_factory=list)
 
     def ready(self) -> bool:
         """Only an asked row is computed."""
         return self.asked and super().ready()
 
-    def change(self, append: Sequence[int], drop: int) -> None:
+    def change(self, append: Sequence[int], drop: int, tail: int = 1) -> None:
         """Drop and append ids; runs between steps, when the worker leaves the row alone."""
         if drop:
             del self.ids[-drop:]
         self.ids.extend(append)
         if drop or append:
-            self.logprobs = None
+            self.logprobs, self._lines = None, []
+        elif self.logprobs is not None:
+            self.logprobs = self.logprobs[-tail:]
+        self.tail = tail
         self.computed = min(self.computed, len(self.ids) - max(len(append), 1 if self.logprobs is None else 0))
-        self.readings = self.readings.head(len(self.ids) - len(append))
+        if drop:
+            self.readings = self.readings.head(len(self.ids) - len(append))
 
-    def answer(self, logprobs: torch.Tensor) -> Callable[[], None]:
-        """Take the distribution after the last id; returns what hands it to the reader."""
+    def answer(self, lines: Lines) -> Callable[[], None]:
+        """Take the distributions after the ids just computed; returns what hands the whole to the reader."""
+        self._lines.append(lines)
+        if self.pending:
+            return lambda: None
         self.asked = False
+        logprobs, self._lines = np.concatenate(self._lines) if len(self._lines) > 1 else lines, []
 
         def deliver() -> None:
             self.logprobs = logprobs
@@ -206,8 +223,8 @@ class StepRow(Row):
 
         return deliver
 
-    async def distribution(self) -> torch.Tensor:
-        """The logprobs after the last id, (vocabulary,).
+    async def distributions(self) -> Lines:
+        """The logprobs after each of the last `tail` ids, (tail, vocabulary).
 
         Raises:
             EngineError: the model failed.
@@ -215,7 +232,7 @@ class StepRow(Row):
         if self.logprobs is None and self.error is None:
             self._news.clear()
             self.asked = True
-            self.wake()
+            self.loop.call_soon(self.wake)  # after the others that ask in this turn of the loop: one pass for all
             await self._news.wait()
         if self.logprobs is None:
             raise self.error or EngineError("the row was closed")

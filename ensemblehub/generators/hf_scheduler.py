@@ -27,6 +27,7 @@ from ensemblehub.generators.hf_rows import Row, StepRow, Top, WriteRow
 from ensemblehub.generators.hf_sampling import choose
 
 _CHUNK = 2048  # tokens read in one forward pass
+_FEW, _SMALL = 4, 64  # tokens of a row, and of a pass, that may be read while others write
 _LOGITS = 2**27  # logits held at once when every token's prediction is wanted
 _STOP = object()
 
@@ -103,8 +104,9 @@ class Scheduler:
         self._retire()
         self._admit()
         ready = [row for row in self._rows if row.ready()]
-        read = self._to_read([row for row in ready if row.whole or row.pending > 1])
-        write = self._to_write([row for row in ready if not row.whole and row.pending == 1])
+        short = set(self._short(ready))
+        read = self._to_read([row for row in ready if row not in short])
+        write = self._to_write([row for row in ready if row in short])
         if read:
             self._compute(read)
         if write:
@@ -152,10 +154,19 @@ class Scheduler:
             return
         row.readings = match.entry.readings.head(match.read)
         reach = match.read if row.whole else match.common
-        row.computed = row.cached = reach if row.whole and reach == len(row.ids) else min(reach, len(row.ids)) - 1
+        if row.whole:
+            row.computed = row.cached = reach if reach == len(row.ids) else reach - 1
+        else:
+            row.computed = row.cached = min(reach, len(row.ids) - 1)
         if row.computed:
             self._model.slots.write(row.slot, match.entry.kv, row.computed)
         row.done = row.whole and row.pending == 0
+
+    def _short(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows that go on by one token, and those that do by a few where a pass of all of them stays small."""
+        few = [row for row in rows if not row.whole and row.pending <= _FEW]
+        small = len(few) * max((row.pending for row in few), default=0) <= _SMALL
+        return [row for row in few if small or row.pending == 1]
 
     def _to_read(self, rows: Sequence[Row]) -> list[Row]:
         """The row that waits longest and others of its kind and about its length, as many as fit a pass."""
@@ -213,14 +224,19 @@ class Scheduler:
     def _forward(self, rows: Sequence[Row], counts: Sequence[int]) -> None:
         whole, starts = rows[0].whole, [row.computed for row in rows]
         ids = [row.ids[start : start + count] for row, start, count in zip(rows, starts, counts, strict=True)]
-        logits = self._model.forward([row.slot for row in rows], starts, ids, whole=whole)
+        wanted = [min(count, row.tail + count - row.pending) for row, count in zip(rows, counts, strict=True)]
+        keep = 0 if whole else max(1, *wanted)
+        logits = self._model.forward([row.slot for row in rows], starts, ids, keep=keep)
         for row, count in zip(rows, counts, strict=True):
             row.computed += count
         if whole:
             self._learn(rows, counts, logits)
-        else:
-            heads = [index for index, row in enumerate(rows) if row.pending == 0]
-            self._predict([rows[index] for index in heads], logits[heads, -1])
+            return
+        heads = [index for index, row in enumerate(rows) if row.tail == 1 and wanted[index] > 0]
+        self._predict([rows[index] for index in heads], logits[heads, -1])
+        for row, count, lines in zip(rows, wanted, logits, strict=True):
+            if isinstance(row, StepRow) and row.tail > 1 and count > 0:
+                self._mail[row.loop].append(row.answer(lines[-count:].log_softmax(-1).cpu().numpy()))
 
     def _learn(self, rows: Sequence[Row], counts: Sequence[int], logits: torch.Tensor) -> None:
         """Note how well the tokens after the computed ones were predicted."""
@@ -235,9 +251,12 @@ class Scheduler:
         if not rows:
             return
         logprobs = logits.log_softmax(-1)
-        for row, line in zip(rows, logprobs, strict=True):
-            if isinstance(row, StepRow):
-                self._mail[row.loop].append(row.answer(line.cpu()))
+        stepped = [index for index, row in enumerate(rows) if isinstance(row, StepRow)]
+        if stepped:
+            lines = (logprobs if len(stepped) == len(rows) else logprobs[stepped]).cpu().numpy()
+            for place, index in enumerate(stepped):
+                row = cast(StepRow, rows[index])
+                self._mail[row.loop].append(row.answer(lines[place : place + 1]))
         writing = [index for index, row in enumerate(rows) if isinstance(row, WriteRow)]
         if writing:
             writers = [cast(WriteRow, rows[index]) for index in writing]
@@ -246,10 +265,11 @@ class Scheduler:
 
     def _write(self, rows: Sequence[WriteRow], logits: torch.Tensor, logprobs: torch.Tensor) -> None:
         chosen = choose([row.choice for row in rows], logits)
-        known = torch.stack((logprobs.gather(-1, chosen[:, None]).squeeze(-1), entropy(logprobs)), -1).tolist()
-        for row, index, (logprob, spread), line in zip(rows, chosen.tolist(), known, logprobs, strict=True):
+        own = logprobs.gather(-1, chosen[:, None]).squeeze(-1)
+        known = torch.stack((own, entropy(logprobs), logprobs.amax(-1)), -1).tolist()
+        for row, index, (logprob, spread, best), line in zip(rows, chosen.tolist(), known, logprobs, strict=True):
             top = _likeliest(line, row.sampling.top_logprobs)
-            self._mail[row.loop].append(row.accept(index, logprob, spread, top))
+            self._mail[row.loop].append(row.accept(index, logprob, spread, best, top))
 
     def _failure(self, error: Exception) -> EngineError:
         reason = next(iter(str(error).splitlines()), repr(error))

@@ -10,10 +10,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ensemblehub.generators.base import Vocabulary
+from ensemblehub.generators.stops import Gate
 from ensemblehub.schema import Token
 
 _BYTE = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
@@ -71,7 +71,7 @@ def _byte_letters() -> dict[str, int]:
     return letters | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
-class TextFlow:
+class TextFlow(Gate[Token]):
     """Text of one row as it is written; the texts of the released tokens, joined, are the text.
 
     A token whose bytes complete no character has an empty text; the token that completes it has it all.
@@ -79,53 +79,10 @@ class TextFlow:
     """
 
     def __init__(self, vocabulary: Vocabulary, stop: Sequence[str]) -> None:
+        super().__init__(stop)
         self._spelling = vocabulary.tokens
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._stop = tuple(string for string in stop if string)
-        self._held: list[Token] = []
-        self.stopped = False
 
     def text(self, index: int) -> str:
         """The text that the next token, `index`, completes."""
         return self._decode(self._spelling[index])
-
-    def push(self, token: Token) -> list[Token]:
-        """Take a token with its text; return those that may be shown.  Sets `stopped` at a stop string."""
-        if not self._stop:
-            return [token]
-        self._held.append(token)
-        text = "".join(held.text for held in self._held)
-        found = [at for at in (text.find(string) for string in self._stop) if at >= 0]
-        if found:
-            self.stopped = True
-            return self._cut(min(found))
-        return self._release(len(text) - self._suspect(text))
-
-    def flush(self) -> list[Token]:
-        """What is still held back, at the end of the answer."""
-        held, self._held = self._held, []
-        return held
-
-    def _suspect(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
-        longest = max(len(string) for string in self._stop) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(string.startswith(text[-length:]) for string in self._stop):
-                return length
-        return 0
-
-    def _release(self, limit: int) -> list[Token]:
-        position = count = 0
-        while count < len(self._held) and position + len(self._held[count].text) <= limit:
-            position += len(self._held[count].text)
-            count += 1
-        released, self._held = self._held[:count], self._held[count:]
-        return released
-
-    def _cut(self, limit: int) -> list[Token]:
-        """All held tokens, their texts cut to `limit` characters in all."""
-        cut = []
-        for token in self.flush():
-            cut.append(replace(token, text=token.text[:limit]))
-            limit -= len(cut[-1].text)
-        return cut

@@ -9,12 +9,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
 from ensemblehub.errors import ConfigError, RequestError
-from ensemblehub.schema import Chat, Request, Text, TokenIds
+from ensemblehub.schema import Chat, Message, Piece, Request, Text, TokenIds
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,68 @@ class Renderer:
         ConfigError: the tokenizer is a slow one.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, thinking: bool | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ConfigError(f"{tokenizer.name_or_path}: a fast tokenizer (tokenizer.json) is needed")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.thinking = tokenizer, thinking
         self._backend = tokenizer.backend_tokenizer
         self._lock = threading.Lock()
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._special = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        controls = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._controls, self._special = frozenset(controls), tuple(controls.values())
         self.render = lru_cache(maxsize=256)(self._render)
         self._frame = lru_cache(maxsize=256)(self._frame_of)
 
-    def __call__(self, request: Request) -> Rendered:
-        """The rendered prompt, followed by the answer so far."""
-        return self.render(request.prompt, request.prefix)
+    def __call__(self, request: Request, author: str = "") -> Rendered:
+        """The rendered prompt, followed by the answer so far.
+
+        Args:
+            author: whose tokens in `request.written` are these ids; they are kept as they are, but for the
+                start of a character at the end of a turn.
+        """
+        text = "".join(turn.text for turn in request.written)
+        if not (text and request.prefix.endswith(text)):
+            return self.render(request.prompt, request.prefix)
+        start = len(request.prefix) - len(text)
+        head = self.render(request.prompt, request.prefix[:start])
+        turns = [self._own(turn) if turn.engine == author else self._read(turn.text) for turn in request.written]
+        ids, texts = [index for ids, _ in turns for index in ids], [text for _, texts in turns for text in texts]
+        answer = len(request.prompt.messages) if isinstance(request.prompt, Chat) else 1
+        return Rendered((*head.ids, *ids), (*head.origins, *_in_a_row(texts, answer, start)))
+
+    def _own(self, turn: Piece) -> tuple[list[int], list[str]]:
+        """Ids and texts of a turn that was written in these ids."""
+        tokens = [(token.id, token.text) for token in turn.tokens if token.id is not None]
+        if len(tokens) < len(turn.tokens) or "".join(text for _, text in tokens) != turn.text:
+            return self._read(turn.text)
+        while tokens and not tokens[-1][1] and tokens[-1][0] not in self._controls:
+            tokens.pop()
+        return [index for index, _ in tokens], [text for _, text in tokens]
+
+    def _read(self, text: str) -> tuple[list[int], list[str]]:
+        """Ids and texts of a turn of somebody else."""
+        ids = self.inside(text)
+        return ids, [str(self.tokenizer.decode([index])) for index in ids]
+
+    def reply(self, chat: Chat, parts: Sequence[str], mark: str = "") -> Rendered:
+        """A conversation and the assistant's whole reply to it, as the template writes them down.
+
+        Args:
+            parts: the reply; its tokens belong to message `len(chat.messages)`.
+            mark: a special token put after each part; its tokens belong to no message.
+
+        Raises:
+            RequestError: the template refuses the messages, or rewrites a reply that has marks in it.
+        """
+        answer = Message("assistant", "".join(part + mark for part in parts))
+        text, spans = self._chat(Chat((*chat.messages, answer), chat.thinking), asking=False)
+        whole = next((span for span in spans if span.message == len(chat.messages)), None)
+        if whole is not None:
+            starts = accumulate((len(part + mark) for part in parts[:-1]), initial=0)
+            pieces = [_within(whole, start, start + len(part)) for start, part in zip(starts, parts, strict=True)]
+            spans = (*(span for span in spans if span is not whole), *pieces)
+        return self._tokenised(text, spans, "", 0)
 
     def _render(self, prompt: Chat | Text | TokenIds, prefix: str) -> Rendered:
         if isinstance(prompt, Chat):
@@ -78,9 +125,7 @@ class Renderer:
         return self._given(prompt.ids, prefix)
 
     def _given(self, ids: Sequence[int], prefix: str) -> Rendered:
-        texts = [str(self.tokenizer.decode([index])) for index in ids]
-        ends = list(accumulate(map(len, texts)))
-        origins = [Origin(0, end - len(text), end, text) for text, end in zip(texts, ends, strict=True)]
+        origins = _in_a_row([str(self.tokenizer.decode([index])) for index in ids], 0)
         tail = self._tokenised("", (), prefix, 1)
         return Rendered((*ids, *tail.ids), (*origins, *tail.origins))
 
@@ -109,6 +154,19 @@ class Renderer:
                 origins.append(_origin(start + low, start + high, shown, spans))
         return Rendered(tuple(ids), tuple(origins))
 
+    def inside(self, text: str) -> list[int]:
+        """Ids of `text` in the middle of an answer: none added, special tokens taken literally."""
+        head, head_ids = self._anchor
+        ids: list[int] = self._encode(head + text, False, literal=True).ids
+        return ids[len(head_ids) :]
+
+    @cached_property
+    def _anchor(self) -> tuple[str, list[int]]:
+        """A text, and its ids, to put before another where the tokenizer puts a space before a first word."""
+        first = self._encode("a", False, literal=True).tokens[:1]
+        head = "\n" if first and first[0].startswith("▁") else ""
+        return head, self._encode(head, False, literal=True).ids
+
     def _encode(self, text: str, add_special: bool, *, literal: bool) -> Any:
         with self._lock:  # the switch is the tokenizer's, not the call's
             self._backend.encode_special_tokens = literal
@@ -117,11 +175,11 @@ class Renderer:
     def _is_special(self, text: str) -> bool:
         return any(string in text for string in self._special)
 
-    def _chat(self, chat: Chat) -> tuple[str, tuple[Span, ...]]:
+    def _chat(self, chat: Chat, asking: bool = True) -> tuple[str, tuple[Span, ...]]:
         contents = [message.content for message in chat.messages]
         roles = tuple(message.role for message in chat.messages)
-        text = self._apply(roles, contents, chat.thinking)
-        spans = _spans_in_frame(text, self._frame(roles, chat.thinking), contents)
+        text = self._apply(roles, contents, chat.thinking, asking)
+        spans = _spans_in_frame(text, self._frame(roles, chat.thinking, asking), contents)
         if spans is None:
             spans = _spans_by_search(text, contents)
         placed = {span.message for span in spans}
@@ -130,24 +188,36 @@ class Renderer:
                 raise RequestError(f"message {index} holds special tokens and the chat template rewrites it")
         return text, spans
 
-    def _frame_of(self, roles: tuple[str, ...], thinking: bool | None) -> tuple[str, ...]:
+    def _frame_of(self, roles: tuple[str, ...], thinking: bool | None, asking: bool) -> tuple[str, ...]:
         """The template's own text around the contents."""
         marks = [f"\ue000{index}\ue001" for index in range(len(roles))]
-        text, frame = self._apply(roles, marks, thinking), []
+        text, frame = self._apply(roles, marks, thinking, asking), []
         for mark in marks:
             head, _, text = text.partition(mark)
             frame.append(head)
         return (*frame, text)
 
-    def _apply(self, roles: Iterable[str], contents: Iterable[str], thinking: bool | None) -> str:
+    def _apply(self, roles: Iterable[str], contents: Iterable[str], thinking: bool | None, asking: bool) -> str:
         if not self.tokenizer.chat_template:
             raise RequestError(f"{self.tokenizer.name_or_path}: the tokenizer has no chat template; send a text prompt")
         turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+        thinking = self.thinking if thinking is None else thinking
         extra = {} if thinking is None else {"enable_thinking": thinking}
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **extra))
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asking, **extra))
         except Exception as error:  # whatever a template raises, it is about these messages
             raise RequestError(f"the chat template refuses these messages: {error}") from error
+
+
+def _within(whole: Span, start: int, end: int) -> Span:
+    """Characters `start` to `end` of the message that `whole` shows, as far as it shows them."""
+    moved = whole.start - whole.offset
+    return Span(
+        whole.message,
+        min(max(start + moved, whole.start), whole.end),
+        min(max(end + moved, whole.start), whole.end),
+        max(start, whole.offset),
+    )
 
 
 def _segments(length: int, literal: Sequence[Span]) -> list[tuple[int, int, bool]]:
@@ -167,6 +237,12 @@ def _origin(start: int, end: int, text: str, spans: Sequence[Span]) -> Origin:
             moved = span.offset - span.start
             return Origin(span.message, start + moved, min(end, span.end) + moved, text)
     return Origin(None, start, end, text)
+
+
+def _in_a_row(texts: Sequence[str], message: int, start: int = 0) -> list[Origin]:
+    """Origins of tokens that follow each other from character `start` of a message on."""
+    ends = accumulate(map(len, texts), initial=start)
+    return [Origin(message, end, end + len(text), text) for text, end in zip(texts, ends, strict=False)]
 
 
 def _spans_in_frame(text: str, frame: Sequence[str], contents: Sequence[str]) -> tuple[Span, ...] | None:

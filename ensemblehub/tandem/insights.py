@@ -89,7 +89,7 @@ def chat_of(request: Request) -> Chat:
         return request.prompt
     if isinstance(request.prompt, Text):
         return Chat((Message("user", request.prompt.text),))
-    raise RequestError("tandem needs text or a chat, not token ids: two models read it")
+    raise RequestError("text or a chat is needed, not token ids: two models read it")
 
 
 def mentor_request(request: Request, profile: Profile, tokens: int) -> Request:

@@ -87,9 +87,9 @@ class Bench:
         self.model = self.engine._scheduler.loaded.result()
         forward = self.model.forward
 
-        def counted(slots, starts, ids, *, whole):
+        def counted(slots, starts, ids, *, keep):
             self.passes.append((len(ids), max(map(len, ids))))
-            return forward(slots, starts, ids, whole=whole)
+            return forward(slots, starts, ids, keep=keep)
 
         self.model.forward = counted
         return self

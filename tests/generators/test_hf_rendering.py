@@ -125,6 +125,9 @@ def test_vocabulary_of_a_sentencepiece_style_tokenizer():
     fallback = tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in "😀".encode()])
     assert [vocabulary.tokens[index] for index in fallback] == [bytes([byte]) for byte in "😀".encode()]
     assert [flow.text(index) for index in fallback] == ["", "", "", "😀"]
+    renderer = Renderer(tokenizer)  # which puts a space before a first word, but not in the middle
+    for text in ("rain", " rain", "rain and\nsand", "<s>"):
+        assert b"".join(vocabulary.tokens[index] for index in renderer.inside(text)).decode() == text
 
 
 def test_text_flow_holds_back_what_may_begin_a_stop_string(tokenizer):

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import random
+import time
 from itertools import pairwise
 
 import pytest
@@ -27,14 +28,16 @@ def sentence(seed, words):
 
 
 def check(bench, scored, ids):
-    """Every token's logprob and entropy against a float64 softmax of a fresh pass."""
+    """Every token's logprob, entropy and best logprob against a float64 softmax of a fresh pass."""
     lines = bench.fresh(ids)
     assert [token.id for token in scored.tokens] == list(ids)
     assert scored.tokens[0].logprob is None
     assert scored.tokens[0].entropy is None
+    assert scored.tokens[0].best is None
     for place, token in enumerate(scored.tokens[1:]):
         assert token.logprob == pytest.approx(lines[place, token.id].item(), abs=1e-5)
         assert token.entropy == pytest.approx(-(lines[place].exp() * lines[place]).sum().item(), abs=1e-5)
+        assert token.best == pytest.approx(lines[place].max().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("family", ["qwen", "llama", "sliding"])
@@ -186,9 +189,87 @@ def test_decoder_equals_a_fresh_pass_through_appends_and_drops(bench):
             decoder.close()
             decoder.close()
             cost = b.spent()
-            assert (cost.prompt_tokens, cost.completion_tokens, cost.discarded_tokens, cost.calls) == (prompt, 7, 5, 1)
+            assert (cost.prompt_tokens, cost.completion_tokens, cost.discarded_tokens, cost.calls) == (prompt, 8, 5, 1)
             with pytest.raises(RequestError, match="closed"):
                 await decoder.step()
+
+    run(main())
+
+
+def test_reading_a_draft_is_one_pass_and_gives_every_distribution(bench, monkeypatch):
+    async def main():
+        async with bench() as b:
+            one = ask("be brief", "nine small birds")
+            decoder = b.engine.decoder(one, b.meter)
+            ids = list(b.engine.render(one).ids)
+            for append, drop in [((5, 6, 7), 0), ((9, 4), 1), ((8,), 2)]:
+                kept = len(ids) - drop
+                ids = [*ids[:kept], *append]
+                b.passes.clear()
+                got = await decoder.read(append, drop)
+                assert len(b.passes) == 1
+                assert len(got) == len(append)
+                fresh = b.fresh(ids)
+                for at, one_got in enumerate(got):
+                    assert torch.allclose(torch.from_numpy(one_got.logprobs).double(), fresh[kept + at], atol=1e-5)
+            b.passes.clear()
+            assert torch.allclose(torch.from_numpy((await decoder.step()).logprobs).double(), fresh[-1], atol=1e-5)
+            assert not b.passes  # it was known
+            with pytest.raises(RequestError, match="nothing to read"):
+                await decoder.read(())
+            decoder.close()
+
+    run(main())
+    monkeypatch.setattr("ensemblehub.generators.hf_scheduler._CHUNK", 8)
+
+    async def in_parts():
+        async with bench() as b:
+            one = ask("be brief", "nine small birds")
+            decoder, draft = b.engine.decoder(one, b.meter), list(range(5, 30))
+            got = await decoder.read(draft)
+            fresh = b.fresh([*b.engine.render(one).ids, *draft])[-len(draft) :]
+            assert len(b.passes) > 3
+            assert torch.allclose(
+                torch.stack([torch.from_numpy(line.logprobs) for line in got]).double(), fresh, atol=1e-5
+            )
+            decoder.close()
+
+    run(in_parts())
+
+
+def test_a_cancelled_step_is_billed_for_what_it_read(bench):
+    async def main():
+        async with bench() as b:
+            decoder = b.engine.decoder(ask("be brief", "nine small birds"), b.meter)
+            counted = b.model.forward
+
+            def slow(*args, **options):
+                logits = counted(*args, **options)
+                time.sleep(0.2)
+                return logits
+
+            b.model.forward = slow
+            stepping = asyncio.create_task(decoder.step())
+            await b.until(lambda: b.passes)
+            stepping.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await stepping
+            decoder.close()
+            assert b.spent().prompt_tokens == b.engine.count(ask("be brief", "nine small birds"))
+
+    run(main())
+
+
+def test_decoders_encode_what_stands_in_the_middle(bench):
+    async def main():
+        async with bench() as b:
+            decoder = b.engine.decoder(ask("be brief", "rain"), b.meter)
+            text = " birds sing<|end|> é😀"
+            ids = decoder.encode(text)
+            assert b"".join(decoder.vocabulary.tokens[index] for index in ids).decode() == text
+            assert not set(ids) & decoder.vocabulary.special
+            assert decoder.encode("") == []
+            decoder.close()
 
     run(main())
 

@@ -209,8 +209,8 @@ def test_characters_are_never_split(bench):
             row_ids = []
             forward = b.model.forward
 
-            def scripted(slots, starts, ids, *, whole):
-                logits = forward(slots, starts, ids, whole=whole)
+            def scripted(slots, starts, ids, *, keep):
+                logits = forward(slots, starts, ids, keep=keep)
                 row_ids.append(next(script))
                 logits[:, -1, row_ids[-1]] = step
                 return logits

@@ -17,3 +17,6 @@ class All(Selection):
 
     async def select(self, request: Request, engines: Sequence[Engine], meter: Meter) -> list[Engine]:
         return list(engines)
+
+    def least(self, engines: Sequence[Engine]) -> int:
+        return len(engines)

@@ -176,6 +176,9 @@ class Tandem(Aggregation):
         for warning in self.verdicts.check(mentor.model, intern.model, self.words.fingerprint, self.strict, levels):
             log.warning(warning)
 
+    def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
+        return dict(zip(("mentor", "intern"), self.roles(engines), strict=True))
+
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, Engine]:
         """Mentor and intern: by name, else the largest and the smallest by their cards.
 

@@ -1,0 +1,307 @@
+"""Public benchmarks as files: where each comes from, where it lies, what an item of it becomes; reading data files.
+
+Written items have `instruction`, `input` and `output`, the last with the answer boxed where it is mathematics,
+and keep the benchmark's own fields that grading needs.  Knows no engine and no task.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemblehub.errors import ConfigError, MissingExtraError, did_you_mean
+
+Fields = dict[str, Any]
+
+CONTAINERS = ("data", "items", "examples", "rows", "instances")
+MATHS = "Solve this math problem step by step and put the final answer in \\boxed{}."
+CODE = "Complete this Python function. Reply with the whole function in one code block."
+SUBJECTS = (
+    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
+    "precalculus",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A line that is not JSON, and why."""
+
+    reason: str
+
+
+def values(path: Path) -> list[Any]:
+    """The items of a data file: JSON (a list, or one object), JSONL, either gzipped, or parquet.
+
+    A line of JSONL that cannot be read is a `Broken`, and does not stop the others.
+
+    Raises:
+        ConfigError: one line: there is no such file (with the command that makes it), or it cannot be read.
+        MissingExtraError: a parquet file, and pyarrow is not installed.
+    """
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(missing(path)) from error
+    except UnicodeDecodeError as error:
+        if raw[:4] == b"PAR1":
+            return _parquet(path)
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except (OSError, EOFError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    if not text.strip():
+        raise ConfigError(f"{path}: empty; expected a JSON list or JSONL")
+    try:
+        return _listed(json.loads(text))
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply") from error
+    except ValueError as error:
+        lines = [line for line in text.split("\n") if line.strip()]  # not splitlines: U+2028 stands in texts
+        first = _line(lines[0])
+        if ".jsonl" in path.suffixes or (len(lines) > 1 and not isinstance(first, Broken)):
+            return [first, *map(_line, lines[1:])]
+        at = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ConfigError(f"{path}{at}: not JSON: {getattr(error, 'msg', error)}") from error
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        inner = next((value[name] for name in CONTAINERS if isinstance(value.get(name), list)), None)
+        return [value] if inner is None or len(value) > 3 else inner
+    return value if isinstance(value, list) else [value]
+
+
+def _line(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Broken(f"not JSON: {getattr(error, 'msg', None) or error}")
+
+
+def _parquet(path: Path) -> list[Any]:
+    try:
+        import pyarrow.parquet as parquet
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("parquet needs pyarrow: pip install 'ensemblehub[data]'") from error
+    try:
+        rows: list[Any] = parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
+        raise ConfigError(f"{path}: {error}") from error
+    return rows
+
+
+def missing(path: Path) -> str:
+    """One line for a data file that is not there: the command that makes it, where there is one."""
+    for name, benchmark in BENCHMARKS.items():
+        if benchmark.folder in path.parts:
+            return f"{path} is missing: run `ensemblehub data fetch {name}`"
+    return f"{path}: no such file (`ensemblehub data fetch NAME` makes those of {', '.join(BENCHMARKS)})"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A public benchmark.
+
+    Attributes:
+        title: how people call it.
+        hub: its name on the hub; `configs` and `splits` what is loaded from there.
+        files: of its items, under the data folder; `{config}`, `{split}` and `{subject}` are those of an item.
+        convert: from the fields of a public item (names in lower case) to ours.
+        sizes: number of items by split (of the first configuration, or of all where they are its parts).
+    """
+
+    title: str
+    hub: str
+    configs: tuple[str, ...]
+    splits: tuple[str, ...]
+    files: str
+    convert: Callable[[Mapping[str, Any]], Fields]
+    sizes: Mapping[str, int]
+
+    @property
+    def folder(self) -> str:
+        """Its own folder, under the data folder."""
+        return self.files.partition("/")[0]
+
+    def file(self, config: str, split: str, item: Mapping[str, Any]) -> str:
+        """Where a converted item goes, under the data folder; a `ValueError` if its subject is unknown."""
+        subject = _subject(item.get("subject") or config) if "{subject}" in self.files else ""
+        return self.files.format(config=config, split=split, subject=subject)
+
+
+def boxed(solution: str, answer: str) -> str:
+    """The solution, ended by its boxed answer unless it boxes one itself."""
+    return solution if "\\boxed" in solution or not answer else f"{solution}\n\\boxed{{{answer}}}".lstrip()
+
+
+def _number(value: Any) -> str:
+    """27.0 as 27."""
+    text = str(value)
+    return re.sub(r"\.0+$", "", text) if re.fullmatch(r"-?\d+\.0+", text) else text
+
+
+def _competition(item: Mapping[str, Any]) -> Fields:
+    """AIME and AMC: problem or question, answer, and sometimes a solution."""
+    question = item.get("problem") or item["question"]
+    answer = _number(item["answer"])
+    return {"input": question, "output": boxed(item.get("solution") or "", answer), "answer": answer}
+
+
+def _math(item: Mapping[str, Any]) -> Fields:
+    """MATH and MATH-500: problem, solution, level, and type or subject."""
+    subject = item.get("subject") or item.get("type") or ""
+    kept = {"answer": item["answer"]} if item.get("answer") else {}
+    level = str(item.get("level", "")).removeprefix("Level ")
+    solution = boxed(item["solution"], kept.get("answer", ""))
+    return {"input": item["problem"], "output": solution, **kept, "subject": subject, "level": level}
+
+
+def _gsm8k(item: Mapping[str, Any]) -> Fields:
+    """GSM8K: question, and a solution that ends in `#### 18`, with calculator notes that are taken out."""
+    solution, mark, answer = item["answer"].rpartition("####")
+    if not mark:
+        raise ValueError("the answer has no ####")
+    solution = re.sub(r"<<.*?>>", "", solution).strip()
+    return {
+        "input": item["question"],
+        "output": boxed(solution, answer.strip().replace(",", "")),
+        "answer": answer.strip(),
+    }
+
+
+def _humaneval(item: Mapping[str, Any]) -> Fields:
+    kept = {name: item[name] for name in ("entry_point", "test")}
+    return {"instruction": CODE, "input": item["prompt"], "output": item["canonical_solution"], **kept}
+
+
+def _subject(name: str) -> str:
+    """`Counting & Probability` as `counting_and_probability`."""
+    subject = re.sub(r"\W+", "_", name.lower().replace("&", "and")).strip("_")
+    if subject not in SUBJECTS:
+        raise ValueError(did_you_mean(subject, SUBJECTS, "subject"))
+    return subject
+
+
+_PARTS, _ONE = ("train", "test"), ("default",)
+BENCHMARKS = {
+    "math": Benchmark(
+        "MATH", "EleutherAI/hendrycks_math", SUBJECTS, _PARTS, "hendrycks_math/{split}/{subject}.json", _math,
+        {"train": 7500, "test": 5000},
+    ),
+    "math500": Benchmark(
+        "MATH-500", "HuggingFaceH4/MATH-500", _ONE, ("test",), "MATH-500/test.json", _math, {"test": 500}
+    ),
+    "gsm8k": Benchmark(
+        "GSM8K", "openai/gsm8k", ("main", "socratic"), _PARTS, "gsm8k/{config}/{split}.json", _gsm8k,
+        {"train": 7473, "test": 1319},
+    ),
+    "humaneval": Benchmark(
+        "HumanEval", "openai/openai_humaneval", ("openai_humaneval",), ("test",), "HumanEval/test.json", _humaneval,
+        {"test": 164},
+    ),
+    "aime24": Benchmark(
+        "AIME 2024", "HuggingFaceH4/aime_2024", _ONE, ("train",), "AIME2024/aime/aime24.json", _competition,
+        {"train": 30},
+    ),
+    "amc23": Benchmark(
+        "AMC 2023", "math-ai/amc23", _ONE, ("test",), "AMC2023/amc/amc23.json", _competition, {"test": 40}
+    ),
+}  # fmt: skip
+
+
+def fetch(name: str, source: Path | None, to: Path, split: str | None = None) -> dict[Path, int]:
+    """Write a benchmark's files, each appearing whole.
+
+    Args:
+        source: a local file in the benchmark's public format, or already in ours; None asks the hub.
+        to: the data folder.
+        split: of the local file (by default the one that is tested on); the only one asked of the hub.
+
+    Returns:
+        the number of items by file.
+
+    Raises:
+        ConfigError: one line: an unknown name or split, a file or hub that cannot be read, an item that lacks a field.
+        MissingExtraError: the hub was asked without the `datasets` library.
+    """
+    benchmark = named(name)
+    if split is not None and split not in benchmark.splits:
+        raise ConfigError(did_you_mean(split, benchmark.splits, f"split of {benchmark.title}"))
+    files: dict[Path, list[Fields]] = {}
+    rows = _hub(benchmark, split) if source is None else _local(benchmark, source, split)
+    for where, config, part, value in rows:
+        try:
+            fields = _converted(benchmark, value)
+            file = to / benchmark.file(config, part, fields)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            raise ConfigError(f"{where} is no item of {benchmark.title}: {reason}") from error
+        files.setdefault(file, []).append(fields)
+    if not files:
+        raise ConfigError(f"{source or benchmark.hub}: no items")
+    for file, items in files.items():
+        _write(file, items)
+    return {file: len(items) for file, items in files.items()}
+
+
+def named(name: str) -> Benchmark:
+    """The benchmark that a person means by `name`: `aime24`, `AIME 2024`, `AIME2024`, ...
+
+    Raises:
+        ConfigError: there is none, with the nearest name.
+    """
+    for known, benchmark in BENCHMARKS.items():
+        if _bare(name) in map(_bare, (known, benchmark.title, benchmark.folder)):
+            return benchmark
+    raise ConfigError(did_you_mean(name, BENCHMARKS, "benchmark"))
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"\W|_", "", name.lower())
+
+
+def _converted(benchmark: Benchmark, value: Any) -> Fields:
+    if not isinstance(value, dict):
+        raise ValueError(value.reason if isinstance(value, Broken) else "it is not an object")
+    item = {key.lower(): inner for key, inner in value.items()}
+    own = next(({"id": item[key]} for key in ("id", "task_id", "unique_id") if key in item), {})
+    if {"instruction", "input", "output"} <= item.keys():
+        return {"subject": item["type"], **item} if "type" in item else item
+    return own | {"instruction": MATHS} | benchmark.convert(item)
+
+
+def _local(benchmark: Benchmark, source: Path, split: str | None) -> Iterator[tuple[str, str, str, Any]]:
+    for number, value in enumerate(values(source), 1):
+        yield f"{source}: item {number}", benchmark.configs[0], split or benchmark.splits[-1], value
+
+
+def _hub(benchmark: Benchmark, split: str | None) -> Iterator[tuple[str, str, str, Any]]:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        hint = "pip install 'ensemblehub[data]', or give a downloaded file with --from FILE"
+        raise MissingExtraError(f"{benchmark.title} comes from the hub with `datasets`: {hint}") from error
+    for config in benchmark.configs:
+        for part in (split,) if split else benchmark.splits:
+            try:
+                rows = list(datasets.load_dataset(benchmark.hub, config, split=part))
+            except Exception as error:  # the library's own and its connections' errors have no common base
+                reason = " ".join(str(error).split())[:200]
+                raise ConfigError(f"cannot load {benchmark.hub} from the hub ({reason}); or use --from FILE") from error
+            for number, value in enumerate(rows, 1):
+                yield f"{benchmark.hub} {config} {part}: item {number}", config, part, value
+
+
+def _write(file: Path, items: list[Fields]) -> None:
+    part = file.with_name(f"{file.name}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(items, ensure_ascii=False, indent=2, default=str) + "\n", encoding="utf-8")
+        part.replace(file)
+    except (OSError, UnicodeEncodeError) as error:
+        raise ConfigError(f"cannot write {file}: {getattr(error, 'strerror', None) or error}") from error

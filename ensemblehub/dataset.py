@@ -1,0 +1,159 @@
+"""Input items: what a data file asks, whatever form it asks in.
+
+Knows no engine and no configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemblehub.data import Broken, values
+from ensemblehub.schema import Chat, Message
+
+QUESTIONS = ("prompt", "problem", "question", "input")
+LABELS = ("output", "label", "answer", "solution", "canonical_solution", "ground_truth")
+IDS = ("id", "task_id", "unique_id")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item of a data file.
+
+    Attributes:
+        number: its place in the file, from 1.
+        id: its own id where it has one, else its number.
+        key: hash of its content, and of how many equal items stand before it.
+        label: the expected answer, as the file has it.
+    """
+
+    number: int
+    id: str
+    key: str
+    prompt: Chat
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class BadExample:
+    """An item that asks nothing that a model could be given, and why; the other fields are those of `Example`."""
+
+    number: int
+    id: str
+    key: str
+    reason: str
+
+
+def read_items(path: Path) -> list[Example | BadExample]:
+    """Every item of a data file (JSON, JSONL, gzipped or parquet), in order.
+
+    An item is a plain string or has `messages`; `instruction` and `input`; or `prompt`, `problem` or
+    `question`.  Its label is its `output`, `answer` or `solution`; in `messages`, the assistant's last word.
+
+    Raises:
+        ConfigError: one line: the file is missing, empty or cannot be read.
+    """
+    seen: Counter[str] = Counter()
+    items: list[Example | BadExample] = []
+    for number, value in enumerate(values(path), 1):
+        try:
+            content = json.dumps(value, sort_keys=True, default=str)
+        except RecursionError:
+            value, content = Broken("nested too deeply"), f"item {number}"
+        key = hashlib.sha256(f"{seen[content]} {content}".encode()).hexdigest()[:32]
+        seen[content] += 1
+        items.append(_item(number, key, value))
+    return items
+
+
+def _item(number: int, key: str, value: Any) -> Example | BadExample:
+    own = str(number)
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+        fields = {name.lower(): inner for name, inner in value.items()} | value if isinstance(value, dict) else {}
+        own = next((str(fields[name]) for name in IDS if isinstance(fields.get(name), str | int)), own)
+        messages, label = _asked(value, fields)
+    except UnicodeEncodeError:
+        return BadExample(number, own, key, "holds half a surrogate pair, which is not text")
+    except (ValueError, RecursionError) as error:
+        return BadExample(number, own, key, str(error))
+    return Example(number, own, key, Chat(messages), label)
+
+
+def _asked(value: Any, fields: Mapping[str, Any]) -> tuple[tuple[Message, ...], str | None]:
+    """The conversation and the label of an item; a `ValueError` says what is wrong with it."""
+    if isinstance(value, Broken):
+        raise ValueError(value.reason)
+    if isinstance(value, str):
+        return (_user(value),), None
+    if not fields:
+        raise ValueError(f"expected an object or a string, not {json.dumps(value)[:40]}")
+    if media := next((name for name in MEDIA if fields.get(name)), None):
+        raise ValueError(f"has `{media}`, and only text can be asked")
+    label = next((_text(fields[name]) for name in LABELS if fields.get(name) not in (None, "")), None)
+    conversation = fields.get("messages", fields.get("prompt"))
+    if isinstance(conversation, list):
+        messages = tuple(_message(turn) for turn in conversation)
+        if messages and messages[-1].role == "assistant":
+            label, messages = label or messages[-1].content, messages[:-1]
+        if not messages or messages[-1].role != "user":
+            raise ValueError("the messages do not end with a question of the user")
+        return messages, label
+    if "messages" in fields:
+        raise ValueError("`messages` is not a list")
+    system = (Message("system", fields["system"]),) if isinstance(fields.get("system"), str) else ()
+    if "instruction" in fields:
+        parts = [fields["instruction"], fields.get("input") or ""]
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError("`instruction` and `input` must be strings")
+        return (*system, _user("\n\n".join(part for part in parts if part))), label
+    name = next((name for name in QUESTIONS if name in fields), None)
+    if name is None:
+        raise ValueError(f"has none of messages, instruction, {', '.join(QUESTIONS)}")
+    if not isinstance(fields[name], str):
+        raise ValueError(f"`{name}` is not a string")
+    return (*system, _user(fields[name])), label
+
+
+def _user(text: str) -> Message:
+    if not text.strip():
+        raise ValueError("asks nothing: its text is empty")
+    return Message("user", text)
+
+
+def _message(turn: Any) -> Message:
+    if not isinstance(turn, dict) or turn.get("role") not in ROLES:
+        raise ValueError(f"a message needs a role of {', '.join(ROLES)}, and content")
+    content = turn.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part) for part in content)
+    if not isinstance(content, str):
+        raise ValueError(f"the content of a message is not text: {json.dumps(content)[:40]}")
+    role: Any = ROLES[turn["role"]]
+    return Message(role, content)
+
+
+def _part(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise ValueError(f"a message holds {kind or json.dumps(part)[:40]}, and only text can be asked")
+    text: str = part["text"]
+    return text
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def plain(prompt: Chat) -> str | Sequence[dict[str, str]]:
+    """A conversation for a record: its text where it is one question, else its messages."""
+    if len(prompt.messages) == 1:
+        return prompt.messages[0].content
+    return [{"role": message.role, "content": message.content} for message in prompt.messages]

@@ -1,0 +1,121 @@
+"""Complete answers of the members, written at the same time: what response-level aggregations decide between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from ensemblehub.cost import Ledger, Meter
+from ensemblehub.ensemble_methods.base import together
+from ensemblehub.errors import ConfigError, RequestError
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Cost, Piece, Request
+
+
+@dataclass(eq=False)
+class Candidate:
+    """One answer of one engine to a request, as far as it has been written.
+
+    Attributes:
+        name: the engine's name, with `#` and the number of the sample where each engine writes several.
+        bill: what it has cost so far; the request's ledger gets it as soon as the engine's stream ends.
+    """
+
+    engine: Engine
+    request: Request
+    name: str
+    pieces: list[Piece] = field(default_factory=list)
+    bill: Ledger = field(default_factory=Ledger)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is complete."""
+        return bool(self.pieces) and self.pieces[-1].finish is not None
+
+    @property
+    def text(self) -> str:
+        """What the engine wrote, without the request's prefix."""
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def reply(self) -> str:
+        """The whole reply with the request's prefix; what stands before `</think>` is no part of it."""
+        return (self.request.prefix + self.text).rpartition("</think>")[2].strip()
+
+    @property
+    def answer(self) -> Piece:
+        """The text as the ensemble's answer, in one piece: it is not being written any more."""
+        tokens = tuple(token for piece in self.pieces for token in piece.tokens)
+        return Piece(self.text, self.engine.name, "answer", tokens, self.pieces[-1].finish)
+
+    async def write(self, meter: Meter) -> None:
+        """Let the engine write it to its end; cancelling stops the engine."""
+        try:
+            async with aclosing(self.engine.stream(self.request, self.bill.meter("propose"))) as pieces:
+                async for piece in pieces:
+                    self.pieces.append(piece)
+        finally:
+            meter.ledger.calls.extend(self.bill.calls)
+
+    def discard(self, meter: Meter) -> None:
+        """Bill what it wrote as tokens that nobody used."""
+        written = self.bill.total
+        unused = written.completion_tokens - written.discarded_tokens
+        if unused:
+            meter.ledger.add(self.engine.name, "propose", Cost(discarded_tokens=unused))
+
+
+def drafts(request: Request, engines: Iterable[Engine], samples: int, strategy: str) -> list[Candidate]:
+    """`samples` empty candidates per engine, engine by engine, each with a seed of its own.
+
+    Raises:
+        RequestError: several samples are to be drawn, but at temperature 0 they would all be the same.
+    """
+    if samples > 1 and request.sampling.temperature == 0:
+        raise RequestError(f"{strategy}: {samples} samples of a model need a temperature above 0")
+    return [
+        Candidate(
+            engine, request.seeded("sample", engine.name, number),
+            f"{engine.name}#{number}" if samples > 1 else engine.name,
+        )
+        for engine in engines
+        for number in range(1, samples + 1)
+    ]  # fmt: skip
+
+
+async def write_all(candidates: Sequence[Candidate], meter: Meter) -> None:
+    """Write all candidates at the same time; the first failure ends the others and is raised as it is."""
+    await together(candidate.write(meter) for candidate in candidates)
+
+
+async def arriving(candidates: Sequence[Candidate], meter: Meter) -> AsyncGenerator[Candidate, None]:
+    """Write all candidates at the same time and yield each as it is finished; closing ends the others."""
+    writing = {asyncio.ensure_future(candidate.write(meter)): candidate for candidate in candidates}
+    waiting = set(writing)
+    try:
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # a failure is raised as it is
+                yield writing[task]
+    finally:
+        for task in writing:
+            task.cancel()
+        await asyncio.gather(*writing, return_exceptions=True)
+
+
+def check_samples(samples: int, strategy: str) -> None:
+    """Refuse fewer samples than one.
+
+    Raises:
+        ConfigError: `samples` is below 1.
+    """
+    if samples < 1:
+        raise ConfigError(f"{strategy}: samples must be at least 1, not {samples}")
+
+
+def least_engines(samples: int) -> int:
+    """Engines without which there would be one candidate only, and nothing to decide."""
+    return 2 if samples == 1 else 1

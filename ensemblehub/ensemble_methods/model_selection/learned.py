@@ -1,0 +1,163 @@
+"""`learned`: the cheapest model that is predicted to answer right.
+
+`ensemblehub train --selection` measures which model answers which question right and at what cost; for each
+model a logistic regression learns to predict it from how the smallest one reads the question.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensemblehub import studio
+from ensemblehub.cost import Meter
+from ensemblehub.ensemble_methods.base import Selection, by_name, require
+from ensemblehub.ensemble_methods.model_selection import question
+from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Cost, Request
+from ensemblehub.tandem.features import FEATURE_NAMES, sequences
+from ensemblehub.tandem.judges import Logistic, Reading
+
+COMMAND = "ensemblehub train --selection"
+FORMAT, FILE = 1, "selection.json"
+
+
+@dataclass(frozen=True)
+class Member:
+    """What was learned about one model.
+
+    Attributes:
+        model: which one (`Engine.model`).
+        cost: mean cost of its answers in the training data, in the artifact's unit.
+        predictor: the probability that it answers right, from the reader's features of the question.
+        threshold: the probability that suffices.
+        metrics: its accuracy, and how good the predictor is on held-out questions.
+    """
+
+    model: str
+    cost: float
+    predictor: Logistic
+    threshold: float = 0.5
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """All that `learned` needs, on disk a folder with `selection.json`.
+
+    Attributes:
+        reader: name of the engine that reads the question.
+        members: by engine name.
+        data: what it was made from.
+    """
+
+    reader: str
+    members: Mapping[str, Member]
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def probabilities(self, reading: Reading) -> dict[str, float]:
+        """The probability that each model answers right, the cheapest model first."""
+        order = sorted(self.members, key=lambda name: self.members[name].cost)
+        return {name: self.members[name].predictor.probability(reading) for name in order}
+
+    def save(self, folder: Path) -> None:
+        """Write the folder; the file appears whole."""
+        members = {name: _written(member) for name, member in self.members.items()}
+        record = {
+            "format": FORMAT, "reader": self.reader, "features": list(FEATURE_NAMES), "members": members,
+            "data": dict(self.data),
+        }  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f"{FILE}.part"
+        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        part.replace(folder / FILE)
+
+
+def _written(member: Member) -> dict[str, Any]:
+    arrays, options = member.predictor.state()
+    predictor = {"options": options, "arrays": {name: array.tolist() for name, array in arrays.items()}}
+    return {**vars(member), "metrics": dict(member.metrics), "predictor": predictor}
+
+
+def load(folder: Path) -> Artifact:
+    """Read a saved selection.
+
+    Raises:
+        ArtifactError: it is missing, damaged, or of another format; one line that names the folder.
+    """
+    try:
+        record = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if record["format"] != FORMAT or record["features"] != list(FEATURE_NAMES):
+            raise ArtifactError(f"the selection in {folder} was made by another version: run `{COMMAND}` again")
+        return Artifact(
+            record["reader"], {name: _member(one) for name, one in record["members"].items()}, record["data"]
+        )
+    except FileNotFoundError as error:
+        raise ArtifactError(f"no learned selection in {folder}: run `{COMMAND}`") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"the selection in {folder} is damaged ({error}): run `{COMMAND}` again") from error
+
+
+def _member(record: Mapping[str, Any]) -> Member:
+    arrays = {name: np.array(values) for name, values in record["predictor"]["arrays"].items()}
+    return Member(**{**record, "predictor": Logistic.restored(arrays, record["predictor"]["options"])})
+
+
+@dataclass(frozen=True)
+class Learned(Selection):
+    """The cheapest model whose predicted probability of a right answer suffices; else the one with the highest.
+
+    Attributes:
+        artifact: folder that `ensemblehub train --selection` filled (`studio:NAME` stands for one that ships).
+        threshold: the probability that suffices, for every model; by default each model's own, chosen on
+            calibration data for `experiment.aim`.
+    """
+
+    artifact: str = ""
+    threshold: float | None = None
+
+    async def select(self, request: Request, engines: Sequence[Engine], meter: Meter) -> list[Engine]:
+        reader = by_name(engines, self.made.reader, "selection learned: reader")
+        tokens = await question.read(reader, request, meter)
+        said = self.made.probabilities(Reading(0, len(tokens), *sequences(tokens)))
+        meter.ledger.add("selection", "select", Cost(decode_flops=self.flops, calls=1))
+        there = {engine.name: engine for engine in engines}
+        known = {name: probability for name, probability in said.items() if name in there}
+        enough = [name for name, probability in known.items() if probability >= self.limit(name)]
+        return [there[enough[0] if enough else max(known, key=lambda name: known[name])]]
+
+    def limit(self, name: str) -> float:
+        """The probability that suffices for one model."""
+        return self.made.members[name].threshold if self.threshold is None else self.threshold
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        reader = by_name(engines, self.made.reader, "selection learned: reader")
+        require(reader, frozenset({"score"}), "selection learned (reader)")
+        for engine in engines:
+            member = self.made.members.get(engine.name)
+            if member is None or member.model != engine.model:
+                made = member.model if member else ", ".join(self.made.members)
+                raise ArtifactError(
+                    f"the selection in {self.artifact} was made for {made}, not {engine.name!r} ({engine.model}): "
+                    f"run `{COMMAND}`"
+                )
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of all predictors."""
+        return sum(member.predictor.flops for member in self.made.members.values())
+
+    @cached_property
+    def made(self) -> Artifact:
+        """The artifact."""
+        if not self.artifact:
+            raise ConfigError(f"selection learned needs `artifact: FOLDER`, which `{COMMAND}` fills")
+        return load(Path(studio.resolve(self.artifact)))

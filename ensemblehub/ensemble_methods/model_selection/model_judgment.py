@@ -1,0 +1,113 @@
+"""`model_judgment`: each model says whether it can answer; those that are surest take part."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemblehub.cost import Meter
+from ensemblehub.ensemble_methods.base import Selection, by_name, check_k, require, together
+from ensemblehub.errors import ConfigError, RequestError
+from ensemblehub.generators.base import Decoder, Engine, Vocabulary
+from ensemblehub.schema import Capability, Chat, Prompt, Request, Text
+
+Mask = NDArray[np.bool_]
+QUESTION = "{question}"
+BLANKS = 3  # tokens of white space that may stand before the word
+NEGLIGIBLE = 0.01  # probability of further white space that is not followed any more
+
+
+@dataclass(frozen=True)
+class ModelJudgment(Selection):
+    """The k models with the highest P(yes) − P(no) at the first token of the reply to a yes/no question.
+
+    All spellings count together (`Yes`, ` yes`, `YES.`).  Where a tokenizer writes the words in several tokens, the
+    first one counts (`y`, `N`): it tells them apart.  Tokens of white space alone are followed to the word
+    behind them, and their probabilities multiply.
+
+    Attributes:
+        k: how many take part.
+        template: what a model is asked in place of the last message; holds `{question}`.
+        opening: start of the reply, such as `</think>` for a model that would think first.
+        minus_mean: a model's usual score by engine name, taken off its score; 0 for engines that are not named.
+    """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset({"decode"})
+    k: int = 1
+    template: str = "{question}\n\nCan you answer this correctly? Reply with yes or no."
+    opening: str = ""
+    minus_mean: Mapping[str, float] = field(default_factory=dict)
+
+    async def select(self, request: Request, engines: Sequence[Engine], meter: Meter) -> list[Engine]:
+        ask = replace(request, prompt=self.asked(request.prompt), prefix=self.opening)
+        found = await together(self.confidence(engine, ask, meter) for engine in engines)
+        scores = {engine.name: score for engine, score in zip(engines, found, strict=True)}
+        return sorted(engines, key=lambda engine: self.minus_mean.get(engine.name, 0.0) - scores[engine.name])[: self.k]
+
+    async def confidence(self, engine: Engine, ask: Request, meter: Meter) -> float:
+        """P(yes) − P(no) of one model, from −1 to 1."""
+        with closing(engine.decoder(ask, meter.ledger.meter("select"))) as decoder:
+            return await yes_minus_no(decoder)
+
+    def asked(self, prompt: Prompt) -> Prompt:
+        """The yes/no question about a prompt.
+
+        Raises:
+            RequestError: the prompt is token ids, or has no message.
+        """
+        if isinstance(prompt, Text):
+            return Text(self.template.replace(QUESTION, prompt.text))
+        if not isinstance(prompt, Chat) or not prompt.messages:
+            raise RequestError("selection model_judgment needs a question in words: text, or a chat with a message")
+        *before, last = prompt.messages
+        last = replace(last, content=self.template.replace(QUESTION, last.content))
+        return Chat((*before, last), thinking=False)
+
+    def least(self, engines: Sequence[Engine]) -> int:
+        return self.k
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        check_k(self.k, engines, "selection model_judgment")
+        if QUESTION not in self.template:
+            raise ConfigError(f"selection model_judgment: the template lacks {QUESTION}")
+        for name in self.minus_mean:
+            by_name(engines, name, "selection model_judgment: minus_mean")
+        for engine in engines if self.opening else ():
+            require(engine, frozenset({"prefix"}), "selection model_judgment (opening)")
+
+
+async def yes_minus_no(decoder: Decoder) -> float:
+    """P(yes) − P(no) as the next word of a decoder."""
+    yes, no, blank = words(decoder.vocabulary)
+    score, reach, append = 0.0, 1.0, list[int]()
+    for _ in range(BLANKS + 1):
+        chances = np.exp(np.asarray((await decoder.step(append)).logprobs, np.float64))
+        size = len(chances)  # a tokenizer may know more ids than its model
+        score += reach * float(chances[yes[:size]].sum() - chances[no[:size]].sum())
+        space = int(np.argmax(np.where(blank[:size], chances, 0.0)))
+        reach *= float(chances[space]) if blank[space] else 0.0
+        if reach < NEGLIGIBLE:
+            break
+        append = [space]
+    return score
+
+
+@lru_cache(maxsize=16)
+def words(vocabulary: Vocabulary) -> tuple[Mask, Mask, Mask]:
+    """Which ids begin the word yes, which no, and which are white space alone, each (vocabulary,)."""
+    texts = [token.decode("utf-8", "replace") for token in vocabulary.tokens]
+    yes, no = (np.array([_begins(text.strip().lower(), word) for text in texts], bool) for word in ("yes", "no"))
+    return yes, no, np.array([bool(text) and not text.strip() for text in texts], bool)
+
+
+def _begins(text: str, word: str) -> bool:
+    """Whether `text` is a beginning of the word, or the word itself and no longer one."""
+    return bool(text) and (word.startswith(text) or bool(re.match(rf"{word}(?![a-z])", text)))

@@ -1,0 +1,44 @@
+"""`random`: engines drawn by lot, the baseline of every selection."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ensemblehub.cost import Meter
+from ensemblehub.ensemble_methods.base import Selection, by_name, check_k
+from ensemblehub.errors import ConfigError
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Request, derived_seed
+
+
+@dataclass(frozen=True)
+class Random(Selection):
+    """Engines drawn without replacement; with a seed in the request, the same ones for the same question.
+
+    Attributes:
+        k: how many take part.
+        weights: chance by engine name, relative to the others'; 1 for engines that are not named.
+    """
+
+    k: int = 1
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    async def select(self, request: Request, engines: Sequence[Engine], meter: Meter) -> list[Engine]:
+        seed = request.sampling.seed
+        draw = random.Random(None if seed is None else derived_seed(seed, "random", request.prompt))
+        # The k highest of u ** (1 / weight) are a weighted sample (Efraimidis and Spirakis, 2006).
+        keys = {engine.name: draw.random() ** (1 / self.weights.get(engine.name, 1.0)) for engine in engines}
+        return sorted(engines, key=lambda engine: -keys[engine.name])[: self.k]
+
+    def least(self, engines: Sequence[Engine]) -> int:
+        return self.k
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        check_k(self.k, engines, "selection random")
+        for name, weight in self.weights.items():
+            by_name(engines, name, "selection random: weights")
+            if not 0 < weight < float("inf"):
+                raise ConfigError(f"selection random: the weight of {name!r} must be above 0, not {weight}")

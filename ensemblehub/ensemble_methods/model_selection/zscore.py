@@ -1,0 +1,140 @@
+"""`zscore`: the models to which the question looks most familiar, each measured against itself.
+
+The reference toolkit's statistical selection.  A model's perplexity and confidence on the question become
+z-scores by its own mean and standard deviation over many questions, which `ensemblehub stats` measures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from ensemblehub import studio
+from ensemblehub.cost import Meter
+from ensemblehub.ensemble_methods.base import Selection, check_k, together
+from ensemblehub.ensemble_methods.model_selection import question
+from ensemblehub.errors import ArtifactError, ConfigError, RequestError
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Capability, Request
+
+COMMAND = "ensemblehub stats --config FILE --input_path QUESTIONS"
+MOSTLY = 0.9  # share of models to which a question must look unusual for a third one to be asked
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A model's mean and standard deviation of perplexity and of confidence over questions.
+
+    Attributes:
+        n: number of questions measured.
+        model: which model was measured (`Engine.model`); empty goes with any.
+    """
+
+    ppl_mean: float
+    ppl_std: float
+    conf_mean: float
+    conf_std: float
+    n: int = 0
+    model: str = ""
+
+    def z(self, reading: Reading) -> float:
+        """How familiar a question looks, in standard deviations; higher is more familiar."""
+        return (self.ppl_mean - reading.ppl) / self.ppl_std + (reading.conf - self.conf_mean) / self.conf_std
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A question as one model reads it.
+
+    Attributes:
+        ppl: exp of the mean negative logprob of its tokens.
+        conf: mean probability of the likeliest token at each of their positions.
+    """
+
+    ppl: float
+    conf: float
+
+
+@dataclass(frozen=True)
+class ZScore(Selection):
+    """The k models with the highest z = (ppl_mean − ppl) / ppl_std + (conf − conf_mean) / conf_std.
+
+    Attributes:
+        k: how many take part; `auto`: 3 where the perplexity of at least 90 % of the models lies above their
+            own mean, else 2, and never more than there are.
+        stats: statistics by engine name; they go before those of the file.
+        stats_file: the JSON that `ensemblehub stats` writes (`studio:NAME` stands for one that ships).
+    """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset({"score"})
+    k: int | Literal["auto"] = "auto"
+    stats: Mapping[str, Stats] = field(default_factory=dict)
+    stats_file: str | None = None
+
+    async def select(self, request: Request, engines: Sequence[Engine], meter: Meter) -> list[Engine]:
+        readings = await together(read(engine, request, meter) for engine in engines)
+        known = [self.known[engine.name] for engine in engines]
+        scores = {engine.name: own.z(one) for engine, own, one in zip(engines, known, readings, strict=True)}
+        unusual = np.mean([one.ppl > own.ppl_mean for own, one in zip(known, readings, strict=True)])
+        k = (3 if unusual >= MOSTLY else 2) if self.k == "auto" else self.k
+        return sorted(engines, key=lambda engine: -scores[engine.name])[:k]
+
+    def least(self, engines: Sequence[Engine]) -> int:
+        return min(2, len(engines)) if self.k == "auto" else self.k
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        if self.k != "auto":
+            check_k(self.k, engines, "selection zscore")
+        for engine in engines:
+            stats = self.known.get(engine.name)
+            if stats is None:
+                raise ConfigError(f"selection zscore has no statistics of {engine.name!r}: run `{COMMAND}`")
+            if stats.model not in ("", engine.model):
+                raise ArtifactError(
+                    f"the statistics of {engine.name!r} are of {stats.model}, not {engine.model}: run `{COMMAND}`"
+                )
+            if not (stats.ppl_std > 0 and stats.conf_std > 0):
+                raise ConfigError(f"selection zscore: a standard deviation of {engine.name!r} is not above 0")
+
+    @cached_property
+    def known(self) -> dict[str, Stats]:
+        """Statistics by engine name, from the file and the options."""
+        return {**(load(Path(studio.resolve(self.stats_file))) if self.stats_file else {}), **self.stats}
+
+
+async def read(engine: Engine, request: Request, meter: Meter) -> Reading:
+    """Perplexity and confidence of the user's messages.
+
+    Raises:
+        RequestError: the engine does not say how likely the likeliest tokens are, or there is no question.
+    """
+    tokens = await question.read(engine, request, meter)
+    values = np.array([(token.logprob, token.best) for token in tokens], np.float64)  # None becomes NaN
+    if np.isnan(values).any():
+        raise RequestError(f"engine {engine.name!r} gives no likeliest tokens, and selection zscore needs them")
+    return Reading(float(np.exp(-values[:, 0].mean())), float(np.exp(values[:, 1]).mean()))
+
+
+def load(path: Path) -> dict[str, Stats]:
+    """Read what `ensemblehub stats` wrote: statistics by engine name.
+
+    Raises:
+        ArtifactError: the file is missing or damaged; names the command that makes it.
+    """
+    try:
+        return TypeAdapter(dict[str, Stats]).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ArtifactError(f"cannot read the statistics {path} ({error.strerror}): run `{COMMAND}`") from error
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ArtifactError(f"{path}: {where}: {error.errors()[0]['msg']}: run `{COMMAND}` again") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not JSON ({error}): run `{COMMAND}` again") from error

@@ -1,0 +1,54 @@
+"""`best_of`: every member answers, scorers judge the answers, the best one is given."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ensemblehub.cost import Meter
+from ensemblehub.ensemble_methods.base import Granularity, ScoringAggregation
+from ensemblehub.ensemble_methods.candidates import check_samples, drafts, least_engines, write_all
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Choice, Event, Request
+
+
+@dataclass(frozen=True)
+class BestOf(ScoringAggregation):
+    """The answer with the best score; of equal scores the first in the order of the engines.
+
+    All answers are written at the same time, and those that are not given are billed as discarded.
+
+    Attributes:
+        samples: answers per engine; more than one needs a temperature above 0.
+        exclude_self_scoring: no scorer judges the text of its own model, where another can.
+    """
+
+    granularity: ClassVar[Granularity] = "response"
+    samples: int = 1
+    exclude_self_scoring: bool = True
+
+    async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
+        candidates = drafts(request, engines, self.samples, "best_of")
+        await write_all(candidates, meter)
+        texts = [candidate.text for candidate in candidates]
+        authors = [candidate.engine.model for candidate in candidates] if self.exclude_self_scoring else []
+        scores = await self.scorers.score(request, texts, meter.ledger.meter("score"), authors)
+        ranking = sorted(zip(candidates, scores, strict=True), key=lambda pair: -pair[1])  # equals keep their order
+        (best, score), *others = ranking
+        for loser, _ in others:
+            loser.discard(meter)
+        equals = [loser.name for loser, other in others if other == score]
+        tie = f", equal to {' and '.join(equals)}; {best.name} comes first in order" if equals else ""
+        named = tuple((candidate.name, score) for candidate, score in zip(candidates, scores, strict=True))
+        reason = f"{best.name} scores {score:.4g}, the best of {len(candidates)}{tie}"
+        yield Choice("answer", (best.name,), named, reason)
+        yield best.answer
+
+    @property
+    def least(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
+        return least_engines(self.samples)
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        check_samples(self.samples, "best_of")

@@ -1,0 +1,143 @@
+"""`fuse`: members propose answers, and one model writes the final answer from all of them.
+
+Mixture-of-agents: Wang et al., "Mixture-of-Agents Enhances Large Language Model Capabilities", ICLR 2025
+(arXiv 2406.04692), section 2.2 and table 1; with one proposer and several samples it is Self-MoA (Li et al.,
+"Rethinking Mixture-of-Agents", arXiv 2502.00674).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from ensemblehub.cost import Meter
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, by_size
+from ensemblehub.ensemble_methods.candidates import Candidate, check_samples, drafts, least_engines, write_all
+from ensemblehub.errors import ConfigError, RequestError, did_you_mean
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Chat, Event, Prompt, Request, Text
+from ensemblehub.studio import skills
+from ensemblehub.tasks.answers import final_answer
+
+TEMPLATES = {
+    "instruct": """{question}
+
+Several models have already answered the request above; their answers stand below. Combine them into one answer of \
+high quality. Weigh critically what they say, for some of it may be biased or wrong, and do not merely repeat them: \
+give a refined, accurate and complete reply to the request, well structured and coherent, to the highest standard of \
+reliability.
+
+Answers of the models:
+{candidates}""",
+    "studio": "{question}" + skills.CANDIDATES + "{candidates}",
+}
+_PLACES = re.compile(r"\{(question|candidates)\}")
+
+
+@dataclass(frozen=True)
+class Fuse(Aggregation):
+    """One model writes the answer from everybody's proposals; only its own text is shown, as it is written.
+
+    Attributes:
+        fuser: engine by name; the largest of those selected by default.
+        proposers: engines by name; all that are selected by default, the fuser among them.
+        samples: proposals per proposer; more than one needs a temperature above 0.
+        layers: rounds of proposals; from the second on, proposers see the proposals of the round before
+            as the fuser sees those of the last.
+        template: what stands in place of the last message: `instruct` (the instructions of mixture-of-agents),
+            `studio` (the words the built-in models know), or a text with {question} and {candidates}.
+        show: how a proposal is shown: in `full`, its `last_line`, or its final `answer` (in full where it has none).
+            What stands before `</think>` is never shown.
+    """
+
+    granularity: ClassVar[Granularity] = "response"
+    fuser: str | None = None
+    proposers: tuple[str, ...] = ()
+    samples: int = 1
+    layers: int = 1
+    template: str = "instruct"
+    show: Literal["full", "last_line", "answer"] = "full"
+
+    async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
+        fuser = by_name(engines, self.fuser, "fuse: fuser") if self.fuser else by_size(engines)[0]
+        proposers = [by_name(engines, name, "fuse: proposers") for name in self.proposers] or engines
+        self.asked(request.prompt, ())  # what cannot be fused is refused before anything is spent
+        ask = request
+        for layer in range(self.layers):
+            proposals = drafts(ask.seeded("layer", layer), proposers, self.samples, "fuse")
+            await write_all(proposals, meter)
+            ask = replace(request, prompt=self.asked(request.prompt, proposals))
+        async with aclosing(fuser.stream(ask, meter.ledger.meter("answer"))) as answer:
+            async for piece in answer:
+                yield piece
+
+    def asked(self, prompt: Prompt, proposals: Sequence[Candidate]) -> Prompt:
+        """The question with the proposals, numbered from 1, in place of the prompt's last message.
+
+        Raises:
+            RequestError: the prompt is token ids, or has no message.
+        """
+        listed = "\n".join(f"{place}. {self.shown(one.reply)}" for place, one in enumerate(proposals, 1))
+        if isinstance(prompt, Text):
+            return Text(self.filled(prompt.text, listed))
+        if not isinstance(prompt, Chat) or not prompt.messages:
+            raise RequestError("fuse needs a question in words: text, or a chat with a message")
+        *before, last = prompt.messages
+        return replace(prompt, messages=(*before, replace(last, content=self.filled(last.content, listed))))
+
+    def filled(self, question: str, candidates: str) -> str:
+        """The template with both filled in; braces in either stay what they are."""
+        values = {"question": question, "candidates": candidates}
+        return _PLACES.sub(lambda place: values[place[1]], self.words)
+
+    def shown(self, reply: str) -> str:
+        """What the fuser sees of one proposal."""
+        if self.show == "last_line":
+            return reply.rpartition("\n")[2]
+        return final_answer(reply) or reply if self.show == "answer" else reply
+
+    @property
+    def words(self) -> str:
+        """The configured template.
+
+        Raises:
+            ConfigError: it is neither the name of one nor a text with both places.
+        """
+        if re.fullmatch(r"[\w-]+", self.template):
+            if self.template not in TEMPLATES:
+                raise ConfigError(f"fuse: {did_you_mean(self.template, TEMPLATES, 'template')}")
+            return TEMPLATES[self.template]
+        missing = {"question", "candidates"} - set(_PLACES.findall(self.template))
+        if missing:
+            raise ConfigError(f"fuse: the template lacks {' and '.join(f'{{{name}}}' for name in sorted(missing))}")
+        return self.template
+
+    def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
+        """The engines named as fuser or proposers.
+
+        Raises:
+            ConfigError: a name is unknown.
+        """
+        fuser = [by_name(engines, self.fuser, "fuse: fuser")] if self.fuser else []
+        proposers = [by_name(engines, name, "fuse: proposers") for name in self.proposers]
+        return tuple(dict.fromkeys(fuser + proposers))
+
+    def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
+        return {"fuser": by_name(engines, self.fuser, "fuse: fuser") if self.fuser else by_size(engines)[0]}
+
+    @property
+    def least(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
+        return least_engines(self.samples)
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        check_samples(self.samples, "fuse")
+        if self.layers < 1:
+            raise ConfigError(f"fuse: layers must be at least 1, not {self.layers}")
+        if len(set(self.proposers)) < len(self.proposers):
+            raise ConfigError("fuse: a proposer is named twice; `samples` asks each for several answers")
+        self.roles(engines)
+        self.words  # noqa: B018  # refuses what it cannot use

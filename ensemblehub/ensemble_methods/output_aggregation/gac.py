@@ -1,0 +1,70 @@
+"""`gac`: the members' next-token distributions are averaged over the union of their vocabularies.
+
+Yu et al., "Breaking the Ceiling of the LLM Community by Treating Token Generation as a Classification for
+Ensembling", Findings of EMNLP 2024.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ensemblehub.ensemble_methods import mixing
+from ensemblehub.ensemble_methods.base import by_name
+from ensemblehub.ensemble_methods.token_level import Answer, Chosen, Member, TokenLevel
+from ensemblehub.ensemble_methods.union_vocabulary import Probabilities
+from ensemblehub.errors import ConfigError
+from ensemblehub.generators.base import Engine
+
+
+@dataclass(frozen=True)
+class GaC(TokenLevel):
+    """Every token is chosen from one distribution of all engines, whatever their tokenizers.
+
+    Attributes:
+        weights: by engine name, 1 where omitted; an engine of weight 0 is not asked.
+        every: ensemble every `token`, or only where the engines' likeliest tokens are `disputed`.
+        draft: tokens the first engine drafts at a time for `disputed`.
+        method: `avg` is the weighted mean; `max` takes each token's largest weighted probability; `weighted`
+            also weighs each engine by exp(-entropy) of its distribution, so that who is sure counts more.
+        gate: the engine that decides when to ensemble (the paper's primary model).
+        threshold: while the gate's likeliest token has at least this probability, it writes alone and the
+            others are not asked; they catch up in one pass.
+    """
+
+    method: Literal["avg", "max", "weighted"] = "avg"
+    gate: str | None = None
+    threshold: float = 0.5
+
+    async def choose(self, answer: Answer) -> list[Chosen]:
+        if self.gate is None:
+            return await super().choose(answer)
+        gate = next(member for member in answer.members if member.engine.name == self.gate)
+        return await answer.gated(self.mix, gate, self.threshold)
+
+    def mix(self, members: Sequence[Member], parts: Sequence[Probabilities]) -> Probabilities:
+        weights = [member.weight for member in members]
+        if self.method == "weighted":
+            sure = [math.exp(-mixing.entropy(part)) for part in parts]
+            weights = [weight * factor for weight, factor in zip(weights, sure, strict=True)]
+        return mixing.maximum(parts, weights) if self.method == "max" else mixing.mean(parts, weights)
+
+    def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
+        return {"gate": by_name(engines, self.gate, "gac: gate")} if self.gate else {}
+
+    def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
+        return (by_name(engines, self.gate, "gac: gate"),) if self.gate else ()
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        if self.gate is None:
+            return
+        by_name(engines, self.gate, "gac: gate")
+        if not self.weights.get(self.gate, 1.0):
+            raise ConfigError(f"gac: the gate {self.gate!r} has weight 0")
+        if self.every == "disputed":
+            raise ConfigError("gac: `gate` and `every: disputed` both decide when to ensemble; use one of them")
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"gac: threshold must be between 0 and 1, not {self.threshold}")

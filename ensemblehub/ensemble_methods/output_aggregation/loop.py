@@ -1,0 +1,37 @@
+"""`loop`: the engines write in turns, round-robin."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+from ensemblehub.cost import Meter
+from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Piece, Request
+
+
+@dataclass(frozen=True)
+class Loop(Segments):
+    """Each engine in turn continues the text, in the order of the selection; a lone engine writes in one go.
+
+    Attributes:
+        max_new_tokens_per_round: tokens of a turn at most.
+        max_tokens: of the whole answer, where that is less than the request's own.
+        max_rounds: turns after which the answer ends.
+        max_repeat: so many identical turns in a row end the answer, unless it ignores the end of text; 0: never.
+    """
+
+    max_new_tokens_per_round: int = 500
+
+    def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Piece, None]:
+        length = self.max_new_tokens_per_round if len(engines) > 1 else None
+
+        def following(so_far: SoFar) -> Turn:
+            return Turn(engines[so_far.rounds % len(engines)], length)
+
+        return self.written(request, engines, meter.ledger, following)
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        self.at_least(1, max_new_tokens_per_round=self.max_new_tokens_per_round)

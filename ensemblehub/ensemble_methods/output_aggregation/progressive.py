@@ -1,0 +1,167 @@
+"""`progressive`: from the largest model to the smallest, by an outline, by length or by marks in the text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from ensemblehub.cost import Ledger, Meter
+from ensemblehub.ensemble_methods.base import by_size, name_of, require
+from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn, fits, refuse
+from ensemblehub.errors import ConfigError, did_you_mean
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Capability, Piece, Request
+from ensemblehub.tandem import insights
+
+OUTLINE = {
+    "en": "Write a short outline of the solution of the following problem: the key steps and facts, in order, "
+    "without the final answer.\n\nProblem:\n{question}\n\nOutline:",
+    "zh": "请为下面的问题写一份简短的解题提纲：按顺序列出关键步骤和要用到的知识，不要写出最终答案。"
+    "\n\n问题：\n{question}\n\n提纲：",
+}
+FINAL = {
+    "en": "{question}\n\nAn outline of the solution, which may be cut off or wrong:\n{outline}\n\n"
+    "Follow the outline as far as it is right and give the complete solution.",
+    "zh": "{question}\n\n解题提纲（可能不完整或有错误）：\n{outline}\n\n请参考提纲中正确的部分，给出完整的解答。",
+}
+
+
+@dataclass(frozen=True)
+class Progressive(Segments):
+    """Large models begin, smaller ones finish.
+
+    Attributes:
+        switch_mode: `outline`: the largest writes an outline, the smallest answers with it in its prompt;
+            `length`: the next smaller engine goes on at each length; `token`: at each mark.
+        outline_max_tokens: tokens of the outline at most; it also ends where the thinking of its writer does.
+        outline_prompt_template: the largest is prompted with it, `{question}` filled in.
+        final_prompt_template: the smallest is prompted with it, `{question}` and `{outline}` filled in.
+        template_language: language of the templates that are not given.
+        profile: words that a family of models knows (`tandem/insights.py`), in place of templates.
+        length_thresholds: rising lengths of the answer in tokens; at each the next engine goes on.
+        special_tokens: marks; as many engines are done as there are different ones in the text.
+        max_new_tokens_per_round: tokens of a turn at most; None: up to the next switch.
+        max_tokens, max_rounds, max_repeat: as for `loop`.
+    """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset()  # depends on the mode: see `check`
+    least: ClassVar[int] = 2
+
+    switch_mode: Literal["outline", "length", "token"] = "outline"
+    outline_max_tokens: int = 500
+    outline_prompt_template: str | None = None
+    final_prompt_template: str | None = None
+    template_language: Literal["en", "zh"] = "en"
+    profile: str | None = None
+    length_thresholds: tuple[int, ...] = (1000, 2000, 3000)
+    special_tokens: tuple[str, ...] = ("</think>",)
+    max_new_tokens_per_round: int | None = None
+
+    def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Piece, None]:
+        models = by_size(engines)
+        if self.switch_mode == "outline":
+            return self.outlined(self.limited(request), models[0], models[-1], meter.ledger)
+        step = self.by_length if self.switch_mode == "length" else self.by_token
+        return self.written(request, models, meter.ledger, lambda so_far: step(models, so_far))
+
+    def by_length(self, models: Sequence[Engine], so_far: SoFar) -> Turn:
+        """The model whose stretch of the answer it is, up to the next threshold."""
+        thresholds = self.length_thresholds[: len(models) - 1]
+        done = sum(so_far.tokens >= threshold for threshold in thresholds)
+        limits = [threshold - so_far.tokens for threshold in thresholds[done : done + 1]]
+        limits += [self.max_new_tokens_per_round] if self.max_new_tokens_per_round else []
+        return Turn(models[done], min(limits, default=None))
+
+    def by_token(self, models: Sequence[Engine], so_far: SoFar) -> Turn:
+        """The model whose index is the number of different marks in the text, up to the next mark."""
+        unseen = tuple(mark for mark in self.special_tokens if mark not in so_far.text)
+        done = min(len(self.special_tokens) - len(unseen), len(models) - 1)
+        return Turn(models[done], self.max_new_tokens_per_round, unseen if done < len(models) - 1 else ())
+
+    async def outlined(
+        self, request: Request, large: Engine, small: Engine, ledger: Ledger
+    ) -> AsyncGenerator[Piece, None]:
+        """The outline, which is no part of the answer, then the answer."""
+        ask = self.outline_request(request)
+        refuse(request, ())
+        fits(large, ask, self.outline_max_tokens)
+        fits(small, self.final_request(request, ""), self.outline_max_tokens + request.sampling.max_tokens)
+        outline = ""
+        async with aclosing(large.stream(ask, ledger.meter("insight"))) as writing:
+            async for piece in writing:
+                outline += piece.text
+                yield replace(piece, finish=None, round=1)
+        async with aclosing(small.stream(self.final_request(request, outline), ledger.meter("answer"))) as answer:
+            async for piece in answer:
+                yield replace(piece, round=2)
+
+    def outline_request(self, request: Request) -> Request:
+        """Ask for the outline; the request's limits, stop strings and biases are the answer's own."""
+        ask = insights.mentor_request(request, self.words, self.outline_max_tokens)
+        if not self.profile:
+            template = self.outline_prompt_template or OUTLINE[self.template_language]
+            ask = replace(ask, prompt=templated(request, template).prompt)
+        sampling = replace(ask.sampling, stop=("</think>",), stop_token_ids=(), ignore_eos=False)
+        return replace(ask, sampling=sampling).seeded("outline")
+
+    def final_request(self, request: Request, outline: str) -> Request:
+        """Ask for the answer, with the outline in the prompt."""
+        shown = insights.shown(outline, self.words)
+        if self.profile:
+            return insights.intern_request(request, self.words, shown, "prompt")
+        return templated(request, self.final_prompt_template or FINAL[self.template_language], shown.strip())
+
+    @property
+    def words(self) -> insights.Profile:
+        """The configured profile, or one without words of its own."""
+        return insights.PROFILES[self.profile] if self.profile else insights.Profile("", "", "")
+
+    def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
+        models = by_size(engines)
+        return {"large": models[0], "small": models[-1]}
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        whole = self.max_new_tokens_per_round is None
+        self.at_least(
+            1, outline_max_tokens=self.outline_max_tokens, max_new_tokens_per_round=self.max_new_tokens_per_round
+        )
+        if self.switch_mode == "outline":
+            self.check_words()
+            require(by_size(engines)[0], frozenset({"prefix"} if self.words.opening else ()), name_of(self))
+            return
+        for engine in by_size(engines)[whole:]:  # the largest begins, whatever is selected
+            require(engine, frozenset({"prefix"}), name_of(self))
+        lengths = self.length_thresholds
+        if self.switch_mode == "length" and (not lengths or [0, *lengths] != sorted({0, *lengths})):
+            raise ConfigError(f"progressive: length_thresholds must be rising lengths in tokens, not {list(lengths)}")
+        if self.switch_mode == "token" and not (self.special_tokens and all(self.special_tokens)):
+            raise ConfigError("progressive: special_tokens must name at least one string, and none that is empty")
+
+    def check_words(self) -> None:
+        """Refuse a profile or templates that cannot be used.
+
+        Raises:
+            ConfigError: says which.
+        """
+        templates = (self.outline_prompt_template, self.final_prompt_template)
+        if self.profile is not None and self.profile not in insights.PROFILES:
+            raise ConfigError(f"progressive: {did_you_mean(self.profile, insights.PROFILES, 'profile')}")
+        if self.profile is not None and any(template is not None for template in templates):
+            raise ConfigError("progressive: give a profile or templates, not both")
+        for template, marks in zip(templates, (("question",), ("question", "outline")), strict=True):
+            for mark in marks:
+                if template is not None and f"{{{mark}}}" not in template:
+                    raise ConfigError(f"progressive: there is no {{{mark}}} in the template {template!r}")
+
+
+def templated(request: Request, template: str, outline: str = "") -> Request:
+    """The request with its last message put into a template."""
+    chat = insights.chat_of(request)
+    values = {"question": chat.messages[-1].content, "outline": outline}
+    content = re.sub(r"\{(question|outline)\}", lambda mark: values[mark[1]], template)
+    last = replace(chat.messages[-1], content=content)
+    return replace(request, prompt=replace(chat, messages=(*chat.messages[:-1], last)))

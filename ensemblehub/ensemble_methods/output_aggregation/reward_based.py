@@ -1,0 +1,152 @@
+"""`reward_based`: in each round every member proposes the next segment; scorers choose the one that is kept."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from ensemblehub.cost import Meter
+from ensemblehub.ensemble_methods.base import ScoringAggregation, together
+from ensemblehub.ensemble_methods.candidates import Candidate
+from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn, ask, joined, refuse_ids
+from ensemblehub.errors import ConfigError, ContextOverflowError
+from ensemblehub.generators.base import Engine
+from ensemblehub.generators.stops import Gate
+from ensemblehub.schema import Choice, Event, Finish, Piece, Request
+
+
+@dataclass(frozen=True)
+class RewardBased(Segments, ScoringAggregation):
+    """All members continue the text at the same time; the continuation with the best score is kept.
+
+    Equal scores go to the first in the order of the engines; proposals that are all the same are not scored.  An
+    empty proposal says that the answer ends here; it cannot be kept before there is any text, unless all are empty.
+    The winner's end of text ends the answer.  A member whose context is full takes no more part, and one that is
+    alone writes the rest in one go.  Losing proposals are billed as discarded.
+
+    Attributes:
+        max_new_tokens_per_round: tokens of a proposal at most.
+        exclude_self_scoring: no scorer judges the text of its own model, where another can.
+        score_threshold: the answer ends with what it has where no proposal scores that much; the first round's
+            best is always kept, and writing goes on.  Needs `score_normalization: none`, since normalised scores
+            only compare the proposals of one round.
+        max_tokens: of the whole answer, where that is less than the request's own.
+        max_rounds: rounds after which the answer ends.
+        max_repeat: so many identical winners in a row end the answer, unless it ignores the end of text; 0: never.
+    """
+
+    max_new_tokens_per_round: int = 256
+    exclude_self_scoring: bool = True
+    score_threshold: float | None = None
+
+    async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
+        request = self.limited(request)
+        refuse_ids(request, engines)
+        so_far, gate, members = SoFar(request.prefix), Gate[Piece](request.sampling.stop), list(engines)
+        finish: Finish | None = None
+        while finish is None and self.able(request, members, so_far):
+            parts: list[Piece] = []
+            async with aclosing(self.round(request, members, so_far, meter)) as events:
+                async for event in events:
+                    if not isinstance(event, Piece):
+                        yield event
+                        continue
+                    ended = event.finish
+                    parts.append(replace(event, finish=None, round=so_far.rounds + 1))
+                    so_far.add(event)
+                    for shown in gate.push(parts[-1]):
+                        yield shown
+                    if gate.stopped:
+                        break
+            if parts:
+                so_far.turns.append(joined(parts))
+                finish = "stop" if gate.stopped or ended == "stop" else self.cut(request, so_far)
+            elif members:  # nothing was worth keeping
+                finish = "stop"
+        if not so_far.turns:
+            raise ContextOverflowError(
+                "reward_based: the question leaves no room to write in the context of any engine"
+            )
+        for shown in gate.flush():
+            yield shown
+        yield replace(so_far.turns[-1], text="", tokens=(), finish=finish or "length")
+
+    def able(self, request: Request, members: list[Engine], so_far: SoFar) -> bool:
+        """Drop the members whose context is full; whether any are left."""
+        members[:] = [engine for engine in members if ask(request, Turn(engine), so_far).sampling.max_tokens > 0]
+        return bool(members)
+
+    async def round(
+        self, request: Request, members: list[Engine], so_far: SoFar, meter: Meter
+    ) -> AsyncGenerator[Event, None]:
+        """One round: the choice and the text that is kept, if any; drops members that find their context full."""
+        length = self.max_new_tokens_per_round if len(members) > 1 else None
+        proposals = [Candidate(engine, ask(request, Turn(engine, length), so_far), engine.name) for engine in members]
+        if len(members) == 1:
+            try:
+                async with aclosing(members[0].stream(proposals[0].request, meter.ledger.meter("answer"))) as pieces:
+                    async for piece in pieces:
+                        yield piece
+            except ContextOverflowError:
+                members.clear()
+            return
+        winner: Candidate | None = None
+        try:
+            fitting = await together(written(proposal, meter) for proposal in proposals)
+            able = [proposal for proposal, fits in zip(proposals, fitting, strict=True) if fits]
+            members[:] = [proposal.engine for proposal in able]
+            if able:
+                winner, choice = await self.choose(request, able, so_far, meter)
+                yield choice
+        finally:
+            for proposal in proposals:
+                if proposal is not winner:
+                    proposal.discard(meter)
+        if winner:
+            yield winner.answer
+
+    async def choose(
+        self, request: Request, proposals: Sequence[Candidate], so_far: SoFar, meter: Meter
+    ) -> tuple[Candidate | None, Choice]:
+        """The proposal to keep, None where the best is below the threshold, and why."""
+        begun = [proposal for proposal in proposals if proposal.text.strip()] if not so_far.text else []
+        judged = begun or list(proposals)
+        texts = [proposal.text for proposal in judged]
+        if len(set(texts)) == 1:
+            same = "all proposals are the same" if len(judged) > 1 else "it is the only proposal"
+            return judged[0], Choice("proposal", (judged[0].name,), (), same)
+        authors = [proposal.engine.model for proposal in judged] if self.exclude_self_scoring else []
+        asked = replace(request, prefix=so_far.text, written=())
+        scores = await self.scorers.score(asked, texts, meter.ledger.meter("score"), authors)
+        named = tuple((proposal.name, score) for proposal, score in zip(judged, scores, strict=True))
+        best = max(scores)
+        winners = [proposal for proposal, score in zip(judged, scores, strict=True) if score == best]
+        reason = f"{winners[0].name} scores {best:.4g}, the best of {len(judged)}"
+        if len(winners) > 1:
+            equals = " and ".join(proposal.name for proposal in winners[1:])
+            reason += f", equal to {equals}; it comes first in order"
+        if self.score_threshold is not None and best < self.score_threshold:
+            if so_far.turns:
+                reason += f", which is below score_threshold {self.score_threshold:g}: the answer ends"
+                return None, Choice("proposal", (), named, reason)
+            reason += f"; below score_threshold {self.score_threshold:g}, kept since nothing is written yet"
+        return winners[0], Choice("proposal", (winners[0].name,), named, reason)
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        self.at_least(1, max_new_tokens_per_round=self.max_new_tokens_per_round)
+        if self.score_threshold is not None and self.scorers.normalization != "none":
+            raise ConfigError(
+                "reward_based: score_threshold needs score_normalization: none; normalised scores only compare "
+                "the proposals of one round"
+            )
+
+
+async def written(proposal: Candidate, meter: Meter) -> bool:
+    """Write a proposal; whether its engine's context had room for it."""
+    try:
+        await proposal.write(meter)
+    except ContextOverflowError:
+        return False
+    return True

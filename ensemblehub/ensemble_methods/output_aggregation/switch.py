@@ -1,0 +1,47 @@
+"""`switch`: a large model begins, a small one goes on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ensemblehub.cost import Meter
+from ensemblehub.ensemble_methods.base import by_size, name_of, require
+from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Capability, Piece, Request
+
+
+@dataclass(frozen=True)
+class Switch(Segments):
+    """The largest engine writes the start of the answer, the smallest all the rest.
+
+    Attributes:
+        switch_after_tokens: tokens that the largest writes at most.
+        max_tokens: of the whole answer, where that is less than the request's own.
+        max_rounds, max_repeat: as for `loop`; there are two turns.
+    """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset()  # of all but the largest: see `check`
+    least: ClassVar[int] = 2
+
+    switch_after_tokens: int = 500
+
+    def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Piece, None]:
+        large, *_, small = by_size(engines)
+
+        def following(so_far: SoFar) -> Turn:
+            return Turn(small) if so_far.rounds else Turn(large, self.switch_after_tokens)
+
+        return self.written(request, (large, small), meter.ledger, following)
+
+    def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
+        models = by_size(engines)
+        return {"large": models[0], "small": models[-1]}
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        self.at_least(1, switch_after_tokens=self.switch_after_tokens)
+        for engine in by_size(engines)[1:]:  # the largest begins, whatever is selected
+            require(engine, frozenset({"prefix"}), name_of(self))

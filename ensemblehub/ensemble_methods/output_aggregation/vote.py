@@ -1,0 +1,194 @@
+"""`vote`: every member answers, and the answer that most of them agree on is given.
+
+With several samples of one model this is self-consistency (Wang et al., "Self-Consistency Improves Chain
+of Thought Reasoning in Language Models", ICLR 2023).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import lru_cache
+from textwrap import shorten
+from typing import ClassVar, Literal
+
+from ensemblehub.cost import Meter
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name
+from ensemblehub.ensemble_methods.candidates import Candidate, arriving, check_samples, drafts, least_engines
+from ensemblehub.errors import ConfigError
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Choice, Event, Request
+from ensemblehub.tasks.answers import equal_answers, final_answer
+
+Same = Callable[[str, str], bool]
+Rank = tuple[int, float, int]
+
+
+@dataclass(frozen=True)
+class Party:
+    """Candidates that gave equal answers.
+
+    Attributes:
+        answer: as its first member wrote it.
+        members: places of its candidates in the order of the engines.
+        weight: sum of its members' weights.
+    """
+
+    answer: str
+    members: tuple[int, ...]
+    weight: float
+
+    @property
+    def rank(self) -> Rank:
+        """Sorts parties: most votes, then the larger weight, then the earliest first member."""
+        return len(self.members), self.weight, -self.members[0]
+
+
+@dataclass(frozen=True)
+class Vote(Aggregation):
+    """The answer that most candidates agree on, in the words of the first of them in the order of the engines.
+
+    All candidates are written at the same time.  Every readable answer is one vote, and answers are compared
+    in the order of the engines, not of arrival.  A tie goes to the larger sum of weights, then to the party of the
+    earliest engine.  A candidate without a readable answer does not vote; where none has one, the first engine's reply
+    is given.  Candidates outside the winning party are billed as discarded.
+
+    Attributes:
+        samples: candidates per engine; more than one needs a temperature above 0.
+        weights: by engine name, to break ties; 1 for engines that are not named.
+        extract: how an answer is read from a reply: `math` takes the last boxed expression or what follows
+            "the answer is", `last_line` the last line, `regex` the last match of `pattern`, and `text` the whole reply.
+            The first three are compared as mathematics (1/2 equals 0.5), `text` word for word.
+        pattern: regular expression for `extract: regex`; its first group is the answer, or the whole match.
+        stop_early: stop the engines still writing once they can no longer change the answer.  The words given
+            are the earliest engine's, so one that comes before the winner in order is always waited for.
+    """
+
+    granularity: ClassVar[Granularity] = "response"
+    samples: int = 1
+    weights: Mapping[str, float] = field(default_factory=dict)
+    extract: Literal["math", "last_line", "regex", "text"] = "math"
+    pattern: str = ""
+    stop_early: bool = False
+
+    async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
+        candidates = drafts(request, engines, self.samples, "vote")
+        weights = [self.weights.get(candidate.engine.name, 1.0) for candidate in candidates]
+        same, parties, waiting = lru_cache(maxsize=None)(self.same), list[Party](), set(candidates)
+        async with aclosing(arriving(candidates, meter)) as finished:
+            async for candidate in finished:
+                waiting.remove(candidate)
+                if waiting and not self.stop_early:
+                    continue
+                answers = [None if one in waiting else self.read(one.reply) for one in candidates]
+                parties = await asyncio.to_thread(partied, answers, weights, same)  # algebra can take its time
+                if settled(parties, weights, [place for place, one in enumerate(candidates) if one in waiting]):
+                    break
+        winner = parties[0].members if parties else (0,)
+        for place, candidate in enumerate(candidates):
+            if place not in winner:
+                candidate.discard(meter)
+        yield verdict(candidates, parties, winner, len(waiting))
+        yield candidates[winner[0]].answer
+
+    def read(self, reply: str) -> str | None:
+        """The answer in a reply; None where there is none to be read."""
+        if self.extract == "math":
+            return final_answer(reply)
+        if self.extract == "regex":
+            found = list(re.finditer(self.pattern, reply))
+            return ((found[-1][1] if found[-1].re.groups else found[-1][0]) or "").strip() or None if found else None
+        return (reply.rpartition("\n")[2] if self.extract == "last_line" else " ".join(reply.split())) or None
+
+    def same(self, left: str, right: str) -> bool:
+        """Whether two answers count as equal; `equal_answers` may know it one way round only (1 and x = 1)."""
+        if self.extract == "text":
+            return left == right
+        return equal_answers(left, right) or equal_answers(right, left)
+
+    @property
+    def least(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
+        return least_engines(self.samples)
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        check_samples(self.samples, "vote")
+        for name, weight in self.weights.items():
+            by_name(engines, name, "vote: weights")
+            if not 0 <= weight < math.inf:
+                raise ConfigError(f"vote: the weight of {name!r} must be a number from 0 up, not {weight}")
+        if (self.extract == "regex") != bool(self.pattern):
+            raise ConfigError("vote: `extract: regex` and `pattern` go together")
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ConfigError(f"vote: pattern {self.pattern!r}: {error}") from error
+
+
+def partied(answers: Sequence[str | None], weights: Sequence[float], same: Same) -> list[Party]:
+    """Candidates by equal answers, the winning party first; each answer is compared with its party's first.
+
+    Args:
+        answers: in the order of the engines; None does not vote.
+    """
+    parties: list[list[int]] = []
+    for place, answer in enumerate(answers):
+        if answer is None:
+            continue
+        party = next((party for party in parties if same(answers[party[0]] or "", answer)), None)
+        if party is None:
+            parties.append([place])
+        else:
+            party.append(place)
+    found = [
+        Party(answers[party[0]] or "", tuple(party), math.fsum(weights[place] for place in party)) for party in parties
+    ]
+    return sorted(found, key=lambda party: party.rank, reverse=True)
+
+
+def settled(parties: Sequence[Party], weights: Sequence[float], waiting: Sequence[int]) -> bool:
+    """Whether no answers of the candidates still `waiting` could change the answer that is given or its words."""
+    if not parties:
+        return not waiting
+    leader, *rivals = parties
+    if waiting and waiting[0] < leader.members[0]:
+        return False  # it may agree, and then the words are its own
+    more = math.fsum(weights[place] for place in waiting)
+    best = [(len(one.members) + len(waiting), one.weight + more, -one.members[0]) for one in rivals]
+    best += [(len(waiting), more, -waiting[0])] if waiting else []
+    return all(leader.rank > rank for rank in best)
+
+
+def verdict(candidates: Sequence[Candidate], parties: Sequence[Party], winner: Sequence[int], stopped: int) -> Choice:
+    """The choice and its reason in words."""
+    votes = {place: len(party.members) for party in parties for place in party.members}
+    scores = [(one.name, float(votes.get(place, 0))) for place, one in enumerate(candidates)]
+    silent = len(candidates) - len(votes) - stopped
+    notes = [
+        reason(parties, candidates) if parties else f"no reply has a readable answer; {candidates[0].name}'s is given"
+    ]
+    notes += [f"{silent} without a readable answer"] if silent and parties else []
+    notes += [f"{stopped} stopped early"] if stopped else []
+    return Choice("answer", tuple(candidates[place].name for place in winner), tuple(scores), "; ".join(notes))
+
+
+def reason(parties: Sequence[Party], candidates: Sequence[Candidate]) -> str:
+    """Who agrees on what, and how a tie was broken."""
+    leader, *rivals = parties
+    votes = len(leader.members)
+    said = f"{votes} of {len(candidates)} {'agree on' if votes > 1 else 'says'} {_short(leader.answer)}"
+    equal = [rival for rival in rivals if len(rival.members) == votes]
+    if not equal:
+        return said
+    said += f", as many as {' and '.join(_short(rival.answer) for rival in equal)}"
+    if all(rival.weight < leader.weight for rival in equal):
+        return f"{said}; the larger weight decides, {leader.weight:g} against {max(one.weight for one in equal):g}"
+    return f"{said}; {candidates[leader.members[0]].name} comes first in order"
+
+
+def _short(answer: str) -> str:
+    return shorten(answer, 60, placeholder="…")

@@ -1,0 +1,217 @@
+"""Writing in turns: engines continue one text, one after the other, each for some tokens.
+
+A strategy says who writes next; what belongs to the answer as a whole is kept here: its length, stop
+strings that span turns, seeds, and its end.  Each turn asks the engine to continue the text so far
+(`Request.prefix`), so an engine that keeps its KV computes only what is new to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import ClassVar
+
+from ensemblehub.cost import Ledger
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity, name_of
+from ensemblehub.errors import ConfigError, ContextOverflowError, RequestError
+from ensemblehub.generators.base import Engine
+from ensemblehub.generators.stops import Gate
+from ensemblehub.schema import Capability, Finish, Piece, Request, TokenIds
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Who writes next.
+
+    Attributes:
+        tokens: how many at most; None: to the end of the answer.
+        until: strings that the text does not hold yet; the turn ends behind the first of them.
+    """
+
+    engine: Engine
+    tokens: int | None = None
+    until: tuple[str, ...] = ()
+
+
+@dataclass
+class SoFar:
+    """What has been written.
+
+    Attributes:
+        text: the whole answer, with what the request gave of it.
+        tokens: how many were written; a piece whose engine tells none counts as one.
+        turns: those that are over.
+    """
+
+    text: str
+    tokens: int = 0
+    turns: list[Piece] = field(default_factory=list)
+
+    @property
+    def rounds(self) -> int:
+        """How many turns are over."""
+        return len(self.turns)
+
+    @property
+    def repeats(self) -> int:
+        """How many turns in a row, up to the latest, wrote the same."""
+        return sum(1 for _ in takewhile(lambda turn: turn.text == self.turns[-1].text, reversed(self.turns)))
+
+    def add(self, piece: Piece) -> None:
+        """Take a piece of the turn that is being written."""
+        self.text += piece.text
+        self.tokens += max(len(piece.tokens), bool(piece.text))
+
+    def completes(self, marks: Sequence[str], piece: Piece) -> bool:
+        """Whether the text holds one of `marks` that it did not hold before `piece`, its latest."""
+        return any(mark in self.text[-(len(piece.text) + len(mark) - 1) :] for mark in marks if piece.text)
+
+
+@dataclass(frozen=True)
+class Segments(Aggregation):
+    """An aggregation whose engines write in turns.
+
+    Attributes:
+        max_tokens: of the whole answer, where that is less than the request's own.
+        max_rounds: turns after which the answer ends.
+        max_repeat: so many identical turns in a row end the answer, unless it ignores the end of text; 0: never.
+    """
+
+    granularity: ClassVar[Granularity] = "segment"
+    needs: ClassVar[frozenset[Capability]] = frozenset({"prefix"})
+
+    max_tokens: int | None = None
+    max_rounds: int = 500
+    max_repeat: int = 3
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        self.at_least(1, max_tokens=self.max_tokens, max_rounds=self.max_rounds)
+        self.at_least(0, max_repeat=self.max_repeat)
+
+    def at_least(self, low: int, **options: int | None) -> None:
+        """Refuse options below `low`; None is none.
+
+        Raises:
+            ConfigError: names the option.
+        """
+        for name, value in options.items():
+            if value is not None and value < low:
+                raise ConfigError(f"{name_of(self)}: {name} must be at least {low}, not {value}")
+
+    def limited(self, request: Request) -> Request:
+        """The request with this aggregation's own limit of tokens."""
+        limit = min(request.sampling.max_tokens, self.max_tokens or request.sampling.max_tokens)
+        return replace(request, sampling=replace(request.sampling, max_tokens=limit))
+
+    async def written(
+        self, request: Request, engines: Sequence[Engine], ledger: Ledger, following: Callable[[SoFar], Turn]
+    ) -> AsyncGenerator[Piece, None]:
+        """The answer, each piece with its turn in `round`, the last one with `finish`.
+
+        An engine's end of text ends the answer.  Presence and frequency penalties see earlier turns as part
+        of the prompt.
+
+        Args:
+            following: who writes next.
+
+        Raises:
+            ContextOverflowError: prompt and answer do not fit an engine; raised before the first piece.
+            RequestError: it speaks in token ids, and two models would read them.
+        """
+        request = self.limited(request)
+        refuse(request, engines)
+        so_far, gate = SoFar(request.prefix), Gate[Piece](request.sampling.stop)
+        finish: Finish | None = None
+        while finish is None:
+            turn = following(so_far)
+            asked = ask(request, turn, so_far)
+            if gate.holding:  # the engine would not see a stop string whose start is held, but a later one
+                asked = replace(asked, sampling=replace(asked.sampling, stop=()))
+            if asked.sampling.max_tokens < 1:  # the text takes more tokens of this engine than of its writers
+                finish = "length"
+                break
+            parts: list[Piece] = []
+            async with aclosing(turn.engine.stream(asked, ledger.meter("answer"))) as pieces:
+                async for piece in pieces:
+                    parts.append(replace(piece, finish=None, round=so_far.rounds + 1))
+                    so_far.add(piece)
+                    for shown in gate.push(parts[-1]):
+                        yield shown
+                    if gate.stopped or so_far.completes(turn.until, piece):
+                        break
+            so_far.turns.append(joined(parts))
+            finish = "stop" if gate.stopped or piece.finish == "stop" else self.cut(request, so_far)
+        for shown in gate.flush():
+            yield shown
+        yield replace(so_far.turns[-1], text="", tokens=(), finish=finish)
+
+    def cut(self, request: Request, so_far: SoFar) -> Finish | None:
+        """Whether the answer is cut off after a turn."""
+        repeated = 0 < self.max_repeat <= so_far.repeats and not request.sampling.ignore_eos
+        over = so_far.tokens >= request.sampling.max_tokens or so_far.rounds >= self.max_rounds
+        return "length" if over or repeated else None
+
+
+def joined(parts: Sequence[Piece]) -> Piece:
+    """The pieces of one turn as one."""
+    tokens = tuple(token for part in parts for token in part.tokens)
+    return replace(parts[0], text="".join(part.text for part in parts), tokens=tokens)
+
+
+def ask(request: Request, turn: Turn, so_far: SoFar) -> Request:
+    """What the engine of a turn is asked: to continue the text, with a seed of the turn's own."""
+    continued = replace(request, prefix=so_far.text, written=(*request.written, *so_far.turns))
+    left = request.sampling.max_tokens - so_far.tokens
+    sampling = replace(
+        request.sampling,
+        max_tokens=min(left, turn.tokens or left, room(turn.engine, continued, left)),
+        min_tokens=max(0, request.sampling.min_tokens - so_far.tokens),
+    )
+    return replace(continued, sampling=sampling).seeded("round", so_far.rounds + 1, turn.engine.name)
+
+
+def room(engine: Engine, request: Request, wanted: int) -> int:
+    """How many of `wanted` tokens the engine's context has room for behind the request."""
+    read = engine.count(request)
+    return wanted if read is None or not engine.card.context else min(wanted, engine.card.context - read)
+
+
+def refuse(request: Request, engines: Sequence[Engine]) -> None:
+    """Refuse, before anything is spent, a request that these engines cannot answer in turns.
+
+    Raises:
+        ContextOverflowError, RequestError: as `Segments.written`.
+    """
+    refuse_ids(request, engines)
+    for engine in engines:
+        fits(engine, request, request.sampling.max_tokens)
+
+
+def refuse_ids(request: Request, engines: Sequence[Engine]) -> None:
+    """Refuse a request that asks for no token, or speaks in token ids that several models would read.
+
+    Raises:
+        RequestError: says which.
+    """
+    sampling = request.sampling
+    if sampling.max_tokens < 1:
+        raise RequestError(f"max_tokens must be at least 1, not {sampling.max_tokens}")
+    ids = isinstance(request.prompt, TokenIds) or sampling.logit_bias or sampling.stop_token_ids
+    if ids and len(engines) > 1:
+        raise RequestError("token ids (as prompt, logit_bias or stop_token_ids) mean other things to other models")
+
+
+def fits(engine: Engine, request: Request, tokens: int) -> None:
+    """Refuse a request that leaves no room for `tokens` more in the engine's context.
+
+    Raises:
+        ContextOverflowError: names the engine and the lengths.
+    """
+    if room(engine, request, tokens) < tokens:
+        raise ContextOverflowError(
+            f"{engine.name}: {engine.count(request)} prompt tokens and {tokens} to write exceed its context of "
+            f"{engine.card.context}"
+        )

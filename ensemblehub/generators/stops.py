@@ -1,0 +1,79 @@
+"""Stop strings in a stream: what may turn out to begin one is held back until it is clear.
+
+Works on tokens inside an engine and on pieces where several engines write one answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+from ensemblehub.schema import Piece, Token
+
+Written = TypeVar("Written", Token, Piece)
+
+
+class Gate(Generic[Written]):
+    """Lets written text through up to the first stop string."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(string for string in stop if string)
+        self._held: list[Written] = []
+        self.stopped = False
+
+    @property
+    def holding(self) -> bool:
+        """Whether some text is held back."""
+        return bool(self._held)
+
+    def push(self, written: Written) -> list[Written]:
+        """Take what was written; return what may be shown.  Sets `stopped` at a stop string."""
+        if not self._stop:
+            return [written]
+        self._held.append(written)
+        text = "".join(held.text for held in self._held)
+        found = [at for at in (text.find(string) for string in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            return self._cut(min(found))
+        return self._release(len(text) - self._suspect(text))
+
+    def flush(self) -> list[Written]:
+        """What is still held back, at the end of the answer."""
+        held, self._held = self._held, []
+        return held
+
+    def _suspect(self, text: str) -> int:
+        """Length of the longest end of `text` that begins a stop string."""
+        longest = max(len(string) for string in self._stop) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(string.startswith(text[-length:]) for string in self._stop):
+                return length
+        return 0
+
+    def _release(self, limit: int) -> list[Written]:
+        position = count = 0
+        while count < len(self._held) and position + len(self._held[count].text) <= limit:
+            position += len(self._held[count].text)
+            count += 1
+        released, self._held = self._held[:count], self._held[count:]
+        return released
+
+    def _cut(self, limit: int) -> list[Written]:
+        """All that is held, the texts cut to `limit` characters in all."""
+        cut = []
+        for written in self.flush():
+            cut.append(_shortened(written, limit))
+            limit -= len(cut[-1].text)
+        return cut
+
+
+def _shortened(written: Written, limit: int) -> Written:
+    if isinstance(written, Token):
+        return replace(written, text=written.text[:limit])
+    tokens, left = list[Token](), limit
+    for token in written.tokens:
+        tokens.append(_shortened(token, left))
+        left -= len(tokens[-1].text)
+    return replace(written, text=written.text[:limit], tokens=tuple(tokens))

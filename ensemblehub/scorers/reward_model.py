@@ -1,0 +1,307 @@
+"""`reward_model`: process and outcome reward models run by transformers, the reference's `hf_rm`.
+
+Lightman et al., "Let's Verify Step by Step", ICLR 2024 (reduction by product and minimum); Zhang et al., "The
+Lessons of Developing Process Reward Models in Mathematical Reasoning", Findings of ACL 2025 (the step token and
+how it is read, as on the card of Qwen2.5-Math-PRM-7B).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+from ensemblehub.cost import Meter
+from ensemblehub.errors import (
+    ConfigError,
+    ContextOverflowError,
+    EngineError,
+    EnsembleHubError,
+    MissingExtraError,
+    RequestError,
+)
+from ensemblehub.generators.base import Engine
+from ensemblehub.generators.rendering import Renderer
+from ensemblehub.schema import Card, Chat, Message, Price, Request, TokenIds
+from ensemblehub.scorers.base import Scorer
+
+try:
+    import torch
+    import transformers
+
+    from ensemblehub.generators import hf_loading
+    from ensemblehub.generators.hf_loading import HFOptions
+except ModuleNotFoundError as error:
+    raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[hf]'") from error
+
+Kind = Literal["process", "outcome"]
+Reduction = Literal["mean", "min", "product", "last"]
+REDUCE: dict[str, Callable[[list[float]], float]] = {
+    "mean": lambda steps: sum(steps) / len(steps),
+    "min": min,
+    "product": math.prod,
+    "last": lambda steps: steps[-1],
+}
+
+
+@dataclass(frozen=True)
+class RewardModelOptions:
+    r"""Options of the reward model scorer.
+
+    Attributes:
+        path: hub id or folder; `studio:prm` is the one that ships.
+        kind: `process` judges every step, `outcome` the whole reply.  Sequence classification is always an outcome
+            model and token classification a process model; custom code is a process model unless this says not.
+        reduce: how the steps' probabilities become one score.
+        step_token: special token of a process model, put after each step.
+        step_separator: regular expression that parts the reply into steps, without groups that capture; what it
+            matches is left out.  Qwen's card parts at blank lines.
+        system: system prompt in the place of the request's own; None keeps that.
+        sigmoid: take the sigmoid of an outcome model's single logit.
+        batch_size: most texts in one forward pass.
+        max_length: most tokens of question and reply; the model's own context by default.
+        device, dtype, quantization, trust_remote_code, max_memory, attn_implementation, threads, price: those of
+            the `hf` engine.
+    """
+
+    path: str
+    kind: Literal["auto", "process", "outcome"] = "auto"
+    reduce: Reduction = "mean"
+    step_token: str = "<extra_0>"
+    step_separator: str = "\n\n"
+    system: str | None = None
+    sigmoid: bool = False
+    batch_size: int = 8
+    max_length: int | None = None
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    trust_remote_code: bool = False
+    max_memory: Mapping[int | str, int | str] = field(default_factory=dict)
+    attn_implementation: str = "sdpa"
+    threads: int | None = 1
+    price: Price | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or (self.max_length is not None and self.max_length < 1):
+            raise ConfigError("batch_size and max_length must be at least 1")
+        try:
+            groups = re.compile(self.step_separator).groups
+        except re.error as error:
+            raise ConfigError(f"step_separator {self.step_separator!r}: {error}") from error
+        if groups or not self.step_separator:
+            raise ConfigError(f"step_separator {self.step_separator!r} must match something and capture no group")
+
+    @property
+    def loading(self) -> HFOptions:
+        """What the loading of transformers models reads of these."""
+        shared = ("path", "device", "dtype", "quantization", "trust_remote_code", "max_memory", "threads", "price")
+        return HFOptions(**{name: getattr(self, name) for name in shared}, attn_implementation=self.attn_implementation)
+
+
+@dataclass
+class Job:
+    """The texts of one call, on their way through the model.
+
+    Attributes:
+        asked: question and reply (`prefix`) of each.
+        lengths, scores: tokens and score of each that was computed, by its place in `asked`.
+        seconds: time of the forward passes.
+        closed: nobody waits any more.
+    """
+
+    asked: list[Request]
+    lengths: dict[int, int] = field(default_factory=dict)
+    scores: dict[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    closed: bool = False
+
+
+class RewardModelScorer(Scorer):
+    """A process model's mean probability (0..1) that a step is right, or an outcome model's reward.
+
+    The reference multiplies a process model's mean by 10.  Models are `...ForTokenClassification` with two labels,
+    custom code with logits of shape (texts, length, 2) such as Qwen2.5-Math-PRM, and `...ForSequenceClassification`
+    with two labels (the probability of the second) or one (its logit).  Label 1 is the good one.  Each call reads
+    question and reply from their beginning.
+
+    Raises:
+        ConfigError: the model's configuration cannot be read, or is of no kind that this scorer runs.
+    """
+
+    options: ClassVar[type] = RewardModelOptions
+
+    def __init__(self, name: str, options: RewardModelOptions, engines: Sequence[Engine] = ()) -> None:
+        self.name, self.settings = name, options
+        self._config = hf_loading.pretrained(transformers.AutoConfig, options.loading)
+        self._auto, self.kind = _kind(options, self._config)
+        self.card = _card(options, self._config, self._auto)
+        self._worker = ThreadPoolExecutor(1, f"scorer {name}")  # tokenizer and network are used there only
+
+    @cached_property
+    def model(self) -> str:
+        return hf_loading.identity(self.settings.loading)
+
+    async def score(self, request: Request, texts: Sequence[str], meter: Meter) -> list[float]:
+        job = Job([request.continued(text) for text in texts])
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._worker, self._compute, job)
+        except RuntimeError as error:
+            raise EngineError(f"scorer {self.name!r} is closed") from error
+        try:
+            await asyncio.shield(running)
+        except EnsembleHubError:
+            raise
+        except Exception as error:  # whatever a model raises, torch's errors and custom code's
+            reason = next(iter(str(error).splitlines()), repr(error))
+            raise EngineError(f"scorer {self.name!r} failed: {reason}") from error
+        finally:
+            job.closed = True
+            await asyncio.wait([running])  # what was computed is billed, whoever has left meanwhile
+            for length in job.lengths.values():
+                meter.record(self.name, self.card, prompt_tokens=length, seconds=job.seconds / len(job.lengths))
+        return [job.scores[place] for place in range(len(texts))]
+
+    def _compute(self, job: Job) -> None:
+        rows = [self.rendered(request) for request in job.asked]
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]))
+        for start in range(0, len(order), self.settings.batch_size):
+            if job.closed:
+                return
+            batch, started = order[start : start + self.settings.batch_size], time.perf_counter()
+            logits = self._forward([rows[place][0] for place in batch])
+            job.seconds += time.perf_counter() - started
+            job.lengths |= {place: len(rows[place][0]) for place in batch}
+            for place, line in zip(batch, logits, strict=True):
+                job.scores[place] = self._reduced(line, rows[place][1])
+
+    def rendered(self, request: Request) -> tuple[tuple[int, ...], list[int]]:
+        """Token ids of question and reply (`request.prefix`), and the positions of the step tokens.
+
+        Raises:
+            ContextOverflowError: they exceed `max_length`.
+            RequestError: the question is given in another model's token ids, or the template refuses it.
+        """
+        steps, mark = [request.prefix], ""
+        if self.kind == "process":
+            mark = self.settings.step_token
+            steps = [step for step in re.split(self.settings.step_separator, request.prefix) if step.strip()] or [""]
+        rendered = self._renderer.reply(self._chat(request), steps, mark)
+        limit = self.settings.max_length or self.card.context
+        if 0 < limit < len(rendered.ids):
+            raise ContextOverflowError(f"scorer {self.name!r}: {len(rendered.ids)} tokens exceed its {limit}")
+        if not mark:
+            return rendered.ids, []
+        token = self._renderer.tokenizer.convert_tokens_to_ids(mark)
+        marks = [
+            place
+            for place, (index, origin) in enumerate(zip(rendered.ids, rendered.origins, strict=True))
+            if index == token and origin.message is None
+        ]
+        if len(marks) != len(steps):
+            raise RequestError(f"scorer {self.name!r}: the chat template rewrites the reply's step tokens")
+        return rendered.ids, marks
+
+    def _chat(self, request: Request) -> Chat:
+        prompt = request.prompt
+        if isinstance(prompt, TokenIds):
+            raise RequestError(f"scorer {self.name!r} cannot read the token ids of another model")
+        chat = prompt if isinstance(prompt, Chat) else Chat((Message("user", prompt.text),))
+        if self.settings.system is None:
+            return chat
+        asked = tuple(message for message in chat.messages if message.role != "system")
+        return Chat((Message("system", self.settings.system), *asked), chat.thinking)
+
+    def _forward(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """float32 logits, (rows, length, 2) or (rows, labels); shorter rows are padded at their end."""
+        width, pad = max(map(len, rows)), self._network.config.get_text_config().pad_token_id
+        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        device = self._network.device
+        with torch.inference_mode():
+            logits: torch.Tensor = self._network(input_ids=ids.to(device), attention_mask=mask.to(device))[0]
+        return logits.float().cpu()
+
+    def _reduced(self, logits: torch.Tensor, marks: Sequence[int]) -> float:
+        if self.kind == "process" and logits.ndim == 2 and logits.shape[-1] == 2:
+            return float(REDUCE[self.settings.reduce](logits[marks].softmax(-1)[:, 1].tolist()))
+        if self.kind == "outcome" and logits.shape == (2,):
+            return float(logits.softmax(-1)[1])
+        if self.kind == "outcome" and logits.shape == (1,):
+            return float(logits.sigmoid() if self.settings.sigmoid else logits)
+        raise EngineError(f"scorer {self.name!r}: logits of shape {tuple(logits.shape)} are not of a {self.kind} model")
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        tokenizer = hf_loading.tokenizer_of(self.settings.loading)
+        if not tokenizer.chat_template:
+            raise ConfigError(f"{self.settings.path}: the reward model's tokenizer has no chat template")
+        token = self.settings.step_token
+        if self.kind == "process" and token not in tokenizer.get_added_vocab():
+            raise ConfigError(f"{self.settings.path}: step_token {token!r} is no special token of its tokenizer")
+        return Renderer(tokenizer)
+
+    @cached_property
+    def _network(self) -> Any:
+        """The model, loaded on the scorer's thread."""
+        network = hf_loading.load_network(self.settings.loading, self._config, self._auto).eval()
+        config, tokenizer = network.config.get_text_config(), self._renderer.tokenizer
+        config.use_cache = False
+        known = [config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
+        config.pad_token_id = next(index for index in known if index is not None)
+        return network
+
+    async def load(self) -> None:
+        """Load tokenizer and weights.
+
+        Raises:
+            ConfigError: they cannot be loaded, or there is no such step token or no chat template.
+        """
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._worker, lambda: (self._renderer, self._network))
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._worker.shutdown)
+        self.__dict__.pop("_network", None)
+
+
+def _kind(options: RewardModelOptions, config: Any) -> tuple[Any, Kind]:
+    """The class that loads the model, and what it judges."""
+    auto, kind = _classes(options, config)
+    if options.kind != "auto" and auto is transformers.AutoModel:
+        kind = options.kind
+    if options.kind not in ("auto", kind):
+        raise ConfigError(f"{options.path}: {config.architectures[0]} is no {options.kind} model")
+    if config.num_labels not in ((2,) if kind == "process" else (1, 2)):
+        raise ConfigError(f"{options.path}: a reward model with {config.num_labels} labels cannot be read")
+    return auto, kind
+
+
+def _classes(options: RewardModelOptions, config: Any) -> tuple[Any, Kind]:
+    architecture = next(iter(config.architectures or ()), "a model of unknown architecture")
+    if architecture.endswith("ForSequenceClassification"):
+        return transformers.AutoModelForSequenceClassification, "outcome"
+    if architecture.endswith("ForTokenClassification"):
+        return transformers.AutoModelForTokenClassification, "process"
+    if "AutoModel" not in (getattr(config, "auto_map", None) or {}):
+        raise ConfigError(
+            f"{options.path}: {architecture} is no reward model: needed is token or sequence classification, "
+            "or custom code"
+        )
+    if not options.trust_remote_code:
+        raise ConfigError(f"{options.path}: {architecture} is custom code; set trust_remote_code: true to run it")
+    return transformers.AutoModel, "process"
+
+
+def _card(options: RewardModelOptions, config: Any, auto: Any) -> Card:
+    try:
+        return hf_loading.card_of(options.loading, config, auto)
+    except (OSError, ValueError, ImportError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigError(f"cannot load {options.path!r}: {reason}") from error

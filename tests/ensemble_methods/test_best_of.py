@@ -1,0 +1,136 @@
+"""Best of n: what is scored, what is kept, what is billed."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from ensemblehub import registry
+from ensemblehub.cost import Ledger
+from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.ensemble_methods.model_selection.all import All
+from ensemblehub.ensemble_methods.model_selection.random import Random
+from ensemblehub.ensemble_methods.output_aggregation.best_of import BestOf
+from ensemblehub.errors import ConfigError, EngineError, RequestError
+from ensemblehub.generators.echo import EchoEngine, EchoOptions
+from ensemblehub.schema import Chat, Cost, Message, Request, Sampling
+
+CHAT = Chat((Message("user", "Say something."),))
+
+
+class Longest:
+    """A pool that likes long texts and remembers what it was asked."""
+
+    scorers = ("one",)
+
+    def __init__(self):
+        self.asked = []
+
+    async def score(self, request, texts, meter, authors=()):
+        self.asked.append((request, list(texts), list(authors)))
+        meter.ledger.add("judge", meter.purpose, Cost(prompt_tokens=7, calls=1))
+        return [float(len(text)) for text in texts]
+
+
+class Broken(Longest):
+    async def score(self, request, texts, meter, authors=()):
+        raise EngineError("the scorer failed")
+
+
+def members(*replies, **options):
+    return [EchoEngine(name, EchoOptions({"": reply}, **options)) for name, reply in zip("abcd", replies, strict=False)]
+
+
+def best(engines, pool=None, ledger=None, prefix="", aggregation=None, **sampling):
+    hub = Ensemble(engines, All(), (aggregation or BestOf()).judged_by(pool or Longest()))
+    return asyncio.run(hub.answer(Request(CHAT, Sampling(**sampling), prefix)))
+
+
+def test_the_best_is_kept_and_the_others_are_billed_as_discarded():
+    result = best(members("one", "one two three", "one two"))
+    assert result.text == "one two three"
+    assert result.finish == "stop"
+    (choice,) = result.choices
+    assert choice.about == "answer"
+    assert choice.chosen == ("b",)
+    assert choice.scores == (("a", 3.0), ("b", 13.0), ("c", 7.0))
+    assert choice.reason == "b scores 13, the best of 3"
+    bill = {(line.engine, line.purpose): line.cost for line in result.spent}
+    assert [bill[name, "propose"].completion_tokens for name in "abc"] == [1, 3, 2]
+    assert [bill[name, "propose"].discarded_tokens for name in "abc"] == [1, 0, 2]
+    assert bill["judge", "score"].prompt_tokens == 7
+
+
+def test_of_equal_scores_the_first_is_given_and_it_is_said():
+    (choice,) = best(members("ab", "xyz", "abc", "123")).choices
+    assert choice.chosen == ("b",)
+    assert choice.reason == "b scores 3, the best of 4, equal to c and d; b comes first in order"
+
+
+def test_scorers_judge_continuations_of_the_request_and_are_told_the_authors():
+    pool = Longest()
+    best(members("one two", "one"), pool, prefix="one")
+    request, texts, authors = pool.asked[0]
+    assert request.prefix == "one"
+    assert texts == [" two", ""]
+    assert authors == ["a", "b"]
+    best(members("one two", "one"), pool, aggregation=BestOf(exclude_self_scoring=False))
+    assert pool.asked[1][2] == []
+
+
+def test_each_engine_writes_its_samples_and_one_engine_is_enough():
+    pool = Longest()
+    result = best(members("one two"), pool, aggregation=BestOf(samples=3), temperature=0.7, seed=1)
+    assert len(pool.asked[0][1]) == 3
+    assert result.choices[0].chosen == ("a#1",)
+    assert result.cost.completion_tokens == 6
+    assert result.cost.discarded_tokens == 4
+    with pytest.raises(RequestError, match="best_of: 3 samples of a model need a temperature above 0"):
+        best(members("one two"), aggregation=BestOf(samples=3))
+
+
+def test_limits_of_the_request_hold_for_every_candidate():
+    result = best(members("a b c d", "a b STOP c d e"), max_tokens=3, stop=("STOP",))
+    assert (result.text, result.finish) == ("a b c", "length")
+    assert result.cost.completion_tokens == 3 + 3  # the white space before the stop string is a token of its own
+
+
+def test_candidates_are_written_at_the_same_time():
+    order = []
+
+    class Logged(EchoEngine):
+        async def stream(self, request, meter):
+            async with aclosing(super().stream(request, meter)) as pieces:
+                async for piece in pieces:
+                    order.append(self.name)
+                    yield piece
+
+    best([Logged(name, EchoOptions({"": "one two three"})) for name in "abc"])
+    assert [sorted(order[start : start + 3]) for start in (0, 3, 6)] == [["a", "b", "c"]] * 3
+
+
+@pytest.mark.parametrize("fault", ["member", "scorer"])
+def test_a_failure_is_raised_as_it_is_and_everything_is_billed(fault):
+    engines, ledger = members("one two three " * 9, "one"), Ledger()
+    if fault == "member":
+        engines[0] = EchoEngine("a", EchoOptions({"": "one two three"}, fail_after=2))
+    pool = Longest() if fault == "member" else Broken()
+    hub = Ensemble(engines, All(), BestOf().judged_by(pool))
+
+    async def run():
+        return [event async for event in hub.stream(Request(CHAT), ledger)]
+
+    with pytest.raises(EngineError, match="a failed after 2 tokens" if fault == "member" else "the scorer failed"):
+        asyncio.run(run())
+    assert ledger.total.completion_tokens == sum(engine.written for engine in engines)
+
+
+def test_what_cannot_work_is_refused():
+    with pytest.raises(ConfigError, match="best_of needs a scorer: add `reward_specs:`"):
+        Ensemble(members("a", "b"), All(), BestOf())
+    with pytest.raises(ConfigError, match="at least 2 engines"):
+        Ensemble(members("a", "b"), Random(k=1), BestOf().judged_by(Longest()))
+    with pytest.raises(ConfigError, match="samples must be at least 1, not 0"):
+        Ensemble(members("a", "b"), All(), BestOf(samples=0).judged_by(Longest()))
+    with pytest.raises(ConfigError, match="did you mean 'samples'"):
+        registry.build(BestOf, {"smples": 2}, "aggregation 'best_of'")

@@ -1,0 +1,365 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from ensemblehub import inference
+from ensemblehub.cli import main
+from ensemblehub.config import Config
+from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.inference import Tally, clock, configured, infer, spending
+from ensemblehub.schema import Cost
+
+QUIET = Console(quiet=True)
+ECHO = {
+    "model_specs": [
+        {"name": "a", "engine": "echo", "replies": {"": "It is 4."}, "price": {"prompt": 1, "completion": 1}},
+        {"name": "b", "engine": "echo"},
+    ]
+}
+
+
+def echo(**options):
+    data = json.loads(json.dumps(ECHO))
+    data["model_specs"][0] |= options
+    return Config.model_validate(data)
+
+
+def written(path, values):
+    path.write_text(json.dumps(values))
+    return path
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return written(tmp_path / "in.json", ["one", {"id": "x", "prompt": "two", "answer": 2}, "one"]), (
+        tmp_path / "deep" / "er" / "out.jsonl"
+    )
+
+
+def test_every_item_gets_its_row(paths):
+    source, out = paths
+    tally = infer(echo(), source, out, show_attribution=True, console=QUIET)
+    assert (tally.good, tally.kept, tally.failed, tally.left, tally.exit_code) == (3, 0, 0, 0, 0)
+    row = {row["id"]: row for row in rows(out)}["x"]
+    spent = row.pop("spent")
+    assert spent[0]["engine"] == "a"
+    assert spent[0]["purpose"] == "answer"
+    assert spent[0]["cost"]["completion_tokens"] == 3
+    assert sum(line["cost"]["usd"] for line in spent) == pytest.approx(tally.cost.usd / 3)
+    assert row.pop("seconds") >= 0
+    assert len(row.pop("key")) == 32
+    assert len(row["config"].pop("fingerprint")) == 16
+    assert row == {
+        "id": "x", "number": 2, "prompt": "two", "predict": "It is 4.", "label": "2", "selected_models": ["a", "b"],
+        "method": "single", "config": {"model_selection": "all", "output_aggregation": "single"},
+        "finish_reason": "stop", "error": None,
+        "attribution": {
+            "summary": "[R01:a]",
+            "segments": [{"round": 1, "model": "a", "purpose": "answer", "text": "It is 4.", "length": 3}],
+        },
+    }  # fmt: skip
+
+
+def test_a_second_run_does_only_what_is_missing(paths):
+    source, out = paths
+    assert infer(echo(), source, out, max_examples=2, console=QUIET).good == 2
+    before = rows(out)
+    tally = infer(echo(), source, out, console=QUIET)
+    assert (tally.kept, tally.good) == (2, 1)
+    assert rows(out)[:2] == before
+    assert infer(echo(fail_after=0), source, out, force=True, console=QUIET).exit_code == 1
+    written(source, ["new", "one"])
+    with pytest.raises(ArtifactError, match="another configuration"):
+        infer(echo(), source, out, console=QUIET)
+
+
+def test_items_are_known_by_content_not_by_place(paths):
+    source, out = paths
+    infer(echo(), source, out, console=QUIET)
+    written(source, ["zero", "one", "one", "one"])
+    tally = infer(echo(), source, out, console=QUIET)
+    assert (tally.kept, tally.good) == (2, 2)
+    assert len(rows(out)) == 5  # the row of an item that went away is kept
+    assert len({row["key"] for row in rows(out)}) == 5
+
+
+def test_bad_items_and_failures_are_rows_that_are_tried_again(tmp_path):
+    source, out = written(tmp_path / "in.json", ["fine", {"no": "question"}, "also fine"]), tmp_path / "out.jsonl"
+    console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
+    tally = infer(echo(fail_after=1), source, out, console=console)
+    assert (tally.good, tally.failed, tally.exit_code) == (0, 3, 1)
+    said = console.export_text()
+    assert "item 2: has none of messages" in said
+    assert "item 1: a failed after 1 tokens" in said
+    failed = {row["number"]: row for row in rows(out)}
+    assert "scripted" in failed[3]["error"]
+    assert failed[3]["predict"] is None
+    assert failed[3]["spent"][0]["cost"]["completion_tokens"] == 1  # what was computed before it failed
+    assert failed[2]["prompt"] is None
+    with pytest.raises(ArtifactError):  # the scripted failure is a change of configuration
+        infer(echo(), source, out, console=QUIET)
+
+
+def test_failed_rows_are_retried_and_superseded(paths, monkeypatch):
+    source, out = paths
+    infer(echo(), source, out, console=QUIET)
+    good = rows(out)
+    broken = [good[0] | {"error": "the server was away", "predict": None}, *good[1:]]
+    out.write_text("".join(json.dumps(row) + "\n" for row in broken))
+    tally = infer(echo(), source, out, console=QUIET)
+    assert (tally.kept, tally.good) == (2, 1)
+    assert [row["error"] for row in rows(out)] == [None] * 3
+    assert {row["key"] for row in rows(out)} == {row["key"] for row in good}
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_any_error_of_one_item_is_that_items_alone(paths, monkeypatch):
+    source, out = paths
+    answer = inference.Ensemble.stream
+
+    async def stream(self, request, ledger):
+        if request.id == "x":
+            raise ExceptionGroup("several", [ZeroDivisionError("division\nby zero")])
+        async for event in answer(self, request, ledger):
+            yield event
+
+    monkeypatch.setattr(inference.Ensemble, "stream", stream)
+    tally = infer(echo(), source, out, console=QUIET)
+    assert (tally.good, tally.failed) == (2, 1)
+    assert {row["id"]: row["error"] for row in rows(out)}["x"] == "ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("keep", [0, 1, 30, 200, -30, -2, -1])
+def test_a_kill_at_any_byte_of_the_last_row_leaves_one_good_row_per_item(paths, keep):
+    source, out = paths
+    infer(echo(), source, out, batch_size=1, console=QUIET)
+    *whole, last = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(whole) + last[:keep])
+    tally = infer(echo(), source, out, console=QUIET)
+    assert tally.good == (0 if keep == -1 else 1)  # only the newline is gone: the row is whole
+    assert sorted(row["number"] for row in rows(out)) == [1, 2, 3]
+
+
+def test_another_configuration_is_refused_unless_forced(paths):
+    source, out = paths
+    infer(echo(), source, out, console=QUIET)
+    before = out.read_bytes()
+    other = echo(replies={"": "five"})
+    with pytest.raises(ArtifactError, match="--force"):
+        infer(other, source, out, console=QUIET)
+    assert out.read_bytes() == before
+    assert infer(other, source, out, force=True, console=QUIET).good == 3
+    assert {row["predict"] for row in rows(out)} == {"five"}
+
+
+def test_where_it_runs_is_not_what_it_says():
+    def print_of(**options):
+        spec = {"name": "m", "path": "p", **options}
+        return inference.fingerprint(Config.model_validate({"model_specs": [spec]}))
+
+    assert print_of(device="cuda:0") == print_of(device="cpu") == print_of()
+    assert print_of(quantization="4bit") != print_of()
+    defaults = {"model_specs": [{"name": "m", "path": "p"}], "ensemble": {"model_selection_method": "all"}}
+    assert inference.fingerprint(Config.model_validate(defaults)) == print_of()
+
+
+@pytest.mark.parametrize("content", ["my notes", "my notes\n", '{"a": 1}\n', "[1]\n", '{"key": 1, "error": 0}\n{"a'])
+def test_a_file_of_somebody_else_is_not_touched(paths, content):
+    source, out = paths
+    out.parent.mkdir(parents=True)
+    out.write_text(content)
+    with pytest.raises(ArtifactError, match=r"out\.jsonl"):
+        infer(echo(), source, out, console=QUIET)
+    assert out.read_text() == content
+
+
+def test_the_input_is_never_the_output(paths):
+    source, _ = paths
+    before = source.read_bytes()
+    with pytest.raises(ConfigError, match="is the input"):
+        infer(echo(), source, source, force=True, console=QUIET)
+    assert source.read_bytes() == before
+
+
+def test_no_more_than_batch_size_at_once(tmp_path, monkeypatch):
+    source, out = written(tmp_path / "in.json", [f"q{n}" for n in range(20)]), tmp_path / "out.jsonl"
+    running, most = 0, 0
+    answer = inference.Batch.answer
+
+    async def counted(self, item):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await answer(self, item)
+        running -= 1
+
+    monkeypatch.setattr(inference.Batch, "answer", counted)
+    infer(echo(delay=0.001), source, out, batch_size=3, console=QUIET)
+    assert most == 3
+    assert len(rows(out)) == 20
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_rows(paths, monkeypatch):
+    source, out = paths
+    sync, calls = os.fsync, []
+
+    def full(file):
+        calls.append(file)
+        if len(calls) == 4:  # the folder, and two rows, fit
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ArtifactError, match=r"No space left.* 2 answers are kept"):
+        infer(echo(), source, out, batch_size=1, console=QUIET)
+    assert len(rows(out)) == 2
+
+
+def test_two_runs_do_not_share_an_output(paths):
+    source, out = paths
+    with inference.Answers(out, echo()), pytest.raises(ArtifactError, match="another process"):
+        infer(echo(), source, out, console=QUIET)
+
+
+def test_progress_says_rate_cost_and_time_left():
+    tally = Tally(100, 40, good=9, failed=1, cost=Cost(prefill_flops=2.5e12, usd=0.01))
+    tally.started = time.perf_counter() - 20
+    assert str(tally) == "50/100 · 1 failed · 0.50 rows/s · 2.50 TFLOPs, $0.0100 · 1:40 left"
+    assert "49 of 100 answered (40 before), 1 failed, 50 left" in tally.summary("out.jsonl")
+    assert spending(Cost(decode_flops=3e6)) == "3.00 MFLOPs"
+    assert clock(3725) == "1:02:05"
+
+
+def test_flags_make_a_configuration():
+    models = ["studio:intern", "studio:intern:hf:cpu", "Qwen/Qwen2.5-0.5B:hf:cuda:0"]
+    config = configured(None, (), models, "all", "tandem", 77)
+    assert [(spec.name, spec.engine) for spec in config.model_specs] == [
+        ("intern", "hf"), ("intern-2", "hf"), ("Qwen2.5-0.5B", "hf"),
+    ]  # fmt: skip
+    assert config.model_specs[2].options == {"path": "Qwen/Qwen2.5-0.5B", "device": "cuda:0"}
+    assert config.aggregation.method == "tandem"
+    assert config.ensemble.generation.max_tokens == 77
+    with pytest.raises(ConfigError, match="did you mean 'hf'"):
+        configured(None, (), ["Qwen/Qwen2.5-0.5B:hff:cpu"])
+
+
+def test_flags_change_a_file(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(json.dumps(ECHO | {"ensemble": {"output_aggregation_params": {"model": "b"}}}))
+    assert configured(file, (), (), None, "single").aggregation.params == {"model": "b"}
+    changed = configured(file, (), (), None, "tandem")
+    assert (changed.aggregation.method, changed.aggregation.params) == ("tandem", {})
+    assert [spec.name for spec in changed.model_specs] == ["a", "b"]
+    assert len(configured(None).model_specs) == 2  # the studio pair
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "ensemblehub.inference", *map(str, arguments)]
+
+
+def slow(tmp_path, delay, count):
+    config = tmp_path / "c.yaml"
+    config.write_text(json.dumps({"model_specs": [{"name": "a", "engine": "echo", "delay": delay}]}))
+    values = [{"id": f"q{n}", "prompt": f"question {n // 2 * 2}"} if n % 3 else "the same" for n in range(count)]
+    return config, written(tmp_path / "in.json", values), tmp_path / "saves" / "out.jsonl"
+
+
+def test_the_command_and_its_spellings(tmp_path, capsys):
+    config, source, out = slow(tmp_path, 0, 5)
+    for flags in (
+        ["--config", config, "--input_path", source, "--output_path", out, "--batch_size", 2, "--resume"],
+        [config, "--input-path", source, "--output-path", out, "--max-examples", 5],
+    ):
+        done = subprocess.run(command(*flags), capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert "5 of 5 answered" in done.stdout
+    flags = ["--input_path", source, "--output_path", out]
+    for arguments, code, says in (
+        ([config, *flags, "--max_tokens", 3], 2, "--force"),
+        ([config, "--config", config, *flags], 2, "two configurations"),
+        ([config, *flags, "--resume", "--force"], 2, "choose one"),
+        ([config, *flags, "--batch_size", 0], 2, "batch_size"),
+        ([config, "--input_path", "data/gsm8k/main/test.json", "--output_path", out], 2, "data fetch gsm8k"),
+        ([config, *flags, "--output_aggregation_method", "singel"], 2, "did you mean 'single'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["infer", *map(str, arguments)])
+        error = capsys.readouterr().err
+        assert (stop.value.code, error.count("\n")) == (code, 1)
+        assert says in error
+
+
+def test_killed_at_ten_random_moments_every_item_has_one_good_row(tmp_path):
+    config, source, out = slow(tmp_path, 0.02, 240)
+    arguments = command("--config", config, "--input_path", source, "--output_path", out, "--batch_size", 4)
+    dice, kept, killed = random.Random(), set(), 0
+    for _ in range(10):
+        child = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        size = out.stat().st_size if out.exists() else 0
+        until = time.monotonic() + 20
+        while dice.random() < 0.98 and time.monotonic() < until:  # mostly until it writes, sometimes while it starts
+            if out.exists() and out.stat().st_size > size:
+                time.sleep(dice.uniform(0, 0.08))
+                break
+            time.sleep(0.01)
+        child.kill()
+        killed += child.wait() == -signal.SIGKILL
+        lines = out.read_bytes().split(b"\n") if out.exists() else [b""]
+        now = {json.loads(line)["key"] for line in lines[:-1]}
+        assert kept <= now
+        kept = now
+    assert killed == 10
+    assert 0 < len(kept) < 240
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"240 of 240 answered ({len(kept)} before)" in done.stdout
+    found = rows(out)
+    assert sorted(row["number"] for row in found) == list(range(1, 241))
+    assert len({row["key"] for row in found}) == 240
+    assert {(row["predict"], row["error"]) for row in found} == {("ok", None)}
+
+
+@pytest.mark.parametrize(
+    ("times", "number", "code"), [(1, signal.SIGINT, 130), (2, signal.SIGINT, 130), (1, signal.SIGTERM, 143)]
+)
+def test_an_interrupt_finishes_what_is_in_flight_and_a_second_gives_it_up(tmp_path, times, number, code):
+    config, source, out = slow(tmp_path, 1.5, 8)
+    out.parent.mkdir()
+    first = command("--config", config, "--input_path", source, "--output_path", out, "--batch_size", 3)
+    child = subprocess.Popen(first, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not out.exists():
+        time.sleep(0.01)
+    time.sleep(0.7)  # three are in flight
+    for _ in range(times):
+        child.send_signal(number)
+        time.sleep(0.1)
+    said, errors = child.communicate(timeout=30)
+    assert child.returncode == code, errors
+    assert "finishing the items in flight" in errors
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    answered = 3 if times == 1 else 0
+    assert f"{answered} of 8 answered (0 before), {8 - answered} left" in said
+    assert len(rows(out)) == answered
+
+
+def test_nothing_is_loaded_where_nothing_is_to_do(paths, monkeypatch):
+    source, out = paths
+    infer(echo(), source, out, console=QUIET)
+
+    async def load(self):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(inference.Ensemble, "load", load)
+    assert infer(echo(), source, out, console=QUIET).kept == 3
