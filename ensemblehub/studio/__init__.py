@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ensemblehub.errors import ConfigError, did_you_mean
 
-SHIPPED = ("mentor", "intern", "judge")
+SHIPPED = ("mentor", "intern", "guest", "prm", "judge", "selection", "statistics.json")
 _PREFIX = "studio:"
 _WEIGHTS = Path(__file__).parent / "weights"
 CONFIG = Path(__file__).parent / "studio_tandem.yaml"

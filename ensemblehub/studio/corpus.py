@@ -95,7 +95,7 @@ def prompt(text: str, system: str = "", insights: str = "", think: bool = False)
     return f"{head}{USER}{text}{tail}{END}{ASSISTANT}{THINK if think else ''}"
 
 
-def _problem(rng: random.Random, tricky_rate: float | None = None, most_steps: int = 8) -> Problem:
+def any_problem(rng: random.Random, tricky_rate: float | None = None, most_steps: int = 8) -> Problem:
     """A corpus problem of either family."""
     while True:
         problem: Problem
@@ -107,9 +107,17 @@ def _problem(rng: random.Random, tricky_rate: float | None = None, most_steps: i
             return problem
 
 
+def word_problem(rng: random.Random) -> WordProblem:
+    """A word problem of the corpus, of any length and wording."""
+    while True:
+        problem = word_problems.draw(rng)
+        if split_of(problem.key) == "corpus":
+            return problem
+
+
 def mentor_sample(rng: random.Random) -> Sample:
     """The mentor learns everything: insights, thinking and concise answers, in any wording."""
-    problem, kind = _problem(rng), rng.random()
+    problem, kind = any_problem(rng), rng.random()
     if kind < 0.5:
         return Sample(prompt(problem.text, INSIGHT_REQUEST), insight(problem))
     if kind < 0.7:
@@ -125,12 +133,12 @@ def intern_sample(rng: random.Random) -> Sample:
     """
     kind = rng.random()
     if kind < 0.35:
-        problem = _problem(rng, tricky_rate=rng.choice((0.0, 0.0, 0.1, 0.25)), most_steps=rng.randint(1, 8))
+        problem = any_problem(rng, tricky_rate=rng.choice((0.0, 0.0, 0.1, 0.25)), most_steps=rng.randint(1, 8))
         return Sample(prompt(problem.text, INSIGHT_GUIDE if rng.random() < 0.8 else ""), concise(problem))
     if kind < 0.7:
-        problem, cut = _problem(rng, tricky_rate=rng.choice((0.0, 0.0, 0.1, 0.25))), rng.random()
+        problem, cut = any_problem(rng, tricky_rate=rng.choice((0.0, 0.0, 0.1, 0.25))), rng.random()
     else:
-        problem, cut = _problem(rng), 1.0
+        problem, cut = any_problem(rng), 1.0
     wrong = rng.choice(problem.needed) if isinstance(problem, WordProblem) and rng.random() < 0.04 else None
     return Sample(prompt(problem.text, INSIGHT_GUIDE), concise(problem), insight(problem, wrong), cut)
 
@@ -139,6 +147,6 @@ def tokenizer_texts(count: int = 4000) -> Iterator[str]:
     """Texts for training the tokenizer."""
     rng = random.Random("tokenizer")
     for _ in range(count):
-        problem = _problem(rng)
+        problem = any_problem(rng)
         yield "\n".join((problem.text, insight(problem), concise(problem), thinking(problem).replace(END_THINK, "\n")))
         yield f"{INSIGHT_REQUEST} {INSIGHT_GUIDE} {INSIGHT_HEADER}"

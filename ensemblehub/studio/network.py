@@ -143,14 +143,19 @@ class Network(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """Next-token logits, (rows, length, vocabulary), of token ids (rows, length)."""
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """What the head reads, (rows, length, width), of token ids (rows, length)."""
         x = self.model.embed_tokens(tokens)
         cos = self.get_buffer("cos")[: tokens.shape[1]].to(x.dtype)
         sin = self.get_buffer("sin")[: tokens.shape[1]].to(x.dtype)
         for layer in self.model.layers:
             x = layer(x, cos, sin)
-        out: Tensor = self.lm_head(self.model.norm(x))
+        out: Tensor = self.model.norm(x)
+        return out
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Next-token logits, (rows, length, vocabulary), of token ids (rows, length)."""
+        out: Tensor = self.lm_head(self.hidden(tokens))
         return out
 
     def forward(self, tokens: Tensor, weights: Tensor) -> Tensor:

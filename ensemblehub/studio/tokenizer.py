@@ -34,12 +34,19 @@ THINKING_TEMPLATE = CHAT_TEMPLATE.replace(
 )
 
 
-def build(size: int = VOCABULARY_SIZE) -> PreTrainedTokenizerFast:
-    """Train the tokenizer on corpus texts (about ten seconds)."""
+def build(digits: bool = True, size: int = VOCABULARY_SIZE) -> PreTrainedTokenizerFast:
+    """Train the tokenizer on corpus texts (about ten seconds).
+
+    Args:
+        digits: every digit is a token of its own; without it numbers merge into tokens as words do, which gives
+            the guest its other vocabulary.
+        size: tokens at most.
+    """
     tokenizer = Tokenizer(models.BPE())
+    split = _SPLIT if digits else _SPLIT.replace(r" ?\p{N}|", r" ?\p{N}+|")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.Split(Regex(split), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -1,9 +1,10 @@
-"""Train a studio model: `python -m ensemblehub.studio.train mentor|intern`.
+"""Train a studio model: `python -m ensemblehub.studio.train mentor|intern|guest`.
 
 Muon for the matrices, AdamW for the rest; bf16 weights with fp32 masters on the CPU; rows of like length
 in batches of equal token count; a checkpoint every few hundred steps from which the same command resumes.
 The learning rate rises over 100 steps, stays, and falls to zero over the last 40 % of `--steps`, so a run
-in its flat part can be lengthened or shortened by resuming it with another `--steps`.
+in its flat part can be lengthened or shortened by resuming it with another `--steps`.  `--start` begins with
+the weights of a trained model, and `--samples` adds what ensemble methods ask of a model (`skills.py`).
 """
 
 from __future__ import annotations
@@ -17,34 +18,67 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from safetensors.torch import load_file
+from torch import Tensor, distributed, nn
 from transformers import PreTrainedTokenizerFast
 
-from ensemblehub.studio import corpus, tokenizer
+from ensemblehub.studio import corpus, resolve, tokenizer
 from ensemblehub.studio.corpus import Sample
 from ensemblehub.studio.network import Network, Shape
+from ensemblehub.studio.skills import Skills
 
 BUCKET = 32  # lengths are padded to a multiple of this
 POOL = 8  # batches drawn at once, to sort by length
-SAMPLERS: dict[str, Callable[[random.Random], Sample]] = {
-    "mentor": corpus.mentor_sample,
-    "intern": corpus.intern_sample,
-}
-SHAPES: dict[str, dict[str, int]] = {
-    "mentor": {"layers": 4, "width": 192, "heads": 6, "feed_forward": 448},
-    "intern": {"layers": 2, "width": 96, "heads": 3, "feed_forward": 192},
-}
-MUON_RATE = {"mentor": 1.5e-3, "intern": 5e-3}
-ADAM_RATE = {"mentor": 2e-3, "intern": 4e-3}
-PROMPT_WEIGHT = {"mentor": 0.05, "intern": 0.3}  # weight of the loss on what is read, against what is written
+Row = tuple[list[int], list[float]]  # token ids and, for each, a loss weight or a label
 
 
-def encode(sample: Sample, tokens: PreTrainedTokenizerFast, prompt_weight: float) -> tuple[list[int], list[float]]:
+@dataclass(frozen=True)
+class Recipe:
+    """How one studio model is made.
+
+    Attributes:
+        sampler: draws its training texts.
+        layers, width, heads, feed_forward: its size.
+        muon, adam: learning rates of the matrices and of the rest.
+        prompt_weight: weight of the loss on what is read, against what is written.
+        digits, vocabulary: its tokenizer (`tokenizer.build`).
+        thinks: its chat template thinks unless told not to.
+    """
+
+    sampler: Callable[[random.Random], Sample]
+    layers: int
+    width: int
+    heads: int
+    feed_forward: int
+    muon: float
+    adam: float
+    prompt_weight: float
+    digits: bool = True
+    vocabulary: int = tokenizer.VOCABULARY_SIZE
+    thinks: bool = False
+
+    def tokens(self) -> PreTrainedTokenizerFast:
+        """Its tokenizer, trained anew; the same every time."""
+        return tokenizer.build(self.digits, self.vocabulary)
+
+    def shape(self, vocabulary: int) -> Shape:
+        """Its shape with that many tokens."""
+        return Shape(self.layers, self.width, self.heads, self.feed_forward, vocabulary)
+
+
+MENTOR = Recipe(corpus.mentor_sample, 4, 192, 6, 448, muon=1.5e-3, adam=2e-3, prompt_weight=0.05, thinks=True)
+INTERN = Recipe(corpus.intern_sample, 2, 96, 3, 192, muon=5e-3, adam=4e-3, prompt_weight=0.3)
+RECIPES = {"mentor": MENTOR, "intern": INTERN, "guest": replace(INTERN, digits=False, vocabulary=1216)}
+
+
+def encode(sample: Sample, tokens: PreTrainedTokenizerFast, prompt_weight: float) -> Row:
     """Token ids and loss weights of a sample, its insight cut at a token."""
     if sample.insight:
         kept = tokens.encode(sample.insight)
@@ -58,15 +92,15 @@ def encode(sample: Sample, tokens: PreTrainedTokenizerFast, prompt_weight: float
     return prompt + reply, [prompt_weight] * len(prompt) + [1.0] * len(reply)
 
 
-def batches(model: str, tokens: PreTrainedTokenizerFast, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of about `size` tokens: ids and weights, each (rows, length)."""
-    rng, draw = random.Random(seed), SAMPLERS[model]
+def batches(draw: Callable[[random.Random], Row], size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches of about `size` tokens: ids and weights (or labels), each (rows, length)."""
+    rng = random.Random(seed)
     while True:
-        rows: list[tuple[list[int], list[float]]] = []
+        rows: list[Row] = []
         while sum(len(ids) for ids, _ in rows) < POOL * size:
-            rows += [encode(draw(rng), tokens, PROMPT_WEIGHT[model]) for _ in range(16)]
+            rows += [draw(rng) for _ in range(16)]
         rows.sort(key=lambda row: len(row[0]))
-        pool: list[list[tuple[list[int], list[float]]]] = [[]]
+        pool: list[list[Row]] = [[]]
         for row in rows:
             if (len(pool[-1]) + 1) * _padded(len(row[0])) > size:
                 pool.append([])
@@ -84,20 +118,33 @@ def _padded(length: int) -> int:
 
 
 class Trainer:
-    """bf16 weights, fp32 masters, two optimizers and a checkpoint."""
+    """bf16 weights, fp32 masters, two optimizers and a checkpoint.
 
-    def __init__(self, model: str, shape: Shape, device: str) -> None:
-        torch.manual_seed(0)
-        self.name, self.step, self.losses = model, 0, [float("nan")]
-        self.network = Network(shape).to(device)
+    Args:
+        network: returns the loss of a batch (ids, weights); its matrices in `layers` are Muon's.
+        muon, adam: learning rates.
+        export: writes the model for its users, given the masters and a folder.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        muon: float,
+        adam: float,
+        device: str,
+        export: Callable[[dict[str, Tensor], Path], None],
+    ) -> None:
+        self.step, self.export = 0, export
+        self.network = network.to(device)
         self.masters = {name: p.detach().clone().float() for name, p in self.network.named_parameters()}
         self.network.to(torch.bfloat16)
-        self.network.cos, self.network.sin = self.network.cos.float(), self.network.sin.float()
+        for name, buffer in self.network.named_buffers():
+            setattr(self.network, name, buffer.float())
         matrices = [p for name, p in self.masters.items() if p.dim() == 2 and "layers" in name]
         others = [p for name, p in self.masters.items() if p.dim() != 2 or "layers" not in name]
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=MUON_RATE[model], momentum=0.95, weight_decay=0.01),
-            torch.optim.AdamW(others, lr=ADAM_RATE[model], betas=(0.9, 0.95), weight_decay=0.0),
+            torch.optim.Muon(matrices, lr=muon, momentum=0.95, weight_decay=0.01),
+            torch.optim.AdamW(others, lr=adam, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.base_rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.loss = torch.compile(self.network, dynamic=True)
@@ -121,13 +168,21 @@ class Trainer:
         self.step += 1
         return float(loss.detach())
 
-    def save(self, folder: Path, tokens: PreTrainedTokenizerFast) -> None:
+    def start(self, weights: dict[str, Tensor]) -> None:
+        """Begin with these weights; a vocabulary that has grown keeps its new rows."""
+        with torch.no_grad():
+            for name, parameter in self.network.named_parameters():
+                if name in weights:
+                    self.masters[name][: len(weights[name])].copy_(weights[name])
+                    parameter.copy_(self.masters[name])
+
+    def save(self, folder: Path) -> None:
         """Write the checkpoint and the model in the Hugging Face layout; each file appears whole."""
         folder.mkdir(parents=True, exist_ok=True)
         state = {"step": self.step, "masters": self.masters, "optimizers": [o.state_dict() for o in self.optimizers]}
         torch.save(state, folder / "checkpoint.tmp")
         (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
-        export(self.masters, self.network.shape, tokens, folder, thinks=self.name == "mentor")
+        self.export(self.masters, folder)
 
     def resume(self, folder: Path) -> None:
         """Load the checkpoint if there is one."""
@@ -153,7 +208,7 @@ def average(gradients: list[Tensor]) -> None:
 
 
 def export(
-    masters: dict[str, Tensor], shape: Shape, tokens: PreTrainedTokenizerFast, folder: Path, thinks: bool
+    shape: Shape, tokens: PreTrainedTokenizerFast, thinks: bool, masters: dict[str, Tensor], folder: Path
 ) -> None:
     """Write config, bf16 safetensors, tokenizer and chat template as transformers loads them."""
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
@@ -172,14 +227,11 @@ def export(
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m ensemblehub.studio.train", description=__doc__.split("\n\n")[0])
-    parser.add_argument("model", choices=sorted(SAMPLERS))
-    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps in all (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=8192, help="tokens per step (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder for model and checkpoint (default: saves/studio/MODEL)")
-    parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=1, help="processes that share each step (default: %(default)s)")
+    parser.add_argument("model", choices=sorted(RECIPES))
+    parser.add_argument("--start", type=Path, help="folder of a model to begin with, or studio:NAME")
+    parser.add_argument("--samples", type=Path, help="folder of answers (experiments.samples): adds the skills")
+    parser.add_argument("--skills", type=float, default=0.15, help="their share of the texts (default: %(default)s)")
+    add_options(parser, steps=5000)
     options = parser.parse_args(arguments)
     options.out = options.out or Path("saves/studio") / options.model
     if options.workers == 1:
@@ -190,6 +242,18 @@ def main(arguments: list[str] | None = None) -> None:
             list(pool.map(_work, range(options.workers), repeat(options), store))
 
 
+def add_options(parser: argparse.ArgumentParser, steps: int) -> None:
+    """What every training of the studio can be told."""
+    parser.add_argument("--steps", type=int, default=steps, help="optimizer steps in all (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens per step (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder for model and checkpoint (default: saves/studio/MODEL)")
+    parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share each step (default: %(default)s)")
+
+
 def _work(worker: int, options: argparse.Namespace, store: str) -> None:
     distributed.init_process_group("gloo", init_method=store, rank=worker, world_size=options.workers)
     run(worker, options)
@@ -197,17 +261,34 @@ def _work(worker: int, options: argparse.Namespace, store: str) -> None:
 
 
 def run(worker: int, options: argparse.Namespace) -> None:
-    """Train; worker 0 reports and saves."""
+    """Train a language model; worker 0 reports and saves."""
+    recipe, tokens = RECIPES[options.model], RECIPES[options.model].tokens()
+    torch.manual_seed(0)
+    shape = recipe.shape(len(tokens))
+    rates = (recipe.muon * options.rate, recipe.adam * options.rate)
+    trainer = Trainer(Network(shape), *rates, options.device, partial(export, shape, tokens, recipe.thinks))
+    skills = Skills.read(options.samples, options.model) if options.samples else None
+
+    def draw(rng: random.Random) -> Row:
+        asked = skills is not None and rng.random() < options.skills
+        sample = skills.sample(rng) if skills and asked else recipe.sampler(rng)
+        return encode(sample, tokens, recipe.prompt_weight)
+
+    train(trainer, draw, options, worker)
+
+
+def train(trainer: Trainer, draw: Callable[[random.Random], Row], options: argparse.Namespace, worker: int = 0) -> None:
+    """Run a trainer over drawn rows to `options.steps`, from its checkpoint or from `options.start`."""
     torch.set_num_threads(options.threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    tokens = tokenizer.build()
-    trainer = Trainer(options.model, Shape(vocabulary=len(tokens), **SHAPES[options.model]), options.device)
+    if options.start:
+        trainer.start(load_file(Path(resolve(str(options.start))) / "model.safetensors"))
     trainer.resume(options.out)
     if worker == 0:
         size = sum(p.numel() for p in trainer.masters.values())
-        print(f"{options.model}: {size:,} parameters, from step {trainer.step}", flush=True)
+        print(f"{options.out.name}: {size:,} parameters, from step {trainer.step}", flush=True)
     seed = 1 + trainer.step * options.workers + worker
-    source = batches(options.model, tokens, options.tokens // options.workers, seed)
+    source = batches(draw, options.tokens // options.workers, seed)
     started, losses = time.time(), list[float]()
     while trainer.step < options.steps:
         ids, weights = next(source)
@@ -216,7 +297,7 @@ def run(worker: int, options: argparse.Namespace) -> None:
             report(options, trainer.step, losses, (time.time() - started) / len(losses))
             started, losses = time.time(), []
         if worker == 0 and (trainer.step % options.save_every == 0 or trainer.step == options.steps):
-            trainer.save(options.out, tokens)
+            trainer.save(options.out)
 
 
 def report(options: argparse.Namespace, step: int, losses: list[float], seconds: float) -> None:

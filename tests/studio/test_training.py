@@ -28,7 +28,7 @@ def test_the_training_form_is_transformers_qwen3(tmp_path, tokens):
         torch.nn.init.normal_(parameter, std=0.2)
     masters = {name: parameter.detach().bfloat16().float() for name, parameter in network.named_parameters()}
     network.load_state_dict(masters)
-    train.export(masters, shape, tokens, tmp_path, thinks=True)
+    train.export(shape, tokens, True, masters, tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     ids = torch.randint(0, len(tokens), (2, 40))
     with torch.no_grad():
