@@ -73,6 +73,15 @@ def test_random_draws_by_the_seed_and_all_alike():
     assert len(counts) == 3
 
 
+def test_random_draws_anew_for_every_question_of_one_seed():
+    hub = Ensemble([engine("a"), engine("b")], All(), Random(max_new_tokens_per_round=60))
+    first = {
+        asyncio.run(hub.answer(Request(Text(f"Count to {number}."), Sampling(seed=0)))).pieces[0].engine
+        for number in range(20)
+    }
+    assert first == {"a", "b"}
+
+
 def test_random_without_a_seed_draws_anew():
     engines = [engine("a"), engine("b")]
     runs = {tuple(turns(answer(Random(max_new_tokens_per_round=1), engines))) for _ in range(5)}

@@ -14,7 +14,7 @@ from ensemblehub.schema import Piece, Request, derived_seed
 
 @dataclass(frozen=True)
 class Random(Segments):
-    """Before each turn an engine is drawn, all alike; the request's seed fixes the draws.
+    """Before each turn an engine is drawn, all alike; the seed and the question fix the draws.
 
     Attributes:
         max_new_tokens_per_round: tokens of a turn at most.
@@ -28,7 +28,7 @@ class Random(Segments):
     def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Piece, None]:
         length = self.max_new_tokens_per_round if len(engines) > 1 else None
         seed = request.sampling.seed
-        draws = random.Random(None if seed is None else derived_seed(seed, "writer"))
+        draws = random.Random(None if seed is None else derived_seed(seed, "writer", request.prompt))
 
         def following(_: SoFar) -> Turn:
             return Turn(draws.choice(engines), length)
