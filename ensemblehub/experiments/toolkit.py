@@ -226,7 +226,11 @@ def plot(lines: Sequence[Summary], path: Path) -> None:
 def report(folder: Path) -> str:
     """Write `grid.md`, `pair.md` and the plot from what was run."""
     grid = read(folder, "grid")
-    (folder / "grid.md").write_text(text := table(grid))
+    run_already = {(line["selection"], line["aggregation"]) for line in grid}
+    left = [f"{cell.selection} × {cell.aggregation}" for cell in cells("models")
+            if (cell.selection, cell.aggregation) not in run_already]  # fmt: skip
+    text = table(grid) + (f"\nNot run yet: {', '.join(left)}.\n" if left else "")
+    (folder / "grid.md").write_text(text)
     plot(grid, folder / "grid.png")
     calibration, test = read(folder, "pair-calibration"), compare(read(folder, "pair-test"))
     best = ranking(calibration)[0]

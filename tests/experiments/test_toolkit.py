@@ -76,6 +76,7 @@ def test_the_best_is_picked_on_calibration_and_reported_on_test(tmp_path):
     text = toolkit.report(tmp_path)
     assert "Picked on 80 calibration questions: **gac** (100.0 % there)" in text
     assert "does not beat both members" in text
+    assert "Not run yet: all × single" in text
     assert (tmp_path / "grid.png").stat().st_size > 1000
 
 
