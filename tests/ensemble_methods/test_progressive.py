@@ -109,7 +109,7 @@ def test_the_outline_goes_into_the_smallest_ones_prompt_and_not_into_the_answer(
     assert [(piece.round, piece.finish) for piece in result.pieces] == [(1, None), (2, "stop")]
 
 
-def test_an_outline_that_holds_a_placeholder_is_left_as_it_is():
+def test_an_outline_that_names_a_field_of_the_template_is_left_as_it_is():
     engines = [Recorder("small", 1, "ok"), Recorder("large", 9, "use {question} twice")]
     answer(Progressive(final_prompt_template="{question}: {outline}"), engines, "Why?")
     assert engines[0].asked[0].prompt.messages[-1].content == "Why?: use {question} twice"

@@ -33,10 +33,10 @@ class Scripted(Decoder):
             return Distribution(np.log(chances))
 
     async def read(self, append, drop=0):
-        raise NotImplementedError
+        raise AssertionError("a judgment takes one step at a time and no text")
 
     def encode(self, text):
-        raise NotImplementedError
+        raise AssertionError("a judgment takes one step at a time and no text")
 
     def close(self):
         self.engine.closed += 1

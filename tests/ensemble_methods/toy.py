@@ -28,7 +28,7 @@ class ToyEngine(Engine):
         self.fail_at = None
 
     async def stream(self, request, meter):
-        raise NotImplementedError
+        raise AssertionError("token-level methods step a decoder and ask for no stream")
         yield
 
     def count(self, request):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from ensemblehub.cost import Meter
@@ -26,11 +26,12 @@ class Loop(Segments):
 
     def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Piece, None]:
         length = self.max_new_tokens_per_round if len(engines) > 1 else None
+        writer = self.writers(request, engines)
+        return self.written(request, engines, meter.ledger, lambda so_far: Turn(writer(so_far), length))
 
-        def following(so_far: SoFar) -> Turn:
-            return Turn(engines[so_far.rounds % len(engines)], length)
-
-        return self.written(request, engines, meter.ledger, following)
+    def writers(self, request: Request, engines: Sequence[Engine]) -> Callable[[SoFar], Engine]:
+        """Who writes next, given what is written."""
+        return lambda so_far: engines[so_far.rounds % len(engines)]
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
