@@ -37,7 +37,11 @@ class ContextOverflowError(RequestError):
 
 
 class EngineError(EnsembleHubError):
-    """An engine failed while it was working."""
+    """An engine failed while it was working; `engine` is its name, where it is an engine."""
+
+    def __init__(self, text: str, engine: str = "") -> None:
+        super().__init__(text)
+        self.engine = engine
 
 
 class ArtifactError(EnsembleHubError):

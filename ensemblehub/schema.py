@@ -7,7 +7,7 @@ money in US dollars, compute in floating-point operations (FLOPs, a multiply-add
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -128,14 +128,27 @@ def derived_seed(seed: int, *parts: object) -> int:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """A token that could have stood in a place, and its logprob (nats)."""
+
+    text: str
+    logprob: float
+    id: int | None = None
+
+
+@dataclass(frozen=True)
 class Token:
-    """One written token; `logprob` and `entropy` (nats, full distribution) are None where unknown."""
+    """One written token; `logprob` and `entropy` (nats, full distribution) are None where unknown.
+
+    Attributes:
+        top: the likeliest tokens in its place, most likely first; as many as were asked for.
+    """
 
     text: str
     id: int | None = None
     logprob: float | None = None
     entropy: float | None = None
-    top: tuple[tuple[int, float], ...] = ()  # (id, logprob), most likely first
+    top: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,6 +160,7 @@ class ScoredToken:
         message: index of the message it belongs to, None for the template's own tokens.
         start, end: character span in that message (in the rendered prompt for template tokens).
         best: logprob of the likeliest token at this position (nats); None where unknown.
+        top: the likeliest tokens at this position, most likely first; one at least, where they are known.
     """
 
     text: str
@@ -157,6 +171,7 @@ class ScoredToken:
     start: int
     end: int
     best: float | None = None
+    top: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -344,16 +359,19 @@ class Result:
 
 def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     """Join neighbouring pieces of one author, purpose, index, visibility and round."""
-    joined: list[Piece] = []
+    groups: list[list[Piece]] = []
     for piece in pieces:
-        last = joined[-1] if joined else None
+        last = groups[-1][-1] if groups else None
         if last is not None and _author(last) == _author(piece) and last.finish is None:
-            joined[-1] = replace(
-                last, text=last.text + piece.text, tokens=last.tokens + piece.tokens, finish=piece.finish
-            )
+            groups[-1].append(piece)
         else:
-            joined.append(piece)
-    return tuple(joined)
+            groups.append([piece])
+    return tuple(map(_joined, groups))
+
+
+def _joined(group: Sequence[Piece]) -> Piece:
+    tokens = tuple(token for piece in group for token in piece.tokens)
+    return replace(group[-1], text="".join(piece.text for piece in group), tokens=tokens)
 
 
 def _author(piece: Piece) -> tuple[str, str, int, bool, int]:

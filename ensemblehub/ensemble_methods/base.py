@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
 from ensemblehub.cost import Meter
-from ensemblehub.errors import CapabilityError, ConfigError, did_you_mean
-from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Capability, Event, Request
+from ensemblehub.errors import CapabilityError, ConfigError, RequestError, did_you_mean
+from ensemblehub.generators.base import Engine, Tokenizer
+from ensemblehub.schema import Capability, Chat, Event, Piece, Prompt, Request, Scored, Token, TokenIds
 from ensemblehub.scorers.base import together as together
 from ensemblehub.scorers.pool import Pool
 
@@ -54,6 +55,24 @@ class Aggregation(ABC):
     @abstractmethod
     def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
         """Answer `request`; `meter.ledger` takes the bill."""
+
+    def echo(
+        self, request: Request, engines: Sequence[Engine], meter: Meter, context: int | None = None
+    ) -> AsyncGenerator[Event | Scored, None]:
+        """Read a raw prompt and give every token's log-likelihood, as one `Scored`; then go on writing.
+
+        Args:
+            request: the prompt is text or token ids of the answering (first) engine; `max_tokens` may be 0.
+            context: how many tokens are context, for an aggregation that has to know.
+
+        Raises:
+            RequestError: this aggregation has no log-likelihood, or none of this prompt.
+        """
+        raise RequestError(f"{name_of(self)} chooses between whole texts and has no log-likelihood")
+
+    def estimated_alone(self, request: Request, engines: Sequence[Engine]) -> tuple[float, float, float] | None:
+        """Estimated FLOPs of the mentor answering alone: expected, and a 95 % interval; None where nothing tells."""
+        return None
 
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
         """The engines it cannot do without; a selection must never drop them."""
@@ -113,6 +132,36 @@ def check_together(engines: Sequence[Engine], selection: Selection, aggregation:
             f"{name_of(aggregation)} needs at least {aggregation.least} engines, and selection "
             f"{name_of(selection)} may leave {least} of {len(engines)}"
         )
+
+
+def tokenizer_of(engine: Engine) -> Tokenizer:
+    """The engine's tokenizer.
+
+    Raises:
+        RequestError: it has none at hand.
+    """
+    if engine.tokenizer is None:
+        raise RequestError(f"engine {engine.name!r} has no tokenizer at hand")
+    return engine.tokenizer
+
+
+def ids_of(prompt: Prompt, engine: Engine) -> list[int]:
+    """A raw prompt in the engine's token ids.
+
+    Raises:
+        RequestError: it is a chat, or the engine has no tokenizer at hand.
+    """
+    if isinstance(prompt, Chat):
+        raise RequestError("a raw prompt is needed, not a chat")
+    return list(prompt.ids) if isinstance(prompt, TokenIds) else tokenizer_of(engine).encode(prompt.text)
+
+
+def given(request: Request, ids: Sequence[int], engine: Engine) -> Request:
+    """The request with `ids` as the start of the engine's answer, read as exactly these tokens."""
+    tokenizer = tokenizer_of(engine)
+    tokens = tuple(Token(tokenizer.decode([index]), index) for index in ids)
+    written = Piece("".join(token.text for token in tokens), engine.name, "answer", tokens)
+    return replace(request, prefix=request.prefix + written.text, written=(*request.written, written) if ids else ())
 
 
 def require(engine: Engine, needs: frozenset[Capability], strategy: str) -> None:

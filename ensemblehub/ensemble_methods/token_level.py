@@ -8,24 +8,39 @@ changed.  A member that cannot spell the answer yet (a character is not complete
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, TypeVar, cast
+
+import numpy as np
 
 from ensemblehub.cost import Meter
-from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, name_of
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, ids_of, name_of, tokenizer_of
 from ensemblehub.ensemble_methods.mixing import choose
 from ensemblehub.ensemble_methods.union_vocabulary import Probabilities, Union, View, union_of
 from ensemblehub.errors import ConfigError, ContextOverflowError, RequestError
 from ensemblehub.generators.base import Decoder, Engine
-from ensemblehub.generators.hf_text import TextFlow
-from ensemblehub.schema import Capability, Event, Finish, Piece, Request, Sampling, Token
+from ensemblehub.generators.hf_text import TextFlow, alternatives
+from ensemblehub.schema import (
+    Capability,
+    Event,
+    Finish,
+    Piece,
+    Request,
+    Sampling,
+    Scored,
+    ScoredToken,
+    Text,
+    Token,
+    TokenIds,
+)
 
 _FRESH = 16  # ids at the end of an answer that are tokenised anew at least, so that words are whole
 _LONG = 64  # ids after which any character will do as a place to start from
+_FORCED = 64  # tokens of a prompt that are read at a time when each one's distribution is wanted
+_TINY = np.finfo(np.float32).tiny
 
 T = TypeVar("T")
 Mix = Callable[[Sequence["Member"], Sequence[Probabilities]], Probabilities]
@@ -33,11 +48,12 @@ Mix = Callable[[Sequence["Member"], Sequence[Probabilities]], Probabilities]
 
 @dataclass(frozen=True)
 class Chosen:
-    """The next token: its entry in the union, its logprob where it was chosen, and who chose it."""
+    """The next token: its entry in the union, its logprob where it was chosen, who chose it, and the likeliest."""
 
     entry: int
     logprob: float
     author: str
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,31 +82,71 @@ class TokenLevel(Aggregation):
         """The next tokens, at least one."""
         return await (answer.disputed(self.mix, self.draft) if self.every == "disputed" else answer.mixed(self.mix))
 
+    def settled(self, members: Sequence[Member], parts: Sequence[Probabilities]) -> Probabilities:
+        """The distribution that the next token is drawn from when all members are asked."""
+        return self.mix(members, parts) if len(parts) > 1 else parts[0]
+
     async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
         self._refuse(request.sampling)
-        answer = Answer(request, engines, self.weights, meter.ledger.meter("answer"))
+        answer = Answer(dict.fromkeys(engines, request), self.weights, meter.ledger.meter("answer"))
         try:
-            flow = TextFlow(answer.union.vocabulary, request.sampling.stop)
-            finish: Finish | None = None
-            written = 0
-            while finish is None:
-                for chosen in await self.choose(answer):
-                    ended = chosen.entry in answer.ends
-                    text = "" if ended else flow.text(chosen.entry)
-                    index = chosen.entry if answer.union.shared else None
-                    tokens = flow.push(Token(text, index, chosen.logprob))
-                    written += 1
-                    if ended or flow.stopped:
-                        finish = "stop"
-                    elif written >= request.sampling.max_tokens:
-                        finish = "length"
-                    if finish is not None:
-                        tokens += flow.flush()
-                    if tokens or finish:
-                        shown = "".join(token.text for token in tokens)
-                        yield Piece(shown, chosen.author, "answer", tuple(tokens), finish)
-                    if finish is not None:
-                        break
+            async for piece in self.written(answer):
+                yield piece
+        finally:
+            answer.close()
+
+    async def written(self, answer: Answer) -> AsyncGenerator[Piece, None]:
+        """The answer, from where it is."""
+        vocabulary, sampling = answer.union.vocabulary, answer.sampling
+        flow, finish, written = TextFlow(vocabulary, sampling.stop), cast(Finish | None, None), 0
+        while finish is None:
+            for chosen in await self.choose(answer):
+                ended = chosen.entry in answer.ends
+                text = "" if ended else flow.text(chosen.entry)
+                index = chosen.entry if answer.union.shared else None
+                tokens = flow.push(Token(text, index, chosen.logprob, None, alternatives(vocabulary, chosen.top)))
+                written += 1
+                if ended or flow.stopped:
+                    finish = "stop"
+                elif written >= sampling.max_tokens:
+                    finish = "length"
+                if finish is not None:
+                    tokens += flow.flush()
+                if tokens or finish:
+                    yield Piece("".join(token.text for token in tokens), chosen.author, "answer", tuple(tokens), finish)
+                if finish is not None:
+                    break
+
+    async def echo(
+        self, request: Request, engines: Sequence[Engine], meter: Meter, context: int | None = None
+    ) -> AsyncGenerator[Event | Scored, None]:
+        """The log-likelihood is that of the mixture from which each token would have been drawn.
+
+        Tokens are the first engine's.  Every other one is conditioned on the same bytes, or the prompt is refused.
+        """
+        most = request.sampling.top_logprobs
+        self._refuse(replace(request.sampling, max_tokens=max(1, request.sampling.max_tokens)))
+        asked = [engine for engine in engines if self.weights.get(engine.name, 1.0) > 0] or engines[:1]
+        ids, tokenizer = ids_of(request.prompt, asked[0]), tokenizer_of(asked[0])
+        if not ids:
+            raise RequestError(f"{asked[0].name}: the prompt is empty")
+        head = replace(request, prompt=TokenIds(tuple(ids[:1])))
+        words = replace(request, prompt=Text(tokenizer.decode(ids[:1])))
+        alike = [tokenizer_of(engine).fingerprint == tokenizer.fingerprint for engine in asked]
+        prompts = {engine: head if same else words for engine, same in zip(asked, alike, strict=True)}
+        answer = Answer(prompts, self.weights, meter.ledger.meter("score"))
+        try:
+            parts = await answer.forced(self.settled, ids[1:])
+            tokens = [ScoredToken(tokenizer.decode(ids[:1]), ids[0], None, None, 0, 0, 0)]
+            for index, (entry, part) in zip(ids[1:], parts, strict=True):
+                logprob = float(np.log(max(part[entry], _TINY)))
+                top = alternatives(answer.union.vocabulary, likeliest(part, max(1, most)))
+                text = tokenizer.decode([index])
+                tokens.append(ScoredToken(text, index, logprob, None, 0, 0, 0, top[0].logprob, top))
+            yield Scored(tuple(tokens))
+            if request.sampling.max_tokens:
+                async for piece in self.written(answer):
+                    yield piece
         finally:
             answer.close()
 
@@ -109,7 +165,7 @@ class TokenLevel(Aggregation):
         if sampling.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, not {sampling.max_tokens}")
         own = ("logit_bias", "stop_token_ids", "presence_penalty", "frequency_penalty", "repetition_penalty")
-        for name in (*own, "top_logprobs"):
+        for name in own:
             if getattr(sampling, name) != getattr(Sampling(), name):
                 raise RequestError(f"{name_of(self)} mixes vocabularies and takes no {name}")
 
@@ -231,16 +287,16 @@ class Answer:
         written: tokens written, each an entry of the union.
     """
 
-    def __init__(self, request: Request, engines: Sequence[Engine], weights: Mapping[str, float], meter: Meter) -> None:
-        asked = [engine for engine in engines if weights.get(engine.name, 1.0) > 0]
+    def __init__(self, requests: Mapping[Engine, Request], weights: Mapping[str, float], meter: Meter) -> None:
+        asked = [engine for engine in requests if weights.get(engine.name, 1.0) > 0]
         if not asked:
             raise RequestError("all engines that take part have weight 0")
-        self.sampling, self.written = request.sampling, 0
+        self.sampling, self.written = requests[asked[0]].sampling, 0
         self._text, self._uniforms = b"", list[float]()
         self._random = random.Random(self.sampling.seed)
         for engine in asked:
-            _fits(engine, request)
-        decoders = [engine.decoder(request, meter) for engine in asked]
+            _fits(engine, requests[engine])
+        decoders = [engine.decoder(requests[engine], meter) for engine in asked]
         vocabularies = [decoder.vocabulary for decoder in decoders]
         sizes = [engine.card.vocabulary or len(one.tokens) for engine, one in zip(asked, vocabularies, strict=True)]
         self.union = union_of(vocabularies, sizes)
@@ -269,6 +325,45 @@ class Answer:
             return [self._settle(self._pick(mix, [gate], [own]))]
         others = self._able([member for member in self.members if member is not gate])
         return [self._settle(self._pick(mix, [gate, *others], [own, *await self._distributions(others)]))]
+
+    async def forced(self, mix: Mix, ids: Sequence[int]) -> list[tuple[int, Probabilities]]:
+        """Go on with ids of the first member: the entry of each, and the mixture it would have been drawn from.
+
+        Raises:
+            RequestError: another member cannot be conditioned on exactly the bytes before a token.
+        """
+        found: list[tuple[int, Probabilities]] = []
+        entries = [self._entry(index) for index in ids]
+        while entries:
+            drafts = [Chosen(entry, 0.0, "") for entry in entries[:_FORCED]]
+            plans = [self._plan(member, drafts) for member in self.members]
+            reach = min(len(states) for _, states, _ in plans)
+            lines = await _together(
+                [member.read(own, states[:reach]) for member, (own, states, _) in zip(self.members, plans, strict=True)]
+            )
+            for at in range(reach):
+                for member, (_, _, complete) in zip(self.members, plans, strict=True):
+                    if not complete[at]:
+                        raise RequestError(f"{member.engine.name} cannot cover the bytes before token {len(found) + 1}")
+                parts = [self._mapped(member, own[at]) for member, own in zip(self.members, lines, strict=True)]
+                found.append((entries[at], mix(self.members, parts)))
+                self._settle(drafts[at])
+            del entries[:reach]
+        self.written = 0
+        for member in self.members:
+            member.decoder.given = len(member.spelling.ids)
+        return found
+
+    def _entry(self, index: int) -> int:
+        """The entry of an id of the first member."""
+        if self.union.shared:
+            return index
+        first = self.members[0]
+        entry = self.union.index.get(first.view.vocabulary.tokens[index])
+        if entry is None:
+            name = first.engine.name
+            raise RequestError(f"token id {index} is a control token of {name!r}, which means nothing to the others")
+        return entry
 
     async def disputed(self, mix: Mix, most: int) -> list[Chosen]:
         """The next tokens: the first member drafts up to `most`, and the others read them.
@@ -339,7 +434,7 @@ class Answer:
         part = mix(members, parts) if len(parts) > 1 else parts[0]
         entry = choose(part, self.sampling, self._uniform())
         author = "+".join(member.engine.name for member in members)
-        return Chosen(entry, math.log(part[entry]), author)
+        return Chosen(entry, float(np.log(part[entry])), author, likeliest(part, self.sampling.top_logprobs))
 
     def _uniform(self) -> float:
         """The random number of the next token, the same whoever chooses it."""
@@ -355,6 +450,15 @@ class Answer:
             for member in self.members:
                 member.spelling.take(chosen.entry, self._text)
         return chosen
+
+
+def likeliest(part: Probabilities, count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` likeliest entries and their logprobs, most likely first; those without mass are left out."""
+    if not count:
+        return ()
+    few = np.argpartition(part, -count)[-count:] if count < len(part) else np.arange(len(part))
+    ordered = few[np.argsort(-part[few], kind="stable")]
+    return tuple((int(entry), float(np.log(part[entry]))) for entry in ordered if part[entry] > 0)
 
 
 def _fits(engine: Engine, request: Request) -> None:

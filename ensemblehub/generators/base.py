@@ -32,6 +32,27 @@ class Vocabulary:
     fingerprint: str
 
 
+class Tokenizer(ABC):
+    """A model's tokenizer, for those who talk to the model in its own token ids."""
+
+    @abstractmethod
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Ids of a raw prompt; with `special`, those that the model puts around a text are added."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens written out."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Equal for two tokenizers that cut every text alike."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What its `tokenizer_config.json` would say: `eos_token`, `bos_token`, `chat_template`, ..."""
+
+
 @dataclass(frozen=True)
 class Distribution:
     """The next-token distribution: `logprobs`, a float32 vector of shape (vocabulary,), in nats."""
@@ -40,9 +61,14 @@ class Distribution:
 
 
 class Decoder(ABC):
-    """One row that a token-level method steps by hand."""
+    """One row that a token-level method steps by hand.
+
+    Attributes:
+        given: how many of the appended ids belong to the prompt; they are billed as read, not as written.
+    """
 
     vocabulary: Vocabulary
+    given: int = 0
 
     @abstractmethod
     async def step(self, append: Sequence[int] = (), drop: int = 0) -> Distribution:
@@ -122,6 +148,11 @@ class Engine(ABC):
 
     def count(self, request: Request) -> int | None:
         """Length of the rendered prompt in tokens, None where the tokenizer is not at hand."""
+        return None
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Its tokenizer; None where none is at hand."""
         return None
 
     @property

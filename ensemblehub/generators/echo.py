@@ -15,9 +15,22 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ensemblehub.cost import Meter
-from ensemblehub.errors import ContextOverflowError, EngineError
+from ensemblehub.errors import ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Capability, Card, Chat, Finish, Piece, Price, Request, Scored, ScoredToken, Text, Token
+from ensemblehub.schema import (
+    Alternative,
+    Capability,
+    Card,
+    Chat,
+    Finish,
+    Piece,
+    Price,
+    Request,
+    Scored,
+    ScoredToken,
+    Text,
+    Token,
+)
 
 _WORD = re.compile(r"\s*\S+|\s+")
 
@@ -68,13 +81,16 @@ class EchoEngine(Engine):
         delivered = written = 0
         started = asyncio.get_running_loop().time()
         try:
+            if request.sampling.logit_bias:
+                raise RequestError(f"{self.name} plays a script and takes no logit_bias")
             for index, word in enumerate(reply):
                 if index == self.script.fail_after:
-                    raise EngineError(f"{self.name} failed after {index} tokens, as scripted")
+                    raise EngineError(f"{self.name} failed after {index} tokens, as scripted", self.name)
                 await asyncio.sleep(self.script.delay)
                 self.written += 1
                 written = min(index + 1 + self.script.lookahead, len(reply))
-                token = Token(word, None, self.script.logprob, self.script.entropy)
+                top = (Alternative(word, self.script.logprob),) if request.sampling.top_logprobs else ()
+                token = Token(word, None, self.script.logprob, self.script.entropy, top)
                 last = index + 1 == len(reply)
                 delivered = index + 1
                 yield Piece(word, self.name, meter.purpose, (token,), finish if last else None)
@@ -99,7 +115,8 @@ class EchoEngine(Engine):
                 end = position + len(word)
                 values = (logprob, entropy) if known else (None, None)
                 likeliest = best if known else None
-                tokens.append(ScoredToken(word, None, values[0], values[1], index, position, end, likeliest))
+                top = (Alternative(word if best == logprob else "", best),) if known else ()
+                tokens.append(ScoredToken(word, None, values[0], values[1], index, position, end, likeliest, top))
                 position += len(word)
         meter.record(self.name, self.card, prompt_tokens=len(tokens))
         return Scored(tuple(tokens))

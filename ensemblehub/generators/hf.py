@@ -16,7 +16,7 @@ from ensemblehub.cost import Meter
 from ensemblehub.errors import ContextOverflowError, EngineError, MissingExtraError, RequestError
 from ensemblehub.generators.base import Decoder, Distribution, Engine, Footprint, Vocabulary
 from ensemblehub.generators.rendering import Rendered, Renderer
-from ensemblehub.schema import Capability, Piece, Request, Scored, ScoredToken
+from ensemblehub.schema import Alternative, Capability, Piece, Request, Scored, ScoredToken
 
 try:
     from ensemblehub.generators import hf_loading
@@ -25,7 +25,7 @@ try:
     from ensemblehub.generators.hf_model import Model
     from ensemblehub.generators.hf_rows import ReadRow, Row, StepRow, WriteRow
     from ensemblehub.generators.hf_scheduler import Scheduler
-    from ensemblehub.generators.hf_text import vocabulary_of
+    from ensemblehub.generators.hf_text import alternatives, vocabulary_of
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[hf]'") from error
 
@@ -83,6 +83,10 @@ class HFEngine(Engine):
         if scheduler is not None:
             await asyncio.to_thread(scheduler.stop)
 
+    @property
+    def tokenizer(self) -> Renderer:
+        return self._renderer
+
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """What the model's token ids mean."""
@@ -139,7 +143,7 @@ class HFEngine(Engine):
                 await row.leave()
             finally:
                 self._bill(row, meter)
-        return _scored(rendered, readings)
+        return _scored(rendered, readings, self.vocabulary)
 
     def decoder(self, request: Request, meter: Meter) -> HFDecoder:
         return HFDecoder(self, self._fitting(request, 0), meter)
@@ -150,7 +154,7 @@ class HFEngine(Engine):
     def _started(self) -> Scheduler:
         with self._lock:
             if self._closed:
-                raise EngineError(f"{self.name} is closed")
+                raise EngineError(f"{self.name} is closed", self.name)
             if self._scheduler is None:
                 self._scheduler = Scheduler(
                     self.name,
@@ -197,22 +201,24 @@ class HFEngine(Engine):
             asked = f"{read} prompt tokens and {written} to write"
             raise ContextOverflowError(f"{self.name}: {asked} exceed the context of {self.card.context}")
 
-    def _bill(self, row: Row, meter: Meter, written: int = 0, discarded: int = 0) -> None:
+    def _bill(self, row: Row, meter: Meter, written: int = 0, discarded: int = 0, given: int = 0) -> None:
         meter.record(
-            self.name, self.card, prompt_tokens=row.read, cached_tokens=row.cached,
+            self.name, self.card, prompt_tokens=row.read + given, cached_tokens=row.cached,
             completion_tokens=written, discarded_tokens=discarded, seconds=row.seconds,
         )  # fmt: skip
 
 
-def _scored(rendered: Rendered, readings: Readings) -> Scored:
+def _scored(rendered: Rendered, readings: Readings, vocabulary: Vocabulary) -> Scored:
     logprobs: list[float | None] = [None, *readings.logprobs[1:]]
     entropies: list[float | None] = [None, *readings.entropies[1:]]
-    likeliest: list[float | None] = [None, *readings.best[1:]]
+    likeliest: list[tuple[Alternative, ...]] = [(), *(alternatives(vocabulary, [one]) for one in readings.best[1:])]
     tokens = zip(rendered.ids, rendered.origins, logprobs, entropies, likeliest, strict=True)
     return Scored(
         tuple(
-            ScoredToken(at.text, index, logprob, entropy, at.message, at.start, at.end, best)
-            for index, at, logprob, entropy, best in tokens
+            ScoredToken(
+                at.text, index, logprob, entropy, at.message, at.start, at.end, top[0].logprob if top else None, top
+            )
+            for index, at, logprob, entropy, top in tokens
         )
     )
 
@@ -268,7 +274,7 @@ class HFDecoder(Decoder):
             self._row.closed = True
             self._row.wake()
             chosen = 1 if self._row.logprobs is not None else 0
-            self._engine._bill(self._row, self._meter, self._written + chosen, self._dropped)
+            self._engine._bill(self._row, self._meter, self._written + chosen - self.given, self._dropped, self.given)
 
     async def _join(self) -> StepRow:
         await self._engine.load()

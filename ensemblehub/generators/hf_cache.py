@@ -19,13 +19,13 @@ LayerKV = tuple[torch.Tensor, torch.Tensor]  # keys and values of one layer, (he
 class Readings:
     """How well each token was predicted: `logprobs[i]`, `entropies[i]` and `best[i]` (nats) are of token i.
 
-    `best` is the logprob of the likeliest token in its place.  They are known for the first `len(self)`
+    `best` is id and logprob of the likeliest token in its place.  They are known for the first `len(self)`
     tokens; token 0 has no prediction and stands as NaN.
     """
 
     logprobs: list[float] = field(default_factory=lambda: [float("nan")])
     entropies: list[float] = field(default_factory=lambda: [float("nan")])
-    best: list[float] = field(default_factory=lambda: [float("nan")])
+    best: list[tuple[int, float]] = field(default_factory=lambda: [(-1, float("nan"))])
 
     def __len__(self) -> int:
         return len(self.logprobs)
@@ -35,7 +35,9 @@ class Readings:
         count = max(1, count)
         return Readings(self.logprobs[:count], self.entropies[:count], self.best[:count])
 
-    def learn(self, first: int, logprobs: Sequence[float], entropies: Sequence[float], best: Sequence[float]) -> None:
+    def learn(
+        self, first: int, logprobs: Sequence[float], entropies: Sequence[float], best: Sequence[tuple[int, float]]
+    ) -> None:
         """Add the readings of tokens `first` and on; known ones stay, a gap is not bridged."""
         known = len(self) - first
         if known >= 0:

@@ -55,14 +55,16 @@ class Model:
         return plan.mask(dtype, None if kinds or not getattr(self.config, "use_sliding_window", True) else window)
 
 
-def reading(logits: torch.Tensor, targets: torch.Tensor) -> tuple[list[float], list[float], list[float]]:
-    """Logprobs of `targets` (tokens,), entropies and best logprobs (nats) of float32 logits (tokens, vocabulary)."""
-    logprobs, entropies, best = list[float](), list[float](), list[float]()
+def reading(logits: torch.Tensor, targets: torch.Tensor) -> tuple[list[float], list[float], list[tuple[int, float]]]:
+    """Logprobs of `targets` (tokens,), entropies, and id and logprob of the likeliest token, of float32 logits
+    (tokens, vocabulary); in nats."""
+    logprobs, entropies, best = list[float](), list[float](), list[tuple[int, float]]()
     for part, wanted in zip(torch.split(logits, 256), torch.split(targets, 256), strict=True):
         lines = part.log_softmax(-1)
         logprobs += lines.gather(-1, wanted[:, None]).squeeze(-1).tolist()
         entropies += entropy(lines).tolist()
-        best += lines.amax(-1).tolist()
+        highest, ids = lines.max(-1)
+        best += zip(ids.tolist(), highest.tolist(), strict=True)
     return logprobs, entropies, best
 
 

@@ -19,10 +19,10 @@ from ensemblehub.errors import EngineError
 from ensemblehub.generators.base import Vocabulary
 from ensemblehub.generators.hf_cache import Readings
 from ensemblehub.generators.hf_sampling import Choice
-from ensemblehub.generators.hf_text import TextFlow
+from ensemblehub.generators.hf_text import TextFlow, alternatives
 from ensemblehub.schema import Finish, Sampling, Token
 
-Top = tuple[tuple[int, float], ...]
+Top = tuple[tuple[int, float], ...]  # (id, logprob), most likely first
 Lines = NDArray[np.float32]
 
 
@@ -136,14 +136,16 @@ class WriteRow(Row):
         ahead = self._shown - self.taken
         return super().ready() and (not self.written or ahead < self.lookahead or (self._waiting and ahead == 0))
 
-    def accept(self, index: int, logprob: float, entropy: float, best: float, top: Top) -> Callable[[], None]:
+    def accept(
+        self, index: int, logprob: float, entropy: float, best: tuple[int, float], top: Top
+    ) -> Callable[[], None]:
         """Take the chosen token; returns what hands it to the reader."""
         self.readings.learn(len(self.ids), [logprob], [entropy], [best])
         self.ids.append(index)
         self.choice.wrote(index)
         ended = index in self.end
         text = "" if ended else self._flow.text(index)
-        tokens = self._flow.push(Token(text, index, logprob, entropy, top))
+        tokens = self._flow.push(Token(text, index, logprob, entropy, alternatives(self.vocabulary, top)))
         finish: Finish | None = "stop" if ended or self._flow.stopped else None
         if finish is None and self.written >= self.sampling.max_tokens:
             finish = "length"

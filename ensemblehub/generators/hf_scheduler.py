@@ -54,7 +54,7 @@ class Scheduler:
             EngineError: the engine is closed.
         """
         if self._closed:
-            raise EngineError(f"{self.name} is closed")
+            raise EngineError(f"{self.name} is closed", self.name)
         self._inbox.put(row)
 
     def wake(self) -> None:
@@ -83,7 +83,7 @@ class Scheduler:
                     self._fail([*self._rows, *self._waiting], self._failure(error))
                     self._hand_over()
         self._listen(block=False)  # rows that arrived behind the stop
-        self._fail([*self._rows, *self._waiting], EngineError(f"{self.name} was closed"))
+        self._fail([*self._rows, *self._waiting], EngineError(f"{self.name} was closed", self.name))
         self._hand_over()
 
     def _listen(self, *, block: bool) -> bool:
@@ -266,14 +266,16 @@ class Scheduler:
     def _write(self, rows: Sequence[WriteRow], logits: torch.Tensor, logprobs: torch.Tensor) -> None:
         chosen = choose([row.choice for row in rows], logits)
         own = logprobs.gather(-1, chosen[:, None]).squeeze(-1)
-        known = torch.stack((own, entropy(logprobs), logprobs.amax(-1)), -1).tolist()
-        for row, index, (logprob, spread, best), line in zip(rows, chosen.tolist(), known, logprobs, strict=True):
+        highest, likeliest = logprobs.max(-1)
+        known = torch.stack((own, entropy(logprobs), highest), -1).tolist()
+        parts = zip(rows, chosen.tolist(), known, likeliest.tolist(), logprobs, strict=True)
+        for row, index, (logprob, spread, best), other, line in parts:
             top = _likeliest(line, row.sampling.top_logprobs)
-            self._mail[row.loop].append(row.accept(index, logprob, spread, best, top))
+            self._mail[row.loop].append(row.accept(index, logprob, spread, (other, best), top))
 
     def _failure(self, error: Exception) -> EngineError:
         reason = next(iter(str(error).splitlines()), repr(error))
-        failure = EngineError(f"{self.name}: the model failed: {reason}")
+        failure = EngineError(f"{self.name}: the model failed: {reason}", self.name)
         failure.__cause__ = error
         return failure
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ensemblehub.generators.base import Vocabulary
 from ensemblehub.generators.stops import Gate
-from ensemblehub.schema import Token
+from ensemblehub.schema import Alternative, Token
 
 _BYTE = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
 
@@ -38,6 +38,11 @@ def vocabulary_of(tokenizer: Any, size: int, end: Iterable[int]) -> Vocabulary:
             tokens.append(spell(index, strings[index]))
     mapping = json.dumps([sorted(strings.items()), sorted(special)]).encode()
     return Vocabulary(tuple(tokens), special, frozenset(end), hashlib.sha256(mapping).hexdigest())
+
+
+def alternatives(vocabulary: Vocabulary, top: Iterable[tuple[int, float]]) -> tuple[Alternative, ...]:
+    """Ids and logprobs with the ids' texts; bytes that are no character by themselves show as U+FFFD."""
+    return tuple(Alternative(vocabulary.tokens[index].decode(errors="replace"), value, index) for index, value in top)
 
 
 def _speller(tokenizer: Any) -> Any:

@@ -6,6 +6,7 @@ no model.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from itertools import accumulate
 from typing import Any
 
 from ensemblehub.errors import ConfigError, RequestError
+from ensemblehub.generators.base import Tokenizer
 from ensemblehub.schema import Chat, Message, Piece, Request, Text, TokenIds
+
+_PLAIN = (str, int, float, bool, type(None))
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Span:
     offset: int = 0
 
 
-class Renderer:
+class Renderer(Tokenizer):
     """Renders and tokenises with one fast tokenizer.
 
     Raises:
@@ -153,6 +157,26 @@ class Renderer:
                 shown = text[start + low : start + high] if high > low else content
                 origins.append(_origin(start + low, start + high, shown, spans))
         return Rendered(tuple(ids), tuple(origins))
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        ids: list[int] = self._encode(text, special, literal=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+
+    def settings(self) -> dict[str, Any]:
+        plain = {key: value for key, value in self.tokenizer.init_kwargs.items() if isinstance(value, _PLAIN)}
+        return {
+            **plain,
+            **self.tokenizer.special_tokens_map,
+            "tokenizer_class": type(self.tokenizer).__name__,
+            "chat_template": self.tokenizer.chat_template,
+        }
 
     def inside(self, text: str) -> list[int]:
         """Ids of `text` in the middle of an answer: none added, special tokens taken literally."""

@@ -51,6 +51,11 @@ class GaC(TokenLevel):
             weights = [weight * factor for weight, factor in zip(weights, sure, strict=True)]
         return mixing.maximum(parts, weights) if self.method == "max" else mixing.mean(parts, weights)
 
+    def settled(self, members: Sequence[Member], parts: Sequence[Probabilities]) -> Probabilities:
+        gates = (part for member, part in zip(members, parts, strict=True) if member.engine.name == self.gate)
+        gate = next(gates, None)
+        return gate if gate is not None and gate.max() >= self.threshold else super().settled(members, parts)
+
     def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
         return {"gate": by_name(engines, self.gate, "gac: gate")} if self.gate else {}
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ensemblehub.cost import Meter
-from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, require
+from ensemblehub.ensemble_methods.output_aggregation.distribution import Distribution
+from ensemblehub.errors import RequestError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Event, Request
+from ensemblehub.schema import Event, Request, Scored
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,32 @@ class Single(Aggregation):
     engine: str | None = None
 
     async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
-        engine = by_name(engines, self.engine, "single") if self.engine else engines[0]
+        engine = self.chosen(engines)
         async with aclosing(engine.stream(request, meter.ledger.meter("answer"))) as answer:
             async for piece in answer:
                 yield piece
+
+    async def echo(
+        self, request: Request, engines: Sequence[Engine], meter: Meter, context: int | None = None
+    ) -> AsyncGenerator[Event | Scored, None]:
+        engine, most = self.chosen(engines), request.sampling.top_logprobs
+        if most > 1 and "decode" not in engine.can:
+            raise RequestError(f"{engine.name} gives one alternative per token of a prompt, not {most}")
+        if most > 1:
+            async with aclosing(Distribution().echo(request, [engine], meter)) as events:
+                async for event in events:
+                    yield event
+            return
+        require(engine, frozenset({"score"}), "a log-likelihood")
+        yield await engine.score(request, meter.ledger.meter("score"))
+        if request.sampling.max_tokens:
+            async with aclosing(self.run(request, engines, meter)) as answer:
+                async for event in answer:
+                    yield event
+
+    def chosen(self, engines: Sequence[Engine]) -> Engine:
+        """The engine that answers."""
+        return by_name(engines, self.engine, "single") if self.engine else engines[0]
+
+    def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
+        return (self.chosen(engines),) if self.engine else ()

@@ -15,12 +15,13 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from ensemblehub.cost import Ledger, Meter
-from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, require
-from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, did_you_mean
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, given, ids_of, require, tokenizer_of
+from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError, did_you_mean
 from ensemblehub.generators.base import Engine
 from ensemblehub.results import LEVEL_0
-from ensemblehub.schema import Capability, Cost, Event, Piece, Request, Verdict
+from ensemblehub.schema import Capability, Chat, Cost, Event, Message, Piece, Request, Scored, ScoredToken, Verdict
 from ensemblehub.tandem import features, insights, sufficiency
+from ensemblehub.tandem.estimates import estimated_mentor_alone
 from ensemblehub.tandem.judges import Reading
 from ensemblehub.tandem.sufficiency import Artifact
 
@@ -64,6 +65,13 @@ class Checkpoint:
 ALONE = Checkpoint(Verdict(LEVEL_0, 0, 0.0, 0.0, True), "")
 
 
+@dataclass
+class Guidance:
+    """What came of the mentor's part: the checkpoint that is used; None where the mentor is to answer itself."""
+
+    chosen: Checkpoint | None = None
+
+
 @dataclass(frozen=True)
 class Tandem(Aggregation):
     """A mentor writes short insights; as soon as the judge finds them sufficient, the intern answers.
@@ -100,8 +108,19 @@ class Tandem(Aggregation):
     async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
         mentor, intern = self.roles(engines)
         self.check_context(request, mentor, intern)
-        ledger, insight = meter.ledger, Insight(tolerant=self.on_mentor_error == "intern")
-        judged: list[Checkpoint] = []
+        guidance = Guidance()
+        async with aclosing(self.guide(request, mentor, intern, meter.ledger, guidance)) as events:
+            async for event in events:
+                yield event
+        async with aclosing(self.answer(request, mentor, intern, guidance.chosen, meter)) as answer:
+            async for piece in answer:
+                yield piece
+
+    async def guide(
+        self, request: Request, mentor: Engine, intern: Engine, ledger: Ledger, guidance: Guidance
+    ) -> AsyncGenerator[Event, None]:
+        """The mentor's insights and the verdicts on them, up to the one that is used: `guidance.chosen`."""
+        insight, judged = Insight(tolerant=self.on_mentor_error == "intern"), list[Checkpoint]()
         ask = insights.mentor_request(request, self.words, self.budgets[-1][1])
         async with aclosing(mentor.stream(ask, ledger.meter("insight"))) as writing:
             for level, tokens in self.budgets:
@@ -115,10 +134,45 @@ class Tandem(Aggregation):
                 yield judged[-1].verdict
                 if judged[-1].verdict.sufficient:
                     break
-        chosen = ALONE if insight.failed else self.choose(judged)
-        async with aclosing(self.answer(request, mentor, intern, chosen, meter)) as answer:
-            async for piece in answer:
-                yield piece
+        guidance.chosen = ALONE if insight.failed else self.choose(judged)
+
+    async def echo(
+        self, request: Request, engines: Sequence[Engine], meter: Meter, context: int | None = None
+    ) -> AsyncGenerator[Event | Scored, None]:
+        """The log-likelihood is the intern's, given insights that come from the context alone.
+
+        The context is read as the question, and the tokens after it as the start of the intern's answer.
+        """
+        mentor, intern = self.roles(engines)
+        ids = ids_of(request.prompt, intern)
+        if context is None or not 0 < context <= len(ids):
+            raise RequestError(
+                "the log-likelihood of tandem needs to know where the context ends, since the insights come from it "
+                f"alone: set `ensemble.context_tokens` to a number from 1 to {len(ids)}, the tokens of the prompt"
+            )
+        if self.fallback == "mentor" or self.insight_mode == "continuation":
+            raise RequestError(
+                "tandem gives log-likelihoods only where the intern answers with the insight in its prompt"
+            )
+        tokenizer = tokenizer_of(intern)
+        about, rest = Chat((Message("user", tokenizer.decode(ids[:context])),)), ids[context:]
+        asked = replace(request, prompt=about)
+        self.check_context(asked, mentor, intern)
+        guidance = Guidance()
+        async with aclosing(self.guide(asked, mentor, intern, meter.ledger, guidance)) as events:
+            async for event in events:
+                yield event
+        chosen = guidance.chosen or ALONE
+        told = given(insights.intern_request(asked, self.words, chosen.insight, self.insight_mode), rest, intern)
+        head = tuple(ScoredToken(tokenizer.decode([one]), one, None, None, 0, 0, 0) for one in ids[:context])
+        if rest:
+            scored = await intern.score(told, meter.ledger.meter("score"))
+            head += scored.tokens[-len(rest) :]
+        yield Scored(head)
+        if request.sampling.max_tokens:
+            async with aclosing(intern.stream(told, meter.ledger.meter("answer"))) as answer:
+                async for piece in answer:
+                    yield piece
 
     def choose(self, judged: Sequence[Checkpoint]) -> Checkpoint | None:
         """The checkpoint whose insight is used; None where the mentor is to answer itself."""
@@ -175,6 +229,10 @@ class Tandem(Aggregation):
         levels = {LEVEL_0: 0, **self.levels}
         for warning in self.verdicts.check(mentor.model, intern.model, self.words.fingerprint, self.strict, levels):
             log.warning(warning)
+
+    def estimated_alone(self, request: Request, engines: Sequence[Engine]) -> tuple[float, float, float] | None:
+        mentor, _ = self.roles(engines)
+        return estimated_mentor_alone(self.verdicts.estimates, mentor.card, mentor.count(request) or 0)
 
     def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
         return dict(zip(("mentor", "intern"), self.roles(engines), strict=True))
