@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ensemblehub import registry
-from ensemblehub.config import Config, ModelSpec, RewardSpec
+from ensemblehub.config import Config
 from ensemblehub.cost import Meter
 from ensemblehub.ensemble_methods import ensemble as joining
 from ensemblehub.ensemble_methods.base import Aggregation, ScoringAggregation, Selection, check_together
@@ -25,6 +25,7 @@ from ensemblehub.errors import AbsentError, EnsembleHubError
 from ensemblehub.generators.base import Engine, Footprint
 from ensemblehub.schema import Capability, Card, Piece, Request
 from ensemblehub.scorers.base import Scorer
+from ensemblehub.sections import ModelSpec, RewardSpec
 
 T = TypeVar("T")
 
@@ -154,10 +155,10 @@ def examine(path: Path, changes: Sequence[str] = ()) -> Report:
     config = report.attempt(Config.read, path, changes)
     if config is None:
         return report
-    engines = [_engine(report, config, spec) for spec in config.model_specs]
+    engines = [_engine(report, config, spec) for spec in config.members]
     members = [engine for engine in engines if engine is not None]
     report.members = [
-        _member(engine, spec) for engine, spec in zip(engines, config.model_specs, strict=True) if engine is not None
+        _member(engine, spec) for engine, spec in zip(engines, config.members, strict=True) if engine is not None
     ]
     selection = report.attempt(joining.selection_of, config)
     aggregation = report.attempt(joining.aggregation_of, config)
@@ -168,7 +169,7 @@ def examine(path: Path, changes: Sequence[str] = ()) -> Report:
         aggregation = _judged(report, config, aggregation, members)
         chosen = config.aggregation
         report.aggregation = _strategy(aggregation, chosen.method, chosen.params, members, aggregation.least)
-    if selection and aggregation and len(members) == len(config.model_specs):
+    if selection and aggregation and len(members) == len(config.members):
         report.attempt(_check, config, members, selection, aggregation)
         told = report.ok and all(member.here for member in report.members)  # parts may go by size
         parts = report.attempt(aggregation.parts, members) if told else None

@@ -24,13 +24,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from ensemblehub import registry, studio
-from ensemblehub.config import Config, ModelSpec
+from ensemblehub.config import Config
 from ensemblehub.cost import Ledger
 from ensemblehub.dataset import BadExample, Example, plain, read_items
 from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
 from ensemblehub.errors import ArtifactError, ConfigError, did_you_mean
 from ensemblehub.results import Lines
 from ensemblehub.schema import Cost, Event, Request, Result
+from ensemblehub.sections import ModelSpec
 
 WHERE_IT_RUNS = {"device", "max_memory", "num_gpus", "threads", "batch_rows", "prefix_cache_tokens"}  # not what it says
 SHOWN = 20  # failures printed
@@ -147,7 +148,8 @@ class Answers:
 
 def fingerprint(config: Config) -> str:
     """Hash of all that decides an answer: not the device it is computed on, nor values that are the default."""
-    decides = config.model_dump(mode="json", exclude_defaults=True, exclude={"experiment", "server"})
+    decides = config.model_dump(mode="json", exclude_defaults=True, exclude={"experiment", "server", "ensembles"})
+    decides.get("ensemble", {}).pop("request_params", None)
     for spec in decides["model_specs"]:
         for name in WHERE_IT_RUNS & spec.keys():
             del spec[name]

@@ -17,9 +17,7 @@ from rich.text import Text
 from ensemblehub.config import Config
 from ensemblehub.cost import Ledger
 from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
-from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.schema import Chat, Choice, Cost, Event, Request, Result, Verdict
-from ensemblehub.tandem.estimates import estimated_mentor_alone
 
 COLOURS = {"insight": "cyan", "answer": "green"}
 
@@ -62,7 +60,7 @@ class Screen:
         self.author = "judge"
 
 
-def bill(result: Result, ensemble: Ensemble) -> Table:
+def bill(result: Result, estimate: tuple[float, float, float] | None) -> Table:
     """The bill by engine and purpose; for Tandem, beside what the mentor alone would have cost."""
     table = Table(title="the bill", title_justify="left")
     for column in ("engine", "purpose", "read", "cached", "written", "MFLOPs", "seconds"):
@@ -71,23 +69,13 @@ def bill(result: Result, ensemble: Ensemble) -> Table:
         table.add_row(line.engine, line.purpose, *_cells(line.cost))
     table.add_section()
     table.add_row("all", "", *_cells(result.cost))
-    if estimate := estimated(result, ensemble):
+    if estimate:
         mean, low, high = (value / 1e6 for value in estimate)
         table.caption = (
             f"estimated for the mentor alone: {mean:.1f} MFLOPs (95 %: {low:.1f} to {high:.1f}); "
             f"this ride: {result.cost.flops / estimate[0]:.2f} of it"
         )
     return table
-
-
-def estimated(result: Result, ensemble: Ensemble) -> tuple[float, float, float] | None:
-    """Estimated FLOPs of the mentor alone on the same question (mean, and a 95 % interval); None if unknown."""
-    if not isinstance(ensemble.aggregation, Tandem):
-        return None
-    mentor, _ = ensemble.aggregation.roles(ensemble.engines)
-    read = max(line.cost.prompt_tokens for line in result.spent if line.purpose == "answer")
-    read = max((line.cost.prompt_tokens for line in result.spent if line.engine == mentor.name), default=read)
-    return estimated_mentor_alone(ensemble.aggregation.verdicts.estimates, mentor.card, read)
 
 
 def _cells(cost: Cost) -> list[str]:
@@ -114,8 +102,10 @@ async def ask(config: Config, chat: Chat, console: Console) -> dict[str, Any]:
     async with Ensemble.from_config(config) as ensemble:
         for engine in ensemble.engines:
             console.print(Text(engine.describe(), "dim"))
-        result = await watch(ensemble, Request(chat, ensemble.sampling), console)
-        console.print(bill(result, ensemble))
+        request = Request(chat, ensemble.sampling)
+        result = await watch(ensemble, request, console)
+        estimate = ensemble.aggregation.estimated_alone(request, ensemble.engines)
+        console.print(bill(result, estimate))
         return {
             "answer": generation.extracted(result.text),
             "insight": result.insight,
@@ -123,7 +113,7 @@ async def ask(config: Config, chat: Chat, console: Console) -> dict[str, Any]:
             "verdicts": [asdict(verdict) for verdict in result.verdicts],
             "spent": [asdict(line) | {"flops": line.cost.flops} for line in result.spent],
             "flops": result.cost.flops,
-            "estimated_mentor_alone_flops": estimated(result, ensemble),
+            "estimated_mentor_alone_flops": estimate,
             "seconds": result.seconds,
         }
 

@@ -11,14 +11,14 @@ ROOT = Path(ensemblehub.__file__).parent
 ROWS = [
     {"schema", "errors"},
     {"studio"},
-    {"config", "yaml_file", "registry", "cost"},
+    {"config", "sections", "yaml_file", "registry", "cost"},
     {"tasks", "results", "metrics", "data", "dataset"},
     {"generators"},
     {"scorers"},
     {"tandem"},
     {"ensemble_methods"},
     {"experiments"},
-    {"inference", "doctor", "terminal", "cli"},
+    {"inference", "doctor", "terminal", "cli", "api"},
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 

@@ -4,8 +4,7 @@ import logging
 
 import pytest
 
-from ensemblehub import config as configuration
-from ensemblehub import studio
+from ensemblehub import sections, studio
 from ensemblehub.config import Config
 from ensemblehub.ensemble_methods.ensemble import Ensemble
 from ensemblehub.errors import ConfigError
@@ -244,7 +243,7 @@ model_specs:
         record.message.removeprefix(f"{tmp_path}/some.yaml:").split(" has no effect")[0] for record in caplog.records
     )
     assert said == [
-        "10: model_specs.0.padding_side", "2: debug.save_results", "3: engine_options.hf",
+        "10: model_specs.0.padding_side", "3: engine_options.hf",
         "3: engine_options.hf.low_cpu_mem", "3: engine_options.vllm", "4: model_stats.stats_file",
         "6: ensemble.max_rounds", "7: ensemble.score_threshold", "8: ensemble.progressive",
     ]  # fmt: skip
@@ -289,7 +288,7 @@ def test_generation_becomes_the_request(tmp_path, keys, field, value):
 
 def test_an_unlimited_answer_takes_at_most_what_the_reference_took(tmp_path):
     generation = read(tmp_path, ECHO + "ensemble: {generation: {max_tokens: }}").ensemble.generation
-    assert generation.sampling().max_tokens == generation.sampling(10**6).max_tokens == configuration.LONGEST
+    assert generation.sampling().max_tokens == generation.sampling(10**6).max_tokens == sections.LONGEST
 
 
 @pytest.mark.parametrize(
@@ -350,8 +349,8 @@ ODD = [
 
 
 KEYS = ["model_specs.0.name", "model_specs.0.path", "reward_specs.0", *Config.model_fields]
-KEYS += [f"ensemble.{key}" for key in configuration.EnsembleSection.model_fields]
-KEYS += [f"ensemble.generation.{key}" for key in configuration.Generation.model_fields]
+KEYS += [f"ensemble.{key}" for key in sections.EnsembleSection.model_fields]
+KEYS += [f"ensemble.generation.{key}" for key in sections.Generation.model_fields]
 
 
 @pytest.mark.parametrize("key", KEYS)

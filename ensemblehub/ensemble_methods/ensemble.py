@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import logging
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ensemblehub import registry
-from ensemblehub.config import Config, DebugSection, ModelSpec, RewardSpec, StrategySpec
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.base import Aggregation, ScoringAggregation, Selection, check_together
-from ensemblehub.errors import RequestError
+from ensemblehub.config import Config
+from ensemblehub.cost import Ledger, Meter
+from ensemblehub.ensemble_methods.base import (
+    Aggregation,
+    ScoringAggregation,
+    Selection,
+    check_together,
+    name_of,
+    require,
+)
+from ensemblehub.ensemble_methods.model_selection.all import All
+from ensemblehub.ensemble_methods.output_aggregation.single import Single
+from ensemblehub.ensemble_methods.turns import SoFar
+from ensemblehub.errors import ConfigError, EngineError, RequestError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Chat, Choice, Event, Message, Piece, Request, Result, Sampling, Verdict, merged
+from ensemblehub.schema import Chat, Choice, Event, Message, Piece, Request, Result, Sampling, Scored, Verdict, merged
 from ensemblehub.scorers.base import Scorer
 from ensemblehub.scorers.pool import Pool
+from ensemblehub.sections import DebugSection, Generation, ModelSpec, RewardSpec, StrategySpec
+
+log = logging.getLogger(__name__)
 
 
 class Ensemble:
@@ -35,23 +50,49 @@ class Ensemble:
 
     def __init__(self, engines: Sequence[Engine], selection: Selection, aggregation: Aggregation) -> None:
         self.engines, self.selection, self.aggregation = list(engines), selection, aggregation
-        self.sampling, self.debug = Sampling(), DebugSection()
+        self.sampling, self.generation, self.debug = Sampling(), Generation(), DebugSection()
+        self.on_error: Literal["fail", "drop"] = "fail"
         check_together(self.engines, selection, aggregation)
 
     @classmethod
-    def from_config(cls, config: Config | str | Path) -> Ensemble:
-        """Build from a configuration or the path of a YAML file; loads no weights."""
+    def from_config(
+        cls, config: Config | str | Path, engines: Sequence[Engine] = (), scorers: Sequence[Scorer] = ()
+    ) -> Ensemble:
+        """Build from a configuration or the path of a YAML file; loads no weights.
+
+        Args:
+            engines, scorers: those of the configuration, where they exist already.
+        """
         config = config if isinstance(config, Config) else Config.read(Path(config))
-        engines = [engine_of(config, spec) for spec in config.model_specs]
+        made = {engine.name: engine for engine in engines}
+        members = [made.get(spec.name) or engine_of(config, spec) for spec in config.members]
         selection, aggregation = selection_of(config), aggregation_of(config)
         if isinstance(aggregation, ScoringAggregation):
-            scorers = [scorer_of(config, spec, engines) for spec in config.reward_specs]
-            aggregation = aggregation.judged_by(pool_of(config, scorers))
+            judges = scorers or [scorer_of(config, spec, members) for spec in config.reward_specs]
+            aggregation = aggregation.judged_by(pool_of(config, judges))
         config.warn()
         with config.within("ensemble"):
-            ensemble = cls(engines, selection, aggregation)
-        ensemble.sampling, ensemble.debug = config.ensemble.generation.sampling(ensemble.context), config.debug
+            ensemble = cls(members, selection, aggregation)
+        ensemble.configure(config)
         return ensemble
+
+    def configure(self, config: Config) -> None:
+        """Generate, and deal with failing engines, as a configuration says."""
+        self.generation, self.debug = config.ensemble.generation, config.debug
+        self.sampling, self.on_error = self.generation.sampling(self.context), config.ensemble.on_error
+
+    def varied(self, aggregation: Aggregation) -> Ensemble:
+        """The same with another aggregation, asking the same scorers.
+
+        Raises:
+            ConfigError: it cannot work with these engines.
+        """
+        if isinstance(aggregation, ScoringAggregation) and isinstance(self.aggregation, ScoringAggregation):
+            aggregation = aggregation.judged_by(self.aggregation.scorers)
+        check_together(self.engines, self.selection, aggregation)
+        other = copy.copy(self)
+        other.aggregation = aggregation
+        return other
 
     async def load(self) -> None:
         """Load the weights of every engine and scorer."""
@@ -94,7 +135,7 @@ class Ensemble:
             raise RequestError("the selection chose no engine for this request")
         if chosen != self.engines:
             yield Choice("models", tuple(engine.name for engine in chosen))
-        async with aclosing(self.aggregation.run(ask, chosen, meter)) as events:
+        async with aclosing(self._attempts(ask, chosen, meter)) as events:
             async for event in events:
                 yield event
                 written.append(event)
@@ -102,6 +143,41 @@ class Ensemble:
             result = fold(written, ledger, time.perf_counter() - started)
             spent = [asdict(line) for line in result.spent]
             _show("result", id=ask.id, text=result.text, finish=result.finish, choices=result.choices, spent=spent)
+
+    async def _attempts(self, request: Request, chosen: list[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
+        """The answer; where failing engines are to be dropped, the others go on behind what is written."""
+        aggregation, so_far = self.aggregation, SoFar("")
+        while True:
+            try:
+                async with aclosing(aggregation.run(request, chosen, meter)) as events:
+                    async for event in events:
+                        yield event
+                        if isinstance(event, Piece) and event.purpose == "answer" and event.visible:
+                            so_far.add(event)
+                return
+            except EngineError as error:
+                left = [engine for engine in chosen if engine.name != error.engine]
+                if self.on_error == "fail" or not left or len(left) == len(chosen):
+                    raise
+                log.warning("%s; it is dropped", error)
+                yield Choice("models", tuple(engine.name for engine in left), (), f"dropped {error.engine}: {error}")
+                chosen, aggregation = left, fitting(self.aggregation, left)
+                request, so_far = rest(request, so_far, left), SoFar("")
+
+    async def echo(
+        self, request: Request, ledger: Ledger | None = None, context: int | None = None
+    ) -> AsyncGenerator[Event | Scored, None]:
+        """Every token's log-likelihood, then the answer behind it: see `Aggregation.echo`.
+
+        Raises:
+            RequestError: the selection may drop the engine whose tokens the positions are, or as `Aggregation.echo`.
+        """
+        if self.selection.least(self.engines) < len(self.engines):
+            raise RequestError(f"selection {name_of(self.selection)} may drop models, so there is no log-likelihood")
+        meter = (ledger or Ledger()).meter("score")
+        async with aclosing(self.aggregation.echo(request, self.engines, meter, context)) as events:
+            async for event in events:
+                yield event
 
     async def answer(self, request: Request | str) -> Result:
         """The whole answer: the stream, folded, with its bill."""
@@ -114,6 +190,31 @@ class Ensemble:
 
     def _request(self, request: Request | str) -> Request:
         return Request(Chat((Message("user", request),)), self.sampling) if isinstance(request, str) else request
+
+
+def fitting(aggregation: Aggregation, engines: Sequence[Engine]) -> Aggregation:
+    """The aggregation, or the first engine alone where it cannot work with these."""
+    try:
+        check_together(engines, All(), aggregation)
+    except ConfigError:
+        return Single()
+    return aggregation
+
+
+def rest(request: Request, so_far: SoFar, engines: Sequence[Engine]) -> Request:
+    """What is left to ask once `so_far` is written.
+
+    Raises:
+        CapabilityError: one of `engines` cannot continue a text.
+    """
+    if not so_far.text:
+        return request
+    for engine in engines:
+        require(engine, frozenset({"prefix"}), "going on behind a failed engine")
+    sampling = request.sampling
+    left = max(1, sampling.max_tokens - so_far.tokens)
+    low = max(0, sampling.min_tokens - so_far.tokens)
+    return replace(request.continued(so_far.text), sampling=replace(sampling, max_tokens=left, min_tokens=low))
 
 
 def fold(events: Sequence[Event], ledger: Ledger, seconds: float) -> Result:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemblehub import studio
-from ensemblehub.config import Config, EnsembleSection
+from ensemblehub.config import Config
 from ensemblehub.cost import Ledger
 from ensemblehub.ensemble_methods.base import together
 from ensemblehub.ensemble_methods.ensemble import Ensemble
@@ -33,6 +33,7 @@ from ensemblehub.experiments.progress import progress
 from ensemblehub.generators.base import Engine
 from ensemblehub.results import Journal
 from ensemblehub.schema import Cost, Request
+from ensemblehub.sections import EnsembleSection
 from ensemblehub.tandem import calibration, features
 from ensemblehub.tandem.calibration import Aim, Outcomes
 from ensemblehub.tandem.judges import Inputs, Logistic
