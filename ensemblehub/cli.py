@@ -1,4 +1,4 @@
-"""The command line: `ensemblehub demo | ask | collect | train | calibrate | evaluate | report`.
+"""The command line: `ensemblehub demo | ask | infer | serve | collect | train | calibrate | evaluate | report | ...`.
 
 Knows how to read flags and how to show a ride in a terminal; the work is done elsewhere.
 """
@@ -50,6 +50,7 @@ def cli() -> None:
     Watch a ride on the models that ship:   ensemblehub demo
     Ask your own question:                  ensemblehub ask "There are 3 mugs. ..."
     Answer a file of questions:             ensemblehub infer --input_path FILE --output_path FILE
+    Serve an OpenAI-compatible API:         ensemblehub serve [CONFIG]
     What a configuration means here:        ensemblehub doctor CONFIG
     The experiment behind the table:        ensemblehub collect --split train   (then calibration, test)
                                             ensemblehub train; ensemblehub calibrate
@@ -276,6 +277,42 @@ def infer(
     if tally.stopped_by:
         click.echo("ensemblehub: interrupted; the same command goes on with the rest", err=True)
     sys.exit(tally.exit_code)
+
+
+@cli.command()
+@click.argument("file", metavar="[YAML]", required=False, type=click.Path(path_type=Path))
+@click.option("--config", "-c", type=click.Path(path_type=Path), help="YAML file (default: the studio pair).")
+@click.option("--set", "-s", "changes", multiple=True, metavar="KEY=VALUE", help="Change the file for this run.")
+@click.option("--host", envvar="API_HOST", help="Address to listen on (default: server.host, 127.0.0.1).")
+@click.option(
+    "--port", envvar="API_PORT", type=click.IntRange(0, 65535), help="Port (default: server.port, 8000); 0: any."
+)
+@click.option("--api_key", multiple=True, metavar="KEY", help="A key that clients must send; repeat for more.")
+@click.option("--api_key_file", type=click.Path(path_type=Path), help="Keys, one a line.")
+@click.option("--log_format", type=click.Choice(["text", "json"]), help="Lines, or one JSON object a line.")
+def serve(
+    file: Path | None, config: Path | None, changes: tuple[str, ...], host: str | None, port: int | None,
+    api_key: tuple[str, ...], api_key_file: Path | None, log_format: str | None,
+) -> None:  # fmt: skip
+    """Serve the ensembles of a file: an OpenAI-compatible API, and a page that shows the ride.
+
+    \b
+    Also `python -m ensemblehub.api YAML`.  Then:
+      http://127.0.0.1:8000/       the page
+      base_url="http://127.0.0.1:8000/v1", model="ensemble"     for OpenAI clients
+      /docs, /health, /metrics
+
+    Without an API key (--api-key, --api-key-file or the environment's ENSEMBLEHUB_API_KEY) only loopback is
+    served.  Ctrl-C or SIGTERM lets answers in flight end.
+    """
+    from ensemblehub.api import serving
+
+    if file and config:
+        raise click.UsageError(f"two configurations: {file} and --config {config}")
+    setup = Config.read(config or file or studio.CONFIG, changes)
+    given = {"host": host, "port": port, "log_format": log_format}
+    server = setup.server.model_copy(update={key: value for key, value in given.items() if value is not None})
+    serving.serve(setup.model_copy(update={"server": server}), serving.keys_of(server, api_key, api_key_file))
 
 
 @cli.group(cls=Commands)

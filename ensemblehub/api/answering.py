@@ -1,0 +1,256 @@
+"""From a request to its answers: checked, admitted, written within a deadline, measured.
+
+Knows the catalog, the queue and the limits; knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from ensemblehub.api.admission import Admission
+from ensemblehub.api.answers import Answer, Kind, is_answer, is_insight
+from ensemblehub.api.catalog import Catalog, Served
+from ensemblehub.api.monitoring import Monitor
+from ensemblehub.api.problems import Problem, problem_of
+from ensemblehub.api.protocol import ChatRequest, CompletionRequest, Generate
+from ensemblehub.ensemble_methods.base import tokenizer_of
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Capability, Chat, Event, Prompt, Request, Scored, Text, TokenIds
+from ensemblehub.sections import Generation, ServerSection
+
+log = logging.getLogger(__name__)
+Told = tuple[Answer, Event | Scored]
+Tell = Callable[[Answer, Event | Scored], Awaitable[None]]
+_LARGE = 20_000  # characters of a prompt whose tokens are counted beside the event loop
+
+
+@dataclass
+class Job:
+    """A request on its way: what was asked, and the answers as they are written.
+
+    Attributes:
+        per_prompt: answers to each prompt.
+        first: seconds until the first token; None while there is none.
+        outcome: `ok`, a problem's code, or `disconnected`.
+    """
+
+    kind: Kind
+    body: Generate
+    served: Served
+    answers: list[Answer]
+    per_prompt: int
+    id: str
+    created: int = field(default_factory=lambda: int(time.time()))
+    started: float = field(default_factory=time.perf_counter)
+    first: float | None = None
+    outcome: str = "ok"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all its prompts."""
+        return sum(answer.prompt_tokens for answer in self.answers[:: self.per_prompt])
+
+    def summary(self) -> dict[str, Any]:
+        """For a log: no word of prompt or answer."""
+        return {
+            "model": self.served.name,
+            "outcome": self.outcome,
+            "answers": len(self.answers),
+            "prompt_tokens": self.tokens,
+            "written_tokens": sum(answer.ledger.total.completion_tokens for answer in self.answers),
+            "first_token_seconds": None if self.first is None else round(self.first, 6),
+        }
+
+
+class Answering:
+    """Answers requests, each within the limits and on the record."""
+
+    def __init__(self, catalog: Catalog, settings: ServerSection, admission: Admission, monitor: Monitor) -> None:
+        self.catalog, self.settings, self.admission, self.monitor = catalog, settings, admission, monitor
+
+    async def prepare(self, body: Generate, request_id: str) -> Job:
+        """Check a request against what is served and what is allowed; nothing is spent yet.
+
+        Raises:
+            Problem: it cannot be honoured, or there is no room for it.
+        """
+        served = self.catalog.chosen(body.model, body.ensemble)
+        kind: Kind = "chat" if isinstance(body, ChatRequest) else "text"
+        sampling, prompts, count = body.sampling(served.ensemble.sampling), body.prompts(), body.n or 1
+        marks = served.ensemble.generation.extract_after if body.marks is None else body.marks
+        generation = Generation(extract_after=[mark for mark in marks if mark])
+        self._bounded(body, sampling.max_tokens, len(prompts) * count)
+        self._honoured(body, served, bool(generation.extract_after))
+        answers: list[Answer] = []
+        for prompt, prefix in prompts:
+            request = Request(prompt, sampling, prefix, request_id)
+            tokens = await self._counted(served.ensemble.engines, request)
+            for number in range(count):
+                asked = request.seeded("choice", number) if number else request
+                answers.append(Answer(len(answers), asked, served.ensemble, tokens, generation, body.alternatives))
+        if isinstance(body, CompletionRequest) and body.echo:
+            for answer in answers:
+                answer.echoed = _text(answer.request.prompt, served.ensemble.engines[0])
+                answer.context_tokens = body.ensemble.context_tokens if body.ensemble else None
+        name = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
+        job = Job(kind, body, served, answers, count, name)
+        self.admission.check(len(answers), job.tokens)
+        return job
+
+    def _bounded(self, body: Generate, max_tokens: int, answers: int) -> None:
+        limits = self.settings
+        if max_tokens > limits.max_output_tokens:
+            raise Problem(400, f"max_tokens is at most {limits.max_output_tokens} here", "out_of_bounds", "max_tokens")
+        if len(body.stops) > limits.max_stop:
+            raise Problem(400, f"at most {limits.max_stop} stop strings are taken here", "out_of_bounds", "stop")
+        if answers > limits.max_answers:
+            text = f"at most {limits.max_answers} answers (prompts times n) are given at a time here, not {answers}"
+            raise Problem(400, text, "out_of_bounds", "n")
+
+    def _honoured(self, body: Generate, served: Served, extracting: bool) -> None:
+        """Refuse what these engines cannot do."""
+        engines, name = served.ensemble.engines, served.name
+        if body.alternatives is not None:
+            _require(engines, "logprobs", name, "logprobs")
+            if extracting:
+                raise Problem(
+                    400, "logprobs of a part of the answer are not given: set extract_after to []", None, "logprobs"
+                )
+        if isinstance(body, ChatRequest):
+            if body.continue_final_message:
+                _require(engines, "prefix", name, "continue_final_message")
+            if body.tools and body.tool_choice != "none":
+                raise Problem(400, f"no model of {name!r} calls tools", "unsupported", "tools")
+            if body.response_format and body.response_format.get("type") != "text":
+                raise Problem(400, f"no model of {name!r} promises a response_format", "unsupported", "response_format")
+
+    async def _counted(self, engines: Sequence[Engine], request: Request) -> int:
+        """Tokens of the prompt for the first engine."""
+        prompt, first = request.prompt, engines[0]
+        if isinstance(prompt, TokenIds):
+            tokens = len(prompt.ids)
+        else:
+            texts = [message.content for message in prompt.messages] if isinstance(prompt, Chat) else [prompt.text]
+            large = sum(map(len, texts)) > _LARGE
+            known = await asyncio.to_thread(first.count, request) if large else first.count(request)
+            tokens = known or 0
+        if tokens > self.settings.max_prompt_tokens:
+            most = self.settings.max_prompt_tokens
+            raise Problem(400, f"a prompt has at most {most} tokens here, not {tokens}", "context_length_exceeded")
+        return tokens
+
+    async def write(self, job: Job, tell: Tell) -> None:
+        """Write all answers, telling of each event as it comes; being cancelled stops every engine.
+
+        Raises:
+            Problem: what went wrong, as a client is told it.
+        """
+        limits = self.settings
+        try:
+            first = min(limits.first_token_timeout, limits.timeout)
+            async with asyncio.timeout(first) as limit, aclosing(self._events(job)) as events:
+                async for answer, event in events:
+                    if job.first is None and (is_answer(event) or is_insight(event) or isinstance(event, Scored)):
+                        job.first = time.perf_counter() - job.started
+                        limit.reschedule(asyncio.get_running_loop().time() + limits.timeout - job.first)
+                    await tell(answer, event)
+        except asyncio.CancelledError:
+            job.outcome = "disconnected"
+            raise
+        except TimeoutError as error:
+            what = f"no token within {first:g} s" if job.first is None else f"no end within {limits.timeout:g} s"
+            job.outcome = "timeout"
+            raise Problem(504, what, "timeout") from error
+        except Exception as error:
+            problem = problem_of(error)
+            job.outcome = problem.code or "error"
+            raise problem from error
+        finally:
+            self.monitor.finished(job)
+
+    async def _events(self, job: Job) -> AsyncGenerator[Told, None]:
+        if len(job.answers) == 1:
+            async with aclosing(self._one(job.answers[0])) as events:
+                async for event in events:
+                    yield job.answers[0], event
+            return
+        async with aclosing(_merged([(answer, self._one(answer)) for answer in job.answers])) as merged:
+            async for told in merged:
+                yield told
+
+    async def _one(self, answer: Answer) -> AsyncGenerator[Event | Scored, None]:
+        """One answer, from when there is a place for it."""
+        ensemble, ask = answer.ensemble, answer.request
+        async with self.admission.place(answer.prompt_tokens):
+            answer.started = time.perf_counter()
+            try:
+                if answer.echoed is not None and not answer.likelihood:
+                    yield Scored(())  # the prompt, without its log-likelihood
+                stream: AsyncGenerator[Event | Scored, None] = ensemble.stream(ask, answer.ledger)
+                if answer.likelihood:
+                    stream = ensemble.echo(ask, answer.ledger, answer.context_tokens)
+                elif ask.sampling.max_tokens == 0:
+                    return
+                async with aclosing(stream) as events:
+                    async for event in events:
+                        if isinstance(event, Scored):
+                            answer.read = event
+                        else:
+                            answer.events.append(event)
+                        yield event
+            finally:
+                answer.ended = time.perf_counter()
+
+
+async def _merged(
+    streams: Sequence[tuple[Answer, AsyncGenerator[Event | Scored, None]]],
+) -> AsyncGenerator[Told, None]:
+    """The events of several streams as they come; the first failure ends the others."""
+    queue: asyncio.Queue[tuple[Answer, Event | Scored | Exception | None]] = asyncio.Queue(2 * len(streams))
+
+    async def feed(answer: Answer, stream: AsyncGenerator[Event | Scored, None]) -> None:
+        try:
+            async with aclosing(stream) as events:
+                async for event in events:
+                    await queue.put((answer, event))
+            await queue.put((answer, None))
+        except Exception as error:  # raised where the events are read
+            await queue.put((answer, error))
+
+    tasks = [asyncio.create_task(feed(*one)) for one in streams]
+    left = len(tasks)
+    try:
+        while left:
+            answer, event = await queue.get()
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
+                left -= 1
+            else:
+                yield answer, event
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _require(engines: Sequence[Engine], capability: Capability, name: str, param: str) -> None:
+    for engine in engines:
+        if capability not in engine.can:
+            raise Problem(
+                400, f"{name!r} cannot honour {param}: {engine.name} lacks {capability!r}", "unsupported", param
+            )
+
+
+def _text(prompt: Prompt, engine: Engine) -> str:
+    """A raw prompt in words."""
+    if isinstance(prompt, TokenIds):
+        return tokenizer_of(engine).decode(prompt.ids)
+    return prompt.text if isinstance(prompt, Text) else ""

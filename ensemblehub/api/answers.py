@@ -1,0 +1,275 @@
+"""One answer of a reply as it is written, and what a client is told of it.
+
+Knows the shapes of OpenAI's responses; knows no HTTP.  A reply that is streamed and one that is not are made from the
+same events, so they say the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeGuard
+
+from ensemblehub.cost import Ledger
+from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
+from ensemblehub.generators.base import Engine
+from ensemblehub.inference import attribution
+from ensemblehub.schema import Choice, Cost, Event, Piece, Request, Result, Scored, ScoredToken, Spent, Token, Verdict
+from ensemblehub.sections import Generation
+
+Kind = Literal["chat", "text"]
+Written = Token | ScoredToken
+_UNKNOWN = -9999.0  # OpenAI's logprob of a token that was not among the likeliest
+
+
+@dataclass(eq=False)
+class Answer:
+    """One answer.
+
+    Attributes:
+        index: its place in the reply.
+        prompt_tokens: length of its prompt for the first engine.
+        alternatives: how many alternatives per token the client wants; None for no logprobs.
+        echoed: the prompt, where it is to be repeated before the answer.
+        generation: what is kept of the text.
+    """
+
+    index: int
+    request: Request
+    ensemble: Ensemble
+    prompt_tokens: int
+    generation: Generation
+    alternatives: int | None = None
+    echoed: str | None = None
+    context_tokens: int | None = None
+    ledger: Ledger = field(default_factory=Ledger)
+    events: list[Event] = field(default_factory=list)
+    read: Scored | None = None
+    started: float = field(default_factory=time.perf_counter)
+    ended: float = 0.0
+    text_at: int = 0  # characters sent, for `text_offset`
+
+    @property
+    def likelihood(self) -> bool:
+        """Whether the log-likelihood of the prompt is wanted."""
+        return self.echoed is not None and self.alternatives is not None
+
+    @property
+    def result(self) -> Result:
+        """The whole of it."""
+        return fold(self.events, self.ledger, (self.ended or time.perf_counter()) - self.started)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that answers: the first one, until there is some text of another."""
+        authors = [event.engine for event in self.events if is_answer(event)]
+        name = authors[-1].partition("+")[0] if authors else ""
+        return next((engine for engine in self.ensemble.engines if engine.name == name), self.ensemble.engines[0])
+
+    @property
+    def estimated_alone(self) -> tuple[float, float, float] | None:
+        """Estimated FLOPs of the mentor alone: expected, and a 95 % interval."""
+        return self.ensemble.aggregation.estimated_alone(self.request, self.ensemble.engines)
+
+    @property
+    def held(self) -> bool:
+        """Whether its text can be known at its end only: what stands behind the last of some marks."""
+        return bool(self.generation.extract_after)
+
+
+def is_answer(event: object) -> TypeGuard[Piece]:
+    """Whether a client sees this as the answer's text."""
+    return isinstance(event, Piece) and event.purpose == "answer" and event.visible
+
+
+def is_insight(event: object) -> TypeGuard[Piece]:
+    """Whether a client sees this as reasoning."""
+    return isinstance(event, Piece) and event.purpose == "insight" and event.visible
+
+
+def opening(kind: Kind, answer: Answer, method: str) -> dict[str, Any]:
+    """The first choice of a stream: the role, and who takes part."""
+    engines = answer.ensemble.engines
+    start = {
+        "method": method,
+        "members": [engine.name for engine in engines],
+        "roles": {part: engine.name for part, engine in answer.ensemble.aggregation.parts(engines).items()},
+        "estimated_mentor_alone_flops": answer.estimated_alone,
+    }
+    part = {"delta": {"role": "assistant", "content": ""}} if kind == "chat" else {"text": ""}
+    return choice(answer, part) | {"ensemble": {"start": start}}
+
+
+def closing(kind: Kind, answer: Answer) -> dict[str, Any]:
+    """The last choice of a stream whose answer has no end of its own: the prompt was echoed, and no more was asked."""
+    return choice(answer, _delta(kind), "length")
+
+
+def chunk(kind: Kind, answer: Answer, event: Event | Scored) -> dict[str, Any] | None:
+    """What a stream says of one event: `choices` and the extension `ensemble`; None where it says nothing."""
+    if isinstance(event, Verdict):
+        said: dict[str, Any] = {"verdict": asdict(event), "flops": answer.ledger.total.flops}
+        return choice(answer, _delta(kind)) | {"ensemble": said}
+    if isinstance(event, Choice):
+        return choice(answer, _delta(kind)) | {"ensemble": {"choice": asdict(event)}}
+    if isinstance(event, Scored):
+        text = answer.echoed or ""
+        return choice(answer, _delta(kind, text), logprobs=logprobs(kind, answer, event.tokens)) | {"ensemble": {}}
+    by = {"engine": event.engine, "purpose": event.purpose, "tokens": counted(event), "round": event.round}
+    if is_insight(event):
+        return choice(answer, _thought(kind, event.text)) | {"ensemble": by} if event.text else None
+    if not is_answer(event):
+        return None
+    if answer.held:
+        text = answer.generation.extracted(answer.result.text) if event.finish else ""
+        return choice(answer, _delta(kind, text), event.finish) | {"ensemble": by}
+    known = logprobs(kind, answer, event.tokens)
+    return choice(answer, _delta(kind, event.text), event.finish, known) | {"ensemble": by}
+
+
+def choice(answer: Answer, part: Mapping[str, Any], finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+    """A list of one choice."""
+    return {"choices": [{"index": answer.index, **part, "logprobs": logprobs, "finish_reason": finish}]}
+
+
+def _delta(kind: Kind, text: str = "") -> dict[str, Any]:
+    if kind == "text":
+        return {"text": text}
+    return {"delta": {"content": text} if text else {}}
+
+
+def _thought(kind: Kind, text: str) -> dict[str, Any]:
+    said = {"reasoning_content": text, "reasoning": text}
+    return {"delta": said} if kind == "chat" else {"text": "", **said}
+
+
+def whole(kind: Kind, answer: Answer, method: str) -> dict[str, Any]:
+    """A choice of a reply that is not streamed."""
+    result = answer.result
+    text, insight = answer.generation.extracted(result.text), result.insight
+    tokens = [token for piece in result.pieces if is_answer(piece) for token in piece.tokens]
+    chosen = next((one.chosen for one in reversed(result.choices) if one.about == "models"), None)
+    metadata = {
+        "selected_models": list(chosen) if chosen else [engine.name for engine in answer.ensemble.engines],
+        "method": method,
+        "attribution": attribution(result),
+        "verdicts": [asdict(verdict) for verdict in result.verdicts],
+        "choices": [asdict(one) for one in result.choices],
+    }
+    thought = {"reasoning_content": insight, "reasoning": insight} if insight else {}
+    read = answer.read.tokens if answer.read else ()
+    body: dict[str, Any] = {"text": (answer.echoed or "") + text, **thought}
+    if kind == "chat":
+        body = {"message": {"role": "assistant", "content": text, "refusal": None, **thought}}
+    known = logprobs(kind, answer, [*read, *tokens])
+    return {
+        "index": answer.index, **body, "logprobs": known, "finish_reason": result.finish or "length",
+        "metadata": metadata,
+    }  # fmt: skip
+
+
+def logprobs(kind: Kind, answer: Answer, tokens: Sequence[Written]) -> dict[str, Any] | None:
+    """Logprobs of tokens in the form of chat or of text completions; None where they are not wanted."""
+    if answer.alternatives is None:
+        return None
+    if kind == "chat":
+        return {"content": [_entry(token) for token in tokens], "refusal": None}
+    offsets = []
+    for token in tokens:
+        offsets.append(answer.text_at)
+        answer.text_at += len(token.text)
+    return {
+        "tokens": [token.text for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [_likeliest(token, answer.alternatives) for token in tokens],
+        "text_offset": offsets,
+    }
+
+
+def _entry(token: Written) -> dict[str, Any]:
+    others = [(one.text, one.logprob) for one in token.top]
+    logprob = _UNKNOWN if token.logprob is None else token.logprob
+    return _shown(token.text, logprob) | {"top_logprobs": [_shown(*one) for one in others]}
+
+
+def _shown(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": max(logprob, _UNKNOWN), "bytes": list(text.encode())}
+
+
+def _likeliest(token: Written, count: int) -> dict[str, float] | None:
+    """The likeliest tokens and the one that stands there, by text; None where nothing is known."""
+    if token.logprob is None:
+        return None
+    found: dict[str, float] = {}
+    for one in token.top[:count]:
+        found.setdefault(one.text, one.logprob)
+    found[token.text] = max(token.logprob, found.get(token.text, token.logprob))
+    return found
+
+
+def counted(piece: Piece) -> int:
+    """Tokens of a piece; one where its engine tells none."""
+    return max(len(piece.tokens), bool(piece.text))
+
+
+def usage(answers: Sequence[Answer], per_prompt: int) -> dict[str, Any]:
+    """The bill of a reply, in OpenAI's form with the whole of it in `cost`.
+
+    Args:
+        per_prompt: answers to each prompt; a prompt counts once.
+    """
+    prompts = [_prompt(answer) for answer in answers[::per_prompt]]
+    read, cached = (sum(values) for values in zip(*prompts, strict=True))
+    insight = sum(counted(event) for answer in answers for event in answer.events if is_insight(event))
+    text = sum(counted(event) for answer in answers for event in answer.events if is_answer(event))
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": insight + text,
+        "total_tokens": read + insight + text,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": insight},
+        "cost": cost(answers),
+    }
+
+
+def _prompt(answer: Answer) -> tuple[int, int]:
+    """Tokens of the client's prompt for the engine that answers, and how many of them it had computed before."""
+    engine = answer.engine
+    calls = [call.cost for call in answer.ledger.calls if call.engine == engine.name]
+    first = calls[0] if calls else Cost()
+    known = engine.count(answer.request)
+    read = first.prompt_tokens if known is None else known
+    return read, min(read, first.cached_tokens)
+
+
+def cost(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Every call of every engine, and what the mentor alone would have cost, where that can be estimated."""
+    ledger = Ledger([call for answer in answers for call in answer.ledger.calls])
+    total, alone = ledger.total, estimated(answers)
+    return {
+        "flops": total.flops,
+        "usd": total.usd,
+        "seconds": total.seconds,
+        "estimated": total.estimated,
+        "spent": [_line(line) for line in ledger.spent],
+        "estimated_mentor_alone_flops": alone,
+        "estimated_saving": 1 - total.flops / alone[0] if alone and alone[0] else None,
+    }
+
+
+def estimated(answers: Iterable[Answer]) -> list[float] | None:
+    """Estimated FLOPs of the mentor alone for all answers: expected, and the ends of the 95 % intervals added up."""
+    found = [answer.estimated_alone for answer in answers]
+    known = [one for one in found if one is not None]
+    return [sum(values) for values in zip(*known, strict=True)] if known and len(known) == len(found) else None
+
+
+def _line(line: Spent) -> dict[str, Any]:
+    one = line.cost
+    return {
+        "engine": line.engine, "purpose": line.purpose, "calls": one.calls, "prompt_tokens": one.prompt_tokens,
+        "cached_tokens": one.cached_tokens, "completion_tokens": one.completion_tokens,
+        "discarded_tokens": one.discarded_tokens, "flops": one.flops, "prefill_flops": one.prefill_flops,
+        "decode_flops": one.decode_flops, "usd": one.usd, "seconds": one.seconds, "estimated": one.estimated,
+    }  # fmt: skip

@@ -1,0 +1,372 @@
+"""`create_app`: the routes of the server.
+
+Everything that is asked goes through `Answering`; this module knows paths and bodies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ensemblehub import __version__, registry
+from ensemblehub.config import Config
+from ensemblehub.ensemble_methods.base import tokenizer_of
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.errors import EnsembleHubError, MissingExtraError
+
+try:
+    import fastapi_offline
+    from fastapi import FastAPI, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.openapi.docs import get_swagger_ui_html
+    from starlette.exceptions import HTTPException
+    from starlette.middleware.cors import CORSMiddleware
+    from starlette.responses import FileResponse, Response
+    from starlette.staticfiles import StaticFiles
+
+    from ensemblehub.api.admission import Admission
+    from ensemblehub.api.answering import Answering, Job
+    from ensemblehub.api.answers import Answer, chunk, closing, opening, usage, whole
+    from ensemblehub.api.catalog import Catalog, Served
+    from ensemblehub.api.guard import Guard
+    from ensemblehub.api.journal import Journal
+    from ensemblehub.api.monitoring import CONTENT_TYPE, Monitor
+    from ensemblehub.api.problems import Problem, problem_of, problem_of_fields
+    from ensemblehub.api.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, Generate, TokenizeRequest
+    from ensemblehub.api.state import State
+    from ensemblehub.api.streaming import DONE, Disconnected, Emit, EventStream, event, while_connected
+except ModuleNotFoundError as error:
+    raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[serve]'") from error
+
+log = logging.getLogger(__name__)
+PAGE = Path(__file__).parent / "page"
+_DOCS = Path(fastapi_offline.__file__).parent / "static"
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+OBJECTS = {"chat": ("chat.completion", "chat.completion.chunk"), "text": ("text_completion", "text_completion")}
+
+
+class JSON(Response):
+    """A JSON body."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content)
+
+
+def create_app(
+    config: Config | str | Path,
+    keys: Sequence[str] = (),
+    state: State | None = None,
+    failed: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The server's ASGI application; models are loaded once it has started.
+
+    Args:
+        keys: API keys; without one only loopback is served.
+        state: told of what the server does.
+        failed: called when the models cannot be loaded; `state.reason` says why.
+
+    Raises:
+        ConfigError: an ensemble cannot work; raised before any weights load.
+    """
+    config = config if isinstance(config, Config) else Config.read(Path(config))
+    settings, state = config.server, state or State()
+    catalog = Catalog(config)
+    admission = Admission(settings.max_running, settings.max_queued, settings.max_queued_tokens)
+    monitor = Monitor(admission)
+    answering = Answering(catalog, settings, admission, monitor)
+
+    async def load() -> None:
+        try:
+            await catalog.load()
+            state.word = "ready"
+        except Exception as error:
+            state.word, state.reason = "failed", " ".join(str(error).split())
+            if not isinstance(error, EnsembleHubError):
+                log.exception("the models cannot be loaded")
+            failed()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(load())
+        try:
+            yield
+        finally:
+            loading.cancel()
+            with suppress(asyncio.CancelledError):
+                await loading
+            await catalog.close()
+
+    app = FastAPI(
+        title="ensemblehub", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        description="An OpenAI-compatible API over ensembles of language models.",
+    )  # fmt: skip
+    _generating(app, answering, Journal.of(config))
+    _telling(app, catalog, admission, monitor, state)
+    _tokenizing(app, catalog)
+    _showing(app)
+    _failing(app)
+    app.add_middleware(
+        Guard, keys=keys, max_body_bytes=settings.max_body_bytes, state=state, admission=admission, monitor=monitor
+    )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )  # fmt: skip
+    return app
+
+
+def _generating(app: FastAPI, answering: Answering, journal: Journal) -> None:
+    """The two routes that write text."""
+
+    async def reply(request: Request, body: Generate) -> Response:
+        try:
+            job = await answering.prepare(body, request.state.request_id)
+        except EnsembleHubError as error:
+            raise problem_of(error) from error
+        request.state.job = job
+        if body.stream:
+            return EventStream(lambda emit: _streamed(job, answering, emit, journal), answering.settings.keep_alive)
+        try:
+            await while_connected(request.receive, answering.write(job, _silent))
+        except Disconnected:
+            return Response(status_code=499)
+        return JSON(journal.kept(job, _whole(job)))
+
+    @app.post("/v1/chat/completions", response_class=JSON, tags=["OpenAI"])
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        """Answer a conversation, or several at once."""
+        return await reply(request, body)
+
+    @app.post("/v1/completions", response_class=JSON, tags=["OpenAI"])
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        """Go on with raw prompts; with `echo` and `logprobs`, their log-likelihoods."""
+        return await reply(request, body)
+
+
+async def _silent(_: Answer, __: object) -> None:
+    """Nothing is told before the end."""
+
+
+def _head(job: Job, streamed: bool) -> dict[str, Any]:
+    return {"id": job.id, "object": OBJECTS[job.kind][streamed], "created": job.created, "model": job.served.name}
+
+
+def _whole(job: Job) -> dict[str, Any]:
+    choices = [whole(job.kind, answer, job.served.aggregation.method) for answer in job.answers]
+    return {**_head(job, False), "choices": choices, "usage": usage(job.answers, job.per_prompt)}
+
+
+async def _streamed(job: Job, answering: Answering, emit: Emit, journal: Journal) -> None:
+    """Write a job's stream: each answer's opening, its chunks, and at the end the bill."""
+    head = _head(job, True)
+    wants_usage = job.body.stream_options is not None and bool(job.body.stream_options.include_usage)
+    head |= {"usage": None} if wants_usage else {}
+    begun: set[int] = set()
+    ended: set[int] = set()
+
+    async def tell(answer: Answer, what: Any) -> None:
+        data = b""
+        if answer.index not in begun:
+            begun.add(answer.index)
+            data = event(head | opening(job.kind, answer, job.served.aggregation.method))
+        said = chunk(job.kind, answer, what)
+        if said is not None:
+            data += event(head | said)
+            if said["choices"][0]["finish_reason"]:
+                ended.add(answer.index)
+        if data:
+            await emit(data)
+
+    await answering.write(job, tell)
+    for answer in job.answers:
+        if answer.index not in ended:  # the prompt was echoed, and nothing more was asked
+            await emit(event(head | closing(job.kind, answer)))
+    journal.kept(job, None)
+    bill = event(head | {"choices": [], "usage": usage(job.answers, job.per_prompt)}) if wants_usage else b""
+    await emit(bill + DONE)
+
+
+def _telling(app: FastAPI, catalog: Catalog, admission: Admission, monitor: Monitor, state: State) -> None:
+    """What is served, and how the server is."""
+    created = int(time.time())
+
+    def card(served: Served) -> dict[str, Any]:
+        kind = "model" if served.alone else "ensemble"
+        about = {"kind": kind, "method": served.aggregation.method, "members": _members(served)}
+        return {"id": served.name, "object": "model", "created": created, "owned_by": "ensemblehub", "ensemble": about}
+
+    @app.get("/v1/models", response_class=JSON, tags=["OpenAI"])
+    async def models() -> Response:
+        """The ensembles, and each of their models alone."""
+        return JSON({"object": "list", "data": [card(served) for served in catalog.served.values()]})
+
+    @app.get("/v1/models/{name:path}", response_class=JSON, tags=["OpenAI"])
+    async def model(name: str) -> Response:
+        """One of them."""
+        return JSON(card(catalog.find(name)))
+
+    @app.get("/v1/ensemble/config", response_class=JSON, tags=["ensembles"])
+    async def configuration() -> Response:
+        """How each ensemble is made up, and what a request may change."""
+        ensembles = [_described(served) for served in catalog.ensembles]
+        return JSON({"version": __version__, "ensembles": ensembles, "members": [_member(e) for e in catalog.engines]})
+
+    @app.get("/health", response_class=JSON, tags=["server"])
+    async def health() -> Response:
+        """200 when requests are answered, 503 before and after."""
+        return JSON({"status": state.word}, 200 if state.word == "ready" else 503)
+
+    @app.get("/status", response_class=JSON, tags=["server"])
+    async def status() -> Response:
+        """What the server is made of and does now."""
+        methods = {
+            "model_selection": sorted(registry.SELECTIONS),
+            "output_aggregation": sorted(registry.AGGREGATIONS),
+            "scorers": sorted(registry.SCORERS),
+        }
+        return JSON(
+            {
+                "status": state.word,
+                "version": __version__,
+                "available_methods": methods,
+                "model_count": len(catalog.engines),
+                "reward_count": len(catalog.config.reward_specs),
+                "ensembles": [served.name for served in catalog.ensembles],
+                "running": admission.running,
+                "queued": admission.queued,
+                "queued_tokens": admission.queued_tokens,
+            }
+        )
+
+    @app.get("/metrics", tags=["server"])
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(monitor.exposition(), media_type=CONTENT_TYPE)
+
+
+def _members(served: Served) -> list[str]:
+    return [engine.name for engine in served.ensemble.engines]
+
+
+def _described(served: Served) -> dict[str, Any]:
+    ensemble, spec = served.ensemble, served.aggregation
+    aggregation = ensemble.aggregation
+    levels = []
+    if isinstance(aggregation, Tandem):
+        levels = [
+            {"level": level, "mentor_tokens": tokens, "threshold": aggregation.limits[level]}
+            for level, tokens in aggregation.budgets
+        ]
+    return {
+        "id": served.name,
+        "method": spec.method,
+        "selection": served.selection,
+        "granularity": aggregation.granularity,
+        "members": _members(served),
+        "roles": {part: engine.name for part, engine in aggregation.parts(ensemble.engines).items()},
+        "params": spec.params,
+        "levels": levels,
+        "bounds": {name: bound.model_dump(exclude_none=True) for name, bound in served.bounds.items()},
+    }
+
+
+def _member(engine: Any) -> dict[str, Any]:
+    card = engine.card
+    return {
+        "id": engine.name, "description": engine.describe(), "parameters": card.parameters,
+        "token_flops": card.token_flops, "context": card.context, "can": sorted(engine.can),
+    }  # fmt: skip
+
+
+def _tokenizing(app: FastAPI, catalog: Catalog) -> None:
+    """The tokenizer of a model, or of an ensemble's first one, as vLLM offers it."""
+
+    def first(name: str) -> Any:
+        return catalog.find(name).ensemble.engines[0]
+
+    @app.post("/tokenize", response_class=JSON, tags=["tokenizer"])
+    async def tokenize(body: TokenizeRequest) -> Response:
+        """Token ids of a raw prompt."""
+        engine = first(body.model)
+        tokenizer = tokenizer_of(engine)
+        ids = await asyncio.to_thread(tokenizer.encode, body.prompt, body.add_special_tokens)
+        return JSON({"tokens": ids, "count": len(ids), "max_model_len": engine.card.context, "model": engine.name})
+
+    @app.post("/detokenize", response_class=JSON, tags=["tokenizer"])
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        """The text of token ids."""
+        engine = first(body.model)
+        unknown = next((index for index in body.tokens if index >= engine.card.vocabulary), None)
+        if unknown is not None:
+            raise Problem(400, f"{engine.name}: there is no token id {unknown}", "invalid_value", "tokens")
+        return JSON({"prompt": tokenizer_of(engine).decode(body.tokens), "model": engine.name})
+
+    @app.get("/tokenizer_info", response_class=JSON, tags=["tokenizer"])
+    async def tokenizer_info(model: str = "ensemble") -> Response:
+        """What the tokenizer's configuration says: end of text, chat template, ..."""
+        return JSON(tokenizer_of(first(model)).settings())
+
+
+def _showing(app: FastAPI) -> None:
+    """The page, and the documentation of the API; neither asks anything of the outside."""
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html", headers=_PAGE_HEADERS)
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def part(name: str) -> Response:
+        if name not in ("ride.css", "ride.js"):
+            raise Problem(404, "there is no such page")
+        return FileResponse(PAGE / name, headers=_PAGE_HEADERS)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json", title="ensemblehub", swagger_js_url="/docs/swagger-ui-bundle.js",
+            swagger_css_url="/docs/swagger-ui.css", swagger_favicon_url="/docs/favicon.png",
+        )  # fmt: skip
+
+    app.mount("/docs", StaticFiles(directory=_DOCS))
+
+
+def _failing(app: FastAPI) -> None:
+    """Errors as OpenAI's error objects."""
+    known = {
+        path: sorted(kind.model_fields)
+        for path, kind in (
+            ("/v1/chat/completions", ChatRequest), ("/v1/completions", CompletionRequest),
+            ("/tokenize", TokenizeRequest), ("/detokenize", DetokenizeRequest),
+        )
+    }  # fmt: skip
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        return problem_of(error).response()
+
+    @app.exception_handler(EnsembleHubError)
+    async def failed(_: Request, error: EnsembleHubError) -> Response:
+        return problem_of(error).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return problem_of_fields(error, known.get(request.url.path, [])).response()
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> Response:
+        return problem_of(error).response()

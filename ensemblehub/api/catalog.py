@@ -1,0 +1,146 @@
+"""What is served: the configured ensembles by name, and each of their models alone, over one set of engines.
+
+A request chooses among these and may change an option within the operator's bounds; it can never load a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ensemblehub import registry
+from ensemblehub.api.problems import Problem
+from ensemblehub.api.protocol import EnsembleOptions
+from ensemblehub.config import DEFAULT, Config
+from ensemblehub.ensemble_methods import ensemble as joining
+from ensemblehub.ensemble_methods.base import ScoringAggregation
+from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.ensemble_methods.model_selection.all import All
+from ensemblehub.ensemble_methods.output_aggregation.single import Single
+from ensemblehub.errors import ConfigError, did_you_mean
+from ensemblehub.generators.base import Engine
+from ensemblehub.sections import Bound, StrategySpec
+
+_VARIANTS = 64  # changed ensembles that are kept
+
+
+@dataclass(frozen=True)
+class Served:
+    """Something that answers under a name.
+
+    Attributes:
+        alone: it is one model by itself.
+        bounds: options of the aggregation that a request may set.
+    """
+
+    name: str
+    ensemble: Ensemble
+    selection: str
+    aggregation: StrategySpec
+    alone: bool = False
+    bounds: Mapping[str, Bound] = field(default_factory=dict)
+
+
+class Catalog:
+    """All that one configuration serves.
+
+    Raises:
+        ConfigError: an ensemble cannot work; raised before any weights load.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.engines: list[Engine] = [joining.engine_of(config, spec) for spec in config.model_specs]
+        names = [DEFAULT, *config.ensembles]
+        scoring = any(isinstance(joining.aggregation_of(config.named(name)), ScoringAggregation) for name in names)
+        specs = config.reward_specs if scoring else []
+        self.scorers = [joining.scorer_of(config, spec, self.engines) for spec in specs]
+        served = [self._ensemble(name) for name in names] + [self._alone(engine) for engine in self.engines]
+        self.served = {one.name: one for one in served}
+        if len(self.served) < len(served):
+            raise ConfigError(f"a model is called {DEFAULT!r}, which is the name of the ensemble; give it another")
+        self._varied: OrderedDict[tuple[str, str], Ensemble] = OrderedDict()
+
+    @property
+    def ensembles(self) -> list[Served]:
+        """Those that are not one model alone, the default first."""
+        return [one for one in self.served.values() if not one.alone]
+
+    async def load(self) -> None:
+        """Load the weights of every engine and scorer."""
+        await asyncio.gather(*(engine.load() for engine in self.engines), *(one.load() for one in self.scorers))
+
+    async def close(self) -> None:
+        """Free every engine and scorer."""
+        await asyncio.gather(*(engine.close() for engine in self.engines), *(one.close() for one in self.scorers))
+
+    def find(self, name: str) -> Served:
+        """What is served as `name`.
+
+        Raises:
+            Problem: 404, with the nearest name.
+        """
+        if name not in self.served:
+            raise Problem(404, did_you_mean(name, self.served, "model"), "model_not_found", "model")
+        return self.served[name]
+
+    def chosen(self, name: str, options: EnsembleOptions | None) -> Served:
+        """What a request asks: `name`, or the method it names, with the parameters it changes.
+
+        Raises:
+            Problem: it names or changes what it may not.
+        """
+        served = self.find(name)
+        if options is None:
+            return served
+        if options.method is not None:
+            served = self._method(served, options.method)
+        return self._changed(served, options.params) if options.params else served
+
+    def _method(self, served: Served, method: str) -> Served:
+        if served.alone:
+            raise Problem(400, f"{served.name!r} is one model; a method goes with an ensemble", None, "ensemble.method")
+        by_method = {one.aggregation.method: one for one in reversed(self.ensembles)}
+        known = by_method | {one.name: one for one in self.ensembles}
+        if method not in known:
+            raise Problem(400, f"not configured here: {did_you_mean(method, known, 'method')}", None, "ensemble.method")
+        return known[method]
+
+    def _changed(self, served: Served, params: Mapping[str, Any]) -> Served:
+        for name, value in params.items():
+            bound, at = served.bounds.get(name), f"ensemble.params.{name}"
+            if bound is None:
+                allowed = ", ".join(served.bounds) or "none"
+                raise Problem(
+                    400, f"a request may not set {name!r} of {served.name!r}; it may set: {allowed}", None, at
+                )
+            if not bound.admits(value):
+                raise Problem(400, f"{name} must be {bound}, not {json.dumps(value)}", "out_of_bounds", at)
+        key = (served.name, json.dumps(params, sort_keys=True))
+        if key not in self._varied:
+            kind = type(served.ensemble.aggregation)
+            spec = StrategySpec(method=served.aggregation.method, params={**served.aggregation.params, **params})
+            aggregation = registry.build(kind, spec.params, f"aggregation {spec.method!r}")
+            self._varied[key] = served.ensemble.varied(aggregation)
+            while len(self._varied) > _VARIANTS:
+                self._varied.popitem(last=False)
+        self._varied.move_to_end(key)
+        return Served(served.name, self._varied[key], served.selection, served.aggregation, bounds=served.bounds)
+
+    def _ensemble(self, name: str) -> Served:
+        config = self.config.named(name)
+        ensemble = Ensemble.from_config(config, self.engines, self.scorers)
+        bounds = config.ensemble.request_params
+        for option in bounds:
+            if not hasattr(ensemble.aggregation, option):
+                raise ConfigError(f"{name}: request_params: {config.aggregation.method!r} has no option {option!r}")
+        return Served(name, ensemble, config.selection.method, config.aggregation, bounds=bounds)
+
+    def _alone(self, engine: Engine) -> Served:
+        ensemble = Ensemble([engine], All(), Single())
+        ensemble.configure(self.config)
+        return Served(engine.name, ensemble, "all", StrategySpec(method="single"), alone=True)

@@ -1,0 +1,149 @@
+"""What every request passes before it reaches a route: who may ask, how much, and a line in the log.
+
+Plain ASGI, so that streams pass through untouched.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from functools import lru_cache
+from ipaddress import ip_address
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ensemblehub.api.admission import Admission
+from ensemblehub.api.monitoring import Monitor
+from ensemblehub.api.problems import Problem
+from ensemblehub.api.state import State
+
+log = logging.getLogger(__name__)
+_OPEN = ("/", "/health", "/page/ride.css", "/page/ride.js")  # what shows no data needs no key
+_WORKING = ("/v1/chat/completions", "/v1/completions")
+_TOKENIZERS = ("/tokenize", "/detokenize", "/tokenizer_info")
+_FOR_BROWSERS = ("/docs", "/openapi.json")  # a browser asks for a password itself, which is the key
+_ID = re.compile(r"[\w.-]{1,64}")
+_LOCAL = {"localhost", "127.0.0.1", "::1", "[::1]"}
+
+
+class Guard:
+    """Refuses what may not pass; bounds bodies; names and logs each request.
+
+    Args:
+        keys: API keys, any of which opens every route; without one, only loopback is served.
+    """
+
+    def __init__(
+        self, app: ASGIApp, keys: Sequence[str], max_body_bytes: int, state: State, admission: Admission,
+        monitor: Monitor,
+    ) -> None:  # fmt: skip
+        self.app, self.state, self.admission, self.monitor = app, state, admission, monitor
+        self._keys, self._most = [key.encode() for key in keys], max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers, started = Headers(scope=scope), time.perf_counter()
+        given = headers.get("x-request-id", "")
+        name = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = name
+        status, read = 0, 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = name
+            await send(message)
+
+        async def receiving() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._most:
+                raise self._too_large()
+            return message
+
+        try:
+            self._admit(scope, headers)
+            await self.app(scope, receiving, sending)
+        except Problem as problem:
+            await problem.response()(scope, receive, sending)
+        finally:
+            self._note(scope, name, status, time.perf_counter() - started)
+
+    def _admit(self, scope: Scope, headers: Headers) -> None:
+        """Refuse a request by its head alone.
+
+        Raises:
+            Problem: says why.
+        """
+        path, method = scope["path"], scope["method"]
+        if not (path in _OPEN and method in ("GET", "HEAD")):
+            self._authorize(scope, headers)
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self._most:
+            raise self._too_large()
+        if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise Problem(415, "the body must be JSON: send Content-Type: application/json")
+        if path in (*_WORKING, *_TOKENIZERS) and self.state.word != "ready":
+            raise Problem(503, f"the server is {self.state.word}", "not_ready", headers={"Retry-After": "5"})
+        if path in _WORKING:
+            self.admission.check()
+
+    def _authorize(self, scope: Scope, headers: Headers) -> None:
+        if not self._keys:
+            peer = (scope.get("client") or ("127.0.0.1", 0))[0]
+            host = headers.get("host", "localhost")
+            if not (_loopback(peer) and (host in _LOCAL or host.rpartition(":")[0] in _LOCAL)):
+                raise Problem(403, "without an API key only loopback is served: start the server with --api-key")
+            return
+        given = _key(headers.get("authorization", ""), scope["method"])
+        right = [hmac.compare_digest(given, key) for key in self._keys]  # all of them, so that time tells nothing
+        if not any(right):
+            scheme = (
+                'Basic realm="the API key is the password"' if scope["path"].startswith(_FOR_BROWSERS) else "Bearer"
+            )
+            text = "an API key is needed: send Authorization: Bearer KEY" if not given else "wrong API key"
+            raise Problem(401, text, "invalid_api_key", headers={"WWW-Authenticate": scheme})
+
+    def _too_large(self) -> Problem:
+        return Problem(413, f"a request body has at most {self._most} bytes here", headers={"Connection": "close"})
+
+    def _note(self, scope: Scope, name: str, status: int, seconds: float) -> None:
+        if status >= 400:
+            self.monitor.refused.labels(str(status)).inc()
+        job = scope["state"].get("job")
+        details = {"request_id": name, "method": scope["method"], "path": scope["path"], "status": status or 499}
+        details |= {"seconds": round(seconds, 6), **(job.summary() if job else {})}
+        line = "{method} {path} {status}".format(**details)
+        log.log(logging.INFO if job or status >= 400 else logging.DEBUG, line, extra={"details": details})
+
+
+def _key(authorization: str, method: str) -> bytes:
+    """The key in an `Authorization` header: a bearer token, or for GET the password of basic authentication."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip().encode()
+    if scheme.lower() == "basic" and method in ("GET", "HEAD"):
+        try:
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return b""
+    return b""
+
+
+@lru_cache(maxsize=1024)
+def _loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name, or a test client's
+        return host in _LOCAL or host == "testclient"

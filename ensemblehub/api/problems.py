@@ -1,0 +1,96 @@
+"""What can go wrong with a request, as the OpenAI error object that clients understand."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from ensemblehub.errors import (
+    ConfigError,
+    ContextOverflowError,
+    EngineError,
+    EnsembleHubError,
+    RequestError,
+    did_you_mean,
+)
+
+log = logging.getLogger(__name__)
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class Problem(HTTPException):
+    """A request that gets no answer.
+
+    Args:
+        code: for programs (`model_not_found`, `context_length_exceeded`, ...).
+        param: the field that is wrong.
+    """
+
+    def __init__(
+        self, status: int, message: str, code: str | None = None, param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(status, message, dict(headers or {}))
+        self.code, self.param = code, param
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error object."""
+        kind = _TYPES.get(self.status_code, "server_error" if self.status_code >= 500 else "invalid_request_error")
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """The HTTP response."""
+        return Response(orjson.dumps(self.body), self.status_code, self.headers, "application/json")
+
+
+def problem_of(error: BaseException) -> Problem:
+    """The problem that an error is for a client; what nobody foresaw is logged and said without details."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, Problem):
+        return error
+    text = " ".join(str(error).split())
+    if isinstance(error, ContextOverflowError):
+        return Problem(400, text, "context_length_exceeded", "messages")
+    if isinstance(error, RequestError | ConfigError):
+        return Problem(400, text, "unsupported")
+    if isinstance(error, EngineError):
+        return Problem(502, text, "engine_error")
+    if isinstance(error, TimeoutError):
+        return Problem(504, text or "the request took too long", "timeout")
+    if isinstance(error, HTTPException):
+        return Problem(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, EnsembleHubError):
+        return Problem(500, text, "server_error")
+    log.error("a request failed in a way nobody foresaw", exc_info=error)
+    return Problem(500, "internal error; the server's log has more under this request's id", "internal_error")
+
+
+def problem_of_fields(error: RequestValidationError, known: Sequence[str]) -> Problem:
+    """The first field that is wrong, with the nearest name for an unknown one.
+
+    Args:
+        known: names of the fields that there are.
+    """
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    where = [part for part in where if not part.startswith("~")]  # names of alternatives are ours
+    at = ".".join(where) or None
+    if first["type"] == "json_invalid":
+        return Problem(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+    if first["type"] == "extra_forbidden" and len(where) == 1:
+        return Problem(400, did_you_mean(where[0], known, "field"), "unknown_field", at)
+    reason = first["msg"].removeprefix("Value error, ")
+    return Problem(400, f"{at}: {reason}" if at else reason, "invalid_value", at)
