@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ensemblehub.api.admission import Admission
@@ -39,6 +39,7 @@ class Job:
         per_prompt: answers to each prompt.
         first: seconds until the first token; None while there is none.
         outcome: `ok`, a problem's code, or `disconnected`.
+        shown: a log may hold what was asked and answered.
     """
 
     kind: Kind
@@ -51,6 +52,7 @@ class Job:
     started: float = field(default_factory=time.perf_counter)
     first: float | None = None
     outcome: str = "ok"
+    shown: bool = False
 
     @property
     def tokens(self) -> int:
@@ -58,7 +60,11 @@ class Job:
         return sum(answer.prompt_tokens for answer in self.answers[:: self.per_prompt])
 
     def summary(self) -> dict[str, Any]:
-        """For a log: no word of prompt or answer."""
+        """For a log; no word of prompt or answer unless it may be shown."""
+        words: dict[str, Any] = {}
+        if self.shown:
+            asked = self.body.model_dump(exclude_none=True)
+            words = {"request": asked, "answers": [answer.result.text for answer in self.answers]}
         return {
             "model": self.served.name,
             "outcome": self.outcome,
@@ -66,6 +72,7 @@ class Job:
             "prompt_tokens": self.tokens,
             "written_tokens": sum(answer.ledger.total.completion_tokens for answer in self.answers),
             "first_token_seconds": None if self.first is None else round(self.first, 6),
+            **words,
         }
 
 
@@ -83,7 +90,9 @@ class Answering:
         """
         served = self.catalog.chosen(body.model, body.ensemble)
         kind: Kind = "chat" if isinstance(body, ChatRequest) else "text"
-        sampling, prompts, count = body.sampling(served.ensemble.sampling), body.prompts(), body.n or 1
+        most = min(served.ensemble.sampling.max_tokens, self.settings.max_output_tokens)
+        sampling = body.sampling(replace(served.ensemble.sampling, max_tokens=most))
+        prompts, count = body.prompts(), body.n or 1
         marks = served.ensemble.generation.extract_after if body.marks is None else body.marks
         generation = Generation(extract_after=[mark for mark in marks if mark])
         self._bounded(body, sampling.max_tokens, len(prompts) * count)
@@ -94,13 +103,13 @@ class Answering:
             tokens = await self._counted(served.ensemble.engines, request)
             for number in range(count):
                 asked = request.seeded("choice", number) if number else request
-                answers.append(Answer(len(answers), asked, served.ensemble, tokens, generation, body.alternatives))
+                answers.append(Answer(len(answers), asked, served, tokens, generation, body.alternatives))
         if isinstance(body, CompletionRequest) and body.echo:
             for answer in answers:
                 answer.echoed = _text(answer.request.prompt, served.ensemble.engines[0])
                 answer.context_tokens = body.ensemble.context_tokens if body.ensemble else None
         name = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
-        job = Job(kind, body, served, answers, count, name)
+        job = Job(kind, body, served, answers, count, name, shown=self.settings.log_prompts)
         self.admission.check(len(answers), job.tokens)
         return job
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeGuard
 
+from ensemblehub.api.catalog import Served
 from ensemblehub.cost import Ledger
 from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
 from ensemblehub.generators.base import Engine
@@ -37,7 +38,7 @@ class Answer:
 
     index: int
     request: Request
-    ensemble: Ensemble
+    served: Served
     prompt_tokens: int
     generation: Generation
     alternatives: int | None = None
@@ -49,6 +50,11 @@ class Answer:
     started: float = field(default_factory=time.perf_counter)
     ended: float = 0.0
     text_at: int = 0  # characters sent, for `text_offset`
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """What answers."""
+        return self.served.ensemble
 
     @property
     def likelihood(self) -> bool:
@@ -70,7 +76,7 @@ class Answer:
     @property
     def estimated_alone(self) -> tuple[float, float, float] | None:
         """Estimated FLOPs of the mentor alone: expected, and a 95 % interval."""
-        return self.ensemble.aggregation.estimated_alone(self.request, self.ensemble.engines)
+        return self.served.estimated_alone(self.request)
 
     @property
     def held(self) -> bool:
@@ -88,11 +94,11 @@ def is_insight(event: object) -> TypeGuard[Piece]:
     return isinstance(event, Piece) and event.purpose == "insight" and event.visible
 
 
-def opening(kind: Kind, answer: Answer, method: str) -> dict[str, Any]:
+def opening(kind: Kind, answer: Answer) -> dict[str, Any]:
     """The first choice of a stream: the role, and who takes part."""
     engines = answer.ensemble.engines
     start = {
-        "method": method,
+        "method": answer.served.aggregation.method,
         "members": [engine.name for engine in engines],
         "roles": {part: engine.name for part, engine in answer.ensemble.aggregation.parts(engines).items()},
         "estimated_mentor_alone_flops": answer.estimated_alone,
@@ -144,7 +150,7 @@ def _thought(kind: Kind, text: str) -> dict[str, Any]:
     return {"delta": said} if kind == "chat" else {"text": "", **said}
 
 
-def whole(kind: Kind, answer: Answer, method: str) -> dict[str, Any]:
+def whole(kind: Kind, answer: Answer) -> dict[str, Any]:
     """A choice of a reply that is not streamed."""
     result = answer.result
     text, insight = answer.generation.extracted(result.text), result.insight
@@ -152,7 +158,7 @@ def whole(kind: Kind, answer: Answer, method: str) -> dict[str, Any]:
     chosen = next((one.chosen for one in reversed(result.choices) if one.about == "models"), None)
     metadata = {
         "selected_models": list(chosen) if chosen else [engine.name for engine in answer.ensemble.engines],
-        "method": method,
+        "method": answer.served.aggregation.method,
         "attribution": attribution(result),
         "verdicts": [asdict(verdict) for verdict in result.verdicts],
         "choices": [asdict(one) for one in result.choices],

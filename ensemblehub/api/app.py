@@ -167,7 +167,7 @@ def _head(job: Job, streamed: bool) -> dict[str, Any]:
 
 
 def _whole(job: Job) -> dict[str, Any]:
-    choices = [whole(job.kind, answer, job.served.aggregation.method) for answer in job.answers]
+    choices = [whole(job.kind, answer) for answer in job.answers]
     return {**_head(job, False), "choices": choices, "usage": usage(job.answers, job.per_prompt)}
 
 
@@ -183,7 +183,7 @@ async def _streamed(job: Job, answering: Answering, emit: Emit, journal: Journal
         data = b""
         if answer.index not in begun:
             begun.add(answer.index)
-            data = event(head | opening(job.kind, answer, job.served.aggregation.method))
+            data = event(head | opening(job.kind, answer))
         said = chunk(job.kind, answer, what)
         if said is not None:
             data += event(head | said)

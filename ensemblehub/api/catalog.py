@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ensemblehub import registry
@@ -23,6 +23,7 @@ from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Request
 from ensemblehub.sections import Bound, StrategySpec
 
 _VARIANTS = 64  # changed ensembles that are kept
@@ -35,6 +36,7 @@ class Served:
     Attributes:
         alone: it is one model by itself.
         bounds: options of the aggregation that a request may set.
+        base: what it was before a request changed it.
     """
 
     name: str
@@ -43,6 +45,13 @@ class Served:
     aggregation: StrategySpec
     alone: bool = False
     bounds: Mapping[str, Bound] = field(default_factory=dict)
+    base: Ensemble | None = None
+
+    def estimated_alone(self, request: Request) -> tuple[float, float, float] | None:
+        """Estimated FLOPs of the mentor alone: expected, and a 95 % interval; None where nothing tells."""
+        made = [self.ensemble, self.base] if self.base else [self.ensemble]
+        found = (one.aggregation.estimated_alone(request, one.engines) for one in made)
+        return next((estimate for estimate in found if estimate is not None), None)
 
 
 class Catalog:
@@ -129,7 +138,7 @@ class Catalog:
             while len(self._varied) > _VARIANTS:
                 self._varied.popitem(last=False)
         self._varied.move_to_end(key)
-        return Served(served.name, self._varied[key], served.selection, served.aggregation, bounds=served.bounds)
+        return replace(served, ensemble=self._varied[key], base=served.ensemble)
 
     def _ensemble(self, name: str) -> Served:
         config = self.config.named(name)

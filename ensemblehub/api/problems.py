@@ -85,7 +85,7 @@ def problem_of_fields(error: RequestValidationError, known: Sequence[str]) -> Pr
         known: names of the fields that there are.
     """
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    where = [str(part) for part in first["loc"][1:]]  # behind "body" or "query"
     where = [part for part in where if not part.startswith("~")]  # names of alternatives are ours
     at = ".".join(where) or None
     if first["type"] == "json_invalid":

@@ -40,6 +40,12 @@ def free_port():
         return one.getsockname()[1]
 
 
+@pytest.fixture
+def anyio_backend():
+    """What asynchronous tests run on."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory):
     """`serve(yaml, *flags)` starts `ensemblehub serve` and waits until it is ready; None serves the studio pair."""

@@ -81,7 +81,7 @@ class Tandem(Aggregation):
         levels: effort levels, as mentor tokens read before each checkpoint.
         judge: folder of a trained classifier, `entropy:X` or `perplexity:X` (sufficient when the intern's mean
             over what it read is at most X), or `fixed:LEVEL`.
-        thresholds: probability that suffices, by level; the judge's calibrated ones by default.
+        thresholds: probability that suffices, by level; the judge's calibrated ones where a level is left out.
         start_with_intern: judge the bare question first, before any mentor token.
         fallback: who answers when no level suffices: the insight with the `best` probability (the paper's
             rule), the `last` one, or the `mentor` itself.
@@ -289,7 +289,7 @@ class Tandem(Aggregation):
     @cached_property
     def limits(self) -> dict[str, float]:
         """The probability that suffices, by level."""
-        given = self.thresholds or self.verdicts.thresholds or {}
+        given = {**(self.verdicts.thresholds or {}), **(self.thresholds or {})}
         return {level: given.get(level, 0.5) for level in self.index}
 
     @cached_property
