@@ -77,6 +77,7 @@ class Report:
     Attributes:
         parts: engine by the part it plays in the aggregation.
         scorers: name, kind, weight and model of each.
+        ensembles: the other ensembles that a server offers: name, and how each is made up.
         generation: how text is generated.
         notes: what has no effect, or could surprise.
         unseen: models that are not on this machine, one line each.
@@ -89,6 +90,7 @@ class Report:
     aggregation: Strategy | None = None
     parts: dict[str, str] = field(default_factory=dict)
     scorers: list[dict[str, Any]] = field(default_factory=list)
+    ensembles: dict[str, str] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
@@ -155,11 +157,10 @@ def examine(path: Path, changes: Sequence[str] = ()) -> Report:
     config = report.attempt(Config.read, path, changes)
     if config is None:
         return report
-    engines = [_engine(report, config, spec) for spec in config.members]
-    members = [engine for engine in engines if engine is not None]
-    report.members = [
-        _member(engine, spec) for engine, spec in zip(engines, config.members, strict=True) if engine is not None
-    ]
+    made = [(_engine(report, config, spec), spec) for spec in config.model_specs]
+    report.members = [_member(engine, spec) for engine, spec in made if engine is not None]
+    engines = {engine.name: engine for engine, _ in made if engine is not None}
+    members = _members_of(config, engines)
     selection = report.attempt(joining.selection_of, config)
     aggregation = report.attempt(joining.aggregation_of, config)
     if members and selection:
@@ -176,7 +177,23 @@ def examine(path: Path, changes: Sequence[str] = ()) -> Report:
         report.parts = {part: engine.name for part, engine in (parts or {}).items()}
     _generation(report, config, members)
     report.notes += report.attempt(lambda: config.notes) or []
+    for name in config.ensembles:
+        _also(report, config.named(name), name, engines)
     return report
+
+
+def _members_of(config: Config, engines: Mapping[str, Engine]) -> list[Engine]:
+    return [engines[spec.name] for spec in config.members if spec.name in engines]
+
+
+def _also(report: Report, config: Config, name: str, engines: Mapping[str, Engine]) -> None:
+    """Examine another ensemble of the file."""
+    members = _members_of(config, engines)
+    selection = report.attempt(joining.selection_of, config)
+    aggregation = report.attempt(joining.aggregation_of, config)
+    if selection and aggregation and len(members) == len(config.members):
+        report.attempt(_check, config, members, selection, _judged(report, config, aggregation, members))
+        report.ensembles[name] = f"{config.aggregation.method} over {', '.join(engine.name for engine in members)}"
 
 
 def _engine(report: Report, config: Config, spec: ModelSpec) -> Engine | None:
@@ -248,6 +265,8 @@ def show(report: Report, console: Console) -> None:
         _line(console, part, name)
     for scorer in report.scorers:
         _line(console, "scorer", "{name} ({engine}), weight {weight:g}: {model}".format(**scorer))
+    for name, made in report.ensembles.items():
+        _line(console, "ensemble", f"{name}: {made}")
     if report.generation:
         told = {key: value for key, value in report.generation.items() if value not in (None, (), {}, 0, False)}
         _line(console, "generation", ", ".join(f"{key} {value}" for key, value in told.items()))
