@@ -27,7 +27,7 @@ from ensemblehub import registry, studio
 from ensemblehub.config import Config
 from ensemblehub.cost import Ledger
 from ensemblehub.dataset import BadExample, Example, plain, read_items
-from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
+from ensemblehub.ensemble_methods.ensemble import Ensemble, attribution, fold
 from ensemblehub.errors import ArtifactError, ConfigError, did_you_mean
 from ensemblehub.results import Lines
 from ensemblehub.schema import Cost, Event, Request, Result
@@ -305,16 +305,6 @@ def said(error: Exception) -> str:
         error = error.exceptions[0]
     text = " ".join(str(error).split())
     return text if type(error).__module__ == ArtifactError.__module__ else f"{type(error).__name__}: {text}"
-
-
-def attribution(result: Result) -> dict[str, Any]:
-    """Who wrote what, in order; `length` in tokens."""
-    pieces = [piece for piece in result.pieces if piece.visible and piece.text]
-    segments = [
-        {"round": index, "model": one.engine, "purpose": one.purpose, "text": one.text, "length": len(one.tokens)}
-        for index, one in enumerate(pieces, 1)
-    ]
-    return {"summary": " → ".join(f"[R{one['round']:02}:{one['model']}]" for one in segments), "segments": segments}
 
 
 class Show:

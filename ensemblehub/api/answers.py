@@ -13,9 +13,8 @@ from typing import Any, Literal, TypeGuard
 
 from ensemblehub.api.catalog import Served
 from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
+from ensemblehub.ensemble_methods.ensemble import Ensemble, attribution, fold
 from ensemblehub.generators.base import Engine
-from ensemblehub.inference import attribution
 from ensemblehub.schema import Choice, Cost, Event, Piece, Request, Result, Scored, ScoredToken, Spent, Token, Verdict
 from ensemblehub.sections import Generation
 

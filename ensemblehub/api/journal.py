@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
+from ensemblehub.api.job import Job
 from ensemblehub.config import Config
-
-if TYPE_CHECKING:
-    from ensemblehub.api.answering import Job
 
 FOLDER = Path("saves/logs")
 

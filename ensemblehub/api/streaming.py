@@ -26,6 +26,15 @@ def event(data: Any) -> bytes:
     return b"data: %b\n\n" % orjson.dumps(data)
 
 
+class JSON(Response):
+    """A JSON body."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content)
+
+
 class Disconnected(Exception):
     """The client has left."""
 

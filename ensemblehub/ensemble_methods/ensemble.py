@@ -225,6 +225,16 @@ def fold(events: Sequence[Event], ledger: Ledger, seconds: float) -> Result:
     return Result(pieces, verdicts, ledger.spent, seconds, choices)
 
 
+def attribution(result: Result) -> dict[str, Any]:
+    """Who wrote what, in order; `length` in tokens."""
+    pieces = [piece for piece in result.pieces if piece.visible and piece.text]
+    segments = [
+        {"round": index, "model": one.engine, "purpose": one.purpose, "text": one.text, "length": len(one.tokens)}
+        for index, one in enumerate(pieces, 1)
+    ]
+    return {"summary": " → ".join(f"[R{one['round']:02}:{one['model']}]" for one in segments), "segments": segments}
+
+
 def engine_of(config: Config, spec: ModelSpec) -> Engine:
     """One engine of the configuration, without its weights."""
     place = ("model_specs", config.model_specs.index(spec))

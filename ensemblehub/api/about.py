@@ -1,0 +1,143 @@
+"""Routes that tell what is served and how the server is, and what its tokenizers do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.responses import Response
+
+from ensemblehub import __version__, registry
+from ensemblehub.api.admission import Admission
+from ensemblehub.api.catalog import Catalog, Served
+from ensemblehub.api.monitoring import CONTENT_TYPE, Monitor
+from ensemblehub.api.problems import Problem
+from ensemblehub.api.protocol import DetokenizeRequest, TokenizeRequest
+from ensemblehub.api.state import State
+from ensemblehub.api.streaming import JSON
+from ensemblehub.ensemble_methods.base import tokenizer_of
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.generators.base import Engine
+
+
+def telling(app: FastAPI, catalog: Catalog, admission: Admission, monitor: Monitor, state: State) -> None:
+    """What is served, and how the server is."""
+    created = int(time.time())
+
+    def card(served: Served) -> dict[str, Any]:
+        kind = "model" if served.alone else "ensemble"
+        about = {"kind": kind, "method": served.aggregation.method, "members": _members(served)}
+        return {"id": served.name, "object": "model", "created": created, "owned_by": "ensemblehub", "ensemble": about}
+
+    @app.get("/v1/models", response_class=JSON, tags=["OpenAI"])
+    async def models() -> Response:
+        """The ensembles, and each of their models alone."""
+        return JSON({"object": "list", "data": [card(served) for served in catalog.served.values()]})
+
+    @app.get("/v1/models/{name:path}", response_class=JSON, tags=["OpenAI"])
+    async def model(name: str) -> Response:
+        """One of them."""
+        return JSON(card(catalog.find(name)))
+
+    @app.get("/v1/ensemble/config", response_class=JSON, tags=["ensembles"])
+    async def configuration() -> Response:
+        """How each ensemble is made up, and what a request may change."""
+        ensembles = [_described(served) for served in catalog.ensembles]
+        return JSON({"version": __version__, "ensembles": ensembles, "members": [_member(e) for e in catalog.engines]})
+
+    @app.get("/health", response_class=JSON, tags=["server"])
+    async def health() -> Response:
+        """200 when requests are answered, 503 before and after."""
+        return JSON({"status": state.word}, 200 if state.word == "ready" else 503)
+
+    @app.get("/status", response_class=JSON, tags=["server"])
+    async def status() -> Response:
+        """What the server is made of and does now."""
+        methods = {
+            "model_selection": sorted(registry.SELECTIONS),
+            "output_aggregation": sorted(registry.AGGREGATIONS),
+            "scorers": sorted(registry.SCORERS),
+        }
+        return JSON(
+            {
+                "status": state.word,
+                "version": __version__,
+                "available_methods": methods,
+                "model_count": len(catalog.engines),
+                "reward_count": len(catalog.config.reward_specs),
+                "ensembles": [served.name for served in catalog.ensembles],
+                "running": admission.running,
+                "queued": admission.queued,
+                "queued_tokens": admission.queued_tokens,
+            }
+        )
+
+    @app.get("/metrics", tags=["server"])
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(monitor.exposition(), media_type=CONTENT_TYPE)
+
+
+def _members(served: Served) -> list[str]:
+    return [engine.name for engine in served.ensemble.engines]
+
+
+def _described(served: Served) -> dict[str, Any]:
+    ensemble, spec = served.ensemble, served.aggregation
+    aggregation = ensemble.aggregation
+    levels = []
+    if isinstance(aggregation, Tandem):
+        levels = [
+            {"level": level, "mentor_tokens": tokens, "threshold": aggregation.limits[level]}
+            for level, tokens in aggregation.budgets
+        ]
+    return {
+        "id": served.name,
+        "method": spec.method,
+        "selection": served.selection,
+        "granularity": aggregation.granularity,
+        "members": _members(served),
+        "roles": {part: engine.name for part, engine in aggregation.parts(ensemble.engines).items()},
+        "params": spec.params,
+        "levels": levels,
+        "bounds": {name: bound.model_dump(exclude_none=True) for name, bound in served.bounds.items()},
+    }
+
+
+def _member(engine: Engine) -> dict[str, Any]:
+    card = engine.card
+    return {
+        "id": engine.name, "description": engine.describe(), "parameters": card.parameters,
+        "token_flops": card.token_flops, "context": card.context, "can": sorted(engine.can),
+    }  # fmt: skip
+
+
+def tokenizing(app: FastAPI, catalog: Catalog) -> None:
+    """The tokenizer of a model, or of an ensemble's first one, as vLLM offers it."""
+
+    def first(name: str) -> Engine:
+        return catalog.find(name).ensemble.engines[0]
+
+    @app.post("/tokenize", response_class=JSON, tags=["tokenizer"])
+    async def tokenize(body: TokenizeRequest) -> Response:
+        """Token ids of a raw prompt."""
+        engine = first(body.model)
+        tokenizer = tokenizer_of(engine)
+        ids = await asyncio.to_thread(tokenizer.encode, body.prompt, body.add_special_tokens)
+        return JSON({"tokens": ids, "count": len(ids), "max_model_len": engine.card.context, "model": engine.name})
+
+    @app.post("/detokenize", response_class=JSON, tags=["tokenizer"])
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        """The text of token ids."""
+        engine = first(body.model)
+        unknown = next((index for index in body.tokens if index >= engine.card.vocabulary), None)
+        if unknown is not None:
+            raise Problem(400, f"{engine.name}: there is no token id {unknown}", "invalid_value", "tokens")
+        return JSON({"prompt": tokenizer_of(engine).decode(body.tokens), "model": engine.name})
+
+    @app.get("/tokenizer_info", response_class=JSON, tags=["tokenizer"])
+    async def tokenizer_info(model: str = "ensemble") -> Response:
+        """What the tokenizer's configuration says: end of text, chat template, ..."""
+        return JSON(tokenizer_of(first(model)).settings())
