@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 $(TESTS): $(STAMP)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[hf,eval,serve,clients,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[hf,openai,eval,serve,clients,dev]'
 	touch $@
 
 install: $(STAMP)  ## make the environment in .venv

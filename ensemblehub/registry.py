@@ -15,8 +15,10 @@ from typing import Any
 from ensemblehub.errors import ConfigError, did_you_mean
 
 ENGINES = {
+    "api": "ensemblehub.generators.openai:OpenAIEngine",
     "echo": "ensemblehub.generators.echo:EchoEngine",
     "hf": "ensemblehub.generators.hf:HFEngine",
+    "openai": "ensemblehub.generators.openai:OpenAIEngine",
 }
 SELECTIONS = {
     "all": "ensemblehub.ensemble_methods.model_selection.all:All",

@@ -9,20 +9,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
-Capability = Literal["prefix", "logprobs", "score", "decode"]
+Capability = Literal["prefix", "logprobs", "score", "decode", "tools", "response_format"]
 Purpose = Literal["insight", "judge", "answer", "propose", "score", "select"]
-Finish = Literal["stop", "length"]
-Role = Literal["system", "user", "assistant"]
+Finish = Literal["stop", "length", "tool_calls"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        extra: fields besides, as JSON (`tool_calls`, `tool_call_id`), for engines that call tools.
+    """
 
     role: Role
     content: str
+    extra: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class Request:
         prefix: the answer so far; the engine continues it and returns only what comes after.
         written: the turns that end `prefix`, as they were written.  An engine may continue what it wrote
             itself token by token, since the same text in other tokens would have to be computed again.
+        extra: fields of OpenAI's API that only the engine's own server understands (`tools`, `response_format`).
     """
 
     prompt: Prompt
@@ -102,6 +108,7 @@ class Request:
     prefix: str = ""
     id: str = ""
     written: tuple[Piece, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def continued(self, text: str) -> Request:
         """The same request with `text` added to the answer so far."""
@@ -194,6 +201,7 @@ class Piece:
         index: which of several answers it belongs to.
         visible: False for what may be retracted (proposals, drafts); a visible piece is never taken back.
         round: which turn of an answer that is written in turns, from 1; 0 where there are none.
+        tool_calls: parts of tool calls, as OpenAI streams them.
     """
 
     text: str
@@ -204,6 +212,7 @@ class Piece:
     index: int = 0
     visible: bool = True
     round: int = 0
+    tool_calls: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -371,7 +380,8 @@ def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
 
 def _joined(group: Sequence[Piece]) -> Piece:
     tokens = tuple(token for piece in group for token in piece.tokens)
-    return replace(group[-1], text="".join(piece.text for piece in group), tokens=tokens)
+    calls = tuple(call for piece in group for call in piece.tool_calls)
+    return replace(group[-1], text="".join(piece.text for piece in group), tokens=tokens, tool_calls=calls)
 
 
 def _author(piece: Piece) -> tuple[str, str, int, bool, int]:

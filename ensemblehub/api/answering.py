@@ -21,6 +21,7 @@ from ensemblehub.api.monitoring import Monitor
 from ensemblehub.api.problems import Problem, problem_of
 from ensemblehub.api.protocol import ChatRequest, CompletionRequest, Generate
 from ensemblehub.ensemble_methods.base import tokenizer_of
+from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Capability, Chat, Event, Prompt, Request, Scored, Text, TokenIds
 from ensemblehub.sections import Generation, ServerSection
@@ -54,7 +55,8 @@ class Answering:
         self._honoured(body, served, bool(generation.extract_after))
         answers: list[Answer] = []
         for prompt, prefix in prompts:
-            request = Request(prompt, sampling, prefix, request_id)
+            passed_on = body.passed_on if isinstance(body, ChatRequest) else {}
+            request = Request(prompt, sampling, prefix, request_id, extra=passed_on)
             tokens = await self._counted(served.ensemble.engines, request)
             for number in range(count):
                 asked = request.seeded("choice", number) if number else request
@@ -90,10 +92,10 @@ class Answering:
         if isinstance(body, ChatRequest):
             if body.continue_final_message:
                 _require(engines, "prefix", name, "continue_final_message")
-            if body.tools and body.tool_choice != "none":
-                raise Problem(400, f"no model of {name!r} calls tools", "unsupported", "tools")
-            if body.response_format and body.response_format.get("type") != "text":
-                raise Problem(400, f"no model of {name!r} promises a response_format", "unsupported", "response_format")
+            if body.calls_tools:
+                _alone(served, "tools")
+            if "response_format" in body.passed_on:
+                _alone(served, "response_format")
 
     async def _counted(self, engines: Sequence[Engine], request: Request) -> int:
         """Tokens of the prompt for the first engine."""
@@ -211,6 +213,15 @@ def _require(engines: Sequence[Engine], capability: Capability, name: str, param
             raise Problem(
                 400, f"{name!r} cannot honour {param}: {engine.name} lacks {capability!r}", "unsupported", param
             )
+
+
+def _alone(served: Served, capability: Capability) -> None:
+    """Refuse what only one model by itself can honour, and only one that says so."""
+    aggregation = served.ensemble.aggregation
+    if not isinstance(aggregation, Single):
+        text = f"{served.name!r} answers with several models; {capability} goes with one that offers it"
+        raise Problem(400, text, "unsupported", capability)
+    _require([aggregation.chosen(served.ensemble.engines)], capability, served.name, capability)
 
 
 def _text(prompt: Prompt, engine: Engine) -> str:

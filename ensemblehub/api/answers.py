@@ -130,7 +130,10 @@ def chunk(kind: Kind, answer: Answer, event: Event | Scored) -> dict[str, Any] |
         text = answer.generation.extracted(answer.result.text) if event.finish else ""
         return choice(answer, _delta(kind, text), event.finish) | {"ensemble": by}
     known = logprobs(kind, answer, event.tokens)
-    return choice(answer, _delta(kind, event.text), event.finish, known) | {"ensemble": by}
+    part = _delta(kind, event.text)
+    if event.tool_calls:
+        part["delta"]["tool_calls"] = list(event.tool_calls)
+    return choice(answer, part, event.finish, known) | {"ensemble": by}
 
 
 def choice(answer: Answer, part: Mapping[str, Any], finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:
@@ -166,7 +169,9 @@ def whole(kind: Kind, answer: Answer) -> dict[str, Any]:
     read = answer.read.tokens if answer.read else ()
     body: dict[str, Any] = {"text": (answer.echoed or "") + text, **thought}
     if kind == "chat":
-        body = {"message": {"role": "assistant", "content": text, "refusal": None, **thought}}
+        calls = [call for piece in result.pieces for call in piece.tool_calls]
+        called = {"tool_calls": tool_calls(calls)} if calls else {}
+        body = {"message": {"role": "assistant", "content": text, "refusal": None, **thought, **called}}
     known = logprobs(kind, answer, [*read, *tokens])
     return {
         "index": answer.index, **body, "logprobs": known, "finish_reason": result.finish or "length",
@@ -211,6 +216,17 @@ def _likeliest(token: Written, count: int) -> dict[str, float] | None:
         found.setdefault(one.text, one.logprob)
     found[token.text] = max(token.logprob, found.get(token.text, token.logprob))
     return found
+
+
+def tool_calls(parts: Iterable[Any]) -> list[dict[str, Any]]:
+    """Whole tool calls from their parts: names come once, arguments bit by bit."""
+    calls: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        call = calls.setdefault(part.get("index", 0), {"id": "", "type": "function", "function": {}})
+        call["id"] = call["id"] or part.get("id") or ""
+        for key, value in (part.get("function") or {}).items():
+            call["function"][key] = call["function"].get(key, "") + (value or "")
+    return [calls[index] for index in sorted(calls)]
 
 
 def counted(piece: Piece) -> int:

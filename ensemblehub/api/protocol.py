@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -82,7 +83,7 @@ class TextPart(Wire):
 class ChatMessage(Wire):
     """One message."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
         Annotated[
             Annotated[str, Tag("~text")] | Annotated[list[TextPart], Tag("~parts")],
@@ -94,6 +95,8 @@ class ChatMessage(Wire):
     refusal: None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
 
     @property
     def message(self) -> Message:
@@ -101,7 +104,9 @@ class ChatMessage(Wire):
         parts = self.content if isinstance(self.content, list) else []
         text = self.content if isinstance(self.content, str) else "".join(part.text or "" for part in parts)
         role: Role = "system" if self.role == "developer" else self.role
-        return Message(role, text)
+        about = {"tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
+        extra = {name: value for name, value in about.items() if value is not None}
+        return Message(role, text, orjson.dumps(extra).decode() if extra else "")
 
 
 Conversation = Annotated[list[ChatMessage], Field(min_length=1)]
@@ -238,6 +243,22 @@ class ChatRequest(Generate):
     @property
     def limit(self) -> int | None:
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def passed_on(self) -> dict[str, Any]:
+        """Fields that only an engine's own server understands."""
+        tools = {"tools": self.tools, "tool_choice": self.tool_choice, "parallel_tool_calls": self.parallel_tool_calls}
+        form = self.response_format or {}
+        found = {"response_format": form} if form.get("type", "text") != "text" else {}
+        return found | ({name: value for name, value in tools.items() if value is not None} if self.tools else {})
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether tools are offered, or were called before."""
+        several = [one for one in self.messages if isinstance(one, list)]
+        messages = [message for one in several for message in one] or self.messages
+        called = any(isinstance(one, ChatMessage) and (one.role == "tool" or one.tool_calls) for one in messages)
+        return bool(self.tools) or called
 
     @property
     def thinking(self) -> bool | None:

@@ -1,0 +1,412 @@
+"""Any OpenAI-compatible API: OpenAI, OpenRouter, vLLM, SGLang, llama.cpp's server, Ollama, or our own.
+
+Turns requests into the API's, its events into pieces, and its usage into a bill.  What goes wrong on the way is
+`endpoint`'s.  An answer that broke off, or an error, is never text.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from ensemblehub.cost import Meter
+from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, MissingExtraError, RequestError
+from ensemblehub.generators.base import Engine, Tokenizer
+from ensemblehub.generators.endpoint import Endpoint, Patience, Refused
+from ensemblehub.schema import (
+    Alternative,
+    Capability,
+    Card,
+    Chat,
+    Finish,
+    Message,
+    Piece,
+    Price,
+    Request,
+    Sampling,
+    Text,
+    Token,
+)
+
+log = logging.getLogger(__name__)
+_SPEC = re.compile(r"(?P<model>.+?):(?P<url>https?://.+?)(:\$(?P<key>\w+))?")
+_KEYS = {"openrouter.ai": "OPENROUTER_API_KEY", "api.openai.com": "OPENAI_API_KEY"}
+_FINISH: dict[str, Finish] = {"stop": "stop", "eos": "stop", "length": "length", "tool_calls": "tool_calls"}
+_VLLM = ("top_k", "min_tokens", "repetition_penalty", "ignore_eos", "stop_token_ids")
+_OPENAI = ("top_p", "seed", "presence_penalty", "frequency_penalty")
+
+
+@dataclass(frozen=True)
+class OpenAIOptions:
+    """Options of an OpenAI-compatible API.
+
+    Attributes:
+        path: the model's name there, or in the reference's form `NAME:BASE_URL:$KEY_VARIABLE`.
+        base_url: up to `/v1`.
+        api_key_env: environment variable with the key; that of OpenRouter or OpenAI at their addresses, else none.
+        dialect: `vllm` for servers that understand its fields besides (`top_k`, `min_tokens`, chat template options).
+        prefix: how the start of an answer is given: `continue_final_message` (vLLM, SGLang, llama.cpp, this project's
+            server), `assistant` (a last message of the assistant's, which is continued), `flag` (the same with
+            `prefix: true`), or `none`; by default `continue_final_message` in vLLM's dialect, else `none`.
+        logprobs: whether it gives logprobs of what it writes; they are asked for where a request wants them.
+        tools, response_format: whether the model calls tools, and keeps to a format.
+        reasoning: what becomes of a reasoning model's thoughts: `inline` puts them before the answer between
+            <think> and </think>, as local models write them; `drop` leaves them out.
+        max_tokens_field: `max_completion_tokens` for OpenAI's own reasoning models.
+        extra_body: fields sent with every request.
+        parameters: of the model, in all; guessed from a size such as `7B` in its name.
+        context: in tokens, where known.
+        price: US dollars per million tokens; by default what `genai-prices` knows, where it is installed.
+        tokenizer: folder or hub id of the model's tokenizer, to count tokens before they are billed.
+        patience: deadlines and retries.
+        concurrency: requests at the same time.
+    """
+
+    path: str
+    base_url: str = "https://api.openai.com/v1"
+    api_key_env: str | None = None
+    dialect: Literal["openai", "vllm"] = "openai"
+    prefix: Literal["continue_final_message", "assistant", "flag", "none"] | None = None
+    logprobs: bool = False
+    tools: bool = False
+    response_format: bool = False
+    reasoning: Literal["inline", "drop"] = "inline"
+    max_tokens_field: str = "max_tokens"
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    parameters: int | None = None
+    context: int = 0
+    price: Price | None = None
+    tokenizer: str | None = None
+    patience: Patience = field(default_factory=Patience)
+    concurrency: int = 64
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a model is asked for: its name, the URL up to `/v1`, and the variable that holds the key."""
+
+    model: str
+    url: str
+    key_variable: str | None
+
+    @classmethod
+    def of(cls, options: OpenAIOptions) -> Address:
+        """From the options, the reference's `NAME:BASE_URL:$KEY` included.
+
+        Raises:
+            ConfigError: the URL is none, or holds a user's name and password.
+        """
+        spec = _SPEC.fullmatch(options.path)
+        model, url = (spec["model"], spec["url"]) if spec else (options.path, options.base_url)
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"base_url must be a URL such as http://localhost:8000/v1, not {url!r}")
+        if parts.username or parts.password or parts.query:
+            raise ConfigError(f"base_url: no user, password or query belong in it ({parts.hostname}); use api_key_env")
+        variable = (spec and spec["key"]) or options.api_key_env or _KEYS.get(parts.hostname)
+        return cls(model, url.rstrip("/"), variable)
+
+    def key(self, engine: str) -> str:
+        """The key; empty where none is named.
+
+        Raises:
+            ConfigError: the variable is not set, or holds no key.
+        """
+        if self.key_variable is None:
+            return ""
+        key = os.environ.get(self.key_variable, "").strip()
+        if not key:
+            raise ConfigError(f"model {engine!r}: the environment variable {self.key_variable} is not set")
+        if not key.isascii() or not key.isprintable():
+            raise ConfigError(f"model {engine!r}: {self.key_variable} holds characters that no key has")
+        return key
+
+
+class OpenAIEngine(Engine):
+    """A model behind an OpenAI-compatible API.
+
+    The endpoint may run ahead of its reader: what it wrote and nobody read is billed as discarded.  Where a stream
+    is closed before the provider has told its usage, the bill is an estimate and says so.
+    """
+
+    options: ClassVar[type] = OpenAIOptions
+
+    def __init__(self, name: str, options: OpenAIOptions) -> None:
+        self.name, self.settings, self.address = name, options, Address.of(options)
+        self.can = _capabilities(options)
+        size = _size(self.address.model) if options.parameters is None else options.parameters
+        self.card = Card(size, size, 0.0, options.context, 0, options.price or _known_price(self.address))
+
+    @property
+    def model(self) -> str:
+        return f"{self.address.model} at {urlsplit(self.address.url).netloc}"
+
+    def describe(self) -> str:
+        """One line: which model, where."""
+        size = f", about {self.card.parameters:,} parameters" if self.card.parameters else ""
+        return f"{self.name}: {self.address.model} at {self.address.url}{size}"
+
+    async def load(self) -> None:
+        """Check the key and load the tokenizer, if one is named; asks nothing of the endpoint.
+
+        Raises:
+            ConfigError: the key is not there, or the tokenizer cannot be loaded.
+        """
+        self._endpoint  # noqa: B018  # raises
+        self.tokenizer  # noqa: B018
+
+    async def close(self) -> None:
+        endpoint = self.__dict__.pop("_endpoint", None)
+        if endpoint is not None:
+            await endpoint.close()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        if self.settings.tokenizer is None:
+            return None
+        try:
+            import transformers
+
+            from ensemblehub.generators.rendering import Renderer
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[hf]'") from error
+        try:
+            return Renderer(transformers.AutoTokenizer.from_pretrained(self.settings.tokenizer))
+        except (OSError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), "")
+            raise ConfigError(f"model {self.name!r}: tokenizer {self.settings.tokenizer}: {reason}") from error
+
+    def count(self, request: Request) -> int | None:
+        render: Any = self.tokenizer
+        return None if render is None else len(render(request, self.name).ids)
+
+    async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
+        path, body = self.asked(request)
+        bill, started = Bill(self), time.perf_counter()
+        try:
+            async with aclosing(self._endpoint.events(path, body)) as events:
+                async for event in events:
+                    bill.told(event)
+                    piece = bill.piece(event, meter)
+                    if piece is not None:
+                        yield piece
+            if bill.finish is None:
+                raise EngineError(f"{self.name}: the answer broke off before its end", self.name)
+            bill.over = True
+            yield Piece("", self.name, meter.purpose, (), bill.finish)
+        except Refused as error:
+            raise _plain(error) from error
+        finally:
+            bill.record(request, meter, time.perf_counter() - started)
+
+    def asked(self, request: Request) -> tuple[str, dict[str, Any]]:
+        """The path and the body that ask the API.
+
+        Raises:
+            RequestError: the API cannot be asked that.
+        """
+        body: dict[str, Any] = {"model": self.address.model, "stream": True, "stream_options": {"include_usage": True}}
+        body |= self._sampling(request.sampling) | dict(request.extra) | dict(self.settings.extra_body)
+        if isinstance(request.prompt, Chat):
+            return "/chat/completions", body | self._messages(request.prompt, request.prefix)
+        if not isinstance(request.prompt, Text):
+            raise RequestError(f"{self.name}: an API is asked in words, not in token ids")
+        if "logprobs" in body:
+            body["logprobs"] = body.pop("top_logprobs")
+        return "/completions", body | {"prompt": request.prompt.text + request.prefix}
+
+    def _sampling(self, sampling: Sampling) -> dict[str, Any]:
+        changed = [name for name in (*_OPENAI, *_VLLM) if getattr(sampling, name) != getattr(Sampling(), name)]
+        foreign = [name for name in changed if name in _VLLM]
+        if foreign and self.settings.dialect != "vllm":
+            raise RequestError(f"{self.name}: the API takes no {foreign[0]} (dialect: vllm does)")
+        body: dict[str, Any] = {name: getattr(sampling, name) for name in changed}
+        body |= {self.settings.max_tokens_field: sampling.max_tokens, "temperature": sampling.temperature}
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if sampling.logit_bias:
+            body["logit_bias"] = {str(index): bias for index, bias in sampling.logit_bias.items()}
+        if self.settings.logprobs:
+            body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        return body
+
+    def _messages(self, chat: Chat, prefix: str) -> dict[str, Any]:
+        body: dict[str, Any] = {"messages": [_wire(message) for message in chat.messages]}
+        if self.settings.dialect == "vllm" and chat.thinking is not None:
+            body["chat_template_kwargs"] = {"enable_thinking": chat.thinking}
+        if not prefix:
+            return body
+        way = _prefix(self.settings)
+        if way == "none":
+            raise RequestError(f"{self.name}: the API cannot continue an answer (option `prefix`)")
+        last: dict[str, Any] = {"role": "assistant", "content": prefix} | ({"prefix": True} if way == "flag" else {})
+        body["messages"].append(last)
+        if way == "continue_final_message":
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return body
+
+    @cached_property
+    def _endpoint(self) -> Endpoint:
+        key, settings = self.address.key(self.name), self.settings
+        return Endpoint(self.name, self.address.url, key, settings.patience, settings.concurrency)
+
+
+class Bill:
+    """What a stream has said so far: its pieces, and what it costs."""
+
+    def __init__(self, engine: OpenAIEngine) -> None:
+        self._engine, self._thinking = engine, False
+        self.usage: dict[str, Any] = {}
+        self.finish: Finish | None = None
+        self.over = False
+        self.written, self.text = 0, ""
+
+    def told(self, event: Mapping[str, Any]) -> None:
+        """Remember the usage, if the event has it."""
+        if isinstance(event.get("usage"), dict):
+            self.usage = event["usage"]
+
+    def piece(self, event: Mapping[str, Any], meter: Meter) -> Piece | None:
+        """The text of an event.
+
+        Raises:
+            EngineError: the provider ended the answer for a reason of its own.
+        """
+        choices = event.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            return None
+        choice = choices[0]
+        self._ends(choice.get("finish_reason"))
+        delta = choice.get("delta") if isinstance(choice.get("delta"), dict) else {}
+        said = choice.get("text") or (delta or {}).get("content") or ""
+        thought = (delta or {}).get("reasoning_content") or (delta or {}).get("reasoning") or ""
+        calls = tuple((delta or {}).get("tool_calls") or ())
+        text = self._inline(str(thought), str(said))
+        self.text += text
+        tokens = _tokens(choice.get("logprobs")) or ((Token(text),) if text else ())
+        self.written += len(tokens)
+        if not text and not calls:
+            return None
+        return Piece(text, self._engine.name, meter.purpose, tokens, tool_calls=calls)
+
+    def _ends(self, reason: Any) -> None:
+        if reason is None:
+            return
+        if reason not in _FINISH:
+            raise EngineError(f"{self._engine.name}: the provider ended the answer: {reason}", self._engine.name)
+        self.finish = _FINISH[reason]
+
+    def _inline(self, thought: str, said: str) -> str:
+        """Thoughts, between marks or left out, and what is said."""
+        if self._engine.settings.reasoning == "drop":
+            return said
+        text = ""
+        if thought:
+            text += thought if self._thinking else f"<think>{thought}"
+            self._thinking = True
+        if said:
+            text += f"</think>{said}" if self._thinking else said
+            self._thinking = False
+        return text
+
+    def record(self, request: Request, meter: Meter, seconds: float) -> None:
+        """Bill the call: the provider's usage, or an estimate where it told none."""
+        engine, usage = self._engine, self.usage
+        counted = engine.count(request)
+        if not usage and not self.text and not self.over:
+            read = written = 0  # nothing came back
+        else:
+            read = _number(usage, "prompt_tokens", counted if counted is not None else _guess(request))
+            written = _number(usage, "completion_tokens", self.written)
+        details = usage.get("prompt_tokens_details")
+        cached = min(read, _number(details if isinstance(details, dict) else {}, "cached_tokens", 0))
+        if usage and counted is not None and abs(read - counted) > max(16, counted // 10):
+            log.warning("%s: the provider bills %d prompt tokens, %d were counted here", engine.name, read, counted)
+        usd = usage.get("cost")
+        meter.record(
+            engine.name, engine.card, prompt_tokens=read, cached_tokens=cached, completion_tokens=written,
+            seconds=seconds, usd=float(usd) if isinstance(usd, int | float) else None, estimated=not usage,
+        )  # fmt: skip
+
+
+def _capabilities(options: OpenAIOptions) -> frozenset[Capability]:
+    can: set[Capability] = {"prefix"} if _prefix(options) != "none" else set()
+    named: tuple[Literal["logprobs", "tools", "response_format"], ...] = ("logprobs", "tools", "response_format")
+    return frozenset(can | {name for name in named if getattr(options, name)})
+
+
+def _prefix(options: OpenAIOptions) -> str:
+    return options.prefix or ("continue_final_message" if options.dialect == "vllm" else "none")
+
+
+def _wire(message: Message) -> dict[str, Any]:
+    return {"role": message.role, "content": message.content} | (json.loads(message.extra) if message.extra else {})
+
+
+def _tokens(logprobs: Any) -> tuple[Token, ...]:
+    """Written tokens with their logprobs, where the API gives them; chat's form, or that of text completions."""
+    if not isinstance(logprobs, dict):
+        return ()
+    if isinstance(logprobs.get("content"), list):
+        return tuple(
+            Token(one["token"], None, one["logprob"], None, tuple(_likely(one.get("top_logprobs") or ())))
+            for one in logprobs["content"]
+        )
+    texts, values = logprobs.get("tokens") or (), logprobs.get("token_logprobs") or ()
+    return tuple(Token(text, None, value) for text, value in zip(texts, values, strict=False))
+
+
+def _likely(entries: Any) -> list[Alternative]:
+    return [Alternative(one["token"], one["logprob"]) for one in entries]
+
+
+def _plain(error: Refused) -> Exception:
+    """A refusal by what it means here."""
+    if error.code == "context_length_exceeded":
+        return ContextOverflowError(str(error))
+    return RequestError(str(error)) if error.status in (400, 413, 422) else error
+
+
+def _number(usage: Mapping[str, Any], name: str, other: int) -> int:
+    value = usage.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else other
+
+
+def _guess(request: Request) -> int:
+    """Tokens of a prompt whose tokenizer is not at hand: four characters each."""
+    prompt = request.prompt
+    texts = [message.content for message in prompt.messages] if isinstance(prompt, Chat) else []
+    texts += [prompt.text] if isinstance(prompt, Text) else []
+    return sum(map(len, [*texts, request.prefix])) // 4 + 1
+
+
+def _size(name: str) -> int:
+    """Parameters by a size in the model's name, such as `7B` or `1.5b`; 0 where there is none."""
+    found = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)b(?![a-z])", name.lower().replace("-", " ").replace("_", " "))
+    return round(float(found[0]) * 1e9) if found else 0
+
+
+def _known_price(address: Address) -> Price | None:
+    """The price of `genai-prices`, where it is installed and knows the model."""
+    try:
+        from genai_prices import Usage, calc_price
+    except ModuleNotFoundError:
+        return None
+    million = 1_000_000
+    try:
+        read, written = (
+            calc_price(usage, model_ref=address.model, provider_api_url=address.url)
+            for usage in (Usage(input_tokens=million), Usage(output_tokens=million))
+        )
+    except LookupError:
+        return None
+    return Price(float(read.input_price), float(written.output_price))

@@ -1,0 +1,100 @@
+"""Tools and formats go through the server to a single model behind an API, and nowhere else."""
+
+import asyncio
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+spec = importlib.util.spec_from_file_location("faulty", Path(__file__).parents[1] / "generators" / "faulty.py")
+faulty = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(faulty)
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+ASK = {"model": "far", "messages": [{"role": "user", "content": "2 + 2?"}]}
+CHAT = "/v1/chat/completions"
+
+
+def call(arguments, **first):
+    function = {"arguments": arguments, **({"name": "add"} if first else {})}
+    return faulty.said(tool_calls=[{"index": 0, **first, "function": function}])
+
+
+SCRIPT = [call("", id="c1", type="function"), call('{"a": 2,'), call(' "b": 2}'), faulty.said(finish="tool_calls")]
+SCRIPT += [faulty.bill(), faulty.event("[DONE]")]
+
+
+def config(url):
+    return json.dumps(
+        {
+            "model_specs": [
+                {
+                    "name": "far",
+                    "engine": "openai",
+                    "path": "m",
+                    "base_url": url,
+                    "tools": True,
+                    "response_format": True,
+                },
+                {"name": "near", "engine": "echo"},
+            ],
+            "ensemble": {"output_aggregation_method": "single", "output_aggregation_params": {"engine": "far"}},
+            "ensembles": {"votes": {"output_aggregation_method": "vote"}},
+        }
+    )
+
+
+def through(serve, bodies, script=SCRIPT):
+    """What the server answers to each body, and what the API behind it was asked."""
+
+    async def ask():
+        async with faulty.upstream(script) as (api, url):
+            server = serve(config(url))
+            return [await asyncio.to_thread(server.post, CHAT, body) for body in bodies], api.asked
+
+    return asyncio.run(ask())
+
+
+def test_tools_are_called_streamed_or_not(serve):
+    body = {**ASK, "tools": TOOLS, "tool_choice": "auto"}
+    (whole, streamed), asked = through(serve, [body, {**body, "model": "ensemble", "stream": True}])
+    choice = whole.json()["choices"][0]
+    (made,) = choice["message"]["tool_calls"]
+    assert made == {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 2}'}}
+    assert choice["finish_reason"] == "tool_calls"
+    chunks = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+    parts = [part for one in chunks for part in one["choices"][0]["delta"].get("tool_calls", [])]
+    assert "".join(part["function"]["arguments"] for part in parts) == '{"a": 2, "b": 2}'
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    assert [one["tools"] for one in asked] == [TOOLS, TOOLS]
+    assert asked[0]["tool_choice"] == "auto"
+
+
+def test_a_conversation_with_tool_calls_goes_through_as_it_is(serve):
+    made = [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}]
+    turns = [*ASK["messages"], {"role": "assistant", "content": None, "tool_calls": made}]
+    turns += [{"role": "tool", "tool_call_id": "c1", "content": "4"}]
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
+    body = {**ASK, "messages": turns, "tools": TOOLS, "response_format": form}
+    (answer,), asked = through(serve, [body], faulty.answer())
+    assert answer.json()["choices"][0]["message"]["content"] == "It is 4."
+    assert asked[0]["messages"][1]["tool_calls"] == made
+    assert asked[0]["messages"][2] == {"role": "tool", "content": "4", "tool_call_id": "c1"}
+    assert asked[0]["response_format"] == form
+
+
+@pytest.mark.parametrize("more", [{"tools": TOOLS}, {"response_format": {"type": "json_object"}}])
+def test_several_models_or_one_that_does_not_offer_it_refuse(serve, more):
+    bodies = [{**ASK, **more, "model": name} for name in ("votes", "near")]
+    answers, asked = through(serve, bodies)
+    assert [one.status_code for one in answers] == [400, 400]
+    assert "answers with several models" in answers[0].json()["error"]["message"]
+    assert "near lacks" in answers[1].json()["error"]["message"]
+    assert asked == []
+
+
+def test_neutral_values_of_these_fields_are_no_request_for_them(serve):
+    body = {**ASK, "model": "near", "tools": [], "response_format": {"type": "text"}, "tool_choice": "none"}
+    (answer,), _ = through(serve, [body])
+    assert answer.status_code == 200

@@ -1,0 +1,100 @@
+"""An OpenAI-compatible API that does as it is told: answers, delays, cuts, garbles, stalls and refuses."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager, suppress
+
+WORDS = ["It", " is", " 4", "."]
+
+
+def event(data):
+    return f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n".encode()
+
+
+def said(text="", finish=None, **delta):
+    return event(
+        {"choices": [{"index": 0, "delta": {**({"content": text} if text else {}), **delta}, "finish_reason": finish}]}
+    )
+
+
+def bill(read=7, written=4, cached=0, **more):
+    details = {"prompt_tokens_details": {"cached_tokens": cached}}
+    return event({"choices": [], "usage": {"prompt_tokens": read, "completion_tokens": written, **details, **more}})
+
+
+def answer(*words, finish="stop", usage=True):
+    """The parts of a good stream."""
+    parts = [said(word) for word in words or WORDS]
+    return [*parts, said(finish=finish), *([bill(written=len(parts))] if usage else []), event("[DONE]")]
+
+
+STALL = object()  # nothing more comes, and nothing is closed
+CUT = object()  # the connection is closed in the middle
+
+
+class Faulty:
+    """Plays one script per request, the last one for ever.
+
+    A script is a list of parts of a stream, with numbers for pauses in seconds, or a tuple (status, headers, body).
+    """
+
+    def __init__(self, *scripts):
+        self.scripts, self.asked, self.headers, self.left = list(scripts), [], [], 0
+
+    async def serve(self, reader, writer):
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
+            body = await reader.readexactly(int(fields["content-length"]))
+            self.asked.append({"path": head.split()[1], **json.loads(body)})
+            self.headers.append(fields)
+            script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+            gone = asyncio.ensure_future(reader.read(1))
+            gone.add_done_callback(lambda task: setattr(self, "left", self.left + (not task.cancelled())))
+            with suppress(ConnectionError):
+                await (self.refuse if isinstance(script, tuple) else self.stream)(writer, script, gone)
+            gone.cancel()
+        writer.close()
+
+    async def refuse(self, writer, script, gone):
+        status, headers, body = script
+        data = body.encode()
+        lines = [f"HTTP/1.1 {status} X", *(f"{key}: {value}" for key, value in headers.items())]
+        lines += [f"content-length: {len(data)}", "connection: close"]
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + data)
+        await writer.drain()
+
+    async def stream(self, writer, script, gone):
+        begun = False
+        for part in script:
+            if part is STALL:
+                await gone
+                return
+            if isinstance(part, int | float):
+                await asyncio.wait({gone}, timeout=part)
+                continue
+            if not begun:
+                begun = True
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+                )
+            if part is CUT:
+                writer.transport.abort()
+                return
+            writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+            await writer.drain()
+            if gone.done():
+                return
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+
+@asynccontextmanager
+async def upstream(*scripts):
+    """The API and its base URL."""
+    faulty = Faulty(*scripts)
+    server = await asyncio.start_server(faulty.serve, "127.0.0.1", 0, limit=2**24)
+    try:
+        yield faulty, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    finally:
+        server.close()
