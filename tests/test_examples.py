@@ -9,13 +9,16 @@ import pytest
 import ensemblehub
 from ensemblehub import registry
 from ensemblehub.config import Config
+from ensemblehub.doctor import examine
 from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.errors import ConfigError
 from ensemblehub.schema import Sampling
 
 pytest.importorskip("transformers")
 
 ROOT = Path(ensemblehub.__file__).parents[1]
-EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+HETERO = ROOT / "examples" / "hetero_openrouter.yaml"  # its mentor is behind an API
+EXAMPLES = sorted(set((ROOT / "examples").glob("*.yaml")) - {HETERO})
 REFERENCE = sorted((ROOT / "examples" / "reference").glob("*.yaml"))
 QUESTION = "There are 3 mugs. There are 4 more plates than mugs. How many plates are there?"
 
@@ -68,6 +71,19 @@ def test_the_files_that_the_reference_names_are_there():
     assert {"all_loop", "all_progressive", "all_switch", "judgement_loop", "single_hf_model"} <= {
         path.stem for path in REFERENCE
     }
+
+
+def test_the_pair_with_a_mentor_behind_an_api_is_explained_without_its_key(monkeypatch):
+    monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    report = examine(HETERO)
+    assert report.ok
+    assert report.members[0].path == "openai/gpt-4o"
+    engine = Ensemble.from_config(
+        Config.read(HETERO, [f"model_specs.1.path={ROOT}/ensemblehub/studio/weights/intern"])
+    ).engines[0]
+    with pytest.raises(ConfigError, match="the environment variable OPENROUTER_API_KEY is not set"):
+        asyncio.run(engine.load())
 
 
 @pytest.fixture(scope="session")

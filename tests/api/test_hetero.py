@@ -1,0 +1,69 @@
+"""A mentor behind an API, in a process of its own, and a local intern: the same ride as with both at home."""
+
+import asyncio
+import random
+import time
+from dataclasses import replace
+
+from ensemblehub import studio
+from ensemblehub.config import Config
+from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.schema import Chat, Message, Request
+from ensemblehub.studio import word_problems
+
+FAR = ["model_specs.0.engine=openai", "model_specs.0.path=mentor", "model_specs.0.dialect=vllm"]
+
+
+def rides(config, count=12):
+    rng = random.Random(5)
+    questions = [word_problems.draw(rng, steps=3 + number % 3).text for number in range(count)]
+
+    async def ride():
+        async with Ensemble.from_config(config) as ensemble:
+            found = []
+            for question in questions:
+                sampling = replace(ensemble.sampling, max_tokens=64)
+                found.append(await ensemble.answer(Request(Chat((Message("user", question),)), sampling)))
+            return found
+
+    return asyncio.run(ride())
+
+
+def far(url, *changes):
+    params = [f"ensemble.output_aggregation_params.{change}" for change in changes]
+    return Config.read(studio.CONFIG, [*FAR, f"model_specs.0.base_url={url}/v1", *params])
+
+
+def test_the_ride_is_the_same_and_a_mentor_that_is_stopped_stops_over_there(serve):
+    server = serve()
+    away = rides(far(server.url, "strict=false"))
+    home = rides(Config.read(studio.CONFIG))
+    for one, other in zip(away, home, strict=True):
+        assert one.insight == other.insight
+        assert [verdict.level for verdict in one.verdicts] == [verdict.level for verdict in other.verdicts]
+        assert one.text == other.text
+    asked = [one for one in away if any(line.purpose == "insight" for line in one.spent)]
+    assert asked
+    stopped = [one for one in asked if any(line.cost.estimated for line in one.spent if line.purpose == "insight")]
+    end = time.monotonic() + 5
+    while server.get("/status").json()["running"]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    metrics = server.get("/metrics").text
+    left = [
+        line
+        for line in metrics.splitlines()
+        if 'outcome="disconnected"' in line and line.startswith("ensemblehub_requests")
+    ]
+    assert sum(float(line.rsplit(" ", 1)[1]) for line in left) == len(stopped)
+
+
+def test_without_the_mentor_the_intern_answers_alone_where_so_configured():
+    nobody = far("http://127.0.0.1:9", "on_mentor_error=intern")
+    (ride,) = rides(nobody.model_copy(update={"model_specs": [quick(nobody.model_specs[0]), nobody.model_specs[1]]}), 1)
+    assert ride.text
+    assert ride.insight == ""
+
+
+def quick(spec):
+    return type(spec).model_validate({**spec.model_dump(), "patience": {"tries": 2, "backoff": 0.01}})
