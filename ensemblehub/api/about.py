@@ -109,7 +109,7 @@ def _described(served: Served) -> dict[str, Any]:
 def _member(engine: Engine) -> dict[str, Any]:
     card = engine.card
     return {
-        "id": engine.name, "description": engine.describe(), "parameters": card.parameters,
+        "id": engine.name, "parameters": card.parameters,
         "token_flops": card.token_flops, "context": card.context, "can": sorted(engine.can),
     }  # fmt: skip
 

@@ -123,7 +123,7 @@ def chunk(kind: Kind, answer: Answer, event: Event | Scored) -> dict[str, Any] |
         return choice(answer, _delta(kind, text), logprobs=logprobs(kind, answer, event.tokens)) | {"ensemble": {}}
     by = {"engine": event.engine, "purpose": event.purpose, "tokens": counted(event), "round": event.round}
     if is_insight(event):
-        return choice(answer, _thought(kind, event.text)) | {"ensemble": by} if event.text else None
+        return choice(answer, _thought(kind, event.text)) | {"ensemble": by}
     if not is_answer(event):
         return None
     if answer.held:

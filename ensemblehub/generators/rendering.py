@@ -19,6 +19,8 @@ from ensemblehub.generators.base import Tokenizer
 from ensemblehub.schema import Chat, Message, Piece, Request, Text, TokenIds
 
 _PLAIN = (str, int, float, bool, type(None))
+VERY_LARGE_INTEGER = int(1e30)  # transformers' word for a length that it does not know
+_PLACES = ("_path", "_file")  # settings that say where files lie, which is nobody else's business
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,12 @@ class Renderer(Tokenizer):
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def settings(self) -> dict[str, Any]:
-        plain = {key: value for key, value in self.tokenizer.init_kwargs.items() if isinstance(value, _PLAIN)}
+        given = self.tokenizer.init_kwargs.items()
+        plain = {
+            key: value
+            for key, value in given
+            if isinstance(value, _PLAIN) and not key.endswith(_PLACES) and value != VERY_LARGE_INTEGER
+        }
         return {
             **plain,
             **self.tokenizer.special_tokens_map,

@@ -116,6 +116,11 @@ def shown(written: str, profile: Profile) -> str:
     return re.sub(profile.marks, "", profile.opening + written).lstrip("\n") if written else ""
 
 
+def head(profile: Profile) -> str:
+    """How an insight begins that continues the profile's opening, as it is shown."""
+    return re.sub(profile.marks, "", profile.opening).lstrip("\n")
+
+
 def read_tokens(scored: Scored, request: Request, mode: InsightMode, scope: Scope) -> tuple[ScoredToken, ...]:
     """The tokens a judge looks at: question and insight (Q ⊕ I), or the insight alone."""
     chat = chat_of(request)

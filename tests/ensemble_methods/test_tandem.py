@@ -212,3 +212,10 @@ def test_thresholds_by_level():
     assert [verdict.threshold for verdict in answer(hub).verdicts] == [0.9, 0.4]
     with pytest.raises(ConfigError, match="did you mean 'medium'"):
         ensemble(Tandem(levels=LEVELS, judge="entropy:1.0", thresholds={"medum": 0.9}))
+
+
+def test_an_insight_that_continues_the_profiles_opening_is_shown_with_it():
+    mentor = {"replies": {"": "<think>\nGoal: add the numbers."}}
+    hub = ensemble(Tandem(levels={"low": 3}, judge="fixed:low", profile="deepseek-r1"))
+    hub.engines[0].script = EchoOptions(**mentor)
+    assert answer(hub).insight == "Goal: add the numbers."

@@ -121,13 +121,14 @@ class Tandem(Aggregation):
     ) -> AsyncGenerator[Event, None]:
         """The mentor's insights and the verdicts on them, up to the one that is used: `guidance.chosen`."""
         insight, judged = Insight(tolerant=self.on_mentor_error == "intern"), list[Checkpoint]()
-        ask = insights.mentor_request(request, self.words, self.budgets[-1][1])
+        ask, head = insights.mentor_request(request, self.words, self.budgets[-1][1]), insights.head(self.words)
         async with aclosing(mentor.stream(ask, ledger.meter("insight"))) as writing:
             for level, tokens in self.budgets:
                 before = insight.tokens
                 async with aclosing(insight.read(writing, tokens)) as pieces:
                     async for piece in pieces:
-                        yield piece
+                        yield replace(piece, text=head + piece.text)
+                        head = ""
                 if insight.failed or (judged and insight.tokens == before):
                     break  # the mentor failed, or had already ended at the checkpoint before
                 judged.append(await self.judged(level, insight, request, intern, ledger))

@@ -1,0 +1,150 @@
+"""lm-evaluation-harness itself against a server: generation and log-likelihood, offline, on tasks of our own."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+
+from ensemblehub import studio
+from ensemblehub.studio import word_problems
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lm_eval")]
+CONFIG = """
+model_specs:
+  - {name: mentor, engine: hf, path: "studio:mentor"}
+  - {name: intern, engine: hf, path: "studio:intern"}
+  - {name: guest, engine: hf, path: "studio:guest"}
+ensemble:
+  models: [mentor, intern]
+  output_aggregation_method: tandem
+  output_aggregation_params:
+    {profile: studio, levels: {low: 24, medium: 64, high: 128}, judge: "studio:judge", start_with_intern: true}
+ensembles:
+  together: {models: [intern, guest], output_aggregation_method: gac}
+"""
+TASKS = {
+    "studio_writes": """
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["\\n\\n"], max_gen_toks: 48}
+filter_list:
+  - name: last
+    filter: [{function: regex, regex_pattern: "(-?[0-9]+)", group_select: -1}, {function: take_first}]
+metric_list: [{metric: exact_match}]
+""",
+    "studio_chooses": """
+output_type: multiple_choice
+doc_to_text: "{{question}} The answer is"
+doc_to_choice: choices
+doc_to_target: gold
+metric_list: [{metric: acc}, {metric: acc_norm}]
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """A folder with the tasks and their questions."""
+    folder, rng = tmp_path_factory.mktemp("tasks"), random.Random(3)
+    rows = []
+    for number in range(8):
+        problem = word_problems.draw(rng, steps=1 + number % 2)
+        right = int(problem.answer)
+        rows.append(
+            {"question": problem.text, "answer": str(right), "choices": [f" {right}", f" {right + 1}", f" {right + 7}"]}
+        )
+    (folder / "questions.jsonl").write_text("".join(json.dumps({**row, "gold": 0}) + "\n" for row in rows))
+    for name, text in TASKS.items():
+        data = f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder}/questions.jsonl}}}}\n"
+        (folder / f"{name}.yaml").write_text(f"{data}test_split: test\n{text}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(serve):
+    return serve(CONFIG)
+
+
+def evaluated(tasks, out, names, model, arguments, *flags, fails=False):
+    """Metrics and answers by task; with `fails`, what it printed."""
+    command = [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "--model",
+        model,
+        "--tasks",
+        ",".join(names),
+        "--include_path",
+        str(tasks),
+    ]
+    command += ["--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())]
+    command += ["--output_path", str(out), "--log_samples", *flags]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENAI_API_KEY": "none"}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **offline}, timeout=240, cwd=out)
+    if fails:
+        assert done.returncode
+        return done.stderr + done.stdout
+    assert done.returncode == 0, done.stderr[-3000:]
+    (results,) = out.rglob("results_*.json")
+    metrics = json.loads(results.read_text())["results"]
+    samples = {}
+    for name in names:
+        (file,) = out.rglob(f"samples_{name}_*.jsonl")
+        samples[name] = [json.loads(line)["resps"] for line in file.read_text().splitlines()]
+    return {name: {key: value for key, value in metrics[name].items() if key != "alias"} for name in names}, samples
+
+
+def through(server, model, **more):
+    return {"model": model, "base_url": f"{server.url}/v1/completions", **more}
+
+
+@pytest.fixture(scope="module")
+def at_home(tasks, tmp_path_factory):
+    """The same model, run by the harness itself."""
+    arguments = {"pretrained": studio.resolve("studio:intern"), "dtype": "float32"}
+    return evaluated(tasks, tmp_path_factory.mktemp("hf"), TASKS, "hf", arguments, "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("more", "flags"),
+    [
+        ({}, []),  # the tokenizer is found by itself, and prompts come as ids
+        ({"tokenizer": studio.resolve("studio:intern"), "num_concurrent": 2}, ["--batch_size", "4"]),
+        ({"tokenizer": studio.resolve("studio:intern"), "tokenized_requests": False}, []),
+    ],
+    ids=["remote tokenizer", "batches", "words"],
+)
+def test_a_single_model_scores_through_the_server_as_at_home(server, tasks, tmp_path, at_home, more, flags):
+    metrics, samples = evaluated(tasks, tmp_path, TASKS, "local-completions", through(server, "intern", **more), *flags)
+    assert metrics == at_home[0]
+    assert samples["studio_writes"] == at_home[1]["studio_writes"]
+    for ours, theirs in zip(samples["studio_chooses"], at_home[1]["studio_chooses"], strict=True):
+        for [(value, greedy)], [(other, greedy_too)] in zip(ours, theirs, strict=True):
+            assert float(value) == pytest.approx(float(other), abs=1e-3)
+            assert greedy == greedy_too
+
+
+def test_models_of_different_tokenizers_have_a_log_likelihood_together(server, tasks, tmp_path, at_home):
+    metrics, samples = evaluated(tasks, tmp_path, TASKS, "local-completions", through(server, "together"))
+    assert 0 <= metrics["studio_chooses"]["acc,none"] <= 1
+    mixed = [float(value) for one in samples["studio_chooses"] for [(value, _)] in one]
+    alone = [float(value) for one in at_home[1]["studio_chooses"] for [(value, _)] in one]
+    assert all(value < 0 for value in mixed)
+    assert mixed != pytest.approx(alone, abs=0.01)
+
+
+def test_tandem_answers_chats_and_says_what_its_log_likelihood_needs(server, tasks, tmp_path):
+    chat = {"model": "ensemble", "base_url": f"{server.url}/v1/chat/completions"}
+    flags = ["--apply_chat_template", "--gen_kwargs", "max_gen_toks=200"]
+    metrics, _ = evaluated(tasks, tmp_path, ["studio_writes"], "local-chat-completions", chat, *flags)
+    assert metrics["studio_writes"]["exact_match,last"] >= 0.5  # the pair solves problems of one and two steps
+    more = {"max_retries": 1}
+    said = evaluated(
+        tasks, tmp_path, ["studio_chooses"], "local-completions", through(server, "ensemble", **more), fails=True
+    )
+    assert "ensemble.context_tokens" in said

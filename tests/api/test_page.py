@@ -1,0 +1,547 @@
+"""The page in a real browser, in front of a real server."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from ensemblehub import studio
+from ensemblehub.tandem.insights import sections
+
+pytestmark = pytest.mark.xdist_group("browser")
+
+QUESTION = "There are 3 more mugs than bowls. The kitchen has 8 bowls. How many mugs are there?"
+LONG = "Something long, please"
+SOUND = {"format": "ensemblehub-ride", "version": 1, "question": "?", "request": {}, "chunks": []}
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+INSIGHT = (
+    "Goal: mugs\nPlanning: trace mugs, then add\nRetrieval: mugs = bowls + 3; bowls = 8\nAction: mugs = 8 + 3 = 11"
+)
+HOSTILE = "<img src=x onerror=alert(1)> is & stays text"
+ECHO = f"""
+model_specs:
+  - {{name: big, engine: echo, delay: 0.02, parameters: 2000000, replies: {{"": {json.dumps(INSIGHT)}}}}}
+  - {{name: small, engine: echo, delay: 0.02, parameters: 400000, replies: {{
+      hostile: "{HOSTILE}", long: "{"and so on " * 80}",
+      "": "Facts: mugs = bowls + 3; bowls = 8\\nAnswer: \\\\boxed{{11}} and no more"}}}}
+  - {{name: weak, engine: echo, parameters: 1000, replies: {{"": "this one breaks off soon"}}, fail_after: 3}}
+ensemble:
+  models: [big, small]
+  output_aggregation_method: tandem
+  output_aggregation_params:
+    {{levels: {{low: 7, medium: 16, high: 40}}, judge: "fixed:medium", start_with_intern: true}}
+  request_params:
+    judge: {{choices: ["fixed:low", "fixed:medium", "fixed:high"]}}
+    thresholds: {{minimum: 0, maximum: 1}}
+ensembles:
+  turns:
+    models: [big, small]
+    output_aggregation_method: loop
+    output_aggregation_params: {{max_new_tokens_per_round: 5}}
+    generation: {{max_tokens: 20}}
+  ballot: {{models: [big, small], output_aggregation_method: vote}}
+"""
+STUDIO = (
+    studio.CONFIG.read_text()
+    + "\nensembles:\n  mixed: {output_aggregation_method: gac, generation: {max_tokens: 60}}\n"
+)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        reason = "there is no chromium on this machine"
+        (pytest.fail if os.environ.get("ENSEMBLEHUB_REQUIRE_BROWSER") == "1" else pytest.skip)(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=QUIET.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def echo(serve):
+    return serve(ECHO)
+
+
+@pytest.fixture
+def visit(chromium):
+    """`visit(server)` opens the page; at the end, nothing may have gone wrong in it or left its server."""
+    contexts, said, asked = [], [], []
+
+    def start(server, ready=True, **options):
+        context = chromium.new_context(reduced_motion="reduce", **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append((request.url, server.url)))
+        page.goto(server.url)
+        if ready:
+            expect(page.get_by_label("Ensemble")).to_be_enabled()
+        return page
+
+    start.said = said
+    yield start
+    assert asked
+    assert [url for url, own in asked if not url.startswith((own + "/", "blob:" + own, "data:"))] == []
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+def ask(page, question=QUESTION):
+    page.get_by_label("Your question").fill(question)
+    page.get_by_role("button", name="Ask").click()
+
+
+def ended(page, phase="done"):
+    expect(page.locator("#ride")).to_have_attribute("data-phase", phase, timeout=30_000)
+
+
+def save(page):
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save", exact=True).click()
+    assert re.fullmatch(r"ride-[\dT-]+\.json", download.value.suggested_filename)
+    return json.loads(download.value.path().read_text())
+
+
+def open_file(page, content, name="ride.json"):
+    page.get_by_label("Open a ride").set_input_files(
+        {"name": name, "mimeType": "application/json", "buffer": content.encode()}
+    )
+
+
+def insight(page):
+    """Its parts, without the marks of the judge, which are no text of the mentor."""
+    page.locator("#insight .mark").evaluate_all("marks => marks.forEach((mark) => (mark.hidden = true))")
+    parts = page.locator("#insight .part")
+    return {part.locator("dt").text_content(): part.locator("dd").inner_text() for part in parts.all()}
+
+
+def answer(page):
+    return "".join(page.locator("#answer .text .by").all_text_contents())
+
+
+def checkpoints(page):
+    return [row.locator("th, td").all_text_contents() for row in page.locator("#judge tbody tr").all()]
+
+
+WATCH = """() => {
+    window.seen = [];
+    const text = (query) => document.querySelector(query)?.textContent ?? "";
+    const look = () => window.seen.push({
+        parts: [...document.querySelectorAll("#insight dt")].map((one) => one.textContent).join(" "),
+        insight: text("#insight dl").length, answer: text("#answer .text").length, status: text("#status"),
+        verdicts: document.querySelectorAll("#judge tbody tr").length, handover: text("#handover"),
+        total: text("#bill .total"), flops: Number(document.querySelector("#total")?.value ?? 0),
+    });
+    new MutationObserver(look).observe(document.getElementById("ride"), {
+        childList: true, characterData: true, attributes: true, subtree: true,
+    });
+}"""
+STOPPED = "Mentor stopped after 16 tokens: level medium suffices (1.00 ≥ 1.00)"
+
+
+def test_a_ride_can_be_watched(visit, echo):
+    page = visit(echo)
+    page.evaluate(WATCH)
+    ask(page)
+    ended(page)
+    seen = page.evaluate("window.seen")
+
+    def stages(key):
+        """Its values in the order in which they were seen."""
+        return list(dict.fromkeys(one[key] for one in seen))
+
+    arriving = ["", "Goal", "Goal Planning", "Goal Planning Retrieval"]
+    assert stages("parts") == [one for one in arriving if one in stages("parts")]  # a busy browser may skip one
+    assert len(stages("parts")) > 2
+    assert len(stages("insight")) > 10
+    assert len(stages("answer")) > 8
+    assert stages("answer") == sorted(stages("answer"))
+    assert stages("verdicts") == sorted(stages("verdicts"))
+    assert len(stages("verdicts")) > 2
+    assert stages("handover") == ["", f"✓{STOPPED}"]
+    assert [one["answer"] for one in seen if not one["handover"]][-1] == 0  # the mentor is stopped before the intern
+    assert stages("flops") == sorted(stages("flops"))
+    assert all("≈" in one["total"] for one in seen if one["status"] != "Done." and one["total"])
+    told = stages("status")
+    for sentence in ("The mentor is writing insights.", "The intern is answering.", "Done."):
+        assert sentence in told
+        told = told[told.index(sentence) :]
+
+    assert answer(page) == "Facts: mugs = bowls + 3; bowls = 8\nAnswer: \\boxed{11} and no more"
+    expect(page.locator("#answer .boxed")).to_have_text("11")
+    assert insight(page) == {
+        "Goal": "mugs", "Planning": "trace mugs, then add", "Retrieval": "mugs = bowls + 3; bowls = 8",
+    }  # fmt: skip
+    assert checkpoints(page) == [
+        ["none", "0", "0.33", "1.00", "not yet"],
+        ["low", "7", "0.67", "1.00", "not yet"],
+        ["medium", "16", "1.00", "1.00", "sufficient"],
+    ]
+    assert page.locator("#judge .bar").count() == 3
+    assert page.locator("#judge .threshold").count() == 4  # and that of the level that was not needed
+
+
+def test_the_final_bill_is_the_servers(visit, serve):
+    page = visit(serve(STUDIO))
+    ask(page)
+    ended(page)
+    usage = save(page)["chunks"][-1]["chunk"]["usage"]
+    cost = usage["cost"]
+    total = page.locator("#total")
+    assert float(total.get_attribute("value")) == cost["flops"]
+    assert total.text_content() == f"{cost['flops'] / 1e6:.1f}"
+    assert "≈" not in page.locator("#bill .total").text_content()
+    share = cost["flops"] / cost["estimated_mentor_alone_flops"][0]
+    assert page.locator("#share").text_content() == f"{share * 100:.0f}\u00a0%"
+    assert "estimated" in page.locator("#bill .share").text_content()
+    assert "95 %" in page.locator("#bill").text_content()
+    rows = [row.locator("th, td").all_text_contents() for row in page.locator("#lines tbody tr").all()]
+    assert [row[:2] for row in rows] == [[line["engine"], line["purpose"]] for line in cost["spent"]]
+    assert [row[-2] for row in rows] == [f"{line['flops'] / 1e6:.1f}" for line in cost["spent"]]
+    tokens = usage["completion_tokens"], usage["completion_tokens_details"]["reasoning_tokens"]
+    assert page.locator("#insight .note").text_content() == f"{tokens[1]} tokens"
+    assert page.locator("#answer .note").text_content() == f"{tokens[0] - tokens[1]} tokens"
+
+    page.get_by_label("Ensemble").select_option("mixed")
+    expect(page.get_by_text("token by token")).to_be_visible()
+    expect(page.get_by_role("group", name="Effort level")).to_be_hidden()
+    ask(page)
+    ended(page)
+    expect(page.locator("#judge")).to_be_hidden()
+    assert page.locator("#answer .legend li").count() >= 1
+    assert len(answer(page)) > 20
+
+
+@pytest.mark.parametrize("way", ["button", "Escape"])
+def test_a_stopped_ride_keeps_what_had_arrived(visit, echo, way):
+    page = visit(echo)
+    ask(page, LONG)
+    expect(page.locator("#answer .text")).to_contain_text("so on")
+    if way == "button":
+        page.get_by_role("button", name="Stop").click()
+    else:
+        page.keyboard.press("Escape")
+    ended(page, "stopped")
+    expect(page.get_by_role("status")).to_have_text("Stopped. What had arrived is kept.")
+    kept = answer(page)
+    page.wait_for_timeout(300)
+    assert answer(page) == kept
+    assert len(kept) < 800
+    expect(page.locator("#bill .total")).to_contain_text("≈")
+    saved = save(page)
+    assert saved["stopped"] is True
+    assert not any(one["chunk"].get("usage") for one in saved["chunks"])
+    written = sum(one["chunk"]["ensemble"].get("tokens", 0) * size for one in saved["chunks"] for size in [sizes(one)])
+    known = [one["chunk"]["ensemble"]["flops"] for one in saved["chunks"] if "verdict" in one["chunk"]["ensemble"]]
+    assert float(page.locator("#total").get_attribute("value")) == known[-1] + written
+
+
+def sizes(one):
+    return {"big": 4e6, "small": 8e5}.get(one["chunk"]["ensemble"].get("engine"), 0)
+
+
+def test_a_saved_ride_opens_again(visit, echo):
+    page = visit(echo)
+    ask(page, LONG)
+    ended(page)
+    saved = save(page)
+    assert saved["format"] == "ensemblehub-ride"
+    assert saved["question"] == LONG
+    assert saved["request"]["messages"] == [{"role": "user", "content": LONG}]
+    assert [one["at"] for one in saved["chunks"]] == sorted(one["at"] for one in saved["chunks"])
+    assert saved["stopped"] is False
+    assert saved["error"] is None
+
+    other = visit(echo)
+    posted = []
+    other.on("request", lambda request: posted.append(request.method) if request.method != "GET" else None)
+    open_file(other, json.dumps(saved))
+    ended(other)
+    expect(other.get_by_role("heading", name="The ride", exact=True)).to_be_focused()
+    shown = page.locator("#ride").text_content()
+    assert LONG in shown
+    assert other.locator("#ride").text_content() == shown
+
+    other.get_by_role("button", name="Replay").click()
+    expect(other.get_by_role("button", name="Skip to the end")).to_be_visible()
+    expect(other.locator("#answer .text")).to_contain_text("so on")
+    other.get_by_role("button", name="Skip to the end").click()
+    ended(other)
+    assert other.locator("#ride").text_content() == shown
+    assert posted == []
+
+
+def test_a_dropped_ride_opens(visit, echo):
+    page = visit(echo)
+    drop = """(content) => {
+        const files = new DataTransfer();
+        files.items.add(new File([content], "dropped.json"));
+        document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true }));
+    }"""
+    page.evaluate(drop, json.dumps({**SOUND, "question": "Dropped?"}))
+    expect(page.locator("#asked")).to_have_text("Dropped?")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("no ride at all", "it is not JSON"),
+        ("[1, 2]", "it is not a saved ride"),
+        ("null", "it is not a saved ride"),
+        (json.dumps({**SOUND, "version": 2}), "version 2 is not known"),
+        (json.dumps({**SOUND, "chunks": [{"at": "soon", "chunk": {}}]}), "parts of the ride are missing"),
+        (json.dumps({**SOUND, "question": 7}), "parts of the ride are missing"),
+    ],
+    ids=["text", "list", "null", "version", "times", "question"],
+)
+def test_a_file_that_is_no_ride_changes_nothing(visit, echo, content, says):
+    page = visit(echo)
+    open_file(page, json.dumps({**SOUND, "question": "The one before"}))
+    expect(page.locator("#asked")).to_have_text("The one before")
+    before = page.locator("#ride").text_content()
+    open_file(page, content, "holiday.json")
+    expect(page.get_by_role("alert")).to_contain_text(f"holiday.json cannot be opened: {says}")
+    assert page.locator("#ride").text_content() == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Goal: one\nPlanning: two\n\nRetrieval: N/A\nAction: x = 1",
+        "**1. Goal:** one\n**Planning** two, in\nseveral lines\n> - Action： three",
+        "- goal\n  the planning of it\nACTION",
+        "Goals are no heading\nRetrieval:",
+    ],
+)
+def test_headings_are_found_as_the_library_finds_them(visit, echo, text):
+    start = {"ensemble": {"start": {"method": "tandem", "roles": {"mentor": "big"}}}}
+    whole = {"ensemble": {"engine": "big", "purpose": "insight"}, "choices": [{"delta": {"reasoning_content": text}}]}
+    page = visit(echo)
+    open_file(page, json.dumps({**SOUND, "chunks": [{"at": 0, "chunk": start}, {"at": 1, "chunk": whole}]}))
+    expect(page.locator("#insight")).to_be_visible()
+    found = insight(page)
+    before = found.pop("Insight", "")
+    assert found == sections(text)
+    assert text.startswith(before)
+
+
+def test_a_ride_with_wild_values_still_opens(visit, echo):
+    wild = [
+        {"ensemble": {"start": {"method": "tandem", "members": 3, "roles": {"mentor": 1}}}},
+        {"ensemble": {"engine": "big", "purpose": "insight", "tokens": "x"}, "choices": [{"delta": {"content": 5}}]},
+        {"ensemble": {"verdict": {"level": None, "probability": "high"}}},
+        {"ensemble": {"choice": {"chosen": "a", "scores": [None, 1]}}},
+        {"choices": [], "usage": {"cost": {"spent": [{}], "estimated_mentor_alone_flops": ["a", 1, 2]}}},
+    ]
+    page = visit(echo)
+    open_file(page, json.dumps({**SOUND, "chunks": [{"at": 0, "chunk": chunk} for chunk in wild]}))
+    ended(page)
+
+
+def test_what_models_write_is_never_markup(visit, echo):
+    page = visit(echo)
+    ask(page, "a hostile <b>question</b>")
+    ended(page)
+    assert answer(page) == HOSTILE
+    assert page.locator("#ride img, #ride b").count() == 0
+    expect(page.locator("#asked")).to_have_text("a hostile <b>question</b>")
+
+
+def test_a_key_is_asked_for_where_one_is_needed_and_never_saved(visit, serve):
+    server = serve(ECHO, "--api_key", "s3cret-key")
+    page = visit(server, ready=False)
+    dialog = page.get_by_role("dialog", name="An API key is needed")
+    expect(dialog).to_be_visible()
+    page.get_by_label("API key", exact=True).fill("wrong")
+    page.keyboard.press("Enter")
+    expect(dialog).to_contain_text("The server does not know this key.")
+    page.get_by_label("API key", exact=True).fill("s3cret-key")
+    page.get_by_role("button", name="Use this key").click()
+    expect(dialog).to_be_hidden()
+    expect(page.get_by_label("Ensemble")).to_be_enabled()
+    ask(page)
+    ended(page)
+    assert "s3cret-key" not in json.dumps(save(page))
+    assert "s3cret-key" not in page.evaluate("JSON.stringify(localStorage) + document.cookie")
+    page.reload()
+    expect(page.get_by_label("Ensemble")).to_be_enabled()
+    expect(dialog).to_be_hidden()
+
+    other = visit(server, ready=False)  # another tab knows nothing of it
+    other.get_by_role("button", name="Cancel").click()
+    expect(other.get_by_role("alert")).to_have_text("The server wants an API key.")
+    assert all("401" in line for line in visit.said)  # a browser's own word on a refused request
+    visit.said.clear()
+
+
+def test_other_ensembles_are_coloured_by_author(visit, echo):
+    page = visit(echo)
+    page.get_by_label("Ensemble").select_option("turns")
+    expect(page.locator("#lead")).to_contain_text("coloured by who wrote it")
+    ask(page)
+    ended(page)
+    assert page.locator("#answer .turn").all_text_contents() == ["big", "small", "big", "small"]
+    turns = page.locator("#answer .text .by")
+    colours = turns.evaluate_all("all => all.map((one) => getComputedStyle(one).color)")
+    lines = turns.evaluate_all("all => all.map((one) => getComputedStyle(one).textDecorationStyle)")
+    assert colours[0] == colours[2] != colours[1] == colours[3]
+    assert lines[0] == lines[2] != lines[1] == lines[3]  # not by colour alone
+    assert page.locator("#answer .legend li").all_text_contents() == ["big 10 tokens", "small 10 tokens"]
+    expect(page.get_by_role("status")).to_have_text("Ended at the token limit.")
+
+    page.get_by_label("Ensemble").select_option("ballot")
+    ask(page)
+    ended(page)
+    expect(page.locator("#choices")).to_contain_text("Which answer small")
+    expect(page.locator("#choices")).to_contain_text("1 of 2 says 11")
+
+    page.get_by_label("Ensemble").select_option("big")
+    ask(page)
+    ended(page)
+    assert answer(page) == INSIGHT
+
+
+def test_a_ride_that_breaks_off_says_so_and_keeps_its_text(visit, echo):
+    page = visit(echo)
+    page.get_by_label("Ensemble").select_option("weak")
+    ask(page)
+    ended(page, "failed")
+    expect(page.get_by_role("status")).to_contain_text("The ride broke off: weak failed after 3 tokens")
+    assert answer(page) == "this one breaks"
+    assert "weak failed" in save(page)["error"]
+
+
+def test_controls_set_what_the_operator_allows(visit, echo):
+    page = visit(echo)
+
+    def asked():
+        with page.expect_request("**/v1/chat/completions") as request:
+            ask(page, LONG)
+        expect(page.locator("#judge tbody tr").first).to_be_attached()
+        page.keyboard.press("Escape")
+        ended(page, "stopped")
+        return request.value.post_data_json.get("ensemble")
+
+    assert asked() is None
+    page.get_by_role("radio", name="low").check()
+    assert asked() == {"params": {"judge": "fixed:low"}}
+    ask(page)
+    ended(page)
+    expect(page.locator("#handover")).to_contain_text("Mentor stopped after 7 tokens: level low was asked for")
+    slider = page.get_by_label("Threshold for all levels")
+    expect(slider).to_be_disabled()
+    page.get_by_role("radio", name="The judge decides").check()
+    slider.focus()
+    page.keyboard.press("Home")
+    expect(page.locator("#threshold-value")).to_have_text("0.00")
+    page.keyboard.press("ArrowRight")
+    levels = dict.fromkeys(["none", "low", "medium", "high"], 0.01)
+    assert asked() == {"params": {"thresholds": levels}}
+    expect(page.locator("#handover")).to_contain_text("No insight is needed: level none suffices (0.33 ≥ 0.01)")
+    page.get_by_role("button", name="Back to calibrated").click()
+    expect(slider).to_have_attribute("aria-valuetext", "as calibrated")
+    assert asked() is None
+
+
+def test_a_keyboard_is_enough(visit, echo):
+    page = visit(echo)
+    focused = page.locator(":focus")
+    page.keyboard.press("Tab")
+    expect(focused).to_have_text("Skip to the question")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    if focused.get_attribute("id") != "question":  # the skip link moves focus, or where Tab goes on from
+        page.keyboard.press("Shift+Tab")
+    expect(page.get_by_label("Your question")).to_be_focused()
+    page.keyboard.type(LONG)
+    reached = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        reached.append(focused.get_attribute("id") or focused.get_attribute("name") or focused.text_content())
+        outline = "one => { const seen = one.matches('.segments input') ? one.nextElementSibling : one;"
+        assert focused.evaluate(outline + " return getComputedStyle(seen).outlineStyle; }") == "solid"
+    assert reached[-4:] == ["model", "level", "threshold", "start"]
+    page.keyboard.press("Enter")
+    expect(page.locator("#insight")).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Stop")).to_be_focused()
+    page.keyboard.press("Enter")
+    ended(page, "stopped")
+    expect(page.get_by_role("button", name="Save")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Replay")).to_be_focused()
+
+
+def test_a_screen_reader_is_told(visit, echo):
+    page = visit(echo)
+    ask(page)
+    ended(page)
+    status = page.get_by_role("status")
+    assert status.get_attribute("aria-live") == "polite"
+    assert page.locator("[aria-live] #flow, #flow [aria-live]").count() == 0  # no word for each token
+    tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    named = {"button", "textbox", "combobox", "slider", "radio", "group", "region", "form", "dialog", "table"}
+    found = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in tree if not node["ignored"]]
+    assert {"button", "textbox", "combobox", "slider", "radio", "table"} <= {role for role, _ in found}
+    assert [role for role, name in found if role in named and not name] == []
+    headings = page.get_by_role("heading").evaluate_all("all => all.map((one) => one.tagName)")
+    assert headings[:2] == ["H1", "H2"]
+    assert set(headings[2:]) == {"H3"}
+
+
+CONTRAST = """() => {
+    const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const light = (colour) => numbers(colour).slice(0, 3).map((value) => value / 255)
+        .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0);
+    const ground = (element) => {
+        for (; element; element = element.parentElement) {
+            const colour = getComputedStyle(element).backgroundColor;
+            if ((numbers(colour)[3] ?? 1) === 1) return colour;
+        }
+    };
+    const low = [];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+        const element = node.parentElement;
+        if (!node.data.trim() || !element.checkVisibility() || element.closest(".unseen, option, :disabled")) continue;
+        const style = getComputedStyle(element);
+        const [one, other] = [light(element.closest("svg") ? style.fill : style.color), light(ground(element))];
+        const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+        if (contrast < 4.5) low.push(`${node.data}: ${contrast.toFixed(2)}`);
+    }
+    return low;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_is_readable_in_light_and_dark_on_wide_and_narrow_screens(visit, echo, scheme, width):
+    page = visit(echo, color_scheme=scheme, viewport={"width": width, "height": 844})
+    for name in ("turns", "ensemble"):
+        page.get_by_label("Ensemble").select_option(name)
+        ask(page)
+        ended(page)
+        assert page.evaluate(CONTRAST) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    dark = "getComputedStyle(document.body).backgroundColor"
+    automatic = page.evaluate(dark)
+    page.get_by_role("button", name="Theme: auto").click()
+    light = page.evaluate(dark)
+    page.get_by_role("button", name="Theme: light").click()
+    assert page.evaluate(dark) != light
+    assert automatic in (light, page.evaluate(dark))
+    page.reload()  # the choice is kept
+    expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
+    assert page.evaluate(dark) != light
