@@ -169,7 +169,7 @@ class Answering:
                         if isinstance(event, Scored):
                             answer.read = event
                         else:
-                            answer.events.append(event)
+                            answer.take(event)
                         yield event
             finally:
                 answer.ended = time.perf_counter()

@@ -8,18 +8,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeGuard
 
 from ensemblehub.api.catalog import Served
 from ensemblehub.cost import Ledger
 from ensemblehub.ensemble_methods.ensemble import Ensemble, attribution, fold
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Choice, Cost, Event, Piece, Request, Result, Scored, ScoredToken, Spent, Token, Verdict
+from ensemblehub.schema import (
+    Choice,
+    Cost,
+    Event,
+    Piece,
+    Request,
+    Result,
+    Scored,
+    ScoredToken,
+    Spent,
+    Token,
+    Verdict,
+    merged,
+)
 from ensemblehub.sections import Generation
 
 Kind = Literal["chat", "text"]
 Written = Token | ScoredToken
+_COUNTED = Token("")  # stands for a token of which only the number matters
+_LOOSE = 64  # events that are kept one by one
 _UNKNOWN = -9999.0  # OpenAI's logprob of a token that was not among the likeliest
 
 
@@ -49,6 +64,16 @@ class Answer:
     started: float = field(default_factory=time.perf_counter)
     ended: float = 0.0
     text_at: int = 0  # characters sent, for `text_offset`
+    _settled: int = 0  # events that are joined
+
+    def take(self, event: Event) -> None:
+        """Keep an event; of a long answer that nobody wants logprobs of, no more objects than its text needs."""
+        if isinstance(event, Piece) and self.alternatives is None:
+            event = replace(event, tokens=(_COUNTED,) * counted(event))
+        self.events.append(event)
+        if len(self.events) - self._settled > _LOOSE:
+            self.events[self._settled :] = _joined(self.events[self._settled :])
+            self._settled = len(self.events) - 1  # the last piece may go on
 
     @property
     def ensemble(self) -> Ensemble:
@@ -81,6 +106,18 @@ class Answer:
     def held(self) -> bool:
         """Whether its text can be known at its end only: what stands behind the last of some marks."""
         return bool(self.generation.extract_after)
+
+
+def _joined(events: Iterable[Event]) -> list[Event]:
+    """Neighbouring pieces of one author joined, other events where they are."""
+    found, run = list[Event](), list[Piece]()
+    for event in events:
+        if isinstance(event, Piece):
+            run.append(event)
+            continue
+        found += [*merged(run), event]
+        run = []
+    return [*found, *merged(run)]
 
 
 def is_answer(event: object) -> TypeGuard[Piece]:

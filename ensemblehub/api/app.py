@@ -6,6 +6,7 @@ Everything that is asked goes through `Answering`; this module knows paths and b
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -80,6 +81,8 @@ def create_app(
     async def load() -> None:
         try:
             await catalog.load()
+            gc.collect()
+            gc.freeze()  # what is loaded stays, and no collection need look at it again while streams wait
             state.word = "ready"
         except Exception as error:
             state.word, state.reason = "failed", " ".join(str(error).split())

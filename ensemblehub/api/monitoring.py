@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -70,6 +71,7 @@ class Monitor:
             ("running", "Answers being written", lambda: admission.running),
             ("queued", "Answers waiting for a place", lambda: admission.queued),
             ("queued_tokens", "Prompt tokens waiting for a place", lambda: admission.queued_tokens),
+            ("tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks())),
         ):
             Gauge(f"ensemblehub_{name}", help_, registry=registry).set_function(value)
 

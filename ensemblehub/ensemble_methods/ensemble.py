@@ -138,7 +138,8 @@ class Ensemble:
         async with aclosing(self._attempts(ask, chosen, meter)) as events:
             async for event in events:
                 yield event
-                written.append(event)
+                if self.debug.show_output_details:
+                    written.append(event)
         if self.debug.show_output_details:
             result = fold(written, ledger, time.perf_counter() - started)
             spent = [asdict(line) for line in result.spent]

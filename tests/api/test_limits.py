@@ -236,6 +236,17 @@ def test_results_are_kept_where_wanted(serve):
     assert sum(spent["cost"]["completion_tokens"] for spent in rows[0]["spent"]) == 22
 
 
+@pytest.mark.parametrize("more", [{}, {"logprobs": True}])
+def test_of_a_long_answer_every_token_counts_whether_or_not_logprobs_keep_them_apart(slow, more):
+    answer = slow.post(CHAT, {**ASK, "max_tokens": 200, **more}).json()
+    (choice,), usage = answer["choices"], answer["usage"]
+    assert choice["message"]["content"] == " ".join(f"w{number}" for number in range(200))
+    assert choice["message"]["reasoning"] == " ".join(f"w{number}" for number in range(20))
+    assert (usage["completion_tokens"], usage["completion_tokens_details"]["reasoning_tokens"]) == (220, 20)
+    assert [one["length"] for one in choice["metadata"]["attribution"]["segments"]] == [20, 200]
+    assert len(choice["logprobs"]["content"] if more else range(200)) == 200
+
+
 def test_metrics_and_status_say_what_was_done(serve):
     server = serve(yaml(), env=HERE)
     answer = server.post(CHAT, {**ASK, "max_tokens": 5}).json()
