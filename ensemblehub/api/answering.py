@@ -29,7 +29,7 @@ from ensemblehub.sections import Generation, ServerSection
 log = logging.getLogger(__name__)
 Told = tuple[Answer, Event | Scored]
 Tell = Callable[[Answer, Event | Scored], Awaitable[None]]
-_LARGE = 20_000  # characters of a prompt whose tokens are counted beside the event loop
+_LARGE = 20_000  # characters of prompts whose tokens are counted beside the event loop
 
 
 class Answering:
@@ -54,10 +54,10 @@ class Answering:
         self._bounded(body, sampling.max_tokens, len(prompts) * count)
         self._honoured(body, served, bool(generation.extract_after))
         answers: list[Answer] = []
-        for prompt, prefix in prompts:
-            passed_on = body.passed_on if isinstance(body, ChatRequest) else {}
-            request = Request(prompt, sampling, prefix, request_id, extra=passed_on)
-            tokens = await self._counted(served.ensemble.engines, request)
+        passed_on = body.passed_on if isinstance(body, ChatRequest) else {}
+        requests = [Request(prompt, sampling, prefix, request_id, extra=passed_on) for prompt, prefix in prompts]
+        lengths = await self._counted(served.ensemble.engines[0], requests)
+        for request, tokens in zip(requests, lengths, strict=True):
             for number in range(count):
                 asked = request.seeded("choice", number) if number else request
                 answers.append(Answer(len(answers), asked, served, tokens, generation, body.alternatives))
@@ -97,20 +97,14 @@ class Answering:
             if "response_format" in body.passed_on:
                 _alone(served, "response_format")
 
-    async def _counted(self, engines: Sequence[Engine], request: Request) -> int:
-        """Tokens of the prompt for the first engine."""
-        prompt, first = request.prompt, engines[0]
-        if isinstance(prompt, TokenIds):
-            tokens = len(prompt.ids)
-        else:
-            texts = [message.content for message in prompt.messages] if isinstance(prompt, Chat) else [prompt.text]
-            large = sum(map(len, texts)) > _LARGE
-            known = await asyncio.to_thread(first.count, request) if large else first.count(request)
-            tokens = known or 0
-        if tokens > self.settings.max_prompt_tokens:
-            most = self.settings.max_prompt_tokens
-            raise Problem(400, f"a prompt has at most {most} tokens here, not {tokens}", "context_length_exceeded")
-        return tokens
+    async def _counted(self, first: Engine, requests: Sequence[Request]) -> list[int]:
+        """Tokens of each prompt for the first engine; where they are many, beside the event loop."""
+        large = sum(_characters(request.prompt) for request in requests) > _LARGE
+        found = await asyncio.to_thread(_lengths, first, requests) if large else _lengths(first, requests)
+        if max(found) > (most := self.settings.max_prompt_tokens):
+            text = f"a prompt has at most {most} tokens here, not {max(found)}"
+            raise Problem(400, text, "context_length_exceeded")
+        return found
 
     async def write(self, job: Job, tell: Tell) -> None:
         """Write all answers, telling of each event as it comes; being cancelled stops every engine.
@@ -205,6 +199,17 @@ async def _merged(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _characters(prompt: Prompt) -> int:
+    if isinstance(prompt, Chat):
+        return sum(len(message.content) for message in prompt.messages)
+    return len(prompt.text) if isinstance(prompt, Text) else 0
+
+
+def _lengths(engine: Engine, requests: Sequence[Request]) -> list[int]:
+    """Tokens of each prompt; 0 where the engine cannot tell."""
+    return [len(one.prompt.ids) if isinstance(one.prompt, TokenIds) else engine.count(one) or 0 for one in requests]
 
 
 def _require(engines: Sequence[Engine], capability: Capability, name: str, param: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ensemblehub.cost import Ledger, Meter
 from ensemblehub.ensemble_methods.base import together
+from ensemblehub.ensemble_methods.turns import refuse_ids
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Cost, Piece, Request
@@ -71,8 +72,11 @@ def drafts(request: Request, engines: Iterable[Engine], samples: int, strategy: 
     """`samples` empty candidates per engine, engine by engine, each with a seed of its own.
 
     Raises:
-        RequestError: several samples are to be drawn, but at temperature 0 they would all be the same.
+        RequestError: several samples are to be drawn, but at temperature 0 they would all be the same; or the
+            request speaks in token ids, which several models would read.
     """
+    engines = list(engines)
+    refuse_ids(request, engines)
     if samples > 1 and request.sampling.temperature == 0:
         raise RequestError(f"{strategy}: {samples} samples of a model need a temperature above 0")
     return [

@@ -233,7 +233,8 @@ class Tandem(Aggregation):
 
     def estimated_alone(self, request: Request, engines: Sequence[Engine]) -> tuple[float, float, float] | None:
         mentor, _ = self.roles(engines)
-        return estimated_mentor_alone(self.verdicts.estimates, mentor.card, mentor.count(request) or 0)
+        read = mentor.count(request)
+        return None if read is None else estimated_mentor_alone(self.verdicts.estimates, mentor.card, read)
 
     def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
         return dict(zip(("mentor", "intern"), self.roles(engines), strict=True))
