@@ -312,7 +312,11 @@ def serve(
     setup = Config.read(config or file or studio.CONFIG, changes)
     given = {"host": host, "port": port, "log_format": log_format}
     server = setup.server.model_copy(update={key: value for key, value in given.items() if value is not None})
-    serving.serve(setup.model_copy(update={"server": server}), serving.keys_of(server, api_key, api_key_file))
+    try:
+        serving.serve(setup.model_copy(update={"server": server}), serving.keys_of(server, api_key, api_key_file))
+    except KeyboardInterrupt:
+        click.echo("\nensemblehub: stopped before it was ready", err=True)
+        sys.exit(130)
 
 
 @cli.group(cls=Commands)
@@ -337,6 +341,23 @@ def fetch(name: str, source: Path | None, to: Path, split: str | None) -> None:
     whole, count = benchmark.sizes[split or benchmark.splits[-1]], sum(files.values())
     if source and count != whole:
         click.echo(f"note: {benchmark.title} has {whole} items, {source} {count}", err=True)
+
+
+@cli.command("export-gguf")
+@click.argument("model")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--kind", type=click.Choice(["f32", "f16", "bf16", "q8_0"]), default="f32", show_default=True,
+    help="Precision of the matrices.",
+)  # fmt: skip
+def export_gguf(model: str, folder: Path, kind: Any) -> None:
+    """Write MODEL, a Hugging Face folder or `studio:NAME`, as GGUF into FOLDER, with its tokenizer beside it.
+
+    The engine `llama_cpp` runs what is written: name FOLDER/model.gguf as its `path`.
+    """
+    from ensemblehub.generators.gguf_export import export
+
+    click.echo(f"written to {export(studio.resolve(model), folder, kind)}: name it as `path` of the engine llama_cpp")
 
 
 def main(arguments: list[str] | None = None) -> None:

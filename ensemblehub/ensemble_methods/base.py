@@ -149,11 +149,15 @@ def ids_of(prompt: Prompt, engine: Engine) -> list[int]:
     """A raw prompt in the engine's token ids.
 
     Raises:
-        RequestError: it is a chat, or the engine has no tokenizer at hand.
+        RequestError: it is a chat, or holds an id that there is not; or the engine has no tokenizer at hand.
     """
     if isinstance(prompt, Chat):
         raise RequestError("a raw prompt is needed, not a chat")
-    return list(prompt.ids) if isinstance(prompt, TokenIds) else tokenizer_of(engine).encode(prompt.text)
+    ids = list(prompt.ids) if isinstance(prompt, TokenIds) else tokenizer_of(engine).encode(prompt.text)
+    unknown = next((index for index in ids if index >= (engine.card.vocabulary or index + 1)), None)
+    if unknown is not None:
+        raise RequestError(f"{engine.name}: there is no token id {unknown}")
+    return ids
 
 
 def given(request: Request, ids: Sequence[int], engine: Engine) -> Request:

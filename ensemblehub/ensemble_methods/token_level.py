@@ -21,7 +21,7 @@ from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name,
 from ensemblehub.ensemble_methods.mixing import choose
 from ensemblehub.ensemble_methods.union_vocabulary import Probabilities, Union, View, union_of
 from ensemblehub.errors import ConfigError, ContextOverflowError, RequestError
-from ensemblehub.generators.base import Decoder, Engine
+from ensemblehub.generators.base import Decoder, Engine, Tokenizer
 from ensemblehub.generators.hf_text import TextFlow, alternatives
 from ensemblehub.schema import (
     Capability,
@@ -131,8 +131,8 @@ class TokenLevel(Aggregation):
         if not ids:
             raise RequestError(f"{asked[0].name}: the prompt is empty")
         head = replace(request, prompt=TokenIds(tuple(ids[:1])))
-        words = replace(request, prompt=Text(tokenizer.decode(ids[:1])))
         alike = [tokenizer_of(engine).fingerprint == tokenizer.fingerprint for engine in asked]
+        words = head if all(alike) else replace(request, prompt=Text(_start(ids[0], tokenizer, asked[0])))
         prompts = {engine: head if same else words for engine, same in zip(asked, alike, strict=True)}
         answer = Answer(prompts, self.weights, meter.ledger.meter("score"))
         try:
@@ -347,7 +347,7 @@ class Answer:
                         raise RequestError(f"{member.engine.name} cannot cover the bytes before token {len(found) + 1}")
                 parts = [self._mapped(member, own[at]) for member, own in zip(self.members, lines, strict=True)]
                 found.append((entries[at], mix(self.members, parts)))
-                self._settle(drafts[at])
+                self._settle(drafts[at], given=True)
             del entries[:reach]
         self.written = 0
         for member in self.members:
@@ -442,14 +442,30 @@ class Answer:
             self._uniforms.append(self._random.random())
         return self._uniforms[self.written]
 
-    def _settle(self, chosen: Chosen) -> Chosen:
-        """Go on with a token."""
+    def _settle(self, chosen: Chosen, given: bool = False) -> Chosen:
+        """Go on with a token; one that is given may be an end of text, and the text goes on behind it."""
         self.written += 1
-        if chosen.entry not in self.ends:
+        if given or chosen.entry not in self.ends:
             self._text += self.union.vocabulary.tokens[chosen.entry]
             for member in self.members:
                 member.spelling.take(chosen.entry, self._text)
         return chosen
+
+
+def _start(index: int, tokenizer: Tokenizer, engine: Engine) -> str:
+    """The first token for models with other tokenizers: its text, or for a control token the start of a text.
+
+    Raises:
+        RequestError: it is a part of a character, which they cannot be given alone.
+    """
+    if index in tokenizer.controls:
+        return ""
+    text = tokenizer.decode([index])
+    if "\ufffd" in text:
+        raise RequestError(
+            f"the first token of {engine.name!r} is a part of a character, which others cannot read alone"
+        )
+    return text
 
 
 def likeliest(part: Probabilities, count: int) -> tuple[tuple[int, float], ...]:

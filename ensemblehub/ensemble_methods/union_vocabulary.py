@@ -179,7 +179,7 @@ def _shared(keys: Sequence[_Key]) -> Union:
     first, size = keys[0], min(key.size for key in keys)  # some models pad their vocabulary
     straight = View(first.vocabulary, size, np.arange(size, dtype=np.intp))
     tokens = first.vocabulary.tokens[:size]
-    vocabulary = Vocabulary(tokens, first.vocabulary.special, first.end, first.fingerprint)
+    vocabulary = Vocabulary(tokens, first.vocabulary.special, first.end, first.fingerprint, first.vocabulary.names)
     index = {tokens[token]: token for token in _spelling(first.vocabulary, size)}
     return Union(vocabulary, (straight,) * len(keys), index, True)
 

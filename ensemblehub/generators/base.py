@@ -7,8 +7,8 @@ KV cache.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ensemblehub.cost import Meter
@@ -24,12 +24,18 @@ class Vocabulary:
         tokens: the bytes of each id (empty for ids that stand for no text).
         special: ids that are control tokens, not text; `end` those that end an answer.
         fingerprint: equal for two engines exactly when their ids mean the same.
+        names: how control tokens are written out.
     """
 
     tokens: tuple[bytes, ...]
     special: frozenset[int]
     end: frozenset[int]
     fingerprint: str
+    names: Mapping[int, str] = field(default_factory=dict, repr=False)
+
+    def shown(self, index: int) -> str:
+        """A token for a person: its text, U+FFFD for bytes that are no character alone, or a control token's name."""
+        return self.names.get(index) or self.tokens[index].decode(errors="replace")
 
 
 class Tokenizer(ABC):
@@ -47,6 +53,11 @@ class Tokenizer(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Equal for two tokenizers that cut every text alike."""
+
+    @property
+    @abstractmethod
+    def controls(self) -> frozenset[int]:
+        """Ids that are control tokens, not text."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

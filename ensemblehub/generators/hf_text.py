@@ -37,12 +37,13 @@ def vocabulary_of(tokenizer: Any, size: int, end: Iterable[int]) -> Vocabulary:
         else:
             tokens.append(spell(index, strings[index]))
     mapping = json.dumps([sorted(strings.items()), sorted(special)]).encode()
-    return Vocabulary(tuple(tokens), special, frozenset(end), hashlib.sha256(mapping).hexdigest())
+    names = {index: str(tokenizer.convert_ids_to_tokens(index)) for index in special}
+    return Vocabulary(tuple(tokens), special, frozenset(end), hashlib.sha256(mapping).hexdigest(), names)
 
 
 def alternatives(vocabulary: Vocabulary, top: Iterable[tuple[int, float]]) -> tuple[Alternative, ...]:
-    """Ids and logprobs with the ids' texts; bytes that are no character by themselves show as U+FFFD."""
-    return tuple(Alternative(vocabulary.tokens[index].decode(errors="replace"), value, index) for index, value in top)
+    """Ids and logprobs with the ids as they are shown."""
+    return tuple(Alternative(vocabulary.shown(index), value, index) for index, value in top)
 
 
 def _speller(tokenizer: Any) -> Any:

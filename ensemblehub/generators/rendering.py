@@ -167,6 +167,10 @@ class Renderer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids))
 
+    @property
+    def controls(self) -> frozenset[int]:
+        return self._controls
+
     @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
