@@ -151,6 +151,7 @@ def peer(python: Path, url: str, rates: Sequence[float], seconds: float) -> list
     port = load.free_port()
     command, _ = proxied(python, url, port)
     offline = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_DOCS": "True", "LITELLM_LOG": "ERROR"}
+    offline["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # it listens for this benchmark alone
     arms = {"litellm": f"http://127.0.0.1:{port}/v1/chat/completions", "direct": f"{url}/v1/chat/completions"}
     rows = []
     with load.process(command, port, "/health/liveliness", **offline):
