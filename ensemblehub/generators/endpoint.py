@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import os
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -16,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ensemblehub.errors import EngineError, MissingExtraError
+from ensemblehub.errors import ConfigError, EngineError, MissingExtraError
 
 try:
     import httpx2
@@ -318,6 +319,22 @@ async def _some(response: httpx2.Response) -> bytes:
 
 def _left(end: float) -> float:
     return max(0.001, end - time.monotonic())
+
+
+def key_of(variable: str | None, whose: str) -> str:
+    """The key in an environment variable; empty where none is named.
+
+    Raises:
+        ConfigError: the variable is not set, or holds no key.
+    """
+    if variable is None:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(f"{whose}: the environment variable {variable} is not set")
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError(f"{whose}: {variable} holds characters that no key has")
+    return key
 
 
 def retry_after(value: str) -> float:

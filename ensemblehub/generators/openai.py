@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -21,7 +20,7 @@ from urllib.parse import urlsplit
 from ensemblehub.cost import Meter
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, MissingExtraError, RequestError
 from ensemblehub.generators.base import Engine, Tokenizer
-from ensemblehub.generators.endpoint import Endpoint, Patience, Refused
+from ensemblehub.generators.endpoint import Endpoint, Patience, Refused, key_of
 from ensemblehub.schema import (
     Alternative,
     Capability,
@@ -114,21 +113,6 @@ class Address:
             raise ConfigError(f"base_url: no user, password or query belong in it ({parts.hostname}); use api_key_env")
         variable = (spec and spec["key"]) or options.api_key_env or _KEYS.get(parts.hostname)
         return cls(model, url.rstrip("/"), variable)
-
-    def key(self, engine: str) -> str:
-        """The key; empty where none is named.
-
-        Raises:
-            ConfigError: the variable is not set, or holds no key.
-        """
-        if self.key_variable is None:
-            return ""
-        key = os.environ.get(self.key_variable, "").strip()
-        if not key:
-            raise ConfigError(f"model {engine!r}: the environment variable {self.key_variable} is not set")
-        if not key.isascii() or not key.isprintable():
-            raise ConfigError(f"model {engine!r}: {self.key_variable} holds characters that no key has")
-        return key
 
 
 class OpenAIEngine(Engine):
@@ -256,7 +240,7 @@ class OpenAIEngine(Engine):
 
     @cached_property
     def _endpoint(self) -> Endpoint:
-        key, settings = self.address.key(self.name), self.settings
+        key, settings = key_of(self.address.key_variable, f"model {self.name!r}"), self.settings
         return Endpoint(self.name, self.address.url, key, settings.patience, settings.concurrency)
 
 

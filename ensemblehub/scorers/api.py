@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 from ensemblehub.cost import Meter
 from ensemblehub.errors import ConfigError, EngineError, MissingExtraError, RequestError
 from ensemblehub.generators.base import Engine
+from ensemblehub.generators.endpoint import key_of, retry_after
 from ensemblehub.schema import Card, Chat, Message, Price, Request, TokenIds
 from ensemblehub.scorers.base import Scorer
 
@@ -123,7 +123,7 @@ class APIScorer(Scorer):
                 if response.is_success:
                     return self._json(response)
                 reason = f"HTTP {response.status_code} {response.text[:10_000]}"
-                wait = max(wait, _retry_after(response.headers.get("retry-after", "")))
+                wait = max(wait, retry_after(response.headers.get("retry-after", "")))
                 if response.status_code != 429 and response.status_code < 500:
                     break
             if not left or wait > self.settings.longest_wait:
@@ -163,15 +163,8 @@ class APIScorer(Scorer):
         Raises:
             ConfigError: the environment variable is empty, or no key.
         """
-        variable = self.settings.api_key_env
-        if variable is None:
-            return {}
-        key = os.environ.get(variable, "").strip()
-        if not key:
-            raise ConfigError(f"scorer {self.name!r}: the environment variable {variable} is not set")
-        if not key.isascii() or not key.isprintable():
-            raise ConfigError(f"scorer {self.name!r}: {variable} holds characters that no key has")
-        return {"Authorization": f"Bearer {key}"}
+        key = key_of(self.settings.api_key_env, f"scorer {self.name!r}")
+        return {"Authorization": f"Bearer {key}"} if key else {}
 
     @cached_property
     def _client(self) -> Any:
@@ -200,13 +193,3 @@ def _usage(answer: Any) -> int | None:
     usage = answer.get("usage") if isinstance(answer, dict) else None
     tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return tokens if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0 else None
-
-
-def _retry_after(value: str) -> float:
-    """Seconds that a `Retry-After` header asks to wait: a number of them, or a date."""
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0
