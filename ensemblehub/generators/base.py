@@ -31,7 +31,7 @@ class Vocabulary:
     special: frozenset[int]
     end: frozenset[int]
     fingerprint: str
-    names: Mapping[int, str] = field(default_factory=dict, repr=False)
+    names: Mapping[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def shown(self, index: int) -> str:
         """A token for a person: its text, U+FFFD for bytes that are no character alone, or a control token's name."""
