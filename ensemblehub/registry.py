@@ -18,7 +18,9 @@ ENGINES = {
     "api": "ensemblehub.generators.openai:OpenAIEngine",
     "echo": "ensemblehub.generators.echo:EchoEngine",
     "hf": "ensemblehub.generators.hf:HFEngine",
+    "llama_cpp": "ensemblehub.generators.llama_cpp:LlamaCppEngine",
     "openai": "ensemblehub.generators.openai:OpenAIEngine",
+    "vllm": "ensemblehub.generators.vllm:VLLMEngine",
 }
 SELECTIONS = {
     "all": "ensemblehub.ensemble_methods.model_selection.all:All",
