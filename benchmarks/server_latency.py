@@ -1,11 +1,16 @@
 """What the server adds to an engine's own time: `python -m benchmarks.server_latency`.
 
-One process serves two handlers over the same kind of `echo` engine: the whole server, and a bare Starlette handler that
-streams the engine's pieces and does nothing else.  A client in a second process asks both in turn, each at random
-moments of a fixed mean rate, whether or not earlier answers are there (open loop), so that what disturbs one disturbs
-the other.  The aims, at 100 requests/s to each: at most 2 ms more at the median and 10 ms more at the 99th percentile
-until the first token.  Then the rate is raised until they no longer hold.  Beside it the LiteLLM proxy, in an
-environment of its own, before the same server: what it adds is measured against asking the server directly.
+One process serves two handlers over the same kind of `echo` engine (16 tokens, 10 ms each): the whole server, and a
+bare Starlette handler that streams the engine's pieces and does nothing else.  A client in a second process asks both
+in turn, at random moments of a fixed mean rate, whether or not earlier answers are there (open loop), so that what
+disturbs one disturbs the other.  The aims, at 100 requests/s to each: at most 2 ms more at the median and 10 ms more at
+the 99th percentile until the first token.  Then the rate is raised until they no longer hold.
+
+As both share a core, a busy server slows the bare handler too; so each is also asked alone, at rates that double, until
+its median time to first token has doubled.  Beside it the LiteLLM proxy, in an environment of its own, before the same
+server: what it adds is measured against asking the server directly.
+
+Writes `server_latency.json`, `.txt` and `.svg`.
 """
 
 from __future__ import annotations
@@ -15,16 +20,21 @@ import asyncio
 import json
 import os
 import random
+import secrets
 import subprocess
 import sys
 import tempfile
 import time
 import venv
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import orjson
+import psutil
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request as HTTPRequest
@@ -39,14 +49,19 @@ from ensemblehub.cost import Ledger
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.schema import Chat, Message, Request, Sampling
 
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
 WORDS = " ".join(f"w{number}" for number in range(16))
 ENGINE = {"replies": {"": WORDS}, "delay": 0.01}
 CONFIG = {
     "model_specs": [{"name": "echo", "engine": "echo", **ENGINE}],
     "server": {"max_running": 4096, "max_queued": 4096},
 }
-MEDIAN, TAIL, RATE = 2.0, 10.0, 100.0
+AIMS, RATE = {"p50": 2.0, "p99": 10.0}, 100.0
+MEASURES = {"first_token_ms": "to the first token", "token_ms": "per token after it", "whole_ms": "in all"}
 Arms = Mapping[str, str]
+Row = dict[str, Any]
 
 
 class Both:
@@ -75,102 +90,127 @@ class Both:
         return StreamingResponse(events(), media_type="text/event-stream")
 
 
-async def arrivals(arms: Arms, model: str, rate: float, seconds: float, seed: int) -> dict[str, list[load.Reply]]:
-    """Replies by arm, asked in turn at random moments."""
-    rng, replies = random.Random(seed), dict[str, list[asyncio.Task[load.Reply]]]()
-    names, asked, due, number = list(arms), load.body(model), time.perf_counter() + 0.05, 0
-    async with load.client() as session:
-        end = due + seconds
+async def arrivals(arms: Arms, rate: float, seconds: float, key: str = "") -> tuple[dict[str, list[load.Reply]], Row]:
+    """Replies by arm, asked in turn at random moments, `rate` a second each; and how busy the client was."""
+    rng, lag, own = random.Random(rate), load.Lag(), psutil.Process()
+    tasks: dict[str, list[asyncio.Task[load.Reply]]] = {name: [] for name in arms}
+    names, asked, due, number = list(arms), load.body("echo"), time.perf_counter() + 0.05, 0
+    watching, end, started, busy = asyncio.create_task(lag.watch()), due + seconds, due, load.cpu(own)
+    async with load.client(headers={"Authorization": f"Bearer {key}"} if key else None) as session:
         while due < end:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             name = names[number % len(names)]
-            task = asyncio.create_task(load.read(session, arms[name], asked, due))
-            replies.setdefault(name, []).append(task)
+            tasks[name].append(asyncio.create_task(load.read(session, arms[name], asked, due)))
             due += rng.expovariate(rate * len(names))
             number += 1
-        return {name: list(await asyncio.gather(*tasks)) for name, tasks in replies.items()}
+        replies = {name: list(await asyncio.gather(*waiting)) for name, waiting in tasks.items()}
+    watching.cancel()
+    share = (load.cpu(own) - busy) / (time.perf_counter() - started)
+    return replies, {"client_cpu": round(share, 3), "client_lag_ms": lag.milliseconds}
 
 
-def compared(replies: Mapping[str, Sequence[load.Reply]], ours: str, theirs: str) -> dict[str, Any]:
-    """Times of both arms in milliseconds, and what `ours` adds, with 95 % intervals."""
-    good = {name: [one for one in replies[name] if one.done and one.first is not None] for name in (ours, theirs)}
-    first = {name: [one.first or 0.0 for one in found] for name, found in good.items()}
-    whole = {name: [one.seconds for one in found] for name, found in good.items()}
-    row: dict[str, Any] = {"requests": {name: len(found) for name, found in good.items()}}
-    row["failed"] = {name: len(replies[name]) - len(good[name]) for name in good}
-    for what, values in (("first_token_ms", first), ("whole_ms", whole)):
-        row[what] = {name: load.percentiles(found) for name, found in values.items()}
-        row[f"added_{what}"] = {
-            f"p{percent}": load.difference(values[ours], values[theirs], percent) for percent in (50, 95, 99)
-        }
+def measure(arms: Arms, rate: float, seconds: float, key: str = "") -> Row:
+    """Times of each arm in milliseconds; where there are two, what the first adds, with 95 % intervals."""
+    replies, client = asyncio.run(arrivals(arms, rate, seconds, key))
+    good = {name: [one for one in found if one.done and one.first is not None] for name, found in replies.items()}
+    row: Row = {"rate": rate, "requests": {name: len(found) for name, found in replies.items()}}
+    row |= {"failed": {name: len(replies[name]) - len(found) for name, found in good.items()}, **client}
+    if not all(good.values()):
+        return row
+    for what in MEASURES:
+        values = {name: [(one.sent, _value(what, one)) for one in found] for name, found in good.items()}
+        row[what] = {name: load.percentiles([value for _, value in found]) for name, found in values.items()}
+        if len(values) == 2:
+            row[f"added_{what}"] = load.differences(*values.values())
     return row
 
 
-def holds(row: Mapping[str, Any]) -> bool:
-    """Whether the aims are met."""
-    added = row["added_first_token_ms"]
-    return bool(added["p50"][0] <= MEDIAN and added["p99"][0] <= TAIL and not any(row["failed"].values()))
+def _value(what: str, reply: load.Reply) -> float:
+    if what == "token_ms":
+        return sum(reply.gaps) / len(reply.gaps)
+    return (reply.first or 0.0) if what == "first_token_ms" else reply.seconds
 
 
-def line(label: str, row: Mapping[str, Any]) -> str:
-    """A row of the table."""
-    cells = [f"{middle:>6.2f} ({low:.2f} to {high:.2f})" for middle, low, high in row["added_first_token_ms"].values()]
-    times = " | ".join(
-        f"{name} {found['p50']:.1f} / {found['p99']:.1f}" for name, found in row["first_token_ms"].items()
-    )
-    return f"{label:<22} {' '.join(f'{cell:<26}' for cell in cells)} {times}"
+def missed(row: Row) -> list[str]:
+    """The aims that a row misses, and by how much."""
+    said = [f"{count} requests to {name} failed" for name, count in row["failed"].items() if count]
+    for percent, aim in AIMS.items():
+        added = row.get("added_first_token_ms", {}).get(percent, [float("inf")])[0]
+        if added > aim:
+            said.append(f"{added:.2f} ms more to the first token at {percent}, {added - aim:.2f} more than {aim:g}")
+    return [f"{row['rate']:g} requests/s: {one}" for one in said]
 
 
-def proxied(python: Path, url: str, port: int) -> tuple[list[str], Path]:
-    """The command that runs LiteLLM before `url`, and its configuration."""
-    folder = Path(tempfile.mkdtemp())
+def alone(arm: str, url: str, rates: Sequence[float], seconds: float) -> list[Row]:
+    """One arm by itself, until its median time to first token has doubled."""
+    rows: list[Row] = []
+    for rate in rates:
+        rows.append(measure({arm: url}, rate, seconds))
+        if slow(rows, arm):
+            break
+    return rows
+
+
+def slow(rows: Sequence[Row], arm: str) -> bool:
+    """Whether an arm has broken at the last rate: answers failed, or the median has doubled since the first rate."""
+    first, last = (row.get("first_token_ms", {}).get(arm) for row in (rows[0], rows[-1]))
+    return rows[-1]["failed"][arm] > 0 or not first or not last or last["p50"] > 2 * first["p50"]
+
+
+def steady(rows: Sequence[Row], arm: str) -> float:
+    """The highest rate before an arm breaks."""
+    held = takewhile(lambda at: not slow(rows[:at], arm), range(1, len(rows) + 1))
+    return max((rows[at - 1]["rate"] for at in held), default=0.0)
+
+
+@contextmanager
+def litellm(given: Path | None) -> Any:
+    """A python that has LiteLLM's proxy: the one given, or of a new environment."""
+    if given is not None:
+        yield given
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        python = Path(folder) / "bin" / "python"
+        print("installing LiteLLM's proxy in an environment of its own ...", file=sys.stderr)
+        subprocess.run([python, "-m", "pip", "install", "-q", "litellm[proxy]"], check=True, stdout=subprocess.DEVNULL)
+        yield python
+
+
+def peer(given: Path | None, url: str, rates: Sequence[float], seconds: float) -> Row:
+    """What LiteLLM adds to asking the server directly; or why it could not be measured."""
+    port, key = load.free_port(), f"sk-{secrets.token_hex(16)}"
     params = {"model": "openai/echo", "api_base": f"{url}/v1", "api_key": "none"}
     config = {
         "model_list": [{"model_name": "echo", "litellm_params": params}],
         "litellm_settings": {"telemetry": False},
+        "general_settings": {"master_key": key},
     }
-    (folder / "litellm.yaml").write_text(json.dumps(config))
-    command = [str(python.parent / "litellm"), "--config", str(folder / "litellm.yaml"), "--port", str(port)]
-    return [*command, "--num_workers", "1", "--telemetry", "False"], folder
-
-
-def litellm(given: Path | None) -> Path:
-    """A python that has LiteLLM's proxy: the one given, or a new environment."""
-    if given is not None:
-        return given
-    folder = Path(tempfile.mkdtemp()) / "litellm"
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    print("installing LiteLLM's proxy in an environment of its own ...", file=sys.stderr)
-    subprocess.run([python, "-m", "pip", "install", "-q", "litellm[proxy]"], check=True, stdout=subprocess.DEVNULL)
-    return python
-
-
-def peer(python: Path, url: str, rates: Sequence[float], seconds: float) -> list[dict[str, Any]]:
-    """What LiteLLM adds to asking the server directly."""
-    port = load.free_port()
-    command, _ = proxied(python, url, port)
     offline = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_DOCS": "True", "LITELLM_LOG": "ERROR"}
-    offline["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # it listens for this benchmark alone
     arms = {"litellm": f"http://127.0.0.1:{port}/v1/chat/completions", "direct": f"{url}/v1/chat/completions"}
-    rows = []
-    with load.process(command, port, "/health/liveliness", **offline):
-        asyncio.run(arrivals(arms, "echo", 10, 3, 0))
-        for rate in rates:
-            replies = asyncio.run(arrivals(arms, "echo", rate, seconds, round(rate)))
-            good = [one for one in replies["litellm"] if one.done]
-            if len(good) < 0.5 * len(replies["litellm"]):
-                rows.append({"rate": rate, "failed": {"litellm": len(replies["litellm"]) - len(good)}})
-                break
-            rows.append({"rate": rate, **compared(replies, "litellm", "direct")})
-    return rows
+    rows: list[Row] = []
+    try:
+        with litellm(given) as python, tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "litellm.yaml"
+            path.write_text(json.dumps(config))
+            version = "from importlib.metadata import version; print(version('litellm'))"
+            found = subprocess.run([python, "-c", version], capture_output=True, text=True, check=True).stdout.strip()
+            command = [str(python.parent / "litellm"), "--config", str(path), "--host", "127.0.0.1"]
+            command += ["--port", str(port), "--num_workers", "1", "--telemetry", "False"]
+            with load.process(command, port, "/health/liveliness", **offline):
+                measure(arms, 10, 3, key)  # warm
+                rows += [measure(arms, rate, seconds, key) for rate in rates]
+    except (load.NotStarted, subprocess.CalledProcessError, OSError) as error:
+        return {"error": str(error)[-1000:], "rows": rows}
+    return {"version": found, "holds_up_to": steady(rows, "litellm"), "rows": rows}
 
 
 def main() -> None:
     """Measure, print, write; fails where an aim is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="at each rate (default: %(default)s)")
-    parser.add_argument("--rates", type=float, nargs="*", default=[25, 50, 100, 150, 200, 250, 300], help="requests/s")
+    rates = [25.0, 50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0]
+    parser.add_argument("--rates", type=float, nargs="+", default=rates, help="requests/s to each (default: 25 to 400)")
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing")
     parser.add_argument("--litellm", type=Path, metavar="PYTHON", help="a python that has litellm[proxy]")
     parser.add_argument("--skip-litellm", action="store_true", help="without the peer")
@@ -180,50 +220,97 @@ def main() -> None:
     if options.serve:
         uvicorn.run(Both(), port=options.serve, log_level="error", access_log=False)  # type: ignore[arg-type]
         return
-    seconds, rates = (2.0, [20.0]) if options.quick else (options.seconds, options.rates)
+    seconds, rates = (2.0, [20.0]) if options.quick else (options.seconds, sorted(options.rates))
+    record: Row = {"conditions": load.conditions(), "seconds": seconds, "rates": []}
     port = load.free_port()
     command = [sys.executable, "-m", "benchmarks.server_latency", "--serve", str(port)]
-    record: dict[str, Any] = {"conditions": load.conditions(), "seconds": seconds, "rates": []}
     with load.process(command, port):
         url = f"http://127.0.0.1:{port}"
         arms = {"server": f"{url}/v1/chat/completions", "bare": f"{url}/bare"}
-        asyncio.run(arrivals(arms, "echo", 20, 2, 0))
-        for rate in rates:
-            row = compared(asyncio.run(arrivals(arms, "echo", rate, seconds, round(rate))), "server", "bare")
-            record["rates"].append({"rate": rate, **row})
+        measure(arms, 20, 2)  # warm
+        record["rates"] = [measure(arms, rate, seconds) for rate in rates]
+        lonely = [20.0] if options.quick else [25.0 * 2**power for power in range(7)]
+        record["alone"] = {arm: alone(arm, path, lonely, seconds / 2) for arm, path in arms.items()}
         if not options.skip_litellm:
-            record["litellm"] = peer(litellm(options.litellm), url, [10, 25, 50, 100], seconds)
-    met = [row["rate"] for row in record["rates"] if holds(row)]
-    record["holds_up_to"] = max(met, default=0)
-    load.write(options.out, "server_latency", record, table(record))
-    aimed = [row for row in record["rates"] if row["rate"] == RATE]
-    if aimed and not holds(aimed[0]):
-        raise SystemExit(f"at {RATE:g} requests/s the server adds more than {MEDIAN} ms (median) or {TAIL} ms (p99)")
+            record["litellm"] = peer(options.litellm, url, rates if options.quick else [5, 10, 20, 50, 100], seconds)
+    held = takewhile(lambda row: not missed(row), record["rates"])
+    record["holds_up_to"] = max((row["rate"] for row in held), default=0)
+    options.out.mkdir(parents=True, exist_ok=True)
+    plot(record, options.out)
+    said = [one for row in record["rates"] if row["rate"] == RATE for one in missed(row)]
+    load.keep(options.out, "server_latency", record, table(record), said)
 
 
-def table(record: Mapping[str, Any]) -> str:
+def rows_of(rows: Sequence[Row], ours: str, theirs: str) -> list[str]:
+    """Lines of a table, by measure and rate."""
+    said = []
+    for what, label in MEASURES.items():
+        head = "".join(f"{f'added, {percent}':<26}" for percent in ("p50", "p95", "p99"))
+        said.append(f"{label:<22} {head}{ours + ', p50 / p99':<21}{theirs}, p50 / p99")
+        for row in rows:
+            if what not in row:
+                said.append(f"{row['rate']:>6g} requests/s: failed: {row['failed']}")
+                continue
+            added = [f"{one:.2f} ({low:.2f} to {high:.2f})" for one, low, high in row[f"added_{what}"].values()]
+            times = [f"{found['p50']:.1f} / {found['p99']:.1f}" for found in row[what].values()]
+            line = f"{row['rate']:>6g} requests/s      " + "".join(f"{one:<26}" for one in added)
+            said.append(f"{line}{times[0]:<21}{times[1]}")
+    return said
+
+
+def table(record: Row) -> str:
     """What a person reads."""
-    head = f"{'':<22} {'median':<26} {'p95':<26} {'p99':<26} time to first token, p50 / p99, ms"
-    lines = [
-        "milliseconds that the server adds until the first token (95 % interval), by requests/s to each handler",
-        head,
+    each = f"{record['seconds']:g} s at each rate"
+    said = [f"milliseconds that the server adds (95 % interval), by requests/s to each handler; {each}"]
+    said += rows_of(record["rates"], "server", "bare")
+    aims = " and ".join(f"{aim:g} ms at {percent}" for percent, aim in AIMS.items())
+    said.append(f"the aims, {aims} to the first token, hold up to {record['holds_up_to']:g} requests/s to each handler")
+    said += [
+        "",
+        f"each alone, until its median time to first token has doubled; {record['seconds'] / 2:g} s at each rate",
     ]
-    lines += [line(f"{row['rate']:g} requests/s", row) for row in record["rates"]]
-    lines += [
-        f"the aims ({MEDIAN:g} ms at the median, {TAIL:g} ms at p99) hold up to {record['holds_up_to']:g} requests/s"
-    ]
-    if "litellm" in record:
-        lines += ["", "LiteLLM's proxy before the same server, against asking it directly", head]
-        for row in record["litellm"]:
-            cells = "added_first_token_ms" in row
-            lines.append(
-                line(f"{row['rate']:g} requests/s", row)
-                if cells
-                else f"{row['rate']:g} requests/s: {row['failed']} failed"
-            )
-    where = record["conditions"]
-    lines += ["", f"one process serves both; {record['seconds']:g} s at each rate; {where}"]
-    return "\n".join(lines)
+    for arm, rows in record["alone"].items():
+        cells = [f"{row['rate']:g}: {one['p50']:.1f} / {one['p99']:.1f}" for row in rows if (one := _first(row, arm))]
+        client = f"client's CPU {rows[-1]['client_cpu']:.0%}"
+        said.append(f"{arm:<7} holds {steady(rows, arm):g} requests/s   p50 / p99 at {', '.join(cells)} ({client})")
+    if peer := record.get("litellm"):
+        said += ["", f"LiteLLM's proxy {peer.get('version', '')} before the same server, against asking it directly"]
+        said += [f"not measured: {peer['error']}"] if "error" in peer else rows_of(peer["rows"], "litellm", "direct")
+        said += (
+            []
+            if "error" in peer
+            else [f"its median has not doubled up to {peer['holds_up_to']:g} requests/s; one worker, as by default"]
+        )
+    lags = [row["client_lag_ms"]["p99"] for row in record["rates"]]
+    said += ["", f"one process serves both; the client's event loop was late by at most {max(lags):.1f} ms at p99"]
+    return "\n".join([*said, load.told(record["conditions"])])
+
+
+def _first(row: Row, arm: str) -> dict[str, float] | None:
+    found: dict[str, float] | None = row.get("first_token_ms", {}).get(arm)
+    return found
+
+
+def plot(record: Row, folder: Path) -> None:
+    """What is added to the first token against the rate."""
+    mpl.rcParams["svg.hashsalt"] = "ensemblehub"
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
+    peers = record.get("litellm", {}).get("rows", [])
+    for axis, (percent, aim) in zip(axes, AIMS.items(), strict=True):
+        for label, rows in (("server, over a bare handler", record["rates"]), ("LiteLLM, over the server", peers)):
+            known = [(row["rate"], *row["added_first_token_ms"][percent]) for row in rows if "first_token_ms" in row]
+            if known:
+                rate, middle, low, high = zip(*known, strict=True)
+                axis.plot(rate, middle, "o-", label=label)
+                axis.fill_between(rate, low, high, alpha=0.2)
+        axis.axhline(aim, linestyle=":", color="black", label=f"aim: {aim:g} ms at {RATE:g} requests/s")
+        axis.set(xlabel="requests/s", ylabel=f"added to the first token, {percent}, ms", xlim=(0, None))
+        axis.set_yscale("symlog", linthresh=1)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(folder / "server_latency.svg", metadata={"Date": None})
+    plt.close(figure)
 
 
 if __name__ == "__main__":

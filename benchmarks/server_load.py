@@ -1,6 +1,7 @@
 """What the benchmarks of the server share: a server as a process, a client that reads streams, and statistics.
 
-Knows how to start `python -m ensemblehub.api` and how to read server-sent events; each benchmark knows its measure.
+Knows how to start `python -m ensemblehub.api`, how to read server-sent events, and how a result is kept; each benchmark
+knows its measure and its aims.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,11 @@ import psutil
 from numpy.typing import ArrayLike
 
 RESULTS = Path("results/benchmarks")
+Sample = tuple[float, float]  # when it was asked for, and seconds
+
+
+class NotStarted(SystemExit):
+    """A server does not answer."""
 
 
 def free_port() -> int:
@@ -37,7 +45,11 @@ def free_port() -> int:
 
 @contextmanager
 def process(command: Sequence[str], port: int, path: str = "/health", **env: str) -> Iterator[psutil.Process]:
-    """A server started by `command`, from when `path` answers until the block ends."""
+    """A server started by `command`, from when `path` answers until the block ends.
+
+    Raises:
+        NotStarted: with the end of its log.
+    """
     with tempfile.NamedTemporaryFile("w+") as log:
         surroundings = {**os.environ, "OMP_NUM_THREADS": "1", **env}
         running = subprocess.Popen(command, stdout=log, stderr=log, env=surroundings)
@@ -45,7 +57,7 @@ def process(command: Sequence[str], port: int, path: str = "/health", **env: str
             end = time.monotonic() + 120
             while not asyncio.run(_answers(f"http://127.0.0.1:{port}{path}")):
                 if running.poll() is not None or time.monotonic() > end:
-                    raise SystemExit(f"the server did not start:\n{Path(log.name).read_text()[-3000:]}")
+                    raise NotStarted(f"the server did not start:\n{Path(log.name).read_text()[-3000:]}")
                 time.sleep(0.1)
             yield psutil.Process(running.pid)
         finally:
@@ -111,6 +123,11 @@ class Reply:
         return [when for when, _ in self.texts]
 
     @property
+    def gaps(self) -> list[float]:
+        """Seconds between texts."""
+        return [after - before for before, after in pairwise(self.at)]
+
+    @property
     def first(self) -> float | None:
         """Seconds until the first text; None where there was none."""
         return self.texts[0][0] - self.sent if self.texts else None
@@ -146,10 +163,12 @@ def _text(line: bytes) -> str:
 
 
 @asynccontextmanager
-async def client(connections: int = 0) -> AsyncIterator[aiohttp.ClientSession]:
+async def client(
+    connections: int = 0, headers: Mapping[str, str] | None = None
+) -> AsyncIterator[aiohttp.ClientSession]:
     """A client with as many connections as it needs."""
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=30)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections), timeout=timeout) as session:
+    connector, timeout = aiohttp.TCPConnector(limit=connections), aiohttp.ClientTimeout(total=300, sock_connect=30)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
         yield session
 
 
@@ -169,7 +188,23 @@ class Lag:
 
     def between(self, start: float, end: float) -> float:
         """The longest delay that touches an interval."""
-        return max((late for when, late in self.seen if when - late <= end and when >= start), default=0.0)
+        longest = 0.0
+        for when, late in self.seen[bisect_left(self.seen, (start, -1.0)) :]:
+            if when - late > end:
+                break
+            longest = max(longest, late)
+        return longest
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """How late it was."""
+        return percentiles([late for _, late in self.seen] or [0.0])
+
+
+def cpu(running: psutil.Process) -> float:
+    """Seconds of a core that a process has used."""
+    times = running.cpu_times()
+    return float(times.user + times.system)
 
 
 def percentiles(values: ArrayLike, *, scale: float = 1000.0) -> dict[str, float]:
@@ -179,31 +214,57 @@ def percentiles(values: ArrayLike, *, scale: float = 1000.0) -> dict[str, float]
     return dict(zip(names, np.percentile(found, [50, 95, 99, 100]).round(3).tolist(), strict=True))
 
 
-def difference(ours: ArrayLike, theirs: ArrayLike, percent: float, *, draws: int = 2000) -> tuple[float, float, float]:
-    """The difference between two percentiles in milliseconds, with a bootstrapped 95 % interval."""
-    left, right, rng = np.asarray(ours, float) * 1000, np.asarray(theirs, float) * 1000, np.random.default_rng(0)
-    found = [
-        np.percentile(rng.choice(left, len(left)), percent) - np.percentile(rng.choice(right, len(right)), percent)
-        for _ in range(draws)
-    ]
-    low, high = np.percentile(found, [2.5, 97.5])
-    middle = np.percentile(left, percent) - np.percentile(right, percent)
-    return float(middle), float(low), float(high)
+def differences(ours: Sequence[Sample], theirs: Sequence[Sample], *, draws: int = 1000) -> dict[str, list[float]]:
+    """What `ours` takes more at three percentiles, in milliseconds, with bootstrapped 95 % intervals.
+
+    Drawn are whole seconds of the run, both arms' samples of a second together: what disturbed both disturbs both.
+    """
+    begun, percents = min(when for when, _ in (*ours, *theirs)), (50, 95, 99)
+    blocks: dict[int, tuple[list[float], list[float]]] = {}
+    for arm, samples in enumerate((ours, theirs)):
+        for when, seconds in samples:
+            blocks.setdefault(int(when - begun), ([], []))[arm].append(seconds * 1000)
+    parts = [(np.array(left), np.array(right)) for left, right in blocks.values()]
+
+    def added(chosen: Sequence[int]) -> ArrayLike:
+        left, right = (np.concatenate([parts[one][arm] for one in chosen]) for arm in (0, 1))
+        return (
+            np.percentile(left, percents) - np.percentile(right, percents) if left.size and right.size else [np.nan] * 3
+        )
+
+    rng, middle = np.random.default_rng(0), np.asarray(added(range(len(parts))))
+    drawn = np.array([added(rng.integers(len(parts), size=len(parts)).tolist()) for _ in range(draws)])
+    low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
+    found = zip(percents, middle, low, high, strict=True)
+    return {f"p{percent}": [round(float(value), 3) for value in values] for percent, *values in found}
 
 
 def conditions() -> dict[str, Any]:
-    """Where and when it was measured."""
+    """Where and when it was measured; ask before the load begins."""
     return {
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
-        "load": [round(one, 2) for one in os.getloadavg()],
+        "load_before": [round(one, 2) for one in os.getloadavg()],
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def write(folder: Path, name: str, record: Mapping[str, Any], text: str) -> None:
-    """Keep a result as JSON and as the text that was printed."""
+def told(where: Mapping[str, Any]) -> str:
+    """Conditions in words."""
+    before = where["load_before"][0]
+    return f"Python {where['python']}, {where['cpus']} shared cores, load before {before:g}, {where['date']}"
+
+
+def keep(folder: Path, name: str, record: Mapping[str, Any], text: str, missed: Sequence[str]) -> None:
+    """Keep a result as JSON and as the text that is printed; an aim that is missed is a failure.
+
+    Raises:
+        SystemExit: says what is missed, and by how much.
+    """
+    said = [text, *[f"MISSED: {one}" for one in missed]]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (folder / f"{name}.txt").write_text(text + "\n")
-    print(text)
+    (folder / f"{name}.json").write_text(json.dumps({**record, "missed": list(missed)}, indent=1) + "\n")
+    (folder / f"{name}.txt").write_text("\n".join(said) + "\n")
+    print("\n".join(said))
+    if missed:
+        raise SystemExit(1)

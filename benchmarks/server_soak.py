@@ -2,8 +2,11 @@
 
 Clients ask for long and short answers, streamed and not, single, several at a time and in Tandem; a tenth of them leave
 at a random moment.  The engines write down when each stream begins, ends and is stopped.  Looked for: memory that grows
-(at most 5 % after a warm-up of a fifth of the time), streams, requests or tasks that stay behind at the end, a client
-that left and whose engine was not stopped within a second, and an answer that is wrong or lost among those that stayed.
+(at most 5 % from the minute after a warm-up of a fifth of the time to the last minute), streams, requests, tasks or
+files that stay behind at the end, a client that left and whose engines were not stopped within a second (the long
+answers take five, so an engine that is not stopped shows), and an answer that is wrong or lost among those that stayed.
+
+Writes `server_soak.json`, `.txt` and `.svg`.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +38,10 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 GROWTH, ABORT, LEAVE = 0.05, 1.0, 0.1
+LENGTHS, DELAY = [4, 40, 200, 1000], 0.005
 MEBI = 2**20
+Sample = tuple[float, float]  # seconds since the beginning, MiB
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class RecordingOptions(EchoOptions):
     """As `echo`'s.
 
     Attributes:
-        journal: file that takes a line for each stream: when it began and ended, and whether it was stopped.
+        journal: file that takes a line whenever a stream begins, ends or is stopped.
     """
 
     journal: str = ""
@@ -55,28 +61,26 @@ class RecordingEngine(EchoEngine):
     options: ClassVar[type] = RecordingOptions
 
     async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
-        begun, stopped = time.time(), True
+        asked, how = self._rendered(request), "stopped"
+        mark = asked[asked.find("<") : asked.find(">") + 1]
+        self._note(mark, "begun")
         try:
             async with aclosing(super().stream(request, meter)) as pieces:
                 async for piece in pieces:
+                    how = "ended" if piece.finish else "stopped"
                     yield piece
-            stopped = False
         finally:
-            asked = self._rendered(request)
-            line = [asked[asked.find("<") : asked.find(">") + 1], self.name, begun, time.time(), stopped]
-            note(Path(self.script.journal), line)  # type: ignore[attr-defined]
+            self._note(mark, how)
 
-
-def note(path: Path, line: list[Any]) -> None:
-    """Write a line; short, so that the event loop hardly waits."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    def _note(self, mark: str, what: str) -> None:
+        with Path(self.script.journal).open("a") as file:  # type: ignore[attr-defined]
+            file.write(json.dumps([mark, what, time.time()]) + "\n")
 
 
 def config(journal: Path) -> dict[str, Any]:
     """A Tandem, turns, and two models alone, of which one is long-winded."""
-    words = " ".join(f"n{number}" for number in range(300))
-    spec = {"engine": "benchmarks.server_soak:RecordingEngine", "journal": str(journal), "delay": 0.005}
+    words = " ".join(f"n{number}" for number in range(max(LENGTHS)))
+    spec = {"engine": "benchmarks.server_soak:RecordingEngine", "journal": str(journal), "delay": DELAY}
     return {
         "model_specs": [
             {"name": "big", **spec, "replies": {"": words}, "parameters": 9},
@@ -122,10 +126,10 @@ class Load:
         while time.monotonic() < end:
             asked = Asked(f"<{len(self.asked)}>")
             self.asked.append(asked)
-            length, count = self.rng.choice([4, 40, 200]), self.rng.choice([1, 1, 1, 2])
+            length, count = self.rng.choice(LENGTHS), self.rng.choice([1, 1, 1, 2])
             more = {"stream": self.rng.random() < 0.6, "max_tokens": length, "n": count}
             body = load.body(self.rng.choice(["ensemble", "turns", "big", "small"]), f"Count {asked.mark}") | more
-            patience = self.rng.uniform(0.0, 0.005 * length) if self.rng.random() < LEAVE else None
+            patience = self.rng.uniform(0.0, DELAY * length) if self.rng.random() < LEAVE else None
             await self.ask(session, body, asked, patience)
 
     async def ask(
@@ -162,21 +166,23 @@ def verdict(status: int, data: bytes, body: Mapping[str, Any]) -> str:
     return "right" if all(text == wanted for text in texts.values()) else "wrong"
 
 
-async def watched(
-    url: str, running: psutil.Process, clients: int, seconds: float
-) -> tuple[Load, list[tuple[float, float]], dict[str, Any]]:
-    """The load, memory by the second, and what the server says when it is over."""
-    work, memory, started = Load(url, 1), list[tuple[float, float]](), time.monotonic()
-    before = await tasks(url)
+async def watched(url: str, running: psutil.Process, clients: int, seconds: float) -> tuple[Load, list[Sample], Row]:
+    """The load, memory by the second, and what is left behind when it is over."""
+    work, memory, started, busy = Load(url, 1), list[Sample](), time.monotonic(), load.cpu(running)
+    before = await tasks(url), running.num_fds()
     task = asyncio.create_task(work.run(clients, seconds))
     while not task.done():
         memory.append((time.monotonic() - started, running.memory_info().rss / MEBI))
         await asyncio.sleep(1.0)
     await task
+    share = (load.cpu(running) - busy) / (time.monotonic() - started)
     await asyncio.sleep(2.0)
-    after = await tasks(url)
+    after = await tasks(url), running.num_fds()
     async with load.client() as session, session.get(f"{url}/status") as response:
-        return work, memory, await response.json() | {"tasks": max(0, after - before)}
+        status = await response.json()
+    left = {key: status[key] for key in ("running", "queued", "queued_tokens")}
+    left |= {key: max(0, late - early) for key, early, late in zip(("tasks", "files"), before, after, strict=True)}
+    return work, memory, {"left_behind": left, "server_cpu": round(share, 3)}
 
 
 async def tasks(url: str) -> int:
@@ -186,55 +192,91 @@ async def tasks(url: str) -> int:
     return int(float(next(one.rsplit(" ", 1)[1] for one in lines if one.startswith("ensemblehub_tasks "))))
 
 
-def judged(
-    work: Load, memory: list[tuple[float, float]], status: Mapping[str, Any], journal: Path, seconds: float
-) -> dict[str, Any]:
-    """What was looked for."""
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    last: dict[str, float] = {}
-    for mark, _, _, ended, _ in lines:
-        last[mark] = max(last.get(mark, 0.0), ended)
-    left = [one for one in work.asked if one.left is not None]
-    late = [last[one.mark] - (one.left or 0.0) for one in left if one.mark in last]
-    warm = [size for when, size in memory if when >= seconds / 5]
-    third = max(1, len(warm) // 3)
-    growth = float(np.median(warm[-third:]) / np.median(warm[:third]) - 1)
+def judged(asked: Sequence[Asked], lines: Sequence[tuple[str, str, float]]) -> Row:
+    """What became of the answers, and of the engines whose clients left."""
+    noted: dict[str, list[tuple[str, float]]] = {}
+    for mark, what, when in lines:
+        noted.setdefault(mark, []).append((what, when))
+    known = Counter(what for _, what, _ in lines)
+    moments = {one.mark: one.left for one in asked if one.left is not None}
+    after = {mark: [line for line in noted.get(mark, []) if line[1] > left] for mark, left in moments.items()}
+    late = {mark: max(when for _, when in found) - moments[mark] for mark, found in after.items() if found}
     return {
-        "requests": len(work.asked),
-        "outcomes": dict(Counter(one.outcome for one in work.asked)),
-        "streams": len(lines),
-        "stopped": sum(stopped for *_, stopped in lines),
-        "abort_seconds": load.percentiles(late or [0.0], scale=1.0),
-        "memory_mib": {
-            "warm": round(float(np.median(warm[:third])), 1),
-            "end": round(float(np.median(warm[-third:])), 1),
-        },
-        "growth": growth,
-        "left_behind": {key: status[key] for key in ("running", "queued", "queued_tokens", "tasks")},
+        "requests": len(asked),
+        "outcomes": dict(Counter(one.outcome for one in asked)),
+        "streams": {"begun": known["begun"], "ended": known["ended"], "stopped": known["stopped"]},
+        "unfinished": known["begun"] - known["ended"] - known["stopped"],
+        "left": {"while engines wrote": len(late), "before or after": len(after) - len(late)},
+        "after_leaving": dict(Counter(what for found in after.values() for what, _ in found)),
+        "stop_seconds": load.percentiles(list(late.values()) or [0.0], scale=1.0),
+        "stops_too_late": sum(seconds > ABORT for seconds in late.values()),
+        "late": sorted(late.values()),
     }
 
 
-def misses(found: Mapping[str, Any]) -> list[str]:
-    """The aims that are missed."""
+def grown(memory: Sequence[Sample], seconds: float) -> Row:
+    """Memory after the warm-up and at the end, in MiB: medians of a tenth of the time."""
+    warm, tenth = seconds / 5, seconds / 10
+    spans = {"warm": (warm, warm + tenth), "end": (seconds - tenth, seconds + tenth)}
+    found = {
+        key: float(np.median([size for when, size in memory if low <= when <= high] or [memory[-1][1]]))
+        for key, (low, high) in spans.items()
+    }
+    return {"memory_mib": found, "growth": found["end"] / found["warm"] - 1}
+
+
+def misses(found: Row) -> list[str]:
+    """The aims that are missed, and by how much."""
     wrong = {key: count for key, count in found["outcomes"].items() if key not in ("right", "left")}
-    said = [f"memory grew by {found['growth']:.1%}"] if found["growth"] > GROWTH else []
-    said += (
-        [f"an engine ran on for {found['abort_seconds']['max']:.2f} s"] if found["abort_seconds"]["max"] > ABORT else []
-    )
-    said += [f"left behind: {found['left_behind']}"] if any(found["left_behind"].values()) else []
-    return said + ([f"answers: {wrong}"] if wrong else [])
+    said = [f"answers that are not right: {wrong}"] if wrong else []
+    if found["growth"] > GROWTH:
+        said.append(f"memory grew by {found['growth']:.1%}, more than {GROWTH:.0%}")
+    if found["stops_too_late"]:
+        longest = found["stop_seconds"]["max"]
+        said.append(f"{found['stops_too_late']} clients' engines ran on for up to {longest:.2f} s, more than {ABORT:g}")
+    if found["unfinished"]:
+        said.append(f"{found['unfinished']} streams of engines never ended")
+    return said + ([f"left behind: {found['left_behind']}"] if any(found["left_behind"].values()) else [])
 
 
-def plot(memory: list[tuple[float, float]], warm: float, folder: Path) -> None:
-    """Memory against time."""
+def table(record: Row) -> str:
+    """What a person reads."""
+    outcomes, streams, left, stop = (record[key] for key in ("outcomes", "streams", "left", "stop_seconds"))
+    others = {key: count for key, count in outcomes.items() if key not in ("right", "left")}
+    after, memory = record["after_leaving"], record["memory_mib"]
+    rows = {
+        "load": f"{record['seconds'] / 60:g} minutes, {record['clients']} clients, {record['requests']} requests",
+        "answers": f"{outcomes.get('right', 0)} right, {sum(others.values())} wrong or lost {others or ''}".strip(),
+        "clients that left": f"{outcomes.get('left', 0)}, of them {left['while engines wrote']} while engines wrote",
+        "engines' streams": f"{streams['begun']} begun, {record['unfinished']} of them never ended",
+        "after their client left": f"{after.get('stopped', 0)} stopped, {after.get('ended', 0)} ended by themselves, "
+        f"{after.get('begun', 0)} begun",
+        "seconds until then": f"p50 {stop['p50']:.3f}, p99 {stop['p99']:.3f}, longest {stop['max']:.3f}",
+        "memory": f"{memory['warm']:.1f} MiB after warm-up, {memory['end']:.1f} at the end: {record['growth']:+.1%}",
+        "left behind": ", ".join(f"{count} {key}" for key, count in record["left_behind"].items()),
+        "server's CPU": f"{record['server_cpu']:.0%} of a core",
+        "conditions": load.told(record["conditions"]),
+    }
+    return "\n".join(f"{key:<25}{value}" for key, value in rows.items())
+
+
+def plot(memory: Sequence[Sample], late: Sequence[float], warm: float, folder: Path) -> None:
+    """Memory against time; how long engines went on when their clients had left."""
     mpl.rcParams["svg.hashsalt"] = "ensemblehub"
-    figure, axis = plt.subplots(figsize=(8, 3))
-    axis.plot([when / 60 for when, _ in memory], [size for _, size in memory])
-    axis.axvspan(0, warm / 60, alpha=0.1, label="warm-up")
-    axis.set(xlabel="minutes", ylabel="server's memory, MiB", ylim=(0, None), xlim=(0, None))
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.savefig(folder / "server_soak.svg", bbox_inches="tight", metadata={"Date": None})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), width_ratios=[3, 2])
+    left.plot([when / 60 for when, _ in memory], [size for _, size in memory])
+    left.axvspan(0, warm / 60, alpha=0.1, label="warm-up")
+    left.set(xlabel="minutes", ylabel="server's memory, MiB", ylim=(0, None), xlim=(0, None))
+    left.legend()
+    if late:
+        right.ecdf([1000 * seconds for seconds in late])
+    right.axvline(1000 * ABORT, linestyle=":", color="black", label="aim")
+    right.set(xlabel="ms from a client's leaving to its engines' stop", ylabel="share of those clients", xscale="log")
+    right.legend()
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(folder / "server_soak.svg", metadata={"Date": None})
     plt.close(figure)
 
 
@@ -246,20 +288,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing")
     parser.add_argument("--out", type=Path, default=load.RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
-    seconds = 5.0 if options.quick else 60 * options.minutes
+    where, seconds = load.conditions(), 5.0 if options.quick else 60 * options.minutes
     with tempfile.TemporaryDirectory() as folder:
         journal = Path(folder) / "streams.jsonl"
         journal.touch()
         with load.server(config(journal)) as (url, running):
-            work, memory, status = asyncio.run(watched(url, running, options.clients, seconds))
-        found = judged(work, memory, status, journal, seconds)
-    record = {"conditions": load.conditions(), "seconds": seconds, "clients": options.clients, **found}
+            work, memory, after = asyncio.run(watched(url, running, options.clients, seconds))
+        found = judged(work.asked, [json.loads(line) for line in journal.read_text().splitlines()])
+    late = found.pop("late")
+    found |= {**after, **grown(memory, seconds)}
+    record = {"conditions": where, "seconds": seconds, "clients": options.clients, **found}
     record["memory_by_second"] = [round(size, 1) for _, size in memory]
-    text = "\n".join(f"{key:<16} {value}" for key, value in {**found, "conditions": record["conditions"]}.items())
-    load.write(options.out, "server_soak", record, f"{seconds / 60:g} minutes, {options.clients} clients\n{text}")
-    plot(memory, seconds / 5, options.out)
-    if said := [] if options.quick else misses(found):
-        raise SystemExit("; ".join(said))
+    options.out.mkdir(parents=True, exist_ok=True)
+    plot(memory, late, seconds / 5, options.out)
+    load.keep(options.out, "server_soak", record, table(record), [] if options.quick else misses(found))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """How many streams a server holds: `python -m benchmarks.server_streams`.
 
 200 clients at the same time read an `echo` engine that writes numbered tokens, 25 a second.  Every stream must be
-complete and in order, and no gap between two tokens longer than the engine's own 40 ms plus 250 ms.  The client
-measures how late its own event loop is and does not blame the server for that.  Counted besides: the server's memory
-per stream and its share of a core.  Then the number is raised by a half until something breaks: the most that holds.
+complete and in order, no gap between two tokens may be longer than the engine's own 40 ms plus 250 ms, and the slowest
+stream must get nine tenths of its 25 tokens/s.  The client measures how late its own event loop is, and that is not
+blamed on the server.  Counted besides: the server's memory per stream and its share of a core.
+
+Then the number is doubled until something breaks, twice in a row, and the step before it is halved twice: the most that
+holds.  Each number has a new server.  Writes `server_streams.json`, `.txt` and `.svg`.
 """
 
 from __future__ import annotations
@@ -11,17 +14,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import psutil
 
 from benchmarks import server_load as load
 
-DELAY, STALL = 0.04, 0.25
-MEBI = 2**20
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+DELAY, STALL, PACE = 0.04, 0.25, 0.9
+Row = dict[str, Any]
 
 
 def config(tokens: int) -> dict[str, Any]:
@@ -31,11 +38,18 @@ def config(tokens: int) -> dict[str, Any]:
     return {"model_specs": [spec], "server": {"max_running": 100_000, "max_queued": 100_000}}
 
 
-async def streams(url: str, count: int, tokens: int, running: psutil.Process) -> dict[str, Any]:
+def measure(count: int, tokens: int) -> Row:
+    """`count` streams of a server of their own."""
+    with load.server(config(tokens)) as (url, running):
+        asyncio.run(streams(url, 20, 10, running))  # warm
+        return asyncio.run(streams(url, count, tokens, running))
+
+
+async def streams(url: str, count: int, tokens: int, running: psutil.Process) -> Row:
     """`count` streams at the same time, begun over a second."""
-    lag, asked = load.Lag(), load.body("echo", max_tokens=tokens)
+    lag, asked, processes = load.Lag(), load.body("echo", max_tokens=tokens), (running, psutil.Process())
     watching = asyncio.create_task(lag.watch())
-    memory, peak = running.memory_info().rss, running.memory_info().rss
+    memory = peak = running.memory_info().rss
     async with load.client() as session:
 
         async def one(number: int) -> load.Reply:
@@ -43,88 +57,132 @@ async def streams(url: str, count: int, tokens: int, running: psutil.Process) ->
             return await load.read(session, f"{url}/v1/chat/completions", asked)
 
         tasks = [asyncio.create_task(one(number)) for number in range(count)]
-        await asyncio.sleep(1.5)
-        busy, started = sum(running.cpu_times()[:2]), time.perf_counter()
+        await asyncio.sleep(1.2)
+        busy, started = [load.cpu(one) for one in processes], time.perf_counter()
         while not all(task.done() for task in tasks):
             await asyncio.sleep(0.25)
             peak = max(peak, running.memory_info().rss)
-        share = (sum(running.cpu_times()[:2]) - busy) / (time.perf_counter() - started)
+        seconds = max(time.perf_counter() - started, 0.001)
+        shares = [(load.cpu(one) - before) / seconds for one, before in zip(processes, busy, strict=True)]
         replies = [task.result() for task in tasks]
     watching.cancel()
-    return counted(replies, tokens, lag) | {
+    row = {
         "streams": count,
-        "kib_per_stream": (peak - memory) / count / 1024,
-        "cpu": share,
+        **counted(replies, tokens, lag),
+        "kib_per_stream": round((peak - memory) / count / 1024, 1),
     }
+    return row | {"server_cpu": round(shares[0], 3), "client_cpu": round(shares[1], 3)}
 
 
-def counted(replies: Sequence[load.Reply], tokens: int, lag: load.Lag) -> dict[str, Any]:
-    """Complete streams, those in order, and the gaps that are the server's."""
+def counted(replies: Sequence[load.Reply], tokens: int, lag: load.Lag) -> Row:
+    """Complete streams, those in order, how fast the slowest was, and the gaps that are the server's."""
     wanted = " ".join(f"n{number}" for number in range(tokens))
     late = [gap for reply in replies for gap in gaps(reply, lag)]
+    paces = [(len(one.at) - 1) / (one.at[-1] - one.at[0]) for one in replies if len(one.at) > 1]
     return {
         "complete": sum(reply.done for reply in replies),
         "in_order": sum("".join(text for _, text in reply.texts) == wanted for reply in replies),
+        "slowest_tokens_per_second": round(min(paces, default=0.0), 2),
         "gap_beyond_40_ms": load.percentiles(late or [0.0]),
         "stalls": sum(one > STALL for one in late),
-        "client_lag_ms": load.percentiles([one for _, one in lag.seen]),
+        "client_lag_ms": lag.milliseconds,
     }
 
 
 def gaps(reply: load.Reply, lag: load.Lag) -> list[float]:
-    """Seconds between tokens beyond the engine's own, less what the client's event loop was late."""
+    """Seconds between tokens beyond the engine's own; of long ones, less what the client's event loop was late."""
     found, at = [], reply.at
     for before, after in pairwise(at):
         more = max(0.0, after - before - DELAY)
-        found.append(max(0.0, more - lag.between(before, after)) if more > 0.1 else more)
+        found.append(max(0.0, more - lag.between(before, after)) if more > STALL / 2 else more)
     return found
 
 
-def holds(row: Mapping[str, Any]) -> bool:
-    """Whether every stream is whole and none stalled."""
-    return row["complete"] == row["in_order"] == row["streams"] and not row["stalls"]
+def broken(row: Row) -> list[str]:
+    """What does not hold, and by how much."""
+    count, least, gap = row["streams"], PACE / DELAY, row["gap_beyond_40_ms"]["max"]
+    said = [f"{count - row[key]} of {count} streams not {key}" for key in ("complete", "in_order") if row[key] < count]
+    if row["stalls"]:
+        said.append(f"{row['stalls']} stalls, the longest {gap:.0f} ms, {gap - 1000 * STALL:.0f} ms too long")
+    if (pace := row["slowest_tokens_per_second"]) < least:
+        said.append(f"{pace:g} tokens/s in the slowest stream, less than {least:g}")
+    return [f"{count} streams: {one}" for one in said]
 
 
-def table(record: Mapping[str, Any]) -> str:
+def climb(first: int, most: int, tokens: int) -> list[Row]:
+    """Rows for numbers that double until one breaks, and then for the middle between what held and what broke."""
+    rows, count, held, ceiling, halvings = list[Row](), first, 0, 0, 2
+    while count <= most and halvings >= 0:
+        rows.append(measure(count, tokens))
+        if broken(rows[-1]):
+            rows.append(measure(count, tokens))  # once more, as others share the machine
+        if broken(rows[-1]):
+            ceiling = count
+        else:
+            held = count
+        if held == 0:
+            break
+        count = (held + ceiling) // 2 if ceiling else 2 * held
+        halvings -= bool(ceiling)
+    return rows
+
+
+def table(record: Row) -> str:
     """What a person reads."""
-    lines = [f"streams of {record['tokens']} tokens at 25 tokens/s each, all at the same time"]
-    lines += [
-        "streams complete in order  stalls > 250 ms  gap beyond 40 ms, p50 / p99 / max, ms  KiB/stream  server CPU"
+    said = [
+        f"streams of {record['tokens']} tokens at 25 tokens/s each, all at the same time; a new server for each row"
     ]
+    cells = "streams complete in order  slowest, tokens/s  gap beyond 40 ms, p50 / p99 / max, ms  stalls > 250 ms"
+    said.append(f"{cells}  KiB/stream  server CPU  client CPU  client late, p99, ms")
     for row in record["rows"]:
-        gap = row["gap_beyond_40_ms"]
-        lines.append(
-            f"{row['streams']:>7} {row['complete']:>8} {row['in_order']:>8}  {row['stalls']:>15}  "
-            f"{gap['p50']:>10.1f} / {gap['p99']:.1f} / {gap['max']:.1f}{'':<14} {row['kib_per_stream']:>9.0f}"
-            f"  {row['cpu']:>8.0%}"
+        gap = "{p50:.1f} / {p99:.1f} / {max:.1f}".format(**row["gap_beyond_40_ms"])
+        said.append(
+            f"{row['streams']:>7} {row['complete']:>8} {row['in_order']:>8}  {row['slowest_tokens_per_second']:>17.1f}"
+            f"  {gap:>38}  {row['stalls']:>15}  {row['kib_per_stream']:>10.0f}  {row['server_cpu']:>10.0%}"
+            f"  {row['client_cpu']:>10.0%}  {row['client_lag_ms']['p99']:>20.1f}"
         )
-    lines += [f"the most that held: {record['most']}; {record['conditions']}"]
-    return "\n".join(lines)
+    return "\n".join([*said, f"the most that held: {record['most']}", load.told(record["conditions"])])
+
+
+def plot(rows: Sequence[Row], folder: Path) -> None:
+    """Gaps, processors and memory against the number of streams."""
+    mpl.rcParams["svg.hashsalt"] = "ensemblehub"
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+    rows = sorted(rows, key=lambda row: row["streams"])
+    counts = [row["streams"] for row in rows]
+    for percent in ("p50", "p99", "max"):
+        left.plot(counts, [row["gap_beyond_40_ms"][percent] for row in rows], "o-", label=percent)
+    left.axhline(1000 * STALL, linestyle=":", color="black", label="a stall")
+    left.set(xlabel="streams", ylabel="gap beyond the engine's 40 ms, ms", xlim=(0, None))
+    left.set_yscale("symlog", linthresh=1)
+    for side in ("server", "client"):
+        right.plot(counts, [row[f"{side}_cpu"] for row in rows], "o-", label=f"{side}'s share of a core")
+    right.set(xlabel="streams", ylim=(0, None), xlim=(0, None))
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(folder / "server_streams.svg", metadata={"Date": None})
+    plt.close(figure)
 
 
 def main() -> None:
-    """Measure, print, write; fails where 200 do not hold."""
+    """Measure, print, write; fails where the first number does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=200, help="to begin with (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=400, help="of each stream (default: %(default)s)")
-    parser.add_argument("--most", type=int, default=5000, help="where to stop raising (default: %(default)s)")
+    parser.add_argument("--most", type=int, default=6400, help="where to stop raising (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing")
     parser.add_argument("--out", type=Path, default=load.RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
-    count, tokens, most = (20, 25, 20) if options.quick else (options.streams, options.tokens, options.most)
-    first, rows = count, list[dict[str, Any]]()
-    with load.server(config(tokens)) as (url, running):
-        asyncio.run(streams(url, 20, 10, running))
-        while count <= most:
-            rows.append(asyncio.run(streams(url, count, tokens, running)))
-            if not holds(rows[-1]):
-                break
-            count = round(count * 1.5)
-    held = max((row["streams"] for row in rows if holds(row)), default=0)
-    record = {"conditions": load.conditions(), "tokens": tokens, "rows": rows, "most": held}
-    load.write(options.out, "server_streams", record, table(record))
-    if held < first:
-        raise SystemExit(f"{first} streams do not hold")
+    first, tokens, most = (20, 40, 20) if options.quick else (options.streams, options.tokens, options.most)
+    where, rows = load.conditions(), climb(first, most, tokens)
+    held = max((row["streams"] for row in rows if not broken(row)), default=0)
+    record = {"conditions": where, "tokens": tokens, "rows": rows, "most": held}
+    options.out.mkdir(parents=True, exist_ok=True)
+    plot(rows, options.out)
+    said = [] if held >= first or options.quick else broken(rows[-1])
+    load.keep(options.out, "server_streams", record, table(record), said)
 
 
 if __name__ == "__main__":

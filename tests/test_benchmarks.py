@@ -1,4 +1,4 @@
-"""The benchmarks of the server run; what they measure in seconds means nothing."""
+"""The benchmarks of the server run, and notice what they look for; what they measure in seconds means nothing."""
 
 import json
 import os
@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("aiohttp")
+pytest.importorskip("uvicorn")
+
+from benchmarks import server_latency, server_load, server_soak, server_streams
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "flags"), [("server_latency", ["--skip-litellm"]), ("server_streams", []), ("server_soak", [])]
 )
@@ -18,13 +24,86 @@ def test_a_benchmark_runs_and_keeps_its_result(name, flags, tmp_path):
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(tmp_path), *flags]
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=surroundings)
+    assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / f"{name}.json").read_text())
     assert done.stdout.strip() == (tmp_path / f"{name}.txt").read_text().strip()
+    assert (tmp_path / f"{name}.svg").exists()
     assert record["conditions"]["cpus"]
     if name == "server_soak":
         assert set(record["outcomes"]) <= {"right", "left"}
+        assert record["unfinished"] == 0
+        assert record["stops_too_late"] == 0
         assert not any(record["left_behind"].values())
     if name == "server_streams":
         assert record["rows"][0]["in_order"] == record["rows"][0]["streams"] == 20
     if name == "server_latency":
         assert record["rates"][0]["failed"] == {"server": 0, "bare": 0}
+
+
+def test_a_missed_aim_is_a_failure_that_says_so_after_the_result_is_kept(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        server_load.keep(tmp_path, "one", {"figure": 1}, "a table", ["3 ms too slow"])
+    assert ended.value.code == 1
+    assert json.loads((tmp_path / "one.json").read_text()) == {"figure": 1, "missed": ["3 ms too slow"]}
+    assert capsys.readouterr().out == (tmp_path / "one.txt").read_text() == "a table\nMISSED: 3 ms too slow\n"
+
+
+def test_what_is_added_is_the_difference_of_percentiles_and_shared_disturbances_cancel():
+    slow = [5.0 if second == 3 else 0.0 for second in range(10) for _ in range(10)]  # one bad second for both
+    theirs = [(number / 10, 0.010 + late) for number, late in enumerate(slow)]
+    ours = [(when, seconds + 0.002) for when, seconds in theirs]
+    assert server_load.differences(ours, theirs) == {name: [2.0, 2.0, 2.0] for name in ("p50", "p95", "p99")}
+
+
+def streamed(times, done=True):
+    """A reply whose tokens came at these times."""
+    lines = [b'data: {"choices": [{"delta": {"content": "n"}}]}\n\n' for _ in times]
+    ending = [(times[-1], b"data: [DONE]\n\n")] if done else []
+    return server_load.Reply(0.0, [*zip(times, lines, strict=True), *ending], 200)
+
+
+def test_a_stall_is_the_servers_unless_the_client_was_late_itself():
+    reply = streamed([1.0, 1.04, 1.44, 1.48])
+    own = server_load.Lag(seen=[(1.02, 0.0), (1.43, 0.3)])
+    assert server_streams.gaps(reply, server_load.Lag()) == pytest.approx([0, 0.36, 0], abs=1e-9)
+    assert server_streams.gaps(reply, own) == pytest.approx([0, 0.06, 0], abs=1e-9)
+
+
+def test_streams_that_are_cut_off_or_too_slow_do_not_hold():
+    replies = [streamed([1.0, 1.04]), streamed([1.0, 1.08], done=False)]
+    row = {"streams": 2, **server_streams.counted(replies, 2, server_load.Lag())}
+    assert server_streams.broken(row) == [
+        "2 streams: 1 of 2 streams not complete",
+        "2 streams: 2 of 2 streams not in_order",
+        "2 streams: 12.5 tokens/s in the slowest stream, less than 22.5",
+    ]
+
+
+def test_the_rate_that_holds_is_below_the_first_that_does_not():
+    rows = [
+        {"rate": rate, "failed": {"a": 0}, "first_token_ms": {"a": {"p50": ms}}} for rate, ms in [(25, 10), (50, 21)]
+    ]
+    assert server_latency.steady(rows, "a") == 25
+    row = {"rate": 100, "failed": {"a": 0}, "added_first_token_ms": {"p50": [1.5, 1, 2], "p99": [12.0, 9, 15]}}
+    assert server_latency.missed(row) == ["100 requests/s: 12.00 ms more to the first token at p99, 2.00 more than 10"]
+
+
+def test_an_engine_that_runs_on_after_its_client_left_is_noticed():
+    asked = [
+        server_soak.Asked("<0>", "right"),
+        server_soak.Asked("<1>", "left", 10.0),
+        server_soak.Asked("<2>", "left", 10.0),
+    ]
+    lines = [("<0>", "begun", 1.0), ("<1>", "begun", 9.0), ("<0>", "ended", 11.5), ("<1>", "stopped", 10.1)]
+    good = server_soak.judged(asked, lines)
+    assert good["left"] == {"while engines wrote": 1, "before or after": 1}
+    assert good["stop_seconds"]["max"] == pytest.approx(0.1)
+    assert good["unfinished"] == good["stops_too_late"] == 0
+    bad = server_soak.judged(asked, [*lines, ("<2>", "begun", 9.5), ("<2>", "ended", 12.5), ("<1>", "begun", 10.2)])
+    assert bad["stops_too_late"] == bad["unfinished"] == 1
+    calm = {"growth": 0.06, "left_behind": {"running": 0}}
+    assert server_soak.misses(bad | calm) == [
+        "memory grew by 6.0%, more than 5%",
+        "1 clients' engines ran on for up to 2.50 s, more than 1",
+        "1 streams of engines never ended",
+    ]

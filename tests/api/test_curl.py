@@ -194,6 +194,28 @@ def test_a_port_that_is_taken_is_one_line(start, how):
     assert line.startswith(f"ensemblehub: cannot listen on 127.0.0.1:{port}: ")
 
 
+@pytest.mark.parametrize("how", ["file", "module", "console"])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ensembel: {}\n", "did you mean 'ensemble'"),
+        ("model_specs: [\n", "config.yaml"),
+        (ECHO.replace("tandem", "tandm"), "did you mean 'tandem'"),
+        (None, "config.yaml"),
+    ],
+    ids=["unknown key", "no YAML", "unknown method", "no file"],
+)
+def test_a_config_with_an_error_is_one_line(start, tmp_path, how, text, says):
+    path = tmp_path / "config.yaml"
+    if text is not None:
+        path.write_text(text)
+    server = start([*STARTS[how][:-1], str(path)], API_PORT="0")
+    assert server.wait(60) == 2
+    (line,) = server.said().strip().splitlines()
+    assert line.startswith("ensemblehub: ")
+    assert says in line
+
+
 @pytest.mark.parametrize("variable", [{"API_PORT": "many"}, {"API_PORT": "70000"}])
 def test_a_port_that_is_none_is_one_line(start, echo, variable):
     server = start(echo, **variable)
@@ -202,18 +224,25 @@ def test_a_port_that_is_none_is_one_line(start, echo, variable):
     assert variable["API_PORT"] in line
 
 
-def test_ctrl_c_lets_an_answer_in_flight_end(start, echo):
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_being_told_to_stop_lets_an_answer_in_flight_end(start, echo, told, stream):
     server = start(echo, "--set", "model_specs.1.delay=0.4", API_PORT="0")
     url = address(server)
-    body = json.dumps({**HELLO, "stream": True})
+    body = json.dumps({**HELLO, "stream": stream})
     command = ["curl", "-sSN", "--max-time", "60", url + CHAT, "-H", "Content-Type: application/json", "-d", body]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline().startswith("data: ")
-        server.send_signal(signal.SIGINT)
-        rest = process.stdout.read()
+        begun = time.monotonic()
+        while json.loads(curl(url + "/status"))["running"] == 0:
+            assert time.monotonic() < begun + 5
+        server.send_signal(told)
+        text = process.stdout.read()
     assert process.returncode == 0
-    assert rest.endswith("data: [DONE]\n\n")
-    assert " you." in rest
+    if stream:
+        said = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in events(text))
+    else:
+        said = json.loads(text)["choices"][0]["message"]["content"]
+    assert said == "Hello to you."
     assert server.wait(40) == 0
     assert "Traceback" not in server.said()
 

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,19 +13,7 @@ from ensemblehub import studio
 from ensemblehub.studio import word_problems
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lm_eval")]
-CONFIG = """
-model_specs:
-  - {name: mentor, engine: hf, path: "studio:mentor"}
-  - {name: intern, engine: hf, path: "studio:intern"}
-  - {name: guest, engine: hf, path: "studio:guest"}
-ensemble:
-  models: [mentor, intern]
-  output_aggregation_method: tandem
-  output_aggregation_params:
-    {profile: studio, levels: {low: 24, medium: 64, high: 128}, judge: "studio:judge", start_with_intern: true}
-ensembles:
-  together: {models: [intern, guest], output_aggregation_method: gac}
-"""
+MIXED = Path(__file__).parents[2] / "examples" / "all_gac.yaml"
 TASKS = {
     "studio_writes": """
 output_type: generate_until
@@ -55,7 +44,7 @@ def tasks(tmp_path_factory):
         problem = word_problems.draw(rng, steps=1 + number % 2)
         right = int(problem.answer)
         rows.append(
-            {"question": problem.text, "answer": str(right), "choices": [f" {right}", f" {right + 1}", f" {right + 7}"]}
+            {"question": problem.text, "answer": str(right), "choices": [f"{right}", f"{right + 1}", f"{right + 7}"]}
         )
     (folder / "questions.jsonl").write_text("".join(json.dumps({**row, "gold": 0}) + "\n" for row in rows))
     for name, text in TASKS.items():
@@ -66,7 +55,7 @@ def tasks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(serve):
-    return serve(CONFIG)
+    return serve(None)
 
 
 def evaluated(tasks, out, names, model, arguments, *flags, fails=False):
@@ -129,13 +118,25 @@ def test_a_single_model_scores_through_the_server_as_at_home(server, tasks, tmp_
             assert greedy == greedy_too
 
 
-def test_models_of_different_tokenizers_have_a_log_likelihood_together(server, tasks, tmp_path, at_home):
-    metrics, samples = evaluated(tasks, tmp_path, TASKS, "local-completions", through(server, "together"))
+def test_models_of_different_tokenizers_have_a_log_likelihood_together(serve, tasks, tmp_path, at_home):
+    mixing = serve(MIXED.read_text())
+    metrics, samples = evaluated(tasks, tmp_path, TASKS, "local-completions", through(mixing, "ensemble"))
     assert 0 <= metrics["studio_chooses"]["acc,none"] <= 1
+    assert all(text for [[text]] in samples["studio_writes"])
     mixed = [float(value) for one in samples["studio_chooses"] for [(value, _)] in one]
     alone = [float(value) for one in at_home[1]["studio_chooses"] for [(value, _)] in one]
     assert all(value < 0 for value in mixed)
     assert mixed != pytest.approx(alone, abs=0.01)
+    direct = []
+    for line in (tasks / "questions.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        context = f"{row['question']} The answer is"
+        length = mixing.post("/tokenize", {"prompt": context}).json()["count"]
+        prompts = [f"{context} {choice}" for choice in row["choices"]]
+        body = {"model": "ensemble", "prompt": prompts, "echo": True, "logprobs": 1, "max_tokens": 0}
+        choices = mixing.post("/v1/completions", body).json()["choices"]
+        direct += [sum(choice["logprobs"]["token_logprobs"][length:]) for choice in choices]
+    assert mixed == pytest.approx(direct, abs=1e-3)
 
 
 def test_tandem_answers_chats_and_says_what_its_log_likelihood_needs(server, tasks, tmp_path):

@@ -1,8 +1,11 @@
 """The official SDK against a server: what it sends is understood, and what it gets is what it expects."""
 
+import asyncio
 import functools
 import json
 import math
+import time
+from collections import Counter
 
 import openai
 import pytest
@@ -23,6 +26,7 @@ ensemble:
   models: [big, small]
   output_aggregation_method: tandem
   output_aggregation_params: {levels: {low: 2, high: 4}, judge: "fixed:high"}
+  request_params: {judge: {choices: ["fixed:low", "fixed:high"]}}
 ensembles:
   turns: {models: [frail, small], output_aggregation_method: loop, on_error: drop}
   careful:
@@ -44,6 +48,11 @@ ensembles:
   together: {models: [intern, guest], output_aggregation_method: gac}
   twins: {models: [mentor, intern], output_aggregation_method: gac}
 server: {max_output_tokens: 600}
+"""
+NARROW = """
+model_specs:
+  - {name: slow, engine: echo, replies: {"": "1 2 3 4 5 6 7 8"}, delay: 0.2}
+server: {max_running: 1, max_queued: 0}
 """
 QUESTION = "There are 8 bowls. How many bowls are there?"
 OTHER = "Tom has 3 pens. How many pens has Tom?"
@@ -202,6 +211,20 @@ async def test_a_stream_that_is_left_early_leaves_the_server_well(asking):
     expected(await asking.chat.completions.create(model="ensemble", messages=user("2 + 2?")))
 
 
+async def test_many_at_once_get_what_each_gets_alone(asking):
+    async def one(model, stream):
+        ask = {"model": model, "messages": user("2 + 2?")}
+        if not stream:
+            return (await asking.chat.completions.create(**ask)).choices[0].message.content
+        chunks = await asking.chat.completions.create(**ask, stream=True)
+        return Stream([chunk async for chunk in chunks]).said("content")
+
+    models = ["ensemble", "big", "small", "careful"] * 8
+    texts = await asyncio.gather(*(one(model, place % 3 == 0) for place, model in enumerate(models)))
+    big = "Goal: add. Planning: add. Retrieval: none. Action: add."
+    assert texts == [big if model == "big" else ANSWER for model in models]
+
+
 def test_a_stream_says_what_the_whole_reply_says(client):
     ask = {"model": "ensemble", "messages": user("2 + 2?")}
     whole, read = client.chat.completions.create(**ask), streamed(client, **ask)
@@ -214,6 +237,27 @@ def test_a_stream_says_what_the_whole_reply_says(client):
     assert all(chunk.usage is None for chunk in read.chunks[:-1])
     assert len({chunk.id for chunk in read.chunks}) == 1
     assert {chunk.object for chunk in read.chunks} == {"chat.completion.chunk"}
+
+
+def test_the_sdks_own_accumulator_understands_a_stream(client):
+    options = {"stream_options": {"include_usage": True}}
+    with client.chat.completions.stream(model="ensemble", messages=user("2 + 2?"), **options) as stream:
+        texts = [event.delta for event in stream if event.type == "content.delta"]
+        reply = stream.get_final_completion()
+    assert "".join(texts) == reply.choices[0].message.content == ANSWER
+    assert reply.choices[0].message.reasoning == INSIGHT
+    assert (reply.choices[0].finish_reason, reply.usage.completion_tokens) == ("stop", 9)
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_a_stream_ends_with_done_and_nothing_behind_it(client, usage):
+    ask = {"model": "ensemble", "messages": user("2 + 2?"), "stream": True, "stream_options": {"include_usage": usage}}
+    with client.chat.completions.with_streaming_response.create(**ask) as raw:
+        lines = [line for line in raw.iter_lines() if line]
+    assert raw.headers["content-type"].startswith("text/event-stream")
+    assert lines[-1] == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert [bool(chunk.get("usage")) for chunk in chunks] == [False] * (len(chunks) - 1) + [usage]
 
 
 def test_without_include_usage_a_stream_has_none(client):
@@ -274,6 +318,24 @@ def test_n_answers_are_drawn_from_one_seed_and_each_is_billed(pair):
     assert [read.said("content", index) for index in range(4)] == texts
 
 
+@pytest.mark.parametrize("model", ["twins", "together", "ensemble"])
+def test_a_seed_settles_what_an_ensemble_draws(pair, model):
+    ask = {"model": model, "messages": user(HARD), "n": 2, "temperature": 1, "max_tokens": 24}
+    first, again, other = (pair.chat.completions.create(**ask, seed=seed).choices for seed in (5, 5, 6))
+    texts = [[choice.message.content for choice in one] for one in (first, again, other)]
+    assert texts[0] == texts[1] != texts[2]
+    assert len(set(texts[0])) == 2
+
+
+@pytest.mark.parametrize("narrow", [{"extra_body": {"top_k": 1}}, {"top_p": 1e-6}])
+def test_drawing_from_the_likeliest_token_alone_is_greedy(pair, narrow):
+    ask = {"model": "intern", "messages": user(HARD), "max_tokens": 24}
+    greedy = pair.chat.completions.create(**ask).choices[0].message.content
+    drawn = pair.chat.completions.create(**ask, temperature=2, seed=1, **narrow).choices[0].message.content
+    free = pair.chat.completions.create(**ask, temperature=2, seed=1).choices[0].message.content
+    assert drawn == greedy != free
+
+
 def test_each_of_n_answers_has_its_own_insight_and_bill(client):
     one = client.chat.completions.create(model="ensemble", messages=user("2 + 2?"))
     three = client.chat.completions.create(model="ensemble", messages=user("2 + 2?"), n=3)
@@ -289,6 +351,8 @@ def test_stop_ends_the_answer_and_not_the_insight(client, stop):
     assert choice.message.reasoning_content == INSIGHT
     assert choice.message.content == (ANSWER if stop == "add" else "It is 4.")
     assert choice.finish_reason == "stop"
+    read = streamed(client, model="ensemble", messages=user("2 + 2?"), stop=stop)
+    assert (read.said("content"), read.said("reasoning"), read.finish()) == (choice.message.content, INSIGHT, "stop")
 
 
 def test_stop_ends_the_answer_of_a_model_too(pair):
@@ -298,6 +362,8 @@ def test_stop_ends_the_answer_of_a_model_too(pair):
     assert short.message.reasoning == whole.reasoning
     assert short.message.content == whole.content.partition(" =")[0]
     assert short.finish_reason == "stop"
+    read = streamed(pair, model="ensemble", messages=user(), stop=" =")
+    assert (read.said("content"), read.finish()) == (short.message.content, "stop")
 
 
 def test_max_completion_tokens_limits_the_answer(client, pair):
@@ -354,6 +420,45 @@ def test_logit_bias_forces_a_token(pair):
     for model in ("twins", "together"):
         with pytest.raises(openai.BadRequestError, match="logit_bias"):
             pair.chat.completions.create(**{**ask, "model": model}, logit_bias={str(index): 100})
+
+
+def greedily(ids, count, favoured, presence=0.0, frequency=0.0, repetition=1.0):
+    """What the intern writes by the definitions of OpenAI's two penalties and of vLLM's."""
+    read, written = len(ids), Counter()
+    while len(ids) < read + count:
+        with torch.no_grad():
+            line = weights("intern")(torch.tensor([ids])).logits[0, -1].double()
+        line[favoured] += 50
+        if repetition != 1.0:
+            for index in set(ids):
+                line[index] *= repetition if line[index] < 0 else 1 / repetition
+        for index, times in written.items():
+            line[index] -= presence + frequency * times
+        ids = [*ids, int(line.argmax())]
+        written[ids[-1]] += 1
+    return tokenizer().decode(ids[read:])
+
+
+@pytest.mark.parametrize(
+    ("asked", "by_hand"),
+    [
+        ({}, {}),
+        ({"presence_penalty": 2}, {"presence": 2}),
+        ({"frequency_penalty": 2, "presence_penalty": -1}, {"frequency": 2, "presence": -1}),
+        ({"extra_body": {"repetition_penalty": 1.4}}, {"repetition": 1.4}),
+    ],
+)
+def test_penalties_are_what_they_are_elsewhere(pair, asked, by_hand):
+    favoured = [index for word in (" bowls", " cups", " mugs", " pens") for index in tokenizer().encode(word)]
+    ask = {"model": "intern", "prompt": SEQUENCE, "max_tokens": 16}
+    ask["logit_bias"] = {str(index): 50 for index in favoured}  # between which the penalties decide
+    text = pair.completions.create(**ask, **asked).choices[0].text
+    assert text == greedily(tokenizer().encode(SEQUENCE), 16, favoured, **by_hand)
+    if asked:
+        assert text != pair.completions.create(**ask).choices[0].text
+        for model in ("twins", "together"):
+            with pytest.raises(openai.BadRequestError, match="penalty"):
+                pair.completions.create(model=model, prompt=SEQUENCE, **asked)
 
 
 @pytest.mark.parametrize("model", ["intern", "twins"])
@@ -420,6 +525,15 @@ def test_a_text_completion_streams(pair):
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 5
 
 
+def test_a_text_completion_of_tandem_carries_the_insight_beside_the_text(client):
+    ask = {"model": "ensemble", "prompt": "2 + 2?"}
+    (choice,) = client.completions.create(**ask).choices
+    assert (choice.text, choice.reasoning_content, choice.reasoning) == (ANSWER, INSIGHT, INSIGHT)
+    parts = [chunk.choices[0] for chunk in client.completions.create(**ask, stream=True)]
+    assert "".join(one.text for one in parts) == ANSWER
+    assert "".join(one.model_extra.get("reasoning_content", "") for one in parts) == INSIGHT
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_text_completions_have_logprobs_in_the_old_form(pair, count):
     reply = pair.completions.create(model="intern", prompt="There are 8", max_tokens=4, logprobs=count)
@@ -443,6 +557,42 @@ def test_echo_repeats_the_prompt(client, pair):
     assert "".join(chunk.choices[0].text for chunk in chunks) == "There are 8" + plain
 
 
+# What a request may say about the ensemble
+
+
+def test_a_request_chooses_a_method_and_a_parameter(client):
+    ask = {"model": "ensemble", "messages": user("2 + 2?")}
+    for method in ("turns", "loop"):
+        reply = client.chat.completions.create(**ask, extra_body={"ensemble": {"method": method}})
+        assert reply.model == "turns"
+        assert reply.choices[0].metadata["method"] == "loop"
+        assert reply.choices[0].message.content == "One two" + ANSWER
+    low = {"ensemble": {"method": "tandem", "params": {"judge": "fixed:low"}}}
+    (choice,) = client.chat.completions.create(**ask, extra_body=low).choices
+    assert (choice.message.content, choice.message.reasoning) == (ANSWER, "Goal: add.")
+    assert [(one["level"], one["sufficient"]) for one in choice.metadata["verdicts"]] == [("low", True)]
+    assert streamed(client, **ask, extra_body=low).said("reasoning") == "Goal: add."
+    expected(client.chat.completions.create(**ask))  # the next request finds everything as it was
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("model", "options", "code", "param", "says"),
+    [
+        ("ensemble", {"params": {"judge": "fixed:none"}}, "out_of_bounds", "params.judge", "fixed:low, fixed:high"),
+        ("ensemble", {"params": {"levels": {"low": 1}}}, None, "params.levels", "it may set: judge"),
+        ("turns", {"params": {"max_rounds": 1}}, None, "params.max_rounds", "it may set: none"),
+        ("ensemble", {"method": "gac"}, None, "method", "not configured here"),
+        ("small", {"method": "turns"}, None, "method", "one model"),
+        ("ensemble", {"model_specs": []}, "invalid_value", "model_specs", "not permitted"),
+    ],
+)
+def test_what_a_request_may_not_say_about_the_ensemble_is_refused(client, model, options, code, param, says, stream):
+    with pytest.raises(openai.BadRequestError, match=says) as refused:
+        client.chat.completions.create(model=model, messages=user(), stream=stream, extra_body={"ensemble": options})
+    assert (refused.value.code, refused.value.param) == (code, f"ensemble.{param}")
+
+
 # The bill
 
 
@@ -454,6 +604,19 @@ def test_prompt_tokens_are_the_interns(pair):
         assert reply.usage.total_tokens == read + reply.usage.completion_tokens
     reply = pair.completions.create(model="intern", prompt=SEQUENCE, max_tokens=1)
     assert reply.usage.prompt_tokens == len(tokenizer().encode(SEQUENCE))
+
+
+@pytest.mark.parametrize(("most", "finish"), [(9, "length"), (300, "stop")])
+def test_completion_tokens_are_those_of_insight_and_answer(pair, most, finish):
+    reply = pair.chat.completions.create(model="ensemble", messages=user(), max_tokens=most)
+    (choice,), usage = reply.choices, reply.usage
+    insight, answer = (len(tokenizer().encode(text)) for text in (choice.message.reasoning, choice.message.content))
+    insight, answer = insight + 1, answer + (finish == "stop")  # an end of text is a token too
+    assert choice.finish_reason == finish
+    assert usage.completion_tokens_details.reasoning_tokens == insight
+    assert usage.completion_tokens == insight + answer
+    written = {(line["engine"], line["purpose"]): line["completion_tokens"] for line in usage.cost["spent"]}
+    assert written == {("judge", "judge"): 0, ("mentor", "insight"): insight, ("intern", "answer"): answer}
 
 
 def test_what_was_read_before_is_cached(pair):
@@ -491,6 +654,7 @@ def test_the_bill_adds_up(pair, model):
         ({"n": 65}, "out_of_bounds", "n"),
         ({"extra_body": {"temprature": 1}}, "unknown_field", "temprature"),
         ({"messages": []}, "invalid_value", "messages"),
+        ({"messages": user("There are 8 bowls. " * 3000)}, "context_length_exceeded", "messages"),
         ({"top_logprobs": 30, "logprobs": True}, "invalid_value", "top_logprobs"),
         ({"logprobs": True, "extra_body": {"extract_after": "Answer:"}}, None, "logprobs"),
         ({"tools": [{"type": "function", "function": {"name": "add"}}]}, "unsupported", "tools"),
@@ -528,6 +692,39 @@ async def test_a_key_is_needed_where_one_is_set(serve):
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="no", max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError):
             await client.chat.completions.create(model="small", messages=user(), stream=True)
+
+
+@pytest.fixture(scope="module")
+def narrow(serve):
+    return serve(NARROW)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_beyond_the_queue_there_is_a_rate_limit_error_that_says_when_to_come_again(narrow, stream):
+    ask = {"model": "slow", "messages": user()}
+    with client_of(narrow) as client:
+        first = client.chat.completions.create(**ask, stream=True)
+        next(first)
+        with pytest.raises(openai.RateLimitError, match="the server is busy") as refused:
+            client.chat.completions.create(**ask, stream=stream)
+        assert refused.value.code == "overloaded"
+        assert refused.value.type == "rate_limit_error"
+        assert int(refused.value.response.headers["retry-after"]) in (1, 2)  # about as long as one answer takes
+        assert Stream(first).said("content") == "1 2 3 4 5 6 7 8"  # the one that was there first lost nothing
+        with pytest.raises(openai.RateLimitError):
+            client.chat.completions.create(**ask, n=2, stream=stream)
+
+
+def test_a_client_that_retries_waits_as_long_as_it_is_told_and_is_answered(narrow):
+    ask = {"model": "slow", "messages": user()}
+    with client_of(narrow) as client, client_of(narrow, max_retries=3) as patient:
+        first = client.chat.completions.create(**ask, stream=True)
+        next(first)
+        started = time.monotonic()
+        reply = patient.chat.completions.create(**ask)
+        assert reply.choices[0].message.content == "1 2 3 4 5 6 7 8"
+        assert time.monotonic() - started > 1.0
+        first.close()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -666,10 +863,21 @@ def test_a_token_id_that_is_not_there_is_refused(pair, model, place, count):
 
 
 def test_other_tokenizers_read_the_same_bytes_or_the_prompt_is_refused(pair):
-    part = tokenizer().encode("\u65e5")[1]  # the middle of a character
-    assert tokenizer().decode([part]) == "\ufffd"
-    with pytest.raises(openai.BadRequestError):
-        scored(pair, "together", [part, *tokenizer().encode("There are 8")])
+    parts = tokenizer().encode("\u65e5")  # a character of three bytes, each a token
+    assert [tokenizer().decode([part]) for part in parts] == ["\ufffd"] * 3
+    head, tail = tokenizer().encode("There are"), tokenizer().encode(" 8")
+    for start in (parts, parts[1:2]):
+        with pytest.raises(openai.BadRequestError, match="part of a character") as refused:
+            scored(pair, "together", [*start, *tail])
+        assert refused.value.code == "unsupported"
+    for middle in (parts, parts[1:2]):
+        (known,) = scored(pair, "together", [*head, *middle, *tail])
+        assert len(known.tokens) == len(head) + len(middle) + len(tail)
+        assert all(value < 0 for value in known.token_logprobs[1:])
+    (known,) = scored(pair, "together", "There are\u65e5 8")
+    (same,) = scored(pair, "together", [*head, *parts, *tail])
+    assert known.tokens == same.tokens
+    assert known.token_logprobs[1:] == pytest.approx(same.token_logprobs[1:], abs=1e-4)
 
 
 def test_a_streamed_log_likelihood_is_the_same(pair):
