@@ -6,12 +6,12 @@ Source: the OpenAI API reference, and the extensions that vLLM documents.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -106,7 +106,7 @@ class ChatMessage(Wire):
         role: Role = "system" if self.role == "developer" else self.role
         about = {"tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
         extra = {name: value for name, value in about.items() if value is not None}
-        return Message(role, text, orjson.dumps(extra).decode() if extra else "")
+        return Message(role, text, json.dumps(extra) if extra else "")
 
 
 Conversation = Annotated[list[ChatMessage], Field(min_length=1)]

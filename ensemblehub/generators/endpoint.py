@@ -207,7 +207,8 @@ class Endpoint:
     async def _asked(self, path: str, body: Mapping[str, Any], end: float) -> AsyncIterator[httpx2.Response]:
         """The response to a request, its head read; failures of the network and of the server are `Failure`s."""
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        request = self._client.build_request("POST", self.url + path, json=body, headers={**headers, **self.headers})
+        headers |= {"Content-Type": "application/json", **self.headers}
+        request = self._client.build_request("POST", self.url + path, content=json.dumps(body), headers=headers)
         try:
             async with asyncio.timeout(min(self.patience.first_token, _left(end))):
                 response = await self._client.send(request, stream=True)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import httpx2 as httpx
 import pytest
 
 spec = importlib.util.spec_from_file_location("faulty", Path(__file__).parents[1] / "generators" / "faulty.py")
@@ -98,3 +99,20 @@ def test_neutral_values_of_these_fields_are_no_request_for_them(serve):
     body = {**ASK, "model": "near", "tools": [], "response_format": {"type": "text"}, "tool_choice": "none"}
     (answer,), _ = through(serve, [body])
     assert answer.status_code == 200
+
+
+def test_numbers_and_characters_that_no_encoder_likes_are_no_failure(serve):
+    odd = {"role": "assistant", "content": "x", "tool_calls": [{"n": 2**80, "s": "\ud800"}]}
+    body = json.dumps({**ASK, "messages": [odd], "tools": TOOLS}).encode()
+
+    async def ask():
+        async with faulty.upstream(faulty.answer()) as (api, url):
+            server = serve(config(url))
+            headers = {"Content-Type": "application/json"}
+            return await asyncio.to_thread(
+                lambda: httpx.post(server.url + CHAT, content=body, headers=headers)
+            ), api.asked
+
+    answer, asked = asyncio.run(ask())
+    assert answer.status_code == 200
+    assert asked[0]["messages"][0]["tool_calls"] == odd["tool_calls"]
