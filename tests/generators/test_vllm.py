@@ -1,0 +1,485 @@
+"""The vllm engine writes, reads and rides as the hf engine does; vLLM runs for real, on the CPU, in float32.
+
+One pair is started for all tests, since a start takes a minute.
+"""
+
+import asyncio
+import importlib.util
+import math
+import os
+import time
+from contextlib import aclosing
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from ensemblehub import studio
+from ensemblehub.config import Config
+from ensemblehub.cost import Ledger
+from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.ensemble_methods.model_selection.all import All
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.errors import (
+    CapabilityError,
+    ConfigError,
+    ContextOverflowError,
+    EngineError,
+    MissingExtraError,
+    RequestError,
+)
+from ensemblehub.generators import vllm as module
+from ensemblehub.generators.hf import HFEngine, HFOptions
+from ensemblehub.generators.vllm import VLLMEngine, VLLMOptions
+from ensemblehub.generators.vllm_flight import entropy_of
+from ensemblehub.schema import Chat, Message, Request, Sampling, Text, TokenIds
+from ensemblehub.tasks.studio_math import StudioMath
+
+ITEMS = list(StudioMath().items("test", 32))
+CLOSE = 1e-3  # nats
+WAIT = 600  # seconds; a start takes a minute on an idle machine
+needs_vllm = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed; `make test-vllm` installs a build for CPUs"
+)
+
+
+def engine(name, **options):
+    options = {"dtype": "float32", "block_size": 32, "enforce_eager": True} | options
+    return VLLMEngine(name, VLLMOptions(studio.resolve(f"studio:{name}"), **options))
+
+
+class Pair:
+    """Both engines of the studio pair, in vLLM and in the hf engine, with one event loop for all tests."""
+
+    def __init__(self):
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        self.names = ("mentor", "intern")
+        self.vllm = {name: engine(name) for name in self.names}
+        self.hf = {
+            name: HFEngine(name, HFOptions(studio.resolve(f"studio:{name}"), device="cpu")) for name in self.names
+        }
+        self.ours, self.theirs = self.vllm["intern"], self.hf["intern"]
+        self.ledger = Ledger()
+        self.meter = self.ledger.meter("answer")
+        self._runner = asyncio.Runner()
+
+    def run(self, work):
+        return self._runner.run(asyncio.wait_for(work, WAIT))
+
+    async def load(self):
+        await asyncio.gather(*(one.load() for one in (*self.vllm.values(), *self.hf.values())))
+
+    async def close(self):
+        await asyncio.gather(*(one.close() for one in (*self.vllm.values(), *self.hf.values())))
+
+    def spent(self):
+        total = self.ledger.total
+        self.ledger.calls.clear()
+        return total
+
+    async def pieces(self, request, one=None):
+        return [piece async for piece in (one or self.ours).stream(request, self.meter)]
+
+    async def text(self, request, one=None):
+        return "".join(piece.text for piece in await self.pieces(request, one))
+
+    async def ids(self, request, one=None):
+        return [token.id for piece in await self.pieces(request, one) for token in piece.tokens]
+
+    async def score(self, request, one=None):
+        return await (one or self.ours).score(request, self.meter)
+
+
+@pytest.fixture(scope="module")
+def started():
+    pair = Pair()
+    try:
+        pair.run(pair.load())
+        yield pair
+    finally:
+        pair.run(pair.close())
+
+
+@pytest.fixture
+def pair(started):
+    started.spent()
+    return started
+
+
+def question(index=0, **sampling):
+    return Request(StudioMath().request(ITEMS[index]), Sampling(**{"max_tokens": 80} | sampling))
+
+
+def endless(index=0, **sampling):
+    return question(index, **{"ignore_eos": True} | sampling)
+
+
+# Without vLLM
+
+
+def install(monkeypatch, found):
+    """As if vLLM were installed, or not."""
+    monkeypatch.setattr(module, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: found)))
+
+
+def test_the_extra_is_named_where_vllm_is_not_installed(monkeypatch):
+    install(monkeypatch, None)
+    with pytest.raises(MissingExtraError, match=r"ensemblehub\[vllm\]"):
+        engine("intern")
+
+
+def test_options_that_cannot_be_meant_are_refused():
+    for options in ({"tensor_parallel_size": 0}, {"max_model_len": 0}, {"entropy_top_k": 0}, {"block_size": -1}):
+        with pytest.raises(ConfigError, match="at least 1"):
+            VLLMOptions("x", **options)
+    with pytest.raises(ConfigError, match="share above 0"):
+        VLLMOptions("x", gpu_memory_utilization=0.0)
+
+
+def test_parallel_and_memory_options_reach_vllm():
+    options = VLLMOptions(
+        "x", tensor_parallel_size=4, pipeline_parallel_size=2, gpu_memory_utilization=0.4, max_model_len=900,
+        extra={"kv_cache_dtype": "fp8"},
+    )  # fmt: skip
+    given = options.arguments
+    assert (given["tensor_parallel_size"], given["pipeline_parallel_size"]) == (4, 2)
+    assert (given["gpu_memory_utilization"], given["max_model_len"]) == (0.4, 900)
+    assert given["kv_cache_dtype"] == "fp8"
+    assert "block_size" not in given
+
+
+def test_an_entropy_of_the_likeliest_is_a_lower_bound():
+    logprobs = [math.log(share) for share in (0.5, 0.25, 0.125, 0.125)]
+    assert entropy_of(logprobs, whole=True) == pytest.approx(1.75 * math.log(2))
+    assert entropy_of(logprobs[:2], whole=False) == pytest.approx(1.5 * math.log(2))  # 1/2, 1/4 and the rest, 1/4
+    assert entropy_of([0.0, -math.inf], whole=True) == 0.0
+
+
+def test_the_card_and_the_name_say_what_the_hf_engines_say_and_how_entropies_are_taken(monkeypatch):
+    install(monkeypatch, object())
+    ours, theirs = engine("intern"), HFEngine("intern", HFOptions(studio.resolve("studio:intern"), device="cpu"))
+    assert (ours.card, ours.model) == (theirs.card, theirs.model)
+    assert engine("intern", max_model_len=64).card.context == 64
+    assert "in vLLM on 4 GPUs" in engine("intern", tensor_parallel_size=4).describe()
+    monkeypatch.setattr(module, "SMALL", 100)
+    assert engine("intern", entropy_top_k=5).model == f"{theirs.model} (entropy of the 5 likeliest)"
+    with pytest.raises(CapabilityError, match="no next-token distributions"):
+        ours.decoder(question(), Ledger().meter("answer"))
+
+
+# With vLLM
+
+
+@needs_vllm
+def test_greedy_answers_are_those_of_the_hf_engine_and_come_token_by_token(pair):
+    async def main():
+        for index in range(6):
+            ours, theirs = await pair.pieces(question(index)), await pair.pieces(question(index), pair.theirs)
+            assert [one.text for one in ours] == [one.text for one in theirs]
+            assert ours[-1].finish == theirs[-1].finish
+            for left, right in zip(ours, theirs, strict=True):
+                for mine, other in zip(left.tokens, right.tokens, strict=True):
+                    assert (mine.id, mine.text, mine.top) == (other.id, other.text, ())
+                    assert mine.logprob == pytest.approx(other.logprob, abs=CLOSE)
+
+    pair.run(main())
+
+
+@needs_vllm
+def test_a_question_asked_again_is_found_in_the_prefix_cache(pair):
+    async def main():
+        first = await pair.text(question(7))
+        pair.spent()
+        assert await pair.text(question(7)) == first
+        cost = pair.spent()
+        assert cost.cached_tokens == (cost.prompt_tokens - 1) // 32 * 32 > 0
+        assert (cost.discarded_tokens, cost.calls, cost.estimated) == (0, 1, False)
+
+    pair.run(main())
+
+
+@needs_vllm
+def test_closing_stops_vllm_within_a_second_and_bills_what_nobody_read(pair):
+    async def main():
+        async with aclosing(pair.ours.stream(endless(max_tokens=1500), pair.meter)) as stream:
+            taken = 0
+            async for piece in stream:
+                taken += len(piece.tokens)
+                if taken == 5:
+                    break
+            await asyncio.sleep(0.2)  # nobody reads, vLLM goes on
+            started = time.monotonic()
+        assert time.monotonic() - started < 1
+        cost = pair.spent()
+        assert cost.completion_tokens - cost.discarded_tokens == taken == 5
+        assert 0 < cost.discarded_tokens < 1495
+        await asyncio.sleep(0.1)
+        assert not pair.ours._host.llm.output_processor.has_unfinished_requests()
+
+    pair.run(main())
+
+
+@needs_vllm
+def test_cancelling_the_reader_stops_vllm_and_bills_once(pair):
+    async def main():
+        task = asyncio.create_task(pair.text(endless(max_tokens=1500)))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(1):
+            while not pair.ledger.calls:  # noqa: ASYNC110  # the generator is closed by the event loop
+                await asyncio.sleep(0.01)
+        cost = pair.spent()
+        assert cost.calls == 1
+        assert 0 < cost.completion_tokens < 1500
+
+    pair.run(main())
+
+
+@needs_vllm
+def test_stop_strings_never_show_and_ids_and_limits_end_an_answer(pair):
+    async def main():
+        whole = await pair.text(endless(max_tokens=40))
+        for start, length in [(3, 2), (7, 5), (10, 9), (15, 1)]:
+            stop = whole[start : start + length]
+            pieces = await pair.pieces(endless(max_tokens=40, stop=("\u2603 never", stop)))
+            assert "".join(piece.text for piece in pieces) == whole[: whole.index(stop)]
+            assert pieces[-1].finish == "stop"
+        free = await pair.pieces(endless(max_tokens=6))
+        ids = [token.id for piece in free for token in piece.tokens]
+        assert (free[-1].finish, len(ids)) == ("length", 6)
+        pair.spent()
+        cut = await pair.pieces(endless(max_tokens=6, stop_token_ids=(ids[2],)))
+        tokens = [token for piece in cut for token in piece.tokens]
+        assert (cut[-1].finish, tokens[-1].id, tokens[-1].text) == ("stop", ids[2], "")
+        assert pair.spent().completion_tokens == len(tokens) == ids.index(ids[2]) + 1
+        forbidden = await pair.ids(endless(max_tokens=6, stop_token_ids=(ids[0],), min_tokens=4))
+        assert len(forbidden) >= 4
+        assert ids[0] not in forbidden[:4]
+
+    pair.run(main())
+
+
+@needs_vllm
+def test_seeds_reproduce_whoever_shares_the_step(pair):
+    async def main():
+        warm = {"temperature": 1.5, "max_tokens": 16}
+        alone = await pair.ids(endless(seed=7, **warm))
+        crowd = await asyncio.gather(*[pair.ids(endless(seed=seed, **warm)) for seed in range(12)])
+        assert crowd[7] == alone
+        assert len({tuple(ids) for ids in crowd}) > 6
+        greedy = await pair.ids(endless(max_tokens=16))
+        assert await pair.ids(endless(temperature=2.0, top_k=1, max_tokens=16)) == greedy
+        assert await pair.ids(endless(temperature=2.0, top_p=0.0, max_tokens=16)) == greedy
+        with pytest.raises(RequestError, match="presence_penalty"):
+            await pair.ids(endless(presence_penalty=9.0))
+
+    pair.run(main())
+
+
+@needs_vllm
+def test_alternatives_are_those_of_the_hf_engine(pair):
+    async def main():
+        one = question(3, top_logprobs=3, max_tokens=15)
+        for ours, theirs in zip(await pair.pieces(one), await pair.pieces(one, pair.theirs), strict=True):
+            for mine, other in zip(ours.tokens, theirs.tokens, strict=True):
+                assert [top.id for top in mine.top] == [top.id for top in other.top]
+                assert [top.text for top in mine.top] == [top.text for top in other.top]
+        every = await pair.pieces(question(3, top_logprobs=pair.ours.card.vocabulary, max_tokens=4))
+        exact = await pair.pieces(question(3, max_tokens=4), pair.theirs)
+        for ours, theirs in zip(every, exact, strict=True):
+            assert ours.tokens[0].entropy == pytest.approx(theirs.tokens[0].entropy, abs=CLOSE)
+
+    pair.run(main())
+
+
+@needs_vllm
+def test_an_answer_goes_on_from_a_prefix(pair):
+    async def main():
+        for index in (1, 4):
+            head = (await pair.text(question(index)))[:20]
+            one = question(index).continued(head)
+            assert pair.ours.render(one) == pair.theirs.render(one)
+            assert await pair.text(one) == await pair.text(one, pair.theirs)
+        pieces = await pair.pieces(endless(max_tokens=5))
+        turn = pieces[0]
+        written = Request(question().prompt, Sampling(max_tokens=5, ignore_eos=True), turn.text, written=(turn,))
+        assert pair.ours.render(written).ids[-1] == turn.tokens[0].id
+
+    pair.run(main())
+
+
+@needs_vllm
+def test_special_tokens_in_a_message_are_taken_literally(pair):
+    one = Request(Chat((Message("user", "What is <|end|>?"),)), Sampling(max_tokens=8))
+    assert pair.ours.render(one) == pair.theirs.render(one)
+    assert pair.run(pair.ids(one)) == pair.run(pair.ids(one, pair.theirs))
+
+
+@needs_vllm
+def test_score_is_that_of_the_hf_engine(pair):
+    async def main():
+        asked = [question(index) for index in range(8)]
+        asked.append(asked[0].continued(await pair.text(asked[0])))
+        pair.spent()
+        for one, ours in zip(asked, await asyncio.gather(*map(pair.score, asked)), strict=True):
+            bill = pair.ledger.calls
+            assert all(call.cost.completion_tokens == call.cost.discarded_tokens == 1 for call in bill)
+            theirs = await pair.theirs.score(one, Ledger().meter("judge"))
+            same = [(token.id, token.text, token.message, token.start, token.end) for token in ours.tokens]
+            assert same == [(token.id, token.text, token.message, token.start, token.end) for token in theirs.tokens]
+            assert ours.tokens[0].logprob is ours.tokens[0].entropy is None
+            for mine, other in zip(ours.tokens[1:], theirs.tokens[1:], strict=True):
+                for name in ("logprob", "entropy", "best"):
+                    assert getattr(mine, name) == pytest.approx(getattr(other, name), abs=CLOSE)
+                assert mine.top[0].id == other.top[0].id
+        pair.spent()
+        await pair.text(asked[-1])  # what was read for the judge is there for the answer
+        cost = pair.spent()
+        assert cost.cached_tokens == (cost.prompt_tokens - 1) // 32 * 32 > 0
+
+    pair.run(main())
+
+
+@needs_vllm
+def test_of_a_large_vocabulary_the_likeliest_are_read_and_the_bound_is_low(pair, monkeypatch):
+    async def main():
+        exact = await pair.score(question(2))
+        monkeypatch.setattr(module, "SMALL", 100)
+        bound = await pair.score(question(2))
+        for low, full in zip(bound.tokens[1:], exact.tokens[1:], strict=True):
+            assert low.logprob == pytest.approx(full.logprob, abs=CLOSE)
+            assert low.best == pytest.approx(full.best, abs=CLOSE)
+            assert full.entropy - 0.5 < low.entropy <= full.entropy + 1e-5
+
+    pair.run(main())
+
+
+@needs_vllm
+def test_what_does_not_fit_is_refused_before_anything_is_computed(pair):
+    async def main():
+        ids = tuple(range(10, 300))
+        with pytest.raises(ContextOverflowError, match="290 prompt tokens and 1759"):
+            await pair.text(Request(TokenIds(ids), Sampling(max_tokens=1759)))
+        with pytest.raises(RequestError, match="at least 1"):
+            await pair.text(question(max_tokens=0))
+        with pytest.raises(RequestError, match="empty"):
+            await pair.text(Request(Text("")))
+        with pytest.raises(RequestError, match="no token id 992"):
+            await pair.text(Request(TokenIds((5, 992))))
+        assert not pair.ledger.calls
+        assert len(await pair.ids(Request(TokenIds(ids), Sampling(max_tokens=1758, ignore_eos=True)))) == 1758
+
+    pair.run(main())
+
+
+@needs_vllm
+def test_32_questions_at_once_are_answered_as_alone(pair):
+    async def main():
+        asked = [question(index) for index in range(32)]
+        together = await asyncio.gather(*map(pair.text, asked))
+        alone = [await pair.text(one, pair.theirs) for one in asked]
+        assert sum(ours == theirs for ours, theirs in zip(together, alone, strict=True)) >= 31  # batches round anew
+        assert all(together)
+
+    pair.run(main())
+
+
+@needs_vllm
+def test_rides_of_the_pair_are_those_of_the_hf_pair(pair):
+    tandem = Tandem(**Config.read(studio.CONFIG).aggregation.params)
+    asked = [Request(StudioMath().request(item), Sampling(max_tokens=300)) for item in ITEMS[:20]]
+
+    async def rides(engines):
+        hub = Ensemble(list(engines.values()), All(), tandem)
+        return await asyncio.gather(*map(hub.answer, asked))
+
+    async def main():
+        return await rides(pair.vllm), await rides(pair.hf)
+
+    ours, theirs = pair.run(main())
+    told = [
+        [(ride.insight, ride.text, [verdict.level for verdict in ride.verdicts]) for ride in results]
+        for results in (ours, theirs)
+    ]
+    differ = sum(left != right for left, right in zip(*told, strict=True))
+    print(f"{differ} of 20 rides differ")
+    assert differ <= 2
+    assert len({ride.verdicts[-1].level for ride in ours}) > 1
+    for mine, other in zip(ours, theirs, strict=True):
+        for verdict, same in zip(mine.verdicts, other.verdicts, strict=False):
+            assert verdict.probability == pytest.approx(same.probability, abs=CLOSE) or mine.text != other.text
+
+
+@needs_vllm
+def test_a_mentor_writes_on_while_the_intern_reads_and_the_surplus_is_discarded_unseen(pair):
+    params = Config.read(studio.CONFIG).aggregation.params
+    changed = {"levels": {"low": 8, "high": 128}, "judge": "entropy:1000", "start_with_intern": False}
+    tandem = Tandem(**{**params, **changed})
+    asked = [Request(StudioMath().request(item), Sampling(max_tokens=60)) for item in ITEMS[:4]]
+
+    async def rides(engines):
+        hub = Ensemble(list(engines.values()), All(), tandem)
+        return [await hub.answer(one) for one in asked]
+
+    for mine, other in zip(pair.run(rides(pair.vllm)), pair.run(rides(pair.hf)), strict=True):
+        assert (mine.insight, mine.text) == (other.insight, other.text)
+        (surplus,) = [line.cost for line in mine.spent if line.purpose == "insight"]
+        assert surplus.completion_tokens - surplus.discarded_tokens == mine.verdicts[-1].mentor_tokens == 8
+        assert surplus.discarded_tokens > 0
+
+
+@needs_vllm
+def test_what_vllm_cannot_start_is_one_line():
+    async def main():
+        broken = engine("intern", extra={"no_such_argument": 1})
+        try:
+            with pytest.raises(ConfigError, match="no_such_argument") as caught:
+                await broken.load()
+            assert "\n" not in str(caught.value)
+        finally:
+            await broken.close()
+
+    asyncio.run(main())
+
+
+# The last two end the pair's engines
+
+
+@needs_vllm
+def test_a_process_that_dies_is_an_error_and_what_it_wrote_is_billed(pair):
+    mentor = pair.vllm["mentor"]
+
+    async def main():
+        stream = mentor.stream(endless(max_tokens=1500), pair.meter)
+        await anext(stream)
+        (process,) = mentor._host.llm.engine_core.resources.engine_manager.processes
+        process.kill()
+        with pytest.raises(EngineError, match="mentor: vLLM failed"):
+            async for _ in stream:
+                pass
+        assert pair.spent().completion_tokens > 0
+        with pytest.raises(EngineError, match="mentor: vLLM failed"):
+            await pair.text(question(), mentor)
+
+    pair.run(main())
+
+
+@needs_vllm
+def test_close_ends_the_thread_and_fails_what_still_runs(pair):
+    async def main():
+        task = asyncio.create_task(pair.text(endless(max_tokens=1500)))
+        await asyncio.sleep(0.3)
+        await pair.ours.close()
+        with pytest.raises(EngineError, match="closed"):
+            await task
+        assert pair.spent().completion_tokens > 0
+        with pytest.raises(EngineError, match="closed"):
+            await pair.text(question())
+
+    thread = pair.ours._host._thread
+    pair.run(main())
+    assert not thread.is_alive()
