@@ -6,9 +6,12 @@ in turn, at random moments of a fixed mean rate, whether or not earlier answers 
 disturbs one disturbs the other.  The aims, at 100 requests/s to each: at most 2 ms more at the median and 10 ms more at
 the 99th percentile until the first token.  Then the rate is raised until they no longer hold.
 
-As both share a core, a busy server slows the bare handler too; so each is also asked alone, at rates that double, until
-its median time to first token has doubled.  Beside it the LiteLLM proxy, in an environment of its own, before the same
-server: what it adds is measured against asking the server directly.
+As both share a core, what keeps the server busy slows the bare handler too, and a rate that overwhelms both tells
+nothing of either.  So at each rate they are also asked apart, in slices of two seconds that alternate; the aims must
+hold both ways, and not where the bare handler alone has broken: its median time to first token has doubled.
+
+Beside it the LiteLLM proxy, in an environment of its own, before the same server: what it adds is measured against
+asking the server directly.
 
 Writes `server_latency.json`, `.txt` and `.svg`.
 """
@@ -58,7 +61,7 @@ CONFIG = {
     "model_specs": [{"name": "echo", "engine": "echo", **ENGINE}],
     "server": {"max_running": 4096, "max_queued": 4096},
 }
-AIMS, RATE = {"p50": 2.0, "p99": 10.0}, 100.0
+SLICE, AIMS, RATE = 2.0, {"p50": 2.0, "p99": 10.0}, 100.0
 MEASURES = {"first_token_ms": "to the first token", "token_ms": "per token after it", "whole_ms": "in all"}
 Arms = Mapping[str, str]
 Row = dict[str, Any]
@@ -90,12 +93,15 @@ class Both:
         return StreamingResponse(events(), media_type="text/event-stream")
 
 
-async def arrivals(arms: Arms, rate: float, seconds: float, key: str = "") -> tuple[dict[str, list[load.Reply]], Row]:
+async def arrivals(
+    arms: Arms, rate: float, seconds: float, seed: str, key: str
+) -> tuple[dict[str, list[load.Reply]], Row]:
     """Replies by arm, asked in turn at random moments, `rate` a second each; and how busy the client was."""
-    rng, lag, own = random.Random(rate), load.Lag(), psutil.Process()
+    rng, lag, own = random.Random(seed), load.Lag(), psutil.Process()
     tasks: dict[str, list[asyncio.Task[load.Reply]]] = {name: [] for name in arms}
     names, asked, due, number = list(arms), load.body("echo"), time.perf_counter() + 0.05, 0
     watching, end, started, busy = asyncio.create_task(lag.watch()), due + seconds, due, load.cpu(own)
+    machine = load.everyone()
     async with load.client(headers={"Authorization": f"Bearer {key}"} if key else None) as session:
         while due < end:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
@@ -105,23 +111,30 @@ async def arrivals(arms: Arms, rate: float, seconds: float, key: str = "") -> tu
             number += 1
         replies = {name: list(await asyncio.gather(*waiting)) for name, waiting in tasks.items()}
     watching.cancel()
-    share = (load.cpu(own) - busy) / (time.perf_counter() - started)
-    return replies, {"client_cpu": round(share, 3), "client_lag_ms": lag.milliseconds}
+    seconds = time.perf_counter() - started
+    shares = {"client_cpu": (load.cpu(own) - busy) / seconds, "machine_cpu": (load.everyone() - machine) / seconds}
+    return replies, shares | {"client_late_ms": lag.milliseconds["p99"]}
 
 
-def measure(arms: Arms, rate: float, seconds: float, key: str = "") -> Row:
-    """Times of each arm in milliseconds; where there are two, what the first adds, with 95 % intervals."""
-    replies, client = asyncio.run(arrivals(arms, rate, seconds, key))
+def measure(arms: Arms, rate: float, seconds: float, *, key: str = "", apart: bool = False) -> Row:
+    """Times of both arms in milliseconds, and what the first adds, with 95 % intervals."""
+    slices = [{name: url} for _ in range(round(seconds / SLICE)) for name, url in arms.items()] if apart else [arms]
+    replies, client = {name: list[load.Reply]() for name in arms}, list[Row]()
+    for number, chosen in enumerate(slices):
+        found, busy = asyncio.run(arrivals(chosen, rate, SLICE if apart else seconds, f"{rate} {number}", key))
+        client.append(busy)
+        for name, some in found.items():
+            replies[name] += some
     good = {name: [one for one in found if one.done and one.first is not None] for name, found in replies.items()}
     row: Row = {"rate": rate, "requests": {name: len(found) for name, found in replies.items()}}
-    row |= {"failed": {name: len(replies[name]) - len(found) for name, found in good.items()}, **client}
+    row |= {"failed": {name: len(replies[name]) - len(found) for name, found in good.items()}}
+    row |= {name: round(max(one[name] for one in client), 3) for name in client[0]}
     if not all(good.values()):
         return row
     for what in MEASURES:
         values = {name: [(one.sent, _value(what, one)) for one in found] for name, found in good.items()}
         row[what] = {name: load.percentiles([value for _, value in found]) for name, found in values.items()}
-        if len(values) == 2:
-            row[f"added_{what}"] = load.differences(*values.values())
+        row[f"added_{what}"] = load.differences(*values.values())
     return row
 
 
@@ -139,16 +152,6 @@ def missed(row: Row) -> list[str]:
         if added > aim:
             said.append(f"{added:.2f} ms more to the first token at {percent}, {added - aim:.2f} more than {aim:g}")
     return [f"{row['rate']:g} requests/s: {one}" for one in said]
-
-
-def alone(arm: str, url: str, rates: Sequence[float], seconds: float) -> list[Row]:
-    """One arm by itself, until its median time to first token has doubled."""
-    rows: list[Row] = []
-    for rate in rates:
-        rows.append(measure({arm: url}, rate, seconds))
-        if slow(rows, arm):
-            break
-    return rows
 
 
 def slow(rows: Sequence[Row], arm: str) -> bool:
@@ -198,8 +201,8 @@ def peer(given: Path | None, url: str, rates: Sequence[float], seconds: float) -
             command = [str(python.parent / "litellm"), "--config", str(path), "--host", "127.0.0.1"]
             command += ["--port", str(port), "--num_workers", "1", "--telemetry", "False"]
             with load.process(command, port, "/health/liveliness", **offline):
-                measure(arms, 10, 3, key)  # warm
-                rows += [measure(arms, rate, seconds, key) for rate in rates]
+                measure(arms, 10, 3, key=key)  # warm
+                rows += [measure(arms, rate, seconds, key=key) for rate in rates]
     except (load.NotStarted, subprocess.CalledProcessError, OSError) as error:
         return {"error": str(error)[-1000:], "rows": rows}
     return {"version": found, "holds_up_to": steady(rows, "litellm"), "rows": rows}
@@ -208,9 +211,11 @@ def peer(given: Path | None, url: str, rates: Sequence[float], seconds: float) -
 def main() -> None:
     """Measure, print, write; fails where an aim is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20, help="at each rate (default: %(default)s)")
-    rates = [25.0, 50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0]
-    parser.add_argument("--rates", type=float, nargs="+", default=rates, help="requests/s to each (default: 25 to 400)")
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="at each rate, three times as long at 100 (default: %(default)s)"
+    )
+    rates = [25.0, 50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0, 600.0]
+    parser.add_argument("--rates", type=float, nargs="+", default=rates, help="requests/s to each (default: 25 to 600)")
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing")
     parser.add_argument("--litellm", type=Path, metavar="PYTHON", help="a python that has litellm[proxy]")
     parser.add_argument("--skip-litellm", action="store_true", help="without the peer")
@@ -221,23 +226,37 @@ def main() -> None:
         uvicorn.run(Both(), port=options.serve, log_level="error", access_log=False)  # type: ignore[arg-type]
         return
     seconds, rates = (2.0, [20.0]) if options.quick else (options.seconds, sorted(options.rates))
-    record: Row = {"conditions": load.conditions(), "seconds": seconds, "rates": []}
+    record: Row = {"conditions": load.conditions(), "seconds": seconds, "together": [], "apart": []}
     port = load.free_port()
     command = [sys.executable, "-m", "benchmarks.server_latency", "--serve", str(port)]
     with load.process(command, port):
         url = f"http://127.0.0.1:{port}"
         arms = {"server": f"{url}/v1/chat/completions", "bare": f"{url}/bare"}
         measure(arms, 20, 2)  # warm
-        record["rates"] = [measure(arms, rate, seconds) for rate in rates]
-        lonely = [20.0] if options.quick else [25.0 * 2**power for power in range(7)]
-        record["alone"] = {arm: alone(arm, path, lonely, seconds / 2) for arm, path in arms.items()}
+        for rate in rates:
+            longer = seconds * (3 if rate == RATE else 1)
+            for how in ("together", "apart"):
+                record[how].append(measure(arms, rate, longer, apart=how == "apart"))
+            if slow(record["apart"], "bare"):
+                break
         if not options.skip_litellm:
             record["litellm"] = peer(options.litellm, url, rates if options.quick else [5, 10, 20, 50, 100], seconds)
-    held = takewhile(lambda row: not missed(row), record["rates"])
-    record["holds_up_to"] = max((row["rate"] for row in held), default=0)
+    both = list(zip(record["together"], record["apart"], strict=True))
+    held = takewhile(lambda rows: not any(map(missed, rows)), both)
+    sound = steady(record["apart"], "bare")
+    record |= {
+        "bare_holds_up_to": sound,
+        "holds_up_to": max((row["rate"] for row, _ in held if row["rate"] <= sound), default=0),
+    }
     options.out.mkdir(parents=True, exist_ok=True)
     plot(record, options.out)
-    said = [one for row in record["rates"] if row["rate"] == RATE for one in missed(row)]
+    said = [
+        f"{how}, {one}"
+        for how in ("together", "apart")
+        for row in record[how]
+        if row["rate"] == RATE
+        for one in missed(row)
+    ]
     load.keep(options.out, "server_latency", record, table(record), said)
 
 
@@ -260,35 +279,27 @@ def rows_of(rows: Sequence[Row], ours: str, theirs: str) -> list[str]:
 
 def table(record: Row) -> str:
     """What a person reads."""
-    each = f"{record['seconds']:g} s at each rate"
+    each = f"{record['seconds']:g} s at each rate, three times as long at {RATE:g}"
     said = [f"milliseconds that the server adds (95 % interval), by requests/s to each handler; {each}"]
-    said += rows_of(record["rates"], "server", "bare")
+    for how, about in (("together", "asked in turn, together"), ("apart", "asked apart, in slices that alternate")):
+        said += [f"\n{about}", *rows_of(record[how], "server", "bare")]
     aims = " and ".join(f"{aim:g} ms at {percent}" for percent, aim in AIMS.items())
-    said.append(f"the aims, {aims} to the first token, hold up to {record['holds_up_to']:g} requests/s to each handler")
+    said += ["", f"the aims, {aims} to the first token, hold both ways up to {record['holds_up_to']:g} requests/s"]
+    said += [f"the bare handler alone holds {record['bare_holds_up_to']:g} requests/s"]
     said += [
-        "",
-        f"each alone, until its median time to first token has doubled; {record['seconds'] / 2:g} s at each rate",
+        "busiest slice, by rate: cores in use of this machine and by the client, and how late that was itself (p99)"
     ]
-    for arm, rows in record["alone"].items():
-        cells = [f"{row['rate']:g}: {one['p50']:.1f} / {one['p99']:.1f}" for row in rows if (one := _first(row, arm))]
-        client = f"client's CPU {rows[-1]['client_cpu']:.0%}"
-        said.append(f"{arm:<7} holds {steady(rows, arm):g} requests/s   p50 / p99 at {', '.join(cells)} ({client})")
+    for row in record["apart"]:
+        client = f"{row['client_cpu']:.2f} by the client, {row['client_late_ms']:.1f} ms late"
+        said.append(f"{row['rate']:>6g} requests/s      {row['machine_cpu']:.2f}, of them {client}")
     if peer := record.get("litellm"):
         said += ["", f"LiteLLM's proxy {peer.get('version', '')} before the same server, against asking it directly"]
-        said += [f"not measured: {peer['error']}"] if "error" in peer else rows_of(peer["rows"], "litellm", "direct")
-        said += (
-            []
-            if "error" in peer
-            else [f"its median has not doubled up to {peer['holds_up_to']:g} requests/s; one worker, as by default"]
-        )
-    lags = [row["client_lag_ms"]["p99"] for row in record["rates"]]
-    said += ["", f"one process serves both; the client's event loop was late by at most {max(lags):.1f} ms at p99"]
-    return "\n".join([*said, load.told(record["conditions"])])
-
-
-def _first(row: Row, arm: str) -> dict[str, float] | None:
-    found: dict[str, float] | None = row.get("first_token_ms", {}).get(arm)
-    return found
+        if "error" in peer:
+            said += [f"not measured: {peer['error']}"]
+        else:
+            said += rows_of(peer["rows"], "litellm", "direct")
+            said += [f"its median has not doubled up to {peer['holds_up_to']:g} requests/s; one worker, as by default"]
+    return "\n".join([*said, "", load.told(record["conditions"])])
 
 
 def plot(record: Row, folder: Path) -> None:
@@ -297,7 +308,11 @@ def plot(record: Row, folder: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
     peers = record.get("litellm", {}).get("rows", [])
     for axis, (percent, aim) in zip(axes, AIMS.items(), strict=True):
-        for label, rows in (("server, over a bare handler", record["rates"]), ("LiteLLM, over the server", peers)):
+        for label, rows in (
+            ("server, over a bare handler", record["together"]),
+            ("the same, asked apart", record["apart"]),
+            ("LiteLLM, over the server", peers),
+        ):
             known = [(row["rate"], *row["added_first_token_ms"][percent]) for row in rows if "first_token_ms" in row]
             if known:
                 rate, middle, low, high = zip(*known, strict=True)

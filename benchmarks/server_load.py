@@ -207,6 +207,12 @@ def cpu(running: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
+def everyone() -> float:
+    """Seconds of a core that all processes of this machine have used."""
+    times = psutil.cpu_times()
+    return float(sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal")))
+
+
 def percentiles(values: ArrayLike, *, scale: float = 1000.0) -> dict[str, float]:
     """Median, p95, p99 and maximum, times `scale` (milliseconds)."""
     found = np.asarray(values, float) * scale

@@ -3,7 +3,8 @@
 200 clients at the same time read an `echo` engine that writes numbered tokens, 25 a second.  Every stream must be
 complete and in order, no gap between two tokens may be longer than the engine's own 40 ms plus 250 ms, and the slowest
 stream must get nine tenths of its 25 tokens/s.  The client measures how late its own event loop is, and that is not
-blamed on the server.  Counted besides: the server's memory per stream and its share of a core.
+blamed on the server.  Counted besides: the server's memory per stream and its share of a core, and what other programs
+took of the machine meanwhile, without which a number that breaks cannot be read.
 
 Then the number is doubled until something breaks, twice in a row, and the step before it is halved twice: the most that
 holds.  Each number has a new server.  Writes `server_streams.json`, `.txt` and `.svg`.
@@ -58,12 +59,13 @@ async def streams(url: str, count: int, tokens: int, running: psutil.Process) ->
 
         tasks = [asyncio.create_task(one(number)) for number in range(count)]
         await asyncio.sleep(1.2)
-        busy, started = [load.cpu(one) for one in processes], time.perf_counter()
+        busy, all_busy, started = [load.cpu(one) for one in processes], load.everyone(), time.perf_counter()
         while not all(task.done() for task in tasks):
             await asyncio.sleep(0.25)
             peak = max(peak, running.memory_info().rss)
         seconds = max(time.perf_counter() - started, 0.001)
         shares = [(load.cpu(one) - before) / seconds for one, before in zip(processes, busy, strict=True)]
+        others = (load.everyone() - all_busy) / seconds - sum(shares)
         replies = [task.result() for task in tasks]
     watching.cancel()
     row = {
@@ -71,7 +73,7 @@ async def streams(url: str, count: int, tokens: int, running: psutil.Process) ->
         **counted(replies, tokens, lag),
         "kib_per_stream": round((peak - memory) / count / 1024, 1),
     }
-    return row | {"server_cpu": round(shares[0], 3), "client_cpu": round(shares[1], 3)}
+    return row | {"server_cpu": round(shares[0], 3), "client_cpu": round(shares[1], 3), "others_cpu": round(others, 3)}
 
 
 def counted(replies: Sequence[load.Reply], tokens: int, lag: load.Lag) -> Row:
@@ -133,13 +135,13 @@ def table(record: Row) -> str:
         f"streams of {record['tokens']} tokens at 25 tokens/s each, all at the same time; a new server for each row"
     ]
     cells = "streams complete in order  slowest, tokens/s  gap beyond 40 ms, p50 / p99 / max, ms  stalls > 250 ms"
-    said.append(f"{cells}  KiB/stream  server CPU  client CPU  client late, p99, ms")
+    said.append(f"{cells}  KiB/stream  server CPU  client CPU  others' CPU  client late, p99, ms")
     for row in record["rows"]:
         gap = "{p50:.1f} / {p99:.1f} / {max:.1f}".format(**row["gap_beyond_40_ms"])
         said.append(
             f"{row['streams']:>7} {row['complete']:>8} {row['in_order']:>8}  {row['slowest_tokens_per_second']:>17.1f}"
             f"  {gap:>38}  {row['stalls']:>15}  {row['kib_per_stream']:>10.0f}  {row['server_cpu']:>10.0%}"
-            f"  {row['client_cpu']:>10.0%}  {row['client_lag_ms']['p99']:>20.1f}"
+            f"  {row['client_cpu']:>10.0%}  {row['others_cpu']:>11.0%}  {row['client_lag_ms']['p99']:>20.1f}"
         )
     return "\n".join([*said, f"the most that held: {record['most']}", load.told(record["conditions"])])
 

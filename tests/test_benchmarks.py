@@ -37,7 +37,7 @@ def test_a_benchmark_runs_and_keeps_its_result(name, flags, tmp_path):
     if name == "server_streams":
         assert record["rows"][0]["in_order"] == record["rows"][0]["streams"] == 20
     if name == "server_latency":
-        assert record["rates"][0]["failed"] == {"server": 0, "bare": 0}
+        assert record["together"][0]["failed"] == record["apart"][0]["failed"] == {"server": 0, "bare": 0}
 
 
 def test_a_missed_aim_is_a_failure_that_says_so_after_the_result_is_kept(tmp_path, capsys):
