@@ -40,6 +40,7 @@ from matplotlib import pyplot as plt
 GROWTH, ABORT, LEAVE = 0.05, 1.0, 0.1
 LENGTHS, DELAY = [4, 40, 200, 1000], 0.005
 MEBI = 2**20
+SETTLE = 10.0  # seconds in which the last connections may close
 Sample = tuple[float, float]  # seconds since the beginning, MiB
 Row = dict[str, Any]
 
@@ -176,13 +177,21 @@ async def watched(url: str, running: psutil.Process, clients: int, seconds: floa
         await asyncio.sleep(1.0)
     await task
     share = (load.cpu(running) - busy) / (time.monotonic() - started)
-    await asyncio.sleep(2.0)
+    left, end = await left_behind(url, running, before), time.monotonic() + SETTLE
+    while any(left.values()) and time.monotonic() < end:  # the last connections, the ones that ask this among them
+        await asyncio.sleep(0.5)
+        left = await left_behind(url, running, before)
+    return work, memory, {"left_behind": left, "server_cpu": round(share, 3)}
+
+
+async def left_behind(url: str, running: psutil.Process, before: tuple[int, int]) -> dict[str, int]:
+    """What the server still holds beyond the tasks and files it had `before`."""
     after = await tasks(url), running.num_fds()
     async with load.client() as session, session.get(f"{url}/status") as response:
         status = await response.json()
     left = {key: status[key] for key in ("running", "queued", "queued_tokens")}
-    left |= {key: max(0, late - early) for key, early, late in zip(("tasks", "files"), before, after, strict=True)}
-    return work, memory, {"left_behind": left, "server_cpu": round(share, 3)}
+    grown = {key: max(0, late - early) for key, early, late in zip(("tasks", "files"), before, after, strict=True)}
+    return left | grown
 
 
 async def tasks(url: str) -> int:
