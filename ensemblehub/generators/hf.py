@@ -105,14 +105,22 @@ class HFEngine(Engine):
         """Token ids of `text` in the middle of an answer, special tokens taken literally."""
         return self._renderer.inside(text)
 
-    async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
+    async def _asked(self, request: Request) -> tuple[tuple[int, ...], frozenset[int]]:
+        """The prompt's ids and those that end the answer, once the model is loaded.
+
+        Raises:
+            ContextOverflowError, RequestError: it cannot be answered.
+        """
         sampling = request.sampling
         if sampling.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, not {sampling.max_tokens}")
         ids = self._fitting(request, sampling.max_tokens)
         self.knows(sampling.logit_bias)
         await self.load()
-        end = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self.vocabulary.end)
+        return ids, frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self.vocabulary.end)
+
+    async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
+        sampling, (ids, end) = request.sampling, await self._asked(request)
         row = WriteRow(
             *self._row(ids), sampling=sampling, end=end, vocabulary=self.vocabulary, lookahead=self.settings.lookahead
         )

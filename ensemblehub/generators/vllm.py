@@ -161,13 +161,7 @@ class VLLMEngine(HFEngine):
             await asyncio.to_thread(host.stop)
 
     async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
-        sampling = request.sampling
-        if sampling.max_tokens < 1:
-            raise RequestError(f"max_tokens must be at least 1, not {sampling.max_tokens}")
-        ids = self._fitting(request, sampling.max_tokens)
-        self.knows(sampling.logit_bias)
-        await self.load()
-        end = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self.vocabulary.end)
+        sampling, (ids, end) = request.sampling, await self._asked(request)
         flight = WriteFlight(self._started(), ids, self._params(request, end), sampling, end, self.vocabulary)
         try:
             while True:
