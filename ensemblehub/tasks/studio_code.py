@@ -19,17 +19,18 @@ from ensemblehub.tasks.extraction import program_of
 from ensemblehub.tasks.sandbox import run_tests
 from ensemblehub.tasks.studio import SPLITS, drawn
 
-SIZES: Mapping[Split, int] = {"train": 600, "calibration": 300, "test": 500}
+SIZES: Mapping[Split, int] = {"train": 1000, "calibration": 600, "test": 1000}
+STEPS = (4, 5, 5)  # how many operations, drawn evenly; shorter functions the intern writes alone
 
 
 class StudioCode(Task):
-    """Small Python functions to write from a signature and a docstring, of one to five operations."""
+    """Small Python functions to write from a docstring: four or five operations, each in its tricky wording."""
 
     name: ClassVar[str] = "studio_code"
     splits: ClassVar[tuple[str, ...]] = SPLITS
 
     def items(self, split: str, limit: int | None = None) -> Iterator[Item]:
-        """The functions of a split; 600, 300 and 500 of train, calibration and test where there is no limit."""
+        """The functions of a split; 1,000, 600 and 1,000 of train, calibration and test where there is no limit."""
         problems = drawn(_draw, SIZES, split, limit)
         return (_item(problem, f"{self.name}/{split}/{index:05}") for index, problem in enumerate(problems))
 
@@ -46,11 +47,7 @@ class StudioCode(Task):
 
 
 def _draw(rng: random.Random) -> Program:
-    """A function whose text says what it works on: "Return the length." alone is two programs with two keys."""
-    while True:
-        program = programs.draw(rng)
-        if program.steps > 1 or program.chain[0].tricky or program.chain[0].operation.name not in ("count", "letters"):
-            return program
+    return programs.draw(rng, steps=rng.choice(STEPS), tricky_rate=1.0)
 
 
 def _item(problem: Program, identity: str) -> Item:
