@@ -343,6 +343,65 @@ def fetch(name: str, source: Path | None, to: Path, split: str | None) -> None:
         click.echo(f"note: {benchmark.title} has {whole} items, {source} {count}", err=True)
 
 
+@cli.command()
+@click.argument("table", metavar="TABLE")
+@click.option(
+    "--pair",
+    envvar="PAIR",
+    default="studio",
+    show_default=True,
+    help="A pair by name (studio, deepseek, gpt-4o, qwen3, qwen3-deepseek), or a YAML file that runs Tandem.",
+)
+@click.option(
+    "--dataset", default="math500", show_default=True, help="Benchmark; a studio pair has its own of each kind."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Its file or folder, where it is not in data/.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("data/acte_experiments/results"),
+    show_default=True,
+    help="Folder of results; what is there is not made twice.",
+)
+@click.option("--judge", help="A judge to use as it is: a folder, or a rule such as entropy:1.0 (default: train one).")
+@click.option(
+    "--max_tokens",
+    multiple=True,
+    type=click.IntRange(min=1),
+    help="Of an answer; repeat it for a run with each (default: the pair's own).",
+)
+@click.option("--set", "-s", "changes", multiple=True, metavar="KEY=VALUE", help="Change the pair's file for this run.")
+@limit_option
+@force_option
+def paper(
+    table: str, pair: str, dataset: str, data: Path | None, out: Path, judge: str | None, max_tokens: tuple[int, ...],
+    changes: tuple[str, ...], limit: int | None, force: bool,
+) -> None:  # fmt: skip
+    """Make one of the paper's tables for a pair, with the paper's own figures beside it.
+
+    \b
+    TABLE is one of
+      main       accuracy and cost of every method, by subject and by level (Table 1)
+      transfer   the classifier trained on math, unchanged on code (Table 5)
+      api        a mentor behind an API (Table 4)
+      guidance   accuracy by the length of the insight (Figure 5)
+      thinking   thinking and concise models (Table 7)
+      latency    seconds per question, one at a time (Table 13)
+      ablation   the insight without its Goal, Planning, Retrieval or Action
+      families   mentors and interns of several families (Table 2)
+
+    Whatever a table needs is collected first, and kept: interrupt it whenever you like, the same command goes on.
+    Scripts with the reference's names and defaults are in scripts/mentor_guided/.
+    """
+    from ensemblehub.experiments import paper as tables
+    from ensemblehub.experiments.paper.study import Study
+
+    study = Study(pair, dataset, out, data, judge, limit, None, changes, force)
+    for tokens in max_tokens or (None,):
+        for made in tables.run(table, study.of(max_tokens=tokens)):
+            click.echo(made)
+
+
 @cli.command("export-gguf")
 @click.argument("model")
 @click.argument("folder", type=click.Path(path_type=Path))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -139,22 +139,33 @@ class Pipeline:
         collected answers are what a live run writes, and time single rides.
         """
         collected = Collected.load(self.folder / "collected", "test")
-        known = {row.id for row in collected.rows}
-        items = [item for item in self.items("test", limit) if item.id in known]
-        ensemble, tandem = self.ensemble()
-        settings = {"collected": collected.header, "options": asdict(tandem), "n": len(items)}
-        settings["judge"] = tandem.verdicts.record()
-        journal = Journal(self.folder / "rides.jsonl", json.loads(json.dumps(settings, default=str)), force)
-        with progress("evaluate", len(items), len(journal.rows)) as step:
-            rides = asyncio.run(self._evaluate(ensemble, items, journal, step))
-        journal.close()
+        items = self.collected_items(collected, limit)
+        rides = self.ride(collected, items, "rides", force)
         if checks:
             found = asyncio.run(self._check(collected, items[:: max(1, len(items) // CHECKED)][:CHECKED]))
             (self.folder / "checks.json").write_text(json.dumps(found, indent=1) + "\n")
         return rides
 
+    def collected_items(self, collected: Collected, limit: int | None = None) -> list[Item]:
+        """The questions of the test split that were collected."""
+        known = {row.id for row in collected.rows}
+        return [item for item in self.items("test", limit) if item.id in known]
+
+    def ride(
+        self, collected: Collected, items: Sequence[Item], name: str, force: bool = False, **options: Any
+    ) -> list[Ride]:
+        """Answer questions live with the configured Tandem, some of its options replaced; kept in `NAME.jsonl`."""
+        ensemble, tandem = self.ensemble(**options)
+        settings = {"collected": collected.header, "options": asdict(tandem), "n": len(items)}
+        settings["judge"] = tandem.verdicts.record()
+        journal = Journal(self.folder / f"{name}.jsonl", json.loads(json.dumps(settings, default=str)), force)
+        with progress("evaluate", len(items), len(journal.rows)) as step:
+            rides = asyncio.run(self._evaluate(ensemble, items, journal, step))
+        journal.close()
+        return rides
+
     async def _evaluate(
-        self, ensemble: Ensemble, items: list[Item], journal: Journal, step: Callable[[], None]
+        self, ensemble: Ensemble, items: Sequence[Item], journal: Journal, step: Callable[[], None]
     ) -> list[Ride]:
         async with ensemble:
             return await evaluating.evaluate(

@@ -45,10 +45,11 @@ class Answered:
 
 def fixed(collected: Collected, method: str, name: str) -> Answered:
     """A method that answers every question the same way, from collected runs."""
-    return _answered(collected, method, [row.runs[name] for row in collected.rows], {name: len(collected.rows)})
+    return of_runs(collected, method, [row.runs[name] for row in collected.rows], {name: len(collected.rows)})
 
 
-def _answered(collected: Collected, method: str, runs: Sequence[Run], levels: dict[str, float]) -> Answered:
+def of_runs(collected: Collected, method: str, runs: Sequence[Run], levels: dict[str, float]) -> Answered:
+    """A method from its run on every question of `collected`."""
     mentor, intern = collected.card("mentor"), collected.card("intern")
 
     def column(value: Callable[[Run], float]) -> NDArray[np.float64]:
@@ -74,14 +75,14 @@ def _paper(collected: Collected, mentor_tokens: float, intern_tokens: float, int
     return paper_flops(mentor, mentor_tokens, intern if intern_rides else 0, intern_tokens)
 
 
-def tandem(collected: Collected, rides: Sequence[Ride]) -> Answered:
+def tandem(collected: Collected, rides: Sequence[Ride], name: str = "tandem") -> Answered:
     """Tandem as it ran live."""
 
     def column(value: Callable[[Ride], float]) -> NDArray[np.float64]:
         return np.array([value(ride) for ride in rides], float)
 
     return Answered(
-        "tandem",
+        name,
         column(lambda ride: ride.correct),
         column(lambda ride: ride.mentor_tokens),
         column(lambda ride: ride.intern_tokens),
@@ -114,7 +115,7 @@ def oracle(collected: Collected) -> Answered:
     cost = np.array([[row.runs[level].flops(mentor, intern) for level in collected.levels] for row in collected.rows])
     names = [list(collected.levels)[index] for index in calibration.oracle(correct, cost)]
     runs = [row.runs[name] for row, name in zip(collected.rows, names, strict=True)]
-    return _answered(collected, "oracle", runs, dict(Counter(names)))
+    return of_runs(collected, "oracle", runs, dict(Counter(names)))
 
 
 def methods(collected: Collected, rides: Sequence[Ride]) -> list[Answered]:
@@ -133,20 +134,26 @@ def methods(collected: Collected, rides: Sequence[Ride]) -> list[Answered]:
     ]
 
 
-def summary(task: str, answered: Sequence[Answered], steps: Sequence[int]) -> list[dict[str, Any]]:
+def summary(
+    task: str, answered: Sequence[Answered], steps: Sequence[int], against: str = "mentor"
+) -> list[dict[str, Any]]:
     """The rows of `summary.json`; accuracies and shares are fractions, compute is TFLOPs per question.
 
-    `steps` per question: the leak share is over questions of two steps or more (0 steps: unknown, counted).
+    Args:
+        steps: per question; the leak share is over questions of two steps or more (0 steps: unknown, counted).
+        against: the method that differences are taken to; costs are shares of the mentor's.
     """
     deep = np.array([count != 1 for count in steps])
     by_name = {one.method: one for one in answered}
     mentor, concise = by_name["mentor"], by_name["mentor_concise"]
-    return [_row(task, one, mentor, concise, deep) for one in answered]
+    return [_row(task, one, mentor, concise, by_name[against], deep) for one in answered]
 
 
-def _row(task: str, one: Answered, mentor: Answered, concise: Answered, deep: NDArray[np.bool_]) -> dict[str, Any]:
+def _row(
+    task: str, one: Answered, mentor: Answered, concise: Answered, other: Answered, deep: NDArray[np.bool_]
+) -> dict[str, Any]:
     low, high = metrics.wilson_interval(float(one.correct.sum()), len(one.correct))
-    difference = metrics.paired_bootstrap(one.correct, mentor.correct)
+    difference = metrics.paired_bootstrap(one.correct, other.correct)
     return {
         "method": one.method,
         "task": task,
@@ -154,7 +161,7 @@ def _row(task: str, one: Answered, mentor: Answered, concise: Answered, deep: ND
         "accuracy": float(one.correct.mean()),
         "accuracy_low": low,
         "accuracy_high": high,
-        "difference": float((one.correct - mentor.correct).mean()),
+        "difference": float((one.correct - other.correct).mean()),
         "difference_low": difference[0],
         "difference_high": difference[1],
         "mentor_tokens": float(one.mentor_tokens.mean()),
@@ -171,21 +178,25 @@ def _row(task: str, one: Answered, mentor: Answered, concise: Answered, deep: ND
     }
 
 
-def markdown(rows: Sequence[dict[str, Any]], footnotes: Sequence[str] = ()) -> str:
-    """The table as Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(_cell(row, column) for column in COLUMNS) + " |" for row in rows]
+def markdown(rows: Sequence[dict[str, Any]], footnotes: Sequence[str] = (), columns: Sequence[str] = COLUMNS) -> str:
+    """The table as Markdown; what a row lacks is a dash."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row, column) for column in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n\n" + "\n\n".join(footnotes) + "\n"
 
 
 def _cell(row: dict[str, Any], column: str) -> str:
-    if column == "accuracy":
+    if column == "accuracy" and "accuracy_low" in row:
         return f"{row['accuracy']:.2%} [{row['accuracy_low']:.2%}, {row['accuracy_high']:.2%}]"
-    if column == "difference":
+    if column == "difference" and "difference_low" in row:
         return (
             f"{100 * row['difference']:+.2f} [{100 * row['difference_low']:+.2f}, {100 * row['difference_high']:+.2f}]"
         )
-    value = row[column]
+    value = row.get(column)
+    if value is None:
+        return "–"
+    if column.startswith("paper"):
+        return f"{value:g}"
     if column.startswith("tflops"):
         return f"{value * 1e3:.3f} GFLOPs" if value < 1 else f"{value:.2f}"
     if column.endswith("share"):
@@ -240,13 +251,13 @@ def plot(rows: Sequence[dict[str, Any]], folder: Path, title: str) -> list[Path]
     return paths
 
 
-def notes(collected: Collected, checks: dict[str, Any] | None) -> list[str]:
-    """What stands below the table: conditions, and what was checked."""
+def notes(collected: Collected, checks: dict[str, Any] | None, against: str = "the mentor alone") -> list[str]:
+    """What stands below the table: conditions, what differences are taken to, and what was checked."""
     header = collected.header
     lines = [
         f"n = {len(collected.rows)} questions of `{header['task']}` ({header['split']}), mentor `{header['mentor']}`, "
         f"intern `{header['intern']}`, temperature {header['temperature']}, at most {header['max_tokens']} answer "
-        "tokens. Accuracy with Wilson 95 % interval; difference to the mentor alone in points with paired-bootstrap "
+        f"tokens. Accuracy with Wilson 95 % interval; difference to {against} in points with paired-bootstrap "
         "95 % interval. Costs are full ledgers, cold (no prefix shared between questions); tflops_paper counts output "
         "tokens only; leak_share is over questions of two steps or more. random_mix draws Tandem's levels at random; "
         "oracle knows the answers and is a bound."

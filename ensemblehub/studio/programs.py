@@ -8,7 +8,7 @@ one to five operations on a list or a string; every operation has a plain and a 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,8 +157,18 @@ class Program:
         return ", ".join(step.operation.name for step in self.chain)
 
 
-def draw(rng: random.Random, steps: int | None = None, tricky_rate: float | None = None) -> Program:
-    """Draw one function; arguments as in `word_problems.draw`, with 1 to 5 steps."""
+def draw(
+    rng: random.Random,
+    steps: int | None = None,
+    tricky_rate: float | None = None,
+    constants: Sequence[int] = (),
+) -> Program:
+    """Draw one function.
+
+    Args:
+        steps, tricky_rate: as in `word_problems.draw`, with 1 to 5 steps.
+        constants: what every constant is drawn from, in place of the operation's own.
+    """
     steps = steps if steps is not None else rng.randint(1, MAX_STEPS)
     rate = tricky_rate if tricky_rate is not None else rng.choice((0.0, 0.0, 0.25, 0.5, 0.75))
     kind = rng.choice(("list", "list", "text"))
@@ -166,7 +176,7 @@ def draw(rng: random.Random, steps: int | None = None, tricky_rate: float | None
     if rng.random() < 0.5:
         operations[-1] = rng.choice(_BY_INPUT[kind]["number"])
     chain = tuple(
-        Step(operation, rng.choice(operation.constants or (0,)), rng.random() < rate) for operation in operations
+        Step(operation, rng.choice(_constants(operation, constants)), rng.random() < rate) for operation in operations
     )
     return Program(rng.choice(NAMES), kind, chain, tuple(_example(rng, kind) for _ in range(6)))
 
@@ -175,3 +185,7 @@ def _example(rng: random.Random, kind: str) -> list[int] | str:
     if kind == "list":
         return [rng.randint(0, 12) for _ in range(rng.randint(0, 8))]
     return "".join(rng.choice("abcdeiouABEIOR  st") for _ in range(rng.randint(0, 10)))
+
+
+def _constants(operation: Operation, given: Sequence[int]) -> Sequence[int]:
+    return (given or operation.constants) if operation.constants else (0,)

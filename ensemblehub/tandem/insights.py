@@ -22,6 +22,7 @@ from ensemblehub.studio import corpus
 InsightMode = Literal["prompt", "continuation"]
 Scope = Literal["question+insight", "insight"]
 SECTIONS = ("Goal", "Planning", "Retrieval", "Action")
+_HEADING = re.compile(rf"^[\s>#*\-\d.)]*({'|'.join(SECTIONS)})\b[*\s]*[:：]?[*]*", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,30 @@ def read_tokens(scored: Scored, request: Request, mode: InsightMode, scope: Scop
 
 def sections(insight: str) -> dict[str, str]:
     """The insight by GPRA heading; headings may be bold, numbered or bulleted, and a cut insight lacks some."""
-    heading = rf"^[\s>#*\-\d.)]*({'|'.join(SECTIONS)})\b[*\s]*[:：]?[*]*"
-    found = list(re.finditer(heading, insight, re.MULTILINE | re.IGNORECASE))
-    ends = [*(match.start() for match in found[1:]), len(insight)][: len(found)]
-    return {match[1].capitalize(): insight[match.end() : end].strip() for match, end in zip(found, ends, strict=True)}
+    return {heading[1].capitalize(): insight[heading.end() : end].strip() for heading, end in _spans(insight)}
+
+
+def without(insight: str, section: str) -> str:
+    """The insight less one of its `SECTIONS`, heading and all; the same where it has no such section."""
+    kept = insight
+    for heading, end in reversed(_spans(insight)):
+        if heading[1].capitalize() == section:
+            kept = kept[: heading.start()] + kept[end:]
+    return kept.strip("\n")
+
+
+def unstructured(insight: str) -> str:
+    """The insight without its headings."""
+    kept = insight
+    for heading, _ in reversed(_spans(insight)):
+        kept = kept[: heading.start()] + kept[heading.end() :].lstrip(" ")
+    return kept
+
+
+def _spans(insight: str) -> list[tuple[re.Match[str], int]]:
+    """Every GPRA heading, and where its section ends."""
+    found = list(_HEADING.finditer(insight))
+    return list(zip(found, [*(match.start() for match in found[1:]), len(insight)][: len(found)], strict=True))
 
 
 def _with_system(chat: Chat, text: str) -> Chat:

@@ -19,18 +19,20 @@ from ensemblehub.tasks.extraction import program_of
 from ensemblehub.tasks.sandbox import run_tests
 from ensemblehub.tasks.studio import SPLITS, drawn
 
-SIZES: Mapping[Split, int] = {"train": 1000, "calibration": 600, "test": 1000}
-STEPS = (4, 5, 5)  # how many operations, drawn evenly; shorter functions the intern writes alone
+SIZES: Mapping[Split, int] = {"train": 800, "calibration": 400, "test": 800}
+STEPS = (2, 3, 4)  # how many operations
+CONSTANTS = range(1, 10)  # with every operation; its own, which the models are taught, are fewer
 
 
 class StudioCode(Task):
-    """Small Python functions to write from a docstring: four or five operations, each in its tricky wording."""
+    """Small Python functions to write from a docstring: two to four operations, all in tricky wordings, with numbers
+    that the models have not met there."""
 
     name: ClassVar[str] = "studio_code"
     splits: ClassVar[tuple[str, ...]] = SPLITS
 
     def items(self, split: str, limit: int | None = None) -> Iterator[Item]:
-        """The functions of a split; 1,000, 600 and 1,000 of train, calibration and test where there is no limit."""
+        """The functions of a split; 800, 400 and 800 of train, calibration and test where there is no limit."""
         problems = drawn(_draw, SIZES, split, limit)
         return (_item(problem, f"{self.name}/{split}/{index:05}") for index, problem in enumerate(problems))
 
@@ -47,7 +49,7 @@ class StudioCode(Task):
 
 
 def _draw(rng: random.Random) -> Program:
-    return programs.draw(rng, steps=rng.choice(STEPS), tricky_rate=1.0)
+    return programs.draw(rng, rng.choice(STEPS), tricky_rate=1.0, constants=CONSTANTS)
 
 
 def _item(problem: Program, identity: str) -> Item:

@@ -22,11 +22,11 @@ def test_items_are_numbered_unique_and_a_limit_only_cuts(task):
     assert [item.id for item in items[:2]] == [f"{task.name}/test/00000", f"{task.name}/test/00001"]
     assert len({item.text for item in items}) == len(items) == 200
     assert list(task.items("test", 20)) == items[:20]
-    assert {item.level for item in items} == ({4, 5} if task.name == "studio_code" else {1, 2, 3, 4, 5})
+    assert {item.level for item in items} == ({2, 3, 4} if task.name == "studio_code" else {1, 2, 3, 4, 5})
     assert task.request(items[0]) == Chat((Message("user", items[0].text),))
 
 
-@pytest.mark.parametrize(("task", "sizes"), [(TASKS[0], (1200, 1000, 2000)), (TASKS[1], (1000, 600, 1000))])
+@pytest.mark.parametrize(("task", "sizes"), [(TASKS[0], (1200, 1000, 2000)), (TASKS[1], (800, 400, 800))])
 def test_sizes_and_no_text_in_two_splits(task, sizes):
     texts = [[item.text for item in task.items(split)] for split in task.splits]
     assert tuple(len(own) for own in texts) == sizes

@@ -1,0 +1,30 @@
+"""Table 2: mentors and interns of several families."""
+
+from __future__ import annotations
+
+from ensemblehub.experiments import report
+from ensemblehub.experiments.paper.study import STUDIO, Study, ridden
+from ensemblehub.experiments.paper.tables import Row, Table
+
+COLUMNS = ("pair and method", "n", "accuracy", "difference", "mentor_tokens", "intern_tokens", "tflops",
+           "cost_vs_mentor", "truncated_share")  # fmt: skip
+FAMILIES = {STUDIO: ("studio", "studio-guest"), "deepseek": ("deepseek", "qwen3-deepseek", "qwen3")}
+KEPT = ("intern", "mentor", "tandem")
+
+
+def run(study: Study) -> list[Table]:
+    """Every pair's intern, mentor and Tandem on the same questions; each pair trains its own judge."""
+    rows: list[Row] = []
+    for pair in FAMILIES.get(study.pair, (study.pair,)):
+        done = ridden(study.of(pair=pair, judge=study.judge if pair == study.pair else None))
+        kept = (*KEPT, done.highest)
+        for row in report.summary(study.benchmark, done.methods(), done.steps):
+            if row["method"] in kept:
+                rows.append({"pair and method": f"{pair} {row['method']}", **row})
+    notes = [
+        f"n = {rows[0]['n']} test questions of `{study.benchmark}` for each pair, each with a judge of its own, its "
+        "costs as shares of its own mentor's.",
+        *(["studio-guest: the studio's mentor, and an intern of another tokenizer."] if study.is_studio else []),
+    ]
+    title = f"{study.benchmark}: pairs of several families"
+    return [Table("families", title, rows, COLUMNS, notes, "families", key="pair and method")]
