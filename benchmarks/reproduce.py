@@ -1,0 +1,106 @@
+"""What the paper's pair takes on real GPUs: `python -m benchmarks.reproduce`.
+
+Memory, hours and dollars of `scripts/mentor_guided/exp_homo_math.sh` (MATH-500, 600 questions collected, 100 ridden
+live), from the mean lengths that the paper measured (Table 1) and from what is assumed below.  An estimate, not a run:
+decoding is taken to be bound by memory bandwidth, of which a share is reached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULT = Path("results/benchmarks/reproduce.txt")
+COLLECTED, RIDDEN = 600, 100  # questions: train 400, calibration 100 of them once more, test 100
+BANDWIDTH, SHARE = 3.35e12, 0.5  # bytes/s of an H100, and how much of it decoding reaches
+DOLLARS = 3.0  # per GPU and hour
+GPT_4O = 10.0  # dollars per million tokens that GPT-4o writes
+ANSWER = 600  # tokens of an answer of GPT-4o, a guess
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in bf16: parameters, bytes of keys and values per token, and tokens it writes for a question.
+
+    `collect` and `ride` are its tokens per question, by the paper's mean lengths; `longer` is their factor at
+    32,768 tokens (the reference's own untruncated runs against those cut at 4,096).
+    """
+
+    parameters: float
+    token: float
+    collect: float
+    ride: float
+    longer: float
+
+
+# Mentor: an insight of 994 tokens, and alone 2,630 thinking (as many again at most without).  Intern: 2,732, 2,634,
+# 2,353 and 1,936 tokens after 0, 100, 500 and 1,000 tokens of insight.
+MENTOR = Model(32.8e9, 64 * 8 * 128 * 2 * 2, 994 + 2630 + 2630, 920, 2849 / 2630)
+INTERN = Model(7.6e9, 28 * 4 * 128 * 2 * 2, 2732 + 2634 + 2353 + 1936, 1996, 3199 / 2732)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """GPUs of 80 GB, and how the pair is laid out on them."""
+
+    gpus: int
+    workers: int
+    layout: str
+    bytes_per_parameter: float = 2.0
+    rows: int = 8
+
+
+MACHINES = (
+    Machine(1, 1, "both on one GPU, the mentor in 8 bit (`quantization: 8bit`)", 1.0),
+    Machine(4, 2, "two workers, each a GPU for the mentor and one for the intern"),
+    Machine(8, 4, "four workers, each a GPU for the mentor and one for the intern"),
+)
+
+
+def hours(model: Model, machine: Machine, weight_bytes: float, longest: int) -> float:
+    """Hours in which `machine.workers` copies of the model write everything."""
+    longer = model.longer if longest > 4096 else 1.0
+    tokens = longer * (COLLECTED * model.collect + RIDDEN * model.ride)
+    second = machine.rows * SHARE * BANDWIDTH / (model.parameters * weight_bytes)  # tokens of one copy
+    return tokens / second / machine.workers / 3600
+
+
+def row(machine: Machine, longest: int) -> str:
+    """One line of the table."""
+    mentor = hours(MENTOR, machine, machine.bytes_per_parameter, longest)
+    intern = hours(INTERN, machine, 2.0, longest)
+    weights = MENTOR.parameters * machine.bytes_per_parameter, INTERN.parameters * 2
+    cache = tuple(model.token * machine.rows * 4096 for model in (MENTOR, INTERN))
+    took = mentor + intern  # a question waits for its mentor, then for its intern
+    memory = ", ".join(f"{(a + b) / 1e9:.0f} GB" for a, b in zip(weights, cache, strict=True))
+    cells = (
+        machine.gpus,
+        machine.layout,
+        memory,
+        f"{longest:,}",
+        f"{took:.1f}",
+        f"{took * machine.gpus * DOLLARS:.0f}",
+    )
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def text() -> str:
+    """The tables as Markdown."""
+    lines = ["| GPUs | layout | memory of a mentor, of an intern | max_tokens | hours | dollars |", "|" + "---|" * 6]
+    lines += [row(machine, longest) for machine in MACHINES for longest in (4096, 32768)]
+    api = (COLLECTED * (994 + 2 * ANSWER) + RIDDEN * 920) * GPT_4O / 1e6
+    lines += [
+        "",
+        f"Assumed: H100, {BANDWIDTH / 1e12:.2f} TB/s of which decoding reaches {SHARE:.0%}; "
+        f"{MACHINES[0].rows} questions at a time; {DOLLARS:g} dollars per GPU-hour; keys and values of 4,096 tokens for "
+        f"each question at a time; at 32,768 tokens answers {MENTOR.longer:.2f} (mentor) and {INTERN.longer:.2f} (intern) "
+        "times as long, as the reference measured.",
+        f"GPT-4o as mentor instead (`exp_hetero_math.sh`): {api:.0f} dollars at {GPT_4O:g} per million tokens written, "
+        f"its answers taken to be {ANSWER} tokens, prompts apart; it bills what it wrote, and the ledger says so.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    RESULT.write_text(text(), encoding="utf-8")
+    print(text(), end="")
