@@ -91,10 +91,10 @@ def text() -> str:
     api = (COLLECTED * (994 + 2 * ANSWER) + RIDDEN * 920) * GPT_4O / 1e6
     lines += [
         "",
-        f"Assumed: H100, {BANDWIDTH / 1e12:.2f} TB/s of which decoding reaches {SHARE:.0%}; "
-        f"{MACHINES[0].rows} questions at a time; {DOLLARS:g} dollars per GPU-hour; keys and values of 4,096 tokens for "
-        f"each question at a time; at 32,768 tokens answers {MENTOR.longer:.2f} (mentor) and {INTERN.longer:.2f} (intern) "
-        "times as long, as the reference measured.",
+        f"Assumed: H100, {BANDWIDTH / 1e12:.2f} TB/s of which decoding reaches {SHARE:.0%}; {DOLLARS:g} dollars per "
+        f"GPU-hour; {MACHINES[0].rows} questions at a time, each with keys and values of 4,096 tokens; at 32,768 "
+        f"tokens answers {MENTOR.longer:.2f} (mentor) and {INTERN.longer:.2f} (intern) times as long, as the "
+        "reference measured.",
         f"GPT-4o as mentor instead (`exp_hetero_math.sh`): {api:.0f} dollars at {GPT_4O:g} per million tokens written, "
         f"its answers taken to be {ANSWER} tokens, prompts apart; it bills what it wrote, and the ledger says so.",
     ]

@@ -344,6 +344,21 @@ def fetch(name: str, source: Path | None, to: Path, split: str | None) -> None:
 
 
 @cli.command()
+@config_option
+@click.option("--judge", "kinds", multiple=True, metavar="KIND", help="Only this kind; repeat for more (default: all).")
+def classifiers(config: Config, kinds: tuple[str, ...]) -> None:
+    """Train and measure every kind of judge on what was collected.
+
+    Writes classifiers.md, .json and .svg: AUC, F1, Brier, calibration, failure types, importance, by difficulty.
+    The sequence judges take minutes each.
+    """
+    from ensemblehub.experiments import classifiers as comparing
+    from ensemblehub.experiments.pipeline import Pipeline
+
+    click.echo(comparing.run(Pipeline(config), kinds, lambda line: click.echo(line, err=True)))
+
+
+@cli.command()
 @click.argument("table", metavar="TABLE")
 @click.option(
     "--pair",

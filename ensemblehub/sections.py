@@ -321,7 +321,7 @@ class ExperimentSection(Section):
 
     task: str = "studio_math"
     results: Path = Path("results/studio_math")
-    judge: Literal["mlp", "logistic"] = "mlp"
+    judge: Literal["mlp", "logistic", "gb", "lstm", "gru", "cnn", "attention", "ensemble"] = "mlp"
     preset: Literal["default", "paper"] = "default"
     aim: str = "max-accuracy"
     concurrency: int = Field(default=32, ge=1)

@@ -27,7 +27,6 @@ from ensemblehub.experiments.progress import progress
 from ensemblehub.results import LEVEL_0, Collected, Journal
 from ensemblehub.tandem import calibration, sufficiency
 from ensemblehub.tandem.estimates import Length
-from ensemblehub.tandem.judges import FeatureJudge
 from ensemblehub.tasks.base import Item, Task
 
 CHECKED = 100  # questions whose baselines are run again live
@@ -91,7 +90,7 @@ class Pipeline:
         labels = replay.table(data, levels, lambda run: run.correct).astype(bool)
         tokens = replay.table(data, levels, lambda run: run.mentor_tokens)
         judge, report = sufficiency.train_judge(
-            self.settings.judge, data.features, labels, tokens, preset=self.settings.preset
+            self.settings.judge, data.features, labels, tokens, sequences=data.sequences, preset=self.settings.preset
         )
         alone = [row.runs["mentor"] for row in data.rows]
         length = Length.fit([run.mentor_read for run in alone], [run.mentor_tokens for run in alone])
@@ -110,7 +109,7 @@ class Pipeline:
         wanted = calibration.Aim.parse(aim or self.settings.aim)
         data = Collected.load(self.folder / "collected", "calibration")
         artifact = sufficiency.load(self.judge_folder)
-        if not isinstance(artifact.judge, FeatureJudge):
+        if not artifact.judge.reads:
             raise ConfigError(f"the judge in {self.judge_folder} has nothing to calibrate")
         _, tandem = self.ensemble()
         levels = [level for level, _ in tandem.budgets]

@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from ensemblehub.results import Collected, Row, Run
 from ensemblehub.tandem.cascade import Fallback, Outcomes
-from ensemblehub.tandem.judges import FeatureJudge
+from ensemblehub.tandem.judges import Judge, Readings
 
 
-def outcomes(data: Collected, judge: FeatureJudge, levels: list[str], fallback: Fallback) -> Outcomes:
+def outcomes(data: Collected, judge: Judge, levels: list[str], fallback: Fallback) -> Outcomes:
     """Everything that thresholds for `levels` are chosen from; costs in FLOPs."""
     mentor, intern = data.card("mentor"), data.card("intern")
-    index = [list(data.levels).index(level) for level in levels]
     tokens = table(data, levels, lambda run: run.mentor_tokens)
     read = table(data, levels, lambda run: run.intern_read)
     closing = np.array([[row.closing] for row in data.rows])
@@ -24,7 +23,7 @@ def outcomes(data: Collected, judge: FeatureJudge, levels: list[str], fallback: 
     last = np.vectorize(intern.flops)(read - 1, read)  # the answer needs the last token's logits once more
     earlier = np.cumsum(again, axis=1) - again
     return Outcomes(
-        probabilities=judge.probabilities(data.features[:, index], np.array(index), tokens),
+        probabilities=judge.probabilities_of(readings(data, levels)).reshape(len(data.rows), len(levels)),
         correct=table(data, levels, lambda run: run.correct).astype(bool),
         cost=table(data, levels, lambda run: run.flops(mentor, intern)),
         judging=earlier + last + judge.flops * np.arange(1, len(levels) + 1),
@@ -33,6 +32,16 @@ def outcomes(data: Collected, judge: FeatureJudge, levels: list[str], fallback: 
         mentor_cost=np.array([row.runs["mentor"].flops(mentor, intern) for row in data.rows]),
         visited=np.concatenate([np.ones((len(tokens), 1), bool), np.diff(tokens, axis=1) > 0], axis=1),
         fallback=fallback,
+    )
+
+
+def readings(data: Collected, levels: list[str]) -> Readings:
+    """Every collected reading at `levels`, question by question, (questions · levels)."""
+    index = [list(data.levels).index(level) for level in levels]
+    flat = [row[at] for row in data.sequences for at in index]
+    tokens = table(data, levels, lambda run: run.mentor_tokens).reshape(-1)
+    return Readings(
+        data.features[:, index].reshape(len(flat), -1), flat, np.tile(np.array(index), len(data.rows)), tokens
     )
 
 

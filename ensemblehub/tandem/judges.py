@@ -7,14 +7,14 @@ prompt and no file.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ensemblehub.errors import ConfigError
+from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.tandem.curves import Curve
 from ensemblehub.tandem.features import FEATURE_NAMES, features
 
@@ -43,6 +43,38 @@ class Reading:
     entropy: Floats = field(default_factory=_nothing)
 
 
+@dataclass(frozen=True)
+class Readings:
+    """Many readings, one below the other.
+
+    Attributes:
+        table: their features, (n, 16); `sequences`: per reading (2, tokens), perplexity and entropy.
+        level, mentor_tokens: as in `Reading`, (n,).
+    """
+
+    table: NDArray[Any]
+    sequences: Sequence[NDArray[Any]]
+    level: NDArray[Any]
+    mentor_tokens: NDArray[Any]
+
+    @classmethod
+    def of(cls, reading: Reading) -> Readings:
+        """One reading, in the precision of collected data."""
+        sequence = np.stack([reading.perplexity, reading.entropy]).astype(np.float16)
+        if not sequence.shape[1]:
+            raise RequestError("there is nothing to judge: the question is empty")
+        table = features(reading.perplexity, reading.entropy).astype(np.float32)[None]
+        return cls(table, [sequence], np.array([reading.level]), np.array([reading.mentor_tokens]))
+
+    def part(self, at: NDArray[Any]) -> Readings:
+        """Those at the given indices, or where a mask holds."""
+        chosen = np.arange(len(self.level))[at]
+        return Readings(
+            self.table[chosen], [self.sequences[index] for index in chosen], self.level[chosen],
+            self.mentor_tokens[chosen],
+        )  # fmt: skip
+
+
 class Judge(ABC):
     """Says how probable it is that the intern answers correctly from what it has read.
 
@@ -63,6 +95,16 @@ class Judge(ABC):
         Raises:
             RequestError: the reading is empty and this judge looks at it.
         """
+
+    def probabilities_of(self, readings: Readings) -> Floats:
+        """Probabilities of many readings, (n,)."""
+        table, level, tokens = readings.table, readings.level, readings.mentor_tokens
+        return np.array(
+            [
+                self.probability(Reading(int(level[index]), int(tokens[index]), *np.asarray(sequence, np.float64)))
+                for index, sequence in enumerate(readings.sequences)
+            ]
+        ).reshape(len(table))
 
     @abstractmethod
     def state(self) -> tuple[Arrays, dict[str, Any]]:
@@ -92,6 +134,9 @@ class FeatureJudge(Judge):
         Returns:
             float64 of shape (...).
         """
+
+    def probabilities_of(self, readings: Readings) -> Floats:
+        return self.probabilities(readings.table, readings.level, readings.mentor_tokens)
 
     def probability(self, reading: Reading) -> float:
         table = features(reading.perplexity, reading.entropy).astype(np.float32)  # the precision of collected data
@@ -221,8 +266,11 @@ class Classifier(FeatureJudge):
         """FLOPs of one call: two per weight, two per standardised input."""
         return float(2 * self.inputs.width + sum(2 * weight.size + bias.size for weight, bias in self.layers))
 
-    def logits(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
-        """Outputs before calibration; arguments and shape as `probabilities`."""
+    def logits(self, readings: Readings) -> Floats:
+        """Outputs before calibration, float64 of shape (n,)."""
+        return self._outputs(readings.table, readings.level, readings.mentor_tokens)
+
+    def _outputs(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
         values = (self.inputs.matrix(table, level, mentor_tokens) - self.mean) / self.std
         for weight, bias in self.layers[:-1]:
             values = np.maximum(values @ weight.T + bias, 0.0)
@@ -230,7 +278,7 @@ class Classifier(FeatureJudge):
         return np.asarray((values @ weight.T + bias)[..., 0])
 
     def probabilities(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
-        return self.curve(self.logits(table, level, mentor_tokens))
+        return self.curve(self._outputs(table, level, mentor_tokens))
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         arrays: Arrays = {"mean": self.mean, "std": self.std, "curve": self.curve.knots}
@@ -262,6 +310,12 @@ class Logistic(Classifier):
 
 
 JUDGES = {
+    "attention": "ensemblehub.tandem.sequence_judges:Attention",
+    "cnn": "ensemblehub.tandem.sequence_judges:CNN",
+    "ensemble": "ensemblehub.tandem.stacking:Stack",
+    "gb": "ensemblehub.tandem.trees:GradientBoosting",
+    "gru": "ensemblehub.tandem.sequence_judges:GRU",
+    "lstm": "ensemblehub.tandem.sequence_judges:LSTM",
     "mlp": "ensemblehub.tandem.judges:MLP",
     "logistic": "ensemblehub.tandem.judges:Logistic",
     "entropy": "ensemblehub.tandem.judges:EntropyRule",

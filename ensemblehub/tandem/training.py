@@ -7,17 +7,21 @@ are imported only where they are used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemblehub import metrics
 from ensemblehub.errors import ArtifactError, ConfigError, MissingExtraError, did_you_mean
+from ensemblehub.tandem import sequence_training
 from ensemblehub.tandem.curves import best_curve, sigmoid, sklearn
-from ensemblehub.tandem.judges import JUDGES, MLP, Classifier, Inputs, Logistic
+from ensemblehub.tandem.judges import JUDGES, MLP, Classifier, Inputs, Logistic, Readings
+from ensemblehub.tandem.sequence_judges import SEQUENCE_JUDGES
+from ensemblehub.tandem.stacking import Stack, Trained
+from ensemblehub.tandem.trees import GradientBoosting, Trees
 
 Preset = Literal["default", "paper"]
 Layers = tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
@@ -26,6 +30,8 @@ Floats = NDArray[np.float64]
 HIDDEN = (64, 32)
 SHARES = (0.70, 0.15)  # of the questions, for training and for validation; the rest is held out
 FEWEST = 20  # questions
+MEMBERS = ("mlp", "gb", *SEQUENCE_JUDGES)  # of `ensemble`
+KINDS = ("logistic", *MEMBERS, "ensemble")
 
 
 @dataclass(frozen=True)
@@ -53,23 +59,15 @@ PRESETS: dict[str, Recipe] = {
 
 @dataclass(frozen=True)
 class Examples:
-    """Readings one below the other: features (n, 16), level (n,), mentor tokens (n,), label (n,), question (n,)."""
+    """Readings with, for each, its label (n,) and its question (n,)."""
 
-    table: NDArray[Any]
-    level: NDArray[np.int64]
-    mentor_tokens: NDArray[Any]
+    readings: Readings
     label: NDArray[np.bool_]
     question: NDArray[np.int64]
 
     def part(self, mask: NDArray[np.bool_]) -> Examples:
         """Those where `mask` holds."""
-        return Examples(
-            self.table[mask], self.level[mask], self.mentor_tokens[mask], self.label[mask], self.question[mask]
-        )
-
-    def logits(self, judge: Classifier) -> Floats:
-        """The judge's outputs before calibration."""
-        return judge.logits(self.table, self.level, self.mentor_tokens)
+        return Examples(self.readings.part(mask), self.label[mask], self.question[mask])
 
 
 def train_judge(
@@ -78,22 +76,26 @@ def train_judge(
     labels: ArrayLike,
     lengths: ArrayLike,
     *,
+    sequences: Sequence[Sequence[NDArray[Any]]] | None = None,
     groups: ArrayLike | None = None,
     seed: int = 0,
     preset: Preset = "default",
     level: bool = True,
     length: bool = True,
-) -> tuple[Classifier, dict[str, Any]]:
+) -> tuple[Trained | Stack, dict[str, Any]]:
     """Train a judge that says how probable a right answer of the intern is.
 
     Args:
-        kind: "mlp" or "logistic".
+        kind: one of `KINDS`.
         features: shape (questions, levels, 16), see `features.FEATURE_NAMES`.
         labels: shape (questions, levels); the intern answered correctly from that level.
         lengths: mentor tokens read, shape (questions, levels).
+        sequences: per question and level (2, tokens), perplexity and entropy; what `lstm`, `gru`, `cnn`, `attention`
+            and `ensemble` learn from.
         groups: shape (questions,); rows with the same value are the same question and stay together.
         preset: "default" (to convergence) or "paper" (Adam 1e-4, at most 3 epochs); for the mlp.
-        level, length: give the judge the level (one-hot) and the number of mentor tokens.
+        level, length: give the judge the level (one-hot) and the number of mentor tokens; judges over sequences
+            have both.
 
     Returns:
         the judge and its report: AUC, F1, Brier score beside the base rate's and calibration error on
@@ -101,40 +103,91 @@ def train_judge(
 
     Raises:
         ConfigError: a kind or preset that does not exist or cannot be trained.
-        ArtifactError: too few questions, or labels that are all the same.
-        MissingExtraError: torch (mlp) or scikit-learn is not installed.
+        ArtifactError: too few questions, labels that are all the same, or no sequences where they are needed.
+        MissingExtraError: torch or scikit-learn is not installed.
     """
-    fit, judge_class, recipe = _method(kind, preset)
-    examples = _examples(features, labels, lengths, groups)
+    _check(kind, preset, sequences is not None)
+    examples = _examples(features, labels, lengths, groups, sequences)
     train, validation, held_out = split(examples, seed)
-    inputs = Inputs(int(examples.level.max()) + 1, level, length, log_perplexity=preset != "paper")
-    raw = [inputs.matrix(part.table, part.level, part.mentor_tokens) for part in (train, validation)]
+    inputs = Inputs(int(examples.readings.level.max()) + 1, level, length, log_perplexity=preset != "paper")
+    judge, fitted = fit(kind, train, validation, inputs, PRESETS[preset], seed)
+    parts = {"train": len(train.label), "validation": len(validation.label), "held_out": len(held_out.label)}
+    made = {"kind": kind, "preset": preset, "seed": seed, "examples": parts, **fitted}
+    return judge, made | _report(judge, held_out)
+
+
+def fit(
+    kind: str, train: Examples, validation: Examples, inputs: Inputs, recipe: Recipe, seed: int
+) -> tuple[Trained | Stack, dict[str, Any]]:
+    """A judge of one kind, its output calibrated on the validation questions, and how training went."""
+    judge: Trained | Stack
+    if kind == "ensemble":
+        judge, fitted = fit_stack(train, validation, inputs, recipe, seed)
+    elif kind in SEQUENCE_JUDGES:
+        judge, fitted = sequence_training.fit(SEQUENCE_JUDGES[kind], train, validation, inputs.levels, seed)
+    elif kind == "gb":
+        judge, fitted = fit_trees(train, inputs, seed)
+    else:
+        judge, fitted = fit_network(kind, train, validation, inputs, recipe, seed)
+    curve = best_curve(judge.logits(validation.readings), validation.label, validation.question)
+    return replace(judge, curve=curve), fitted
+
+
+def fit_network(
+    kind: str, train: Examples, validation: Examples, inputs: Inputs, recipe: Recipe, seed: int
+) -> tuple[Classifier, dict[str, Any]]:
+    """`mlp` or `logistic`, over standardised features."""
+    method, judge = {"mlp": (fit_mlp, MLP), "logistic": (fit_logistic, Logistic)}[kind]
+    raw = [inputs.matrix(one.table, one.level, one.mentor_tokens) for one in (train.readings, validation.readings)]
     mean, std = raw[0].mean(axis=0), raw[0].std(axis=0)
     std = np.where(std > 1e-9, std, 1.0)  # a constant column stays 0
     x, y = (((part - mean) / std).astype(np.float32) for part in raw)
-    layers, fitted = fit(x, train.label, y, validation.label, recipe, seed)
-    judge = judge_class(inputs, mean, std, layers)
-    calibrated = replace(judge, curve=best_curve(validation.logits(judge), validation.label, validation.question))
-    parts = {"train": len(train.label), "validation": len(validation.label), "held_out": len(held_out.label)}
-    made = {"kind": kind, "preset": preset, "seed": seed, "examples": parts, **fitted}
-    return calibrated, made | _report(calibrated, held_out)
+    layers, fitted = method(x, train.label, y, validation.label, recipe, seed)
+    return judge(inputs, mean, std, layers), fitted
 
 
-def _method(kind: str, preset: str) -> tuple[Callable[..., tuple[Layers, dict[str, Any]]], type[Classifier], Recipe]:
-    methods: dict[str, tuple[Callable[..., Any], type[Classifier]]] = {
-        "mlp": (fit_mlp, MLP),
-        "logistic": (fit_logistic, Logistic),
-    }
-    if kind in JUDGES and kind not in methods:
-        raise ConfigError(f"judge {kind!r} has nothing to train; there is: {', '.join(methods)}")
-    if kind not in methods:
-        raise ConfigError(did_you_mean(kind, methods, "judge"))
+def fit_trees(train: Examples, inputs: Inputs, seed: int) -> tuple[GradientBoosting, dict[str, Any]]:
+    """Gradient boosting as the reference has it: 100 trees of depth 5, rate 0.1."""
+    about = train.readings
+    boosting = sklearn("ensemble").GradientBoostingClassifier(
+        n_estimators=100, max_depth=5, learning_rate=0.1, subsample=0.8, min_samples_leaf=20, random_state=seed
+    )
+    fitted = boosting.fit(inputs.matrix(about.table, about.level, about.mentor_tokens), train.label)
+    return GradientBoosting(inputs, Trees.of(fitted)), {"trees": 100}
+
+
+def fit_stack(
+    train: Examples, validation: Examples, inputs: Inputs, recipe: Recipe, seed: int
+) -> tuple[Stack, dict[str, Any]]:
+    """Every other kind, trained apart, and a logistic regression over their logits on the validation questions."""
+    members: dict[str, Trained] = {}
+    for kind in MEMBERS:
+        member, _ = fit(kind, train, validation, inputs, recipe, seed)
+        members[kind] = cast(Trained, member)
+    said = np.stack([member.logits(validation.readings) for member in members.values()], axis=1)
+    stacked = sklearn("linear_model").LogisticRegression(C=0.01).fit(said, validation.label)
+    weights = np.append(stacked.coef_[0], stacked.intercept_[0])
+    return Stack(members, weights), {"weights": dict(zip(members, map(float, weights[:-1]), strict=True))}
+
+
+def _check(kind: str, preset: str, has_sequences: bool) -> None:
+    if kind in JUDGES and kind not in KINDS:
+        raise ConfigError(f"judge {kind!r} has nothing to train; there is: {', '.join(KINDS)}")
+    if kind not in KINDS:
+        raise ConfigError(did_you_mean(kind, KINDS, "judge"))
     if preset not in PRESETS:
         raise ConfigError(did_you_mean(preset, PRESETS, "preset"))
-    return *methods[kind], PRESETS[preset]
+    if kind in (*SEQUENCE_JUDGES, "ensemble") and not has_sequences:
+        raise ArtifactError(f"judge {kind!r} learns from the tokens' perplexities and entropies, and there are none")
 
 
-def _examples(features: ArrayLike, labels: ArrayLike, lengths: ArrayLike, groups: ArrayLike | None) -> Examples:
+def _examples(
+    features: ArrayLike,
+    labels: ArrayLike,
+    lengths: ArrayLike,
+    groups: ArrayLike | None,
+    sequences: Sequence[Sequence[NDArray[Any]]] | None = None,
+) -> Examples:
     table, truth = np.asarray(features), np.asarray(labels, bool)
     n, levels = truth.shape
     question = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -143,13 +196,11 @@ def _examples(features: ArrayLike, labels: ArrayLike, lengths: ArrayLike, groups
     if truth.all() or not truth.any():
         word = "right" if truth.all() else "wrong"
         raise ArtifactError(f"every answer of the intern is {word}: there is nothing for a judge to learn")
-    return Examples(
-        table.reshape(n * levels, -1),
-        np.tile(np.arange(levels), n),
-        np.asarray(lengths).reshape(-1),
-        truth.reshape(-1),
-        np.repeat(question, levels),
+    flat = [one for row in sequences for one in row] if sequences is not None else [np.zeros((2, 0))] * (n * levels)
+    readings = Readings(
+        table.reshape(n * levels, -1), flat, np.tile(np.arange(levels), n), np.asarray(lengths).reshape(-1)
     )
+    return Examples(readings, truth.reshape(-1), np.repeat(question, levels))
 
 
 def split(examples: Examples, seed: int) -> tuple[Examples, Examples, Examples]:
@@ -241,10 +292,11 @@ def _weights(network: Any) -> Layers:
     return tuple((layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in linear)
 
 
-def _report(judge: Classifier, held_out: Examples) -> dict[str, Any]:
-    said = judge.probabilities(held_out.table, held_out.level, held_out.mentor_tokens)
-    uncalibrated = metrics.calibration_error(held_out.label, sigmoid(held_out.logits(judge)))
-    at_level = [held_out.level == index for index in range(judge.inputs.levels)]
+def _report(judge: Trained | Stack, held_out: Examples) -> dict[str, Any]:
+    said = judge.probabilities_of(held_out.readings)
+    uncalibrated = metrics.calibration_error(held_out.label, sigmoid(judge.logits(held_out.readings)))
+    level = held_out.readings.level
+    at_level = [level == index for index in range(int(level.max()) + 1)]
     levels = [_numbers(held_out.label[mask], said[mask]) for mask in at_level]
     whole = _numbers(held_out.label, said) | {"uncalibrated_error": uncalibrated, "calibration": judge.curve.method}
     return whole | {"levels": levels}

@@ -141,3 +141,29 @@ def test_without_headings_the_text_stays():
     assert insights.unstructured(INSIGHT).count("\n") == INSIGHT.count("\n")
     assert insights.sections(insights.unstructured(INSIGHT)) == {}
     assert insights.without("no headings here", "Goal") == "no headings here"
+
+
+@pytest.mark.slow
+def test_classifiers_are_compared_on_collected_data(tmp_path):
+    """On the committed studio data, its first questions only."""
+    from ensemblehub.results import Collected
+
+    source = ROOT / "results" / "studio_math" / "collected"
+    for split, count in (("train", 120), ("calibration", 80), ("test", 80)):
+        Collected.load(source, split).part(list(range(count))).save(tmp_path / "collected", split)
+    arguments = ["classifiers", "--set", f"experiment.results={tmp_path}"]
+    for kind in ("logistic", "gb", "entropy"):
+        arguments += ["--judge", kind]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "classifiers.json").read_text())
+    assert [row["judge"] for row in record["rows"]] == ["logistic", "gb", "entropy"]
+    assert record["best"] in ("logistic", "gb")
+    for row in record["rows"]:
+        assert sum(row["failures"].values()) == pytest.approx(1.0)
+        assert row["auc_interval"][0] <= row["auc"] <= row["auc_interval"][1]
+        assert set(row["importance"]) == {"perplexity", "entropy", "level", "mentor_tokens"}
+        assert sum(one["n"] for one in row["by_level"].values()) == 80
+    assert (tmp_path / "classifiers.svg").exists()
+    wrong = CliRunner().invoke(cli, [*arguments[:3], "--judge", "lstn"])
+    assert "did you mean 'lstm'" in str(wrong.exception)

@@ -1,0 +1,68 @@
+"""An ensemble of judges (`ensemble`): their logits, weighed by a logistic regression on validation questions.
+
+Wolpert, "Stacked generalization", 1992.  Knows no engine, no prompt and no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, cast
+
+import numpy as np
+
+from ensemblehub import registry
+from ensemblehub.tandem.curves import Curve
+from ensemblehub.tandem.judges import JUDGES, Arrays, Classifier, Floats, Judge, Reading, Readings
+from ensemblehub.tandem.sequence_judges import SequenceJudge
+from ensemblehub.tandem.trees import GradientBoosting
+
+Trained = Classifier | GradientBoosting | SequenceJudge
+
+
+@dataclass(frozen=True)
+class Stack(Judge):
+    """Several trained judges as one.
+
+    Attributes:
+        members: by kind.
+        weights: of their logits, in order, and the constant: (members + 1,).
+    """
+
+    kind: ClassVar[str] = "ensemble"
+    members: Mapping[str, Trained]
+    weights: Floats
+    curve: Curve = field(default_factory=Curve)
+
+    @property
+    def flops(self) -> float:  # type: ignore[override]
+        """All members' together."""
+        return sum(member.flops for member in self.members.values())
+
+    def logits(self, readings: Readings) -> Floats:
+        """Outputs before calibration, float64 of shape (n,)."""
+        said = np.stack([member.logits(readings) for member in self.members.values()], axis=1)
+        return np.asarray(said @ self.weights[:-1] + self.weights[-1])
+
+    def probabilities_of(self, readings: Readings) -> Floats:
+        return self.curve(self.logits(readings))
+
+    def probability(self, reading: Reading) -> float:
+        return float(self.probabilities_of(Readings.of(reading))[0])
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        arrays: Arrays = {"weights": self.weights, "curve": self.curve.knots}
+        options: dict[str, Any] = {"curve": self.curve.method, "members": {}}
+        for kind, member in self.members.items():
+            own, options["members"][kind] = member.state()
+            arrays |= {f"{kind}/{name}": array for name, array in own.items()}
+        return arrays, options
+
+    @classmethod
+    def restored(cls, arrays: Arrays, options: Mapping[str, Any], /) -> Self:
+        members: dict[str, Trained] = {}
+        for kind, own in options["members"].items():
+            prefix = f"{kind}/"
+            parts = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+            members[kind] = cast(type[Trained], registry.lookup(JUDGES, kind, "judge")).restored(parts, own)
+        return cls(members, arrays["weights"], Curve(options["curve"], arrays["curve"]))
