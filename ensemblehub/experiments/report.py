@@ -259,6 +259,8 @@ def notes(collected: Collected, checks: dict[str, Any] | None) -> list[str]:
             f"One ride at a time ({checks['rides']} rides): wall time {ratio:.3f} times the engines' own time, "
             f"judging {share:.1%} of it.",
         ]
+    if checks and checks.get("grading"):
+        lines.append(checks["grading"])
     return lines
 
 
