@@ -246,13 +246,13 @@ def _descendants(root: int) -> list[int]:
     """The living processes below `root`, by /proc; none where there is no /proc."""
     children: dict[int, list[int]] = {}
     ended = set()
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            pid = int(entry.parent.name)
-            state, parent = entry.read_text(errors="replace").rpartition(")")[2].split()[:2]
-            children.setdefault(int(parent), []).append(pid)
-            if state in "ZX":
-                ended.add(pid)
+    with contextlib.suppress(FileNotFoundError):
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
+                state, parent = file.read().rpartition(b")")[2].split(None, 2)[:2]
+                children.setdefault(int(parent), []).append(int(name))
+                if state in b"ZX":
+                    ended.add(int(name))
     found = list(children.get(root, ()))
     for pid in found:
         found.extend(children.get(pid, ()))
