@@ -26,6 +26,7 @@ from ensemblehub.generators.base import Engine, Footprint
 from ensemblehub.schema import Capability, Card, Piece, Request
 from ensemblehub.scorers.base import Scorer
 from ensemblehub.sections import ModelSpec, RewardSpec
+from ensemblehub.tasks.sandbox import isolation
 
 T = TypeVar("T")
 
@@ -79,6 +80,7 @@ class Report:
         scorers: name, kind, weight and model of each.
         ensembles: the other ensembles that a server offers: name, and how each is made up.
         generation: how text is generated.
+        sandbox: in which form models' programs are run here, or why they cannot be.
         notes: what has no effect, or could surprise.
         unseen: models that are not on this machine, one line each.
         problems: why it cannot run; none if it can.
@@ -92,6 +94,7 @@ class Report:
     scorers: list[dict[str, Any]] = field(default_factory=list)
     ensembles: dict[str, str] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
+    sandbox: str = ""
     notes: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -179,7 +182,15 @@ def examine(path: Path, changes: Sequence[str] = ()) -> Report:
     report.notes += report.attempt(lambda: config.notes) or []
     for name in config.ensembles:
         _also(report, config.named(name), name, engines)
+    report.sandbox = _sandbox()
     return report
+
+
+def _sandbox() -> str:
+    try:
+        return str(isolation())
+    except EnsembleHubError as error:
+        return f"none: {error}"
 
 
 def _members_of(config: Config, engines: Mapping[str, Engine]) -> list[Engine]:
@@ -270,6 +281,8 @@ def show(report: Report, console: Console) -> None:
     if report.generation:
         told = {key: value for key, value in report.generation.items() if value not in (None, (), {}, 0, False)}
         _line(console, "generation", ", ".join(f"{key} {value}" for key, value in told.items()))
+    if report.sandbox:
+        _line(console, "sandbox", report.sandbox)
     for colour, word, lines in (
         ("yellow", "note", report.notes), ("yellow", "unseen", report.unseen), ("red", "problem", report.problems),
     ):  # fmt: skip

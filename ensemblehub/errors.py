@@ -44,6 +44,10 @@ class EngineError(EnsembleHubError):
         self.engine = engine
 
 
+class SandboxError(EnsembleHubError):
+    """The sandbox itself failed, which says nothing of the program that it was to run."""
+
+
 class ArtifactError(EnsembleHubError):
     """A saved classifier or data set is missing, damaged or made for something else."""
 

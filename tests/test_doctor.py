@@ -152,3 +152,18 @@ def test_set_changes_the_file(tmp_path, capsys):
     code, output = run(["-c", tmp_path / "some.yaml", "-s", "ensemble.generation.seed=5", "--json"], capsys)
     assert code == 0
     assert json.loads(output)["generation"]["seed"] == 5
+
+
+def test_the_form_of_the_sandbox_is_said(tmp_path, capsys, monkeypatch):
+    from ensemblehub.tasks.sandbox import isolation
+
+    path = tmp_path / "some.yaml"
+    path.write_text(PAIR)
+    monkeypatch.setenv("ENSEMBLEHUB_SANDBOX", "limits")
+    code, printed = run([path], capsys)
+    assert code == 0
+    assert f"sandbox     {isolation('limits')}" in printed
+    monkeypatch.setenv("ENSEMBLEHUB_SANDBOX", "none")
+    code, printed = run([path, "--json"], capsys)
+    assert code == 0  # only benchmarks of code need it
+    assert json.loads(printed)["sandbox"].startswith("none: ENSEMBLEHUB_SANDBOX: unknown form of sandbox 'none'")

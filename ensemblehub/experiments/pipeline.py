@@ -179,7 +179,7 @@ class Pipeline:
             )
         async with Ensemble.from_config(self.config) as ensemble:  # nothing of these questions is cached
             timing = await evaluating.overhead(ensemble, self.task, items[:TIMED], self.sampling)
-        return {"checked": len(items), "reproduced": again, **timing}
+        return {"checked": len(items), "reproduced": again, **timing, "grading": self.task.grading()}
 
     def report(self) -> str:
         """Write table, summary and plot from collected data and rides; returns the table as Markdown."""

@@ -270,6 +270,8 @@ def notes(collected: Collected, checks: dict[str, Any] | None, against: str = "t
             f"One ride at a time ({checks['rides']} rides): wall time {ratio:.3f} times the engines' own time, "
             f"judging {share:.1%} of it.",
         ]
+    if checks and checks.get("grading"):
+        lines.append(checks["grading"])
     return lines
 
 

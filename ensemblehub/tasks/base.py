@@ -61,6 +61,10 @@ class Task(ABC):
     def grade(self, item: Item, text: str) -> Grade:
         """Grade an answer; safe in any thread, bounded in time."""
 
+    def grading(self) -> str:
+        """What a result should say of how answers were graded, where that depends on the machine."""
+        return ""
+
     def leaks(self, item: Item, insight: str) -> bool:
         """Whether the insight states the asked quantity's value as a result."""
         return False

@@ -1,24 +1,35 @@
 """Running a model's program against a benchmark's test.
 
-Three processes.  This one starts a *checker*, which runs the benchmark's own code and holds a random
-nonce; the checker starts a *worker*, which runs the program under test and only ever receives arguments
-and returns plain values.  A verdict counts if it comes from the checker with the nonce.  Both children
-have resource limits, an empty environment, a temporary folder to work in and nothing to read; what they
-print is thrown away.  In the end everything below the checker is killed, and the process group with it.
+Three processes.  This one starts a *checker*, which runs the benchmark's own code and holds a random nonce; the
+checker starts a *worker*, which runs the program under test and only ever receives arguments and returns plain
+values.  A verdict counts if it comes from the checker with the nonce.  Both children have resource limits (time,
+memory, file size, open files, no new processes), an empty environment and nothing to read; what they print is thrown
+away.  In the end everything below the checker is killed, and the process group with it.
 
-On Linux the worker also gives up all privileges and, where the kernel lets an ordinary user do so, enters
-its own process, network and user namespaces: no network, no look at other processes' memory or
-environment.  *Not* isolated is the file system: a program can read what this user can read and write
-where this user can write.  Where namespaces are refused, a program that kills its checker may leave a
-process behind.
+The worker is isolated in one of three forms; the strongest that works here is found by running it, once per process,
+unless `ENSEMBLEHUB_SANDBOX` or an argument requires one, and every outcome names its form:
 
-Limits of the form: arguments and results are plain data (numbers, strings, bytes, lists, tuples, sets,
-dicts), and a test does not see its arguments changed in place.
+- `bubblewrap`: a root of its own, read-only, with the interpreter, its standard library and the system's libraries and
+  nothing else; a private /tmp; no network; its own process, IPC, host and user namespaces.
+- `namespaces` (Linux 5.12, where an ordinary user may make namespaces): the same, but the file system is the
+  machine's, read-only, with a private working folder and an empty /proc.  A program can read what this user can read.
+- `limits`: only what follows.  A program can read what this user can read, /proc included: the environment of this
+  user's other processes, unless they are root's.
+
+On Linux on x86_64 and aarch64 both children also have their system calls filtered (`sandbox_filter`), in every form: no
+processes, threads, programs, signals or sockets; in `limits`, and in the checker, no writing to files either.  Where
+that filter is refused or unknown (other systems), `limits` bounds resources but protects nothing else of this user's:
+a program can write files, use the network, signal any process of this user, other sandboxes' checkers included (which
+fails their runs, and passes none), and may leave a process behind.  `isolation()` says whether there is a filter.
+
+Limits of the method: arguments and results are plain data (numbers, strings, bytes, lists, tuples, sets, dicts), and a
+test does not see its arguments changed in place.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -26,25 +37,42 @@ import secrets
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ensemblehub.errors import ConfigError, SandboxError
+from ensemblehub.tasks.sandbox_filter import filter_bytes
+from ensemblehub.tasks.sandbox_forms import (
+    FORMS,
+    Form,
+    Isolation,
+    form_named,
+    present,
+    python,
+    required,
+    worker_command,
+)
+
+PROGRAM_CHARACTERS = 1 << 20
 _CHILD = Path(__file__).with_name("sandbox_child.py").resolve()
 _VERDICT_BYTES = 1 << 16
 _KILL_ROUNDS = 200
+_PROBE_SECONDS = 60
+_PROBING = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run went: whether the test passed, why not in one line, and the wall time it took."""
+    """How a run went: whether the test passed, why not in one line, the wall time, and the form of isolation."""
 
     passed: bool
     reason: str
     seconds: float
+    form: Form
 
 
 def run_tests(
@@ -55,22 +83,84 @@ def run_tests(
     prompt: str = "",
     wall_seconds: float = 10,
     memory_mb: int = 512,
+    form: Form | None = None,
 ) -> Outcome:
     """Run HumanEval's `check(candidate)` against `entry_point` of `program`; safe in any thread.
 
     Args:
         program: the untrusted source, complete.
-        test: trusted source that defines `check(candidate)`.
+        test: trusted source that defines `check(candidate)`.  Bare assertions, MBPP's form, are such a source inside
+            `def check(candidate): ...`: there `entry_point` is the candidate.
         prompt: trusted source whose definitions the test may use besides the candidate (HumanEval/32's
             `poly`); it must compile by itself.
         wall_seconds: for everything together, start-up included.
         memory_mb: address space of each child, in MiB.
+        form: the isolation that is required; `isolation()` chooses where it is None.
+
+    Raises:
+        ConfigError: the required form does not work here.
+        SandboxError: the sandbox failed, whatever the program.
     """
+    where = isolation(form)
+    if len(program) > PROGRAM_CHARACTERS:
+        return Outcome(False, f"the program has more than {PROGRAM_CHARACTERS:,} characters", 0.0, where.form)
+    return _run(where, program, test, entry_point, prompt, wall_seconds, memory_mb)
+
+
+def isolation(form: Form | None = None) -> Isolation:
+    """How programs are isolated in this process; the first call tries it, which takes a moment.
+
+    Args:
+        form: the form that is required; by default `ENSEMBLEHUB_SANDBOX`, else the strongest that works.
+
+    Raises:
+        ConfigError: the required form does not work here, and why; or there is no such form.
+        SandboxError: no form works here.
+    """
+    wanted = form_named(form) if form else required()
+    failures = []
+    for one in (wanted,) if wanted else FORMS:
+        with _PROBING:
+            found = _probe(one)
+        if isinstance(found, Isolation):
+            return found
+        failures.append(f"{one}: {found}")
+    if wanted:
+        raise ConfigError(f"the sandbox's form {wanted!r} is required but does not work here: {found}")
+    raise SandboxError(f"no form of the sandbox works here: {'; '.join(failures)}")
+
+
+@functools.cache
+def _probe(form: Form) -> Isolation | str:
+    """The form with a filter of system calls, else without one, as it just worked; or why it does not."""
+    if not present(form):
+        return "bwrap is not installed" if form == "bubblewrap" else "this is not Linux"
+    test, why = "def check(candidate):\n    assert candidate(2) == 4\n", ""
+    for filtered in (True, False) if filter_bytes(write=True) else (False,):
+        where = Isolation(form, filtered)
+        try:
+            outcome = _run(where, "def f(x):\n    return x * x\n", test, "f", "", _PROBE_SECONDS, 512)
+        except SandboxError as error:
+            why = why or str(error)
+            continue
+        if outcome.passed:
+            return where
+        why = why or outcome.reason
+    return why
+
+
+def _run(
+    where: Isolation, program: str, test: str, entry_point: str, prompt: str, wall_seconds: float, memory_mb: int
+) -> Outcome:
     started, nonce = time.monotonic(), secrets.token_hex(16)
     job = {
         "program": program, "test": test, "entry_point": entry_point, "prompt": prompt, "nonce": nonce,
-        "seconds": math.ceil(wall_seconds), "megabytes": memory_mb,
+        "seconds": math.ceil(wall_seconds), "megabytes": memory_mb, "parent": os.getpid(), "form": where.form,
+        "worker": worker_command(where.form, _CHILD), "checker_filter": "", "worker_filter": "",
     }  # fmt: skip
+    if where.filtered:
+        job["checker_filter"] = filter_bytes(write=False).hex()
+        job["worker_filter"] = filter_bytes(write=where.form != "limits").hex()
     with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
         checker = _start(job, folder)
         try:
@@ -79,9 +169,9 @@ def run_tests(
             _kill_all(checker)
     seconds = time.monotonic() - started
     if line is None:
-        return Outcome(False, f"took longer than {wall_seconds:g} s", seconds)
-    passed, reason = _verdict(line, nonce)
-    return Outcome(passed, reason, seconds)
+        return Outcome(False, f"took longer than {wall_seconds:g} s", seconds, where.form)
+    passed, reason = _verdict(line, nonce, where)
+    return Outcome(passed, reason, seconds, where.form)
 
 
 def _start(job: dict[str, Any], folder: str) -> subprocess.Popen[bytes]:
@@ -90,7 +180,7 @@ def _start(job: dict[str, Any], folder: str) -> subprocess.Popen[bytes]:
         file.write(json.dumps(job).encode())
         file.seek(0)
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(_CHILD), "check"],
+            [*python(), str(_CHILD), "check"],
             stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             cwd=folder, env={}, start_new_session=True,
         )  # fmt: skip
@@ -112,14 +202,22 @@ def _first_line(checker: subprocess.Popen[bytes], deadline: float) -> bytes | No
     return read
 
 
-def _verdict(line: bytes, nonce: str) -> tuple[bool, str]:
+def _verdict(line: bytes, nonce: str, where: Isolation) -> tuple[bool, str]:
     try:
         said = json.loads(line)
-        if secrets.compare_digest(str(said["nonce"]), nonce):
-            return said["passed"] is True, str(said["reason"])
+        signed = secrets.compare_digest(str(said["nonce"]), nonce)
+        if signed and "failure" not in said:
+            return said["passed"] is True, _printable(str(said["reason"]))
     except (ValueError, KeyError, TypeError):
-        pass
+        signed = False
+    if signed:
+        raise SandboxError(f"the sandbox ({where.form}) did not start: {_printable(str(said['failure']))}")
     return False, "the checker ended without a verdict"
+
+
+def _printable(text: str) -> str:
+    """The text with what no terminal or file should get (control characters, lone surrogates) as escapes."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _kill_all(checker: subprocess.Popen[bytes]) -> None:
@@ -148,13 +246,13 @@ def _descendants(root: int) -> list[int]:
     """The living processes below `root`, by /proc; none where there is no /proc."""
     children: dict[int, list[int]] = {}
     ended = set()
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            pid = int(entry.parent.name)
-            state, parent = entry.read_text(errors="replace").rpartition(")")[2].split()[:2]
-            children.setdefault(int(parent), []).append(pid)
-            if state in "ZX":
-                ended.add(pid)
+    with contextlib.suppress(FileNotFoundError):
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
+                state, parent = file.read().rpartition(b")")[2].split(None, 2)[:2]
+                children.setdefault(int(parent), []).append(int(name))
+                if state in b"ZX":
+                    ended.add(int(name))
     found = list(children.get(root, ()))
     for pid in found:
         found.extend(children.get(pid, ()))

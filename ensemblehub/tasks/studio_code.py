@@ -16,7 +16,7 @@ from ensemblehub.studio.records import record
 from ensemblehub.studio.splits import Split
 from ensemblehub.tasks.base import Grade, Item, Task
 from ensemblehub.tasks.extraction import program_of
-from ensemblehub.tasks.sandbox import run_tests
+from ensemblehub.tasks.sandbox import isolation, run_tests
 from ensemblehub.tasks.studio import SPLITS, drawn
 
 SIZES: Mapping[Split, int] = {"train": 800, "calibration": 400, "test": 800}
@@ -46,6 +46,10 @@ class StudioCode(Task):
         program = program_of(text, prompt, entry_point)
         outcome = run_tests(program, item.extra["test"], entry_point, prompt=prompt)
         return Grade(outcome.passed, program, outcome.reason)
+
+    def grading(self) -> str:
+        """The sandbox's form."""
+        return f"Programs ran in the sandbox's form {isolation()}."
 
 
 def _draw(rng: random.Random) -> Program:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ensemblehub.tasks.sandbox import run_tests
-
-# A hostile program may kill what it can reach, other tests' sandboxes included: one worker runs them all.
-pytestmark = pytest.mark.xdist_group("sandbox")
+from ensemblehub.errors import ConfigError
+from ensemblehub.tasks.sandbox import isolation, run_tests
+from ensemblehub.tasks.sandbox_forms import FORMS
 
 OWN = Path(__file__).with_name("records.jsonl")
 DATA = Path(__file__).parents[2] / "data"
@@ -25,16 +24,22 @@ def humaneval():
     return given or next((path for path in DATA.rglob("*.jsonl") if path.name.lower() == "humaneval.jsonl"), None)
 
 
-def run(record, body):
+def run(record, body, form=None):
     return run_tests(
-        record["prompt"] + body, record["test"], record["entry_point"], prompt=record["prompt"], wall_seconds=30
-    )
+        record["prompt"] + body, record["test"], record["entry_point"],
+        prompt=record["prompt"], wall_seconds=30, form=form,
+    )  # fmt: skip
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("record", read(OWN), ids=lambda record: record["task_id"])
-def test_own_records(record):
-    assert run(record, record["canonical_solution"]).reason == ""
-    assert not run(record, "    pass\n").passed
+def test_own_records(record, form):
+    try:
+        isolation(form)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    assert run(record, record["canonical_solution"], form).reason == ""
+    assert not run(record, "    pass\n", form).passed
 
 
 @pytest.mark.slow

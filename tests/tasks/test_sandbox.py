@@ -1,9 +1,15 @@
-"""A program passes by being right and in no other way, and nothing of it stays."""
+"""A program passes by being right and in no other way; what does not work is said, and never graded as a program's.
 
-# ruff: noqa: E501  (programs as data)
+The hostile programs have a test of their own, `test_hostile_programs`.
+"""
 
+import asyncio
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,217 +18,263 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ensemblehub.errors import ConfigError, SandboxError
 from ensemblehub.tasks import sandbox, sandbox_child
-from ensemblehub.tasks.sandbox import run_tests
-
-# A hostile program may kill what it can reach, other tests' sandboxes included: one worker runs them all.
-pytestmark = pytest.mark.xdist_group("sandbox")
+from ensemblehub.tasks.sandbox import isolation, run_tests
+from ensemblehub.tasks.sandbox_forms import FORMS, VARIABLE
 
 TEST = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(3) == 9\n"
 RIGHT = "def f(x):\n    return x * x\n"
 WRONG = "def f(x):\n    return x + 2\n"
-FORGED = json.dumps({"nonce": "0" * 32, "passed": True, "reason": ""})
 
 
-@pytest.fixture(params=["namespaces", "without"])
-def isolation(request, monkeypatch, tmp_path):
-    """With what the kernel offers, and as on a kernel that refuses new namespaces."""
-    if request.param == "without":
-        child = tmp_path / "sandbox_child.py"
-        source = Path(sandbox_child.__file__).read_text()
-        assert source.count("_NEW_NAMESPACES = ") == 1
-        child.write_text(source.replace("_NEW_NAMESPACES = ", "_NEW_NAMESPACES = -1  # "))
-        monkeypatch.setattr(sandbox, "_CHILD", child)
-    return request.param
+@pytest.fixture(params=FORMS)
+def form(request):
+    """Every form that works here."""
+    if request.param == "bubblewrap" and os.environ.get("ENSEMBLEHUB_REQUIRE_BUBBLEWRAP"):
+        return isolation("bubblewrap").form
+    try:
+        return isolation(request.param).form
+    except ConfigError as error:
+        pytest.skip(str(error))
 
 
-HOSTILE = {
-    "exits at once": "import os\nos._exit(0)\n",
-    "exits in the call": "import os\ndef f(x):\n    os._exit(0)\n",
-    "sys.exit at once": "import sys\nsys.exit(0)\n",
-    "sys.exit in the call": "import sys\ndef f(x):\n    sys.exit(0)\n",
-    "SystemExit": "def f(x):\n    raise SystemExit\n",
-    "KeyboardInterrupt": "def f(x):\n    raise KeyboardInterrupt\n",
-    "BaseException": "def f(x):\n    raise BaseException('no')\n",
-    "own exception": "class Odd(Exception):\n    __str__ = None\ndef f(x):\n    raise Odd\n",
-    "right, then exits": RIGHT + "g = f\ndef f(x):\n    import os\n    return g(x) if x == 2 else os._exit(0)\n",
-    "no function": "g = 1\n",
-    "not a function": "f = 4\n",
-    "does not compile": "def f(x:\n",
-    "prints a verdict": f"print('''{FORGED}''', flush=True)\n" + WRONG,
-    "writes a verdict everywhere": (
-        f"import os\nfor number in range(30):\n    try:\n        os.write(number, b'''{FORGED}\\n''')\n"
-        "    except OSError:\n        pass\n" + WRONG
-    ),
-    "own check": WRONG + "def check(candidate):\n    return None\n",
-    "check in builtins": WRONG + "import builtins\nbuiltins.check = lambda candidate: None\nbuiltins.AssertionError = int\n",
-    "check by gc": WRONG + (
-        "import gc\nfor one in gc.get_objects():\n    if type(one) is dict:\n        for name in ('check', '_reason', '_run_test'):\n"
-        "            if name in one:\n                one[name] = lambda *a: ''\n"
-    ),
-    "frames": WRONG + (
-        "import sys\nframe = sys._getframe()\nwhile frame:\n"
-        "    frame.f_globals.update(encode=lambda value: True, _reason=lambda *a: '', decode=lambda data: 4)\n"
-        "    frame = frame.f_back\n"
-    ),
-    "open descriptors": WRONG + "import os\nos.closerange(0, 64)\n",
-    "always equal": "class Same:\n    __eq__ = lambda self, other: True\n    __hash__ = None\ndef f(x):\n    return Same()\n",
-    "always equal int": "class Same(int):\n    __eq__ = lambda self, other: True\n    __hash__ = None\ndef f(x):\n    return Same(7)\n",
-    "always equal text": "class Same(str):\n    __eq__ = lambda self, other: True\n    __hash__ = None\ndef f(x):\n    return Same('7')\n",
-    "own class, faked": "class Same:\n    __class__ = int\n    __eq__ = lambda self, other: True\ndef f(x):\n    return Same()\n",
-    "recursion": "def f(x):\n    return f(x)\n",
-    "deep recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef f(x):\n    return f(x) + 1\n",
-    "deep result": "def f(x):\n    out = []\n    for _ in range(900):\n        out = [out]\n    return out\n",
-    "memory": "def f(x):\n    return len(bytearray(10**10))\n",
-    "memory bit by bit": "def f(x):\n    out = []\n    while True:\n        out.append(bytearray(10**7))\n",
-    "long result": "def f(x):\n    return 'a' * (20 << 20)\n",
-    "kills its checker": (
-        "import os, signal\nfor name in os.listdir('/proc'):\n    try:\n"
-        "        if b'sandbox_child' in open(f'/proc/{name}/cmdline', 'rb').read():\n"
-        "            os.kill(int(name), signal.SIGKILL)\n    except (OSError, ValueError):\n        pass\n" + WRONG
-    ),
-    "kills its group": "import os, signal\nos.killpg(0, signal.SIGKILL)\n" + WRONG,
-}  # fmt: skip
-ENDLESS = {
-    "loop": "def f(x):\n    while True:\n        pass\n",
-    "loop at once": "while True:\n    pass\n",
-    "output": "def f(x):\n    while True:\n        print('x' * 10000)\n",
-    "raw output": "import os\ndef f(x):\n    while True:\n        try:\n            os.write(1, b'x' * 10000)\n        except OSError:\n            pass\n",
-    "waits": "import time\ndef f(x):\n    time.sleep(1000)\n",
-    "catches everything": "def f(x):\n    while True:\n        try:\n            while True:\n                pass\n        except BaseException:\n            pass\n",
-}
+@pytest.fixture
+def anew(monkeypatch):
+    """A process that has not tried the forms yet, without the requirement that the user may have set."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    sandbox._probe.cache_clear()
+    yield
+    sandbox._probe.cache_clear()
 
 
-def test_right_passes_and_wrong_fails(isolation):
-    assert run_tests(RIGHT, TEST, "f").passed
-    outcome = run_tests(WRONG, TEST, "f")
+def test_right_passes_and_wrong_fails(form):
+    outcome = run_tests(RIGHT, TEST, "f", form=form)
+    assert outcome.passed
+    assert outcome.form == form
+    outcome = run_tests(WRONG, TEST, "f", form=form)
     assert not outcome.passed
     assert outcome.reason == "line 3 of the test: AssertionError"
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_programs_fail(name, isolation):
-    outcome = run_tests(HOSTILE[name], TEST, "f", wall_seconds=20)
-    assert not outcome.passed
-    assert outcome.reason
-    assert "\n" not in outcome.reason
+def test_bare_assertions_are_a_test_once_they_stand_in_check(form):
+    source = "assert f(2) == 4\nassert f(3) == 9, 'three'"
+    test = f"def check(candidate):\n    exec(compile({source!r}, '<test>', 'exec'), globals())\n"
+    assert run_tests(RIGHT, test, "f", form=form).passed
+    assert run_tests(WRONG, test, "f", form=form).reason == "line 2 of the test: AssertionError: three"
 
 
-@pytest.mark.parametrize("name", ENDLESS)
-def test_endless_programs_end_at_the_wall_time(name):
-    outcome = run_tests(ENDLESS[name], TEST, "f", wall_seconds=1)
-    assert not outcome.passed
-    assert outcome.reason == "took longer than 1 s"
-    assert outcome.seconds < 5
+# -- the form ----------------------------------------------------------------------------------------------
 
 
-def test_the_checker_cannot_be_looked_into(isolation):
-    program = """
-import os
-def f():
-    seen = []
-    for name in os.listdir("/proc"):
+def test_the_strongest_form_that_works_is_taken(anew):
+    working = []
+    for one in FORMS:
         try:
-            if not name.isdigit() or b"sandbox_child.py\\0check" not in open(f"/proc/{name}/cmdline", "rb").read():
-                continue
-        except OSError:
+            working.append(isolation(one))
+        except ConfigError:
             continue
-        seen.append("found")
-        for what in ("mem", "environ", "maps"):
-            try:
-                open(f"/proc/{name}/{what}", "rb").read(1)
-                seen.append(what)
-            except PermissionError:
-                pass
-        for number in range(64):
-            try:
-                os.close(os.open(f"/proc/{name}/fd/{number}", os.O_WRONLY))
-                seen.append(f"descriptor {number}")
-            except (PermissionError, FileNotFoundError):
-                pass
-    return sorted(set(map(str, seen)))
-"""
-    assert (
-        run_tests(program, "def check(candidate):\n    assert candidate() == ['found'], candidate()\n", "f").reason
-        == ""
-    )
+    assert isolation() == working[0]
+    assert run_tests(RIGHT, TEST, "f").form == working[0].form
 
 
-def test_the_environment_and_the_input_are_empty(monkeypatch, isolation):
-    monkeypatch.setenv("SECRET_KEY", "hush")
-    program = (
-        "import os, sys\ndef f():\n    return [*os.environ, sys.stdin.read(), open('/proc/self/environ').read()]\n"
-    )
-    test = "def check(candidate):\n    seen = [one for one in candidate() if 'LC_CTYPE' not in one]\n    assert not any(seen), seen\n"
-    assert run_tests(program, test, "f").reason == ""
+def test_the_environment_may_require_a_form(anew, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "limits")
+    assert isolation().form == "limits"
+    assert run_tests(RIGHT, TEST, "f").form == "limits"
+    monkeypatch.setenv(VARIABLE, "auto")
+    assert isolation().form in FORMS
+    monkeypatch.setenv(VARIABLE, "bublewrap")
+    with pytest.raises(ConfigError, match="did you mean 'bubblewrap'"):
+        run_tests(RIGHT, TEST, "f")
 
 
-def test_no_process_stays(tmp_path, isolation):
-    beat = tmp_path / "beat"
-    program = f"""
-import os, time
-def f(x):
-    try:
-        if os.fork() == 0:
-            os.setsid()
-            if os.fork() == 0:
-                while True:
-                    with open({str(beat)!r}, "a") as file:
-                        file.write(".")
-                    time.sleep(0.01)
-            os._exit(0)
-        time.sleep(0.2)
-    except OSError:
-        pass
-    return x * x
-"""
-    run_tests(program, TEST, "f")
-    before = beat.stat().st_size if beat.exists() else 0
-    time.sleep(0.3)
-    assert (beat.stat().st_size if beat.exists() else 0) == before
+def test_a_required_form_that_is_absent_is_an_error_and_no_weaker_one(anew, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv(VARIABLE, "bubblewrap")
+    with pytest.raises(ConfigError, match="'bubblewrap' is required but does not work here: bwrap is not installed"):
+        run_tests(RIGHT, TEST, "f")
+    monkeypatch.delenv(VARIABLE)
+    assert run_tests(RIGHT, TEST, "f").form != "bubblewrap"
 
 
-def test_no_thread_stays(tmp_path, isolation):
-    beat = tmp_path / "beat"
-    program = f"""
-import threading, time
-def run():
-    while True:
-        with open({str(beat)!r}, "a") as file:
-            file.write(".")
-        time.sleep(0.01)
-def f(x):
-    threading.Thread(target=run).start()
-    return x * x
-"""
-    run_tests(program, TEST, "f")
-    before = beat.stat().st_size if beat.exists() else 0
-    time.sleep(0.3)
-    assert (beat.stat().st_size if beat.exists() else 0) == before
+def fake_bubblewrap(folder, monkeypatch, script):
+    path = folder / "bwrap"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
 
 
-def test_the_folder_is_fresh_and_goes_away():
+def test_a_bubblewrap_that_is_there_but_does_not_work_is_not_taken(anew, monkeypatch, tmp_path):
+    fake_bubblewrap(tmp_path, monkeypatch, "echo 'bwrap: No permissions to create new namespace' >&2; exit 1")
+    with pytest.raises(ConfigError, match="No permissions to create new namespace"):
+        isolation("bubblewrap")
+    assert isolation().form != "bubblewrap"
+
+
+def test_a_sandbox_that_fails_is_no_verdict_on_the_program(anew, monkeypatch, tmp_path):
+    if shutil.which("bwrap") is None:
+        pytest.skip("bwrap is not installed")
+    isolation("bubblewrap")
+    for script in ("exit 0", "echo broken >&2; exit 1", "kill -9 $$"):
+        fake_bubblewrap(tmp_path, monkeypatch, script)
+        with pytest.raises(SandboxError, match="did not start"):
+            run_tests(RIGHT, TEST, "f", form="bubblewrap")
+    monkeypatch.setattr(sandbox, "worker_command", lambda form, child: [str(tmp_path / "absent")])
+    with pytest.raises(SandboxError, match="did not start"):
+        run_tests(RIGHT, TEST, "f", form="bubblewrap")
+
+
+def test_a_kernel_that_refuses_namespaces(anew, monkeypatch, tmp_path):
+    child, source = tmp_path / "sandbox_child.py", Path(sandbox_child.__file__).read_text()
+    assert source.count("_NEW_NAMESPACES = ") == 1
+    child.write_text(source.replace("_NEW_NAMESPACES = ", "_NEW_NAMESPACES = -1  # "))
+    monkeypatch.setattr(sandbox, "_CHILD", child)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="the kernel refuses new namespaces"):
+        isolation("namespaces")
+    assert isolation().form == "limits"
+
+
+def test_it_is_said_where_system_calls_are_not_filtered(anew, monkeypatch, form):
+    monkeypatch.setattr(sandbox, "filter_bytes", lambda *, write: b"")
+    sandbox._probe.cache_clear()
+    assert not isolation(form).filtered
+    assert "system calls are NOT filtered" in str(isolation(form))
+    assert run_tests(RIGHT, TEST, "f", form=form).passed
+    assert not run_tests(WRONG, TEST, "f", form=form).passed
+
+
+def test_a_kernel_that_refuses_the_filter(anew, monkeypatch):
+    monkeypatch.setattr(sandbox, "filter_bytes", lambda *, write: b"\xff" * 8)
+    assert not isolation("limits").filtered
+
+
+def test_a_checker_that_cannot_filter_is_no_verdict(anew, monkeypatch):
+    if not isolation("limits").filtered:
+        pytest.skip("no filter here")
+    monkeypatch.setattr(sandbox, "filter_bytes", lambda *, write: b"\xff" * 8)
+    with pytest.raises(SandboxError, match="the kernel refuses a filter of system calls"):
+        run_tests(RIGHT, TEST, "f", form="limits")
+
+
+# -- what a program has ------------------------------------------------------------------------------------
+
+
+def test_the_folder_is_fresh_and_goes_away(form):
+    if form == "limits":
+        pytest.skip("nothing can be written there")
     program = "import os\ndef f(x):\n    open('left', 'w').close()\n    raise ValueError(os.getcwd(), os.listdir())\n"
-    outcome = run_tests(program, TEST, "f")
-    folder = outcome.reason.split("'")[1]
-    assert "['left']" in outcome.reason
-    assert "sandbox-" in folder
-    assert not os.path.exists(folder)
+    for _ in range(2):
+        outcome = run_tests(program, TEST, "f", form=form)
+        folder = outcome.reason.split("'")[1]
+        assert "['left']" in outcome.reason
+        assert folder == "/tmp" if form == "bubblewrap" else "sandbox-" in folder
+        assert not os.path.exists(os.path.join(folder, "left"))
 
 
-def test_files_are_limited():
-    program = "def f(x):\n    open('big', 'wb').write(b'x' * (5 << 20))\n    return x * x\n"
-    assert not run_tests(program, TEST, "f").passed
+def test_temporary_files_work_where_there_is_a_private_folder(form):
+    program = "import tempfile\ndef f(x):\n    file = tempfile.TemporaryFile()\n    return file.write(bytes(x * x))\n"
+    assert run_tests(program, TEST, "f", form=form).passed == (form != "limits")
 
 
-def test_runs_in_any_thread():
+def test_what_ordinary_programs_use_works(form):
+    program = (
+        "import asyncio, collections, datetime, decimal, fractions, hashlib, random, re, sqlite3, zlib\n"
+        "async def g(x):\n    await asyncio.sleep(0)\n    return x * x\n"
+        "def f(x):\n    print(hashlib.md5(b'x').hexdigest(), datetime.datetime.now(), flush=True)\n"
+        "    return asyncio.run(g(x)) + int(sqlite3.connect(':memory:').execute('select 0').fetchone()[0])\n"
+    )
+    assert run_tests(program, TEST, "f", form=form).reason == ""
+
+
+def test_installed_packages_are_not_there(form):
+    outcome = run_tests("import pytest\n" + RIGHT, TEST, "f", form=form)
+    assert outcome.reason == "ModuleNotFoundError: No module named 'pytest'"
+
+
+# -- together and apart ------------------------------------------------------------------------------------
+
+
+def test_runs_in_any_thread(form):
     with ThreadPoolExecutor(4) as pool:
-        outcomes = list(pool.map(lambda program: run_tests(program, TEST, "f"), [RIGHT, WRONG] * 4))
+        outcomes = list(pool.map(lambda program: run_tests(program, TEST, "f", form=form), [RIGHT, WRONG] * 4))
     assert [outcome.passed for outcome in outcomes] == [True, False] * 4
 
 
+def test_the_form_is_found_once_when_many_threads_ask_first(anew, monkeypatch):
+    tried, run = [], sandbox._run
+    monkeypatch.setattr(sandbox, "_run", lambda where, *a: tried.append(where) or run(where, *a))
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: isolation("limits"), range(8)))
+    assert len(found) == 1
+    assert len(tried) == 1
+
+
+def test_runs_from_asyncio_without_holding_it_up(form):
+    slow = "import time\ndef f(x):\n    time.sleep(0.2)\n    return x * x\n"
+
+    async def both():
+        done, ticks = asyncio.Event(), 0
+
+        async def tick():
+            nonlocal ticks
+            while not done.is_set():
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        outcomes = await asyncio.gather(
+            *(asyncio.to_thread(run_tests, program, TEST, "f", form=form) for program in (slow, WRONG))
+        )
+        done.set()
+        await ticking
+        return outcomes, ticks
+
+    outcomes, ticks = asyncio.run(both())
+    assert [outcome.passed for outcome in outcomes] == [True, False]
+    assert ticks > 10
+
+
+def living(mark):
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and death signals")
+def test_nothing_stays_when_the_caller_is_killed(form, tmp_path):
+    child = shutil.copy(sandbox._CHILD, tmp_path)  # a path of its own, to know its processes by
+    script = (
+        "from pathlib import Path\nfrom ensemblehub.tasks import sandbox\n"
+        f"sandbox._CHILD = Path({str(child)!r})\n"
+        "slow = 'import time\\ndef f(x):\\n    time.sleep(60)\\n'\n"
+        f"sandbox.run_tests(slow, {TEST!r}, 'f', wall_seconds=60, form={form!r})\n"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", script])
+    mark, end = str(child).encode(), time.monotonic() + 30
+    while len(living(mark)) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    assert len(living(mark)) >= 2
+    caller.send_signal(signal.SIGKILL)
+    caller.wait()
+    end = time.monotonic() + 10
+    while living(mark) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert living(mark) == []
+
+
+# -- the test's side ---------------------------------------------------------------------------------------
+
+
 def test_a_test_may_expect_an_exception():
-    test = "def check(candidate):\n    try:\n        candidate(1)\n    except ValueError as error:\n        assert str(error) == 'no'\n    else:\n        assert False\n"
+    test = "def check(candidate):\n    try:\n        candidate(1)\n    except ValueError as error:\n        assert str(error) == 'no'\n    else:\n        assert False\n"  # noqa: E501
     assert run_tests("def f(x):\n    raise ValueError('no')\n", test, "f").passed
     assert not run_tests("def f(x):\n    raise KeyError('no')\n", test, "f").passed
 
@@ -230,6 +282,26 @@ def test_a_test_may_expect_an_exception():
 def test_a_forgiving_test_does_not_forgive_a_dead_program():
     test = "def check(candidate):\n    try:\n        candidate(1)\n    except BaseException:\n        pass\n"
     assert not run_tests("import os\ndef f(x):\n    os._exit(0)\n", test, "f").passed
+
+
+def test_the_benchmarks_own_code_writes_no_files(form, tmp_path):
+    if not isolation(form).filtered:
+        pytest.skip("no filter here")
+    test = f"def check(candidate):\n    open({str(tmp_path / 'left')!r}, 'w')\n"
+    assert "PermissionError" in run_tests(RIGHT, test, "f", form=form).reason
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reason_is_one_printable_line():
+    for text in ("\x1b[2J", "\ud800", "a\nb", "\x00"):
+        outcome = run_tests(f"def f(x):\n    raise ValueError({text!r})\n", TEST, "f")
+        assert outcome.reason.isprintable()
+        assert outcome.reason.startswith("line 2 of the test: ValueError: ")
+
+
+def test_a_gigantic_program_is_not_even_started():
+    outcome = run_tests(RIGHT + "#" * (1 << 20), TEST, "f")
+    assert outcome.reason == "the program has more than 1,048,576 characters"
 
 
 PLAIN = st.recursive(

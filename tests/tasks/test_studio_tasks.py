@@ -10,9 +10,6 @@ from ensemblehub.tasks.studio import drawn
 from ensemblehub.tasks.studio_code import StudioCode
 from ensemblehub.tasks.studio_math import SIZES, StudioMath
 
-# A hostile program may kill what it can reach, other tests' sandboxes included: one worker runs them all.
-pytestmark = pytest.mark.xdist_group("sandbox")
-
 TASKS = [StudioMath(), StudioCode()]
 
 
