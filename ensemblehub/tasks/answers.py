@@ -6,21 +6,18 @@ Knows no benchmark.  Equality is decided by text and exact numbers first and by 
 
 from __future__ import annotations
 
-import logging
 import re
 from fractions import Fraction
-from typing import Any
 
-from ensemblehub.errors import MissingExtraError
+from ensemblehub.tasks import symbolic
 
 LONGEST_ANSWER = 400  # characters that are given to symbolic algebra
 _PHRASE = re.compile(r"the\s+(?:final\s+)?answer\s+is\s*:?\s*", re.IGNORECASE)
+_HASHES = re.compile(r"^####[ \t]*", re.MULTILINE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
-_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?")
 _RATIO = re.compile(r"([+-]?\d+)/(\d+)|([+-]?)\\frac\{(\d+)\}\{(\d+)\}")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
-# Powers of large exponents, towers of powers, and factorials of large numbers would not end in time.
-_EXPLOSIVE = re.compile(r"\^\s*\{?\s*[+-]?\d{4,}|\d\s*\^\s*\{?\s*\d+\s*\^|\^\s*\{?\s*\d+\s*\^|\*\*|\d{3,}\s*!|!\s*!")
 
 
 def last_boxed(text: str) -> str | None:
@@ -50,11 +47,14 @@ def _braced(text: str, start: int) -> str | None:
 
 
 def final_answer(text: str) -> str | None:
-    r"""The last ``\boxed{...}``, else the rest of the line after the last "the answer is"; None if neither is there."""
+    r"""The last ``\boxed{...}``, else the rest of the line after the last "the answer is" or GSM8K's ``####``.
+
+    None if none of them is there.
+    """
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed
-    phrases = list(_PHRASE.finditer(text))
+    phrases = list(_PHRASE.finditer(text)) or list(_HASHES.finditer(text))
     if not phrases:
         return None
     line = text[phrases[-1].end() :].partition("\n")[0]
@@ -63,12 +63,13 @@ def final_answer(text: str) -> str | None:
 
 
 def equal_answers(gold: str, answer: str) -> bool:
-    """Whether two mathematical answers mean the same; safe in any thread.
+    """Whether two mathematical answers mean the same; safe in any thread, bounded in time and memory.
 
-    Texts, integers, decimals and fractions are compared directly.  The rest goes to `math_verify`, which
-    has no time limit off the main thread; so expressions over `LONGEST_ANSWER` characters, and powers and
-    factorials too large to work out, are compared as texts only.  (A deadline in a process of its own is
-    to come; until then a short but costly expression can take long.)
+    Texts, integers, decimals and fractions are compared here; the rest by `math_verify` in a process of its own
+    (`symbolic.py`).  What cannot be compared in time, or is over `LONGEST_ANSWER` characters, is not equal.
+
+    Deliberately equal: values in any form (1/2, 0.5, an unreduced fraction), a number with and without a unit, sets in
+    any order, `x = 5` and 5.  Deliberately not: 50 % and 0.5, tuples in another order, open and closed intervals.
 
     Raises:
         MissingExtraError: `math_verify` is needed and not installed.
@@ -81,19 +82,21 @@ def equal_answers(gold: str, answer: str) -> bool:
     numbers = _number(left), _number(right)
     if numbers[0] is not None and numbers[1] is not None:
         return numbers[0] == numbers[1]
-    if any(len(text) > LONGEST_ANSWER or _EXPLOSIVE.search(text) for text in (left, right)):
+    if any(len(text) > LONGEST_ANSWER for text in (left, right)):
         return False
-    return _verified(gold, answer)
+    return symbolic.equal(gold, answer)
 
 
 def _plain(text: str) -> str:
     """The text without what carries no meaning: dollars, spacing, sizes, text commands, a final stop."""
     text = text.strip().strip("$").strip()
+    text = re.sub(r"\\(?:left|right)\.", "", text).replace(r"\varnothing", r"\emptyset")
     text = re.sub(r"\\(?:left|right|[,!;: ]|quad|displaystyle)(?![a-zA-Z])", "", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     text = re.sub(r"\\(?:text|mbox|textbf|mathrm)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\^\s*(?:\\circ|\{\\circ\})", "", text).replace("\\$", "").replace("\\%", "").rstrip("%")
     text = re.sub(r"\s+", "", text).rstrip(".")
+    text = re.sub(r"\((\d+)\)", r"\1", text) if text[1:-1].isdigit() else text  # (073), as AIME's solutions box it
     return text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
 
 
@@ -108,16 +111,3 @@ def _number(text: str) -> Fraction | None:
         return None
     top, bottom = (ratio[1], ratio[2]) if ratio[2] else (f"{ratio[3]}{ratio[4]}", ratio[5])
     return Fraction(int(top), int(bottom)) if int(bottom) else None
-
-
-def _verified(gold: str, answer: str) -> bool:
-    try:
-        import math_verify
-    except ImportError as error:
-        raise MissingExtraError("comparing these answers needs math-verify: pip install 'ensemblehub[eval]'") from error
-
-    def parsed(text: str) -> Any:
-        return math_verify.parse(f"\\boxed{{{text.strip().strip('$')}}}", parsing_timeout=None)
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of the missing time limit at every call
-    return bool(math_verify.verify(parsed(gold), parsed(answer), timeout_seconds=None))
