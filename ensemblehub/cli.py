@@ -171,16 +171,28 @@ def doctor(file: Path | None, config: Path | None, changes: tuple[str, ...], as_
 @click.option(
     "--split", required=True, help=f"train (for the judge), calibration (for thresholds), test or all. {SPLITS}"
 )
+@click.option("--parallel", is_flag=True, help="Collect by worker processes.")
+@click.option("--num_workers", type=click.IntRange(min=1), help="How many (default: one per GPU of the mentors).")
+@click.option("--gpus", default="", metavar="0,1", help="GPUs, shared evenly; each worker has both models on its own.")
+@click.option("--mentor_gpus", default="", metavar="0,1", help="GPUs for the mentors, shared evenly.")
+@click.option("--intern_gpus", default="", metavar="2,3", help="GPUs for the interns, shared evenly.")
 @limit_option
 @force_option
-def collect(config: Config, split: str, limit: int | None, force: bool) -> None:
+def collect(
+    config: Config, split: str, limit: int | None, force: bool, parallel: bool, num_workers: int | None, gpus: str,
+    mentor_gpus: str, intern_gpus: str,
+) -> None:  # fmt: skip
     """Collect a split: the mentor's stream once, the intern's reading and answer at every level.
 
     Interrupt it whenever you like: the same command goes on where it stopped.
     """
+    from ensemblehub.experiments.parallel import placements
     from ensemblehub.experiments.pipeline import Pipeline
 
-    data = Pipeline(config).collect(split, limit, force)
+    places = placements(num_workers or 0, gpus, mentor_gpus, intern_gpus) if parallel else []
+    if not parallel and (num_workers or gpus or mentor_gpus or intern_gpus):
+        raise click.UsageError("--num_workers and the GPU lists go with --parallel")
+    data = Pipeline(config).collect(split, limit, force, places)
     click.echo(f"{len(data.rows)} questions in {config.experiment.results / 'collected'}")
 
 

@@ -37,6 +37,7 @@ class Run:
         intern_read, intern_tokens: the same for the intern.
         seconds: engine time.
         leak: the insight states the asked value.
+        cut: characters of the row's insight that the intern was shown; None in older data and for the mentor alone.
     """
 
     correct: bool
@@ -48,6 +49,7 @@ class Run:
     seconds: float
     leak: bool
     text: str
+    cut: int | None = None
 
     def flops(self, mentor: Card, intern: Card) -> float:
         """Full ledger of this run by itself: prompts read, tokens written, attention over the context."""

@@ -123,7 +123,7 @@ class Collector:
         leak = await asyncio.to_thread(self.task.leaks, item, cut.text)
         run = Run(
             grade.correct, finish, cut.read, cut.tokens, cost.prompt_tokens, cost.completion_tokens,
-            cost.seconds + cut.seconds, leak, text,
+            cost.seconds + cut.seconds, leak, text, len(cut.text),
         )  # fmt: skip
         reading = {
             "features": features.features(perplexity, entropy).tolist(),

@@ -20,9 +20,10 @@ from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.experiments import collect as collecting
 from ensemblehub.experiments import evaluate as evaluating
-from ensemblehub.experiments import replay
+from ensemblehub.experiments import parallel, replay
 from ensemblehub.experiments import report as reporting
 from ensemblehub.experiments.evaluate import Ride
+from ensemblehub.experiments.parallel import Placement
 from ensemblehub.experiments.progress import progress
 from ensemblehub.results import LEVEL_0, Collected, Journal
 from ensemblehub.tandem import calibration, sufficiency
@@ -59,8 +60,14 @@ class Pipeline:
         """The questions of a split."""
         return list(self.task.items(split, limit))
 
-    def collect(self, split: str, limit: int | None = None, force: bool = False) -> Collected:
-        """Collect a split (see `experiments/collect.py`), or read it if it is complete already."""
+    def collect(
+        self, split: str, limit: int | None = None, force: bool = False, places: Sequence[Placement] = ()
+    ) -> Collected:
+        """Collect a split (see `experiments/collect.py`), or read it if it is complete already.
+
+        Args:
+            places: where worker processes run, one each; without any, this process does it all.
+        """
         ensemble, tandem = self.ensemble(judge=f"fixed:{LEVEL_0}")
         header = collecting.settings(tandem, ensemble.engines, self.task.name, split, self.sampling)
         header["n"] = len(items := self.items(split, limit))
@@ -74,7 +81,10 @@ class Pipeline:
             raise ArtifactError(f"{folder}/{split} was collected with other settings; use --force to replace it")
         journal = Journal(folder / f"{split}.partial.jsonl", json.loads(json.dumps(header)), force)
         with progress(f"collect {split}", len(items), len(journal.rows)) as step:
-            asyncio.run(self._collect(ensemble, tandem, items, journal, step))
+            if places:
+                parallel.collect(self.config, items, journal, places, self.settings.concurrency, step)
+            else:
+                asyncio.run(self._collect(ensemble, tandem, items, journal, step))
         return collecting.finish(journal, header, [item.id for item in items], folder, split)
 
     async def _collect(
