@@ -14,16 +14,22 @@ from ensemblehub.tasks import symbolic
 LONGEST_ANSWER = 400  # characters that are given to symbolic algebra
 _PHRASE = re.compile(r"the\s+(?:final\s+)?answer\s+is\s*:?\s*", re.IGNORECASE)
 _HASHES = re.compile(r"^####[ \t]*", re.MULTILINE)
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
+_BOXED = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?")
 _RATIO = re.compile(r"([+-]?\d+)/(\d+)|([+-]?)\\frac\{(\d+)\}\{(\d+)\}")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete ``\boxed{...}`` (or ``\fbox{...}``), braces balanced; None if there is none."""
+    r"""The content of the last complete ``\boxed{...}``, ``\fbox`` or ``\framebox``, braces balanced; or None.
+
+    Without braces (``\boxed 7``) it is what follows up to a dollar or the end of the line.
+    """
     for found in reversed(list(_BOXED.finditer(text))):
-        content = _braced(text, found.end())
+        if text[found.end() : found.end() + 1] == "{":
+            content = _braced(text, found.end())
+        else:
+            content = re.split(r"[$\n]", text[found.end() :], maxsplit=1)[0].strip().rstrip(".") or None
         if content is not None:
             return content.strip()
     return None
@@ -49,8 +55,9 @@ def _braced(text: str, start: int) -> str | None:
 def final_answer(text: str) -> str | None:
     r"""The last ``\boxed{...}``, else the rest of the line after the last "the answer is" or GSM8K's ``####``.
 
-    None if none of them is there.
+    None if none of them is there.  What stands before ``</think>`` is no answer.
     """
+    text = text.rpartition("</think>")[2]
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -83,14 +83,11 @@ def task_named(name: str, data: Path | None = None) -> Task:
     Raises:
         ConfigError: one line: no such task, or one whose questions are not read from a file.
     """
-    cls = registry.lookup(registry.TASKS, name, "task")
-    task: Task
+    cls: Callable[..., Task] = registry.lookup(registry.TASKS, name, "task")
     if data is None:
-        task = cls()
-        return task
+        return cls()
     if "data" not in getattr(cls, "__dataclass_fields__", {}):
         raise ConfigError(f"task {name!r} makes its own questions: it reads no data")
     if not data.exists() and "{split}" not in data.name:
         raise ConfigError(f"{data}: no such file or folder")
-    task = cls(data=data)
-    return task
+    return cls(data=data)

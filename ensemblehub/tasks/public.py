@@ -186,7 +186,7 @@ class Programming(Public):
         """
         prompt, entry_point = item.extra["prompt"], item.extra["entry_point"]
         program = program_of(text, prompt, entry_point)
-        if defines(code_of(text), entry_point):
+        if defines(code_of(text), entry_point) and "from __future__" not in program:
             program = preamble(prompt, entry_point) + program
         outcome = run_tests(program, item.extra["test"], entry_point, prompt=prompt, wall_seconds=self.seconds)
         return Grade(outcome.passed, program, outcome.reason)
