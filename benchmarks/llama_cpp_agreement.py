@@ -16,7 +16,6 @@ import asyncio
 import json
 import os
 import platform
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -28,8 +27,8 @@ from typing import Any
 
 import llama_cpp
 import torch
-import transformers
 
+from benchmarks.engine_overhead import random_model
 from ensemblehub import studio
 from ensemblehub.cost import Ledger
 from ensemblehub.generators.base import Engine
@@ -169,16 +168,8 @@ async def speed(model: str, path: Path, asked: Sequence[Request], repeats: int) 
 
 
 def larger(folder: Path) -> Path:
-    """A Qwen3 model of about the size of small chat models, in 8 bits; random weights are as fast as learned ones."""
-    source = folder / "random"
-    shutil.copytree(studio.resolve("studio:mentor"), source, ignore=shutil.ignore_patterns("model.safetensors"))
-    config = transformers.AutoConfig.from_pretrained(source)
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 768, 2048, 12
-    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 12, 4, 64
-    config.layer_types = ["full_attention"] * config.num_hidden_layers
-    torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(source)
-    return export(str(source), folder / "random-gguf", "q8_0")
+    """A model of about the size of small chat models, in 8 bits."""
+    return export(str(random_model(folder)), folder / "random-gguf", "q8_0")
 
 
 def lines(record: dict[str, Any]) -> list[str]:

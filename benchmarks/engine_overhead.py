@@ -1,0 +1,192 @@
+"""What an engine costs over the library that it runs: `python -m benchmarks.engine_overhead hf|vllm`.
+
+hf: the engine's streams against a hand-written `model.generate`, batches of equal prompts, float32, one thread.
+vllm: 256 requests at once against vLLM's own `LLM.generate`.  The same tokens on both sides, greedy, of fixed length;
+texts that differ void the comparison.  Sides take turns (A B B A) in one process; the ratio is the median over turns,
+with a bootstrap interval.  Ratios are what counts.  `llama_cpp` is measured by `benchmarks.llama_cpp_agreement`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensemblehub import studio
+from ensemblehub.cost import Ledger
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Request, Sampling, TokenIds
+
+RESULTS = Path("results/benchmarks")
+AIMS = {"hf": 1.03, "vllm": 1 / 0.95}  # seconds of the engine over those of the library, at most
+Ids = list[list[int]]
+Side = Callable[[], Awaitable[Ids]]
+
+
+async def written(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int) -> Ids:
+    """The ids that the engine's streams bring, all prompts at once."""
+    sampling = Sampling(max_tokens=tokens, ignore_eos=True)
+
+    async def one(ids: Sequence[int]) -> list[int]:
+        request = Request(TokenIds(tuple(ids)), sampling)
+        async with aclosing(engine.stream(request, Ledger().meter("answer"))) as pieces:
+            return [int(token.id or 0) async for piece in pieces for token in piece.tokens]
+
+    return list(await asyncio.gather(*map(one, prompts)))
+
+
+async def turns(ours: Side, theirs: Side, rounds: int) -> dict[str, Any]:
+    """Seconds of both sides in turns, after one of each that warms up, and whether they wrote the same."""
+    same = await ours() == await theirs()
+    ratios, seconds = [], {"engine": list[float](), "library": list[float]()}
+    for number in range(rounds):
+        took = {}
+        order = [("engine", ours), ("library", theirs)]
+        for name, side in order if number % 2 == 0 else order[::-1]:
+            started = time.perf_counter()
+            await side()
+            took[name] = time.perf_counter() - started
+            seconds[name].append(took[name])
+        ratios.append(took["engine"] / took["library"])
+    drawn = np.random.default_rng(0).choice(ratios, (4000, len(ratios)))
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    return {
+        "rounds": rounds, "same": same, "ratio": float(np.median(ratios)), "interval": [float(low), float(high)],
+        "seconds": {name: float(np.median(values)) for name, values in seconds.items()},
+    }  # fmt: skip
+
+
+def prompts_of(rows: int, length: int, vocabulary: int) -> list[list[int]]:
+    """Random prompts of one length, ids that stand for text."""
+    rng = np.random.default_rng(rows)
+    return rng.integers(32, vocabulary - 32, (rows, length)).tolist()
+
+
+def random_model(folder: Path) -> Path:
+    """A Qwen3 model of 77 million parameters; random weights are as fast as learned ones."""
+    import torch
+    import transformers
+
+    source = folder / "random"
+    shutil.copytree(studio.resolve("studio:mentor"), source, ignore=shutil.ignore_patterns("model.safetensors"))
+    config = transformers.AutoConfig.from_pretrained(source)
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 768, 2048, 12
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 12, 4, 64
+    config.layer_types = ["full_attention"] * config.num_hidden_layers
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(source)
+    return source
+
+
+async def hf(folder: Path, quick: bool) -> list[dict[str, Any]]:
+    """The `hf` engine against `model.generate`."""
+    import torch
+    import transformers
+
+    from ensemblehub.generators.hf import HFEngine, HFOptions
+
+    torch.set_num_threads(1)
+    found = []
+    models = {"studio:mentor": Path(studio.resolve("studio:mentor"))}
+    if not quick:
+        models["random, 77 M"] = random_model(folder)
+    for name, path in models.items():
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        engine = HFEngine("engine", HFOptions(str(path), device="cpu", prefix_cache_tokens=0, batch_rows=32))
+        await engine.load()
+        large = name.startswith("random")
+        for rows in (1, 4) if quick else (1, 8, 32):
+            tokens = 16 if quick else 32 if large else 96
+            prompts = prompts_of(rows, 48, model.config.vocab_size)
+
+            async def ours(prompts: Ids = prompts, tokens: int = tokens, engine: Engine = engine) -> Ids:
+                return await written(engine, prompts, tokens)
+
+            async def theirs(prompts: Ids = prompts, tokens: int = tokens, model: Any = model) -> Ids:
+                with torch.inference_mode():
+                    ids = torch.tensor(prompts)
+                    out = model.generate(
+                        ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
+                        do_sample=False, pad_token_id=0, eos_token_id=None,
+                    )  # fmt: skip
+                return out[:, ids.shape[1] :].tolist()
+
+            rounds = 2 if quick else 6 if large and rows == 32 else 10
+            row = {"engine": "hf", "model": name, "requests": rows, "tokens": tokens}
+            found.append(row | await turns(ours, theirs, rounds))
+            print(line(found[-1]), flush=True)
+        await engine.close()
+    return found
+
+
+async def vllm(_: Path, quick: bool) -> list[dict[str, Any]]:
+    """The `vllm` engine against `LLM.generate`."""
+    import vllm as library
+
+    from ensemblehub.generators.vllm import VLLMEngine, VLLMOptions
+
+    path, rows, tokens = studio.resolve("studio:mentor"), 16 if quick else 256, 16 if quick else 64
+    prompts = prompts_of(rows, 48, 1024)
+    engine = VLLMEngine("engine", VLLMOptions(path, dtype="float32"))
+    await engine.load()
+    model = library.LLM(path, dtype="float32", enforce_eager=True, block_size=32, max_num_seqs=256)
+    sampling = library.SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=True, logprobs=0)
+
+    async def ours() -> Ids:
+        return await written(engine, prompts, tokens)
+
+    async def theirs() -> Ids:
+        asked = [library.TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+        outputs = await asyncio.to_thread(model.generate, asked, sampling, use_tqdm=False)
+        return [list(one.outputs[0].token_ids) for one in outputs]
+
+    row = {"engine": "vllm", "model": "studio:mentor", "requests": rows, "tokens": tokens}
+    found = row | await turns(ours, theirs, 2 if quick else 8)
+    print(line(found), flush=True)
+    await engine.close()
+    return [found]
+
+
+def line(row: dict[str, Any]) -> str:
+    """A result as a person reads it."""
+    low, high = row["interval"]
+    aim = AIMS[row["engine"]]
+    verdict = "void: the tokens differ" if not row["same"] else "met" if row["ratio"] <= aim else "missed"
+    return (
+        f"{row['engine']:<5} {row['model']:<14} {row['requests']:>4} requests, {row['tokens']} tokens each: "
+        f"{row['ratio']:.3f} times the library's seconds [{low:.3f}, {high:.3f}], {row['rounds']} turns; "
+        f"aim {aim:.3f}: {verdict}"
+    )
+
+
+def main() -> None:
+    """Measure one engine, and keep what was measured of the others."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engine", choices=["hf", "vllm"])
+    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
+    options = parser.parse_args()
+    load = round(os.getloadavg()[0], 2)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = asyncio.run({"hf": hf, "vllm": vllm}[options.engine](Path(folder), options.quick))
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "engine_overhead.json"
+    kept = json.loads(path.read_text()) if path.exists() else []
+    conditions = {"cpus": len(os.sched_getaffinity(0)), "threads": 1, "load before": load}
+    rows = [row for row in kept if row["engine"] != options.engine] + [row | {"conditions": conditions} for row in rows]
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    path.with_suffix(".txt").write_text("\n".join(map(line, rows)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
