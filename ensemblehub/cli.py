@@ -76,6 +76,32 @@ def config_option(command: CommandT) -> CommandT:
     return cast(CommandT, file(change(configured)))
 
 
+def experiment_option(command: CommandT) -> CommandT:
+    """`config_option`, and `--dataset` and `--data` for what the experiment is about."""
+
+    @functools.wraps(command)
+    def chosen(dataset: str | None, data: Path | None, changes: tuple[str, ...], **options: Any) -> Any:
+        given = {"task": dataset, "data": data}
+        more = (f"experiment.{key}={json.dumps(str(value))}" for key, value in given.items() if value is not None)
+        return command(changes=(*changes, *more), **options)
+
+    name = click.option(
+        "--dataset", metavar="NAME",
+        help="The benchmark: studio_math, studio_code, math, math500, gsm8k, aime24, amc23, humaneval, "
+        "humaneval_plus, mbpp or mbpp_plus (default: experiment.task of the file).",
+    )  # fmt: skip
+    file = click.option(
+        "--data", type=click.Path(path_type=Path), metavar="FILE",
+        help="Its questions: a file or folder in the public form ({split} in a name stands for the split), instead "
+        "of data/ or the hub.",
+    )  # fmt: skip
+    return cast(CommandT, name(file(chosen)))
+
+
+SPLITS = """math and gsm8k have their own train and test; math500 (400 train, 100 test) and humaneval (130, 34) are
+divided by seed 42, and calibration is a seeded quarter of train (training leaves it out); aime24 and amc23 are test
+only; mbpp goes by its published numbers."""
+
 limit_option = click.option("--limit", type=click.IntRange(min=1), help="Only the first N questions.")
 force_option = click.option("--force", is_flag=True, help="Start anew, even over data made with other settings.")
 
@@ -140,8 +166,11 @@ def doctor(file: Path | None, config: Path | None, changes: tuple[str, ...], as_
 
 
 @cli.command()
+@experiment_option
 @config_option
-@click.option("--split", required=True, help="train (for the judge), calibration (for thresholds) or test.")
+@click.option(
+    "--split", required=True, help=f"train (for the judge), calibration (for thresholds), test or all. {SPLITS}"
+)
 @limit_option
 @force_option
 def collect(config: Config, split: str, limit: int | None, force: bool) -> None:
@@ -156,6 +185,7 @@ def collect(config: Config, split: str, limit: int | None, force: bool) -> None:
 
 
 @cli.command()
+@experiment_option
 @config_option
 @click.option("--selection", is_flag=True, help="Train a `learned` selection instead: collect what it needs, then fit.")
 @click.option("--limit", type=click.IntRange(min=1), help="With --selection: only the first N questions of each split.")
@@ -194,6 +224,7 @@ def stats(config: Config, input_path: Path, output_path: Path, limit: int | None
 
 
 @cli.command()
+@experiment_option
 @config_option
 @click.option("--max-accuracy", is_flag=True, help="The most accurate thresholds.")
 @click.option(
@@ -214,6 +245,8 @@ def calibrate(config: Config, max_accuracy: bool, budget: float | None, min_accu
 
 
 @cli.command()
+@experiment_option
+@experiment_option
 @config_option
 @limit_option
 @force_option
@@ -332,7 +365,7 @@ def data() -> None:
 @click.option("--to", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Data folder.")
 @click.option("--split", help="Only this split; with --from, the one that FILE is.")
 def fetch(name: str, source: Path | None, to: Path, split: str | None) -> None:
-    """Write the files of benchmark NAME: math, math500, gsm8k, humaneval, aime24 or amc23."""
+    """Write the files of benchmark NAME: math, math500, gsm8k, aime24, amc23, humaneval(_plus) or mbpp(_plus)."""
     from ensemblehub import data as benchmarks
 
     files, benchmark = benchmarks.fetch(name, source, to, split), benchmarks.named(name)

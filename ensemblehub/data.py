@@ -9,18 +9,22 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ensemblehub.errors import ConfigError, MissingExtraError, did_you_mean
+from ensemblehub.tasks import code_tests
 
 Fields = dict[str, Any]
 
 CONTAINERS = ("data", "items", "examples", "rows", "instances")
 MATHS = "Solve this math problem step by step and put the final answer in \\boxed{}."
 CODE = "Complete this Python function. Reply with the whole function in one code block."
+WRITE = "Write this Python function. Reply with the whole function in one code block."
+LONGEST_LINE = 1 << 26  # characters of a line of JSONL
 SUBJECTS = (
     "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
     "precalculus",
@@ -43,6 +47,11 @@ def values(path: Path) -> list[Any]:
         ConfigError: one line: there is no such file (with the command that makes it), or it cannot be read.
         MissingExtraError: a parquet file, and pyarrow is not installed.
     """
+    return [value for _, value in located(path)]
+
+
+def located(path: Path) -> list[tuple[str, Any]]:
+    """The same items, each with where it stands: `FILE:LINE` in JSONL, else `FILE: item NUMBER`."""
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
@@ -50,23 +59,29 @@ def values(path: Path) -> list[Any]:
         raise ConfigError(missing(path)) from error
     except UnicodeDecodeError as error:
         if raw[:4] == b"PAR1":
-            return _parquet(path)
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except (OSError, EOFError) as error:
+            return _numbered(path, _parquet(path))
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8 text (byte {error.start})") from error
+    except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if not text.strip():
         raise ConfigError(f"{path}: empty; expected a JSON list or JSONL")
     try:
-        return _listed(json.loads(text))
+        return _numbered(path, _listed(json.loads(text)))
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply") from error
     except ValueError as error:
-        lines = [line for line in text.split("\n") if line.strip()]  # not splitlines: U+2028 stands in texts
-        first = _line(lines[0])
+        # not splitlines: U+2028 stands in texts
+        lines = [(f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        first = _line(lines[0][1])
         if ".jsonl" in path.suffixes or (len(lines) > 1 and not isinstance(first, Broken)):
-            return [first, *map(_line, lines[1:])]
+            return [(lines[0][0], first), *((where, _line(line)) for where, line in lines[1:])]
         at = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise ConfigError(f"{path}{at}: not JSON: {getattr(error, 'msg', error)}") from error
+
+
+def _numbered(path: Path, found: list[Any]) -> list[tuple[str, Any]]:
+    return [(f"{path}: item {number}", value) for number, value in enumerate(found, 1)]
 
 
 def _listed(value: Any) -> list[Any]:
@@ -77,6 +92,8 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _line(line: str) -> Any:
+    if len(line) > LONGEST_LINE:
+        return Broken(f"a line of {len(line)} characters, {LONGEST_LINE} at most")
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -175,8 +192,20 @@ def _gsm8k(item: Mapping[str, Any]) -> Fields:
 
 
 def _humaneval(item: Mapping[str, Any]) -> Fields:
-    kept = {name: item[name] for name in ("entry_point", "test")}
+    kept = {"entry_point": item["entry_point"], "test": code_tests.check(item, "all")}
     return {"instruction": CODE, "input": item["prompt"], "output": item["canonical_solution"], **kept}
+
+
+def _mbpp(suite: code_tests.Suite) -> Callable[[Mapping[str, Any]], Fields]:
+    """MBPP as first published, its sanitized form, or that of EvalPlus: a text (or `prompt`) and tests."""
+
+    def convert(item: Mapping[str, Any]) -> Fields:
+        entry_point = item.get("entry_point") or code_tests.entry_point(item)
+        question, solution = code_tests.question(item), item.get("code") or item["canonical_solution"]
+        kept = {"entry_point": entry_point, "test": code_tests.check(item, suite)}
+        return {"instruction": WRITE, "input": question, "output": solution, **kept}
+
+    return convert
 
 
 def _subject(name: str) -> str:
@@ -188,6 +217,7 @@ def _subject(name: str) -> str:
 
 
 _PARTS, _ONE = ("train", "test"), ("default",)
+_WHOLE = "train+test+validation+prompt"  # MBPP's four parts, told apart by task_id
 BENCHMARKS = {
     "math": Benchmark(
         "MATH", "EleutherAI/hendrycks_math", SUBJECTS, _PARTS, "hendrycks_math/{split}/{subject}.json", _math,
@@ -211,6 +241,15 @@ BENCHMARKS = {
     "amc23": Benchmark(
         "AMC 2023", "math-ai/amc23", _ONE, ("test",), "AMC2023/amc/amc23.json", _competition, {"test": 40}
     ),
+    "humaneval_plus": Benchmark(
+        "HumanEval+", "evalplus/humanevalplus", _ONE, ("test",), "HumanEvalPlus/test.json", _humaneval, {"test": 164}
+    ),
+    "mbpp": Benchmark(
+        "MBPP", "google-research-datasets/mbpp", ("full",), (_WHOLE,), "MBPP/mbpp.json", _mbpp("base"), {_WHOLE: 974}
+    ),
+    "mbpp_plus": Benchmark(
+        "MBPP+", "evalplus/mbppplus", _ONE, ("test",), "MBPPPlus/mbpp.json", _mbpp("all"), {"test": 378}
+    ),
 }  # fmt: skip
 
 
@@ -233,14 +272,13 @@ def fetch(name: str, source: Path | None, to: Path, split: str | None = None) ->
     if split is not None and split not in benchmark.splits:
         raise ConfigError(did_you_mean(split, benchmark.splits, f"split of {benchmark.title}"))
     files: dict[Path, list[Fields]] = {}
-    rows = _hub(benchmark, split) if source is None else _local(benchmark, source, split)
+    rows = from_hub(benchmark, split) if source is None else _local(benchmark, source, split)
     for where, config, part, value in rows:
+        fields = converted(benchmark, where, value)
         try:
-            fields = _converted(benchmark, value)
             file = to / benchmark.file(config, part, fields)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
-            raise ConfigError(f"{where} is no item of {benchmark.title}: {reason}") from error
+        except ValueError as error:
+            raise ConfigError(f"{where} is no item of {benchmark.title}: {error}") from error
         files.setdefault(file, []).append(fields)
     if not files:
         raise ConfigError(f"{source or benchmark.hub}: no items")
@@ -262,7 +300,20 @@ def named(name: str) -> Benchmark:
 
 
 def _bare(name: str) -> str:
-    return re.sub(r"\W|_", "", name.lower())
+    return re.sub(r"\W|_", "", name.lower().replace("+", "plus"))
+
+
+def converted(benchmark: Benchmark, where: str, value: Any) -> Fields:
+    """A public item, or one in our form, as one in our form.
+
+    Raises:
+        ConfigError: one line: where it stands, and what it lacks.
+    """
+    try:
+        return _converted(benchmark, value)
+    except (KeyError, ValueError, TypeError, AttributeError, SyntaxError) as error:
+        reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(f"{where} is no item of {benchmark.title}: {reason}") from error
 
 
 def _converted(benchmark: Benchmark, value: Any) -> Fields:
@@ -276,15 +327,23 @@ def _converted(benchmark: Benchmark, value: Any) -> Fields:
 
 
 def _local(benchmark: Benchmark, source: Path, split: str | None) -> Iterator[tuple[str, str, str, Any]]:
-    for number, value in enumerate(values(source), 1):
-        yield f"{source}: item {number}", benchmark.configs[0], split or benchmark.splits[-1], value
+    for where, value in located(source):
+        yield where, benchmark.configs[0], split or benchmark.splits[-1], value
 
 
-def _hub(benchmark: Benchmark, split: str | None) -> Iterator[tuple[str, str, str, Any]]:
+def from_hub(
+    benchmark: Benchmark, split: str | None, otherwise: str = "--from FILE"
+) -> Iterator[tuple[str, str, str, Any]]:
+    """The public items as the hub has them: where each stands, its configuration, its split, and itself.
+
+    Raises:
+        ConfigError: one line: the hub does not answer; `otherwise` is what can be given instead.
+        MissingExtraError: without the `datasets` library.
+    """
     try:
         import datasets
     except ModuleNotFoundError as error:
-        hint = "pip install 'ensemblehub[data]', or give a downloaded file with --from FILE"
+        hint = f"pip install 'ensemblehub[data]', or give a downloaded file with {otherwise}"
         raise MissingExtraError(f"{benchmark.title} comes from the hub with `datasets`: {hint}") from error
     for config in benchmark.configs:
         for part in (split,) if split else benchmark.splits:
@@ -292,7 +351,7 @@ def _hub(benchmark: Benchmark, split: str | None) -> Iterator[tuple[str, str, st
                 rows = list(datasets.load_dataset(benchmark.hub, config, split=part))
             except Exception as error:  # the library's own and its connections' errors have no common base
                 reason = " ".join(str(error).split())[:200]
-                raise ConfigError(f"cannot load {benchmark.hub} from the hub ({reason}); or use --from FILE") from error
+                raise ConfigError(f"cannot load {benchmark.hub} from the hub ({reason}); or use {otherwise}") from error
             for number, value in enumerate(rows, 1):
                 yield f"{benchmark.hub} {config} {part}: item {number}", config, part, value
 

@@ -51,6 +51,16 @@ SCORERS = {
     "reward_model": "ensemblehub.scorers.reward_model:RewardModelScorer",
 }
 TASKS = {
+    "aime24": "ensemblehub.tasks.aime24:AIME24",
+    "amc23": "ensemblehub.tasks.amc23:AMC23",
+    "gsm8k": "ensemblehub.tasks.gsm8k:GSM8K",
+    "hendrycks_math": "ensemblehub.tasks.hendrycks_math:MATH",
+    "humaneval": "ensemblehub.tasks.humaneval:HumanEval",
+    "humaneval_plus": "ensemblehub.tasks.humaneval_plus:HumanEvalPlus",
+    "math": "ensemblehub.tasks.hendrycks_math:MATH",
+    "math500": "ensemblehub.tasks.math500:MATH500",
+    "mbpp": "ensemblehub.tasks.mbpp:MBPP",
+    "mbpp_plus": "ensemblehub.tasks.mbpp_plus:MBPPPlus",
     "studio_math": "ensemblehub.tasks.studio_math:StudioMath",
     "studio_code": "ensemblehub.tasks.studio_code:StudioCode",
 }

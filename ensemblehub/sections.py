@@ -317,9 +317,15 @@ class ModelStats(Section):
 
 
 class ExperimentSection(Section):
-    """What the pipeline runs on (`collect | train | calibrate | evaluate | report`)."""
+    """What the pipeline runs on (`collect | train | calibrate | evaluate | report`).
+
+    Attributes:
+        task: a benchmark (`docs/tasks.md`).
+        data: a file or folder of a public benchmark, instead of `data/` or the hub.
+    """
 
     task: str = "studio_math"
+    data: Path | None = None
     results: Path = Path("results/studio_math")
     judge: Literal["mlp", "logistic"] = "mlp"
     preset: Literal["default", "paper"] = "default"

@@ -120,9 +120,10 @@ class Collector:
         closing = next((n for n, token in enumerate(reversed(scored.tokens)) if token.message is not None), 0)
         text, finish, cost = await fold(self.intern, request)
         grade = await asyncio.to_thread(self.task.grade, item, text)
+        leak = await asyncio.to_thread(self.task.leaks, item, cut.text)
         run = Run(
             grade.correct, finish, cut.read, cut.tokens, cost.prompt_tokens, cost.completion_tokens,
-            cost.seconds + cut.seconds, self.task.leaks(item, cut.text), text,
+            cost.seconds + cut.seconds, leak, text,
         )  # fmt: skip
         reading = {
             "features": features.features(perplexity, entropy).tolist(),

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ensemblehub import registry, studio
+from ensemblehub import studio
 from ensemblehub.config import Config
 from ensemblehub.ensemble_methods.ensemble import Ensemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
@@ -28,7 +28,7 @@ from ensemblehub.results import LEVEL_0, Collected, Journal
 from ensemblehub.tandem import calibration, sufficiency
 from ensemblehub.tandem.estimates import Length
 from ensemblehub.tandem.judges import FeatureJudge
-from ensemblehub.tasks.base import Item, Task
+from ensemblehub.tasks.base import Item, Task, task_named
 
 CHECKED = 100  # questions whose baselines are run again live
 TIMED = 50  # rides timed one at a time
@@ -39,7 +39,7 @@ class Pipeline:
 
     def __init__(self, config: Config) -> None:
         self.config, self.settings = config, config.experiment
-        self.task: Task = registry.lookup(registry.TASKS, self.settings.task, "task")()
+        self.task: Task = task_named(self.settings.task, self.settings.data)
         self.sampling = config.ensemble.generation.sampling()
         self.folder = self.settings.results
 
@@ -65,6 +65,8 @@ class Pipeline:
         ensemble, tandem = self.ensemble(judge=f"fixed:{LEVEL_0}")
         header = collecting.settings(tandem, ensemble.engines, self.task.name, split, self.sampling)
         header["n"] = len(items := self.items(split, limit))
+        if about := self.task.about(split):
+            header["questions"] = about
         folder = self.folder / "collected"
         if not force and (folder / f"{split}.npz").exists():
             done = Collected.load(folder, split)
@@ -85,8 +87,11 @@ class Pipeline:
             )
 
     def train(self) -> dict[str, Any]:
-        """Train the judge on the collected `train` split; returns its report on held-out questions."""
-        data = Collected.load(self.folder / "collected", "train")
+        """Train the judge on the collected `train` split; returns its report on held-out questions.
+
+        Where `calibration` is a part of `train` (public benchmarks), its questions are left out.
+        """
+        data = self._apart(Collected.load(self.folder / "collected", "train"))
         levels = list(data.levels)
         labels = replay.table(data, levels, lambda run: run.correct).astype(bool)
         tokens = replay.table(data, levels, lambda run: run.mentor_tokens)
@@ -104,6 +109,12 @@ class Pipeline:
         )
         artifact.save(self.judge_folder)
         return report
+
+    def _apart(self, data: Collected) -> Collected:
+        """The collected questions that are not for calibration."""
+        held = {item.id for item in self.items("calibration", None)} if "calibration" in self.task.splits else set()
+        kept = [index for index, row in enumerate(data.rows) if row.id not in held]
+        return data.part(kept) if len(kept) < len(data.rows) else data
 
     def calibrate(self, aim: str | None = None) -> dict[str, Any]:
         """Choose one threshold per level on the collected `calibration` split, never on test data."""

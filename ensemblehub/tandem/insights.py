@@ -57,7 +57,7 @@ Planning: the strategy and the sub-problems in order, with edge cases.
 Retrieval: the facts, formulas and definitions that are needed, or N/A.
 Action: the key calculations or logic steps.
 Be concise, keep the notation of the problem, begin with the heading "Goal:" at once, and do not state the final \
-answer."""
+answer. What the user says of the answer's form, such as a box or a code block, is meant for the smaller model."""
 _GUIDE = """Solve the user's problem. Insights of a mentor may follow it under the headings Goal (what is asked), \
 Planning (the strategy), Retrieval (the facts) and Action (key steps); they may be cut off or wrong, so check them \
 as you go. Reason step by step and put the final answer in \\boxed{}; if code is asked for, end with one Python \

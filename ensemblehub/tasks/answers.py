@@ -15,7 +15,8 @@ from ensemblehub.errors import MissingExtraError
 
 LONGEST_ANSWER = 400  # characters that are given to symbolic algebra
 _PHRASE = re.compile(r"the\s+(?:final\s+)?answer\s+is\s*:?\s*", re.IGNORECASE)
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
+_BOXED = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
+_HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
 _RATIO = re.compile(r"([+-]?\d+)/(\d+)|([+-]?)\\frac\{(\d+)\}\{(\d+)\}")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
@@ -24,9 +25,15 @@ _EXPLOSIVE = re.compile(r"\^\s*\{?\s*[+-]?\d{4,}|\d\s*\^\s*\{?\s*\d+\s*\^|\^\s*\
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete ``\boxed{...}`` (or ``\fbox{...}``), braces balanced; None if there is none."""
+    r"""The content of the last complete ``\boxed{...}``, ``\fbox`` or ``\framebox``, braces balanced; or None.
+
+    Without braces (``\boxed 7``) it is what follows up to a dollar or the end of the line.
+    """
     for found in reversed(list(_BOXED.finditer(text))):
-        content = _braced(text, found.end())
+        if text[found.end() : found.end() + 1] == "{":
+            content = _braced(text, found.end())
+        else:
+            content = re.split(r"[$\n]", text[found.end() :], maxsplit=1)[0].strip().rstrip(".") or None
         if content is not None:
             return content.strip()
     return None
@@ -50,16 +57,21 @@ def _braced(text: str, start: int) -> str | None:
 
 
 def final_answer(text: str) -> str | None:
-    r"""The last ``\boxed{...}``, else the rest of the line after the last "the answer is"; None if neither is there."""
+    r"""The last ``\boxed{...}``, else what the last "the answer is" says, else what follows the last ``####``.
+
+    What stands before ``</think>`` is no answer.  "The answer is" reaches to the end of its line or sentence.
+    """
+    text = text.rpartition("</think>")[2]
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed
     phrases = list(_PHRASE.finditer(text))
-    if not phrases:
-        return None
-    line = text[phrases[-1].end() :].partition("\n")[0]
-    sentence = re.split(r"\.(?:\s|$)", line, maxsplit=1)[0]
-    return sentence.strip(" \t.*$:") or None
+    if phrases:
+        line = text[phrases[-1].end() :].partition("\n")[0]
+        sentence = re.split(r"\.(?:\s|$)", line, maxsplit=1)[0]
+        return sentence.strip(" \t.*$:") or None
+    hashes = _HASHES.findall(text)
+    return hashes[-1].strip(" \t.*$") or None if hashes else None
 
 
 def equal_answers(gold: str, answer: str) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
+from ensemblehub import registry
+from ensemblehub.errors import ConfigError
 from ensemblehub.schema import Chat
 
 
@@ -62,5 +65,25 @@ class Task(ABC):
         """Grade an answer; safe in any thread, bounded in time."""
 
     def leaks(self, item: Item, insight: str) -> bool:
-        """Whether the insight states the asked quantity's value as a result."""
+        """Whether the insight states the asked quantity's value as a result; as safe and bounded as `grade`."""
         return False
+
+    def about(self, split: str) -> dict[str, Any]:
+        """What a result should say of a split's questions; nothing where the task and split say it all."""
+        return {}
+
+
+def task_named(name: str, data: Path | None = None) -> Task:
+    """The benchmark that a configuration names, reading `data` where one is given.
+
+    Raises:
+        ConfigError: one line: no such task, or one whose questions are not read from a file.
+    """
+    cls: Callable[..., Task] = registry.lookup(registry.TASKS, name, "task")
+    if data is None:
+        return cls()
+    if "data" not in getattr(cls, "__dataclass_fields__", {}):
+        raise ConfigError(f"task {name!r} makes its own questions: it reads no data")
+    if not data.exists() and "{split}" not in data.name:
+        raise ConfigError(f"{data}: no such file or folder")
+    return cls(data=data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 
 _BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 
@@ -20,7 +21,27 @@ def code_of(text: str) -> str:
 
 
 def program_of(text: str, prompt: str, entry_point: str) -> str:
-    """A whole program: the code of the answer, after the prompt if it does not define `entry_point` itself."""
+    """A whole program: the code of the answer, after the prompt if it does not define `entry_point` itself.
+
+    A body that lost its indentation gets it back.
+    """
     code = code_of(text)
-    defined = re.search(rf"^(?:async\s+)?def\s+{re.escape(entry_point)}\s*\(", code, re.MULTILINE)
-    return code if defined else prompt + code
+    if defines(code, entry_point):
+        return code
+    first = next((line for line in code.splitlines() if line.strip()), "")
+    return prompt + (code if first[:1].isspace() else textwrap.indent(code, "    "))
+
+
+def defines(code: str, entry_point: str) -> bool:
+    """Whether the code defines the function itself."""
+    return bool(_definition(code, entry_point))
+
+
+def preamble(prompt: str, entry_point: str) -> str:
+    """What stands in the prompt before the asked function: imports and helpers."""
+    found = _definition(prompt, entry_point)
+    return prompt[: found.start()] if found else ""
+
+
+def _definition(code: str, name: str) -> re.Match[str] | None:
+    return re.search(rf"^(?:async\s+)?def\s+{re.escape(name)}\s*\(", code, re.MULTILINE)
