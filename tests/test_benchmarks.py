@@ -119,17 +119,3 @@ def test_an_engine_is_measured_against_its_library(tmp_path):
     assert [row["requests"] for row in rows] == [1, 4]
     assert all(row["same"] for row in rows)  # the same tokens on both sides
     assert all(row["interval"][0] <= row["ratio"] <= row["interval"][1] for row in rows)
-
-
-@pytest.mark.slow
-def test_grading_is_measured_on_what_is_there(tmp_path):
-    (tmp_path / "gsm8k_test.jsonl").write_text(
-        json.dumps({"question": "Ann has 1 cup and buys 2. How many?", "answer": "1 + 2 = 3\n#### 3"}) + "\n"
-    )
-    command = [sys.executable, "-m", "benchmarks.grading", "--data", str(tmp_path), "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "mathematics.json").read_text())
-    assert [(one["task"], one["n"], one["right"]) for one in record["gold"]] == [("gsm8k", 1, 1)]
-    assert len(record["missing"]) == 3
-    assert record["pairs"]["different, said equal"] == 0

@@ -20,9 +20,8 @@ class AIME24(Mathematics):
     division: ClassVar[str] = "all 30, test only"
 
     def _answer(self, fields: Fields) -> str | None:
-        """Solutions write `\\textbf{(073)}.` for 73; one boxes nothing and ends with an equation."""
-        equations = re.findall(r"=\s*(\d{1,3})\s*\$", fields["output"])
-        stated = super()._answer(fields) or (equations[-1] if equations else "")
+        """Solutions write `\\textbf{(073)}.` for 73."""
+        stated = super()._answer(fields)
         digits = re.findall(r"\d+", stated or "")
         if len(digits) != 1 or len(digits[0]) > 3:
             raise ValueError(f"its answer is no integer from 0 to 999: {stated}")

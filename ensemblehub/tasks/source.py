@@ -40,7 +40,7 @@ def read(name: str, part: str, data: Path | None) -> Read:
         MissingExtraError: neither a file nor the library that asks the hub.
     """
     benchmark = BENCHMARKS[name]
-    files = _files(name, benchmark, part, data)
+    files = files_of(name, part, data)
     if files:
         found: Iterator[tuple[str, Any]] = (row for file in files for row in located(file))
         source = ", ".join(file.name for file in files)
@@ -54,8 +54,13 @@ def read(name: str, part: str, data: Path | None) -> Read:
     return Read([(where, converted(benchmark, where, value)) for where, value in found], source)
 
 
-def _files(name: str, benchmark: Benchmark, part: str, data: Path | None) -> list[Path]:
-    """The files to read; none where nothing was named and nothing was fetched."""
+def files_of(name: str, part: str, data: Path | None) -> list[Path]:
+    """The files to read; none where nothing was named and nothing was fetched.
+
+    Raises:
+        ConfigError: what was named has no such part, or a fetched file is missing.
+    """
+    benchmark = BENCHMARKS[name]
     if data is not None and "{split}" in data.name:
         return [data.with_name(data.name.replace("{split}", part))]
     if data is not None and not data.is_dir():

@@ -8,14 +8,16 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
+from ensemblehub import studio
 from ensemblehub.config import Config
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.experiments import report
 from ensemblehub.experiments.pipeline import Pipeline
 from ensemblehub.experiments.replay import outcomes
-from ensemblehub.results import Collected
+from ensemblehub.results import Collected, Row
 from ensemblehub.tandem import sufficiency
 from ensemblehub.tandem.calibration import replay as cascade
 
@@ -164,3 +166,25 @@ def test_the_table_shows_small_and_large_costs():
     text = report.markdown([row])
     for part in ("50.00% [40.00%, 60.00%]", "+1.00 [+0.00, +2.00]", "0.200 GFLOPs", "12.00", "1.250", "2.0%"):
         assert part in text
+
+
+def test_training_leaves_out_what_is_for_calibration(tmp_path):
+    rows = [
+        {
+            "problem": f"{number}?",
+            "solution": "\\boxed{1}",
+            "answer": "1",
+            "subject": "Algebra",
+            "unique_id": f"{number}",
+        }
+        for number in range(40)
+    ]
+    (tmp_path / "math500.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = ["experiment.task=math500", f"experiment.data={tmp_path}"]
+    pipeline = Pipeline(Config.read(studio.CONFIG, changes))
+    train, held = (pipeline.items(split, None) for split in ("train", "calibration"))
+    collected = [Row(item.id, "", 0, 0, "", 0, {}) for item in train]
+    data = Collected({"levels": {}}, collected, np.zeros((len(train), 0, 16), np.float32), [[] for _ in train])
+    kept = {row.id for row in pipeline._apart(data).rows}
+    assert (len(train), len(held), len(kept)) == (32, 8, 24)
+    assert kept == {item.id for item in train} - {item.id for item in held}

@@ -1,17 +1,16 @@
 """What counts as the answer, and when two answers are the same."""
 
+import importlib.util
 import json
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemblehub.errors import MissingExtraError
-from ensemblehub.tasks import symbolic
 from ensemblehub.tasks.answers import LONGEST_ANSWER, equal_answers, final_answer, last_boxed
 
 
@@ -27,6 +26,10 @@ from ensemblehub.tasks.answers import LONGEST_ANSWER, equal_answers, final_answe
         ("\\boxed{\\boxed{5}}", "5"),
         ("\\boxed{1} and then \\boxed{2", "1"),
         ("\\boxed{}", ""),
+        ("\\framebox{204}", "204"),
+        ("$\\boxed 7$ or so", "7"),
+        ("so \\boxed7.", "7"),
+        ("\\boxedtext{7}", None),
         ("boxed 1", None),
         ("", None),
     ],
@@ -43,6 +46,10 @@ def test_last_boxed(text, boxed):
         ("the answer is: $3.50$", "3.50"),
         ("The answer is 1. Wait.\nThe final answer is 2\nthanks", "2"),
         ("The answer is", None),
+        ("1 + 1\n#### 1,002", "1,002"),
+        ("#### 1\nThe answer is 2.", "2"),
+        ("\\boxed{1}</think>The answer is 2.", "2"),
+        ("\\boxed{1}</think>", None),
         ("3", None),
     ],
 )
@@ -82,13 +89,19 @@ def test_off_the_main_thread():
 
 @pytest.mark.parametrize(
     "answer",
-    ["2^{99999999}", "9^{9^{9^9}}", "9^9^9^9", "999999!", "10**10**10", "x" * (LONGEST_ANSWER + 1), "1" * 100000],
-)
-def test_huge_expressions_are_not_worked_out(answer):
+    [
+        "2^{99999999}", "9^{9^{9^9}}", "9^9^9^9", "999999!", "10**10**10", "x" * (LONGEST_ANSWER + 1), "1" * 100000,
+        "(" * 900 + "x" + ")" * 900, "{" * 300 + "x" + "}" * 300, "1," * 900, ",".join(map(str, range(400))),
+        "m\\angle " * 100 + "=+=", "\\angle" * 60 + "=1+", "1" + "\\," * 900 + "s", "1 " * 900 + "x", "\\pm" * 300,
+        "\\frac" * 300, "\\text{" * 300, "**" * 900, "=" * 1000, "x<" * 500, "1e999", "\ud800", "\x00", "\\",
+    ],
+)  # fmt: skip
+def test_what_is_not_worth_working_out_is_told_at_once(answer):
     started = time.monotonic()
     assert not equal_answers("3", answer)
+    assert not equal_answers(",".join(map(str, range(1, 400))), answer)
     assert equal_answers(answer, answer)
-    assert time.monotonic() - started < symbolic.SECONDS + 5  # a worker may have to start
+    assert time.monotonic() - started < 5  # most of which is a worker's start
 
 
 @given(st.text(max_size=60))
@@ -103,51 +116,40 @@ def test_integers_equal_only_themselves(number):
     assert not equal_answers(str(number), str(number + 1))
 
 
-def test_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(symbolic.importlib.util, "find_spec", lambda name: None)
-    assert equal_answers("1/2", "0.5")
-    with pytest.raises(MissingExtraError, match=r"ensemblehub\[eval\]"):
-        equal_answers("x", "y")
+@given(st.text(max_size=40), st.text(max_size=40))
+@settings(deadline=None, max_examples=60)
+def test_comparing_never_fails_and_goes_both_ways(left, right):
+    assert equal_answers(left, right) == equal_answers(right, left)
 
 
 PAIRS = [json.loads(line) for line in Path(__file__).with_name("answer_pairs.jsonl").read_text().splitlines()]
-# Right and not seen so: angles are no numbers to math-verify, and it reads -1i and 1/i as products with a symbol.
-KNOWN = {("\\frac{\\sqrt{3}}{2}", "\\sin 60^\\circ"), ("-i", "-1i"), ("-i", "\\frac{1}{i}")}
 
 
-def test_labelled_pairs_are_told_apart():
+@pytest.mark.parametrize("category", list(dict.fromkeys(pair["category"] for pair in PAIRS)))
+def test_labelled_pairs(category):
+    """Labels are by hand; none is missed in either direction (`python -m benchmarks.grading` has the table)."""
+    own = [pair for pair in PAIRS if pair["category"] == category]
+    for gold, answer in (("gold", "answer"), ("answer", "gold")):
+        wrong = [pair for pair in own if equal_answers(pair[gold], pair[answer]) is not pair["equal"]]
+        assert not wrong
+
+
+def test_the_labelled_pairs_are_enough():
     assert len(PAIRS) >= 300
-    wrong = [pair for pair in PAIRS if equal_answers(pair["gold"], pair["answer"]) != pair["equal"]]
-    assert {(pair["gold"], pair["answer"]) for pair in wrong} == KNOWN
-    assert all(pair["equal"] for pair in wrong)  # nothing wrong is taken for right
+    assert len({(pair["gold"], pair["answer"]) for pair in PAIRS}) == len(PAIRS)
+    assert min(sum(pair["equal"] is label for pair in PAIRS) for label in (True, False)) >= 150
 
 
-def test_many_threads_compare_at_once_and_a_hostile_one_holds_up_nobody_for_long():
-    started = time.monotonic()
-    with ThreadPoolExecutor(8) as threads:
-        hostile = [threads.submit(equal_answers, "2", "9^{9^{9^9}}") for _ in range(2)]
-        others = [threads.submit(equal_answers, f"\\sqrt{{{n}}}", f"{n}^{{1/2}}") for n in range(2, 30)]
-        assert all(one.result() for one in others)
-        assert not any(one.result() for one in hostile)
-    assert time.monotonic() - started < 6 * symbolic.SECONDS
+def test_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert equal_answers("1/2", "0.5")
+    with pytest.raises(MissingExtraError, match=r"ensemblehub\[eval\]"):
+        equal_answers("x+1", "y+1")
 
 
-def test_a_worker_that_is_killed_is_replaced_and_none_outlives_its_pool():
-    pool = symbolic.Pool(1)
-    assert pool.equal("\\sqrt{4}", "2")
-    (worker,) = pool._all
-    worker.process.kill()
-    worker.process.wait()
-    assert pool.equal("\\sqrt{9}", "3")
-    processes = [one.process for one in (worker, *pool._all)]
-    pool.close()
-    assert all(process.poll() is not None for process in processes)
-
-
-def test_memory_is_bounded():
-    pool = symbolic.Pool(1)
-    try:
-        assert not pool.equal("2", "7^{7^{9}}", seconds=20)
-        assert pool.equal("\\sqrt{4}", "2")
-    finally:
-        pool.close()
+def test_pairs_that_were_labelled_apart_from_the_rules_are_told_apart_too():
+    """330 pairs by somebody who had not seen `answers.py`; the rules were not changed for them."""
+    rows = [json.loads(line) for line in Path(__file__).with_name("more_answer_pairs.jsonl").read_text().splitlines()]
+    assert len(rows) == 330
+    wrong = [row for row in rows if equal_answers(row["gold"], row["answer"]) != row["equal"]]
+    assert wrong == []

@@ -1,0 +1,241 @@
+r"""What a written answer says: LaTeX without its noise, lists, brackets, matrices, inequalities.
+
+Reads notation; knows no algebra and decides no equality.  Numbers, units and words are in `quantities.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+OPEN, CLOSE = "([{", ")]}"
+
+# -- noise -------------------------------------------------------------------------------------------------
+
+_UNICODE = {
+    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "π": r"\pi ", "θ": r"\theta ",
+    "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ",
+    "∈": r"\in ", "∅": r"\emptyset ", "√": r"\sqrt", "²": "^2", "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}",
+    "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "\u00a0": " ", "\u202f": " ", "\u2009": " ",
+    "’": "'", "ℝ": r"\mathbb{R}", "º": "°",
+}  # fmt: skip
+_REPLACED = [
+    (re.compile(pattern), by)
+    for pattern, by in (
+        (r"(?<=\d)(?:,\s*\\!\s*|\{,\})(?=\d)", ""),  # 10,\!080 and 1{,}000
+        (r"(?<=\d)\\[,;: ](?=\d{3}(?!\d))", ""),  # 1\,000
+        (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|rm|bf|it)(?![a-zA-Z])\.?", ""),
+        (r"(?:(?<!\\)\\(?:[,!;:> ]|q?quad(?![a-zA-Z])|[hv]space\{[^{}]*\}|h?phantom\{[^{}]*\})|~|\s)+", " "),
+        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-zA-Z])|\^\s*\{?\s*°\s*\}?", "°"),
+        (r"\\(?:mbox|text(?:bf|it|rm|sf|tt|normal)|math(?:rm|bf|it|sf)|boldsymbol|bm|operatorname)\s*\{", r"\\text{"),
+        (r"\\%", "%"),
+        (r"\\le(?:q|qslant)?(?![a-zA-Z])|<=", r"\\le "),
+        (r"\\ge(?:q|qslant)?(?![a-zA-Z])|>=", r"\\ge "),
+        (r"\\lt(?![a-zA-Z])", "<"),
+        (r"\\gt(?![a-zA-Z])", ">"),
+        (r"\\neq?(?![a-zA-Z])", r"\\ne "),
+        (r"\\lbrace(?![a-zA-Z])", r"\\{"),
+        (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+        (r"\\(?:varnothing|emptyset)(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset"),
+        (r"(?<![a-zA-Z\\])[iI]nfinity", r"\\infty"),
+        (r"(?<![a-zA-Z\\])\+\s*\\infty", r"\\infty"),
+        (r"\\(?:text)?color\s*\{[a-z]+\}|\\underline(?=\s*\{)", ""),
+        (r"\\langle(?![a-zA-Z])", "("),
+        (r"\\rangle(?![a-zA-Z])", ")"),
+        (r"\\(?:mathbb|Bbb)\s*\{?\s*R\s*\}?", r"(-\\infty,\\infty)"),
+        (r"\\(?:mathbb|Bbb)\s*\{?\s*([A-Z])\s*\}?", r"\\mathbb{\1}"),
+        (r"(?<=\d)\s*\^?\s*\{?\s*(?:\\text\{\s*)?(?:st|nd|rd|th)\b\s*\}?\s*\}?", ""),  # 3rd, 3^{\text{rd}}
+        (r"\\text\{\s*(\(?[-+\d.,\s]*\)?)\s*\}", r" \1 "),  # \textbf{(113) }
+        (r"\\text\{\s*(\(?[A-Z]\)?)\s*\}", r"\1"),  # \text{(C)}
+        (r"\*\*(.+?)\*\*", r"\1"),  # bold in Markdown
+        (r"\\dots|\\ldots|\\cdots", "..."),
+        (r"\s+", " "),
+    )
+]  # fmt: skip
+_FRACTION = re.compile(
+    r"\\frac\s*(?!\s*\{[^{}]*\}\s*\{)(\{[^{}]*\}|\d|[a-zA-Z]|\\[a-zA-Z]+)\s*(\{|\d|[a-zA-Z]|\\[a-zA-Z]+)"
+)
+_ROOT = re.compile(r"\\sqrt\s*(\d+|[a-zA-Z])")
+_MATHS = re.compile(r"^(?:\$+|\\\(|\\\[)(.*?)(?:\$+|\\\)|\\\])$", re.DOTALL)
+
+
+def cleaned(text: str) -> str:
+    """An answer without what carries no meaning: dollars, sizes, spacing, a final stop; one name for each command."""
+    text = text.strip().rstrip(".").strip()
+    while (inside := _MATHS.match(text)) and "$" not in inside[1].replace("\\$", ""):
+        text = inside[1].strip()
+    for character, by in _UNICODE.items():
+        text = text.replace(character, by)
+    for pattern, by in _REPLACED:
+        text = pattern.sub(by, text)
+    text = _FRACTION.sub(_braced_fraction, text)
+    text = _ROOT.sub(r"\\sqrt{\1}", text)
+    return text.strip(" ,;:").rstrip(".").strip()
+
+
+def _braced_fraction(found: re.Match[str]) -> str:
+    r"""``\frac43`` and ``\frac9{19}`` with all their braces."""
+    top, bottom = found[1], found[2]
+    top = top if top.startswith("{") else f"{{{top}}}"
+    return rf"\frac{top}{bottom}" if bottom == "{" else rf"\frac{top}{{{bottom}}}"
+
+
+def squeezed(text: str) -> str:
+    """Without spaces, but for those that end a command or stand between digits."""
+    kept = re.sub(r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])|(?<=\d)\s+(?=\d)", lambda found: f"{found[1] or ''}\0", text)
+    return re.sub(r"\s+", "", kept).replace("\0", " ")
+
+
+# -- structure ---------------------------------------------------------------------------------------------
+
+
+def split_top(text: str, separator: str) -> list[str]:
+    """The parts of a text between matches of a pattern that stand in no bracket; brackets need not be of one kind."""
+    pattern, parts, depth, start, position = re.compile(separator), list[str](), 0, 0, 0
+    while position < len(text):
+        found = pattern.match(text, position) if depth == 0 else None
+        if found and found.end() > position:
+            parts.append(text[start:position].strip())
+            start = position = found.end()
+            continue
+        if text[position] == "\\" and text[position + 1 : position + 2] not in ("{", "}"):
+            position += 2  # the name of a command
+            continue
+        depth += (text[position] in OPEN) - (text[position] in CLOSE)
+        position += 1
+    return [*parts, text[start:].strip()]
+
+
+_LIST = r",\s*(?:\\text\{\s*)?(?:and|or)\b\s*\}?|;|,|\\text\{\s*(?:and|or)\s*\}|(?<=[\s\d}])(?:and|or)(?=[\s\d\\-])"
+THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+
+
+_GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+
+
+def elements(text: str, inside: bool = False) -> list[str]:
+    """The parts of a list: by comma, semicolon, "and" and "or"; one part where it is none.
+
+    `1,200` is one number, but two `inside` brackets.
+    """
+    if not inside:
+        text = _GROUPED.sub(lambda found: found[0].replace(",", ""), text)
+    if words := re.fullmatch(r"\\text\s*\{([^{}]*)\}", text):
+        return [rf"\text{{{part}}}" for part in re.split(r"\s+(?:and|or)\s+|\s*,\s*", words[1].strip()) if part] or [
+            text
+        ]
+    return [part for part in split_top(text, _LIST) if part] or [text]
+
+
+@dataclass(frozen=True)
+class Bracketed:
+    """A text in one pair of brackets.
+
+    Attributes:
+        opening, closing: ``(``, ``[`` or ``\\{``, and what ends it.
+    """
+
+    opening: str
+    inside: str
+    closing: str
+
+
+def bracketed(text: str) -> Bracketed | None:
+    """What stands in brackets, if all of the text does and they close at its very end."""
+    found = re.fullmatch(r"(\\\{|[(\[])(.*?)(\\\}|[)\]])", text, re.DOTALL)
+    if not found:
+        return None
+    depth, position = 0, 0
+    while position < len(text):
+        if text[position] == "\\" and text[position + 1 : position + 2] not in ("{", "}"):
+            position += 2
+            continue
+        depth += (text[position] in OPEN) - (text[position] in CLOSE)
+        position += 1
+        if depth == 0 and 1 < position < len(text):
+            return None
+    return Bracketed(found[1], found[2].strip(), found[3]) if depth == 0 else None
+
+
+_MATRIX = re.compile(
+    r"\\begin\s*\{(?:[pbB]|small)?(?:matrix|array)\}(?:\s*\{[lcr|\s]*\})?(.*?)\\end\s*\{(?:[pbB]|small)?(?:matrix|array)\}",
+    re.DOTALL,
+)
+
+
+def matrix(text: str) -> list[list[str]] | None:
+    """The cells of a matrix, row by row; None where it is none."""
+    found = _MATRIX.fullmatch(text) or ((inner := bracketed(text)) and _MATRIX.fullmatch(inner.inside)) or None
+    if not found:
+        return None
+    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", found[1]) if row.strip()]
+    return [[cell.strip() for cell in split_top(row, "&")] for row in rows]
+
+
+# -- relations ---------------------------------------------------------------------------------------------
+
+_NAME = re.compile(r"(?:\\[A-Za-z]+(?![A-Za-z])|[A-Za-z'\s{}_(),]|(?<=[_{\d])\d)+")
+_FUNCTIONS = re.compile(
+    r"\\(?:frac|sqrt|pi|sin|cos|tan|cot|sec|csc|log|ln|exp|cdot|times|infty|pm|mp|cup|cap|text)(?![a-zA-Z])"
+)
+
+
+def assigned(text: str) -> tuple[str, str]:
+    r"""The name and the value of ``x = 5``, ``f(x) = x^2`` and ``x \in [0,1]``; an empty name where none is given."""
+    parts = split_top(text, r"=|\\in(?![a-z])|:=")
+    if (
+        len(parts) == 2
+        and parts[1]
+        and _NAME.fullmatch(parts[0])
+        and not _FUNCTIONS.search(parts[0].replace("\\text", ""))
+    ):
+        return squeezed(parts[0]), parts[1]
+    return "", text
+
+
+def is_equation(text: str) -> bool:
+    """Whether it has an equals sign."""
+    return len(split_top(text, r"(?<![<>!])=")) > 1
+
+
+_ENDS = {"<": (")", "("), r"\le": ("]", "["), ">": ("(", ")"), r"\ge": ("[", "]")}
+
+
+def as_interval(text: str) -> tuple[str, str] | None:
+    """The variable and the interval that an inequality of one letter describes; None where it is no such thing."""
+    signs = re.findall(r"\\le(?![a-z])|\\ge(?![a-z])|<|>", text)
+    parts = split_top(text, r"\\le(?![a-z])|\\ge(?![a-z])|<|>")
+    if len(signs) != len(parts) - 1 or not all(parts):
+        return None
+    letter = re.compile(r"[a-zA-Z]|\\theta")
+    if len(parts) == 2:
+        if letter.fullmatch(parts[1]):
+            parts, signs = parts[::-1], [_turned(signs[0])]
+        if not letter.fullmatch(parts[0]) or re.search(rf"(?<![a-zA-Z\\]){re.escape(parts[0])}(?![a-zA-Z])", parts[1]):
+            return None
+        end = _ENDS[signs[0]]
+        if signs[0] in ("<", r"\le"):
+            return parts[0], rf"(-\infty,{parts[1]}{end[0]}"
+        return parts[0], rf"{end[0]}{parts[1]},\infty)"
+    if len(parts) == 3 and letter.fullmatch(parts[1]):
+        if signs[0] in (">", r"\ge"):
+            parts, signs = parts[::-1], [_turned(sign) for sign in signs[::-1]]
+        if all(sign in ("<", r"\le") for sign in signs):
+            return parts[1], f"{_ENDS[signs[0]][1]}{parts[0]},{parts[2]}{_ENDS[signs[1]][0]}"
+    return None
+
+
+def _turned(sign: str) -> str:
+    return {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}[sign]
+
+
+def plus_minus(text: str) -> list[str]:
+    r"""``a \pm b`` as both of its values; other texts alone."""
+    inner = bracketed(text)
+    if not re.search(r"\\(?:pm|mp)(?![a-z])", text) or (inner and len(elements(inner.inside, inside=True)) > 1):
+        return [text]
+    return [
+        re.sub(r"\\mp(?![a-z])", other, re.sub(r"\\pm(?![a-z])", sign, text)).strip().removeprefix("+").strip()
+        for sign, other in (("+", "-"), ("-", "+"))
+    ]
