@@ -61,6 +61,9 @@ class Answering:
             for number in range(count):
                 asked = request.seeded("choice", number) if number else request
                 answers.append(Answer(len(answers), asked, served, tokens, generation, body.alternatives))
+        if isinstance(body, CompletionRequest):
+            for answer in answers:
+                answer.as_ids = bool(body.return_tokens_as_token_ids)
         if isinstance(body, CompletionRequest) and body.echo:
             for answer in answers:
                 answer.echoed = _text(answer.request.prompt, served.ensemble.engines[0])

@@ -16,6 +16,7 @@ from ensemblehub.cost import Ledger
 from ensemblehub.ensemble_methods.ensemble import Ensemble, attribution, fold
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import (
+    Alternative,
     Choice,
     Cost,
     Event,
@@ -47,6 +48,7 @@ class Answer:
         prompt_tokens: length of its prompt for the first engine.
         alternatives: how many alternatives per token the client wants; None for no logprobs.
         echoed: the prompt, where it is to be repeated before the answer.
+        as_ids: whether logprobs name tokens by their ids.
         generation: what is kept of the text.
     """
 
@@ -57,6 +59,7 @@ class Answer:
     generation: Generation
     alternatives: int | None = None
     echoed: str | None = None
+    as_ids: bool = False
     context_tokens: int | None = None
     ledger: Ledger = field(default_factory=Ledger)
     events: list[Event] = field(default_factory=list)
@@ -226,11 +229,13 @@ def logprobs(kind: Kind, answer: Answer, tokens: Sequence[Written]) -> dict[str,
     for token in tokens:
         offsets.append(answer.text_at)
         answer.text_at += len(token.text)
+    exact = all(engine.exact for engine in answer.ensemble.engines)
     return {
-        "tokens": [token.text for token in tokens],
+        "tokens": [_named(token, answer.as_ids) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [_likeliest(token, answer.alternatives) for token in tokens],
+        "top_logprobs": [_likeliest(token, answer.alternatives, answer.as_ids) for token in tokens],
         "text_offset": offsets,
+        "entropies": [token.entropy if exact else None for token in tokens],
     }
 
 
@@ -244,15 +249,20 @@ def _shown(text: str, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": max(logprob, _UNKNOWN), "bytes": list(text.encode())}
 
 
-def _likeliest(token: Written, count: int) -> dict[str, float] | None:
-    """The likeliest tokens and the one that stands there, by text; None where nothing is known."""
+def _likeliest(token: Written, count: int, as_ids: bool) -> dict[str, float] | None:
+    """The likeliest tokens and the one that stands there, by text or id; None where nothing is known."""
     if token.logprob is None:
         return None
     found: dict[str, float] = {}
     for one in token.top[:count]:
-        found.setdefault(one.text, one.logprob)
-    found[token.text] = max(token.logprob, found.get(token.text, token.logprob))
+        found.setdefault(_named(one, as_ids), one.logprob)
+    name = _named(token, as_ids)
+    found[name] = max(token.logprob, found.get(name, token.logprob))
     return found
+
+
+def _named(token: Written | Alternative, as_ids: bool) -> str:
+    return f"token_id:{token.id}" if as_ids and token.id is not None else token.text
 
 
 def tool_calls(parts: Iterable[Any]) -> list[dict[str, Any]]:

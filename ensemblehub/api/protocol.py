@@ -294,6 +294,9 @@ class CompletionRequest(Generate):
     ]
     logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
     echo: StrictBool | None = None
+    return_tokens_as_token_ids: StrictBool | None = Field(
+        default=None, description="With logprobs: tokens as `token_id:N`; those of an API have no ids and stay text."
+    )
     suffix: Literal[""] | None = None
     best_of: StrictInt | None = Field(default=None, ge=1)
 

@@ -172,6 +172,11 @@ class Engine(ABC):
         return self.name
 
     @property
+    def exact(self) -> bool:
+        """Whether the entropies of what it reads are of the full distribution; they are no others than `model` says."""
+        return True
+
+    @property
     def footprint(self) -> Footprint | None:
         """What it takes in memory; None where it runs elsewhere or is no model."""
         return None

@@ -6,6 +6,7 @@ Turns requests into the API's, its events into pieces, and its usage into a bill
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -14,13 +15,23 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 from urllib.parse import urlsplit
 
 from ensemblehub.cost import Meter
-from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, MissingExtraError, RequestError
+from ensemblehub.errors import (
+    CapabilityError,
+    ConfigError,
+    ContextOverflowError,
+    EngineError,
+    MissingExtraError,
+    RequestError,
+)
 from ensemblehub.generators.base import Engine, Tokenizer
 from ensemblehub.generators.endpoint import Endpoint, Patience, Refused, key_of
+from ensemblehub.generators.entropies import bounded
+from ensemblehub.generators.openai_score import Echo
+from ensemblehub.generators.rendering import Renderer
 from ensemblehub.schema import (
     Alternative,
     Capability,
@@ -32,6 +43,7 @@ from ensemblehub.schema import (
     Price,
     Request,
     Sampling,
+    Scored,
     Text,
     Token,
 )
@@ -57,6 +69,11 @@ class OpenAIOptions:
             server), `assistant` (a last message of the assistant's, which is continued), `flag` (the same with
             `prefix: true`), or `none`; by default `continue_final_message` in vLLM's dialect, else `none`.
         logprobs: whether it gives logprobs of what it writes; they are asked for where a request wants them.
+        score: how a prompt is read: `echo` where `/completions` gives logprobs of a prompt (`echo` with `logprobs`, as
+            vLLM and this project's server do), or `none`.  A chat is rendered here, which takes the `tokenizer`.
+        entropy_top_k: from how many of the likeliest tokens a reading takes its entropies, the others counting as one,
+            so that they are lower bounds; servers give 20 (vLLM) or 5 (OpenAI) at most.  0: the server gives exact ones
+            beside the logprobs, as this project's does.
         tools, response_format: whether the model calls tools, and keeps to a format.
         reasoning: what becomes of a reasoning model's thoughts: `inline` puts them before the answer between
             <think> and </think>, as local models write them; `drop` leaves them out.
@@ -65,7 +82,7 @@ class OpenAIOptions:
         parameters: of the model, in all; guessed from a size such as `7B` in its name.
         context: in tokens, where known.
         price: US dollars per million tokens; by default what `genai-prices` knows, where it is installed.
-        tokenizer: folder or hub id of the model's tokenizer, to count tokens before they are billed.
+        tokenizer: folder or hub id of the model's own tokenizer, to score chats and to count tokens.
         patience: deadlines and retries.
         concurrency: requests at the same time.
     """
@@ -76,6 +93,8 @@ class OpenAIOptions:
     dialect: Literal["openai", "vllm"] = "openai"
     prefix: Literal["continue_final_message", "assistant", "flag", "none"] | None = None
     logprobs: bool = False
+    score: Literal["echo", "none"] = "none"
+    entropy_top_k: int = 20
     tools: bool = False
     response_format: bool = False
     reasoning: Literal["inline", "drop"] = "inline"
@@ -87,6 +106,10 @@ class OpenAIOptions:
     tokenizer: str | None = None
     patience: Patience = field(default_factory=Patience)
     concurrency: int = 64
+
+    def __post_init__(self) -> None:
+        if self.entropy_top_k < 0:
+            raise ConfigError(f"entropy_top_k must be at least 0, not {self.entropy_top_k}")
 
 
 @dataclass(frozen=True)
@@ -132,7 +155,13 @@ class OpenAIEngine(Engine):
 
     @property
     def model(self) -> str:
-        return f"{self.address.model} at {urlsplit(self.address.url).netloc}"
+        """Its name and where; with how many tokens entropies are taken from, where they are not exact."""
+        name = f"{self.address.model} at {urlsplit(self.address.url).netloc}"
+        return name if self.exact else bounded(name, self.settings.entropy_top_k)
+
+    @property
+    def exact(self) -> bool:
+        return "score" not in self.can or not self.settings.entropy_top_k
 
     def describe(self) -> str:
         """One line: which model, where."""
@@ -159,8 +188,6 @@ class OpenAIEngine(Engine):
             return None
         try:
             import transformers
-
-            from ensemblehub.generators.rendering import Renderer
         except ModuleNotFoundError as error:
             raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[hf]'") from error
         try:
@@ -191,6 +218,35 @@ class OpenAIEngine(Engine):
             raise _plain(error) from error
         finally:
             bill.record(request, meter, time.perf_counter() - started)
+
+    async def score(self, request: Request, meter: Meter) -> Scored:
+        """Read the rendered prompt; what the API writes behind it, one token at most, is billed as discarded.
+
+        Raises:
+            CapabilityError: the options do not say that the API can.
+            RequestError: a chat, and no tokenizer to render it with.
+            EngineError: as `stream`, or the answer is no reading of this prompt.
+        """
+        if "score" not in self.can:
+            raise CapabilityError(f"engine {self.name!r} cannot score a prompt (option `score`)")
+        settings, renderer = self.settings, cast(Renderer | None, self.tokenizer)
+        echo = Echo(
+            self.name, self.address.model, request, renderer, settings.entropy_top_k, settings.dialect == "vllm"
+        )
+        body = echo.body() | dict(settings.extra_body)
+        bill, started = Bill(self), time.perf_counter()
+        try:
+            answer = await self._endpoint.post("/completions", body)
+            bill.told(answer)
+            bill.over, bill.written = True, body["max_tokens"]
+            return echo.scored(answer)
+        except asyncio.CancelledError:
+            bill.over = True  # it may have read all of it
+            raise
+        except Refused as error:
+            raise _plain(error) from error
+        finally:
+            bill.record(request, meter, time.perf_counter() - started, reading=True)
 
     def asked(self, request: Request) -> tuple[str, dict[str, Any]]:
         """The path and the body that ask the API.
@@ -302,8 +358,8 @@ class Bill:
             self._thinking = False
         return text
 
-    def record(self, request: Request, meter: Meter, seconds: float) -> None:
-        """Bill the call: the provider's usage, or an estimate where it told none."""
+    def record(self, request: Request, meter: Meter, seconds: float, *, reading: bool = False) -> None:
+        """Bill the call: the provider's usage, or an estimate where it told none; nobody uses what a reading writes."""
         engine, usage = self._engine, self.usage
         counted = engine.count(request)
         if not usage and not self.text and not self.over:
@@ -318,12 +374,14 @@ class Bill:
         usd = usage.get("cost")
         meter.record(
             engine.name, engine.card, prompt_tokens=read, cached_tokens=cached, completion_tokens=written,
-            seconds=seconds, usd=float(usd) if isinstance(usd, int | float) else None, estimated=not usage,
+            discarded_tokens=written if reading else 0, seconds=seconds,
+            usd=float(usd) if isinstance(usd, int | float) else None, estimated=not usage,
         )  # fmt: skip
 
 
 def _capabilities(options: OpenAIOptions) -> frozenset[Capability]:
     can: set[Capability] = {"prefix"} if _prefix(options) != "none" else set()
+    can |= {"score"} if options.score != "none" else set()
     named: tuple[Literal["logprobs", "tools", "response_format"], ...] = ("logprobs", "tools", "response_format")
     return frozenset(can | {name for name in named if getattr(options, name)})
 

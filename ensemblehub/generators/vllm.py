@@ -21,6 +21,7 @@ import numpy as np
 from ensemblehub.cost import Meter
 from ensemblehub.errors import CapabilityError, ConfigError, EngineError, MissingExtraError, RequestError
 from ensemblehub.generators.base import Footprint
+from ensemblehub.generators.entropies import bounded, entropy_of
 from ensemblehub.schema import Capability, Piece, Price, Request, Scored
 
 try:
@@ -29,7 +30,7 @@ try:
     from ensemblehub.generators import hf_loading
     from ensemblehub.generators.hf import HFEngine, _scored
     from ensemblehub.generators.hf_cache import Readings
-    from ensemblehub.generators.vllm_flight import Flight, Host, WriteFlight, entropy_of
+    from ensemblehub.generators.vllm_flight import Flight, Host, WriteFlight
 except (ModuleNotFoundError, MissingExtraError) as error:
     missing = getattr(error, "name", None) or "torch"
     raise MissingExtraError(f"{missing} is not installed: pip install 'ensemblehub[vllm]'") from error
@@ -129,7 +130,7 @@ class VLLMEngine(HFEngine):
     def model(self) -> str:
         """As the hf engine's; with how many tokens entropies are taken from, where they are not exact."""
         name = hf_loading.identity(self._place)
-        return name if self.exact else f"{name} (entropy of the {self.settings.entropy_top_k} likeliest)"
+        return name if self.exact else bounded(name, self.settings.entropy_top_k)
 
     @property
     def footprint(self) -> Footprint:

@@ -16,10 +16,9 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import numpy as np
-
 from ensemblehub.errors import ConfigError, EngineError, RequestError
 from ensemblehub.generators.base import Vocabulary
+from ensemblehub.generators.entropies import entropy_of
 from ensemblehub.generators.hf_text import TextFlow, alternatives
 from ensemblehub.schema import Finish, Sampling, Token
 
@@ -241,13 +240,3 @@ class WriteFlight(Flight):
     def _tell(self) -> None:
         with suppress(RuntimeError):  # the reader's loop has ended
             self._loop.call_soon_threadsafe(self._news.set)
-
-
-def entropy_of(logprobs: Any, whole: bool) -> float:
-    """Entropy in nats of a distribution: of the whole, or of its likeliest tokens with all the others taken as one,
-    which is a lower bound."""
-    values = np.asarray(logprobs, np.float64)
-    shares = np.exp(values)
-    rest = 0.0 if whole else 1.0 - float(shares.sum())
-    tail = rest * np.log(rest) if rest > 0 else 0.0
-    return float(-(shares[shares > 0] * values[shares > 0]).sum() - tail)

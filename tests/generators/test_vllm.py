@@ -31,9 +31,9 @@ from ensemblehub.errors import (
     RequestError,
 )
 from ensemblehub.generators import vllm as module
+from ensemblehub.generators.entropies import entropy_of
 from ensemblehub.generators.hf import HFEngine, HFOptions
 from ensemblehub.generators.vllm import VLLMEngine, VLLMOptions
-from ensemblehub.generators.vllm_flight import entropy_of
 from ensemblehub.schema import Chat, Message, Request, Sampling, Text, TokenIds
 from ensemblehub.tasks.studio_math import StudioMath
 

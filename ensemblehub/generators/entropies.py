@@ -1,0 +1,26 @@
+"""Entropies from logprobs: of a whole distribution, or of its likeliest tokens with all the others taken as one.
+
+The second is a lower bound of the first.  A judge trained on one of them must not be used with the other, so a model
+whose entropies are bounds says so in its name.  Knows no engine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def entropy_of(logprobs: Any, whole: bool) -> float:
+    """Entropy in nats of a distribution: of the whole, or of its likeliest tokens with all the others taken as one,
+    which is a lower bound."""
+    values = np.asarray(logprobs, np.float64)
+    shares = np.exp(values)
+    rest = 0.0 if whole else 1.0 - float(shares.sum())
+    tail = rest * np.log(rest) if rest > 0 else 0.0
+    return float(-(shares[shares > 0] * values[shares > 0]).sum() - tail)
+
+
+def bounded(model: str, top_k: int) -> str:
+    """The name of a model whose entropies are those of its `top_k` likeliest tokens."""
+    return f"{model} (entropy of the {top_k} likeliest)"

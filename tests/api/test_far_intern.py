@@ -1,0 +1,105 @@
+"""A prompt read through a server in a process of its own, as at home; so an intern may live behind an API."""
+
+import asyncio
+
+import pytest
+from test_hetero import rides
+
+from ensemblehub import studio
+from ensemblehub.config import Config
+from ensemblehub.cost import Ledger
+from ensemblehub.generators.hf import HFEngine, HFOptions
+from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
+from ensemblehub.schema import Chat, Message, Request, Text, TokenIds
+from ensemblehub.tasks.studio_math import StudioMath
+
+CLOSE = 1e-4  # nats
+PATH = studio.resolve("studio:intern")
+QUESTIONS = [StudioMath().request(item) for item in StudioMath().items("test", 4)]
+PROMPTS = [
+    *map(Request, QUESTIONS),
+    Request(QUESTIONS[0], prefix="There are"),
+    Request(Chat((Message("user", "What is <|end|>?"),))),
+    Request(Text("There are 3 mugs. \u2603\nHow")),
+    Request(TokenIds((9, 20, 300, 41))),
+]
+
+
+@pytest.fixture(scope="module")
+def server(serve):
+    return serve()
+
+
+def read(server, *requests, **options):
+    """Each prompt as the server's intern reads it and as one at home does, and the server's bill."""
+
+    async def main():
+        given = {"score": "echo", "tokenizer": PATH, "dialect": "vllm", **options}
+        far = OpenAIEngine("far", OpenAIOptions("intern", base_url=f"{server.url}/v1", **given))
+        home, ledger = HFEngine("home", HFOptions(PATH, device="cpu")), Ledger()
+        found = []
+        for request in requests:
+            away = await far.score(request, ledger.meter("judge"))
+            found.append((away, await home.score(request, Ledger().meter("judge"))))
+        await asyncio.gather(far.close(), home.close())
+        return found, ledger
+
+    return asyncio.run(main())
+
+
+def told(scored):
+    return [(token.id, token.text, token.message, token.start, token.end) for token in scored.tokens]
+
+
+def test_every_token_is_read_as_at_home_entropies_included(server):
+    found, ledger = read(server, *PROMPTS, entropy_top_k=0)
+    for away, home in found:
+        assert told(away) == told(home)
+        assert away.tokens[0].logprob is away.tokens[0].entropy is None
+        for one, other in zip(away.tokens[1:], home.tokens[1:], strict=True):
+            for name in ("logprob", "entropy", "best"):
+                assert getattr(one, name) == pytest.approx(getattr(other, name), abs=CLOSE)
+    costs = [call.cost for call in ledger.calls]
+    assert [cost.prompt_tokens for cost in costs] == [len(away.tokens) for away, _ in found]
+    assert not any(cost.completion_tokens or cost.estimated for cost in costs)  # it was asked to write nothing
+    again, ledger = read(server, PROMPTS[0], entropy_top_k=0)
+    assert ledger.total.cached_tokens > 0
+    assert again[0][0] == found[0][0]
+
+
+def test_of_the_likeliest_the_entropy_is_a_lower_bound(server):
+    for away, home in read(server, *PROMPTS[:2], entropy_top_k=20)[0]:
+        assert told(away) == told(home)
+        for one, other in zip(away.tokens[1:], home.tokens[1:], strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=CLOSE)
+            assert one.top[0].id == other.top[0].id
+            assert other.entropy - 2.5 < one.entropy <= other.entropy + CLOSE
+        bounds = [one.entropy for one in away.tokens[1:]]
+        assert bounds != pytest.approx([one.entropy for one in home.tokens[1:]], abs=CLOSE)
+
+
+def test_a_server_that_writes_a_token_behind_the_prompt_is_billed_for_it(server):
+    (found,), ledger = read(server, PROMPTS[0], dialect="openai", entropy_top_k=0)
+    assert told(found[0]) == told(found[1])
+    assert (ledger.total.completion_tokens, ledger.total.discarded_tokens) == (1, 1)
+
+
+def test_raw_text_needs_no_tokenizer(server):
+    request = Request(Text("There are 3 mugs."))
+    ((away, home),), _ = read(server, request, tokenizer=None, entropy_top_k=5)
+    assert [token[1:] for token in told(away)] == [token[1:] for token in told(home)]
+    for one, other in zip(away.tokens[1:], home.tokens[1:], strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=CLOSE)
+
+
+def test_a_ride_with_an_intern_behind_an_api_is_that_of_the_pair_at_home(server):
+    far = ["engine=openai", "path=intern", "dialect=vllm", f"base_url={server.url}/v1", "score=echo"]
+    far += ["entropy_top_k=0", f"tokenizer={PATH}"]
+    away = rides(Config.read(studio.CONFIG, [f"model_specs.1.{change}" for change in far]))
+    home = rides(Config.read(studio.CONFIG))
+    for one, other in zip(away, home, strict=True):
+        assert (one.insight, one.text) == (other.insight, other.text)
+        assert [verdict.level for verdict in one.verdicts] == [verdict.level for verdict in other.verdicts]
+        for verdict, same in zip(one.verdicts, other.verdicts, strict=True):
+            assert verdict.probability == pytest.approx(same.probability, abs=1e-3)
+    assert any(len(ride.verdicts) > 1 for ride in away)
