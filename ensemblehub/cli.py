@@ -143,18 +143,24 @@ def ask(question: str, config: Config, as_json: bool) -> None:
 @click.argument("file", metavar="[YAML]", required=False, type=click.Path(path_type=Path))
 @click.option("--config", "-c", type=click.Path(path_type=Path), help="YAML file (default: the studio pair).")
 @click.option("--set", "-s", "changes", multiple=True, metavar="KEY=VALUE", help="Change the file for this run.")
+@click.option("--probe", is_flag=True, help="Ask models behind APIs what they can do: about 15 short requests each.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(file: Path | None, config: Path | None, changes: tuple[str, ...], as_json: bool) -> None:
+def doctor(file: Path | None, config: Path | None, changes: tuple[str, ...], probe: bool, as_json: bool) -> None:
     """Explain a configuration: who takes part, what is needed and present, how much memory.
 
     Loads no weights, needs no API keys and no network.  Exit status: 0 it can run, 2 it cannot.
+
+    With --probe every model behind an API is asked, by short requests that cost some hundred tokens, whether it can be
+    reached and takes the key, streams and bills, gives logprobs, continues an answer, scores prompts, calls tools and
+    keeps to a format; each is told in a sentence, with the options to write and the bill.  What the options count on
+    and was not seen is a problem.
     """
     from ensemblehub import doctor as examining
 
     if file and config:
         raise click.UsageError(f"two configurations: {file} and --config {config}")
     examining.offline()
-    report = examining.examine(config or file or studio.CONFIG, changes)
+    report = examining.examine(config or file or studio.CONFIG, changes, probe)
     if as_json:
         click.echo(json.dumps(report.record(), ensure_ascii=False, default=str))
     else:

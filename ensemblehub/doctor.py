@@ -1,11 +1,13 @@
 """What a configuration means on this machine: `ensemblehub doctor`.
 
-Reads the models' configurations, but no weights; needs no API keys and asks no network.  Knows how to explain;
-what can work together is checked by the strategies themselves.
+Reads the models' configurations, but no weights; needs no API keys and asks no network, unless it is told to probe
+the models behind APIs.  Knows how to explain; what can work together is checked by the strategies themselves.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,11 +20,11 @@ from rich.table import Table
 
 from ensemblehub import registry
 from ensemblehub.config import Config
-from ensemblehub.cost import Meter
+from ensemblehub.cost import Ledger, Meter
 from ensemblehub.ensemble_methods import ensemble as joining
 from ensemblehub.ensemble_methods.base import Aggregation, ScoringAggregation, Selection, check_together
 from ensemblehub.errors import AbsentError, EnsembleHubError
-from ensemblehub.generators.base import Engine, Footprint
+from ensemblehub.generators.base import Engine, Finding, Footprint
 from ensemblehub.schema import Capability, Card, Piece, Request
 from ensemblehub.scorers.base import Scorer
 from ensemblehub.sections import ModelSpec, RewardSpec
@@ -71,6 +73,21 @@ class Strategy:
     least: int
 
 
+@dataclass(frozen=True)
+class Probed:
+    """What a live model was seen to do.
+
+    Attributes:
+        options: YAML options to add to it, or to change.
+        cost: of asking, in a sentence.
+    """
+
+    model: str
+    findings: tuple[Finding, ...]
+    options: Mapping[str, Any]
+    cost: str
+
+
 @dataclass
 class Report:
     """All that was found.
@@ -80,6 +97,7 @@ class Report:
         scorers: name, kind, weight and model of each.
         ensembles: the other ensembles that a server offers: name, and how each is made up.
         generation: how text is generated.
+        probes: what was seen of each model behind an API, where it was asked.
         sandbox: in which form models' programs are run here, or why they cannot be.
         notes: what has no effect, or could surprise.
         unseen: models that are not on this machine, one line each.
@@ -94,6 +112,7 @@ class Report:
     scorers: list[dict[str, Any]] = field(default_factory=list)
     ensembles: dict[str, str] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
+    probes: list[Probed] = field(default_factory=list)
     sandbox: str = ""
     notes: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
@@ -154,8 +173,8 @@ def offline() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def examine(path: Path, changes: Sequence[str] = ()) -> Report:
-    """Explain a configuration file."""
+def examine(path: Path, changes: Sequence[str] = (), probe: bool = False) -> Report:
+    """Explain a configuration file; with `probe`, ask the models behind APIs what they can do, which costs tokens."""
     report = Report(str(path))
     config = report.attempt(Config.read, path, changes)
     if config is None:
@@ -183,7 +202,32 @@ def examine(path: Path, changes: Sequence[str] = ()) -> Report:
     for name in config.ensembles:
         _also(report, config.named(name), name, engines)
     report.sandbox = _sandbox()
+    if probe:
+        asyncio.run(_probe(report, list(engines.values())))
     return report
+
+
+async def _probe(report: Report, engines: Sequence[Engine]) -> None:
+    """Ask live models; what the options count on and was not seen is a problem."""
+    for engine in engines:
+        ledger = Ledger()
+        findings = tuple(await engine.probe(ledger))
+        if not findings:
+            continue
+        options = {name: value for one in findings for name, value in one.options.items()}
+        report.probes.append(Probed(engine.describe(), findings, options, _spent(ledger)))
+        wrong = [one for one in findings if one.declared and not one.seen]
+        report.problems += [f"{engine.name}: {one.ability}: {' '.join(one.sentence.split())}" for one in wrong]
+    if not report.probes:
+        report.notes.append("--probe asks models behind APIs, and there is none in this file")
+
+
+def _spent(ledger: Ledger) -> str:
+    cost = ledger.total
+    money = f", ${cost.usd:.6f}" if cost.usd else ""
+    some = [call.cost for call in ledger.calls if call.cost.prompt_tokens]
+    guess = ", estimated in part" if any(one.estimated for one in some) else ""
+    return f"{cost.calls} requests, {cost.prompt_tokens} tokens read and {cost.completion_tokens} written{money}{guess}"
 
 
 def _sandbox() -> str:
@@ -281,6 +325,8 @@ def show(report: Report, console: Console) -> None:
     if report.generation:
         told = {key: value for key, value in report.generation.items() if value not in (None, (), {}, 0, False)}
         _line(console, "generation", ", ".join(f"{key} {value}" for key, value in told.items()))
+    for one in report.probes:
+        _probed(one, console)
     if report.sandbox:
         _line(console, "sandbox", report.sandbox)
     for colour, word, lines in (
@@ -291,6 +337,16 @@ def show(report: Report, console: Console) -> None:
     seen = f", as far as can be seen without {len(report.unseen)} of its models" if report.unseen else ""
     verdict = f"[green]ok[/green]: this can run{seen}" if report.ok else "[red]not ok[/red]: this cannot run"
     console.print(f"{'verdict':<12}{verdict}")
+
+
+def _probed(probed: Probed, console: Console) -> None:
+    _line(console, "probed", probed.model)
+    for one in probed.findings:
+        word, colour = ("seen", "green") if one.seen else ("not seen", "red" if one.declared else "yellow")
+        _line(console, word, f"{one.ability}: {' '.join(one.sentence.split())}", colour)
+    if probed.options:
+        _line(console, "write", json.dumps(probed.options).strip("{}").replace('"', ""))
+    _line(console, "cost", probed.cost)
 
 
 def _members(members: Sequence[Member]) -> Table:

@@ -75,11 +75,12 @@ class _Spec(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its own options; `path: studio:NAME` stands for a model that ships."""
+        """Its own options; `studio:NAME` as `path` or `tokenizer` stands for a model that ships."""
         options = {key: value for key, value in self.extra.items() if key not in NO_EFFECT}
-        if "path" in options:
-            options["path"] = studio.resolve(str(options["path"]))
-        return options
+        named = {
+            key: studio.resolve(options[key]) for key in ("path", "tokenizer") if isinstance(options.get(key), str)
+        }
+        return options | named
 
 
 class ModelSpec(_Spec):

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import Ledger, Meter
 from ensemblehub.errors import CapabilityError
 from ensemblehub.schema import Capability, Card, Piece, Request, Scored
 
@@ -120,6 +120,25 @@ class Footprint:
     token: int
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What was seen of one ability of a model by asking it.
+
+    Attributes:
+        ability: what was looked for: a capability, or what every engine relies on.
+        seen: whether it is there, as declared.
+        declared: whether the options count on it.
+        sentence: what was seen, for a person.
+        options: YAML options that say so, where they do not yet.
+    """
+
+    ability: str
+    seen: bool
+    declared: bool
+    sentence: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Engine(ABC):
     """A language model that can be asked for text."""
 
@@ -180,6 +199,10 @@ class Engine(ABC):
     def footprint(self) -> Footprint | None:
         """What it takes in memory; None where it runs elsewhere or is no model."""
         return None
+
+    async def probe(self, ledger: Ledger) -> Sequence[Finding]:
+        """Ask the model what it can do, where that is not known from its files; the bill goes to the ledger."""
+        return ()
 
     def describe(self) -> str:
         """One line for a person: which model, where and how it runs."""

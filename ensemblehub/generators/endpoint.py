@@ -154,6 +154,17 @@ class Endpoint:
         Raises:
             EngineError: as `events`.
         """
+        return await self._object(path, body)
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """The JSON object at a path.
+
+        Raises:
+            EngineError: as `events`.
+        """
+        return await self._object(path, None)
+
+    async def _object(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         end = time.monotonic() + self.patience.total
         async with self._place():
             for left in reversed(range(self.patience.tries)):
@@ -204,11 +215,13 @@ class Endpoint:
         return self._places
 
     @asynccontextmanager
-    async def _asked(self, path: str, body: Mapping[str, Any], end: float) -> AsyncIterator[httpx2.Response]:
-        """The response to a request, its head read; failures of the network and of the server are `Failure`s."""
+    async def _asked(self, path: str, body: Mapping[str, Any] | None, end: float) -> AsyncIterator[httpx2.Response]:
+        """The response to a request (without a body: for what lies at `path`), its head read; failures of the network
+        and of the server are `Failure`s."""
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        headers |= {"Content-Type": "application/json", **self.headers}
-        request = self._client.build_request("POST", self.url + path, content=json.dumps(body), headers=headers)
+        headers |= self.headers if body is None else {"Content-Type": "application/json", **self.headers}
+        method, data = ("GET", None) if body is None else ("POST", json.dumps(body))
+        request = self._client.build_request(method, self.url + path, content=data, headers=headers)
         try:
             async with asyncio.timeout(min(self.patience.first_token, _left(end))):
                 response = await self._client.send(request, stream=True)

@@ -11,14 +11,14 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, cast
 from urllib.parse import urlsplit
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import Ledger, Meter
 from ensemblehub.errors import (
     CapabilityError,
     ConfigError,
@@ -27,7 +27,7 @@ from ensemblehub.errors import (
     MissingExtraError,
     RequestError,
 )
-from ensemblehub.generators.base import Engine, Tokenizer
+from ensemblehub.generators.base import Engine, Finding, Tokenizer
 from ensemblehub.generators.endpoint import Endpoint, Patience, Refused, key_of
 from ensemblehub.generators.entropies import bounded
 from ensemblehub.generators.openai_score import Echo
@@ -196,6 +196,19 @@ class OpenAIEngine(Engine):
             reason = next(iter(str(error).splitlines()), "")
             raise ConfigError(f"model {self.name!r}: tokenizer {self.settings.tokenizer}: {reason}") from error
 
+    async def listed(self) -> dict[str, Any]:
+        """What the API answers when it is asked for its models.
+
+        Raises:
+            EngineError: it cannot be asked, or refuses.
+        """
+        return await self._endpoint.get("/models")
+
+    async def probe(self, ledger: Ledger) -> Sequence[Finding]:
+        from ensemblehub.generators.openai_probe import probe
+
+        return await probe(self, ledger)
+
     def count(self, request: Request) -> int | None:
         render: Any = self.tokenizer
         return None if render is None else len(render(request, self.name).ids)
@@ -285,7 +298,7 @@ class OpenAIEngine(Engine):
             body["chat_template_kwargs"] = {"enable_thinking": chat.thinking}
         if not prefix:
             return body
-        way = _prefix(self.settings)
+        way = prefix_way(self.settings)
         if way == "none":
             raise RequestError(f"{self.name}: the API cannot continue an answer (option `prefix`)")
         last: dict[str, Any] = {"role": "assistant", "content": prefix} | ({"prefix": True} if way == "flag" else {})
@@ -380,13 +393,14 @@ class Bill:
 
 
 def _capabilities(options: OpenAIOptions) -> frozenset[Capability]:
-    can: set[Capability] = {"prefix"} if _prefix(options) != "none" else set()
+    can: set[Capability] = {"prefix"} if prefix_way(options) != "none" else set()
     can |= {"score"} if options.score != "none" else set()
     named: tuple[Literal["logprobs", "tools", "response_format"], ...] = ("logprobs", "tools", "response_format")
     return frozenset(can | {name for name in named if getattr(options, name)})
 
 
-def _prefix(options: OpenAIOptions) -> str:
+def prefix_way(options: OpenAIOptions) -> str:
+    """How the start of an answer is given."""
     return options.prefix or ("continue_final_message" if options.dialect == "vllm" else "none")
 
 

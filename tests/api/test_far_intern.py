@@ -1,11 +1,13 @@
 """A prompt read through a server in a process of its own, as at home; so an intern may live behind an API."""
 
 import asyncio
+import json
 
 import pytest
 from test_hetero import rides
 
 from ensemblehub import studio
+from ensemblehub.cli import main
 from ensemblehub.config import Config
 from ensemblehub.cost import Ledger
 from ensemblehub.generators.hf import HFEngine, HFOptions
@@ -103,3 +105,31 @@ def test_a_ride_with_an_intern_behind_an_api_is_that_of_the_pair_at_home(server)
         for verdict, same in zip(one.verdicts, other.verdicts, strict=True):
             assert verdict.probability == pytest.approx(same.probability, abs=1e-3)
     assert any(len(ride.verdicts) > 1 for ride in away)
+
+
+def test_what_the_server_can_do_is_seen_by_asking_it(server, tmp_path, capsys):
+    far = f"name: far, engine: openai, path: intern, base_url: '{server.url}/v1'"
+
+    def probed(more=""):
+        (tmp_path / "far.yaml").write_text(f"model_specs: [{{{far}{more}}}]")
+        with pytest.raises(SystemExit) as stop:
+            main(["doctor", str(tmp_path / "far.yaml"), "--probe", "--json"])
+        report = json.loads(capsys.readouterr().out)
+        return stop.value.code, report, {one["ability"]: one for one in report["probes"][0]["findings"]}
+
+    code, report, found = probed()
+    assert code == 0
+    assert {name for name, one in found.items() if one["seen"]} == {
+        "models", "streaming", "usage", "logprobs", "prefix", "score"
+    }  # fmt: skip
+    options = report["probes"][0]["options"]
+    assert options == {
+        "dialect": "vllm", "prefix": "continue_final_message", "logprobs": True, "score": "echo", "entropy_top_k": 0
+    }  # fmt: skip
+    assert "it wrote what it had written before" in found["prefix"]["sentence"]
+    assert " tokens read and " in report["probes"][0]["cost"]
+    more = ", dialect: vllm, logprobs: true, score: echo, entropy_top_k: 0, tokenizer: 'studio:intern'"
+    assert probed(more)[0] == 0
+    code, report, _ = probed(more + ", tools: true")
+    assert code == 2
+    assert report["problems"][0].startswith("far: tools: it was refused")

@@ -35,7 +35,8 @@ CUT = object()  # the connection is closed in the middle
 class Faulty:
     """Plays one script per request, the last one for ever.
 
-    A script is a list of parts of a stream, with numbers for pauses in seconds, or a tuple (status, headers, body).
+    A script is a list of parts of a stream, with numbers for pauses in seconds, or a tuple (status, headers, body),
+    or a function from what was asked to one of these.
     """
 
     def __init__(self, *scripts):
@@ -45,10 +46,11 @@ class Faulty:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
-            body = await reader.readexactly(int(fields["content-length"]))
-            self.asked.append({"path": head.split()[1], **json.loads(body)})
+            body = await reader.readexactly(int(fields.get("content-length", 0)))
+            self.asked.append({"path": head.split()[1], **json.loads(body or "{}")})
             self.headers.append(fields)
             script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+            script = script(self.asked[-1]) if callable(script) else script
             gone = asyncio.ensure_future(reader.read(1))
             gone.add_done_callback(lambda task: setattr(self, "left", self.left + (not task.cancelled())))
             with suppress(ConnectionError):
