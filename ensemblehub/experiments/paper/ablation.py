@@ -79,7 +79,7 @@ def answers(study: Study, pipeline: Pipeline, data: Collected) -> dict[str, Run]
 
 
 async def _answer(pipeline: Pipeline, missing: list[Any], journal: Journal, step: Callable[[], None]) -> None:
-    ensemble, tandem = pipeline.ensemble()
+    ensemble, tandem = pipeline.ensemble(judge=f"fixed:{LEVEL_0}")  # none is asked here
     _, intern = tandem.roles(ensemble.engines)
     room = asyncio.Semaphore(pipeline.settings.concurrency)
 
