@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 
 def problem(n=120, seed=0):
-    """Right where the entropy rises towards the end; the features do not say when it does."""
+    """Right where the entropy rises towards the end, and where one of the features is high."""
     random = np.random.default_rng(seed)
     right = random.random((n, 2)) < 0.5
     sequences = []
@@ -29,7 +29,7 @@ def problem(n=120, seed=0):
             pair.append(np.stack([np.exp(random.uniform(0, 2, length)), entropy]).astype(np.float16))
         sequences.append(pair)
     table = random.normal(0, 1, (n, 2, 16)).astype(np.float32)
-    table[..., 8] += 1.5 * right
+    table[..., 8] += 3 * right
     return table, right, np.tile([0, 24], (n, 1)), sequences
 
 
@@ -52,7 +52,7 @@ def readings():
 def test_it_learns_and_beats_the_base_rate(kind, judges, readings):
     judge, report = judges[kind]
     assert report["kind"] == judge.kind == kind
-    assert report["auc"] > (0.65 if kind == "gb" else 0.8)  # the features do not say when the entropy rises
+    assert report["auc"] > 0.8
     assert report["brier"] < report["brier_base_rate"]
     said = judge.probabilities_of(readings[0])
     assert np.mean((said >= 0.5) == readings[1]) > 0.65
