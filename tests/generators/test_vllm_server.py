@@ -1,0 +1,326 @@
+"""vLLM's own OpenAI server as a mentor behind an API: a second process, on the CPU, in float32.
+
+Started once for all tests, since a start takes a minute.
+"""
+
+import asyncio
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import aclosing
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("httpx2")
+pytest.importorskip("psutil")  # vLLM needs it
+
+import httpx2 as httpx
+import psutil
+
+from ensemblehub import studio
+from ensemblehub.config import Config
+from ensemblehub.cost import Ledger
+from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.errors import ContextOverflowError, EngineError, RequestError
+from ensemblehub.generators.hf import HFEngine, HFOptions
+from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
+from ensemblehub.schema import Chat, Message, Request, Sampling, Text
+from ensemblehub.tasks.studio_math import StudioMath
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed; `make test-vllm` installs a build for CPUs"
+)
+MENTOR = studio.resolve("studio:mentor")
+ITEMS = list(StudioMath().items("test", 12))
+CLOSE = 1e-3  # nats
+START = 300  # seconds at most
+
+
+class Server:
+    """vLLM's server with the studio mentor, its log in `log`."""
+
+    def __init__(self, log):
+        with socket.create_server(("127.0.0.1", 0)) as one:
+            port = one.getsockname()[1]
+        self.url, self.log = f"http://127.0.0.1:{port}", log
+        flags = {"model": MENTOR, "served-model-name": "mentor", "dtype": "float32", "block-size": 32}
+        flags |= {"host": "127.0.0.1", "port": port}
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        command += [f"--{name}={value}" for name, value in flags.items()]
+        command += ["--enforce-eager", "--enable-prompt-tokens-details"]
+        settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
+        environment = {**os.environ, **settings, "HF_HUB_OFFLINE": "1"}
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                command, stdout=file, stderr=file, env=environment, cwd=log.parent, start_new_session=True
+            )
+
+    def ready(self):
+        end = time.monotonic() + START
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            try:
+                if httpx.get(self.url + "/health", timeout=5).status_code == 200:
+                    self._yield()
+                    return self
+            except httpx.TransportError:
+                pass  # not listening yet
+            time.sleep(0.2)
+        raise AssertionError(f"not ready after {START} s: {self.log.read_text()[-4000:]}")
+
+    def _yield(self):
+        """Let the server and the tests go before its engine and worker, which spin on a core each while they wait."""
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            for thread in child.threads():
+                os.setpriority(os.PRIO_PROCESS, thread.id, 19)
+
+    def running(self):
+        """Requests that vLLM computes now."""
+        told = httpx.get(self.url + "/metrics", timeout=5).text
+        return sum(float(one) for one in re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", told, re.MULTILINE))
+
+    def stop(self):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("vllm") / "log")
+    try:
+        yield server.ready()
+    finally:
+        server.stop()
+
+
+def question(index=0, **sampling):
+    return Request(StudioMath().request(ITEMS[index]), Sampling(**{"max_tokens": 80} | sampling))
+
+
+class Both:
+    """The mentor behind the server and at home, for one test."""
+
+    def __init__(self, server, **options):
+        given = {"dialect": "vllm", "logprobs": True, "score": "echo", "tokenizer": MENTOR, **options}
+        self.far = OpenAIEngine("far", OpenAIOptions("mentor", base_url=f"{server.url}/v1", **given))
+        self.home, self.ledger = HFEngine("home", HFOptions(MENTOR, device="cpu")), Ledger()
+
+    def run(self, work):
+        async def closed():
+            try:
+                return await work(self)
+            finally:
+                await asyncio.gather(self.far.close(), self.home.close())
+
+        return asyncio.run(closed())
+
+    async def pieces(self, request, engine=None):
+        return [piece async for piece in (engine or self.far).stream(request, self.ledger.meter("answer"))]
+
+    async def text(self, request, engine=None):
+        return "".join(piece.text for piece in await self.pieces(request, engine))
+
+
+def test_greedy_answers_are_those_of_the_hf_engine_with_their_logprobs(server):
+    async def work(both):
+        for index in range(6):
+            ours, theirs = await both.pieces(question(index)), await both.pieces(question(index), both.home)
+            assert "".join(piece.text for piece in ours) == "".join(piece.text for piece in theirs)
+            assert ours[-1].finish == theirs[-1].finish
+            ours, theirs = ([token for piece in pieces for token in piece.tokens] for pieces in (ours, theirs))
+            for mine, other in zip(ours, theirs, strict=False):
+                assert mine.logprob == pytest.approx(other.logprob, abs=CLOSE)
+
+    Both(server).run(work)
+
+
+def test_rides_with_a_mentor_behind_the_server_are_those_of_the_pair_at_home(server):
+    far = ["engine=openai", "path=mentor", "dialect=vllm", f"base_url={server.url}/v1", "tokenizer=studio:mentor"]
+
+    async def rides(config):
+        async with Ensemble.from_config(config) as ensemble:
+            asked = [Request(StudioMath().request(item), Sampling(max_tokens=300)) for item in ITEMS]
+            return [await ensemble.answer(one) for one in asked]
+
+    away = asyncio.run(rides(Config.read(studio.CONFIG, [f"model_specs.0.{one}" for one in far])))
+    home = asyncio.run(rides(Config.read(studio.CONFIG)))
+    told = [
+        [(ride.insight, ride.text, [verdict.level for verdict in ride.verdicts]) for ride in results]
+        for results in (away, home)
+    ]
+    differ = sum(left != right for left, right in zip(*told, strict=True))
+    print(f"{differ} of {len(ITEMS)} rides differ")
+    assert differ <= 1  # where two tokens are as likely, the last bits decide
+    assert len({ride.verdicts[-1].level for ride in away}) > 1
+
+
+def test_a_ride_that_has_insight_enough_frees_the_mentor_over_there(server):
+    far = [f"model_specs.0.{one}" for one in ("engine=openai", "path=mentor", f"base_url={server.url}/v1")]
+    stopping = [
+        f"ensemble.output_aggregation_params.{one}" for one in ("judge=fixed:low", "levels={low: 6, high: 128}")
+    ]
+
+    async def ride():
+        async with Ensemble.from_config(Config.read(studio.CONFIG, [*far, *stopping])) as ensemble:
+            found = await ensemble.answer(Request(StudioMath().request(ITEMS[3]), Sampling(max_tokens=60)))
+            async with asyncio.timeout(2):
+                while await asyncio.to_thread(server.running):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            return found
+
+    (insight,) = [line.cost for line in asyncio.run(ride()).spent if line.purpose == "insight"]
+    assert insight.completion_tokens == 6
+    assert insight.estimated  # it was left before the server told its usage
+
+
+def test_a_prompt_is_read_as_the_hf_engine_reads_it(server):
+    async def work(both):
+        asked = [*map(question, range(6)), question(0).continued("There are"), Request(Text("There are 3 mugs."))]
+        asked.append(Request(Chat((Message("user", "What is <|end|> \u2603?"),))))
+        for one in asked:
+            ours = await both.far.score(one, both.ledger.meter("judge"))
+            theirs = await both.home.score(one, Ledger().meter("judge"))
+            same = [(token.id, token.text, token.message, token.start, token.end) for token in ours.tokens]
+            assert same == [(token.id, token.text, token.message, token.start, token.end) for token in theirs.tokens]
+            assert ours.tokens[0].logprob is ours.tokens[0].entropy is None
+            for mine, other in zip(ours.tokens[1:], theirs.tokens[1:], strict=True):
+                assert mine.logprob == pytest.approx(other.logprob, abs=CLOSE)
+                assert mine.best == pytest.approx(other.best, abs=CLOSE)
+                assert mine.top[0].id == other.top[0].id
+                assert other.entropy - 3 < mine.entropy <= other.entropy + 1e-5  # of 20 in 992: a lower bound
+        bills = [call.cost for call in both.ledger.calls]
+        assert all(bill.completion_tokens == bill.discarded_tokens == 1 and not bill.estimated for bill in bills)
+
+    Both(server).run(work)
+
+
+def test_more_of_the_likeliest_than_the_server_gives_are_an_error(server):
+    async def work(both):
+        with pytest.raises(RequestError, match="20"):
+            await both.far.score(question(), both.ledger.meter("judge"))
+        assert both.ledger.total.completion_tokens == 0
+
+    Both(server, entropy_top_k=50).run(work)
+
+
+def test_a_tokenizer_of_another_model_is_found_out(server):
+    async def work(both):
+        with pytest.raises(EngineError, match="`tokenizer` is not that of its model"):
+            await both.far.score(question(), both.ledger.meter("judge"))
+
+    Both(server, tokenizer=studio.resolve("studio:guest")).run(work)
+
+
+def test_cached_tokens_are_the_servers(server):
+    async def work(both):
+        first = await both.text(question(7))
+        both.ledger.calls.clear()
+        assert await both.text(question(7)) == first
+        cost = both.ledger.total
+        assert cost.prompt_tokens == both.far.count(question(7))
+        assert cost.cached_tokens == (cost.prompt_tokens - 1) // 32 * 32 > 0
+        assert not cost.estimated
+
+    Both(server).run(work)
+
+
+def test_an_answer_goes_on_from_a_prefix(server):
+    async def work(both):
+        for index in (1, 4):
+            asked = question(index)
+            head = (await both.text(asked))[:15]
+            away = await both.text(asked.continued(head))
+            # as the template writes an assistant's turn down, which this one does without the mark it opens one with
+            turns = [{"role": one.role, "content": one.content} for one in asked.prompt.messages]
+            turns.append({"role": "assistant", "content": head})
+            template = both.far.tokenizer.tokenizer.apply_chat_template
+            text = template(turns, tokenize=False, continue_final_message=True)
+            assert text.endswith(head)
+            there = Request(Text(text), asked.sampling)
+            assert away == await both.text(there, both.home)
+
+    Both(server).run(work)
+
+
+@pytest.mark.parametrize("reads", [0, 5])
+def test_leaving_frees_the_request_over_there_within_two_seconds(server, reads):
+    async def busy(wanted):
+        async with asyncio.timeout(2):
+            while (await asyncio.to_thread(server.running) > 0) != wanted:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    async def work(both):
+        endless = question(max_tokens=1800, ignore_eos=True)
+        async with aclosing(both.far.stream(endless, both.ledger.meter("answer"))) as stream:
+            task = asyncio.ensure_future(anext(stream))
+            await busy(True)
+            for _ in range(reads):
+                await task
+                task = asyncio.ensure_future(anext(stream))
+            task.cancel()
+            await asyncio.wait({task})
+        await busy(False)
+        cost = both.ledger.total
+        assert cost.estimated
+        assert cost.completion_tokens < 100
+
+    Both(server).run(work)
+
+
+def test_what_does_not_fit_is_the_requests_fault(server):
+    async def work(both):
+        with pytest.raises(ContextOverflowError, match="2048 to write exceed the context of 2048"):
+            await both.text(question(max_tokens=2048))
+        assert not both.ledger.calls
+        with pytest.raises(RequestError, match="2048"):
+            await both.far.score(Request(Text("sails " * 2100)), both.ledger.meter("judge"))
+
+    Both(server, context=2048).run(work)
+    with pytest.raises(RequestError, match="2048"):  # where the context is not known here, the server refuses
+        Both(server).run(lambda both: both.far.score(Request(Text("sails " * 2100)), both.ledger.meter("judge")))
+
+
+def test_what_the_server_can_do_is_seen_by_asking_it(server):
+    async def work(both):
+        return await both.far.probe(both.ledger)
+
+    found = {one.ability: one for one in Both(server).run(work)}
+    assert {"models", "streaming", "usage", "logprobs", "prefix", "score", "response_format"} <= {
+        name for name, one in found.items() if one.seen
+    }
+    assert not any(one.declared and not one.seen for one in found.values())
+    assert "tool choice" in found["tools"].sentence
+    assert found["models"].options == {"context": 2048}
+    bare = {one.ability: one for one in Both(server, dialect="openai", score="none", tokenizer=None).run(work)}
+    assert bare["models"].options == {"dialect": "vllm", "context": 2048}
+    assert bare["prefix"].options == {"prefix": "continue_final_message"}
+    assert bare["score"].options == {"score": "echo", "entropy_top_k": 20}
+
+
+# The last one ends the server
+
+
+def test_a_server_that_dies_is_an_error_and_what_came_is_billed(server):
+    async def work(both):
+        stream = both.far.stream(question(max_tokens=1800, ignore_eos=True), both.ledger.meter("answer"))
+        await anext(stream)
+        os.killpg(server.process.pid, signal.SIGKILL)
+        with pytest.raises(EngineError, match="far"):
+            async for _ in stream:
+                pass
+        assert both.ledger.total.completion_tokens > 0
+        assert both.ledger.total.estimated
+
+    Both(server).run(work)
