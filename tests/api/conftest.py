@@ -27,8 +27,13 @@ class Running:
     def post(self, path, body, **options):
         return httpx.post(self.url + path, json=body, timeout=120, **options)
 
-    def said(self):
-        return self.log.read_text()
+    def said(self, what="", seconds=10):
+        """The log, once `what` stands in it: a request's line comes after its answer."""
+        end = time.monotonic() + seconds
+        while what not in (text := self.log.read_text()):
+            assert time.monotonic() < end, f"no {what!r} in the log: {text[-2000:]}"
+            time.sleep(0.02)
+        return text
 
     def stop(self, number=signal.SIGTERM, timeout=40):
         self.process.send_signal(number)

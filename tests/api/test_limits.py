@@ -215,14 +215,13 @@ def test_models_that_cannot_be_loaded_end_the_server_with_one_line(serve):
 def test_a_log_is_json_where_wanted_and_holds_words_only_where_wanted(serve):
     quiet = serve(yaml(), "--log-format", "json", env=HERE)
     quiet.post(CHAT, {"messages": [{"role": "user", "content": "my secret"}], "max_tokens": 2})
-    lines = [json.loads(line) for line in quiet.said().splitlines()]
-    last = lines[-1]
+    last = json.loads(quiet.said('"outcome"').splitlines()[-1])
     assert (last["path"], last["status"], last["model"], last["outcome"]) == (CHAT, 200, "ensemble", "ok")
     assert last["first_token_seconds"] > 0
     assert "my secret" not in quiet.said()
     loud = serve(yaml(log_prompts="true"), "--log-format", "json", env=HERE)
     loud.post(CHAT, {"messages": [{"role": "user", "content": "my secret"}], "max_tokens": 2})
-    assert "my secret" in loud.said()
+    loud.said("my secret")
 
 
 def test_results_are_kept_where_wanted(serve):
@@ -251,6 +250,7 @@ def test_metrics_and_status_say_what_was_done(serve):
     server = serve(yaml(), env=HERE)
     answer = server.post(CHAT, {**ASK, "max_tokens": 5}).json()
     server.post(CHAT, {**ASK, "nonsense": 1})
+    server.said(" 400")  # the line, and the count of what was refused, come after the answer
     lines = dict(line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines() if not line.startswith("#"))
     assert lines['ensemblehub_requests_total{endpoint="chat",model="ensemble",outcome="ok"}'] == "1.0"
     assert lines['ensemblehub_errors_total{status="400"}'] == "1.0"
