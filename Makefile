@@ -9,7 +9,7 @@ LLAMACPP := $(VENV)/llamacpp
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ensemblehub/wheels
 # A build of vLLM for CPUs; it caps transformers and fastapi, so it has an environment of its own.
 VLLM := .venv-vllm
-ON_VLLM := tests/generators/test_vllm.py tests/generators/test_vllm_server.py
+ON_VLLM := $(addprefix tests/generators/test_, vllm.py vllm_server.py contract.py)
 BELOW_CAPS := $(addprefix tests/, $(addprefix generators/test_hf_, score.py stream.py rendering.py) \
 	ensemble_methods/test_tandem.py tandem/test_sufficiency.py api/test_hetero.py api/test_catalog.py)
 # One thread: small tensors run faster so, and results do not depend on the machine.
@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-llamacpp test-vllm lint types bench clean
+.PHONY: help install demo serve test test-llamacpp test-vllm engines lint types bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ $(LLAMACPP)/.installed: pyproject.toml constraints.txt | $(TESTS)
 	touch $@
 
 test-llamacpp: $(LLAMACPP)/.installed  ## test the llama_cpp engine and keep the result; the first time compiles for 5 to 12 minutes
-	PYTHONPATH=$(LLAMACPP) $(BIN)/python -m pytest tests/generators/test_llama_cpp.py $(ARGS) \
+	PYTHONPATH=$(LLAMACPP) $(BIN)/python -m pytest tests/generators/test_llama_cpp.py tests/generators/test_contract.py -k 'llama_cpp' $(ARGS) \
 		> results/benchmarks/llama_cpp_tests.txt; status=$$?; cat results/benchmarks/llama_cpp_tests.txt; exit $$status
 	PYTHONPATH=$(LLAMACPP) $(BIN)/python -m benchmarks.llama_cpp_agreement
 
@@ -64,6 +64,11 @@ $(VLLM)/.installed: pyproject.toml constraints.txt
 
 test-vllm: $(VLLM)/.installed  ## test the vllm engine, vLLM's server as an API, and the core below its caps, on the CPU
 	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest $(ON_VLLM) $(BELOW_CAPS) $(ARGS)
+
+engines: $(TESTS) $(LLAMACPP)/.installed $(VLLM)/.installed  ## the contract's tests on every engine; writes the table in docs/engines.md
+	$(BIN)/python -m benchmarks.engine_contract echo hf openai openai_bare
+	PYTHONPATH=$(LLAMACPP) $(BIN)/python -m benchmarks.engine_contract llama_cpp
+	$(VLLM)/bin/python -m benchmarks.engine_contract vllm openai_vllm
 
 lint: $(TESTS)  ## check style
 	$(BIN)/ruff check .

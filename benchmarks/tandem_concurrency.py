@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import json
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemblehub import studio
+from benchmarks import engines
 from ensemblehub.config import Config
 from ensemblehub.cost import Ledger
 from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
@@ -39,27 +38,7 @@ RESULTS = Path("results/benchmarks")
 COLLECTED = Path("results/studio_math/collected")
 AT_ONCE = (1, 8, 32)
 AIM = 0.90  # of the insight text is never computed twice, on engines with a prefix cache of their own
-BLOCK = 32  # tokens of a block of vLLM's cache here
 Ridden = list[tuple[Result, Ledger]]
-
-
-def configured(engine: str, folder: Path) -> Config:
-    """The studio pair on an engine."""
-    options: dict[str, dict[str, Any]] = {
-        "hf": {"device": "cpu"},
-        "vllm": {"dtype": "float32", "block_size": BLOCK, "enforce_eager": True},
-        "llama_cpp": {"threads": 1, "kv": "f32", "batch_rows": 32},
-    }
-    changes = []
-    for place, name in enumerate(("mentor", "intern")):
-        path = f"studio:{name}"
-        if engine == "llama_cpp":
-            from ensemblehub.generators.gguf_export import export
-
-            path = str(export(studio.resolve(path), folder / name))
-        spec = {"name": name, "engine": engine, "path": path, **options[engine]}
-        changes.append(f"model_specs.{place}={json.dumps(spec)}")
-    return Config.read(studio.CONFIG, changes)
 
 
 async def ridden(config: Config, items: Sequence[Item], at_once: int) -> tuple[float, Ridden, Ensemble]:
@@ -92,7 +71,7 @@ def shares(rides: Ridden, ensemble: Ensemble) -> dict[str, float]:
             again += min(known, max(0, before.prompt_tokens - closing - call.cached_tokens))
         answer = calls[-1]
         cached, prompt = cached + answer.cached_tokens, prompt + answer.prompt_tokens
-        blocks += (answer.prompt_tokens - 1) // BLOCK * BLOCK
+        blocks += (answer.prompt_tokens - 1) // engines.BLOCK * engines.BLOCK
         bill = Bill.of(ledger.calls, cards, "intern")
         judging, flops = judging + bill.judging_flops, flops + bill.flops
         wrote = sum(call.cost.completion_tokens for call in ledger.calls if call.engine == "mentor")
@@ -103,9 +82,9 @@ def shares(rides: Ridden, ensemble: Ensemble) -> dict[str, float]:
     }  # fmt: skip
 
 
-async def measured(engine: str, questions: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
+async def measured(engine: str, config: Config, questions: int, rounds: int) -> list[dict[str, Any]]:
     """A row for each number of questions at a time."""
-    config, items = configured(engine, folder), list(StudioMath().items("test", questions))
+    items = list(StudioMath().items("test", questions))
     rows, texts = list[dict[str, Any]](), list[str]()
     for at_once in AT_ONCE:
         rates = []
@@ -146,8 +125,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     conditions = {"cpus": len(os.sched_getaffinity(0)), "threads": 1, "load before": round(os.getloadavg()[0], 2)}
-    with tempfile.TemporaryDirectory() as folder:
-        rows = asyncio.run(measured(options.engine, options.questions, options.rounds, Path(folder)))
+    with engines.started(options.engine) as specs:
+        rows = asyncio.run(measured(options.engine, engines.pair(specs), options.questions, options.rounds))
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "tandem_concurrency.json"
     kept = json.loads(path.read_text()) if path.exists() else []

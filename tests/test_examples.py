@@ -19,6 +19,7 @@ pytest.importorskip("transformers")
 ROOT = Path(ensemblehub.__file__).parents[1]
 HETERO = ROOT / "examples" / "hetero_openrouter.yaml"  # its mentor is behind an API
 EXAMPLES = sorted(set((ROOT / "examples").glob("*.yaml")) - {HETERO})
+PAIRS = sorted((ROOT / "examples" / "pairs").glob("*.yaml"))
 REFERENCE = sorted((ROOT / "examples" / "reference").glob("*.yaml"))
 QUESTION = "There are 3 mugs. There are 4 more plates than mugs. How many plates are there?"
 
@@ -84,6 +85,15 @@ def test_the_pair_with_a_mentor_behind_an_api_is_explained_without_its_key(monke
     ).engines[0]
     with pytest.raises(ConfigError, match="the environment variable OPENROUTER_API_KEY is not set"):
         asyncio.run(engine.load())
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=named)
+def test_a_pair_for_an_engine_lacks_at_most_that_engine_and_its_models(path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    report = examine(path)
+    assert all("is not installed" in one or "No such file" in one for one in report.problems)
+    assert f"serve examples/pairs/{path.name}" in path.read_text()
+    assert f"serve examples/pairs/{path.name}" in (ROOT / "docs" / "engines.md").read_text()
 
 
 @pytest.fixture(scope="session")

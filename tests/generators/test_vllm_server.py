@@ -5,13 +5,7 @@ Started once for all tests, since a start takes a minute.
 
 import asyncio
 import importlib.util
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
 from contextlib import aclosing
 
 import pytest
@@ -22,8 +16,8 @@ pytest.importorskip("httpx2")
 pytest.importorskip("psutil")  # vLLM needs it
 
 import httpx2 as httpx
-import psutil
 
+from benchmarks import engines
 from ensemblehub import studio
 from ensemblehub.config import Config
 from ensemblehub.cost import Ledger
@@ -40,69 +34,18 @@ pytestmark = pytest.mark.skipif(
 MENTOR = studio.resolve("studio:mentor")
 ITEMS = list(StudioMath().items("test", 12))
 CLOSE = 1e-3  # nats
-START = 300  # seconds at most
-
-
-class Server:
-    """vLLM's server with the studio mentor, its log in `log`."""
-
-    def __init__(self, log):
-        with socket.create_server(("127.0.0.1", 0)) as one:
-            port = one.getsockname()[1]
-        self.url, self.log = f"http://127.0.0.1:{port}", log
-        flags = {"model": MENTOR, "served-model-name": "mentor", "dtype": "float32", "block-size": 32}
-        flags |= {"host": "127.0.0.1", "port": port}
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-        command += [f"--{name}={value}" for name, value in flags.items()]
-        command += ["--enforce-eager", "--enable-prompt-tokens-details"]
-        settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
-        environment = {**os.environ, **settings, "HF_HUB_OFFLINE": "1"}
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                command, stdout=file, stderr=file, env=environment, cwd=log.parent, start_new_session=True
-            )
-
-    def ready(self):
-        end = time.monotonic() + START
-        while time.monotonic() < end:
-            assert self.process.poll() is None, self.log.read_text()[-4000:]
-            try:
-                if httpx.get(self.url + "/health", timeout=5).status_code == 200:
-                    self._yield()
-                    return self
-            except httpx.TransportError:
-                pass  # not listening yet
-            time.sleep(0.2)
-        raise AssertionError(f"not ready after {START} s: {self.log.read_text()[-4000:]}")
-
-    def _yield(self):
-        """Let the server and the tests go before its engine and worker, which spin on a core each while they wait."""
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            for thread in child.threads():
-                os.setpriority(os.PRIO_PROCESS, thread.id, 19)
-
-    def running(self):
-        """Requests that vLLM computes now."""
-        told = httpx.get(self.url + "/metrics", timeout=5).text
-        return sum(float(one) for one in re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", told, re.MULTILINE))
-
-    def stop(self):
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("vllm") / "log")
-    try:
-        yield server.ready()
-    finally:
-        server.stop()
+def server():
+    with engines.vllm_server("mentor") as server:
+        yield server
+
+
+def running(server):
+    """Requests that vLLM computes now."""
+    told = httpx.get(server.url + "/metrics", timeout=5).text
+    return sum(float(one) for one in re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", told, re.MULTILINE))
 
 
 def question(index=0, **sampling):
@@ -176,7 +119,7 @@ def test_a_ride_that_has_insight_enough_frees_the_mentor_over_there(server):
         async with Ensemble.from_config(Config.read(studio.CONFIG, [*far, *stopping])) as ensemble:
             found = await ensemble.answer(Request(StudioMath().request(ITEMS[3]), Sampling(max_tokens=60)))
             async with asyncio.timeout(2):
-                while await asyncio.to_thread(server.running):  # noqa: ASYNC110
+                while await asyncio.to_thread(running, server):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             return found
 
@@ -258,7 +201,7 @@ def test_an_answer_goes_on_from_a_prefix(server):
 def test_leaving_frees_the_request_over_there_within_two_seconds(server, reads):
     async def busy(wanted):
         async with asyncio.timeout(2):
-            while (await asyncio.to_thread(server.running) > 0) != wanted:  # noqa: ASYNC110
+            while (await asyncio.to_thread(running, server) > 0) != wanted:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
     async def work(both):
@@ -316,7 +259,7 @@ def test_a_server_that_dies_is_an_error_and_what_came_is_billed(server):
     async def work(both):
         stream = both.far.stream(question(max_tokens=1800, ignore_eos=True), both.ledger.meter("answer"))
         await anext(stream)
-        os.killpg(server.process.pid, signal.SIGKILL)
+        server.kill()
         with pytest.raises(EngineError, match="far"):
             async for _ in stream:
                 pass

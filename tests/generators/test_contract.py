@@ -1,0 +1,497 @@
+"""The contract of `generators/base.py`, over every engine that is installed: the same tests, with the studio's mentor.
+
+What an engine writes and reads is held against the `hf` engine's, `echo` against its script.  Where an engine cannot do
+something, it must say so.  `python -m benchmarks.engine_contract` keeps what came out in `docs/engines.md`.
+"""
+
+import asyncio
+import json
+import math
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import numpy as np
+
+from benchmarks import engines
+from ensemblehub import studio
+from ensemblehub.config import Config
+from ensemblehub.cost import Ledger
+from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.errors import CapabilityError, ContextOverflowError, EnsembleHubError
+from ensemblehub.registry import ENGINES, lookup
+from ensemblehub.schema import Chat, Message, Request, Sampling
+from ensemblehub.tasks.studio_math import StudioMath
+
+ITEMS = list(StudioMath().items("test", 16))
+CLOSE = 1e-3  # nats
+WAIT = 300  # seconds for one test, or a start
+
+
+class Subject:
+    """An engine and what it is held against, on one event loop for all its tests."""
+
+    def __init__(self, name, specs):
+        self.name, self.specs = name, specs
+        self.engine = self.made()
+        self.reference = self.made() if name == "echo" else self.made("hf", path="studio:mentor", device="cpu")
+        self.ledger, self._runner = Ledger(), asyncio.Runner()
+
+    def made(self, kind=None, **options):
+        """Another engine like it, or one of another kind."""
+        text = Config.read(studio.CONFIG, [f"model_specs.0={self.spec(kind, **options)}"])
+        spec = text.model_specs[0]
+        engine = lookup(ENGINES, spec.engine, "engine")
+        return engine(spec.name, engine.options(**spec.options))
+
+    def spec(self, kind=None, **options):
+        return json.dumps({"name": "mentor", "engine": kind, **options} if kind else self.specs("mentor") | options)
+
+    def run(self, work):
+        return self._runner.run(asyncio.wait_for(work, WAIT))
+
+    async def load(self):
+        await asyncio.gather(self.engine.load(), self.reference.load())
+
+    async def close(self):
+        await asyncio.gather(self.engine.close(), self.reference.close())
+
+    def can(self, ability):
+        return ability in self.engine.can
+
+    @property
+    def scripted(self):
+        return self.name == "echo"
+
+    def spent(self):
+        total = self.ledger.total
+        self.ledger.calls.clear()
+        return total
+
+    async def pieces(self, request, engine=None):
+        stream = (engine or self.engine).stream(request, self.ledger.meter("answer"))
+        return [piece async for piece in stream]
+
+    async def text(self, request, engine=None):
+        return "".join(piece.text for piece in await self.pieces(request, engine))
+
+    async def tokens(self, request, engine=None):
+        return [token for piece in await self.pieces(request, engine) for token in piece.tokens]
+
+
+@pytest.fixture(scope="module", params=engines.NAMES)
+def started(request):
+    lacking = engines.missing(request.param)
+    if lacking:
+        pytest.skip(lacking)
+    with engines.started(request.param, ["mentor"]) as specs:
+        subject = Subject(request.param, specs)
+        try:
+            subject.run(subject.load())
+            yield subject
+        finally:
+            subject.run(subject.close())
+
+
+@pytest.fixture
+def subject(started):
+    started.spent()
+    return started
+
+
+@pytest.fixture
+def able(subject, request, record_property):
+    """Whether the engine can do what the test is about; what came out is written down."""
+    mark = request.node.get_closest_marker("ability")
+    ability, needs = mark.args[0], mark.kwargs.get("needs", mark.args[0])
+    does = needs in ("stream", "bill", "ride") or subject.can(needs)
+    record_property("contract", [subject.name, ability, request.function.__doc__, does])
+    return does
+
+
+def question(index=0, **sampling):
+    return Request(StudioMath().request(ITEMS[index]), Sampling(**{"max_tokens": 40} | sampling))
+
+
+@contextmanager
+def refusing(subject, kind=EnsembleHubError):
+    """What happens in here is refused, in one line that names the engine."""
+    with pytest.raises(kind) as found:
+        yield
+    assert subject.engine.name in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+# Writing
+
+
+@pytest.mark.ability("stream")
+def test_text(subject, able):
+    """greedy text is the `hf` engine's, token by token, and the last piece alone says why it ends"""
+
+    async def work():
+        for index in range(4):
+            pieces = await subject.pieces(question(index))
+            expected = await subject.text(question(index), subject.reference)
+            assert "".join(piece.text for piece in pieces) == expected
+            assert len(pieces) > 10
+            assert [piece.finish for piece in pieces] == [None] * (len(pieces) - 1) + ["length"]
+            assert {piece.purpose for piece in pieces} == {"answer"}
+            assert {piece.engine for piece in pieces} == {subject.engine.name}
+            assert all("".join(token.text for token in piece.tokens) == piece.text for piece in pieces if piece.tokens)
+
+    subject.run(work())
+
+
+@pytest.mark.ability("stream")
+def test_ends(subject, able):
+    """an answer ends by itself, at a stop string that is never shown, or at `max_tokens`"""
+
+    async def work():
+        whole = await subject.pieces(question(1, max_tokens=700))
+        text = "".join(piece.text for piece in whole)
+        assert whole[-1].finish == "stop"
+        mark = text[25:35]
+        stopped = await subject.pieces(question(1, max_tokens=700, stop=(mark, "never")))
+        assert "".join(piece.text for piece in stopped) == text[: text.index(mark)]
+        assert stopped[-1].finish == "stop"
+        short = await subject.pieces(question(1, max_tokens=7))
+        assert text.startswith("".join(piece.text for piece in short))
+        assert short[-1].finish == "length"
+
+    subject.run(work())
+
+
+@pytest.mark.ability("stream")
+def test_together(subject, able):
+    """questions asked at once are answered as alone"""
+
+    async def work():
+        alone = [await subject.text(question(index)) for index in range(8)]
+        together = await asyncio.gather(*(subject.text(question(index)) for index in range(8)))
+        assert list(together) == alone
+
+    subject.run(work())
+
+
+@pytest.mark.ability("stream")
+def test_seeds(subject, able):
+    """a seed repeats an answer, another seed gives another"""
+
+    async def work():
+        sampled = [question(2, temperature=2.0, seed=seed, max_tokens=200) for seed in (1, 1, 2, 3)]
+        same, again, *others = [await subject.text(one) for one in sampled]
+        assert same == again
+        assert subject.scripted or set(others) != {same}
+
+    subject.run(work())
+
+
+@pytest.mark.ability("stream")
+def test_characters(subject, able):
+    """no character is split between pieces, whatever bytes the tokens are made of"""
+
+    async def work():
+        for seed in range(4):
+            pieces = await subject.pieces(question(3, temperature=2.0, seed=seed, max_tokens=120))
+            ids = [token.id for piece in pieces for token in piece.tokens]
+            text = "".join(piece.text for piece in pieces)
+            assert text.encode().decode() == text
+            if ids and None not in ids:
+                whole = subject.reference.tokenizer.decode([one for one in ids if one not in controls])
+                assert text == whole
+
+    controls = frozenset() if subject.scripted else subject.reference.tokenizer.controls
+    subject.run(work())
+
+
+@pytest.mark.ability("stream")
+def test_overflow(subject, able):
+    """what does not fit the context is refused before anything is computed"""
+
+    async def work():
+        long = Request(Chat((Message("user", "sails " * 3000),)), Sampling(max_tokens=40))
+        engine = subject.made(context=500) if subject.scripted else subject.engine
+        known = subject.name != "openai_bare"  # where no context is known, the server refuses
+        with refusing(subject, ContextOverflowError if known else EnsembleHubError):
+            await subject.text(long, engine)
+        assert subject.spent().completion_tokens == 0
+        assert await subject.text(question())
+
+    subject.run(work())
+
+
+# Being left
+
+
+@pytest.mark.ability("stream")
+def test_closing(subject, able):
+    """closing a stream stops the model, and the engine goes on with others"""
+
+    async def work():
+        endless = question(
+            0, max_tokens=1500, **({} if subject.name in ("echo", "openai_bare") else {"ignore_eos": True})
+        )
+        async with aclosing(subject.engine.stream(endless, subject.ledger.meter("insight"))) as stream:
+            for _ in range(3):
+                await anext(stream)
+        cost = subject.ledger.total
+        assert 3 <= cost.completion_tokens < 700
+        assert subject.ledger.calls[0].purpose == "insight"
+        expected = await subject.text(question(1), subject.reference)
+        assert await subject.text(question(1)) == expected
+        assert sum(call.purpose == "insight" for call in subject.ledger.calls) == 1
+
+    subject.run(work())
+
+
+@pytest.mark.ability("stream")
+def test_cancelling(subject, able):
+    """cancelling a reader bills the call once"""
+
+    async def work():
+        task = asyncio.ensure_future(subject.text(question(4, max_tokens=700)))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled() or subject.scripted
+        await asyncio.sleep(0.05)
+        assert len(subject.ledger.calls) == 1
+        assert await subject.text(question(0))
+
+    subject.run(work())
+
+
+@pytest.mark.ability("stream")
+def test_unread(subject, able):
+    """a stream that nobody reads holds nobody up, and loses nothing"""
+
+    async def work():
+        async with aclosing(
+            subject.engine.stream(question(5, max_tokens=60), subject.ledger.meter("insight"))
+        ) as stream:
+            first = await anext(stream)
+            others = await asyncio.gather(*(subject.text(question(index)) for index in range(3)))
+            assert all(others)
+            rest = [piece async for piece in stream]
+        expected = await subject.text(question(5, max_tokens=60), subject.reference)
+        assert "".join(piece.text for piece in (first, *rest)) == expected
+
+    subject.run(work())
+
+
+# Continuing, logprobs, reading, stepping
+
+
+@pytest.mark.ability("prefix")
+def test_prefix(subject, able):
+    """an answer goes on from a given start as if it had written it"""
+
+    async def work():
+        whole = await subject.text(question(6, max_tokens=60))
+        words = whole.split(" ")
+        head = " ".join(words[:6])
+        if not able:
+            with refusing(subject):
+                await subject.text(question(6).continued(head))
+            return
+        rest = await subject.text(question(6, max_tokens=25).continued(head))
+        expected = await subject.text(question(6, max_tokens=25).continued(head), subject.reference)
+        closed = subject.name == "openai_vllm"  # whose template opens the turn that it continues otherwise
+        assert rest == expected or closed
+        assert len(rest) > 20
+
+    subject.run(work())
+
+
+@pytest.mark.ability("logprobs")
+def test_logprobs(subject, able):
+    """what is written has the `hf` engine's logprobs and alternatives"""
+
+    async def work():
+        asked = question(7, top_logprobs=3)
+        if not able:
+            assert {token.logprob for token in await subject.tokens(asked)} == {None}
+            return
+        ours, theirs = await subject.tokens(asked), await subject.tokens(asked, subject.reference)
+        assert len(ours) == len(theirs)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine.text == other.text
+            assert mine.logprob == pytest.approx(other.logprob, abs=CLOSE)
+            assert [one.text for one in mine.top[:1]] == [one.text for one in other.top[:1]]
+            assert len(mine.top) == len(other.top)
+            if mine.entropy is not None:
+                assert 0 <= mine.entropy <= other.entropy + CLOSE
+
+    subject.run(work())
+
+
+@pytest.mark.ability("score")
+def test_score(subject, able):
+    """every token of a prompt is read with its place, logprob and entropy, and nothing that is written is used"""
+
+    async def work():
+        asked = question(8).continued("There are")
+        if not able:
+            with refusing(subject, CapabilityError):
+                await subject.engine.score(asked, subject.ledger.meter("judge"))
+            return
+        ours = await subject.engine.score(asked, subject.ledger.meter("judge"))
+        cost = subject.spent()
+        theirs = await subject.reference.score(asked, subject.ledger.meter("judge"))
+        assert cost.completion_tokens == cost.discarded_tokens
+        assert cost.prompt_tokens == len(ours.tokens) == len(theirs.tokens)
+        places = [
+            [(one.id, one.text, one.message, one.start, one.end) for one in read.tokens] for read in (ours, theirs)
+        ]
+        assert places[0] == places[1]
+        assert ours.tokens[0].logprob is None
+        for mine, other in zip(ours.tokens[1:], theirs.tokens[1:], strict=True):
+            assert mine.logprob == pytest.approx(other.logprob, abs=CLOSE)
+            assert mine.best == pytest.approx(other.best, abs=CLOSE)
+            assert mine.entropy <= other.entropy + CLOSE
+            if subject.engine.exact:
+                assert mine.entropy == pytest.approx(other.entropy, abs=CLOSE)
+
+    subject.run(work())
+
+
+@pytest.mark.ability("score")
+def test_extended(subject, able):
+    """a reading that goes on from another is the same as a fresh one"""
+
+    async def work():
+        if not able:
+            return
+        short, long = question(9).continued("There"), question(9).continued("There are 12 boats, so we add")
+        await subject.engine.score(short, subject.ledger.meter("judge"))
+        warm = await subject.engine.score(long, subject.ledger.meter("judge"))
+        again = await subject.engine.score(long, subject.ledger.meter("judge"))
+        fresh = await subject.reference.score(long, subject.ledger.meter("judge"))
+        for read in (warm, again):
+            for mine, other in zip(read.tokens[1:], fresh.tokens[1:], strict=True):
+                assert mine.logprob == pytest.approx(other.logprob, abs=CLOSE)
+
+    subject.run(work())
+
+
+@pytest.mark.ability("decode")
+def test_decoder(subject, able):
+    """stepped by hand it writes the greedy text; distributions sum to one, and dropping takes back"""
+
+    async def work():
+        if not able:
+            with refusing(subject, CapabilityError):
+                subject.engine.decoder(question(10), subject.ledger.meter("propose"))
+            return
+        written = [token.id for token in await subject.tokens(question(10, max_tokens=12))]
+        decoder = subject.engine.decoder(question(10, max_tokens=40), subject.ledger.meter("propose"))
+        line, ids = (await decoder.step()).logprobs, []
+        for _ in written:
+            assert math.isclose(float(np.exp(np.asarray(line, float)).sum()), 1, abs_tol=1e-3)
+            ids.append(int(np.argmax(line)))
+            line = (await decoder.step([ids[-1]])).logprobs
+        assert ids == written
+        first = (await decoder.step([5, 6, 7], drop=2)).logprobs
+        await decoder.step([8, 9])
+        again = (await decoder.step([7], drop=3)).logprobs
+        assert np.allclose(first, again, atol=CLOSE)
+        decoder.close()
+        decoder.close()
+
+    subject.run(work())
+
+
+# The bill
+
+
+@pytest.mark.ability("bill")
+def test_bill(subject, able):
+    """prompt, cached and written tokens are billed, and a prompt that was read before is found again"""
+
+    async def work():
+        asked = question(7, max_tokens=30)  # long enough for whole blocks of vLLM's cache
+        tokens = await subject.tokens(asked)
+        first = subject.spent()
+        assert first.completion_tokens == 30
+        assert first.discarded_tokens == 0
+        assert first.calls == 1
+        count = subject.engine.count(asked)
+        assert first.prompt_tokens == (subject.reference.count(asked) if count is None else count)
+        assert subject.name.startswith("openai") or len(tokens) == 30
+        await subject.text(asked)
+        second = subject.spent()
+        assert second.prompt_tokens == first.prompt_tokens
+        blocks = (second.prompt_tokens - 1) // engines.BLOCK * engines.BLOCK
+        assert second.cached_tokens >= blocks > 0 or subject.scripted
+        assert not first.estimated
+        assert first.flops > 0 or subject.name.startswith("openai")
+
+    subject.run(work())
+
+
+@pytest.mark.ability("bill")
+def test_card(subject, able):
+    """its size and context are known before anything is loaded, and it says in one line what it is"""
+    fresh, loaded = subject.made(), subject.engine
+    assert fresh.card == loaded.card
+    assert "\n" not in fresh.describe()
+    if not subject.name.startswith("openai"):  # an API tells no size
+        assert fresh.card.parameters > 1e6
+    subject.run(fresh.close())
+    subject.run(fresh.close())  # harmless
+
+
+# Tandem
+
+
+def rides(config, count=6):
+    async def work():
+        async with Ensemble.from_config(config) as ensemble:
+            asked = [Request(StudioMath().request(item), replace(ensemble.sampling, max_tokens=120)) for item in ITEMS]
+            return [await ensemble.answer(one) for one in asked[:count]]
+
+    return asyncio.run(work())
+
+
+def told(results):
+    return [(ride.insight, ride.text, [verdict.level for verdict in ride.verdicts]) for ride in results]
+
+
+@pytest.mark.ability("ride")
+def test_mentor(subject, able):
+    """as Tandem's mentor beside an `hf` intern it gives the ride that two `hf` engines give"""
+    home = ["model_specs.0.device=cpu"]
+    away = rides(Config.read(studio.CONFIG, [f"model_specs.0={subject.spec()}"]))
+    if subject.scripted:
+        assert all(engines.ECHO.startswith(ride.insight) and ride.insight for ride in away)
+    elif subject.name != "openai_bare":  # which cannot be asked not to think
+        assert told(away) == told(rides(Config.read(studio.CONFIG, home)))
+    assert all(any(line.purpose == "insight" for line in ride.spent) for ride in away)
+    assert len({ride.verdicts[-1].level for ride in away}) > 1 or subject.scripted
+    stopped = [ride for ride in away if ride.verdicts[-1].level in ("low", "medium")]
+    budgets = {"low": 24, "medium": 64}
+    for ride in stopped:
+        (insight,) = [line.cost for line in ride.spent if line.purpose == "insight"]
+        assert insight.completion_tokens - insight.discarded_tokens <= budgets[ride.verdicts[-1].level]
+
+
+@pytest.mark.ability("ride", needs="score")
+def test_intern(subject, able):
+    """as Tandem's intern it reads, judges and answers as the `hf` engine does, or is refused before weights load"""
+    params = "ensemble.output_aggregation_params"
+    roles = [f"{params}.mentor=intern", f"{params}.intern=mentor", f"{params}.judge=perplexity:1.6"]
+    hf = '{"name": "intern", "engine": "hf", "path": "studio:intern", "device": "cpu"}'
+    config = Config.read(studio.CONFIG, [f"model_specs.0={subject.spec()}", f"model_specs.1={hf}", *roles])
+    if not able:
+        with refusing(subject, CapabilityError):
+            rides(config, 1)
+    elif subject.scripted:
+        assert all(ride.text and engines.ECHO.startswith(ride.text) for ride in rides(config))
+    else:
+        home = Config.read(studio.CONFIG, ["model_specs.0.device=cpu", f"model_specs.1={hf}", *roles])
+        assert told(rides(config)) == told(rides(home))
