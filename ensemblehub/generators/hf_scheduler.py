@@ -8,6 +8,7 @@ model and the prefix cache; knows no request.
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 import time
@@ -18,7 +19,9 @@ from contextlib import suppress
 from functools import partial
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ensemblehub.errors import EngineError
 from ensemblehub.generators.hf_cache import PrefixCache
@@ -43,7 +46,7 @@ class Scheduler:
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
         self._mail: defaultdict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = defaultdict(list)
-        self._closed = False
+        self._closed, self._why = False, "is closed"
         self._thread = threading.Thread(target=self._work, name=f"ensemblehub-{name}", daemon=True)
         self._thread.start()
 
@@ -54,7 +57,7 @@ class Scheduler:
             EngineError: the engine is closed.
         """
         if self._closed:
-            raise EngineError(f"{self.name} is closed", self.name)
+            raise EngineError(f"{self.name} {self._why}", self.name)
         self._inbox.put(row)
 
     def wake(self) -> None:
@@ -79,11 +82,15 @@ class Scheduler:
             while self._listen(block=not busy):
                 try:
                     busy = self._turn()
-                except Exception as error:  # no row may wait for ever, whatever went wrong
+                except BaseException as error:  # no row may wait for ever, whatever went wrong
+                    if not isinstance(error, Exception):
+                        self._closed, self._why = True, f"ended: {error!r}"
                     self._fail([*self._rows, *self._waiting], self._failure(error))
                     self._hand_over()
+                    if self._closed:
+                        break
         self._listen(block=False)  # rows that arrived behind the stop
-        self._fail([*self._rows, *self._waiting], EngineError(f"{self.name} was closed", self.name))
+        self._fail([*self._rows, *self._waiting], EngineError(f"{self.name} {self._why}", self.name))
         self._hand_over()
 
     def _listen(self, *, block: bool) -> bool:
@@ -236,14 +243,17 @@ class Scheduler:
         self._predict([rows[index] for index in heads], logits[heads, -1])
         for row, count, lines in zip(rows, wanted, logits, strict=True):
             if isinstance(row, StepRow) and row.tail > 1 and count > 0:
-                self._mail[row.loop].append(row.answer(lines[-count:].log_softmax(-1).cpu().numpy()))
+                self._tell(row, lines[-count:].log_softmax(-1).cpu().numpy())
 
     def _learn(self, rows: Sequence[Row], counts: Sequence[int], logits: torch.Tensor) -> None:
         """Note how well the tokens after the computed ones were predicted."""
         for row, count, lines in zip(rows, counts, logits, strict=True):
             first = row.computed - count + 1
             targets = torch.tensor(row.ids[first : row.computed + 1], dtype=torch.long, device=lines.device)
-            row.readings.learn(first, *reading(lines[-count:][: len(targets)], targets))
+            logprobs, entropies, best = reading(lines[-count:][: len(targets)], targets)
+            if not self._numbers(row, logprobs):
+                continue
+            row.readings.learn(first, logprobs, entropies, best)
             row.done = row.pending == 0
 
     def _predict(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
@@ -255,8 +265,7 @@ class Scheduler:
         if stepped:
             lines = (logprobs if len(stepped) == len(rows) else logprobs[stepped]).cpu().numpy()
             for place, index in enumerate(stepped):
-                row = cast(StepRow, rows[index])
-                self._mail[row.loop].append(row.answer(lines[place : place + 1]))
+                self._tell(cast(StepRow, rows[index]), lines[place : place + 1])
         writing = [index for index, row in enumerate(rows) if isinstance(row, WriteRow)]
         if writing:
             writers = [cast(WriteRow, rows[index]) for index in writing]
@@ -270,10 +279,24 @@ class Scheduler:
         known = torch.stack((own, entropy(logprobs), highest), -1).tolist()
         parts = zip(rows, chosen.tolist(), known, likeliest.tolist(), logprobs, strict=True)
         for row, index, (logprob, spread, best), other, line in parts:
+            if not self._numbers(row, (logprob, best)):
+                continue
             top = _likeliest(line, row.sampling.top_logprobs)
             self._mail[row.loop].append(row.accept(index, logprob, spread, (other, best), top))
 
-    def _failure(self, error: Exception) -> EngineError:
+    def _tell(self, row: StepRow, lines: NDArray[np.float32]) -> None:
+        """The distributions that a row asked for."""
+        if self._numbers(row, lines[:, 0].tolist()):  # one that is no number makes all of a line none
+            self._mail[row.loop].append(row.answer(lines))
+
+    def _numbers(self, row: Row, values: Sequence[float]) -> bool:
+        """Whether logprobs are numbers; where they are none the row fails: greedy choice would take any token."""
+        if not any(map(math.isnan, values)):
+            return True
+        self._fail([row], EngineError(f"{self.name}: the model failed: its logits are not numbers (NaN)", self.name))
+        return False
+
+    def _failure(self, error: BaseException) -> EngineError:
         reason = next(iter(str(error).splitlines()), repr(error))
         failure = EngineError(f"{self.name}: the model failed: {reason}", self.name)
         failure.__cause__ = error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 import threading
 import time
@@ -160,6 +161,9 @@ class Flight:
                     await self._abort()
         except asyncio.CancelledError as error:
             raise EngineError(f"{self._host.name} is closed", self._host.name) from error
+        except EngineError:
+            await self._abort()
+            raise
         except Exception as error:
             failure = self._host.failure(error)
             self.refused = isinstance(failure, RequestError)
@@ -219,6 +223,8 @@ class WriteFlight(Flight):
             self._write(index, line)
 
     def _write(self, index: int, line: Mapping[int, Any]) -> None:
+        if math.isnan(line[index].logprob):
+            raise EngineError(f"{self._host.name}: vLLM failed: its logits are not numbers (NaN)", self._host.name)
         self._count += 1
         ended = index in self._end
         text = "" if ended else self._flow.text(index)

@@ -350,6 +350,58 @@ def test_whatever_goes_wrong_no_reader_waits_for_ever(bench):
     run(main())
 
 
+@pytest.mark.parametrize("how", ["stream", "score", "decoder"])
+def test_logits_that_are_not_numbers_are_an_error_and_the_engine_lives_on(bench, how):
+    async def main():
+        async with bench() as b:
+            expected = await b.ids(ask("lazy dogs"))
+            forward = b.model.forward
+
+            def spoiling(*args, **kwargs):
+                logits = forward(*args, **kwargs)
+                logits[..., 3] = float("nan")
+                return logits
+
+            async def asked():
+                if how == "stream":
+                    await b.ids(ask("the quick brown fox"))
+                elif how == "score":
+                    await b.engine.score(ask("the quick brown fox"), b.meter)
+                else:
+                    await b.engine.decoder(ask("the quick brown fox"), b.meter).step()
+
+            b.model.forward = spoiling
+            with pytest.raises(EngineError, match=r"tiny: the model failed: its logits are not numbers \(NaN\)$"):
+                await asked()
+            b.model.forward = forward
+            await asked()
+            assert await b.ids(ask("lazy dogs")) == expected
+
+    run(main())
+
+
+def test_a_thread_that_ends_fails_its_rows_and_all_that_come(bench):
+    async def main():
+        async with bench() as b:
+
+            def ending(*_, **__):
+                raise SystemExit("the library gave up")
+
+            other = b.engine.decoder(ask("lazy dogs"), b.meter)
+            await other.step()
+            b.model.forward = ending
+            with pytest.raises(EngineError, match="tiny: the model failed: the library gave up"):
+                await b.text(ask("the quick"))
+            with pytest.raises(EngineError, match="gave up"):
+                await other.step([5])
+            other.close()
+            for _ in range(2):
+                with pytest.raises(EngineError, match="tiny ended: SystemExit"):
+                    await b.text(ask("the quick"))
+
+    run(main())
+
+
 def test_close_ends_the_thread_and_fails_running_rows(bench):
     async def main():
         before = set(threading.enumerate())
