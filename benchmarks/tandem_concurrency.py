@@ -106,11 +106,13 @@ async def measured(engine: str, config: Config, questions: int, rounds: int) -> 
 def line(row: dict[str, Any]) -> str:
     """A row as a person reads it."""
     low, high = row["interval"]
-    blocks = f" ({row['cached of whole blocks']:.1%} of its whole blocks)" if row["engine"] == "vllm" else ""
+    whole = row["engine"] == "vllm"  # which keeps whole blocks, and reads anew where it gives logprobs of a prompt
+    once = "" if whole else f"insight computed once {row['once']:.1%}; "
+    blocks = f" ({row['cached of whole blocks']:.1%} of its whole blocks)" if whole else ""
     return (
         f"{row['engine']:<9} {row['at once']:>2} at once: {row['per minute']:.0f} questions a minute "
         f"[{low:.0f}, {high:.0f}] ({row['questions']} questions, {row['rounds']} rounds); {row['as alone']} texts as "
-        f"alone; insight computed once {row['once']:.1%}; of the answer's prompt cached {row['cached']:.1%}{blocks}; "
+        f"alone; {once}of the answer's prompt cached {row['cached']:.1%}{blocks}; "
         f"judging {row['judging']:.1%} of FLOPs; discarded "
         f"{row['discarded a question']:.1f} mentor tokens a question"
     )

@@ -33,7 +33,11 @@ from ensemblehub.results import Lines
 from ensemblehub.schema import Cost, Event, Request, Result
 from ensemblehub.sections import ModelSpec
 
-WHERE_IT_RUNS = {"device", "max_memory", "num_gpus", "threads", "batch_rows", "prefix_cache_tokens"}  # not what it says
+WHERE_IT_RUNS = {  # and how patiently; not what it says
+    "device", "max_memory", "num_gpus", "threads", "batch_rows", "batch", "n_gpu_layers", "prefix_cache_tokens",
+    "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "lookahead", "api_key_env", "patience",
+    "concurrency",
+}  # fmt: skip
 SHOWN = 20  # failures printed
 PLAIN_SECONDS = 30.0  # between two lines of progress where there is no terminal
 

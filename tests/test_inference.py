@@ -169,6 +169,7 @@ def test_where_it_runs_is_not_what_it_says():
         return inference.fingerprint(Config.model_validate({"model_specs": [spec]}))
 
     assert print_of(device="cuda:0") == print_of(device="cpu") == print_of()
+    assert print_of(n_gpu_layers=-1, tensor_parallel_size=2, patience={"tries": 9}) == print_of()
     assert print_of(quantization="4bit") != print_of()
     defaults = {"model_specs": [{"name": "m", "path": "p"}], "ensemble": {"model_selection_method": "all"}}
     assert inference.fingerprint(Config.model_validate(defaults)) == print_of()

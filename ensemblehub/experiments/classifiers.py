@@ -1,7 +1,8 @@
 """Every kind of judge on collected data: how good, how calibrated, where it fails, what it looks at.
 
-Trained on `train`, thresholds from `calibration`, figures from `test`; the best is the one with the lowest Brier score
-on `calibration`.  Paper Tables 9 and 14; failure types of the reference's report.
+Trained on `train`, thresholds from `calibration`, figures from `test`.  Two are named the best, both on `calibration`:
+the one with the lowest Brier score, and the one with the best ride, its own cost included.  Paper Tables 9 and 14;
+failure types of the reference's report.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def run(pipeline: Pipeline, kinds: Sequence[str] = (), say: Callable[[str], None
     plot(curves, labels, pipeline.folder / "classifiers.svg")
     text = markdown(pipeline, data, rows, best)
     (pipeline.folder / "classifiers.md").write_text(text, encoding="utf-8")
-    record = {"best": best, "n": len(data.test.rows), "base_rate_brier": rows[0]["brier_base_rate"], "rows": rows}
+    record = {"best": best, "best_ride": best_ride(rows), "n": len(data.test.rows)}
+    record |= {"base_rate_brier": rows[0]["brier_base_rate"], "rows": rows}
     (pipeline.folder / "classifiers.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return text
 
@@ -121,6 +123,8 @@ def measured(
     ride = cascade.replay(outcomes, chosen.thresholds)
     steps = np.array([row.level for row in data.test.rows])
     figures |= {
+        "validation_accuracy": chosen.expected["cross_validated_accuracy"],
+        "validation_cost": chosen.expected["cross_validated_cost"],
         "accuracy": float(ride.correct.mean()),
         "accuracy_interval": list(metrics.wilson_interval(float(ride.correct.sum()), len(ride.correct))),
         "cost_vs_mentor": float(ride.cost.sum() / outcomes.mentor_cost.sum()),
@@ -222,6 +226,10 @@ def markdown(pipeline: Pipeline, data: Data, rows: Sequence[Row], best: str) -> 
         + ", ".join(f"{row['judge']} {row['validation_brier']:.4f}" for row in rows)
         + ").",
         "",
+        f"Best ride on calibration, cross-validated, with what judging costs: **{best_ride(rows)}** ("
+        + ", ".join(f"{row['judge']} {validated(row)}" for row in rows)
+        + ").",
+        "",
         "AUC lost when an input comes from another reading:",
         "",
         "| judge | perplexity | entropy | level | mentor_tokens |",
@@ -243,6 +251,20 @@ def markdown(pipeline: Pipeline, data: Data, rows: Sequence[Row], best: str) -> 
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def best_ride(rows: Sequence[Row]) -> str:
+    """The judge whose rides are right most often on questions of calibration that its thresholds were not chosen on;
+    of equal ones the cheapest.
+    """
+    return str(max(rows, key=lambda row: (row["validation_accuracy"] or 0, -(row["validation_cost"] or 1)))["judge"])
+
+
+def validated(row: Row) -> str:
+    """Accuracy and cost of the cross-validated ride."""
+    if row["validation_accuracy"] is None:
+        return "misses the aim"
+    return f"{row['validation_accuracy']:.1%} at {row['validation_cost']:.3f}"
 
 
 def cells(row: Row) -> list[str]:

@@ -4,7 +4,9 @@ import asyncio
 import random
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import ensemblehub
 from ensemblehub import studio
 from ensemblehub.config import Config
 from ensemblehub.ensemble_methods.ensemble import Ensemble
@@ -67,3 +69,14 @@ def test_without_the_mentor_the_intern_answers_alone_where_so_configured():
 
 def quick(spec):
     return type(spec).model_validate({**spec.model_dump(), "patience": {"tries": 2, "backoff": 0.01}})
+
+
+def test_the_example_of_a_mentor_behind_an_api_rides_with_another_address_and_small_models(serve):
+    example = Path(ensemblehub.__file__).parents[1] / "examples" / "hetero_openrouter.yaml"
+    models = ["model_specs.0.path=mentor", f"model_specs.0.base_url={serve().url}/v1"]
+    models += ["model_specs.1.path=studio:intern", "model_specs.1.device=cpu", "ensemble.generation.max_tokens=64"]
+    config = Config.read(example, [*models, "ensemble.output_aggregation_params.levels={low: 24, high: 64}"])
+    for ride in rides(config, 2):
+        assert ride.insight
+        assert ride.text
+        assert {(line.engine, line.purpose) for line in ride.spent} >= {("mentor", "insight"), ("intern", "answer")}
