@@ -1,7 +1,8 @@
 """What an engine costs over the library that it runs: `python -m benchmarks.engine_overhead hf|vllm`.
 
 hf: the engine's streams against a hand-written `model.generate`, batches of equal prompts, float32, one thread.
-vllm: 256 requests at once against vLLM's own `LLM.generate`.  The same tokens on both sides, greedy, of fixed length;
+vllm: 256 requests at once against vLLM's own `LLM.generate`, and against the streams of its own asynchronous engine,
+which tells what of the difference is vLLM's.  The same tokens on both sides, greedy, of fixed length;
 texts that differ void the comparison.  Sides take turns (A B B A) in one process; the ratio is the median over turns,
 with a bootstrap interval.  Ratios are what counts.  `llama_cpp` is measured by `benchmarks.llama_cpp_agreement`.
 """
@@ -15,8 +16,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,23 @@ async def hf(folder: Path, quick: bool) -> list[dict[str, Any]]:
     return found
 
 
+@contextmanager
+def paused(processes: Sequence[Any]) -> Iterator[None]:
+    """Other processes stand still in here."""
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
+
+
 async def vllm(_: Path, quick: bool) -> list[dict[str, Any]]:
-    """The `vllm` engine against `LLM.generate`."""
+    """The `vllm` engine against `LLM.generate`, the other's processes, which spin as they wait, paused meanwhile."""
+    import psutil
     import vllm as library
+    from vllm.sampling_params import RequestOutputKind
 
     from ensemblehub.generators.vllm import VLLMEngine, VLLMOptions
 
@@ -139,22 +154,47 @@ async def vllm(_: Path, quick: bool) -> list[dict[str, Any]]:
     prompts = prompts_of(rows, 48, 1024)
     engine = VLLMEngine("engine", VLLMOptions(path, dtype="float32"))
     await engine.load()
+    of_engine = psutil.Process().children(recursive=True)
     model = library.LLM(path, dtype="float32", enforce_eager=True, block_size=32, max_num_seqs=256)
     sampling = library.SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=True, logprobs=0)
 
+    of_library = [one for one in psutil.Process().children(recursive=True) if one not in of_engine]
+
     async def ours() -> Ids:
-        return await written(engine, prompts, tokens)
+        with paused(of_library):
+            return await written(engine, prompts, tokens)
 
     async def theirs() -> Ids:
         asked = [library.TokensPrompt(prompt_token_ids=ids) for ids in prompts]
-        outputs = await asyncio.to_thread(model.generate, asked, sampling, use_tqdm=False)
+        with paused(of_engine):
+            outputs = await asyncio.to_thread(model.generate, asked, sampling, use_tqdm=False)
         return [list(one.outputs[0].token_ids) for one in outputs]
 
-    row = {"engine": "vllm", "model": "studio:mentor", "requests": rows, "tokens": tokens}
-    found = row | await turns(ours, theirs, 2 if quick else 8)
-    print(line(found), flush=True)
+    host = engine._started()
+
+    async def streamed() -> Ids:
+        asked = [library.TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+        plain = library.SamplingParams(
+            temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=0
+        )
+        plain.output_kind = RequestOutputKind.DELTA
+
+        async def one(prompt: Any) -> list[int]:
+            parts = host.llm.generate(prompt, plain, host.number())
+            return [index async for part in parts for index in part.outputs[0].token_ids]
+
+        async def every() -> Ids:
+            return list(await asyncio.gather(*map(one, asked)))
+
+        with paused(of_library):
+            return await asyncio.wrap_future(host.run(every()))
+
+    row, found = {"engine": "vllm", "model": "studio:mentor", "requests": rows, "tokens": tokens}, []
+    for name, side in (("LLM.generate", theirs), ("AsyncLLM", streamed)):
+        found.append(row | {"library": name} | await turns(ours, side, 2 if quick else 8))
+        print(line(found[-1]), flush=True)
     await engine.close()
-    return [found]
+    return found
 
 
 def line(row: dict[str, Any]) -> str:
@@ -164,7 +204,8 @@ def line(row: dict[str, Any]) -> str:
     verdict = "void: the tokens differ" if not row["same"] else "met" if row["ratio"] <= aim else "missed"
     return (
         f"{row['engine']:<5} {row['model']:<14} {row['requests']:>4} requests, {row['tokens']} tokens each: "
-        f"{row['ratio']:.3f} times the library's seconds [{low:.3f}, {high:.3f}], {row['rounds']} turns; "
+        f"{row['ratio']:.3f} times the seconds of "
+        f"{row.get('library', 'model.generate')} [{low:.3f}, {high:.3f}], {row['rounds']} turns; "
         f"aim {aim:.3f}: {verdict}"
     )
 

@@ -222,7 +222,7 @@ class VLLMEngine(HFEngine):
         try:
             return SamplingParams(
                 **{name: getattr(asked, name) for name in (*same, *penalties)}, top_p=max(asked.top_p, 1e-6),
-                logit_bias=dict(asked.logit_bias) or None, logprobs=max(1, asked.top_logprobs),
+                logit_bias=dict(asked.logit_bias) or None, logprobs=asked.top_logprobs,
                 stop_token_ids=sorted(end), ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA,
             )  # fmt: skip
         except Exception as error:  # vLLM's own kinds, which change with its versions

@@ -21,7 +21,7 @@ from ensemblehub.errors import ConfigError, EngineError, RequestError
 from ensemblehub.generators.base import Vocabulary
 from ensemblehub.generators.entropies import entropy_of
 from ensemblehub.generators.hf_text import TextFlow, alternatives
-from ensemblehub.schema import Finish, Sampling, Token
+from ensemblehub.schema import Alternative, Finish, Sampling, Token
 
 SETTINGS = {
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -43,6 +43,7 @@ class Host:
         self.name, self._arguments = name, dict(arguments)
         self._loop = asyncio.new_event_loop()
         self._numbers = itertools.count()
+        self._news: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"ensemblehub-{name}", daemon=True)
         self._thread.start()
         self.llm: Any = None
@@ -51,6 +52,18 @@ class Host:
     def run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine on this thread."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def tell(self, loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+        """Set an event of a reader's loop, together with all others of this step; called on this thread."""
+        if not self._news:
+            self._loop.call_soon(self._hand_over)
+        self._news.setdefault(loop, []).append(event)
+
+    def _hand_over(self) -> None:
+        news, self._news = self._news, {}
+        for loop, events in news.items():
+            with suppress(RuntimeError):  # the reader's loop has ended
+                loop.call_soon_threadsafe(_set_all, events)
 
     def number(self) -> str:
         """A name for the next request."""
@@ -196,7 +209,7 @@ class WriteFlight(Flight):
         self._mail: deque[Written] = deque()
         self._news, self._loop = asyncio.Event(), asyncio.get_running_loop()
         super().__init__(host, ids, params)
-        self._ended.add_done_callback(lambda _: self._tell())
+        self._ended.add_done_callback(self._wake)
 
     async def take(self) -> Written:
         """The next token, or some that end together, and how the answer ended.
@@ -228,10 +241,7 @@ class WriteFlight(Flight):
         self._count += 1
         ended = index in self._end
         text = "" if ended else self._flow.text(index)
-        ranked = sorted(((one, entry.logprob) for one, entry in line.items()), key=lambda pair: -pair[1])
-        top = alternatives(self._vocabulary, ranked[: self._sampling.top_logprobs])
-        whole = len(ranked) >= len(self._vocabulary.tokens)
-        entropy = entropy_of([value for _, value in ranked], whole=True) if whole else None
+        top, entropy = self._ranked(line) if len(line) > 1 else ((), None)
         tokens = self._flow.push(Token(text, index, line[index].logprob, entropy, top))
         finish: Finish | None = "stop" if ended or self._flow.stopped else None
         if finish is None and self._count >= self._sampling.max_tokens:
@@ -243,6 +253,22 @@ class WriteFlight(Flight):
             self._mail.append((tuple(tokens), finish))
             self._tell()
 
-    def _tell(self) -> None:
+    def _ranked(self, line: Mapping[int, Any]) -> tuple[tuple[Alternative, ...], float | None]:
+        """The likeliest tokens, as many as were asked for, and the entropy where all of them are known."""
+        ranked = sorted(((one, entry.logprob) for one, entry in line.items()), key=lambda pair: -pair[1])
+        whole = len(ranked) >= len(self._vocabulary.tokens)
+        entropy = entropy_of([value for _, value in ranked], whole=True) if whole else None
+        return alternatives(self._vocabulary, ranked[: self._sampling.top_logprobs]), entropy
+
+    def _wake(self, _: Future[None]) -> None:
+        """Tell the reader that it has ended; the host's thread may have ended, too."""
         with suppress(RuntimeError):  # the reader's loop has ended
             self._loop.call_soon_threadsafe(self._news.set)
+
+    def _tell(self) -> None:
+        self._host.tell(self._loop, self._news)
+
+
+def _set_all(events: Sequence[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
