@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Self
 
 import aiohttp
@@ -222,5 +222,6 @@ class FaultProxy:
         if exchange.sent is None:  # the client left, or the connection was broken, before anything was sent
             return web.Response(status=502)
         if not isinstance(exchange.sent, web.Response):
-            await exchange.sent.write_eof()
+            with suppress(ConnectionError):  # it was cut
+                await exchange.sent.write_eof()
         return exchange.sent

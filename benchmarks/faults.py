@@ -197,12 +197,12 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def scrubbed(rows: Sequence[Row]) -> list[Row]:
-    """The rows without the ports of this run, errors that differ by them alone counted together."""
+    """The rows without the ports and counts of this run, errors that differ by them alone counted together."""
     kept = []
     for row in rows:
         errors: dict[str, int] = {}
         for said, count in row["errors"].items():
-            plain = re.sub(r"127\.0\.0\.1:\d+", "HOST", re.sub(r"for \d+ s", "for N s", said))
+            plain = re.sub(r"127\.0\.0\.1:\d+", "HOST", re.sub(r"\b\d+ (times|s\b)", r"N \1", said))
             errors[plain] = errors.get(plain, 0) + count
         kept.append(row | {"errors": errors, "longest": round(row["longest"], 2)})
     return kept

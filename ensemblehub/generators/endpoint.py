@@ -61,11 +61,16 @@ class Clock:
 
 
 class Failure(Exception):
-    """One try that failed; `again` tells whether another may help, `status` is the HTTP one, if any."""
+    """One try that failed; `again` tells whether another may help, `status` is the HTTP one, if any.
 
-    def __init__(self, reason: str, *, again: bool, status: int = 0, wait: float = 0.0, body: Any = None) -> None:
+    `kept`: nothing was tried.
+    """
+
+    def __init__(
+        self, reason: str, *, again: bool, status: int = 0, wait: float = 0.0, body: Any = None, kept: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.again, self.status, self.wait, self.body = again, status, wait, body
+        self.again, self.status, self.wait, self.body, self.kept = again, status, wait, body, kept
 
 
 class Refused(EngineError):
@@ -82,6 +87,7 @@ class Breaker:
     patience: Patience
     failures: int = 0
     closed_at: float = 0.0
+    reason: str = ""
 
     def check(self) -> None:
         """Refuse while the endpoint is left alone.
@@ -91,7 +97,8 @@ class Breaker:
         """
         left = self.closed_at - time.monotonic()
         if self.failures >= self.patience.breaker_failures and left > 0:
-            raise Failure(f"it failed {self.failures} times in a row and is left alone for {left:.0f} s", again=False)
+            why = f"it failed {self.failures} times in a row and is left alone for {left:.0f} s, at last: {self.reason}"
+            raise Failure(why, again=False, kept=True)
         if self.failures >= self.patience.breaker_failures:
             self.closed_at = time.monotonic() + self.patience.breaker_seconds  # this one tries, the others wait
 
@@ -99,8 +106,8 @@ class Breaker:
         """Count a try that failed, or start anew."""
         if failure is None:
             self.failures = 0
-        elif failure.status == 0 or failure.status >= 500:
-            self.failures += 1
+        elif not failure.kept and (failure.status == 0 or failure.status >= 500):
+            self.failures, self.reason = self.failures + 1, str(failure)
             self.closed_at = time.monotonic() + self.patience.breaker_seconds
 
 

@@ -8,7 +8,7 @@ from faulty import CUT, STALL, WORDS, answer, bill, event, said, upstream
 
 from ensemblehub.cost import Ledger
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError
-from ensemblehub.generators.endpoint import Patience
+from ensemblehub.generators.endpoint import Breaker, Failure, Patience
 from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
 from ensemblehub.schema import Chat, Message, Price, Request, Sampling, Text, TokenIds
 
@@ -225,7 +225,7 @@ def test_a_server_that_asks_for_patience_gets_it_unless_the_deadline_forbids():
 def test_an_endpoint_that_keeps_failing_is_left_alone_and_tried_again_later():
     asked = Asked((500, {}, "x"), times=4, patience=Patience(tries=1, breaker_failures=2, breaker_seconds=60))
     assert len(asked.api.asked) == 2
-    assert "left alone" in str(asked.error)
+    assert "it failed 2 times in a row and is left alone for 60 s, at last: HTTP 500 x" in str(asked.error)
     again = Patience(tries=1, breaker_failures=2, breaker_seconds=0)
     assert Asked((500, {}, "x"), (500, {}, "x"), answer(), times=3, patience=again).error is None
 
@@ -317,3 +317,15 @@ def test_requests_at_the_same_time_are_limited():
     seconds, found = asyncio.run(ask())
     assert seconds > 0.6
     assert all(pieces[-1].finish == "stop" for pieces in found)
+
+
+def test_requests_while_an_endpoint_is_left_alone_do_not_keep_it_so():
+    breaker = Breaker(Patience(breaker_failures=1, breaker_seconds=0.05))
+    breaker.note(Failure("it stalled", again=True))
+    until = breaker.closed_at
+    with pytest.raises(Failure, match="at last: it stalled") as refused:
+        breaker.check()
+    breaker.note(refused.value)
+    assert (breaker.failures, breaker.closed_at) == (1, until)
+    time.sleep(0.06)
+    breaker.check()
