@@ -1,5 +1,6 @@
 """Collecting by worker processes: as one process does it, whoever is killed."""
 
+import functools
 import json
 import os
 import signal
@@ -34,7 +35,10 @@ def run(arguments, **options):
 
 def start(arguments):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job starts deaf to it
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT, preexec_fn=heard
+    )
 
 
 def workers(process):
@@ -101,7 +105,7 @@ def test_ctrl_c_stops_all_workers_and_keeps_what_is_done(tmp_path):
     until(lambda: rows_in(tmp_path) >= 3)
     left = workers(process)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in said
     assert "Traceback" not in said
