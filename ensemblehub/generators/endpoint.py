@@ -63,14 +63,14 @@ class Clock:
 class Failure(Exception):
     """One try that failed; `again` tells whether another may help, `status` is the HTTP one, if any.
 
-    `kept`: nothing was tried.
+    `untried`: the endpoint was not even asked.
     """
 
     def __init__(
-        self, reason: str, *, again: bool, status: int = 0, wait: float = 0.0, body: Any = None, kept: bool = False
+        self, reason: str, *, again: bool, status: int = 0, wait: float = 0.0, body: Any = None, untried: bool = False
     ) -> None:
         super().__init__(reason)
-        self.again, self.status, self.wait, self.body, self.kept = again, status, wait, body, kept
+        self.again, self.status, self.wait, self.body, self.untried = again, status, wait, body, untried
 
 
 class Refused(EngineError):
@@ -98,7 +98,7 @@ class Breaker:
         left = self.closed_at - time.monotonic()
         if self.failures >= self.patience.breaker_failures and left > 0:
             why = f"it failed {self.failures} times in a row and is left alone for {left:.0f} s, at last: {self.reason}"
-            raise Failure(why, again=False, kept=True)
+            raise Failure(why, again=False, untried=True)
         if self.failures >= self.patience.breaker_failures:
             self.closed_at = time.monotonic() + self.patience.breaker_seconds  # this one tries, the others wait
 
@@ -106,7 +106,7 @@ class Breaker:
         """Count a try that failed, or start anew."""
         if failure is None:
             self.failures = 0
-        elif not failure.kept and (failure.status == 0 or failure.status >= 500):
+        elif not failure.untried and (failure.status == 0 or failure.status >= 500):
             self.failures, self.reason = self.failures + 1, str(failure)
             self.closed_at = time.monotonic() + self.patience.breaker_seconds
 

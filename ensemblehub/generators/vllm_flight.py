@@ -241,7 +241,7 @@ class WriteFlight(Flight):
         self._count += 1
         ended = index in self._end
         text = "" if ended else self._flow.text(index)
-        top, entropy = self._ranked(line) if len(line) > 1 else ((), None)
+        top, entropy = self._ranked(line) if self._sampling.top_logprobs else ((), None)
         tokens = self._flow.push(Token(text, index, line[index].logprob, entropy, top))
         finish: Finish | None = "stop" if ended or self._flow.stopped else None
         if finish is None and self._count >= self._sampling.max_tokens:

@@ -319,15 +319,16 @@ def test_logprobs(subject, able):
         if not able:
             assert {token.logprob for token in await subject.tokens(asked)} == {None}
             return
-        ours, theirs = await subject.tokens(asked), await subject.tokens(asked, subject.reference)
-        assert len(ours) == len(theirs)
-        for mine, other in zip(ours, theirs, strict=True):
-            assert mine.text == other.text
-            assert mine.logprob == pytest.approx(other.logprob, abs=CLOSE)
-            assert [one.text for one in mine.top[:1]] == [one.text for one in other.top[:1]]
-            assert len(mine.top) == len(other.top)
-            if mine.entropy is not None:
-                assert 0 <= mine.entropy <= other.entropy + CLOSE
+        for asked in (question(7, top_logprobs=count) for count in (0, 1, 3)):
+            ours, theirs = await subject.tokens(asked), await subject.tokens(asked, subject.reference)
+            assert len(ours) == len(theirs)
+            for mine, other in zip(ours, theirs, strict=True):
+                assert mine.text == other.text
+                assert mine.logprob == pytest.approx(other.logprob, abs=CLOSE)
+                assert [one.text for one in mine.top[:1]] == [one.text for one in other.top[:1]]
+                assert len(mine.top) == len(other.top)
+                if mine.entropy is not None:
+                    assert 0 <= mine.entropy <= other.entropy + CLOSE
 
     subject.run(work())
 

@@ -34,6 +34,7 @@ from ensemblehub.generators import vllm as module
 from ensemblehub.generators.entropies import entropy_of
 from ensemblehub.generators.hf import HFEngine, HFOptions
 from ensemblehub.generators.vllm import VLLMEngine, VLLMOptions
+from ensemblehub.generators.vllm_flight import WriteFlight
 from ensemblehub.schema import Chat, Message, Request, Sampling, Text, TokenIds
 from ensemblehub.tasks.studio_math import StudioMath
 
@@ -170,6 +171,13 @@ def test_the_card_and_the_name_say_what_the_hf_engines_say_and_how_entropies_are
 
 
 # With vLLM
+
+
+def test_logits_that_are_not_numbers_are_an_error_of_vllm():
+    flight = object.__new__(WriteFlight)
+    flight._host = SimpleNamespace(name="m")
+    with pytest.raises(EngineError, match=r"m: vLLM failed: its logits are not numbers \(NaN\)"):
+        flight._write(5, {5: SimpleNamespace(logprob=math.nan)})
 
 
 @needs_vllm
