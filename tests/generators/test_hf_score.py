@@ -280,6 +280,13 @@ def test_decoders_that_wait_share_a_pass_with_rows_that_write(bench):
             decoders = [b.engine.decoder(ask("s", sentence(seed, 5)), b.meter) for seed in range(6)]
             await asyncio.gather(*[decoder.step() for decoder in decoders])
             b.passes.clear()
+            forward = b.model.forward
+
+            def unhurried(*args, **options):
+                time.sleep(0.01)  # all six ask again meanwhile
+                return forward(*args, **options)
+
+            b.model.forward = unhurried
             writing = asyncio.create_task(b.ids(ask("be brief", "rain", max_tokens=30)))
             for index in range(10):
                 await asyncio.gather(*[decoder.step([index]) for decoder in decoders])
