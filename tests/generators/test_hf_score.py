@@ -282,11 +282,14 @@ def test_decoders_that_wait_share_a_pass_with_rows_that_write(bench):
             b.passes.clear()
             forward = b.model.forward
 
-            def unhurried(*args, **options):
-                time.sleep(0.01)  # all six ask again meanwhile
-                return forward(*args, **options)
+            def patient(slots, *args, **options):
+                if len(slots) == 1:  # the one that writes: all six ask meanwhile
+                    b.model.forward, end = forward, time.monotonic() + 10
+                    while not all(decoder._row.asked for decoder in decoders) and time.monotonic() < end:
+                        time.sleep(0.001)
+                return forward(slots, *args, **options)
 
-            b.model.forward = unhurried
+            b.model.forward = patient
             writing = asyncio.create_task(b.ids(ask("be brief", "rain", max_tokens=30)))
             for index in range(10):
                 await asyncio.gather(*[decoder.step([index]) for decoder in decoders])
