@@ -138,7 +138,10 @@ def _sources() -> list[Path]:
 
 
 def processes() -> dict[int, float]:
-    """Resident MiB of every process below this one, zombies too, by its number."""
+    """Resident MiB of every process below this one, zombies too, by its number.
+
+    One that is being started still is this one, memory and all, and has none of its own.
+    """
     parents, sizes = dict[int, int](), dict[int, float]()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -150,7 +153,15 @@ def processes() -> dict[int, float]:
     found, own = {os.getpid()}, os.getpid()
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
-    return {pid: sizes[pid] for pid in found - {own}}
+    starting = _command(own)
+    return {pid: 0.0 if _command(pid) == starting else sizes[pid] for pid in found - {own}}
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 @contextmanager

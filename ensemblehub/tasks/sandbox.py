@@ -221,7 +221,8 @@ def _printable(text: str) -> str:
 
 
 def _kill_all(checker: subprocess.Popen[bytes]) -> None:
-    """Kill what the checker has below it, round by round while any is left, then its process group."""
+    """Stop the checker, kill what it has below it, round by round while any is left, then its process group."""
+    _kill(checker.pid, signal.SIGSTOP)  # it may be about to start the worker
     for _ in range(_KILL_ROUNDS):
         alive = _descendants(checker.pid)
         if not alive:
@@ -237,9 +238,9 @@ def _kill_all(checker: subprocess.Popen[bytes]) -> None:
         checker.stdout.close()
 
 
-def _kill(pid: int) -> None:
+def _kill(pid: int, number: int = signal.SIGKILL) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
 
 def _descendants(root: int) -> list[int]:
