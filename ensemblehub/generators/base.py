@@ -155,9 +155,21 @@ class Engine(ABC):
         character.  Pieces carry the meter's purpose.
 
         Raises:
-            ContextOverflowError: prompt and `max_tokens` do not fit; raised before the first piece.
+            CapabilityError: the request asks for what the engine cannot do; raised before the first piece, as is
+            ContextOverflowError: prompt and `max_tokens` do not fit.
             EngineError: the model failed; what it had computed is billed.
         """
+
+    def offers(self, request: Request) -> None:
+        """Check that it can do what the request asks for besides text.
+
+        Raises:
+            CapabilityError: it calls no tools, or keeps to no format.
+        """
+        if request.extra.get("tools") and "tools" not in self.can:
+            raise CapabilityError(f"engine {self.name!r} calls no tools")
+        if request.extra.get("response_format") and "response_format" not in self.can:
+            raise CapabilityError(f"engine {self.name!r} keeps to no response_format")
 
     async def score(self, request: Request, meter: Meter) -> Scored:
         """Read the rendered prompt (with `request.prefix`) in one forward pass and return every token's

@@ -74,6 +74,7 @@ class EchoEngine(Engine):
         self.written = 0  # tokens written since the engine was made, to prove that a closed stream stops
 
     async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
+        self.offers(request)
         prompt = _words(self._rendered(request))
         reply, finish = self._reply(request)
         if self.card.context and len(prompt) + request.sampling.max_tokens > self.card.context:

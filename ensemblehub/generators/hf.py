@@ -109,8 +109,9 @@ class HFEngine(Engine):
         """The prompt's ids and those that end the answer, once the model is loaded.
 
         Raises:
-            ContextOverflowError, RequestError: it cannot be answered.
+            CapabilityError, ContextOverflowError, RequestError: it cannot be answered.
         """
+        self.offers(request)
         sampling = request.sampling
         if sampling.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, not {sampling.max_tokens}")

@@ -7,7 +7,6 @@ Turns requests into the API's, its events into pieces, and its usage into a bill
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -38,7 +37,6 @@ from ensemblehub.schema import (
     Card,
     Chat,
     Finish,
-    Message,
     Piece,
     Price,
     Request,
@@ -211,7 +209,10 @@ class OpenAIEngine(Engine):
 
     def count(self, request: Request) -> int | None:
         render: Any = self.tokenizer
-        return None if render is None else len(render(request, self.name).ids)
+        try:
+            return None if render is None else len(render(request, self.name).ids)
+        except RequestError:  # by a template that is perhaps not the provider's
+            return None
 
     async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
         path, body = self.asked(request)
@@ -278,8 +279,9 @@ class OpenAIEngine(Engine):
         """The path and the body that ask the API.
 
         Raises:
-            RequestError: the API cannot be asked that.
+            CapabilityError, RequestError: the API cannot be asked that.
         """
+        self.offers(request)
         body: dict[str, Any] = {"model": self.address.model, "stream": True, "stream_options": {"include_usage": True}}
         body |= self._sampling(request.sampling) | dict(request.extra) | dict(self.settings.extra_body)
         if isinstance(request.prompt, Chat):
@@ -306,7 +308,7 @@ class OpenAIEngine(Engine):
         return body
 
     def _messages(self, chat: Chat, prefix: str) -> dict[str, Any]:
-        body: dict[str, Any] = {"messages": [_wire(message) for message in chat.messages]}
+        body: dict[str, Any] = {"messages": [message.wire for message in chat.messages]}
         if self.settings.dialect == "vllm" and chat.thinking is not None:
             body["chat_template_kwargs"] = {"enable_thinking": chat.thinking}
         if not prefix:
@@ -415,10 +417,6 @@ def _capabilities(options: OpenAIOptions) -> frozenset[Capability]:
 def prefix_way(options: OpenAIOptions) -> str:
     """How the start of an answer is given."""
     return options.prefix or ("continue_final_message" if options.dialect == "vllm" else "none")
-
-
-def _wire(message: Message) -> dict[str, Any]:
-    return {"role": message.role, "content": message.content} | (json.loads(message.extra) if message.extra else {})
 
 
 def _tokens(logprobs: Any) -> tuple[Token, ...]:

@@ -7,9 +7,10 @@ no model.
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
@@ -18,6 +19,7 @@ from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Tokenizer
 from ensemblehub.schema import Chat, Message, Piece, Request, Text, TokenIds
 
+_NONE = '""'  # no tools, as JSON
 _PLAIN = (str, int, float, bool, type(None))
 VERY_LARGE_INTEGER = int(1e30)  # transformers' word for a length that it does not know
 _PLACES = ("_path", "_file")  # settings that say where files lie, which is nobody else's business
@@ -51,6 +53,23 @@ class Span:
     offset: int = 0
 
 
+@dataclass(frozen=True)
+class Form:
+    """A conversation but for its contents.
+
+    Attributes:
+        turns: role of each message, and its further fields as JSON.
+        thinking: as the chat's.
+        asking: whether an answer is asked for.
+        tools: those that may be called, as JSON.
+    """
+
+    turns: tuple[tuple[str, str], ...]
+    thinking: bool | None
+    asking: bool
+    tools: str = _NONE
+
+
 class Renderer(Tokenizer):
     """Renders and tokenises with one fast tokenizer.
 
@@ -79,10 +98,11 @@ class Renderer(Tokenizer):
                 start of a character at the end of a turn.
         """
         text = "".join(turn.text for turn in request.written)
+        tools = _json(request.extra.get("tools") or "")
         if not (text and request.prefix.endswith(text)):
-            return self.render(request.prompt, request.prefix)
+            return self.render(request.prompt, request.prefix, tools)
         start = len(request.prefix) - len(text)
-        head = self.render(request.prompt, request.prefix[:start])
+        head = self.render(request.prompt, request.prefix[:start], tools)
         turns = [self._own(turn) if turn.engine == author else self._read(turn.text) for turn in request.written]
         ids, texts = [index for ids, _ in turns for index in ids], [text for _, texts in turns for text in texts]
         answer = len(request.prompt.messages) if isinstance(request.prompt, Chat) else 1
@@ -121,9 +141,9 @@ class Renderer(Tokenizer):
             spans = (*(span for span in spans if span is not whole), *pieces)
         return self._tokenised(text, spans, "", 0)
 
-    def _render(self, prompt: Chat | Text | TokenIds, prefix: str) -> Rendered:
+    def _render(self, prompt: Chat | Text | TokenIds, prefix: str, tools: str) -> Rendered:
         if isinstance(prompt, Chat):
-            text, spans = self._chat(prompt)
+            text, spans = self._chat(prompt, tools=tools)
             return self._tokenised(text, spans, prefix, len(prompt.messages))
         if isinstance(prompt, Text):
             head = Span(0, 0, len(prompt.text))
@@ -210,38 +230,75 @@ class Renderer(Tokenizer):
     def _is_special(self, text: str) -> bool:
         return any(string in text for string in self._special)
 
-    def _chat(self, chat: Chat, asking: bool = True) -> tuple[str, tuple[Span, ...]]:
+    def _chat(self, chat: Chat, asking: bool = True, tools: str = _NONE) -> tuple[str, tuple[Span, ...]]:
         contents = [message.content for message in chat.messages]
-        roles = tuple(message.role for message in chat.messages)
-        text = self._apply(roles, contents, chat.thinking, asking)
-        spans = _spans_in_frame(text, self._frame(roles, chat.thinking, asking), contents)
+        turns = tuple((message.role, message.extra) for message in chat.messages)
+        form = Form(turns, chat.thinking, asking, tools)
+        text = self._apply(form, contents)
+        spans = _spans_in_frame(text, self._frame(form), contents)
         if spans is None:
             spans = _spans_by_search(text, contents)
         placed = {span.message for span in spans}
-        for index, content in enumerate(contents):
+        for index, (content, (_, extra)) in enumerate(zip(contents, turns, strict=True)):
             if index not in placed and self._is_special(content):
                 raise RequestError(f"message {index} holds special tokens and the chat template rewrites it")
+            if self._is_special(_json(_calls(extra))):
+                raise RequestError(f"the tool calls of message {index} hold special tokens")
+        if self._is_special(tools):
+            raise RequestError("the tools hold special tokens")
+        if tools != _NONE and text == self._apply(replace(form, tools=_NONE), contents):
+            raise RequestError(f"{self.tokenizer.name_or_path}: the chat template shows the model no tools")
         return text, spans
 
-    def _frame_of(self, roles: tuple[str, ...], thinking: bool | None, asking: bool) -> tuple[str, ...]:
+    def _frame_of(self, form: Form) -> tuple[str, ...]:
         """The template's own text around the contents."""
-        marks = [f"\ue000{index}\ue001" for index in range(len(roles))]
-        text, frame = self._apply(roles, marks, thinking, asking), []
+        marks = [f"\ue000{index}\ue001" for index in range(len(form.turns))]
+        text, frame = self._apply(form, marks), []
         for mark in marks:
             head, _, text = text.partition(mark)
             frame.append(head)
         return (*frame, text)
 
-    def _apply(self, roles: Iterable[str], contents: Iterable[str], thinking: bool | None, asking: bool) -> str:
+    def _apply(self, form: Form, contents: Iterable[str]) -> str:
         if not self.tokenizer.chat_template:
             raise RequestError(f"{self.tokenizer.name_or_path}: the tokenizer has no chat template; send a text prompt")
-        turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
-        thinking = self.thinking if thinking is None else thinking
-        extra = {} if thinking is None else {"enable_thinking": thinking}
+        turns = [
+            {"role": role, "content": content, **_calls(extra)}
+            for (role, extra), content in zip(form.turns, contents, strict=True)
+        ]
+        thinking = self.thinking if form.thinking is None else form.thinking
+        options: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+        options["add_generation_prompt"] = form.asking
+        if form.tools != _NONE:
+            options["tools"] = json.loads(form.tools)
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asking, **extra))
+            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, **options))
+            text.encode()  # what is no character is refused, too
         except Exception as error:  # whatever a template raises, it is about these messages
             raise RequestError(f"the chat template refuses these messages: {error}") from error
+        return text
+
+
+def _json(value: Any) -> str:
+    """As JSON, with every character as it is."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _calls(extra: str) -> dict[str, Any]:
+    """A message's further fields as templates expect them: the arguments of calls are objects there.
+
+    Raises:
+        RequestError: they are no objects in JSON.
+    """
+    fields: dict[str, Any] = json.loads(extra) if extra else {}
+    for call in fields.get("tool_calls") or ():
+        function = call.get("function")
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            try:
+                function["arguments"] = json.loads(function["arguments"] or "{}")
+            except ValueError as error:
+                raise RequestError(f"the arguments of a tool call are no JSON: {error}") from error
+    return fields
 
 
 def _within(whole: Span, start: int, end: int) -> Span:

@@ -11,7 +11,7 @@ import asyncio
 import importlib.util
 import os
 import threading
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NoReturn
@@ -31,6 +31,7 @@ try:
     from ensemblehub.generators.hf import HFEngine, _scored
     from ensemblehub.generators.hf_cache import Readings
     from ensemblehub.generators.vllm_flight import Flight, Host, WriteFlight
+    from ensemblehub.generators.vllm_structure import Structure, parser_of
 except (ModuleNotFoundError, MissingExtraError) as error:
     missing = getattr(error, "name", None) or "torch"
     raise MissingExtraError(f"{missing} is not installed: pip install 'ensemblehub[vllm]'") from error
@@ -55,6 +56,8 @@ class VLLMOptions:
         seed: of requests that have none, at vLLM's choice.
         enable_thinking: the chat template's, for chats that do not say themselves.
         trust_remote_code: run Python code that comes with the model.
+        tool_parser: vLLM's name for how the model writes tool calls (`hermes` for Qwen, `llama3_json`, ...); without
+            one it is offered no tools.
         entropy_top_k: from how many of the likeliest tokens a reading takes its entropies where the vocabulary has
             more than 4096 ids; the others count as one token, so that the entropy is a lower bound.
         extra: further arguments of vLLM's `AsyncEngineArgs`.
@@ -72,6 +75,7 @@ class VLLMOptions:
     seed: int = 0
     enable_thinking: bool | None = None
     trust_remote_code: bool = False
+    tool_parser: str | None = None
     entropy_top_k: int = 64
     extra: Mapping[str, Any] = field(default_factory=dict)
     price: Price | None = None
@@ -92,7 +96,7 @@ class VLLMOptions:
             "block_size", "enforce_eager", "seed", "trust_remote_code",
         )  # fmt: skip
         given = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
-        ours = {"skip_tokenizer_init": True, "enable_prefix_caching": True, "max_logprobs": -1}
+        ours = {"enable_prefix_caching": True, "max_logprobs": -1}
         return {"model": path, **given, **ours, "disable_log_stats": True, **self.extra}
 
 
@@ -107,13 +111,14 @@ class VLLMEngine(HFEngine):
     """
 
     options: ClassVar[type] = VLLMOptions
-    can: frozenset[Capability] = frozenset({"prefix", "logprobs", "score"})
+    can: frozenset[Capability] = frozenset({"prefix", "logprobs", "score", "response_format"})
     settings: VLLMOptions  # type: ignore[assignment]  # the fields that the hf engine's methods read are the same
 
     def __init__(self, name: str, options: VLLMOptions) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise MissingExtraError("vllm is not installed: pip install 'ensemblehub[vllm]'")
         self.name, self.settings = name, options
+        self.can = VLLMEngine.can | ({"tools"} if options.tool_parser else set())
         self._config = hf_loading.pretrained(transformers.AutoConfig, self._place)
         card = hf_loading.card_of(self._place, self._config)
         self.card = replace(card, context=min(filter(None, (card.context, options.max_model_len)), default=0))
@@ -147,10 +152,11 @@ class VLLMEngine(HFEngine):
         """Start vLLM on the engine's own thread.
 
         Raises:
-            ConfigError: it cannot be started.
+            ConfigError: it cannot be started, or has no such tool parser.
             EngineError: the engine was closed.
         """
         host = self._started()
+        await asyncio.to_thread(getattr, self, "_parser")
         await asyncio.to_thread(getattr, self, "vocabulary")  # computed once and kept
         await asyncio.shield(asyncio.wrap_future(host.loaded))
 
@@ -163,12 +169,16 @@ class VLLMEngine(HFEngine):
 
     async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
         sampling, (ids, end) = request.sampling, await self._asked(request)
-        flight = WriteFlight(self._started(), ids, self._params(request, end), sampling, end, self.vocabulary)
+        structure, params = self._structure(request, ids, end), self._params(request, end)
+        if structure is not None:
+            params.structured_outputs = structure.constraint
+        flight = WriteFlight(self._started(), ids, params, sampling, end, self.vocabulary)
         try:
             while True:
                 tokens, finish = await flight.take()
                 text = "".join(token.text for token in tokens)
-                yield Piece(text, self.name, meter.purpose, tokens, finish)
+                piece = Piece(text, self.name, meter.purpose, tokens, finish)
+                yield piece if structure is None else structure.piece(piece)
                 if finish is not None:
                     break
         finally:
@@ -227,6 +237,18 @@ class VLLMEngine(HFEngine):
             )  # fmt: skip
         except Exception as error:  # vLLM's own kinds, which change with its versions
             raise RequestError(f"{self.name}: {str(error).splitlines()[0]}") from error
+
+    def _structure(self, request: Request, ids: Sequence[int], end: frozenset[int]) -> Structure | None:
+        """What the request's `tools` and `response_format` ask for."""
+        if not request.extra:
+            return None
+        names = {index: name for index, name in self.vocabulary.names.items() if index not in end}
+        return Structure(self.name, request, ids, self._parser, self._renderer.tokenizer, names)
+
+    @cached_property
+    def _parser(self) -> Any:
+        named = self.settings.tool_parser
+        return parser_of(self.name, named, self._renderer.tokenizer) if named else None
 
     @property
     def _place(self) -> hf_loading.HFOptions:

@@ -40,6 +40,8 @@ class Host:
     """
 
     def __init__(self, name: str, arguments: Mapping[str, Any]) -> None:
+        for key, value in SETTINGS.items():
+            os.environ.setdefault(key, value)
         self.name, self._arguments = name, dict(arguments)
         self._loop = asyncio.new_event_loop()
         self._numbers = itertools.count()
@@ -88,8 +90,6 @@ class Host:
         self._loop.close()
 
     async def _start(self) -> None:
-        for name, value in SETTINGS.items():
-            os.environ.setdefault(name, value)
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM

@@ -1,8 +1,9 @@
-"""Tools and formats go through the server to a single model behind an API, and nowhere else."""
+"""Tools and formats go through the server to a single model behind an API or in vLLM, and nowhere else."""
 
 import asyncio
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import httpx2 as httpx
@@ -116,3 +117,59 @@ def test_numbers_and_characters_that_no_encoder_likes_are_no_failure(serve):
     answer, asked = asyncio.run(ask())
     assert answer.status_code == 200
     assert asked[0]["messages"][0]["tool_calls"] == odd["tool_calls"]
+
+
+SCHEMA = {
+    "type": "object", "properties": {"a": {"enum": [1, 2]}, "b": {"enum": [3, 4]}}, "required": ["a", "b"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def shows_tools(tmp_path):
+    """The mentor with a template that shows tools, and its blank tokens, of which it would write JSON without end."""
+    transformers = pytest.importorskip("transformers")
+    from ensemblehub import studio
+
+    folder = shutil.copytree(studio.resolve("studio:mentor"), tmp_path / "mentor")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{% if tools %}{{ tools | tojson }}{% endif %}" + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    return folder, {str(index): -100 for index in range(len(tokenizer)) if not tokenizer.decode([index]).strip()}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
+def test_a_model_in_vllm_calls_tools_and_keeps_to_a_format(serve, shows_tools):
+    folder, blank = shows_tools
+    options = {"dtype": "float32", "block_size": 32, "enforce_eager": True, "tool_parser": "hermes"}
+    spec = {"name": "near", "engine": "vllm", "path": str(folder), **options}
+    method = {"output_aggregation_method": "single", "output_aggregation_params": {"engine": "near"}}
+    server = serve(json.dumps({"model_specs": [spec], "ensemble": method}), env={"VLLM_CPU_KVCACHE_SPACE": "1"})
+    try:
+        ask = {"messages": ASK["messages"], "logit_bias": blank, "max_tokens": 200}
+        tool = {"type": "function", "function": {"name": "add", "parameters": SCHEMA, "strict": True}}
+        body = {**ask, "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+        whole = server.post(CHAT, body).json()
+        (choice,) = whole["choices"]
+        (made,) = choice["message"]["tool_calls"]
+        assert made["function"]["name"] == "add"
+        assert set(json.loads(made["function"]["arguments"])) == {"a", "b"}
+        assert choice["finish_reason"] == "tool_calls"
+        assert choice["message"]["content"] in ("", None)
+        assert whole["usage"]["completion_tokens"] > 10
+        streamed = server.post(CHAT, {**body, "stream": True, "stream_options": {"include_usage": True}})
+        events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+        parts = [part for one in events for line in one["choices"] for part in line["delta"].get("tool_calls", [])]
+        assert "".join(part["function"].get("arguments", "") for part in parts) == made["function"]["arguments"]
+        assert events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+        schema = {"type": "json_schema", "json_schema": {"name": "sum", "schema": SCHEMA}}
+        answer = server.post(CHAT, {**ask, "response_format": schema}).json()
+        assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"a", "b"}
+        turns = [*ASK["messages"], {"role": "assistant", "content": None, "tool_calls": [made]}]
+        turns += [{"role": "tool", "tool_call_id": made["id"], "content": "4"}]
+        assert server.post(CHAT, {**body, "messages": turns, "tool_choice": "auto"}).status_code == 200
+        refused = server.post(CHAT, {**ask, "tools": [{"type": "function"}]})
+        assert refused.status_code == 400
+        assert "tools.0.function" in refused.json()["error"]["message"]
+    finally:
+        server.stop()

@@ -409,6 +409,82 @@ def test_decoder(subject, able):
     subject.run(work())
 
 
+# Formats and tools
+
+SCHEMA = {
+    "type": "object", "properties": {"boats": {"enum": [1, 2, 3]}, "sails": {"enum": ["red", "white"]}},
+    "required": ["boats", "sails"], "additionalProperties": False,
+}  # fmt: skip
+TOOL = {"type": "function", "function": {"name": "count", "parameters": SCHEMA, "strict": True}}
+
+
+def keeping(subject, **extra):
+    """A question whose answer has no white space, of which these small models write JSON without end."""
+    tokenizer = studio_tokenizer(subject)
+    blank = [index for index, text in tokenizer if not text.strip()]
+    return replace(question(11, max_tokens=200, logit_bias=dict.fromkeys(blank, -100.0)), extra=extra)
+
+
+def studio_tokenizer(subject):
+    return [] if subject.scripted else enumerate(subject.reference.vocabulary.tokens)
+
+
+def fits_schema(text):
+    value = json.loads(text)
+    return set(value) == {"boats", "sails"} and value["boats"] in (1, 2, 3) and value["sails"] in ("red", "white")
+
+
+@pytest.mark.ability("response_format")
+def test_format(subject, able):
+    """an answer keeps to a JSON schema"""
+
+    async def work():
+        schema = {"name": "fleet", "schema": SCHEMA}
+        asked = keeping(subject, response_format={"type": "json_schema", "json_schema": schema})
+        if not able:
+            with refusing(subject, CapabilityError):
+                await subject.text(asked)
+            return
+        pieces = await subject.pieces(asked)
+        assert fits_schema("".join(piece.text for piece in pieces))
+        assert pieces[-1].finish == "stop"
+        assert len(pieces) > 5
+        with refusing(subject):
+            await subject.text(keeping(subject, response_format={"type": "json_schema", "json_schema": {"name": "x"}}))
+
+    subject.run(work())
+
+
+@pytest.mark.ability("tools")
+def test_tools(subject, able, monkeypatch):
+    """a tool is called with arguments that keep to its schema"""
+
+    async def work():
+        asked = keeping(subject, tools=[TOOL], tool_choice="required", parallel_tool_calls=False)
+        if not able:
+            with refusing(subject, CapabilityError):
+                await subject.text(asked)
+            return
+        with refusing(subject):  # the template of the studio's models knows no tools
+            await subject.text(asked)
+        tokenizer = subject.engine.tokenizer.tokenizer
+        monkeypatch.setattr(
+            tokenizer, "chat_template", "{% if tools %}{{ tools | tojson }}{% endif %}" + tokenizer.chat_template
+        )
+        pieces = await subject.pieces(asked)
+        calls = [part for piece in pieces for part in piece.tool_calls]
+        assert [part["function"]["name"] for part in calls if "name" in part["function"]] == ["count"]
+        assert fits_schema("".join(part["function"].get("arguments", "") for part in calls))
+        assert pieces[-1].finish == "tool_calls"
+        assert "".join(piece.text for piece in pieces) == ""
+        assert subject.ledger.calls[-1].cost.completion_tokens >= sum(len(piece.tokens) for piece in pieces) > 5
+        free = await subject.pieces(replace(question(11), extra={"tools": [TOOL], "tool_choice": "auto"}))
+        assert "".join(piece.text for piece in free)
+        assert free[-1].finish == "length"
+
+    subject.run(work())
+
+
 # The bill
 
 

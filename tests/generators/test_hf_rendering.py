@@ -1,5 +1,7 @@
 """Rendering: templates, origins, and contents that look like special tokens."""
 
+import json
+
 import pytest
 
 pytest.importorskip("torch")
@@ -55,6 +57,55 @@ def test_thinking_is_passed_only_where_it_is_said(tokenizer):
     assert shown(render(chat("s", "u", thinking=True)), None).endswith("Think: ")
     assert shown(render(chat("s", "u", thinking=None)), None).endswith("<|assistant|>")
     assert shown(render(chat("s", "u", thinking=False)), None).endswith("<|assistant|>")
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "a + b, \u00e9"}}]
+
+
+def with_tools(tokenizer, monkeypatch):
+    offered = "{% if tools %}{{ '<|system|>' + tools | tojson + '<|end|>' }}{% endif %}"
+    calls = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments.a }};{% endfor %}{% endfor %}"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", offered + calls + tokenizer.chat_template)
+    return Renderer(tokenizer)
+
+
+def test_tools_and_calls_are_shown_as_the_template_shows_them(tokenizer, monkeypatch):
+    render = with_tools(tokenizer, monkeypatch)
+    made = json.dumps({"tool_calls": [{"function": {"name": "add", "arguments": '{"a": "nine"}'}}]})
+    turns = (Message("user", "birds"), Message("assistant", "", made), Message("tool", "rain", '{"tool_call_id": "c"}'))
+    rendered = render(Request(Chat(turns), extra={"tools": TOOLS}))
+    expected = tokenizer.apply_chat_template(
+        [
+            {"role": "user", "content": "birds"},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {"a": "nine"}}}]},
+            {"role": "tool", "content": "rain", "tool_call_id": "c"},
+        ],
+        tools=TOOLS, add_generation_prompt=True, return_dict=False,
+    )  # fmt: skip
+    assert list(rendered.ids) == expected
+    assert [shown(rendered, index) for index in range(3)] == ["birds", "", "rain"]
+    assert "nine;" in shown(rendered, None)
+    assert render(Request(Chat(turns))) != rendered
+
+
+def test_tools_that_cannot_be_shown_are_refused(tokenizer, monkeypatch):
+    with pytest.raises(RequestError, match="shows the model no tools"):
+        Renderer(tokenizer)(Request(Chat((Message("user", "x"),)), extra={"tools": TOOLS}))
+    render = with_tools(tokenizer, monkeypatch)
+    evil = [{"type": "function", "function": {"name": "<|end|>"}}]
+    with pytest.raises(RequestError, match="the tools hold special tokens"):
+        render(Request(Chat((Message("user", "x"),)), extra={"tools": evil}))
+    odd = [{"type": "function", "function": {"name": "\ud800"}}]
+    with pytest.raises(RequestError, match="template refuses"):
+        render(Request(Chat((Message("user", "x"),)), extra={"tools": odd}))
+    hidden = json.dumps({"tool_calls": [{"function": {"arguments": '{"a": "\\u003c|end|>"}'}}]})
+    with pytest.raises(RequestError, match="tool calls of message 0 hold special tokens"):
+        render(Request(Chat((Message("assistant", "", hidden),))))
+    broken = json.dumps({"tool_calls": [{"function": {"arguments": "{"}}]})
+    with pytest.raises(RequestError, match="no JSON"):
+        render(Request(Chat((Message("assistant", "", broken),))))
 
 
 def test_contents_that_repeat_the_template_are_found_where_they_stand(tokenizer):

@@ -7,7 +7,7 @@ import pytest
 from faulty import CUT, STALL, WORDS, answer, bill, event, said, upstream
 
 from ensemblehub.cost import Ledger
-from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError
+from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.endpoint import Breaker, Failure, Patience
 from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
 from ensemblehub.schema import Chat, Message, Price, Request, Sampling, Text, TokenIds
@@ -92,9 +92,8 @@ def test_every_field_of_a_request_is_sent_or_refused():
         frequency_penalty=0.2,
     )  # fmt: skip
     request = Request(CHAT, sampling, extra={"tools": [{"type": "function"}]})
-    body = Asked(
-        answer(), request=request, max_tokens_field="max_completion_tokens", extra_body={"provider": "x"}
-    ).api.asked[0]
+    options = {"max_tokens_field": "max_completion_tokens", "extra_body": {"provider": "x"}, "tools": True}
+    body = Asked(answer(), request=request, **options).api.asked[0]
     for key, value in {
         "max_completion_tokens": 9, "temperature": 0.5, "top_p": 0.9, "seed": 3, "stop": ["a", "b"], "provider": "x",
         "logit_bias": {"5": -1.0}, "presence_penalty": 0.1, "frequency_penalty": 0.2, "tools": [{"type": "function"}],
@@ -105,6 +104,7 @@ def test_every_field_of_a_request_is_sent_or_refused():
     body = Asked(answer(), request=more, dialect="vllm").api.asked[0]
     assert (body["top_k"], body["ignore_eos"], body["stop_token_ids"]) == (5, True, [7])
     assert isinstance(Asked(answer(), request=Request(TokenIds((1,)))).error, RequestError)
+    assert isinstance(Asked(answer(), request=request).error, CapabilityError)  # no word that the API calls tools
 
 
 def test_a_raw_prompt_goes_to_the_other_route():

@@ -5,10 +5,12 @@ One pair is started for all tests, since a start takes a minute.
 
 import asyncio
 import importlib.util
+import json
 import math
 import os
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -35,10 +37,12 @@ from ensemblehub.generators.entropies import entropy_of
 from ensemblehub.generators.hf import HFEngine, HFOptions
 from ensemblehub.generators.vllm import VLLMEngine, VLLMOptions
 from ensemblehub.generators.vllm_flight import WriteFlight
-from ensemblehub.schema import Chat, Message, Request, Sampling, Text, TokenIds
+from ensemblehub.generators.vllm_structure import Structure, parser_of
+from ensemblehub.schema import Chat, Message, Piece, Request, Sampling, Text, Token, TokenIds
 from ensemblehub.tasks.studio_math import StudioMath
 
 ITEMS = list(StudioMath().items("test", 32))
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 CLOSE = 1e-3  # nats
 WAIT = 600  # seconds; a start takes a minute on an idle machine
 needs_vllm = pytest.mark.skipif(
@@ -438,6 +442,64 @@ def test_a_mentor_writes_on_while_the_intern_reads_and_the_surplus_is_discarded_
         (surplus,) = [line.cost for line in mine.spent if line.purpose == "insight"]
         assert surplus.completion_tokens - surplus.discarded_tokens == mine.verdicts[-1].mentor_tokens == 8
         assert surplus.discarded_tokens > 0
+
+
+def written(*parts, finish=None):
+    """Pieces of one token each; an id alone is a control token, which has no text."""
+    tokens = [Token("", part) if isinstance(part, int) else Token(part, 100 + at) for at, part in enumerate(parts)]
+    ends = [None] * (len(tokens) - 1) + [finish]
+    return [Piece(one.text, "m", "answer", (one,), end) for one, end in zip(tokens, ends, strict=True)]
+
+
+@needs_vllm
+def test_calls_are_found_in_what_is_written_also_between_control_tokens(pair):
+    tokenizer = pair.theirs.tokenizer.tokenizer
+    parser, names = parser_of("m", "hermes", tokenizer), {7: "<tool_call>", 8: "</tool_call>"}
+    request = replace(question(), extra={"tools": [ADD], "tool_choice": "auto"})
+    call = ['{"name": "add", ', '"arguments": ', '{"a": ', "2}", "}"]
+    for marks in ((7, 8), ("<tool_call>", "</tool_call>")):
+        structure = Structure("m", request, (1, 2), parser, tokenizer, names)
+        told = [structure.piece(one) for one in written("I ", "add.", marks[0], *call, marks[1], 9, finish="stop")]
+        assert "".join(one.text for one in told) == "I add."
+        parts = [part["function"] for one in told for part in one.tool_calls]
+        assert [part["name"] for part in parts if part.get("name")] == ["add"]
+        assert json.loads("".join(part.get("arguments", "") for part in parts)) == {"a": 2}
+        assert [one.finish for one in told if one.finish] == ["tool_calls"]
+    structure = Structure("m", request, (1, 2), parser, tokenizer, names)
+    told = [structure.piece(one) for one in written("It is", " 4", 9, finish="stop")]
+    assert "".join(one.text for one in told) == "It is 4"
+    assert told[-1].finish == "stop"
+
+
+@needs_vllm
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools.0.function: Field required"),
+        ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "sub"}}}, "does not match"),
+        ({"response_format": {"type": "json_schema"}}, "'json_schema' field must be provided"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type: Input should be"),
+    ],
+)
+def test_formats_and_tools_that_vllm_does_not_understand_are_one_line(pair, extra, words):
+    tokenizer = pair.theirs.tokenizer.tokenizer
+    with pytest.raises(RequestError) as found:
+        Structure("m", replace(question(), extra=extra), (1,), parser_of("m", "hermes", tokenizer), tokenizer, {})
+    assert words in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+@needs_vllm
+def test_a_started_answer_keeps_to_no_format(pair):
+    request = replace(question().continued("{"), extra={"response_format": {"type": "json_object"}})
+    with pytest.raises(RequestError, match="cannot be continued"):
+        pair.run(pair.text(request))
+
+
+@needs_vllm
+def test_a_tool_parser_that_vllm_has_not_is_one_line(pair):
+    with pytest.raises(ConfigError, match=r"^m: tool_parser 'nonsense': [^\n]*$"):
+        parser_of("m", "nonsense", pair.theirs.tokenizer.tokenizer)
 
 
 @needs_vllm
