@@ -110,16 +110,25 @@ class Model:
         logits = np.empty((len(ids), columns, self.vocabulary), dtype=np.float32)
         for first, last in self._groups(counts):
             sequences = self.slots.seat(slots[first:last], starts[first:last])
-            self._batch.fill(sequences, starts[first:last], ids[first:last], wanted[first:last])
+            if max(counts[first:last]) == 1:
+                sequences = self.slots.neighbours(slots[first:last])
+            places = dict(zip(sequences, range(first, last), strict=True))
+            order = [places[sequence] for sequence in sorted(places)]
+            self._batch.fill(
+                sorted(places),
+                [starts[row] for row in order],
+                [ids[row] for row in order],
+                [wanted[row] for row in order],
+            )
             code = llama_cpp.llama_decode(self._context, self._batch.struct)
             if code:
                 raise RuntimeError(_reason(f"llama_decode returned {code}"))
             self.slots.computed(slots[first:last], starts[first:last], counts[first:last])
-            if min(wanted[first:last]) == columns:
+            if min(wanted[first:last]) == columns and order == list(range(first, last)):
                 self._copy(logits[first:last])
                 continue
             lines, at = self._copy(np.empty((sum(wanted[first:last]), self.vocabulary), dtype=np.float32)), 0
-            for row in range(first, last):
+            for row in order:
                 logits[row, columns - wanted[row] :] = lines[at : at + wanted[row]]
                 at += wanted[row]
         return torch.from_numpy(logits)
@@ -148,7 +157,7 @@ def _shape(context: int, rows: int, batch: int, threads: int | None, gpu_layers:
     options.type_k = options.type_v = KV_TYPES[kv]
     if kv == "f32" or (not gpu_layers and kv != "q8_0"):  # it rounds to float16, and on a CPU it is the slower way
         options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    options.kv_unified = True  # sequences share all cells; none is copied when rows come and go
+    options.kv_unified = False  # a row attends over its own cells alone, not over those of all
     options.swa_full = True  # keep what a sliding window has passed, so that rows can be cut back
     options.no_perf = True
     return options
@@ -218,7 +227,7 @@ class Sequences:
     def write(self, slot: int, kv: State, length: int) -> None:
         """Put the first `length` tokens of a saved state into a slot."""
         self._saved[slot] = kv
-        self._enter(slot, ())
+        self._enter(slot, self._room(()))
         self._cut(slot, length)
 
     def read(self, slot: int, length: int) -> State:
@@ -238,8 +247,27 @@ class Sequences:
             if slot in self._sequences:
                 self._sequences[slot] = self._sequences.pop(slot)  # used last
             else:
-                self._enter(slot, slots)
+                self._enter(slot, self._room(slots))
             self._cut(slot, start)
+        return [self._sequences[slot] for slot in slots]
+
+    def neighbours(self, slots: Sequence[int]) -> list[int]:
+        """The sequences of these seated slots, once they are neighbours.
+
+        Only of neighbours, in their order, llama.cpp makes one pass; of others it makes several, each over all weights.
+        """
+        used, count = {self._sequences[slot] for slot in slots}, len(slots)
+        start = max(range(self.count - count + 1), key=lambda first: sum(first <= one < first + count for one in used))
+        wanted = set(range(start, start + count))
+        if used != wanted and not self._windowed:
+            owners = {sequence: slot for slot, sequence in self._sequences.items()}
+            strays = [slot for slot in slots if self._sequences[slot] not in wanted]
+            for slot, hole in zip(strays, wanted - used, strict=True):
+                for one in (slot, owners.get(hole)):
+                    if one is not None:
+                        self._rest(one)
+                self._spare.remove(hole)
+                self._enter(slot, hole)
         return [self._sequences[slot] for slot in slots]
 
     def computed(self, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> None:
@@ -247,13 +275,20 @@ class Sequences:
         for slot, start, count in zip(slots, starts, counts, strict=True):
             self._lengths[slot] = start + count
 
-    def _enter(self, slot: int, staying: Sequence[int]) -> None:
-        """Give a slot a sequence, if need be that of the row that rests longest."""
+    def _room(self, staying: Sequence[int]) -> int:
+        """A free sequence, if need be that of the row that rests longest."""
         if not self._spare:
-            resting = next(other for other in self._sequences if other not in staying)
-            self._saved[resting] = self.read(resting, self._lengths[resting])
-            self._leave(resting)
-        sequence = self._sequences[slot] = self._spare.pop()
+            self._rest(next(other for other in self._sequences if other not in staying))
+        return self._spare.pop()
+
+    def _rest(self, slot: int) -> None:
+        """Save what is in a slot, and free its sequence."""
+        self._saved[slot] = self.read(slot, self._lengths[slot])
+        self._leave(slot)
+
+    def _enter(self, slot: int, sequence: int) -> None:
+        """Give a slot a free sequence, and what was saved of it."""
+        self._sequences[slot] = sequence
         self._lengths[slot] = self._floors[slot] = 0
         state = self._saved.pop(slot, None)
         if state is not None:

@@ -267,6 +267,35 @@ def test_more_paused_rows_than_sequences_hold_nobody_up(bench):
     run(main())
 
 
+def test_rows_that_step_together_lie_side_by_side_and_none_is_lost(bench):
+    async def main():
+        async with bench(batch_rows=6) as b:
+            sampled, texts = random.Random(3), sentences(6)
+            decoders = [b.engine.decoder(ask(text), b.meter) for text in texts]
+            ids = [list(b.engine.render(ask(text)).ids) for text in texts]
+            await asyncio.gather(*[one.step() for one in decoders])
+            seen = []
+            neighbours = b.model.slots.neighbours
+
+            def watched(slots):
+                seen.append(neighbours(slots))
+                return seen[-1]
+
+            b.model.slots.neighbours = watched
+            for index in range(12):
+                some = sorted(sampled.sample(range(6), sampled.randint(1, 5)))
+                lines = await asyncio.gather(*[decoders[row].step([index + row]) for row in some])
+                for row, line in zip(some, lines, strict=True):
+                    ids[row].append(index + row)
+                    assert np.allclose(line.logprobs, b.fresh(ids[row])[-1].numpy(), atol=CLOSE)
+            assert max(map(len, seen)) > 2
+            assert all(sorted(one) == list(range(min(one), min(one) + len(one))) for one in seen)
+            for one in decoders:
+                one.close()
+
+    run(main())
+
+
 def test_a_window_that_was_passed_is_not_gone_back_to(bench):
     """Of a model with sliding attention, a row that made room for another goes on, but cannot be cut back."""
 
