@@ -98,7 +98,8 @@ def _draw(choices: Sequence[Choice], logits: torch.Tensor) -> torch.Tensor:
     total = cumulated[:, -1:]
     target = logits.new_tensor([[choice.uniform()] for choice in choices]) * total
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulated, target, right=True).squeeze(-1)
+    # of probabilities that are not numbers it is an id beyond the last; whoever chose learns it by the logprob
+    return torch.searchsorted(cumulated, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
 def _limited(samplings: Sequence[Sampling], probabilities: torch.Tensor) -> torch.Tensor:

@@ -47,6 +47,7 @@ class Scheduler:
         self._rows: list[Row] = []
         self._mail: defaultdict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = defaultdict(list)
         self._closed, self._why = False, "is closed"
+        self._gate = threading.Lock()  # no row arrives once the engine is closed
         self._thread = threading.Thread(target=self._work, name=f"ensemblehub-{name}", daemon=True)
         self._thread.start()
 
@@ -56,9 +57,10 @@ class Scheduler:
         Raises:
             EngineError: the engine is closed.
         """
-        if self._closed:
-            raise EngineError(f"{self.name} {self._why}", self.name)
-        self._inbox.put(row)
+        with self._gate:
+            if self._closed:
+                raise EngineError(f"{self.name} {self._why}", self.name)
+            self._inbox.put(row)
 
     def wake(self) -> None:
         """Something about a row has changed: it was read, asked for or closed."""
@@ -66,7 +68,8 @@ class Scheduler:
 
     def stop(self) -> None:
         """End the thread; rows still running fail.  Blocks until the current step is over."""
-        self._closed = True
+        with self._gate:
+            self._closed = True
         self._inbox.put(_STOP)
         self._thread.join()
 
@@ -84,7 +87,8 @@ class Scheduler:
                     busy = self._turn()
                 except BaseException as error:  # no row may wait for ever, whatever went wrong
                     if not isinstance(error, Exception):
-                        self._closed, self._why = True, f"ended: {error!r}"
+                        with self._gate:
+                            self._closed, self._why = True, f"ended: {error!r}"
                     self._fail([*self._rows, *self._waiting], self._failure(error))
                     self._hand_over()
                     if self._closed:

@@ -380,6 +380,37 @@ def test_logits_that_are_not_numbers_are_an_error_and_the_engine_lives_on(bench,
     run(main())
 
 
+def test_a_row_whose_logits_are_not_numbers_takes_no_other_with_it(bench):
+    async def main():
+        async with bench(lookahead=12) as b:
+            calm, other = ask("lazy dogs", temperature=1.0, seed=3), ask("the quick brown fox", temperature=1.0, seed=4)
+            expected = await b.ids(calm)
+            forward, submit, together = b.model.forward, b.engine._scheduler.submit, []
+            come = threading.Semaphore(0)
+
+            def counting(row):
+                submit(row)
+                come.release()
+
+            def spoiling(slots, *args, **kwargs):
+                logits = forward(slots, *args, **kwargs)
+                if not b.passes[1:]:  # the first pass lasts until both have come
+                    assert all(come.acquire(timeout=10) for _ in range(2))
+                if len(slots) == 2:
+                    together.append(slots)
+                    logits[1] = float("nan")
+                return logits
+
+            b.passes.clear()
+            b.model.forward, b.engine._scheduler.submit = spoiling, counting
+            answers = await asyncio.gather(b.ids(calm), b.ids(other), return_exceptions=True)
+            assert len(together) == 1
+            assert answers[0] == expected
+            assert "not numbers (NaN)" in str(answers[1])
+
+    run(main())
+
+
 def test_a_thread_that_ends_fails_its_rows_and_all_that_come(bench):
     async def main():
         async with bench() as b:
