@@ -147,7 +147,7 @@ class OpenAIEngine(Engine):
 
     def __init__(self, name: str, options: OpenAIOptions) -> None:
         self.name, self.settings, self.address = name, options, Address.of(options)
-        self.can = _capabilities(options)
+        self.can, self._said = _capabilities(options), False
         size = _size(self.address.model) if options.parameters is None else options.parameters
         self.card = Card(size, size, 0.0, options.context, 0, options.price or _known_price(self.address))
 
@@ -309,8 +309,11 @@ class OpenAIEngine(Engine):
 
     def _messages(self, chat: Chat, prefix: str) -> dict[str, Any]:
         body: dict[str, Any] = {"messages": [message.wire for message in chat.messages]}
-        if self.settings.dialect == "vllm" and chat.thinking is not None:
+        if chat.thinking is not None and self.settings.dialect == "vllm":
             body["chat_template_kwargs"] = {"enable_thinking": chat.thinking}
+        elif chat.thinking is not None and not self._said:
+            self._said = True  # once
+            log.warning("%s: OpenAI's API has no word for whether to think; `extra_body` may have one", self.name)
         if not prefix:
             return body
         way = prefix_way(self.settings)

@@ -2,6 +2,7 @@ import asyncio
 import json
 import time
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from faulty import CUT, STALL, WORDS, answer, bill, event, said, upstream
@@ -105,6 +106,19 @@ def test_every_field_of_a_request_is_sent_or_refused():
     assert (body["top_k"], body["ignore_eos"], body["stop_token_ids"]) == (5, True, [7])
     assert isinstance(Asked(answer(), request=Request(TokenIds((1,)))).error, RequestError)
     assert isinstance(Asked(answer(), request=request).error, CapabilityError)  # no word that the API calls tools
+
+
+def test_what_the_api_has_no_word_for_is_said_once(caplog):
+    calm = Request(replace(CHAT, thinking=False))
+    assert Asked(answer(), request=calm, dialect="vllm").api.asked[0]["chat_template_kwargs"] == {
+        "enable_thinking": False
+    }
+    assert caplog.messages == []
+    engine = OpenAIEngine("far", OpenAIOptions("m", base_url="http://127.0.0.1:1/v1"))
+    for _ in range(2):
+        assert "chat_template_kwargs" not in engine.asked(calm)[1]
+    (line,) = caplog.messages
+    assert line.startswith("far: OpenAI's API has no word for whether to think")
 
 
 def test_a_raw_prompt_goes_to_the_other_route():
