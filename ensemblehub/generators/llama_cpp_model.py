@@ -257,10 +257,10 @@ class Sequences:
         Only of neighbours, in their order, llama.cpp makes one pass; of others it makes several, each over all weights.
         """
         used, count = {self._sequences[slot] for slot in slots}, len(slots)
-        start = max(range(self.count - count + 1), key=lambda first: sum(first <= one < first + count for one in used))
-        wanted = set(range(start, start + count))
-        if used != wanted and not self._windowed:
-            owners = {sequence: slot for slot, sequence in self._sequences.items()}
+        if max(used) - min(used) >= count and not self._windowed:
+            starts = range(self.count - count + 1)
+            start = max(starts, key=lambda first: sum(first <= one < first + count for one in used))
+            wanted, owners = set(range(start, start + count)), {one: slot for slot, one in self._sequences.items()}
             strays = [slot for slot in slots if self._sequences[slot] not in wanted]
             for slot, hole in zip(strays, wanted - used, strict=True):
                 for one in (slot, owners.get(hole)):

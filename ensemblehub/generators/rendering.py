@@ -288,7 +288,7 @@ def _calls(extra: str) -> dict[str, Any]:
     """A message's further fields as templates expect them: the arguments of calls are objects there.
 
     Raises:
-        RequestError: they are no objects in JSON.
+        RequestError: they are no JSON.
     """
     fields: dict[str, Any] = json.loads(extra) if extra else {}
     for call in fields.get("tool_calls") or ():
@@ -296,7 +296,7 @@ def _calls(extra: str) -> dict[str, Any]:
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
             try:
                 function["arguments"] = json.loads(function["arguments"] or "{}")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RequestError(f"the arguments of a tool call are no JSON: {error}") from error
     return fields
 

@@ -103,9 +103,10 @@ def test_tools_that_cannot_be_shown_are_refused(tokenizer, monkeypatch):
     hidden = json.dumps({"tool_calls": [{"function": {"arguments": '{"a": "\\u003c|end|>"}'}}]})
     with pytest.raises(RequestError, match="tool calls of message 0 hold special tokens"):
         render(Request(Chat((Message("assistant", "", hidden),))))
-    broken = json.dumps({"tool_calls": [{"function": {"arguments": "{"}}]})
-    with pytest.raises(RequestError, match="no JSON"):
-        render(Request(Chat((Message("assistant", "", broken),))))
+    for arguments in ("{", "[" * 100_000):
+        broken = json.dumps({"tool_calls": [{"function": {"arguments": arguments}}]})
+        with pytest.raises(RequestError, match="no JSON"):
+            render(Request(Chat((Message("assistant", "", broken),))))
 
 
 def test_contents_that_repeat_the_template_are_found_where_they_stand(tokenizer):
