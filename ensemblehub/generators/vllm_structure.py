@@ -55,13 +55,13 @@ class Structure:
         tokenizer: Any,
         names: Mapping[int, str],
     ) -> None:
-        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-
         if request.prefix:
             raise RequestError(f"{name}: an answer that keeps to a format or calls tools cannot be continued")
         messages = [one.wire for one in request.prompt.messages] if isinstance(request.prompt, Chat) else []
         self._name, self._ids, self._names, self._called = name, list(ids), names, False
         try:
+            from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
             self._asked = ChatCompletionRequest(messages=messages, **request.extra)
             self._parser = parser(tokenizer, self._asked.tools) if parser and self._asked.tools else None
             if self._parser is not None:
