@@ -4,7 +4,7 @@ import sys
 from collections import Counter
 
 import pytest
-from sandbox_here import working
+from sandbox_here import filtered, working
 
 if sys.platform != "linux":
     pytest.skip("what is left is looked for in /proc", allow_module_level=True)
@@ -31,16 +31,16 @@ def test_there_are_many_and_each_has_a_name():
 @pytest.mark.parametrize("form", [pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in FORMS])
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_hostile_program_is_contained(name, form, around):
-    if not working(form).filtered and form == "limits" and BY_NAME[name].dangerous:
-        pytest.skip("system calls are not filtered here: it could do harm")
+    if form == "limits" and BY_NAME[name].dangerous:
+        filtered(form)  # without, it could do harm
+    working(form)
     trial = benchmark.trial(BY_NAME[name], form, around)
     assert trial.wrong == (), trial.reason
 
 
 @pytest.mark.parametrize("form", [pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in FORMS])
 def test_a_neighbour_is_not_disturbed(form, around):
-    if not working(form).filtered:
-        pytest.skip("system calls are not filtered here: it would be")
+    filtered(form)  # without, it would be
     trial = benchmark.neighboured(HOSTILE, form, around)
     assert trial.wrong == ()
 
