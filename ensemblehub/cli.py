@@ -294,9 +294,13 @@ def report(config: Config) -> None:
 @click.option("--output_aggregation_method", metavar="NAME", help="How their outputs become one.")
 @click.option("--max_tokens", type=click.IntRange(min=1), help="Tokens of an answer at most.")
 @click.option(
-    "--input_path", type=click.Path(path_type=Path), required=True, help="JSON, JSONL or parquet, gzipped or not."
-)
-@click.option("--output_path", type=click.Path(path_type=Path), required=True, help="JSONL, one row per item.")
+    "--input_path", type=click.Path(path_type=Path), required=True,
+    help="JSON, JSONL or parquet, gzipped or not; `-` is standard input.",
+)  # fmt: skip
+@click.option(
+    "--output_path", type=click.Path(path_type=Path), required=True,
+    help="JSONL, one row per item; `-` is standard output, where nothing is resumed.",
+)  # fmt: skip
 @click.option("--batch_size", type=click.IntRange(min=1), default=4, show_default=True, help="Items at the same time.")
 @click.option("--max_examples", type=click.IntRange(min=1), help="Only the first N items.")
 @click.option("--show_attribution", is_flag=True, help="Write which model wrote what.")
@@ -313,17 +317,21 @@ def infer(
     Interrupt or kill it whenever you like: the same command goes on where it stopped, and tries failed items
     again.  Exit status: 0 all answered, 1 some failed, 2 nothing could be done, 130 interrupted.
     """
-    from ensemblehub import inference
+    from ensemblehub import inference, output
 
     if file and config:
         raise click.UsageError(f"two configurations: {file} and --config {config}")
     if resume and force:
         raise click.UsageError("--resume goes on and --force starts anew: choose one")
+    if str(input_path) == "-":
+        input_path = Path("/dev/stdin")
+    if str(output_path) == "-":
+        output_path = Path("/dev/stdout")
     setup = inference.configured(
         config or file, changes, model_specs, model_selection_method, output_aggregation_method, max_tokens
     )
     tally = inference.infer(setup, input_path, output_path, batch_size, max_examples, show_attribution, force)
-    click.echo(tally.summary(output_path))
+    click.echo(tally.summary(output_path), err=output.is_stream(output_path))
     if tally.stopped_by:
         click.echo("ensemblehub: interrupted; the same command goes on with the rest", err=True)
     sys.exit(tally.exit_code)

@@ -1,4 +1,4 @@
-"""Public benchmarks as files: where each comes from, where it lies, what an item of it becomes; reading data files.
+"""Public benchmarks as files: where each comes from, where it lies, what an item of it becomes.
 
 Written items have `instruction`, `input` and `output`, the last with the answer boxed where it is mathematics,
 and keep the benchmark's own fields that grading needs.  Knows no engine and no task.
@@ -6,110 +6,40 @@ and keep the benchmark's own fields that grading needs.  Knows no engine and no 
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ensemblehub import data_files
+from ensemblehub.data_files import Broken
 from ensemblehub.errors import ConfigError, MissingExtraError, did_you_mean
 from ensemblehub.tasks import code_tests
 
 Fields = dict[str, Any]
 
-CONTAINERS = ("data", "items", "examples", "rows", "instances")
 MATHS = "Solve this math problem step by step and put the final answer in \\boxed{}."
 CODE = "Complete this Python function. Reply with the whole function in one code block."
 WRITE = "Write this Python function. Reply with the whole function in one code block."
-LONGEST_LINE = 1 << 26  # characters of a line of JSONL
 SUBJECTS = (
     "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
     "precalculus",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Broken:
-    """A line that is not JSON, and why."""
-
-    reason: str
-
-
-def values(path: Path) -> list[Any]:
-    """The items of a data file: JSON (a list, or one object), JSONL, either gzipped, or parquet.
-
-    A line of JSONL that cannot be read is a `Broken`, and does not stop the others.
+def located(path: Path) -> Iterator[tuple[str, Any]]:
+    """The items of a data file as they are asked for, each with where it stands; see `data_files.located`.
 
     Raises:
         ConfigError: one line: there is no such file (with the command that makes it), or it cannot be read.
         MissingExtraError: a parquet file, and pyarrow is not installed.
     """
-    return [value for _, value in located(path)]
-
-
-def located(path: Path) -> list[tuple[str, Any]]:
-    """The same items, each with where it stands: `FILE:LINE` in JSONL, else `FILE: item NUMBER`."""
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
+        yield from data_files.located(path)
     except FileNotFoundError as error:
         raise ConfigError(missing(path)) from error
-    except UnicodeDecodeError as error:
-        if raw[:4] == b"PAR1":
-            return _numbered(path, _parquet(path))
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text (byte {error.start})") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    if not text.strip():
-        raise ConfigError(f"{path}: empty; expected a JSON list or JSONL")
-    try:
-        return _numbered(path, _listed(json.loads(text)))
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply") from error
-    except ValueError as error:
-        # not splitlines: U+2028 stands in texts
-        lines = [(f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        first = _line(lines[0][1])
-        if ".jsonl" in path.suffixes or (len(lines) > 1 and not isinstance(first, Broken)):
-            return [(lines[0][0], first), *((where, _line(line)) for where, line in lines[1:])]
-        at = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise ConfigError(f"{path}{at}: not JSON: {getattr(error, 'msg', error)}") from error
-
-
-def _numbered(path: Path, found: list[Any]) -> list[tuple[str, Any]]:
-    return [(f"{path}: item {number}", value) for number, value in enumerate(found, 1)]
-
-
-def _listed(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        inner = next((value[name] for name in CONTAINERS if isinstance(value.get(name), list)), None)
-        return [value] if inner is None or len(value) > 3 else inner
-    return value if isinstance(value, list) else [value]
-
-
-def _line(line: str) -> Any:
-    if len(line) > LONGEST_LINE:
-        return Broken(f"a line of {len(line)} characters, {LONGEST_LINE} at most")
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return Broken(f"not JSON: {getattr(error, 'msg', None) or error}")
-
-
-def _parquet(path: Path) -> list[Any]:
-    try:
-        import pyarrow.parquet as parquet
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("parquet needs pyarrow: pip install 'ensemblehub[data]'") from error
-    try:
-        rows: list[Any] = parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-        raise ConfigError(f"{path}: {error}") from error
-    return rows
 
 
 def missing(path: Path) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ensemblehub.data import Broken, values
+from ensemblehub.data import located
+from ensemblehub.data_files import Broken
 from ensemblehub.schema import Chat, Message
 
 QUESTIONS = ("prompt", "problem", "question", "input")
@@ -30,7 +31,7 @@ class Example:
     Attributes:
         number: its place in the file, from 1.
         id: its own id where it has one, else its number.
-        key: hash of its content, and of how many equal items stand before it.
+        key: hash of what it asks, and of how many items before it ask the same.
         label: the expected answer, as the file has it.
     """
 
@@ -51,8 +52,8 @@ class BadExample:
     reason: str
 
 
-def read_items(path: Path) -> list[Example | BadExample]:
-    """Every item of a data file (JSON, JSONL, gzipped or parquet), in order.
+def read_items(path: Path) -> Iterator[Example | BadExample]:
+    """Every item of a data file (JSON, JSONL, gzipped or parquet), in order, read as it is asked for.
 
     An item is a plain string or has `messages`; `instruction` and `input`; or `prompt`, `problem` or
     `question`.  Its label is its `output`, `answer` or `solution`; in `messages`, the assistant's last word.
@@ -60,31 +61,40 @@ def read_items(path: Path) -> list[Example | BadExample]:
     Raises:
         ConfigError: one line: the file is missing, empty or cannot be read.
     """
-    seen: Counter[str] = Counter()
-    items: list[Example | BadExample] = []
-    for number, value in enumerate(values(path), 1):
+    seen: Counter[bytes] = Counter()
+    for number, (_, value) in enumerate(located(path), 1):
+        item: Example | BadExample
         try:
-            content = json.dumps(value, sort_keys=True, default=str)
-        except RecursionError:
-            value, content = Broken("nested too deeply"), f"item {number}"
-        key = hashlib.sha256(f"{seen[content]} {content}".encode()).hexdigest()[:32]
+            item = _item(number, value)
+        except (ValueError, RecursionError) as error:
+            reason = "holds half a surrogate pair, which is not text" if isinstance(error, UnicodeError) else str(error)
+            item = BadExample(number, _name(value, number), "", reason)
+        content = hashlib.sha256(_content(item).encode()).digest()[:16]
+        key = hashlib.sha256(b"%d %b" % (seen[content], content)).hexdigest()[:32]
         seen[content] += 1
-        items.append(_item(number, key, value))
-    return items
+        yield replace(item, key=key)
 
 
-def _item(number: int, key: str, value: Any) -> Example | BadExample:
-    own = str(number)
-    try:
-        json.dumps(value, ensure_ascii=False, default=str).encode()
-        fields = {name.lower(): inner for name, inner in value.items()} | value if isinstance(value, dict) else {}
-        own = next((str(fields[name]) for name in IDS if isinstance(fields.get(name), str | int)), own)
-        messages, label = _asked(value, fields)
-    except UnicodeEncodeError:
-        return BadExample(number, own, key, "holds half a surrogate pair, which is not text")
-    except (ValueError, RecursionError) as error:
-        return BadExample(number, own, key, str(error))
-    return Example(number, own, key, Chat(messages), label)
+def _item(number: int, value: Any) -> Example:
+    fields = {name.lower(): inner for name, inner in value.items()} | value if isinstance(value, dict) else {}
+    messages, label = _asked(value, fields)
+    for text in (label or "", *(message.content for message in messages)):
+        text.encode()
+    return Example(number, _name(value, number), "", Chat(messages), label)
+
+
+def _name(value: Any, number: int) -> str:
+    """The item's own id, else its number."""
+    fields = {name.lower(): inner for name, inner in value.items()} if isinstance(value, dict) else {}
+    own = next((str(fields[name]) for name in IDS if isinstance(fields.get(name), str | int)), str(number))
+    return own.encode(errors="replace").decode()
+
+
+def _content(item: Example | BadExample) -> str:
+    """What decides the answer to an item: what it asks, and not its label or id."""
+    if isinstance(item, BadExample):
+        return f"bad: {item.reason}"
+    return json.dumps([[message.role, message.content] for message in item.prompt.messages])
 
 
 def _asked(value: Any, fields: Mapping[str, Any]) -> tuple[tuple[Message, ...], str | None]:

@@ -7,8 +7,6 @@ items and configuration, whatever killed the last one, and answers the rest.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import re
 import signal
 import sys
@@ -16,9 +14,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -26,18 +24,13 @@ from rich.progress import BarColumn, Progress, TextColumn
 from ensemblehub import registry, studio
 from ensemblehub.config import Config
 from ensemblehub.cost import Ledger
-from ensemblehub.dataset import BadExample, Example, plain, read_items
+from ensemblehub.dataset import BadExample, Example, read_items
 from ensemblehub.ensemble_methods.ensemble import Ensemble, attribution, fold
 from ensemblehub.errors import ArtifactError, ConfigError, did_you_mean
-from ensemblehub.results import Lines
+from ensemblehub.output import Output
 from ensemblehub.schema import Cost, Event, Request, Result
 from ensemblehub.sections import ModelSpec
 
-WHERE_IT_RUNS = {  # and how patiently; not what it says
-    "device", "max_memory", "num_gpus", "threads", "batch_rows", "batch", "n_gpu_layers", "prefix_cache_tokens",
-    "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "lookahead", "api_key_env", "patience",
-    "concurrency",
-}  # fmt: skip
 SHOWN = 20  # failures printed
 PLAIN_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
@@ -62,17 +55,22 @@ def infer(
         ConfigError: the configuration or the input cannot be used; nothing was written.
         ArtifactError: the output is damaged, of another configuration, in use or not writable.
     """
-    items = read_items(input_path)[:max_examples]
-    if output_path.exists() and output_path.samefile(input_path):
+    source = Source(input_path, max_examples)
+    if output_path.is_file() and output_path.samefile(input_path):
         raise ConfigError(f"{output_path} is the input: choose another output")
     ensemble = Ensemble.from_config(config)
-    with Answers(output_path, config, force) as answers:
-        todo = [item for item in items if answers.key(item) not in answers.good]
-        tally = Tally(len(items), len(items) - len(todo))
-        with shown(tally, console or Console(stderr=True, highlight=False)) as show:
-            batch = Batch(ensemble, config, answers, show, show_attribution)
+    console = console or Console(stderr=True, highlight=False)
+    if force:
+        source.check()  # before what is there is given up
+    with Output(output_path, config, force) as output:
+        matched = output.match(source.all(), max_examples)
+        for line in matched.notes(output):
+            console.print(line, markup=False, soft_wrap=True)
+        tally = Tally(matched.total, matched.total - len(output.missing))
+        with shown(tally, console) as show:
+            batch = Batch(ensemble, config, output, show, show_attribution)
             try:
-                asyncio.run(batch.run(todo, batch_size))
+                asyncio.run(batch.run(source.all(), batch_size))
             except ArtifactError as error:
                 raise ArtifactError(f"{error}; {tally.kept + tally.good} answers are kept") from error
             except asyncio.CancelledError:
@@ -80,84 +78,34 @@ def infer(
     return tally
 
 
-class Answers:
-    """The output file: one good row per item, all of one configuration.
+class Source:
+    """The items of an input file, read anew whenever they are asked for; a pipe is read once and kept."""
 
-    Attributes:
-        good: the rows without an error, by key.
-    """
-
-    def __init__(self, path: Path, config: Config, force: bool = False) -> None:
-        """Open or create it; failed rows are dropped, to be tried again.
+    def __init__(self, path: Path, limit: int | None = None) -> None:
+        """See that it can be read.
 
         Raises:
-            ArtifactError: it holds other rows and `force` is not set, is damaged, in use or not writable.
+            ConfigError: it cannot.
         """
-        self.fingerprint, self.config = fingerprint(config), config
-        self._lines = Lines(path, force)
-        try:
-            for row in self._lines.found:
-                self._check(row)
-            self.good = {row["key"]: row for row in reversed(self._lines.found) if not row["error"]}
-            if len(self.good) < len(self._lines.found):
-                self._lines.replace(reversed(self.good.values()))
-            self._lines.mend()
-        except BaseException:
-            self._lines.close()
-            raise
+        self._path, self._limit = path, limit
+        self._kept = [] if path.is_file() or path.is_dir() or not path.exists() else self._read_once()
+        next(self.all(), None)
 
-    def _check(self, row: dict[str, Any]) -> None:
-        made = row.get("config")
-        if not isinstance(made, dict) or not {"fingerprint"} <= made.keys() or not {"key", "error"} <= row.keys():
-            raise ArtifactError(f"{self._lines.path} holds what this command did not write; choose another output")
-        if made["fingerprint"] != self.fingerprint:
-            raise ArtifactError(
-                f"{self._lines.path} holds answers of another configuration ({made.get('model_selection')}, "
-                f"{made.get('output_aggregation')}); choose another output, or use --force to replace them"
-            )
+    def _read_once(self) -> list[Example | BadExample]:
+        return list(islice(read_items(self._path), self._limit and self._limit + 1))
 
-    def key(self, item: Example | BadExample) -> str:
-        """Hash of the item and the configuration."""
-        return hashlib.sha256(f"{self.fingerprint} {item.key}".encode()).hexdigest()[:32]
+    def all(self) -> Iterator[Example | BadExample]:
+        """Every item, in order."""
+        return iter(self._kept) if self._kept else read_items(self._path)
 
-    def add(self, item: Example | BadExample, **fields: Any) -> None:
-        """Write the row of an item; when this returns, it survives a kill."""
-        methods = {
-            "model_selection": self.config.selection.method,
-            "output_aggregation": self.config.aggregation.method,
-            "fingerprint": self.fingerprint,
-        }
-        row = {
-            "id": item.id,
-            "number": item.number,
-            "prompt": plain(item.prompt) if isinstance(item, Example) else None,
-            "predict": None,
-            "label": item.label if isinstance(item, Example) else None,
-            "selected_models": [],
-            "method": self.config.aggregation.method,
-            "config": methods,
-            "finish_reason": None,
-            "spent": [],
-            "seconds": 0.0,
-            "error": None,
-        }
-        self._lines.append(row | fields | {"key": self.key(item)})
+    def check(self) -> None:
+        """Read as far as will be asked.
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._lines.close()
-
-
-def fingerprint(config: Config) -> str:
-    """Hash of all that decides an answer: not the device it is computed on, nor values that are the default."""
-    decides = config.model_dump(mode="json", exclude_defaults=True, exclude={"experiment", "server", "ensembles"})
-    decides.get("ensemble", {}).pop("request_params", None)
-    for spec in decides["model_specs"]:
-        for name in WHERE_IT_RUNS & spec.keys():
-            del spec[name]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+        Raises:
+            ConfigError: it cannot be read so far.
+        """
+        for _ in islice(self.all(), self._limit):
+            pass
 
 
 @dataclass
@@ -222,26 +170,24 @@ class Batch:
     """Items on their way through an ensemble into the output."""
 
     def __init__(
-        self, ensemble: Ensemble, config: Config, answers: Answers, show: Show, attribution: bool = False
+        self, ensemble: Ensemble, config: Config, output: Output, show: Show, attribution: bool = False
     ) -> None:
-        self.ensemble, self.answers, self.show, self.attribution = ensemble, answers, show, attribution
+        self.ensemble, self.output, self.show, self.attribution = ensemble, output, show, attribution
         self.sampling = ensemble.sampling
         self.generation, self.stopping = config.ensemble.generation, False
 
-    async def run(self, items: Sequence[Example | BadExample], batch_size: int) -> None:
+    async def run(self, items: Iterable[Example | BadExample], batch_size: int) -> None:
         """Answer `items`, at most `batch_size` at a time; ends early, with what is in flight, once told to stop."""
-        for item in items:
-            if isinstance(item, BadExample):
-                self.answers.add(item, error=item.reason)
-                self.show.failed(item, item.reason)
-        queue = iter([item for item in items if isinstance(item, Example)])
+        questions = self.questions(items)
+        first = next(questions, None)
+        if first is None:
+            return  # without loading a model
+        queue = chain([first], questions)
 
         async def work() -> None:
             while not self.stopping and (item := next(queue, None)):
                 await self.answer(item)
 
-        if all(isinstance(item, BadExample) for item in items):
-            return
         async with self.ensemble:
             self.show.begins()
             with self.interruptible():
@@ -249,8 +195,19 @@ class Batch:
                     async with asyncio.TaskGroup() as workers:
                         for _ in range(batch_size):
                             workers.create_task(work())
-                except* ArtifactError as group:  # the output cannot be written
+                except* (ArtifactError, ConfigError) as group:  # the output or the input, not one of the items
                     raise group.exceptions[0] from None
+
+    def questions(self, items: Iterable[Example | BadExample]) -> Iterator[Example]:
+        """The items that have no good row; one that asks nothing gets its row at once."""
+        for item in items:
+            if self.output.key(item) not in self.output.missing:
+                continue
+            if isinstance(item, Example):
+                yield item
+            else:
+                self.output.add(item, error=item.reason)
+                self.show.failed(item, item.reason)
 
     async def answer(self, item: Example) -> None:
         """Answer one item and write its row; a failure is the row's, not the batch's."""
@@ -265,7 +222,7 @@ class Batch:
             reason = said(error)
         result = fold(events, ledger, time.perf_counter() - started)
         extra = {"attribution": attribution(result)} if self.attribution else {}
-        self.answers.add(
+        self.output.add(
             item,
             predict=None if reason else self.generation.extracted(result.text),
             selected_models=self.selected(result),

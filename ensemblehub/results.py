@@ -177,6 +177,8 @@ class Lines:
             ArtifactError: another process is writing it, it cannot be opened, or it is damaged.
         """
         self.path = path
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ArtifactError(f"cannot write {path}: it is not a regular file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _locked(path)
@@ -217,7 +219,7 @@ class Lines:
         Raises:
             ArtifactError: it cannot be written (the disk is full, say); the file is as it was.
         """
-        self._write(_encoded(line))
+        self._write(encoded(line))
 
     def replace(self, lines: Iterable[dict[str, Any]]) -> None:
         """Put `lines` in place of all that is there, in one step: a kill leaves the old file or the new one."""
@@ -226,7 +228,7 @@ class Lines:
         try:
             self._file = _locked(part)
             self._file.truncate(0)
-            self._write(b"".join(map(_encoded, lines)))
+            self._write(b"".join(map(encoded, lines)))
             part.replace(real)
             _sync_folder(real)
         except OSError as error:
@@ -277,7 +279,8 @@ def _sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def _encoded(line: dict[str, Any]) -> bytes:
+def encoded(line: dict[str, Any]) -> bytes:
+    """A line of JSONL."""
     return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 

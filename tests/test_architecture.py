@@ -12,12 +12,13 @@ ROWS = [
     {"schema", "errors"},
     {"studio"},
     {"config", "sections", "yaml_file", "registry", "cost"},
-    {"tasks", "results", "metrics", "data", "dataset"},
+    {"tasks", "results", "metrics", "data", "data_files", "dataset"},
     {"generators"},
     {"scorers"},
     {"tandem"},
     {"ensemble_methods"},
     {"experiments"},
+    {"output"},
     {"inference", "doctor", "terminal", "cli", "api"},
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

@@ -1,8 +1,12 @@
 import gzip
 import json
+import tracemalloc
+from itertools import islice
 
 import pytest
 
+from ensemblehub import data_files
+from ensemblehub.data import located
 from ensemblehub.dataset import BadExample, Example, plain, read_items
 from ensemblehub.errors import ConfigError
 from ensemblehub.schema import Message
@@ -11,7 +15,7 @@ from ensemblehub.schema import Message
 def items(tmp_path, text, name="items.json"):
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_items(path)
+    return list(read_items(path))
 
 
 def one(tmp_path, value):
@@ -108,11 +112,86 @@ def test_objects_and_containers_and_gzip_and_a_byte_order_mark(tmp_path):
     assert len(items(tmp_path, b"\xef\xbb\xbf" + b'["a"]')) == 1
 
 
-def test_equal_items_have_keys_of_their_own_and_keys_follow_content(tmp_path):
-    first, second, other = items(tmp_path, '["a", "a", {"prompt": "a"}]')
+def test_items_that_ask_the_same_have_keys_of_their_own_and_keys_follow_what_is_asked(tmp_path):
+    first, second, other = items(tmp_path, '["a", "b", {"prompt": "a"}]')
     assert len({first.key, second.key, other.key}) == 3
-    moved, again = items(tmp_path, '[{"prompt": "a"}, "a"]')
-    assert (moved.key, again.key) == (other.key, first.key)
+    moved, labelled, again = items(tmp_path, '["b", {"question": "a", "answer": 3, "id": "x"}, "a"]')
+    assert (moved.key, labelled.key, again.key) == (second.key, first.key, other.key)
+    system, plain_one = items(tmp_path, '[{"instruction": "a", "system": "Be brief."}, "a"]')
+    assert (system.key != plain_one.key, plain_one.key) == (True, first.key)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.json", "pretty.json"])
+def test_a_file_is_read_only_as_far_as_its_items_are_asked_for(tmp_path, name):
+    path = tmp_path / name
+    values = [{"prompt": f"question {number} {'x' * 1000}"} for number in range(5000)]
+    text = {
+        "x.json": json.dumps(values)[:-1],
+        "pretty.json": json.dumps(values, indent=1)[:-1],
+    }.get(name) or "".join(json.dumps(value) + "\n" for value in values)
+    data = text.encode() + b", \xff not JSON"
+    path.write_bytes(gzip.compress(data, 1) if name.endswith(".gz") else data)
+    tracemalloc.start()
+    found = list(islice(read_items(path), 3))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [item.number for item in found] == [1, 2, 3]
+    assert peak < 4 * len(data) if name == "x.json" else peak < 5_000_000
+    if name.endswith(".json"):
+        with pytest.raises(ConfigError, match=name):
+            list(read_items(path))
+    else:
+        assert [item.number for item in read_items(path) if isinstance(item, BadExample)] == [5001]
+
+
+def test_lists_that_come_in_parts(tmp_path, monkeypatch):
+    values = [12345, "a b", {"c": [1.5, "]"]}, [], "é" * 50, None, 7]
+    for part in (1, 2, 3, 7, 64):
+        monkeypatch.setattr(data_files, "_PART", part)
+        for text in (json.dumps(values, indent=2, ensure_ascii=False), " \n[\n " + json.dumps(values)[1:] + " \n"):
+            path = tmp_path / "parts.json"
+            path.write_text(text)
+            assert [value for _, value in located(path)] == values
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'["a",]', ":1: not JSON"),
+        (b'["a"\n"b"]', ":2: not JSON"),
+        (b'["a"] ["b"]', ":1: not JSON: Extra data"),
+        (b'["a",\n"b"', "not JSON"),
+        (b'["a",\n"\xff"]', "UTF-8"),
+        (b'["a", ' + b"[" * 100_000 + b"]" * 100_001, "deep"),
+    ],
+)
+def test_a_list_that_ends_badly_is_one_line(tmp_path, content, says):
+    with pytest.raises(ConfigError, match=says) as caught:
+        items(tmp_path, content)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_a_line_that_cannot_be_read_leaves_the_others(tmp_path, name):
+    deep = '{"a":' * 100_000 + "1" + "}" * 100_000
+    lines = [deep.encode(), b'{"prompt": "b"}', b'{"prompt": "\xff"}', b'{"prompt": "c"}']
+    found = items(tmp_path, b"\n".join(lines), name)
+    assert [isinstance(item, BadExample) for item in found] == [True, False, True, False]
+    assert ("deep" in found[0].reason, "UTF-8" in found[2].reason) == (True, True)
+
+
+def test_jsonl_whose_first_line_is_broken_and_a_document_called_jsonl(tmp_path):
+    broken, good = items(tmp_path, '{"prompt": "a", \n{"prompt": "b"}\n', "x.jsonl")
+    assert ("not JSON" in broken.reason, plain(good.prompt)) == (True, "b")
+    assert [plain(item.prompt) for item in items(tmp_path, '["a", "b"]', "y.jsonl")] == ["a", "b"]
+    assert [plain(item.prompt) for item in items(tmp_path, '[\n"a",\n"b"\n]', "z.jsonl")] == ["a", "b"]
+
+
+def test_an_overlong_line_is_said_and_the_next_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_files, "LONGEST_LINE", 100)
+    monkeypatch.setattr(data_files, "_PART", 10)
+    first, long, last = items(tmp_path, '"a"\n"' + "x" * 500 + '"\n"b"\n', "x.jsonl")
+    assert (plain(first.prompt), "more than 100 bytes" in long.reason, plain(last.prompt)) == ("a", True, "b")
 
 
 @pytest.mark.parametrize(
@@ -137,11 +216,11 @@ def test_an_unreadable_file_is_one_clear_line(tmp_path, content, says):
 
 def test_a_folder_and_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match="directory"):
-        read_items(tmp_path)
+        list(read_items(tmp_path))
     with pytest.raises(ConfigError, match="run `ensemblehub data fetch aime24`"):
-        read_items(tmp_path / "data" / "AIME2024" / "aime" / "aime24.json")
+        list(read_items(tmp_path / "data" / "AIME2024" / "aime" / "aime24.json"))
     with pytest.raises(ConfigError, match="data fetch NAME"):
-        read_items(tmp_path / "other.json")
+        list(read_items(tmp_path / "other.json"))
 
 
 def test_a_huge_line(tmp_path):

@@ -9,7 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
-from ensemblehub import inference
+from ensemblehub import inference, output, results
 from ensemblehub.cli import main
 from ensemblehub.config import Config
 from ensemblehub.errors import ArtifactError, ConfigError
@@ -90,8 +90,77 @@ def test_items_are_known_by_content_not_by_place(paths):
     written(source, ["zero", "one", "one", "one"])
     tally = infer(echo(), source, out, console=QUIET)
     assert (tally.kept, tally.good) == (2, 2)
-    assert len(rows(out)) == 5  # the row of an item that went away is kept
-    assert len({row["key"] for row in rows(out)}) == 5
+    assert sorted((row["number"], row["prompt"]) for row in rows(out)) == [
+        (1, "zero"), (2, "one"), (3, "one"), (4, "one"),
+    ]  # fmt: skip
+    assert [row["prompt"] for row in rows(out.with_name("out.stale.jsonl"))] == ["two"]
+
+
+def test_the_output_describes_the_input_as_it_is_now(paths):
+    source, out = paths
+    written(source, [{"id": f"q{n}", "question": f"question {n}", "answer": n} for n in range(6)])
+    infer(echo(), source, out, console=QUIET)
+    before = {row["prompt"]: row["predict"] for row in rows(out)}
+    changed = [{"id": f"r{n}", "question": f"question {n}", "answer": f"new {n}"} for n in (5, 3, 1)]
+    written(source, [*changed, "question 7"])
+    console = Console(record=True, width=300, file=open(os.devnull, "w"))  # noqa: SIM115
+    tally = infer(echo(), source, out, console=console)
+    assert (tally.total, tally.kept, tally.good) == (4, 3, 1)
+    found = sorted(rows(out), key=lambda row: row["number"])
+    assert [(row["number"], row["id"], row["label"], row["prompt"]) for row in found] == [
+        (1, "r5", "new 5", "question 5"), (2, "r3", "new 3", "question 3"), (3, "r1", "new 1", "question 1"),
+        (4, "4", None, "question 7"),
+    ]  # fmt: skip
+    assert [row["predict"] for row in found[:3]] == [before[row["prompt"]] for row in found[:3]]
+    aside = out.with_name("out.stale.jsonl")
+    assert [row["id"] for row in rows(aside)] == ["q0", "q2", "q4"]
+    assert f"3 rows of items that the input no longer has are in {aside}" in console.export_text()
+    again = out.read_bytes()
+    assert infer(echo(), source, out, console=QUIET).kept == 4
+    assert (out.read_bytes(), len(rows(aside))) == (again, 3)
+
+
+@pytest.mark.parametrize("killed_after", ["append", "replace"])
+def test_a_kill_while_rows_are_moved_aside_loses_and_doubles_none(paths, monkeypatch, killed_after):
+    source, out = paths
+    infer(echo(), source, out, console=QUIET)
+    written(source, ["one"])
+    whole = getattr(results.Lines, killed_after)
+
+    def killed(self, *arguments):
+        whole(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results.Lines, killed_after, killed)
+        with pytest.raises(KeyboardInterrupt):
+            infer(echo(), source, out, console=QUIET)
+    infer(echo(), source, out, console=QUIET)
+    assert [row["prompt"] for row in rows(out)] == ["one"]
+    assert sorted(row["prompt"] for row in rows(out.with_name("out.stale.jsonl"))) == ["one", "two"]
+
+
+def test_a_limit_leaves_the_rows_behind_it(paths):
+    source, out = paths
+    infer(echo(), source, out, console=QUIET)
+    before = out.read_bytes()
+    console = Console(record=True, width=300, file=open(os.devnull, "w"))  # noqa: SIM115
+    assert infer(echo(), source, out, max_examples=1, console=console).kept == 1
+    assert out.read_bytes() == before
+    assert "also holds 2 rows of other items" in console.export_text()
+    written(source, ["one"])
+    assert infer(echo(), source, out, max_examples=1, console=QUIET).total == 1
+    assert len(rows(out)) == 1
+
+
+def test_force_keeps_the_old_answers_until_the_input_has_been_read(paths):
+    source, out = paths
+    infer(echo(), source, out, console=QUIET)
+    before = out.read_bytes()
+    source.write_text('["one",\n"two"')
+    with pytest.raises(ConfigError, match="not JSON"):
+        infer(echo(), source, out, force=True, console=QUIET)
+    assert out.read_bytes() == before
 
 
 def test_bad_items_and_failures_are_rows_that_are_tried_again(tmp_path):
@@ -166,13 +235,13 @@ def test_another_configuration_is_refused_unless_forced(paths):
 def test_where_it_runs_is_not_what_it_says():
     def print_of(**options):
         spec = {"name": "m", "path": "p", **options}
-        return inference.fingerprint(Config.model_validate({"model_specs": [spec]}))
+        return output.fingerprint(Config.model_validate({"model_specs": [spec]}))
 
     assert print_of(device="cuda:0") == print_of(device="cpu") == print_of()
     assert print_of(n_gpu_layers=-1, tensor_parallel_size=2, patience={"tries": 9}) == print_of()
     assert print_of(quantization="4bit") != print_of()
     defaults = {"model_specs": [{"name": "m", "path": "p"}], "ensemble": {"model_selection_method": "all"}}
-    assert inference.fingerprint(Config.model_validate(defaults)) == print_of()
+    assert output.fingerprint(Config.model_validate(defaults)) == print_of()
 
 
 @pytest.mark.parametrize("content", ["my notes", "my notes\n", '{"a": 1}\n', "[1]\n", '{"key": 1, "error": 0}\n{"a'])
@@ -229,7 +298,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_rows(paths, monkeypatch):
 
 def test_two_runs_do_not_share_an_output(paths):
     source, out = paths
-    with inference.Answers(out, echo()), pytest.raises(ArtifactError, match="another process"):
+    with inference.Output(out, echo()), pytest.raises(ArtifactError, match="another process"):
         infer(echo(), source, out, console=QUIET)
 
 
@@ -308,8 +377,9 @@ def test_killed_at_ten_random_moments_every_item_has_one_good_row(tmp_path):
     for _ in range(10):
         child = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         size = out.stat().st_size if out.exists() else 0
-        until = time.monotonic() + 20
-        while dice.random() < 0.98 and time.monotonic() < until:  # mostly until it writes, sometimes while it starts
+        patience = 60 if dice.random() < 0.8 else dice.uniform(0, 2)  # mostly until it writes, else while it starts
+        until = time.monotonic() + patience
+        while time.monotonic() < until:
             if out.exists() and out.stat().st_size > size:
                 time.sleep(dice.uniform(0, 0.08))
                 break
@@ -364,3 +434,39 @@ def test_nothing_is_loaded_where_nothing_is_to_do(paths, monkeypatch):
 
     monkeypatch.setattr(inference.Ensemble, "load", load)
     assert infer(echo(), source, out, console=QUIET).kept == 3
+
+
+def piped(tmp_path, target, source="in.json", shell=""):
+    config, data, _ = slow(tmp_path, 0, 3)
+    if source == "-":
+        shell = f"cat {data} | "
+    words = command("--config", config, "--input_path", source if source == "-" else data, "--output_path", target)
+    return subprocess.run(
+        ["bash", "-c", f"{shell}{' '.join(words)}"], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+
+
+@pytest.mark.parametrize("target", ["-", "/dev/stdout"])
+def test_rows_go_to_standard_output_and_what_is_said_does_not(tmp_path, target):
+    done = piped(tmp_path, target, "-")
+    assert done.returncode == 0, done.stderr
+    assert sorted(json.loads(line)["number"] for line in done.stdout.splitlines()) == [1, 2, 3]
+    assert "3 of 3 answered" in done.stderr
+    done = piped(tmp_path, f"{target} > rows.jsonl")
+    assert sorted(row["number"] for row in rows(tmp_path / "rows.jsonl")) == [1, 2, 3]
+
+
+def test_devices_and_pipes_as_output(tmp_path):
+    assert piped(tmp_path, "/dev/null").returncode == 0
+    full = piped(tmp_path, "/dev/full", shell="ulimit -v 4000000; ")
+    assert (full.returncode, full.stdout) == (2, "")
+    assert "cannot write /dev/full: No space left on device; 0 answers are kept" in full.stderr
+    assert full.stderr.count("\n") == 1
+    os.mkfifo(tmp_path / "pipe")
+    through = piped(tmp_path, "pipe", shell="cat pipe > rows.jsonl & ")
+    assert through.returncode == 0, through.stderr
+    assert sorted(row["number"] for row in rows(tmp_path / "rows.jsonl")) == [1, 2, 3]
+    gone = piped(tmp_path, "pipe", shell="head -c 1 pipe > /dev/null & ")
+    assert "Traceback" not in gone.stderr
+    with pytest.raises(ArtifactError, match="not a regular file"):
+        results.Lines(tmp_path / "pipe")

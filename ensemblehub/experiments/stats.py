@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def questions(path: Path, limit: int | None = None) -> list[Request]:
         ConfigError: the file cannot be read.
     """
     found = list[Request]()
-    for item in read_items(path)[:limit]:
+    for item in islice(read_items(path), limit):
         if isinstance(item, BadExample):
             log.warning("item %d of %s is left out: %s", item.number, path, item.reason)
         else:
