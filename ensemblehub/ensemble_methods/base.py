@@ -197,6 +197,21 @@ def by_name(engines: Sequence[Engine], name: str, role: str) -> Engine:
     raise ConfigError(f"{role}: {did_you_mean(name, [engine.name for engine in engines], 'engine')}")
 
 
-def by_size(engines: Sequence[Engine]) -> list[Engine]:
-    """The engines from the largest to the smallest by parameters; equals keep the order of the configuration."""
+def by_size(engines: Sequence[Engine], role: str) -> list[Engine]:
+    """The engines from the largest to the smallest by parameters; equals keep the order of the configuration.
+
+    Args:
+        role: what depends on the order, for a message; `tandem: mentor`, where an option of that name settles it.
+
+    Raises:
+        ConfigError: there are several, and the size of one is unknown.
+    """
+    unknown = [engine.name for engine in engines if not engine.card.parameters]
+    if unknown and len(engines) > 1:
+        strategy, _, option = role.partition(": ")
+        name = f"name the engine with `{option}`, or " if option else ""
+        raise ConfigError(
+            f"{strategy} goes by the models' sizes, and the size of {', '.join(map(repr, unknown))} is unknown: "
+            f"{name}set `parameters` of the model in model_specs"
+        )
     return sorted(engines, key=lambda engine: -engine.card.parameters)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ensemblehub import studio
 from ensemblehub.config import Config
 from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.base import together
+from ensemblehub.ensemble_methods.base import by_size, together
 from ensemblehub.ensemble_methods.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection import question
 from ensemblehub.ensemble_methods.model_selection.learned import Artifact, Member
@@ -127,12 +127,12 @@ def smallest(engines: Sequence[Engine]) -> Engine:
     """The engine that reads the questions: the smallest that can score.
 
     Raises:
-        ConfigError: none can.
+        ConfigError: none can, or the size of one that can is unknown.
     """
     able = [engine for engine in engines if "score" in engine.can]
     if not able:
         raise ConfigError("no engine can score a prompt, and a learned selection needs one that reads the question")
-    return min(able, key=lambda engine: engine.card.active)
+    return by_size(able, "learned")[-1]
 
 
 async def answered(engines: Sequence[Engine], reader: Engine, pipeline: Pipeline, item: Item) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Fuse(Aggregation):
     show: Literal["full", "last_line", "answer"] = "full"
 
     async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
-        fuser = by_name(engines, self.fuser, "fuse: fuser") if self.fuser else by_size(engines)[0]
+        fuser = self.fusing(engines)
         proposers = [by_name(engines, name, "fuse: proposers") for name in self.proposers] or engines
         self.asked(request.prompt, ())  # what cannot be fused is refused before anything is spent
         ask = request
@@ -126,7 +126,11 @@ class Fuse(Aggregation):
         return tuple(dict.fromkeys(fuser + proposers))
 
     def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
-        return {"fuser": by_name(engines, self.fuser, "fuse: fuser") if self.fuser else by_size(engines)[0]}
+        return {"fuser": self.fusing(engines)}
+
+    def fusing(self, engines: Sequence[Engine]) -> Engine:
+        """The engine that fuses: by name, else the largest."""
+        return by_name(engines, self.fuser, "fuse: fuser") if self.fuser else by_size(engines, "fuse: fuser")[0]
 
     @property
     def least(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
@@ -140,4 +144,5 @@ class Fuse(Aggregation):
         if len(set(self.proposers)) < len(self.proposers):
             raise ConfigError("fuse: a proposer is named twice; `samples` asks each for several answers")
         self.roles(engines)
+        self.fusing(engines)
         self.words  # noqa: B018  # refuses what it cannot use

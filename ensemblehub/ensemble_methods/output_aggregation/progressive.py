@@ -61,7 +61,7 @@ class Progressive(Segments):
     max_new_tokens_per_round: int | None = None
 
     def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Piece, None]:
-        models = by_size(engines)
+        models = by_size(engines, name_of(self))
         if self.switch_mode == "outline":
             return self.outlined(self.limited(request), models[0], models[-1], meter.ledger)
         step = self.by_length if self.switch_mode == "length" else self.by_token
@@ -120,7 +120,7 @@ class Progressive(Segments):
         return insights.PROFILES[self.profile] if self.profile else insights.Profile("", "", "")
 
     def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
-        models = by_size(engines)
+        models = by_size(engines, name_of(self))
         return {"large": models[0], "small": models[-1]}
 
     def check(self, engines: Sequence[Engine]) -> None:
@@ -131,9 +131,9 @@ class Progressive(Segments):
         )
         if self.switch_mode == "outline":
             self.check_words()
-            require(by_size(engines)[0], frozenset({"prefix"} if self.words.opening else ()), name_of(self))
+            require(by_size(engines, name_of(self))[0], frozenset({"prefix"} if self.words.opening else ()), name_of(self))
             return
-        for engine in by_size(engines)[whole:]:  # the largest begins, whatever is selected
+        for engine in by_size(engines, name_of(self))[whole:]:  # the largest begins, whatever is selected
             require(engine, frozenset({"prefix"}), name_of(self))
         lengths = self.length_thresholds
         if self.switch_mode == "length" and (not lengths or [0, *lengths] != sorted({0, *lengths})):

@@ -29,7 +29,7 @@ class Switch(Segments):
     switch_after_tokens: int = 500
 
     def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Piece, None]:
-        large, *_, small = by_size(engines)
+        large, *_, small = by_size(engines, name_of(self))
 
         def following(so_far: SoFar) -> Turn:
             return Turn(small) if so_far.rounds else Turn(large, self.switch_after_tokens)
@@ -37,11 +37,11 @@ class Switch(Segments):
         return self.written(request, (large, small), meter.ledger, following)
 
     def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
-        models = by_size(engines)
+        models = by_size(engines, name_of(self))
         return {"large": models[0], "small": models[-1]}
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
         self.at_least(1, switch_after_tokens=self.switch_after_tokens)
-        for engine in by_size(engines)[1:]:  # the largest begins, whatever is selected
+        for engine in by_size(engines, name_of(self))[1:]:  # the largest begins, whatever is selected
             require(engine, frozenset({"prefix"}), name_of(self))

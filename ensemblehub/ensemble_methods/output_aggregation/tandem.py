@@ -15,7 +15,16 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from ensemblehub.cost import Ledger, Meter
-from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, given, ids_of, require, tokenizer_of
+from ensemblehub.ensemble_methods.base import (
+    Aggregation,
+    Granularity,
+    by_name,
+    by_size,
+    given,
+    ids_of,
+    require,
+    tokenizer_of,
+)
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError, did_you_mean
 from ensemblehub.generators.base import Engine
 from ensemblehub.results import LEVEL_0
@@ -240,14 +249,15 @@ class Tandem(Aggregation):
         return dict(zip(("mentor", "intern"), self.roles(engines), strict=True))
 
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, Engine]:
-        """Mentor and intern: by name, else the largest and the smallest by their cards.
+        """Mentor and intern: by name, else the largest and the smallest of the engines without the other role.
 
         Raises:
-            ConfigError: a role names no engine, or one engine would play both.
+            ConfigError: a role names no engine, one engine would play both, or a size that decides is unknown.
         """
-        by_size = sorted(engines, key=lambda engine: engine.card.active)
-        mentor = by_name(engines, self.mentor, "tandem: mentor") if self.mentor else by_size[-1]
-        intern = by_name(engines, self.intern, "tandem: intern") if self.intern else by_size[0]
+        mentor = by_name(engines, self.mentor, "tandem: mentor") if self.mentor else None
+        intern = by_name(engines, self.intern, "tandem: intern") if self.intern else None
+        mentor = mentor or by_size([one for one in engines if one is not intern] or engines, "tandem: mentor")[0]
+        intern = intern or by_size([one for one in engines if one is not mentor] or engines, "tandem: intern")[-1]
         if mentor is intern:
             raise ConfigError(f"tandem needs a mentor and an intern, but both would be {mentor.name!r}")
         return mentor, intern
