@@ -77,8 +77,13 @@ class Benchmark:
 
     def file(self, config: str, split: str, item: Mapping[str, Any]) -> str:
         """Where a converted item goes, under the data folder; a `ValueError` if its subject is unknown."""
-        subject = _subject(item.get("subject") or config) if "{subject}" in self.files else ""
+        subject = _subject(item.get("subject") or "") if self.by_subject else ""
         return self.files.format(config=config, split=split, subject=subject)
+
+    @property
+    def by_subject(self) -> bool:
+        """Whether every subject has files of its own."""
+        return "{subject}" in self.files
 
 
 def boxed(solution: str, answer: str) -> str:
@@ -140,10 +145,22 @@ def _mbpp(suite: code_tests.Suite) -> Callable[[Mapping[str, Any]], Fields]:
 
 def _subject(name: str) -> str:
     """`Counting & Probability` as `counting_and_probability`."""
-    subject = re.sub(r"\W+", "_", name.lower().replace("&", "and")).strip("_")
+    if not name:
+        raise ValueError("has no `type` or `subject`, and no folder that names it")
+    subject = _as_subject(name)
     if subject not in SUBJECTS:
         raise ValueError(did_you_mean(subject, SUBJECTS, "subject"))
     return subject
+
+
+def _as_subject(name: str) -> str:
+    return re.sub(r"\W+", "_", name.lower().replace("&", "and")).strip("_")
+
+
+def subject_in(file: Path) -> str:
+    """The subject that a file or its folders are named after (`algebra/test.json`, `algebra/7.json`), else ""."""
+    names = map(_as_subject, (file.name.partition(".")[0], file.parent.name, file.parent.parent.name))
+    return next((name for name in names if name in SUBJECTS), "")
 
 
 _PARTS, _ONE = ("train", "test"), ("default",)
@@ -257,8 +274,20 @@ def _converted(benchmark: Benchmark, value: Any) -> Fields:
 
 
 def _local(benchmark: Benchmark, source: Path, split: str | None) -> Iterator[tuple[str, str, str, Any]]:
-    for where, value in located(source):
-        yield where, benchmark.configs[0], split or benchmark.splits[-1], value
+    for where, fields in rows_of(benchmark, source):
+        yield where, benchmark.configs[0], split or benchmark.splits[-1], fields
+
+
+def rows_of(benchmark: Benchmark, file: Path) -> Iterator[tuple[str, Fields]]:
+    """The items of a file in our form; those of MATH may leave their subject to the folder.
+
+    Raises:
+        ConfigError: one line: the file and line that cannot be used.
+    """
+    subject = subject_in(file) if benchmark.by_subject else ""
+    for where, value in located(file):
+        fields = converted(benchmark, where, value)
+        yield where, fields | ({"subject": subject} if subject and not fields.get("subject") else {})
 
 
 def from_hub(

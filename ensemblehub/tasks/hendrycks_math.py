@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ensemblehub.data import SUBJECTS, Fields
-from ensemblehub.tasks.base import Item
 from ensemblehub.tasks.public import Mathematics
 
 
@@ -18,9 +16,3 @@ class MATH(Mathematics):
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "calibration", "all")
     parts: ClassVar[dict[str, str]] = {"train": "train", "test": "test"}
     division: ClassVar[str] = "MATH's own train and test; calibration is a seeded quarter of train"
-
-    def _item(self, fields: Fields) -> Item:
-        item = super()._item(fields)
-        if not item.subject:
-            raise ValueError(f"has no `type` or `subject` (one of {', '.join(SUBJECTS)})")
-        return item

@@ -10,10 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ensemblehub.data import BENCHMARKS, SUBJECTS, Benchmark, Fields, converted, from_hub, located, missing
+from ensemblehub.data import BENCHMARKS, SUBJECTS, Benchmark, Fields, converted, from_hub, missing, rows_of
 from ensemblehub.errors import ConfigError
 
 FOLDER = Path("data")  # where `ensemblehub data fetch` writes
+BY_SUBJECT = (  # where else the files of MATH lie: in the reference toolkit's repository, and without its folders
+    "math/hendrycks_math/{subject}/{split}.json", "hendrycks_math/{subject}/{split}.json", "{subject}/{split}.json",
+    "{split}/{subject}.json",
+)  # fmt: skip
 ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 _EVALPLUS = {"humaneval_plus": "get_human_eval_plus", "mbpp_plus": "get_mbpp_plus"}
 
@@ -42,9 +46,10 @@ def read(name: str, part: str, data: Path | None) -> Read:
     benchmark = BENCHMARKS[name]
     files = files_of(name, part, data)
     if files:
-        found: Iterator[tuple[str, Any]] = (row for file in files for row in located(file))
-        source = ", ".join(file.name for file in files)
-    elif (rows := _evalplus(name)) is not None:
+        source = ", ".join(file.name for file in files) if len(files) <= len(SUBJECTS) else f"{len(files)} files"
+        return Read([row for file in files for row in rows_of(benchmark, file)], source)
+    found: Iterator[tuple[str, Any]]
+    if (rows := _evalplus(name)) is not None:
         found, source = iter(rows), "evalplus"
     else:
         asked = replace(benchmark, configs=("main",)) if name == "gsm8k" else benchmark
@@ -69,26 +74,34 @@ def files_of(name: str, part: str, data: Path | None) -> list[Path]:
             raise ConfigError(f"{data} is one file, taken as `{benchmark.splits[-1]}`; for `{part}` {hint}")
         return [data]
     folder = data or FOLDER
-    fetched = _fetched(benchmark, part, folder)
-    if any(file.exists() for file in fetched):
-        for file in fetched:
-            if not file.exists():
-                raise ConfigError(missing(file))
-        return fetched
-    stems = (f"{name}_{part}", name) if part == benchmark.splits[-1] else (f"{name}_{part}",)
+    fetched = _files(folder, benchmark.files, benchmark, part)
+    layouts = [fetched, *(_files(folder, layout, benchmark, part) for layout in BY_SUBJECT if benchmark.by_subject)]
+    for files in layouts:
+        if any(file.exists() for file in files):
+            if absent := next((file for file in files if not file.exists()), None):
+                raise ConfigError(missing(absent))
+            return files
+    if benchmark.by_subject and (single := [file for subject in SUBJECTS for file in _single(folder, part, subject)]):
+        return single
+    stems = [f"{name}_{part}"]
+    stems += [name] if part == benchmark.splits[-1] else []
+    stems += [part] if data is not None else []
     beside = next((file for stem in stems for end in ENDINGS if (file := folder / f"{stem}{end}").is_file()), None)
     if beside is None and data is not None:
         raise ConfigError(f"{data} has no file of {benchmark.title}: neither {fetched[0]} nor {stems[0]}.jsonl")
     return [beside] if beside else []
 
 
-def _fetched(benchmark: Benchmark, part: str, folder: Path) -> list[Path]:
-    """Where `ensemblehub data fetch` puts this part."""
-    subjects = SUBJECTS if "{subject}" in benchmark.files else ("",)
-    return [
-        folder / benchmark.files.format(config=benchmark.configs[0], split=part, subject=subject)
-        for subject in subjects
-    ]
+def _files(folder: Path, layout: str, benchmark: Benchmark, part: str) -> list[Path]:
+    """The files of a part, one a subject where the benchmark has subjects."""
+    subjects = SUBJECTS if benchmark.by_subject else ("",)
+    names = (layout.format(config=benchmark.configs[0], split=part, subject=subject) for subject in subjects)
+    return [folder / name for name in names]
+
+
+def _single(folder: Path, part: str, subject: str) -> list[Path]:
+    """The files of MATH as its authors publish it: `test/algebra/17.json`, one a question."""
+    return sorted((folder / part / subject).glob("*.json"))
 
 
 def _evalplus(name: str) -> list[tuple[str, Any]] | None:

@@ -161,6 +161,50 @@ def test_what_fetch_writes_reads_as_the_public_file_does(tmp_path, name):
     assert list(task_named(name, tmp_path / "data").items("test")) == list(task_named(name, public).items("test"))
 
 
+def as_the_reference_has_it(number):
+    """An item of the reference toolkit's own files, which leave the subject to the folder."""
+    solution = f"It is $\\boxed{{{number + 1}}}$."
+    return {"instruction": "Solve it.", "input": f"What is {number} + 1?", "output": solution}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "math/hendrycks_math/{subject}/{split}.json", "hendrycks_math/{subject}/{split}.json", "{subject}/{split}.json",
+        "{split}/{subject}.json", "hendrycks_math/{split}/{subject}.json", "{split}/{subject}/7.json",
+    ],
+)  # fmt: skip
+def test_the_folder_names_the_subject(tmp_path, layout):
+    for number, subject in enumerate(benchmarks.SUBJECTS):
+        for split in ("train", "test"):
+            file = tmp_path / layout.format(subject=subject, split=split)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            item = as_the_reference_has_it(number + 100 * (split == "train"))
+            file.write_text(json.dumps(item if "7.json" in layout else [item]))
+    found = list(task_named("math", tmp_path).items("test"))
+    assert sorted(item.subject for item in found) == sorted(benchmarks.SUBJECTS)
+    assert {item.subject: item.answer for item in found}["number_theory"] == "5"
+    assert len(list(task_named("math", tmp_path).items("all"))) == 14
+    one = tmp_path / layout.format(subject="geometry", split="test")
+    assert [item.subject for item in task_named("math", one).items("test")] == ["geometry"]
+
+
+def test_a_subject_that_nothing_names_is_left_out_and_not_made_up(tmp_path):
+    file = tmp_path / "hendrycks_math" / "hendrycks_math" / "test.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps([as_the_reference_has_it(1)]))
+    for data in (file, file.parent):
+        assert [(item.subject, item.answer) for item in task_named("math", data).items("test")] == [("", "2")]
+    with pytest.raises(ConfigError, match="item 1 is no item of MATH: has no `type` or `subject`, and no folder"):
+        fetch("math", file, tmp_path / "data")
+    geometry = tmp_path / "geometry" / "test.json"
+    geometry.parent.mkdir()
+    geometry.write_text(file.read_text())
+    assert list(fetch("math", geometry, tmp_path / "data")) == [
+        tmp_path / "data" / "hendrycks_math" / "test" / "geometry.json"
+    ]
+
+
 def test_what_was_fetched_into_the_working_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.json").write_text(json.dumps([aime(7)]))
@@ -224,7 +268,6 @@ WRONG_ITEMS = [
     ("humaneval", [humaneval(1) | {"test": 7}] * 2, r"rows.jsonl:1 is no item of HumanEval"),
     ("aime24", [aime(1), aime(2) | {"answer": "1/2"}], r"rows.jsonl:2 is no item of aime24: its answer is no integer"),
     ("math", [math(1) | {"solution": "No box."}] * 2, "its solution has no boxed answer"),
-    ("math", [{key: value for key, value in math(1).items() if key != "type"}] * 2, "has no `type` or `subject`"),
     ("mbpp", [mbpp(11) | {"test_list": ["assert add(1 =="]}] * 2, r"rows.jsonl:1 is no item of MBPP"),
     ("mbpp", [mbpp(11) | {"test_list": ["assert other(1)"]}] * 2, "no test calls a function of its solution"),
 ]

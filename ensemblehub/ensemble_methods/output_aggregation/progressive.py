@@ -131,7 +131,8 @@ class Progressive(Segments):
         )
         if self.switch_mode == "outline":
             self.check_words()
-            require(by_size(engines, name_of(self))[0], frozenset({"prefix"} if self.words.opening else ()), name_of(self))
+            needs: frozenset[Capability] = frozenset({"prefix"} if self.words.opening else ())
+            require(by_size(engines, name_of(self))[0], needs, name_of(self))
             return
         for engine in by_size(engines, name_of(self))[whole:]:  # the largest begins, whatever is selected
             require(engine, frozenset({"prefix"}), name_of(self))

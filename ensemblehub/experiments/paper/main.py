@@ -13,7 +13,10 @@ from ensemblehub.results import Row as Question
 
 COLUMNS = ("method", "n", "accuracy", "difference", "mentor_tokens", "intern_tokens", "tflops", "tflops_paper",
            "cost_vs_mentor", "leak_share", "truncated_share", "judging_share")  # fmt: skip
-GROUPS: dict[str, Callable[[Question], object]] = {"subject": lambda row: row.subject, "level": lambda row: row.level}
+GROUPS: dict[str, Callable[[Question], object]] = {
+    "subject": lambda row: row.subject or "(none given)",
+    "level": lambda row: row.level,
+}
 
 
 def run(study: Study) -> list[Table]:
