@@ -303,8 +303,8 @@ def _generation(report: Report, config: Config, engines: Sequence[Engine]) -> No
     for name, context in contexts.items():
         if sampling.max_tokens >= context:
             report.notes.append(
-                f"ensemble.generation.max_tokens: {sampling.max_tokens:,} leave no room for a prompt in the context of "
-                f"{name!r}, {context:,} tokens"
+                f"ensemble.generation.max_tokens: {sampling.max_tokens:,} are more than the context of {name!r}, "
+                f"{context:,} tokens, leaves behind any prompt: answers are cut to what it leaves"
             )
 
 

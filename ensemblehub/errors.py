@@ -52,6 +52,12 @@ class ArtifactError(EnsembleHubError):
     """A saved classifier or data set is missing, damaged or made for something else."""
 
 
+def one_line(error: BaseException | str, most: int = 1000) -> str:
+    """All that an error says, in one line of at most `most` characters; its kind where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def did_you_mean(name: str, known: Iterable[str], what: str) -> str:
     """One line: `name` is unknown, what it might have meant, and what there is."""
     options = sorted(known)

@@ -335,6 +335,7 @@ def configured(
     Args:
         file: without it, `models` are the configuration; without them too, it is the studio pair's.
         models: `path:engine:device`, the engine and the device optional.
+        max_tokens: of an answer; a question that leaves no room for so many is refused.
         selection, aggregation: methods; a method that is not the file's starts with its default options.
 
     Raises:
@@ -354,7 +355,7 @@ def configured(
     if aggregation not in (None, section.output_aggregation_method):
         update |= {"output_aggregation_method": aggregation, "output_aggregation_params": {}}
     if max_tokens is not None:
-        update["generation"] = section.generation.model_copy(update={"max_tokens": max_tokens})
+        update["generation"] = section.generation.model_copy(update={"max_tokens": max_tokens, "fit_context": False})
     models_update = {"model_specs": specs} if specs else {}
     return config.model_copy(update={"ensemble": section.model_copy(update=update), **models_update})
 

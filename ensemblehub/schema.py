@@ -80,6 +80,8 @@ class Sampling:
         logit_bias: added to the logits, by token id.
         top_logprobs: how many alternatives each `Token` carries.
         ignore_eos: go on after the end-of-text token.
+        fit_context: `max_tokens` is a default; where the prompt leaves less room in the context, it is cut to that
+            room. Without it, a request that does not fit is refused.
     """
 
     max_tokens: int = 512
@@ -96,6 +98,12 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int = 0
     ignore_eos: bool = False
+    fit_context: bool = False
+
+    @property
+    def required(self) -> int:
+        """Tokens that the context must have room for behind the prompt."""
+        return min(1, self.max_tokens) if self.fit_context else self.max_tokens
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ class Request:
     """
 
     prompt: Prompt
-    sampling: Sampling = Sampling()
+    sampling: Sampling = Sampling(fit_context=True)
     prefix: str = ""
     id: str = ""
     written: tuple[Piece, ...] = ()

@@ -130,6 +130,8 @@ class Generation(Section):
 
     Attributes:
         max_tokens: tokens of the answer; null: half of the shortest context among the models, at most 16,384.
+        fit_context: a prompt that leaves less room than `max_tokens` in a model's context gets a shorter answer; false
+            refuses it.
         temperature: 0 is greedy.
         do_sample: false is greedy whatever the temperature; true draws, at temperature 1.0 where none is given.
         stop_strings, stop_sequences: strings that end the answer and are not part of it.
@@ -139,6 +141,7 @@ class Generation(Section):
     nullable: ClassVar[frozenset[str]] = frozenset({"max_tokens"})
 
     max_tokens: int | None = Field(default=512, ge=1)
+    fit_context: bool = True
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
@@ -171,6 +174,7 @@ class Generation(Section):
         warm = 1.0 if self.do_sample and "temperature" not in self.model_fields_set else self.temperature
         return Sampling(
             max_tokens=self.max_tokens or min(LONGEST, max(1, context // 2) if context else LONGEST),
+            fit_context=self.fit_context,
             temperature=0.0 if self.do_sample is False else warm,
             top_p=self.top_p,
             top_k=self.top_k,

@@ -103,7 +103,7 @@ def test_notes_tell_what_is_in_vain(tmp_path):
     notes = examined(tmp_path, text).notes
     assert any("max_rounds has no effect" in note for note in notes)
     assert any("asks no scorer" in note for note in notes)
-    assert sum("leave no room for a prompt" in note for note in notes) == 2
+    assert sum("answers are cut to what it leaves" in note for note in notes) == 2
 
 
 def test_a_hub_name_that_is_not_cached_is_one_line(tmp_path):

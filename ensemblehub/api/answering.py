@@ -48,6 +48,8 @@ class Answering:
         kind: Kind = "chat" if isinstance(body, ChatRequest) else "text"
         most = min(served.ensemble.sampling.max_tokens, self.settings.max_output_tokens)
         sampling = body.sampling(replace(served.ensemble.sampling, max_tokens=most))
+        if body.limit is not None:  # what is asked for is not cut
+            sampling = replace(sampling, fit_context=False)
         prompts, count = body.prompts(), body.n or 1
         marks = served.ensemble.generation.extract_after if body.marks is None else body.marks
         generation = Generation(extract_after=[mark for mark in marks if mark])

@@ -20,7 +20,7 @@ from ensemblehub.cost import Meter
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, ids_of, name_of, tokenizer_of
 from ensemblehub.ensemble_methods.mixing import choose
 from ensemblehub.ensemble_methods.union_vocabulary import Probabilities, Union, View, union_of
-from ensemblehub.errors import ConfigError, ContextOverflowError, RequestError
+from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Decoder, Engine, Tokenizer
 from ensemblehub.generators.hf_text import TextFlow, alternatives
 from ensemblehub.schema import (
@@ -291,11 +291,9 @@ class Answer:
         asked = [engine for engine in requests if weights.get(engine.name, 1.0) > 0]
         if not asked:
             raise RequestError("all engines that take part have weight 0")
-        self.sampling, self.written = requests[asked[0]].sampling, 0
+        self.sampling, self.written = _fitted(asked, requests), 0
         self._text, self._uniforms = b"", list[float]()
         self._random = random.Random(self.sampling.seed)
-        for engine in asked:
-            _fits(engine, requests[engine])
         decoders = [engine.decoder(requests[engine], meter) for engine in asked]
         vocabularies = [decoder.vocabulary for decoder in decoders]
         sizes = [engine.card.vocabulary or len(one.tokens) for engine, one in zip(asked, vocabularies, strict=True)]
@@ -477,11 +475,14 @@ def likeliest(part: Probabilities, count: int) -> tuple[tuple[int, float], ...]:
     return tuple((int(entry), float(np.log(part[entry]))) for entry in ordered if part[entry] > 0)
 
 
-def _fits(engine: Engine, request: Request) -> None:
-    read, written = engine.count(request), request.sampling.max_tokens
-    if read is not None and engine.card.context and read + written > engine.card.context:
-        asked = f"{read} prompt tokens and {written} to write"
-        raise ContextOverflowError(f"{engine.name}: {asked} exceed the context of {engine.card.context}")
+def _fitted(engines: Sequence[Engine], requests: Mapping[Engine, Request]) -> Sampling:
+    """The first one's sampling, with as many tokens as the contexts of all have room for.
+
+    Raises:
+        ContextOverflowError: one has not room enough.
+    """
+    fitted = [engine.fitted(requests[engine], engine.count(requests[engine])).sampling for engine in engines]
+    return replace(fitted[0], max_tokens=min(sampling.max_tokens for sampling in fitted))
 
 
 async def _together(calls: Sequence[Awaitable[T]]) -> list[T]:

@@ -187,7 +187,7 @@ def refuse(request: Request, engines: Sequence[Engine]) -> None:
     """
     refuse_ids(request, engines)
     for engine in engines:
-        fits(engine, request, request.sampling.max_tokens)
+        fits(engine, request, request.sampling.required)
 
 
 def refuse_ids(request: Request, engines: Sequence[Engine]) -> None:

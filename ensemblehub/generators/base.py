@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from ensemblehub.cost import Ledger, Meter
-from ensemblehub.errors import CapabilityError
+from ensemblehub.errors import CapabilityError, ContextOverflowError
 from ensemblehub.schema import Capability, Card, Piece, Request, Scored
 
 
@@ -156,7 +156,7 @@ class Engine(ABC):
 
         Raises:
             CapabilityError: the request asks for what the engine cannot do; raised before the first piece, as is
-            ContextOverflowError: prompt and `max_tokens` do not fit.
+            ContextOverflowError: prompt and `max_tokens` do not fit (see `fitted`).
             EngineError: the model failed; what it had computed is billed.
         """
 
@@ -170,6 +170,32 @@ class Engine(ABC):
             raise CapabilityError(f"engine {self.name!r} calls no tools")
         if request.extra.get("response_format") and "response_format" not in self.can:
             raise CapabilityError(f"engine {self.name!r} keeps to no response_format")
+
+    def fits(self, read: int | None, written: int) -> None:
+        """Check that a prompt of `read` tokens and `written` more fit the context; what is not known fits.
+
+        Raises:
+            ContextOverflowError: they do not.
+        """
+        if read is not None and 0 < self.card.context < read + written:
+            asked = f"{read} prompt tokens and {written} to write"
+            raise ContextOverflowError(f"{self.name}: {asked} exceed the context of {self.card.context}")
+
+    def fitted(self, request: Request, read: int | None) -> Request:
+        """The request with a `max_tokens` for which there is room; a default is cut to the room there is.
+
+        Args:
+            read: tokens of the rendered prompt, None where they are not known.
+
+        Raises:
+            ContextOverflowError: prompt and answer do not fit the context.
+        """
+        sampling = request.sampling
+        self.fits(read, sampling.required)
+        if read is None or not self.card.context:
+            return request
+        room = min(sampling.max_tokens, self.card.context - read)
+        return replace(request, sampling=replace(sampling, max_tokens=room))
 
     async def score(self, request: Request, meter: Meter) -> Scored:
         """Read the rendered prompt (with `request.prefix`) in one forward pass and return every token's

@@ -13,13 +13,14 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from ensemblehub.cost import Meter
-from ensemblehub.errors import ContextOverflowError, EngineError, MissingExtraError, RequestError
+from ensemblehub.errors import EngineError, MissingExtraError, RequestError
 from ensemblehub.generators.base import Decoder, Distribution, Engine, Footprint, Vocabulary
 from ensemblehub.generators.rendering import Rendered, Renderer
 from ensemblehub.schema import Alternative, Capability, Piece, Request, Scored, ScoredToken
 
 try:
     from ensemblehub.generators import hf_loading
+    from ensemblehub.generators.hf_architectures import Support, support_of
     from ensemblehub.generators.hf_cache import Readings
     from ensemblehub.generators.hf_loading import HFOptions
     from ensemblehub.generators.hf_model import Model
@@ -47,10 +48,19 @@ class HFEngine(Engine):
     def __init__(self, name: str, options: HFOptions) -> None:
         self.name, self.settings = name, options
         self._config = hf_loading.config_of(options)
+        self._support = self._supported()
         self.card = hf_loading.card_of(options, self._config)
         self._scheduler: Scheduler | None = None
         self._closed = False
         self._lock = threading.Lock()
+
+    def _supported(self) -> Support:
+        """How the model's architecture is run.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        return support_of(self._config, self.settings.attn_implementation)
 
     @cached_property
     def model(self) -> str:
@@ -90,8 +100,8 @@ class HFEngine(Engine):
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """What the model's token ids mean."""
-        end = hf_loading.end_ids(self.settings, self._config)
-        return vocabulary_of(self._renderer.tokenizer, self.card.vocabulary, end)
+        end = hf_loading.end_ids(self.settings.path, self._config, self._config.get_text_config())
+        return vocabulary_of(self._renderer.tokenizer, self.card.vocabulary, end | self._renderer.ends)
 
     def count(self, request: Request) -> int:
         """Length of the rendered prompt in tokens."""
@@ -105,8 +115,8 @@ class HFEngine(Engine):
         """Token ids of `text` in the middle of an answer, special tokens taken literally."""
         return self._renderer.inside(text)
 
-    async def _asked(self, request: Request) -> tuple[tuple[int, ...], frozenset[int]]:
-        """The prompt's ids and those that end the answer, once the model is loaded.
+    async def _asked(self, request: Request) -> tuple[Request, tuple[int, ...], frozenset[int]]:
+        """The request as it fits the context, the prompt's ids and those that end the answer, once the model is loaded.
 
         Raises:
             CapabilityError, ContextOverflowError, RequestError: it cannot be answered.
@@ -115,16 +125,18 @@ class HFEngine(Engine):
         sampling = request.sampling
         if sampling.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, not {sampling.max_tokens}")
-        ids = self._fitting(request, sampling.max_tokens)
+        ids = self._fitting(request, sampling.required)
         self.knows(sampling.logit_bias)
         await self.load()
-        return ids, frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self.vocabulary.end)
+        end = frozenset() if sampling.ignore_eos else self.vocabulary.end
+        return self.fitted(request, len(ids)), ids, end | frozenset(sampling.stop_token_ids)
 
     async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
-        sampling, (ids, end) = request.sampling, await self._asked(request)
+        request, ids, end = await self._asked(request)
         row = WriteRow(
-            *self._row(ids), sampling=sampling, end=end, vocabulary=self.vocabulary, lookahead=self.settings.lookahead
-        )
+            *self._row(ids), sampling=request.sampling, end=end, vocabulary=self.vocabulary,
+            lookahead=self.settings.lookahead,
+        )  # fmt: skip
         self._started().submit(row)
         try:
             while True:
@@ -176,7 +188,10 @@ class HFEngine(Engine):
     def _load(self) -> Model:
         """All that takes long, on the engine's thread."""
         self.vocabulary  # noqa: B018  # computed once and kept
-        return hf_loading.load_model(self.settings, self._config)
+        model = Model(hf_loading.load_network(self.settings, self._config, kernel=self._support.kernel))
+        if not self._support.known:
+            model.compare()
+        return model
 
     @cached_property
     def _renderer(self) -> Renderer:
@@ -199,16 +214,6 @@ class HFEngine(Engine):
         for index in ids:
             if not 0 <= index < self.card.vocabulary:
                 raise RequestError(f"{self.name}: there is no token id {index}")
-
-    def fits(self, read: int, written: int) -> None:
-        """Check that a prompt of `read` tokens and `written` more fit the context.
-
-        Raises:
-            ContextOverflowError: they do not.
-        """
-        if self.card.context and read + written > self.card.context:
-            asked = f"{read} prompt tokens and {written} to write"
-            raise ContextOverflowError(f"{self.name}: {asked} exceed the context of {self.card.context}")
 
     def _bill(self, row: Row, meter: Meter, written: int = 0, discarded: int = 0, given: int = 0) -> None:
         meter.record(

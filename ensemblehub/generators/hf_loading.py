@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +19,13 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from ensemblehub.errors import AbsentError, ConfigError, MissingExtraError
+from ensemblehub.errors import AbsentError, ConfigError, MissingExtraError, one_line
 from ensemblehub.generators.base import Footprint
-from ensemblehub.generators.hf_model import Model
 from ensemblehub.schema import Card, Price
 
 _PROBE = 65536  # bytes at either end of a weights file that its fingerprint looks at
 _QUANTISED = {"8bit": 1.0, "4bit": 0.5625}  # bytes per parameter; of 4 bits, blocks of 64 add a float32 each
-_KINDS = {"full_attention", "sliding_attention"}
+_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 _LOADING = threading.Lock()  # while it loads, transformers patches torch for all threads
 
 
@@ -67,6 +67,7 @@ class HFOptions:
     price: Price | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.path.expanduser(self.path))
         device_of(self)
         if self.batch_rows < 1 or self.lookahead < 0 or self.prefix_cache_tokens < 0:
             raise ConfigError("batch_rows must be at least 1; lookahead and prefix_cache_tokens at least 0")
@@ -99,7 +100,7 @@ def device_of(options: HFOptions) -> str:
         try:
             torch.empty(0, device=options.device)
         except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-            raise ConfigError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"device {options.device!r} cannot be used here: {one_line(error)}") from error
         return options.device
     if options.num_gpus == 0:
         return "cpu"
@@ -133,16 +134,33 @@ def config_of(options: HFOptions) -> Any:
 def card_of(options: HFOptions, config: Any, auto: Any = transformers.AutoModelForCausalLM) -> Card:
     """What is known of the model before its weights are there; `auto` is the class that would load it."""
     text = config.get_text_config()
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    parameters, active = _count(options, config, auto)
+    try:
+        parameters, active = _count(options, config, auto)
+    except Exception as error:  # whatever transformers, or code that comes with the model, raises
+        raise ConfigError(f"cannot load {options.path!r}: {one_line(error)}") from error
     return Card(
         parameters=parameters,
         active=active,
-        attention_flops=4.0 * text.num_hidden_layers * text.num_attention_heads * head,
+        attention_flops=4.0 * _widths(text)[0],
         context=getattr(text, "max_position_embeddings", 0) or 0,
         vocabulary=text.vocab_size,
         price=options.price,
     )
+
+
+def _widths(text: Any) -> tuple[int, int]:
+    """Numbers in the queries, and in the keys, that all layers together compute of one token; 0 where unknown."""
+    same = not getattr(text, "is_heterogeneous", False)
+    layers = [text] * text.num_hidden_layers if same else list(text.per_layer_config)
+    queries = keys = 0
+    for layer in layers:
+        heads = getattr(layer, "num_attention_heads", None)
+        if not isinstance(heads, int) or not heads:
+            return 0, 0
+        width = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+        queries += heads * width
+        keys += (getattr(layer, "num_key_value_heads", None) or heads) * width
+    return queries, keys
 
 
 def _count(options: HFOptions, config: Any, auto: Any) -> tuple[int, int]:
@@ -166,12 +184,10 @@ def _count(options: HFOptions, config: Any, auto: Any) -> tuple[int, int]:
 def footprint_of(options: HFOptions, config: Any, card: Card) -> Footprint:
     """Memory by the precision of the weights; quantisation leaves the embedding and the head as they are."""
     text, size = config.get_text_config(), dtype_of(options, config).itemsize
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     tables = text.vocab_size * text.hidden_size * (1 if getattr(config, "tie_word_embeddings", False) else 2)
     kept = tables if options.quantization != "none" else card.parameters
     weights = kept * size + int((card.parameters - kept) * _QUANTISED.get(options.quantization, 0))
-    return Footprint(weights, 2 * text.num_hidden_layers * heads * head * size)
+    return Footprint(weights, 2 * _widths(text)[1] * size)
 
 
 def tokenizer_of(options: HFOptions) -> Any:
@@ -179,31 +195,31 @@ def tokenizer_of(options: HFOptions) -> Any:
     return pretrained(transformers.AutoTokenizer, options)
 
 
-def end_ids(options: HFOptions, config: Any) -> frozenset[int]:
-    """Ids that end an answer: those of the generation config, else of the model's."""
-    try:
-        ids = transformers.GenerationConfig.from_pretrained(options.path).eos_token_id
-    except OSError:
-        ids = None
-    if ids is None:
-        ids = config.get_text_config().eos_token_id
-    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+def end_ids(path: str, *configs: Any) -> frozenset[int]:
+    """Ids that end an answer by the generation config in `path` and by the model's own configurations."""
+    with suppress(OSError):  # there is none
+        configs = (*configs, transformers.GenerationConfig.from_pretrained(path))
+    given = (getattr(config, "eos_token_id", None) for config in configs)
+    lists = ([ids] if isinstance(ids, int) else ids or () for ids in given)
+    return frozenset(index for ids in lists for index in ids)
 
 
-def load_model(options: HFOptions, config: Any) -> Model:
-    """Load the weights; runs on the engine's thread."""
-    return Model(load_network(options, config))
+def load_network(
+    options: HFOptions, config: Any, auto: Any = transformers.AutoModelForCausalLM, kernel: str | None = None
+) -> Any:
+    """The transformers model itself, of the kind that `auto` loads, on its device; runs on the owner's thread.
 
-
-def load_network(options: HFOptions, config: Any, auto: Any = transformers.AutoModelForCausalLM) -> Any:
-    """The transformers model itself, of the kind that `auto` loads, on its device; runs on the owner's thread."""
+    Args:
+        kernel: implementation of attention; None is transformers' choice.
+    """
     device = device_of(options)
     if options.threads is not None and device == "cpu":
         torch.set_num_threads(options.threads)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     extra: dict[str, Any] = {"config": config, "dtype": dtype_of(options, config)}
-    extra["attn_implementation"] = options.attn_implementation
+    if kernel is not None:
+        extra["attn_implementation"] = kernel
     if options.quantization != "none":
         extra["quantization_config"] = _bits(options)
     if memory := _memory(options):
@@ -236,12 +252,12 @@ def pretrained(auto: Any, options: HFOptions, **extra: Any) -> Any:
         AbsentError: it is on the hub, and neither in the cache nor to be fetched.
         ConfigError: it cannot be read.
     """
-    path = os.path.expanduser(options.path)
+    path = options.path
     try:
         with _LOADING:
             return auto.from_pretrained(path, trust_remote_code=options.trust_remote_code, **extra)
     except (OSError, ValueError, ImportError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = one_line(error)
         absent = isinstance(error, OSError) and not os.path.exists(path) and not path.startswith((".", "/"))
         raise (AbsentError if absent else ConfigError)(f"cannot load {options.path!r}: {reason}") from error
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ensemblehub.errors import EngineError
+from ensemblehub.errors import EngineError, one_line
 from ensemblehub.generators.hf_cache import PrefixCache
 from ensemblehub.generators.hf_model import Model, entropy, reading
 from ensemblehub.generators.hf_rows import Row, StepRow, Top, WriteRow
@@ -301,8 +301,7 @@ class Scheduler:
         return False
 
     def _failure(self, error: BaseException) -> EngineError:
-        reason = next(iter(str(error).splitlines()), repr(error))
-        failure = EngineError(f"{self.name}: the model failed: {reason}", self.name)
+        failure = EngineError(f"{self.name}: the model failed: {one_line(error)}", self.name)
         failure.__cause__ = error
         return failure
 

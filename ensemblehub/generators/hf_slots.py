@@ -39,13 +39,20 @@ class Plan:
     window: slice | torch.Tensor
     reach: int
 
-    def mask(self, dtype: torch.dtype, window: int | None = None) -> torch.Tensor:
-        """Additive attention mask (rows, 1, new tokens, reach); `window`: of sliding attention, in tokens."""
+    def mask(self, dtype: torch.dtype, window: int | None = None, chunk: int | None = None) -> torch.Tensor:
+        """Additive attention mask (rows, 1, new tokens, reach).
+
+        Args:
+            window: of sliding attention, in tokens.
+            chunk: of chunked attention, in tokens; a token attends to those of its own chunk.
+        """
         keys = torch.arange(self.reach, device=self.positions.device)
         queries = self.positions[:, None, :, None]
         hidden = keys > queries
         if window is not None:
             hidden |= keys <= queries - window
+        if chunk is not None:
+            hidden |= keys // chunk < queries // chunk
         mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
         return mask.masked_fill_(hidden, torch.finfo(dtype).min)
 

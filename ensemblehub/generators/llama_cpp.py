@@ -23,7 +23,6 @@ from ensemblehub.schema import Card, Price
 
 try:
     import gguf
-    import transformers
 
     from ensemblehub.generators import hf_loading
     from ensemblehub.generators.hf import HFEngine
@@ -92,7 +91,7 @@ class LlamaCppOptions:
     @property
     def tokenizer_path(self) -> str:
         """Where the tokenizer is."""
-        return self.tokenizer or str(self.file.parent)
+        return os.path.expanduser(self.tokenizer) if self.tokenizer else str(self.file.parent)
 
 
 class LlamaCppEngine(HFEngine):
@@ -161,14 +160,8 @@ class LlamaCppEngine(HFEngine):
         return Renderer(tokenizer, self.settings.enable_thinking)
 
     def _end(self) -> frozenset[int]:
-        """Ids that end an answer: those of the generation config beside the tokenizer, else of the file."""
-        try:
-            ids = transformers.GenerationConfig.from_pretrained(self.settings.tokenizer_path).eos_token_id
-        except OSError:
-            ids = None
-        if ids is None:
-            return self._head.end
-        return frozenset(ids if isinstance(ids, list) else [ids])
+        """Ids that end an answer by the file, by the tokenizer and by the generation config beside it."""
+        return self._head.end | hf_loading.end_ids(self.settings.tokenizer_path) | self._renderer.ends
 
     def _load(self) -> Any:
         """All that takes long, on the engine's thread."""

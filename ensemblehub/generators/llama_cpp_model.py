@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ensemblehub.errors import ConfigError
+from ensemblehub.errors import ConfigError, one_line
 
 State = NDArray[np.uint8]  # keys and values of a sequence as llama.cpp saves them
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's numbers
 _BATCH = 2048  # tokens that one call may be given; a row of the scheduler never has more
 _ERROR = 4  # ggml's log level
-_complaints: deque[str] = deque(maxlen=1)  # llama.cpp says why it failed in its log only
+_complaints: deque[str] = deque(maxlen=8)  # llama.cpp says why it failed in its log only
 log = logging.getLogger(__name__)
 
 
@@ -175,7 +175,9 @@ def _cores() -> int:
 
 
 def _reason(text: str = "no reason was given") -> str:
-    return _complaints.pop() if _complaints else text
+    found = one_line(" ".join(_complaints)) if _complaints else text
+    _complaints.clear()
+    return found
 
 
 class Sequences:

@@ -215,8 +215,9 @@ class OpenAIEngine(Engine):
             return None
 
     async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
+        self.offers(request)
+        request = self.fitted(request, self.count(request) if self.card.context else None)
         path, body = self.asked(request)
-        self._fits(request, request.sampling.max_tokens)
         bill, started = Bill(self), time.perf_counter()
         try:
             async with aclosing(self._endpoint.events(path, body)) as events:
@@ -249,7 +250,7 @@ class OpenAIEngine(Engine):
             self.name, self.address.model, request, renderer, settings.entropy_top_k, settings.dialect == "vllm"
         )
         body = echo.body() | dict(settings.extra_body)
-        self._fits(request, body["max_tokens"])
+        self.fits(self.count(request) if self.card.context else None, body["max_tokens"])
         bill, started = Bill(self), time.perf_counter()
         try:
             answer = await self._endpoint.post("/completions", body)
@@ -263,17 +264,6 @@ class OpenAIEngine(Engine):
             raise _plain(error) from error
         finally:
             bill.record(request, meter, time.perf_counter() - started, reading=True)
-
-    def _fits(self, request: Request, written: int) -> None:
-        """Check that prompt and answer fit the context, where both it and the tokenizer are known.
-
-        Raises:
-            ContextOverflowError: they do not.
-        """
-        read = self.count(request) if self.card.context else None
-        if read is not None and read + written > self.card.context:
-            asked = f"{read} prompt tokens and {written} to write"
-            raise ContextOverflowError(f"{self.name}: {asked} exceed the context of {self.card.context}")
 
     def asked(self, request: Request) -> tuple[str, dict[str, Any]]:
         """The path and the body that ask the API.

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -17,6 +20,18 @@ from typing import Any
 
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Tokenizer
+from ensemblehub.generators.spans import (
+    Cut,
+    Place,
+    Span,
+    Veil,
+    literal_places,
+    marks_for,
+    segments,
+    spans_by_search,
+    spans_in_frame,
+    without,
+)
 from ensemblehub.schema import Chat, Message, Piece, Request, Text, TokenIds
 
 _NONE = '""'  # no tools, as JSON
@@ -44,13 +59,17 @@ class Rendered:
 
 
 @dataclass(frozen=True)
-class Span:
-    """Characters `start` to `end` of the rendered text are those of a message from `offset` on."""
+class Shown:
+    """What a chat template makes of a conversation.
 
-    message: int
-    start: int
-    end: int
-    offset: int = 0
+    Attributes:
+        spans: where its messages stand.
+        literal: where special tokens stand that somebody wrote, which are plain text; in order.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    literal: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +105,11 @@ class Renderer(Tokenizer):
         self._backend.no_truncation()
         self._backend.no_padding()
         controls = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._controls, self._special = frozenset(controls), tuple(controls.values())
+        self._controls = frozenset(controls)
+        ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+        self._guarded = self._controls - ({tokenizer.unk_token_id} - ends)  # any text may hold what is unknown
+        longest_first = sorted(filter(None, controls.values()), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self.render = lru_cache(maxsize=256)(self._render)
         self._frame = lru_cache(maxsize=256)(self._frame_of)
 
@@ -133,56 +156,79 @@ class Renderer(Tokenizer):
             RequestError: the template refuses the messages, or rewrites a reply that has marks in it.
         """
         answer = Message("assistant", "".join(part + mark for part in parts))
-        text, spans = self._chat(Chat((*chat.messages, answer), chat.thinking), asking=False)
-        whole = next((span for span in spans if span.message == len(chat.messages)), None)
+        shown = self._chat(Chat((*chat.messages, answer), chat.thinking), asking=False, last=(parts, mark))
+        whole = next((span for span in shown.spans if span.message == len(chat.messages)), None)
         if whole is not None:
             starts = accumulate((len(part + mark) for part in parts[:-1]), initial=0)
-            pieces = [_within(whole, start, start + len(part)) for start, part in zip(starts, parts, strict=True)]
-            spans = (*(span for span in spans if span is not whole), *pieces)
-        return self._tokenised(text, spans, "", 0)
+            pieces = [whole.part(start, start + len(part)) for start, part in zip(starts, parts, strict=True)]
+            shown = replace(shown, spans=(*(span for span in shown.spans if span is not whole), *pieces))
+        return self._tokenised(shown, "", 0)
 
     def _render(self, prompt: Chat | Text | TokenIds, prefix: str, tools: str) -> Rendered:
         if isinstance(prompt, Chat):
-            text, spans = self._chat(prompt, tools=tools)
-            return self._tokenised(text, spans, prefix, len(prompt.messages))
+            return self._tokenised(self._chat(prompt, tools=tools), prefix, len(prompt.messages))
         if isinstance(prompt, Text):
             head = Span(0, 0, len(prompt.text))
-            return self._tokenised(prompt.text, (head,), prefix, 1, parsed=(head,), add_special=True)
+            return self._tokenised(Shown(prompt.text, (head,)), prefix, 1, raw=True)
         return self._given(prompt.ids, prefix)
 
     def _given(self, ids: Sequence[int], prefix: str) -> Rendered:
         origins = _in_a_row([str(self.tokenizer.decode([index])) for index in ids], 0)
-        tail = self._tokenised("", (), prefix, 1)
+        tail = self._tokenised(Shown("", ()), prefix, 1, middle=True)
         return Rendered((*ids, *tail.ids), (*origins, *tail.origins))
 
     def _tokenised(
-        self,
-        text: str,
-        spans: Sequence[Span],
-        prefix: str,
-        answer: int,
-        *,
-        parsed: Sequence[Span] = (),
-        add_special: bool = False,
+        self, shown: Shown, prefix: str, answer: int, *, raw: bool = False, middle: bool = False
     ) -> Rendered:
-        """Tokenise `text + prefix`; spans outside `parsed` that hold special tokens are taken literally."""
+        """Tokenise what is shown and the answer so far; no control token comes of what a message or the answer says.
+
+        Args:
+            raw: what is shown is a raw prompt, in which control tokens are meant; the tokenizer adds its own.
+            middle: the text stands behind another.
+        """
+        text, spans, literal = shown.text, shown.spans, list(shown.literal)
+        guarded = () if raw else spans
         if prefix:
-            spans = (*spans, Span(answer, len(text), len(text) + len(prefix)))
-            text += prefix
-        literal = [span for span in spans if span not in parsed and self._is_special(text[span.start : span.end])]
-        ids: list[int] = []
-        origins: list[Origin] = []
-        for start, end, plain in _segments(len(text), literal):
-            encoded = self._encode(text[start:end], add_special and start == 0, literal=plain)
-            ids += encoded.ids
-            for (low, high), content in zip(encoded.offsets, encoded.tokens, strict=True):
-                shown = text[start + low : start + high] if high > low else content
-                origins.append(_origin(start + low, start + high, shown, spans))
-        return Rendered(tuple(ids), tuple(origins))
+            said = Span(answer, len(text), len(text) + len(prefix))
+            text, spans, guarded = text + prefix, (*spans, said), (*guarded, said)
+        while True:
+            tokens = self._cut(text, literal, raw, middle)
+            controls = [one for one in tokens if one.id in self._guarded and one.start < one.end]
+            found = literal_places(controls, guarded, literal)
+            if found == literal:
+                break
+            literal = found
+        origins = tuple(_origin(one.start, one.end, one.text, spans) for one in tokens)
+        return Rendered(tuple(one.id for one in tokens), origins)
+
+    def _cut(self, text: str, literal: Sequence[Place], raw: bool, middle: bool) -> list[Cut]:
+        """The tokens of a text, parts of which are taken literally."""
+        tokens: list[Cut] = []
+        for start, end, plain in segments(len(text), literal):
+            if raw and start == 0:
+                tokens += self._raw(text[:end])
+                continue
+            head, skipped = self._anchor if start or middle else ("", ())
+            encoded = self._encode(head + text[start:end], False, literal=plain)
+            tokens += _cuts(encoded, text, start - len(head))[len(skipped) :]
+        return tokens
+
+    def _raw(self, text: str) -> list[Cut]:
+        """The tokens of a raw prompt with those that the tokenizer puts around it, unless they stand there already."""
+        encoded = self._encode(text, True, literal=False)
+        tokens, added = _cuts(encoded, text), encoded.special_tokens_mask
+        inner = [index for index, mark in enumerate(added) if not mark]
+        if not inner:
+            return tokens
+        ids = [one.id for one in tokens]
+        first, last = inner[0], inner[-1] + 1
+        after = len(ids) - last
+        start = first if first and ids[:first] == ids[first : min(2 * first, last)] else 0
+        end = last if after and ids[last:] == ids[max(first, last - after) : last] else len(ids)
+        return tokens[start:end]
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        ids: list[int] = self._encode(text, special, literal=False).ids
-        return ids
+        return [one.id for one in self._raw(text)] if special else self._encode(text, False, literal=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids))
@@ -190,6 +236,18 @@ class Renderer(Tokenizer):
     @property
     def controls(self) -> frozenset[int]:
         return self._controls
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Ids that end an answer: the tokenizer's end of text, and what the chat template puts behind a last reply."""
+        added = {token.content: index for index, token in self.tokenizer.added_tokens_decoder.items() if token.content}
+        marks, behind = marks_for(["question", "reply"]), ""
+        with suppress(RequestError):  # there is no template, or it wants another conversation
+            behind = self._apply(Form((("user", ""), ("assistant", "")), None, asking=False), marks)
+        behind = behind.rpartition(marks[-1])[2].lstrip()
+        closing = max((content for content in added if behind.startswith(content)), key=len, default=None)
+        found = (self.tokenizer.eos_token_id, added.get(closing or ""))
+        return frozenset(index for index in found if index is not None)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -212,8 +270,10 @@ class Renderer(Tokenizer):
     def inside(self, text: str) -> list[int]:
         """Ids of `text` in the middle of an answer: none added, special tokens taken literally."""
         head, head_ids = self._anchor
-        ids: list[int] = self._encode(head + text, False, literal=True).ids
-        return ids[len(head_ids) :]
+        ids: list[int] = self._encode(head + text, False, literal=True).ids[len(head_ids) :]
+        if self._guarded.isdisjoint(ids):
+            return ids
+        return list(self._tokenised(Shown("", ()), text, 0, middle=True).ids)
 
     @cached_property
     def _anchor(self) -> tuple[str, list[int]]:
@@ -227,28 +287,59 @@ class Renderer(Tokenizer):
             self._backend.encode_special_tokens = literal
             return self._backend.encode(text, add_special_tokens=add_special)
 
-    def _is_special(self, text: str) -> bool:
-        return any(string in text for string in self._special)
+    def _chat(
+        self, chat: Chat, asking: bool = True, tools: str = _NONE, last: tuple[Sequence[str], str] | None = None
+    ) -> Shown:
+        """What the template shows, and where the messages and what they hold of special tokens stand in it.
 
-    def _chat(self, chat: Chat, asking: bool = True, tools: str = _NONE) -> tuple[str, tuple[Span, ...]]:
+        Args:
+            last: the parts of the last message, and a special token after each that is not part of what it says.
+        """
         contents = [message.content for message in chat.messages]
-        turns = tuple((message.role, message.extra) for message in chat.messages)
-        form = Form(turns, chat.thinking, asking, tools)
+        form = Form(tuple((one.role, one.extra) for one in chat.messages), chat.thinking, asking, tools)
+        self._check_fields(form)
         text = self._apply(form, contents)
-        spans = _spans_in_frame(text, self._frame(form), contents)
-        if spans is None:
-            spans = _spans_by_search(text, contents)
-        placed = {span.message for span in spans}
-        for index, (content, (_, extra)) in enumerate(zip(contents, turns, strict=True)):
-            if index not in placed and self._is_special(content):
-                raise RequestError(f"message {index} holds special tokens and the chat template rewrites it")
-            if self._is_special(_json(_calls(extra))):
-                raise RequestError(f"the tool calls of message {index} hold special tokens")
-        if self._is_special(tools):
-            raise RequestError("the tools hold special tokens")
         if tools != _NONE and text == self._apply(replace(form, tools=_NONE), contents):
             raise RequestError(f"{self.tokenizer.name_or_path}: the chat template shows the model no tools")
-        return text, spans
+        veil = Veil(self._special, (text, *contents))
+        veiled = [veil.hide(content) for content in contents]
+        if last is not None:
+            veiled[-1] = "".join(veil.hide(part) + last[1] for part in last[0])
+        literal: tuple[Place, ...] = ()
+        if veiled != contents:
+            text, literal = self._literal(form, text, veil, veiled)
+        spans = spans_in_frame(text, self._frame(form), contents)
+        if spans is None:  # shown twice, or rewritten
+            spans = spans_by_search(text, contents)
+            if self._adds(without(text, literal), self._apply(form, marks_for(veiled))):
+                raise RequestError("special tokens come of a message as the chat template rewrites it")
+        return Shown(text, spans, literal)
+
+    def _literal(self, form: Form, text: str, veil: Veil, veiled: Sequence[str]) -> tuple[str, tuple[Place, ...]]:
+        """The rendered text, and where the special tokens that the messages hold stand in it.
+
+        Raises:
+            RequestError: the template cuts them.
+        """
+        hidden = self._apply(form, veiled)
+        shown, places = veil.show(hidden)
+        if shown != text and not self._adds(text, hidden):
+            return text, ()  # it takes them out, as earlier reasoning
+        if veil.remains(shown):
+            raise RequestError("the messages hold special tokens and the chat template rewrites them")
+        return shown, tuple(places)
+
+    def _adds(self, text: str, own: str) -> bool:
+        """Whether a rendered `text` has more special tokens than the template's `own`."""
+        return bool(Counter(self._special.findall(text)) - Counter(self._special.findall(own)))
+
+    def _check_fields(self, form: Form) -> None:
+        """Refuse special tokens in what a template shows besides contents."""
+        for index, (_, extra) in enumerate(form.turns):
+            if self._special.search(_json(_calls(extra))):
+                raise RequestError(f"the tool calls of message {index} hold special tokens")
+        if self._special.search(form.tools):
+            raise RequestError("the tools hold special tokens")
 
     def _frame_of(self, form: Form) -> tuple[str, ...]:
         """The template's own text around the contents."""
@@ -301,25 +392,13 @@ def _calls(extra: str) -> dict[str, Any]:
     return fields
 
 
-def _within(whole: Span, start: int, end: int) -> Span:
-    """Characters `start` to `end` of the message that `whole` shows, as far as it shows them."""
-    moved = whole.start - whole.offset
-    return Span(
-        whole.message,
-        min(max(start + moved, whole.start), whole.end),
-        min(max(end + moved, whole.start), whole.end),
-        max(start, whole.offset),
-    )
-
-
-def _segments(length: int, literal: Sequence[Span]) -> list[tuple[int, int, bool]]:
-    """(start, end, taken literally) of the parts to tokenise one by one."""
-    parts, position = [], 0
-    for span in literal:
-        parts += [(position, span.start, False), (span.start, span.end, True)]
-        position = span.end
-    parts.append((position, length, False))
-    return [part for part in parts if part[0] < part[1] or part[0] == 0 == length]
+def _cuts(encoded: Any, text: str, moved: int = 0) -> list[Cut]:
+    """The tokens of an encoding that begins at character `moved` of a text."""
+    tokens = []
+    for index, (low, high), name in zip(encoded.ids, encoded.offsets, encoded.tokens, strict=True):
+        start, end = low + moved, high + moved
+        tokens.append(Cut(index, start, end, text[start:end] if end > start >= 0 else name))
+    return tokens
 
 
 def _origin(start: int, end: int, text: str, spans: Sequence[Span]) -> Origin:
@@ -335,32 +414,3 @@ def _in_a_row(texts: Sequence[str], message: int, start: int = 0) -> list[Origin
     """Origins of tokens that follow each other from character `start` of a message on."""
     ends = accumulate(map(len, texts), initial=start)
     return [Origin(message, end, end + len(text), text) for text, end in zip(texts, ends, strict=False)]
-
-
-def _spans_in_frame(text: str, frame: Sequence[str], contents: Sequence[str]) -> tuple[Span, ...] | None:
-    """Where the contents stand if the template puts them, as they are or stripped, into its frame."""
-    spans, position = [], 0
-    for index, content in enumerate(contents):
-        position += len(frame[index])
-        stripped = content.strip()
-        shown = content if text.startswith(content + frame[index + 1], position) else stripped
-        offset = 0 if shown is content else len(content) - len(content.lstrip())
-        spans.append(Span(index, position, position + len(shown), offset))
-        position += len(shown)
-    rebuilt = "".join(head + text[span.start : span.end] for head, span in zip(frame, spans, strict=False))
-    whole = rebuilt + frame[-1] == text
-    exact = all(text[span.start : span.end].strip() == contents[span.message].strip() for span in spans)
-    return tuple(spans) if whole and exact else None
-
-
-def _spans_by_search(text: str, contents: Sequence[str]) -> tuple[Span, ...]:
-    """Where the contents stand, looked for one after the other; those not found are left out."""
-    spans, position = [], 0
-    for index, content in enumerate(contents):
-        for shown, offset in ((content, 0), (content.strip(), len(content) - len(content.lstrip()))):
-            at = text.find(shown, position) if shown else -1
-            if at >= 0:
-                spans.append(Span(index, at, at + len(shown), offset))
-                position = at + len(shown)
-                break
-    return tuple(spans)

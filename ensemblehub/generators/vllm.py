@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 import numpy as np
 
 from ensemblehub.cost import Meter
-from ensemblehub.errors import CapabilityError, ConfigError, EngineError, MissingExtraError, RequestError
+from ensemblehub.errors import CapabilityError, ConfigError, EngineError, MissingExtraError, RequestError, one_line
 from ensemblehub.generators.base import Footprint
 from ensemblehub.generators.entropies import bounded, entropy_of
 from ensemblehub.schema import Capability, Piece, Price, Request, Scored
@@ -81,6 +81,7 @@ class VLLMOptions:
     price: Price | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.path.expanduser(self.path))
         counts = (self.tensor_parallel_size, self.pipeline_parallel_size, self.entropy_top_k)
         if min(*counts, *(one for one in (self.max_model_len, self.block_size) if one is not None)) < 1:
             raise ConfigError("max_model_len, block_size, entropy_top_k and the parallel sizes must be at least 1")
@@ -90,14 +91,13 @@ class VLLMOptions:
     @property
     def arguments(self) -> dict[str, Any]:
         """What vLLM's engine is made with."""
-        path = os.path.expanduser(self.path)
         named = (
             "dtype", "max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization",
             "block_size", "enforce_eager", "seed", "trust_remote_code",
         )  # fmt: skip
         given = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
         ours = {"enable_prefix_caching": True, "max_logprobs": -1}
-        return {"model": path, **given, **ours, "disable_log_stats": True, **self.extra}
+        return {"model": self.path, **given, **ours, "disable_log_stats": True, **self.extra}
 
 
 class VLLMEngine(HFEngine):
@@ -168,11 +168,11 @@ class VLLMEngine(HFEngine):
             await asyncio.to_thread(host.stop)
 
     async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
-        sampling, (ids, end) = request.sampling, await self._asked(request)
+        request, ids, end = await self._asked(request)
         structure, params = self._structure(request, ids, end), self._params(request, end)
         if structure is not None:
             params.structured_outputs = structure.constraint
-        flight = WriteFlight(self._started(), ids, params, sampling, end, self.vocabulary)
+        flight = WriteFlight(self._started(), ids, params, request.sampling, end, self.vocabulary)
         try:
             while True:
                 tokens, finish = await flight.take()
@@ -236,7 +236,7 @@ class VLLMEngine(HFEngine):
                 stop_token_ids=sorted(end), ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA,
             )  # fmt: skip
         except Exception as error:  # vLLM's own kinds, which change with its versions
-            raise RequestError(f"{self.name}: {str(error).splitlines()[0]}") from error
+            raise RequestError(f"{self.name}: {one_line(error)}") from error
 
     def _structure(self, request: Request, ids: Sequence[int], end: frozenset[int]) -> Structure | None:
         """What the request's `tools` and `response_format` ask for."""

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from ensemblehub.errors import ConfigError, EngineError, RequestError
+from ensemblehub.errors import ConfigError, EngineError, RequestError, one_line
 from ensemblehub.generators.base import Vocabulary
 from ensemblehub.generators.entropies import entropy_of
 from ensemblehub.generators.hf_text import TextFlow, alternatives
@@ -75,7 +75,7 @@ class Host:
         """What the reader of a failed request is told: that vLLM refuses it, or that it failed."""
         from vllm import exceptions
 
-        reason = next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__)
+        reason = one_line(error.__cause__ or error)
         if isinstance(error, (ValueError, getattr(exceptions, "VLLMClientError", ValueError))):
             return RequestError(f"{self.name}: {reason}")
         return EngineError(f"{self.name}: vLLM failed: {reason}", self.name)
@@ -97,7 +97,7 @@ class Host:
             self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments))
             await self._warm()
         except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = one_line(error)
             raise ConfigError(f"{self.name}: vLLM cannot start: {reason}") from error
 
     async def _warm(self) -> None:

@@ -96,7 +96,9 @@ def chat_of(request: Request) -> Chat:
 def mentor_request(request: Request, profile: Profile, tokens: int) -> Request:
     """Ask the mentor for `tokens` tokens of insight at most; stop strings and biases are the answer's own."""
     chat = replace(_with_system(chat_of(request), profile.request), thinking=profile.thinking)
-    sampling = replace(request.sampling, max_tokens=tokens, min_tokens=0, stop=(), logit_bias={}, top_logprobs=0)
+    sampling = replace(
+        request.sampling, max_tokens=tokens, fit_context=False, min_tokens=0, stop=(), logit_bias={}, top_logprobs=0
+    )
     return replace(request, prompt=chat, sampling=sampling, prefix=profile.opening)
 
 

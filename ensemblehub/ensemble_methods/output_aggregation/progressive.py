@@ -88,7 +88,7 @@ class Progressive(Segments):
         ask = self.outline_request(request)
         refuse(request, ())
         fits(large, ask, self.outline_max_tokens)
-        fits(small, self.final_request(request, ""), self.outline_max_tokens + request.sampling.max_tokens)
+        fits(small, self.final_request(request, ""), self.outline_max_tokens + request.sampling.required)
         outline = ""
         async with aclosing(large.stream(ask, ledger.meter("insight"))) as writing:
             async for piece in writing:

@@ -268,7 +268,7 @@ class Tandem(Aggregation):
         Raises:
             ContextOverflowError: names the engine and the lengths.
         """
-        insight, longest = self.budgets[-1][1], request.sampling.max_tokens
+        insight, longest = self.budgets[-1][1], request.sampling.required
         asks = [
             (mentor, insights.mentor_request(request, self.words, insight), insight),
             (intern, insights.intern_request(request, self.words, "", self.insight_mode), insight + longest),
