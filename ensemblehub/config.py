@@ -200,7 +200,7 @@ class Config(Section):
         Raises:
             ConfigError: one line: file, line, what is wrong, and the nearest name for an unknown key.
         """
-        file = YamlFile.read(path)
+        file = YamlFile.read(path.expanduser())
         for change in changes:
             _apply(file.data, change)
         try:

@@ -199,6 +199,7 @@ def examine(path: Path, changes: Sequence[str] = (), probe: bool = False) -> Rep
         report.parts = {part: engine.name for part, engine in (parts or {}).items()}
     _generation(report, config, members)
     report.notes += report.attempt(lambda: config.notes) or []
+    report.notes += [f"{engine.name}: {note}" for engine in engines.values() for note in engine.notes]
     for name in config.ensembles:
         _also(report, config.named(name), name, engines)
     report.sandbox = _sandbox()

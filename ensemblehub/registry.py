@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ensemblehub.errors import ConfigError, did_you_mean
+from ensemblehub.errors import ConfigError, did_you_mean, one_line
 
 ENGINES = {
     "api": "ensemblehub.generators.openai:OpenAIEngine",
@@ -81,7 +81,7 @@ def lookup(table: Mapping[str, str], name: str, what: str) -> Any:
     except (ModuleNotFoundError, AttributeError) as error:
         if name in table:
             raise
-        raise ConfigError(f"cannot load {what} {name!r}: {error}") from error
+        raise ConfigError(f"cannot load {what} {name!r}: {one_line(error)}") from error
 
 
 def build(cls: type, options: Mapping[str, Any], where: str, besides: Iterable[str] = ()) -> Any:

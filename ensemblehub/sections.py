@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ensemblehub import studio
 from ensemblehub.schema import Sampling
 
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 LONGEST = 16384  # tokens of an answer whose length nobody limits
 NO_EFFECT = {"padding_side": "nothing is padded", "low_cpu_mem": "weights are always loaded so"}
 
@@ -279,7 +280,7 @@ class ServerSection(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    api_key_file: Path | None = None
+    api_key_file: UserPath | None = None
     api_key_env: str = "ENSEMBLEHUB_API_KEY"
     cors_origins: list[str] = Field(default_factory=list)
     max_body_bytes: int = Field(default=2**21, ge=1)
@@ -330,8 +331,8 @@ class ExperimentSection(Section):
     """
 
     task: str = "studio_math"
-    data: Path | None = None
-    results: Path = Path("results/studio_math")
+    data: UserPath | None = None
+    results: UserPath = Path("results/studio_math")
     judge: Literal["mlp", "logistic", "gb", "lstm", "gru", "cnn", "attention", "ensemble"] = "mlp"
     preset: Literal["default", "paper"] = "default"
     aim: str = "max-accuracy"

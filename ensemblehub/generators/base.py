@@ -238,6 +238,11 @@ class Engine(ABC):
         """What it takes in memory; None where it runs elsewhere or is no model."""
         return None
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know of how it runs, a sentence each."""
+        return ()
+
     async def probe(self, ledger: Ledger) -> Sequence[Finding]:
         """Ask the model what it can do, where that is not known from its files; the bill goes to the ledger."""
         return ()

@@ -7,13 +7,14 @@ requests into rows, rows into pieces, and bills each row once.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 from ensemblehub.cost import Meter
-from ensemblehub.errors import EngineError, MissingExtraError, RequestError
+from ensemblehub.errors import ConfigError, EngineError, MissingExtraError, RequestError
 from ensemblehub.generators.base import Decoder, Distribution, Engine, Footprint, Vocabulary
 from ensemblehub.generators.rendering import Rendered, Renderer
 from ensemblehub.schema import Alternative, Capability, Piece, Request, Scored, ScoredToken
@@ -32,6 +33,8 @@ except ModuleNotFoundError as error:
 
 __all__ = ["HFEngine", "HFOptions"]
 
+log = logging.getLogger(__name__)
+
 
 class HFEngine(Engine):
     """A transformers model with continuous batching and a prefix cache.
@@ -44,6 +47,7 @@ class HFEngine(Engine):
 
     options: ClassVar[type] = HFOptions
     can: frozenset[Capability] = frozenset({"prefix", "logprobs", "score", "decode"})
+    _support = Support("sdpa")
 
     def __init__(self, name: str, options: HFOptions) -> None:
         self.name, self.settings = name, options
@@ -60,11 +64,18 @@ class HFEngine(Engine):
         Raises:
             ConfigError: it is not.
         """
-        return support_of(self._config, self.settings.attn_implementation)
+        try:
+            return support_of(self._config, self.settings.attn_implementation)
+        except ConfigError as error:
+            raise ConfigError(f"{self.settings.path}: {error}") from error
 
     @cached_property
     def model(self) -> str:
         return hf_loading.identity(self.settings)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (self._support.note,) if self._support.note else ()
 
     @property
     def footprint(self) -> Footprint:
@@ -188,6 +199,8 @@ class HFEngine(Engine):
     def _load(self) -> Model:
         """All that takes long, on the engine's thread."""
         self.vocabulary  # noqa: B018  # computed once and kept
+        if self._support.note:
+            log.warning("%s: %s", self.name, self._support.note)
         model = Model(hf_loading.load_network(self.settings, self._config, kernel=self._support.kernel))
         if not self._support.known:
             model.compare()

@@ -41,6 +41,7 @@ def support_of(config: Any, wanted: str) -> Support:
         ConfigError: the engine does not run the architecture as transformers does.
     """
     kind, entry = config.model_type, entry_of(config)
+    wanted = wanted if wanted in KERNELS else KERNELS[0]
     if entry is None:
         note = f"architecture {kind!r} was never compared with transformers; it is when the model is loaded"
         return Support(wanted, note, known=False)

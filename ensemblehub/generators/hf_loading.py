@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import sys
 import threading
@@ -26,7 +27,9 @@ from ensemblehub.schema import Card, Price
 _PROBE = 65536  # bytes at either end of a weights file that its fingerprint looks at
 _QUANTISED = {"8bit": 1.0, "4bit": 0.5625}  # bytes per parameter; of 4 bits, blocks of 64 add a float32 each
 _KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
+_NO_SDPA = "scaled_dot_product_attention"  # how transformers says that a model has no sdpa
 _LOADING = threading.Lock()  # while it loads, transformers patches torch for all threads
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,8 @@ def load_network(
     """The transformers model itself, of the kind that `auto` loads, on its device; runs on the owner's thread.
 
     Args:
-        kernel: implementation of attention; None is transformers' choice.
+        kernel: implementation of attention, instead of the one in the options; one that transformers has not for this
+            model is replaced by `eager`.
     """
     device = device_of(options)
     if options.threads is not None and device == "cpu":
@@ -218,15 +222,20 @@ def load_network(
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     extra: dict[str, Any] = {"config": config, "dtype": dtype_of(options, config)}
-    if kernel is not None:
-        extra["attn_implementation"] = kernel
+    extra["attn_implementation"] = kernel or options.attn_implementation
     if options.quantization != "none":
         extra["quantization_config"] = _bits(options)
     if memory := _memory(options):
         extra |= {"device_map": "auto", "max_memory": memory}
     elif options.quantization != "none":
         extra["device_map"] = {"": device}
-    network = pretrained(auto, options, **extra)
+    try:
+        network = pretrained(auto, options, **extra)
+    except ConfigError as error:
+        if _NO_SDPA not in str(error):
+            raise
+        log.warning("%s runs with attn_implementation: eager, since transformers has no sdpa for it", options.path)
+        network = pretrained(auto, options, **extra | {"attn_implementation": "eager"})
     return network if "device_map" in extra else network.to(device)
 
 

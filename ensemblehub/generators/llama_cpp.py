@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ensemblehub.errors import ConfigError, MissingExtraError
+from ensemblehub.errors import ConfigError, MissingExtraError, one_line
 from ensemblehub.generators.base import Footprint, Vocabulary
 from ensemblehub.generators.rendering import Renderer
 from ensemblehub.schema import Card, Price
@@ -186,7 +186,7 @@ class Head:
         try:
             self._reader = gguf.GGUFReader(path)
         except (OSError, ValueError, IndexError) as error:
-            raise ConfigError(f"cannot read {str(path)!r} as GGUF: {error}") from error
+            raise ConfigError(f"cannot read {str(path)!r} as GGUF: {one_line(error)}") from error
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         if "token_embd.weight" not in self._tensors:
             raise ConfigError(f"{path} holds no language model")

@@ -25,6 +25,7 @@ from ensemblehub.errors import (
     EngineError,
     MissingExtraError,
     RequestError,
+    one_line,
 )
 from ensemblehub.generators.base import Engine, Finding, Tokenizer
 from ensemblehub.generators.endpoint import Endpoint, Patience, Refused, key_of
@@ -191,8 +192,8 @@ class OpenAIEngine(Engine):
         try:
             return Renderer(transformers.AutoTokenizer.from_pretrained(self.settings.tokenizer))
         except (OSError, ValueError) as error:
-            reason = next(iter(str(error).splitlines()), "")
-            raise ConfigError(f"model {self.name!r}: tokenizer {self.settings.tokenizer}: {reason}") from error
+            place = f"tokenizer {self.settings.tokenizer}"
+            raise ConfigError(f"model {self.name!r}: {place}: {one_line(error)}") from error
 
     async def listed(self) -> dict[str, Any]:
         """What the API answers when it is asked for its models.

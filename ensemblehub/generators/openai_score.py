@@ -14,7 +14,8 @@ from typing import Any
 
 from ensemblehub.errors import EngineError, RequestError
 from ensemblehub.generators.entropies import entropy_of
-from ensemblehub.generators.rendering import Origin, Rendered, Renderer
+from ensemblehub.generators.rendering import Rendered, Renderer
+from ensemblehub.generators.spans import Origin
 from ensemblehub.schema import Alternative, Request, Scored, ScoredToken, Text
 
 _ID = re.compile(r"token_id:(\d+)")

@@ -18,15 +18,19 @@ from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
-from ensemblehub.errors import ConfigError, RequestError
+from ensemblehub.errors import ConfigError, RequestError, one_line
 from ensemblehub.generators.base import Tokenizer
 from ensemblehub.generators.spans import (
     Cut,
+    Origin,
     Place,
     Span,
     Veil,
+    cuts,
+    in_a_row,
     literal_places,
     marks_for,
+    origin_of,
     segments,
     spans_by_search,
     spans_in_frame,
@@ -38,16 +42,6 @@ _NONE = '""'  # no tools, as JSON
 _PLAIN = (str, int, float, bool, type(None))
 VERY_LARGE_INTEGER = int(1e30)  # transformers' word for a length that it does not know
 _PLACES = ("_path", "_file")  # settings that say where files lie, which is nobody else's business
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a token comes from: message (None: the template), character span in it, and its text."""
-
-    message: int | None
-    start: int
-    end: int
-    text: str
 
 
 @dataclass(frozen=True)
@@ -129,7 +123,7 @@ class Renderer(Tokenizer):
         turns = [self._own(turn) if turn.engine == author else self._read(turn.text) for turn in request.written]
         ids, texts = [index for ids, _ in turns for index in ids], [text for _, texts in turns for text in texts]
         answer = len(request.prompt.messages) if isinstance(request.prompt, Chat) else 1
-        return Rendered((*head.ids, *ids), (*head.origins, *_in_a_row(texts, answer, start)))
+        return Rendered((*head.ids, *ids), (*head.origins, *in_a_row(texts, answer, start)))
 
     def _own(self, turn: Piece) -> tuple[list[int], list[str]]:
         """Ids and texts of a turn that was written in these ids."""
@@ -173,7 +167,7 @@ class Renderer(Tokenizer):
         return self._given(prompt.ids, prefix)
 
     def _given(self, ids: Sequence[int], prefix: str) -> Rendered:
-        origins = _in_a_row([str(self.tokenizer.decode([index])) for index in ids], 0)
+        origins = in_a_row([str(self.tokenizer.decode([index])) for index in ids], 0)
         tail = self._tokenised(Shown("", ()), prefix, 1, middle=True)
         return Rendered((*ids, *tail.ids), (*origins, *tail.origins))
 
@@ -198,7 +192,7 @@ class Renderer(Tokenizer):
             if found == literal:
                 break
             literal = found
-        origins = tuple(_origin(one.start, one.end, one.text, spans) for one in tokens)
+        origins = tuple(origin_of(one.start, one.end, one.text, spans) for one in tokens)
         return Rendered(tuple(one.id for one in tokens), origins)
 
     def _cut(self, text: str, literal: Sequence[Place], raw: bool, middle: bool) -> list[Cut]:
@@ -210,13 +204,13 @@ class Renderer(Tokenizer):
                 continue
             head, skipped = self._anchor if start or middle else ("", ())
             encoded = self._encode(head + text[start:end], False, literal=plain)
-            tokens += _cuts(encoded, text, start - len(head))[len(skipped) :]
+            tokens += cuts(encoded, text, start - len(head))[len(skipped) :]
         return tokens
 
     def _raw(self, text: str) -> list[Cut]:
         """The tokens of a raw prompt with those that the tokenizer puts around it, unless they stand there already."""
         encoded = self._encode(text, True, literal=False)
-        tokens, added = _cuts(encoded, text), encoded.special_tokens_mask
+        tokens, added = cuts(encoded, text), encoded.special_tokens_mask
         inner = [index for index, mark in enumerate(added) if not mark]
         if not inner:
             return tokens
@@ -366,7 +360,7 @@ class Renderer(Tokenizer):
             text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, **options))
             text.encode()  # what is no character is refused, too
         except Exception as error:  # whatever a template raises, it is about these messages
-            raise RequestError(f"the chat template refuses these messages: {error}") from error
+            raise RequestError(f"the chat template refuses these messages: {one_line(error)}") from error
         return text
 
 
@@ -390,27 +384,3 @@ def _calls(extra: str) -> dict[str, Any]:
             except (ValueError, RecursionError) as error:
                 raise RequestError(f"the arguments of a tool call are no JSON: {error}") from error
     return fields
-
-
-def _cuts(encoded: Any, text: str, moved: int = 0) -> list[Cut]:
-    """The tokens of an encoding that begins at character `moved` of a text."""
-    tokens = []
-    for index, (low, high), name in zip(encoded.ids, encoded.offsets, encoded.tokens, strict=True):
-        start, end = low + moved, high + moved
-        tokens.append(Cut(index, start, end, text[start:end] if end > start >= 0 else name))
-    return tokens
-
-
-def _origin(start: int, end: int, text: str, spans: Sequence[Span]) -> Origin:
-    """A token belongs to the message that its first character is of (an empty one to the template)."""
-    for span in spans:
-        if span.start <= start < span.end and end > start:
-            moved = span.offset - span.start
-            return Origin(span.message, start + moved, min(end, span.end) + moved, text)
-    return Origin(None, start, end, text)
-
-
-def _in_a_row(texts: Sequence[str], message: int, start: int = 0) -> list[Origin]:
-    """Origins of tokens that follow each other from character `start` of a message on."""
-    ends = accumulate(map(len, texts), initial=start)
-    return [Origin(message, end, end + len(text), text) for text, end in zip(texts, ends, strict=False)]

@@ -8,12 +8,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 from ensemblehub.errors import RequestError
 
 Place = tuple[int, int]  # first character and the one behind the last
 _PRIVATE = range(0xE000, 0xF8FF)  # characters that stand for nothing
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a token comes from: message (None: the template), character span in it, and its text."""
+
+    message: int | None
+    start: int
+    end: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -162,3 +173,27 @@ def without(text: str, places: Iterable[Place]) -> str:
         parts.append(text[position:start])
         position = end
     return "\n".join([*parts, text[position:]])
+
+
+def cuts(encoded: Any, text: str, moved: int = 0) -> list[Cut]:
+    """The tokens of an encoding that begins at character `moved` of a text."""
+    tokens = []
+    for index, (low, high), name in zip(encoded.ids, encoded.offsets, encoded.tokens, strict=True):
+        start, end = low + moved, high + moved
+        tokens.append(Cut(index, start, end, text[start:end] if end > start >= 0 else name))
+    return tokens
+
+
+def origin_of(start: int, end: int, text: str, spans: Sequence[Span]) -> Origin:
+    """A token belongs to the message that its first character is of (an empty one to the template)."""
+    for span in spans:
+        if span.start <= start < span.end and end > start:
+            moved = span.offset - span.start
+            return Origin(span.message, start + moved, min(end, span.end) + moved, text)
+    return Origin(None, start, end, text)
+
+
+def in_a_row(texts: Sequence[str], message: int, start: int = 0) -> list[Origin]:
+    """Origins of tokens that follow each other from character `start` of a message on."""
+    ends = accumulate(map(len, texts), initial=start)
+    return [Origin(message, end, end + len(text), text) for text, end in zip(texts, ends, strict=False)]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ensemblehub.errors import ConfigError, EngineError, RequestError
+from ensemblehub.errors import ConfigError, EngineError, RequestError, one_line
 from ensemblehub.schema import Chat, Piece, Request
 
 
@@ -94,10 +94,10 @@ class Structure:
 
 
 def _reason(error: Exception) -> str:
-    """One line of pydantic's many, or the first of another error."""
+    """One line of pydantic's many, or all of another error in one."""
     listed = getattr(error, "errors", None)
     if callable(listed):
         first = listed()[0]
         where = [str(part) for part in first["loc"] if "[" not in str(part)]  # pydantic's own steps have brackets
         return f"{'.'.join(where) or 'request'}: {first['msg']}"
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return one_line(error)

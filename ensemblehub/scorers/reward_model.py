@@ -25,10 +25,11 @@ from ensemblehub.errors import (
     EnsembleHubError,
     MissingExtraError,
     RequestError,
+    one_line,
 )
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.rendering import Renderer
-from ensemblehub.schema import Card, Chat, Message, Price, Request, TokenIds
+from ensemblehub.schema import Chat, Message, Price, Request, TokenIds
 from ensemblehub.scorers.base import Scorer
 
 try:
@@ -141,7 +142,7 @@ class RewardModelScorer(Scorer):
         self.name, self.settings = name, options
         self._config = hf_loading.pretrained(transformers.AutoConfig, options.loading)
         self._auto, self.kind = _kind(options, self._config)
-        self.card = _card(options, self._config, self._auto)
+        self.card = hf_loading.card_of(options.loading, self._config, self._auto)
         self._worker = ThreadPoolExecutor(1, f"scorer {name}")  # tokenizer and network are used there only
 
     @cached_property
@@ -159,8 +160,7 @@ class RewardModelScorer(Scorer):
         except EnsembleHubError:
             raise
         except Exception as error:  # whatever a model raises, torch's errors and custom code's
-            reason = next(iter(str(error).splitlines()), repr(error))
-            raise EngineError(f"scorer {self.name!r} failed: {reason}") from error
+            raise EngineError(f"scorer {self.name!r} failed: {one_line(error)}") from error
         finally:
             job.closed = True
             await asyncio.wait([running])  # what was computed is billed, whoever has left meanwhile
@@ -297,11 +297,3 @@ def _classes(options: RewardModelOptions, config: Any) -> tuple[Any, Kind]:
     if not options.trust_remote_code:
         raise ConfigError(f"{options.path}: {architecture} is custom code; set trust_remote_code: true to run it")
     return transformers.AutoModel, "process"
-
-
-def _card(options: RewardModelOptions, config: Any, auto: Any) -> Card:
-    try:
-        return hf_loading.card_of(options.loading, config, auto)
-    except (OSError, ValueError, ImportError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ConfigError(f"cannot load {options.path!r}: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ensemblehub.errors import ConfigError, did_you_mean
@@ -13,13 +14,13 @@ CONFIG = Path(__file__).parent / "studio_tandem.yaml"
 
 
 def resolve(path: str) -> str:
-    """`path`, with `studio:NAME` standing for what ships with the package.
+    """`path`, with `studio:NAME` standing for what ships with the package and `~` for the home folder.
 
     Raises:
         ConfigError: nothing of that name ships.
     """
     if not path.startswith(_PREFIX):
-        return path
+        return os.path.expanduser(path)
     name = path.removeprefix(_PREFIX)
     if name not in SHIPPED:
         raise ConfigError(did_you_mean(name, SHIPPED, "studio model"))
