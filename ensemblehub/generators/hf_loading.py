@@ -128,15 +128,31 @@ def config_of(options: HFOptions) -> Any:
         ConfigError: it cannot be read, or its attention is of a kind that this engine cannot batch.
     """
     config = pretrained(transformers.AutoConfig, options)
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - _KINDS
+    kinds = set(getattr(text_of(config, options.path), "layer_types", None) or ()) - _KINDS
     if kinds:
         raise ConfigError(f"{options.path}: the hf engine cannot run layers of kind {', '.join(sorted(kinds))}")
     return config
 
 
+def text_of(config: Any, path: str) -> Any:
+    """The configuration of the language model itself.
+
+    Raises:
+        ConfigError: it has none, or several.
+    """
+    try:
+        return config.get_text_config()
+    except ValueError as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from error
+
+
 def card_of(options: HFOptions, config: Any, auto: Any = transformers.AutoModelForCausalLM) -> Card:
-    """What is known of the model before its weights are there; `auto` is the class that would load it."""
-    text = config.get_text_config()
+    """What is known of the model before its weights are there; `auto` is the class that would load it.
+
+    Raises:
+        ConfigError: the configuration is of no model that `auto` makes.
+    """
+    text = text_of(config, options.path)
     try:
         parameters, active = _count(options, config, auto)
     except Exception as error:  # whatever transformers, or code that comes with the model, raises
@@ -146,7 +162,7 @@ def card_of(options: HFOptions, config: Any, auto: Any = transformers.AutoModelF
         active=active,
         attention_flops=4.0 * _widths(text)[0],
         context=getattr(text, "max_position_embeddings", 0) or 0,
-        vocabulary=text.vocab_size,
+        vocabulary=getattr(text, "vocab_size", 0) or 0,
         price=options.price,
     )
 
@@ -154,7 +170,7 @@ def card_of(options: HFOptions, config: Any, auto: Any = transformers.AutoModelF
 def _widths(text: Any) -> tuple[int, int]:
     """Numbers in the queries, and in the keys, that all layers together compute of one token; 0 where unknown."""
     same = not getattr(text, "is_heterogeneous", False)
-    layers = [text] * text.num_hidden_layers if same else list(text.per_layer_config)
+    layers = [text] * (getattr(text, "num_hidden_layers", 0) or 0) if same else list(text.per_layer_config)
     queries = keys = 0
     for layer in layers:
         heads = getattr(layer, "num_attention_heads", None)
@@ -187,7 +203,7 @@ def _count(options: HFOptions, config: Any, auto: Any) -> tuple[int, int]:
 def footprint_of(options: HFOptions, config: Any, card: Card) -> Footprint:
     """Memory by the precision of the weights; quantisation leaves the embedding and the head as they are."""
     text, size = config.get_text_config(), dtype_of(options, config).itemsize
-    tables = text.vocab_size * text.hidden_size * (1 if getattr(config, "tie_word_embeddings", False) else 2)
+    tables = card.vocabulary * (getattr(text, "hidden_size", 0) or 0) * (1 if getattr(config, "tie_word_embeddings", False) else 2)
     kept = tables if options.quantization != "none" else card.parameters
     weights = kept * size + int((card.parameters - kept) * _QUANTISED.get(options.quantization, 0))
     return Footprint(weights, 2 * _widths(text)[1] * size)

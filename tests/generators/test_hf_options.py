@@ -1,14 +1,20 @@
 """Options of the hf engine that say where and how a model is loaded."""
 
 import asyncio
+import json
+import shutil
 
 import pytest
 
 pytest.importorskip("transformers")
 
 import torch
+import transformers
 
-from ensemblehub.errors import AbsentError, ConfigError, MissingExtraError
+from ensemblehub import studio
+from ensemblehub.config import Config
+from ensemblehub.ensemble_methods.ensemble import engine_of
+from ensemblehub.errors import AbsentError, ConfigError, MissingExtraError, one_line
 from ensemblehub.generators import hf_loading
 from ensemblehub.generators.hf import HFEngine, HFOptions
 from ensemblehub.schema import Chat, Message, Request
@@ -96,3 +102,73 @@ def test_a_model_that_is_nowhere_is_absent_and_a_folder_is_wrong(tmp_path):
     with pytest.raises(ConfigError, match="cannot load") as error:
         HFEngine("m", HFOptions(str(tmp_path / "nothing")))
     assert not isinstance(error.value, AbsentError)
+
+
+def test_a_path_in_the_home_folder_is_found_everywhere(qwen, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    shutil.copytree(qwen, home / "m")
+    monkeypatch.setenv("HOME", str(home))
+    said = json.loads((home / "m/generation_config.json").read_text()) | {"eos_token_id": [1, 3]}
+    (home / "m/generation_config.json").write_text(json.dumps(said))
+    engine, named = (HFEngine("m", HFOptions(path, device="cpu")) for path in ("~/m", str(home / "m")))
+    assert engine.vocabulary.end == {1, 3}
+    assert engine.model == named.model
+    assert "@" in engine.model
+    asyncio.run(loaded(engine))
+    path = tmp_path / "some.yaml"
+    path.write_text(
+        "model_specs: [{path: ~/m, name: m}]\nserver: {api_key_file: ~/keys}\n"
+        "experiment: {data: ~/data, results: ~/results}"
+    )
+    config = Config.read(path)
+    assert config.server.api_key_file == home / "keys"
+    assert (config.experiment.data, config.experiment.results) == (home / "data", home / "results")
+    assert engine_of(config, config.model_specs[0]).model == engine.model
+    assert studio.resolve("~/judge") == str(home / "judge")
+
+
+async def loaded(engine):
+    await engine.load()
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("generation", "model", "tokenizer", "ends"),
+    [
+        ([1, 3], None, None, {1, 3}),
+        (None, 3, None, {1, 3}),  # the template closes turns with 1
+        (None, None, "<|assistant|>", {1, 4}),
+        (0, 3, "<|assistant|>", {0, 1, 3, 4}),
+        (None, None, None, {1}),
+    ],
+)
+def test_what_ends_an_answer_is_what_any_of_the_files_says(qwen, tmp_path, generation, model, tokenizer, ends):
+    folder = tmp_path / "m"
+    shutil.copytree(qwen, folder)
+    files = {"generation_config.json": ("eos_token_id", generation), "config.json": ("eos_token_id", model)}
+    files["tokenizer_config.json"] = ("eos_token", tokenizer)
+    for name, (key, value) in files.items():
+        said = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(said | {key: value}))
+    assert HFEngine("m", HFOptions(str(folder), device="cpu")).vocabulary.end == ends
+
+
+def test_an_error_of_several_lines_is_told_whole_in_one(tmp_path):
+    with pytest.raises(ConfigError, match=r"from one of: \(1\) .* convert a slow tokenizer to a fast one\.$") as error:
+        hf_loading.tokenizer_of(HFOptions(str(tmp_path), device="cpu"))
+    assert "\n" not in str(error.value)
+    assert one_line(ValueError("one of:\n (1) a\n\n (2) b")) == "one of: (1) a (2) b"
+    assert one_line(KeyError()) == "KeyError"
+    assert len(one_line("x" * 5000)) == 1000
+
+
+def test_a_kernel_that_transformers_has_not_for_a_scorers_model_is_replaced(tmp_path, caplog):
+    config = transformers.Gemma2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    auto = transformers.AutoModelForSequenceClassification
+    auto.from_config(config).save_pretrained(tmp_path)
+    network = hf_loading.load_network(HFOptions(str(tmp_path), device="cpu"), config, auto)
+    assert network.config._attn_implementation == "eager"
+    assert "runs with attn_implementation: eager" in caplog.text

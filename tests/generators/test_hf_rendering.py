@@ -254,3 +254,51 @@ def test_text_flow_holds_back_what_may_begin_a_stop_string(tokenizer):
     pushed = [[token.text for token in flow.push(Token(text))] for text in ("a", " E", "N", "A", "bE", "N", "D!")]
     assert pushed == [["a"], [], [], [" E", "N", "A"], [], [], ["b", "", ""]]
     assert flow.stopped
+
+
+def test_a_raw_prompt_that_begins_with_the_first_token_gets_no_second():
+    from tokenizers.processors import TemplateProcessing
+
+    templates = {"<|system|> $A": ([2], []), "<|system|> $A <|end|>": ([2], [1]), "$A <|end|>": ([], [1])}
+    for single, around in templates.items():
+        tokenizer = make_tokenizer()
+        pieces = [("<|system|>", 2), ("<|end|>", 1)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=pieces)
+        render, (head, tail) = Renderer(tokenizer), around
+        plain = list(render(Request(Text("rain"))).ids)
+        inner = plain[len(head) : len(plain) - len(tail)]
+        assert plain == [*head, *inner, *tail]
+        given = "<|system|>" * len(head) + "rain" + "<|end|>" * len(tail)
+        assert list(render(Request(Text(given))).ids) == plain
+        assert render.encode(given) == plain
+        assert list(render(Request(Text("<|user|>rain"))).ids) == [*head, 3, *inner, *tail]
+        if head:
+            assert list(render(Request(Text("<|system|>"))).ids)[:2] == [2, *tail]
+            assert list(render(Request(Text("<|system|><|system|>rain"))).ids) == [2, 2, *inner, *tail]
+            assert render(Request(Text("<|system|>rain"))).origins[1].start == len("<|system|>")
+
+
+CHATML = "{%- for m in messages -%}{{ '<|user|>' + m['content'] + '<|end|>\n' }}{%- endfor -%}"
+HARMONY = (
+    "{%- for m in messages -%}{{ '<|user|>' + m['content'] }}"
+    "{%- if loop.last and not add_generation_prompt -%}{{ '<|system|>' }}{%- else -%}{{ '<|end|>' }}{%- endif -%}"
+    "{%- endfor -%}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "ends"),
+    [
+        (CHATML, None, {1}),
+        (CHATML, "<|pad|>", {0, 1}),
+        (HARMONY, None, {2}),  # what ends a turn in the middle of an answer does not end the answer
+        ("{%- for m in messages -%}{{ m['content'] + '\n\n### ' }}{%- endfor -%}", "<|end|>", {1}),
+        ("{{ raise_exception('no') }}", "<|end|>", {1}),
+        (None, "<|end|>", {1}),
+        (None, None, set()),
+    ],
+)
+def test_what_ends_an_answer_is_what_the_tokenizer_and_the_template_say(template, eos, ends):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template, tokenizer.eos_token = template, eos
+    assert Renderer(tokenizer).ends == ends

@@ -338,6 +338,23 @@ def test_overflow_and_bad_requests_are_refused_before_anything_is_computed(bench
     run(main())
 
 
+def test_a_default_is_cut_to_the_room_there_is(bench):
+    async def main():
+        async with bench() as b:
+            for prompt in (TokenIds((5,) * 500), Text("fox " * 480)):
+                request = Request(prompt, Sampling(max_tokens=64, fit_context=True, ignore_eos=True))
+                room = 512 - b.engine.count(request)
+                assert 0 < room < 64
+                pieces = await b.pieces(request)
+                assert sum(len(piece.tokens) for piece in pieces) == room
+                assert pieces[-1].finish == "length"
+                b.spent()
+            with pytest.raises(ContextOverflowError, match="512 prompt tokens and 1 to write"):
+                await b.ids(Request(TokenIds((5,) * 512), Sampling(fit_context=True)))
+
+    run(main())
+
+
 def test_whatever_goes_wrong_no_reader_waits_for_ever(bench):
     async def main():
         async with bench() as b:

@@ -1,8 +1,10 @@
 """The llama.cpp engine writes, reads and bills as the hf engine does, from files that `export-gguf` wrote."""
 
 import asyncio
+import json
 import math
 import random
+import shutil
 import threading
 from contextlib import aclosing
 from itertools import pairwise
@@ -434,6 +436,24 @@ def test_overflow_and_bad_requests_are_refused_before_anything_is_computed(bench
     run(main())
 
 
+def test_a_default_is_cut_to_the_room_there_is(bench):
+    async def main():
+        async with bench() as b:
+            asked = Sampling(max_tokens=223, fit_context=True, ignore_eos=True)
+            assert len(await b.ids(Request(TokenIds((5,) * 500), asked))) == 12
+
+    run(main())
+
+
+def test_what_ends_an_answer_is_what_file_tokenizer_and_template_say(qwen, exported, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(exported(qwen).parent, tmp_path / "m")
+    (tmp_path / "m/generation_config.json").write_text(json.dumps({"eos_token_id": 3}))
+    engine = LlamaCppEngine("tiny", LlamaCppOptions("~/m/model.gguf", tokenizer="~/m"))
+    assert engine.vocabulary.end == {1, 3}
+    assert LlamaCppEngine("tiny", LlamaCppOptions("~/m/model.gguf")).vocabulary.end == {1, 3}
+
+
 def test_a_failing_model_is_an_error_is_billed_and_the_engine_lives_on(bench):
     async def main():
         async with bench() as b:
@@ -447,7 +467,7 @@ def test_a_failing_model_is_an_error_is_billed_and_the_engine_lives_on(bench):
 
             b.spent()
             b.model.forward = failing
-            with pytest.raises(EngineError, match=r"out of memory$"):
+            with pytest.raises(EngineError, match=r"out of memory long trace$"):
                 await b.ids(ask("the quick brown fox", max_tokens=30))
             assert b.spent().completion_tokens == 5
             assert await b.ids(ask("lazy dogs")) == expected
@@ -488,10 +508,19 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path, qwen, exported):
         finally:
             await engine.close()
 
-    with pytest.raises(ConfigError, match="must name the model's own tokenizer"):
+    told = r"must name the model's own tokenizer: .* from one of: \(1\) .* slow tokenizer to a fast one\.$"
+    with pytest.raises(ConfigError, match=told) as caught:
         run(load(tokenizer=str(tmp_path)))
+    assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="is not the tokenizer of"):
         run(load(tokenizer=studio.resolve("studio:intern")))
+    other = tmp_path / "other.gguf"
+    other.write_bytes(exported(qwen).read_bytes().replace(b"qwen3", b"qwenX"))
+    engine = LlamaCppEngine("other", LlamaCppOptions(str(other), tokenizer=qwen))
+    with pytest.raises(ConfigError, match="unknown model architecture: 'qwenX'") as caught:
+        run(engine.load())
+    run(engine.close())
+    assert "\n" not in str(caught.value)
     cut = tmp_path / "cut.gguf"
     whole = exported(qwen).read_bytes()
     cut.write_bytes(whole[: len(whole) // 2])
