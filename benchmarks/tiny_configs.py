@@ -44,7 +44,10 @@ _SHAPE = {name: size for size, names in _SIZES.items() for name in names.split()
 _VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 _SHARED = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2}
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16, "mamba_n_groups": 1}
-_LATENT = "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 dots3_note dots3_note_text glm4_moe_lite glm_moe_dsa minicpm3"
+_LATENT = (
+    "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 dots3_note dots3_note_text"
+    " glm4_moe_lite glm_moe_dsa minicpm3 youtu"
+)
 RECIPES: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA,
     "granitemoehybrid": _MAMBA,

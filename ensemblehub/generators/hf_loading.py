@@ -203,7 +203,8 @@ def _count(options: HFOptions, config: Any, auto: Any) -> tuple[int, int]:
 def footprint_of(options: HFOptions, config: Any, card: Card) -> Footprint:
     """Memory by the precision of the weights; quantisation leaves the embedding and the head as they are."""
     text, size = config.get_text_config(), dtype_of(options, config).itemsize
-    tables = card.vocabulary * (getattr(text, "hidden_size", 0) or 0) * (1 if getattr(config, "tie_word_embeddings", False) else 2)
+    count = 1 if getattr(config, "tie_word_embeddings", False) else 2
+    tables = card.vocabulary * (getattr(text, "hidden_size", 0) or 0) * count
     kept = tables if options.quantization != "none" else card.parameters
     weights = kept * size + int((card.parameters - kept) * _QUANTISED.get(options.quantization, 0))
     return Footprint(weights, 2 * _widths(text)[1] * size)

@@ -356,6 +356,8 @@ def test_requests_and_engines_that_cannot_work_are_refused():
     assert answer((one, two), GaC(), max_tokens=7).finish == "length"
     with pytest.raises(ContextOverflowError, match="exceed the context of 10"):
         answer((one, two), GaC(), max_tokens=8)
+    cut = answer((one, two), GaC(), max_tokens=8, fit_context=True)
+    assert (cut.finish, sum(len(piece.tokens) for piece in cut.pieces)) == ("length", 7)
 
     class Mute(EchoEngine):
         can = frozenset({"prefix"})
