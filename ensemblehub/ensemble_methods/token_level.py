@@ -20,7 +20,7 @@ from ensemblehub.cost import Meter
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, ids_of, name_of, tokenizer_of
 from ensemblehub.ensemble_methods.mixing import choose
 from ensemblehub.ensemble_methods.union_vocabulary import Probabilities, Union, View, union_of
-from ensemblehub.errors import ConfigError, ContextOverflowError, RequestError
+from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Decoder, Engine, Tokenizer
 from ensemblehub.generators.hf_text import TextFlow, alternatives
 from ensemblehub.schema import (
@@ -478,10 +478,7 @@ def likeliest(part: Probabilities, count: int) -> tuple[tuple[int, float], ...]:
 
 
 def _fits(engine: Engine, request: Request) -> None:
-    read, written = engine.count(request), request.sampling.max_tokens
-    if read is not None and engine.card.context and read + written > engine.card.context:
-        asked = f"{read} prompt tokens and {written} to write"
-        raise ContextOverflowError(f"{engine.name}: {asked} exceed the context of {engine.card.context}")
+    engine.fits(engine.count(request), request.sampling.max_tokens)
 
 
 async def _together(calls: Sequence[Awaitable[T]]) -> list[T]:

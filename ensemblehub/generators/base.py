@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ensemblehub.cost import Ledger, Meter
-from ensemblehub.errors import CapabilityError
+from ensemblehub.errors import CapabilityError, ContextOverflowError
 from ensemblehub.schema import Capability, Card, Piece, Request, Scored
 
 
@@ -187,6 +187,15 @@ class Engine(ABC):
             CapabilityError: the engine gives no next-token distributions.
         """
         raise CapabilityError(f"engine {self.name!r} gives no next-token distributions")
+
+    def fits(self, read: int | None, written: int) -> None:
+        """Check that a prompt of `read` tokens (None: unknown) and `written` more fit the context, where it is known.
+
+        Raises:
+            ContextOverflowError: they do not.
+        """
+        if read is not None and 0 < self.card.context < read + written:
+            raise ContextOverflowError.of(self.name, self.card.context, read, written)
 
     def count(self, request: Request) -> int | None:
         """Length of the rendered prompt in tokens, None where the tokenizer is not at hand."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ensemblehub.cost import Meter
-from ensemblehub.errors import ContextOverflowError, EngineError, RequestError
+from ensemblehub.errors import EngineError, RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import (
     Alternative,
@@ -77,8 +77,7 @@ class EchoEngine(Engine):
         self.offers(request)
         prompt = _words(self._rendered(request))
         reply, finish = self._reply(request)
-        if self.card.context and len(prompt) + request.sampling.max_tokens > self.card.context:
-            raise ContextOverflowError(f"{self.name}: {len(prompt)} + {request.sampling.max_tokens} tokens do not fit")
+        self.fits(len(prompt), request.sampling.max_tokens)
         delivered = written = 0
         started = asyncio.get_running_loop().time()
         try:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from ensemblehub.cost import Meter
-from ensemblehub.errors import ContextOverflowError, EngineError, MissingExtraError, RequestError
+from ensemblehub.errors import EngineError, MissingExtraError, RequestError
 from ensemblehub.generators.base import Decoder, Distribution, Engine, Footprint, Vocabulary
 from ensemblehub.generators.rendering import Rendered, Renderer
 from ensemblehub.schema import Alternative, Capability, Piece, Request, Scored, ScoredToken
@@ -199,16 +199,6 @@ class HFEngine(Engine):
         for index in ids:
             if not 0 <= index < self.card.vocabulary:
                 raise RequestError(f"{self.name}: there is no token id {index}")
-
-    def fits(self, read: int, written: int) -> None:
-        """Check that a prompt of `read` tokens and `written` more fit the context.
-
-        Raises:
-            ContextOverflowError: they do not.
-        """
-        if self.card.context and read + written > self.card.context:
-            asked = f"{read} prompt tokens and {written} to write"
-            raise ContextOverflowError(f"{self.name}: {asked} exceed the context of {self.card.context}")
 
     def _bill(self, row: Row, meter: Meter, written: int = 0, discarded: int = 0, given: int = 0) -> None:
         meter.record(

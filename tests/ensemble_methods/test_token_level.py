@@ -354,7 +354,7 @@ def test_requests_and_engines_that_cannot_work_are_refused():
             answer(engines(), GaC(), **{name: value})
     one, two = ToyEngine("one", *FIRST[:1], fixed(FIRST[1]), context=10), engines()[1]
     assert answer((one, two), GaC(), max_tokens=7).finish == "length"
-    with pytest.raises(ContextOverflowError, match="exceed the context of 10"):
+    with pytest.raises(ContextOverflowError, match="maximum context length is 10 tokens"):
         answer((one, two), GaC(), max_tokens=8)
 
     class Mute(EchoEngine):
