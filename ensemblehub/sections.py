@@ -293,9 +293,7 @@ class ServerSection(Section):
     first_token_timeout: float = Field(default=120.0, gt=0)
     keep_alive: float = Field(default=15.0, gt=0)
     drain: float = Field(default=30.0, ge=0)
-    reasoning_fields: list[Literal["reasoning_content", "reasoning"]] = Field(
-        default_factory=lambda: ["reasoning_content"]
-    )
+    reasoning_fields: tuple[Literal["reasoning_content", "reasoning"], ...] = ("reasoning_content",)
     log_format: Literal["text", "json"] = "text"
     log_prompts: bool = False
 

@@ -59,7 +59,7 @@ class Answering:
         passed_on = _passed_on(body, served)
         requests = [Request(prompt, sampling, prefix, request_id, extra=passed_on) for prompt, prefix in prompts]
         lengths = await self._counted(served.ensemble.engines[0], requests, sampling.max_tokens)
-        names = () if body.include_reasoning is False else tuple(self.settings.reasoning_fields)
+        names = () if body.include_reasoning is False else self.settings.reasoning_fields
         for request, tokens in zip(requests, lengths, strict=True):
             for number in range(count):
                 asked = request.seeded("choice", number) if number else request

@@ -101,12 +101,12 @@ class Wire(BaseModel):
     def _without_idle(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        return {name: value for name, value in data.items() if value is not None and not cls.idle(name, value)}
+        return {name: value for name, value in data.items() if not cls.idle(name, value)}
 
     @classmethod
-    def idle(cls, _: str, __: Any) -> bool:
-        """Whether a field with a value asks for nothing and is left out."""
-        return False
+    def idle(cls, name: str, value: Any) -> bool:  # noqa: ARG003  # subclasses look at the name
+        """Whether a field asks for nothing and is left out."""
+        return value is None
 
 
 class Open(Wire):
@@ -120,8 +120,8 @@ class Body(Wire):
 
     @classmethod
     def idle(cls, name: str, value: Any) -> bool:
-        if name in cls.model_fields:
-            return False
+        if value is None or name in cls.model_fields:
+            return value is None
         if name in Hints.model_fields or name.startswith(HINT_PREFIXES):
             return True
         foreign = FOREIGN.get(name, Foreign("", counts=bool(near(name, cls.model_fields))))

@@ -36,8 +36,8 @@ class StreamOptions(Wire):
     include_obfuscation: Any = Field(default=None, description="Accepted; nothing is padded.")
 
     @classmethod
-    def idle(cls, name: str, _: Any) -> bool:
-        return name not in cls.model_fields and not near(name, cls.model_fields)
+    def idle(cls, name: str, value: Any) -> bool:
+        return value is None or not (name in cls.model_fields or near(name, cls.model_fields))
 
 
 class TemplateOptions(Wire):

@@ -354,7 +354,8 @@ def test_stop_ends_the_answer_and_not_the_insight(client, stop):
     assert choice.message.content == (ANSWER if stop == "add" else "It is 4.")
     assert choice.finish_reason == "stop"
     read = streamed(client, model="ensemble", messages=user("2 + 2?"), stop=stop)
-    assert (read.said("content"), read.said("reasoning_content"), read.finish()) == (choice.message.content, INSIGHT, "stop")
+    assert (read.said("content"), read.said("reasoning_content")) == (choice.message.content, INSIGHT)
+    assert read.finish() == "stop"
 
 
 def test_stop_ends_the_answer_of_a_model_too(pair):
@@ -406,7 +407,7 @@ def test_max_completion_tokens_limits_a_model_alone(pair):
     assert reply.choices[0].finish_reason == "length"
 
 
-@pytest.mark.parametrize("most", [2, 30, 40])
+@pytest.mark.parametrize("most", [2, 30])
 def test_max_completion_tokens_limits_what_the_studio_pair_writes(pair, most):
     reply = pair.chat.completions.create(model="ensemble", messages=user(), max_completion_tokens=most)
     details = reply.usage.completion_tokens_details
@@ -648,7 +649,8 @@ def test_prompt_tokens_are_the_interns(pair):
 def test_completion_tokens_are_those_of_insight_and_answer(pair, most, finish):
     reply = pair.chat.completions.create(model="ensemble", messages=user(), max_tokens=most)
     (choice,), usage = reply.choices, reply.usage
-    insight, answer = (len(tokenizer().encode(text)) for text in (choice.message.reasoning_content, choice.message.content))
+    written = (choice.message.reasoning_content, choice.message.content)
+    insight, answer = (len(tokenizer().encode(text)) for text in written)
     insight, answer = insight + 1, answer + (finish == "stop")  # an end of text is a token too
     assert choice.finish_reason == finish
     assert usage.completion_tokens_details.reasoning_tokens == insight

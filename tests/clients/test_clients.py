@@ -117,9 +117,9 @@ def test_two_turns_through_litellms_proxy(proxy, stream):
 
 
 def test_litellms_proxy_passes_on_that_a_context_overflows(proxy):
-    with openai.OpenAI(**proxy, max_retries=0) as client:
-        with pytest.raises(openai.BadRequestError, match="ContextWindowExceededError"):
-            client.chat.completions.create(model="ensemble", messages=[user(LONG)])
+    refusing = pytest.raises(openai.BadRequestError, match="ContextWindowExceededError")
+    with openai.OpenAI(**proxy, max_retries=0) as client, refusing:
+        client.chat.completions.create(model="ensemble", messages=[user(LONG)])
 
 
 # LangChain
