@@ -320,6 +320,24 @@ def test_n_answers_are_drawn_from_one_seed_and_each_is_billed(pair):
     assert [read.said("content", index) for index in range(4)] == texts
 
 
+@pytest.mark.parametrize("model", ["intern", "twins", "together"])
+def test_min_p_leaves_out_what_is_too_improbable(pair, model):
+    likely = pair.chat.completions.create(
+        model=model, messages=user(HARD), max_tokens=1, logprobs=True, top_logprobs=20
+    ).choices[0].logprobs.content[0].top_logprobs  # fmt: skip
+    best, second = likely[0], likely[1]
+    share = math.exp((second.logprob - best.logprob) / 2)  # of the second at temperature 2
+
+    def drawn(min_p):
+        ask = {"model": model, "messages": user(HARD), "max_tokens": 1, "temperature": 2, "n": 24, "seed": 1}
+        reply = pair.chat.completions.create(**ask, logprobs=True, extra_body={"min_p": min_p})
+        return {choice.logprobs.content[0].token for choice in reply.choices}
+
+    assert drawn(min(1.0, share * 1.001)) == {best.token}
+    kept = [one for one in likely if math.exp((one.logprob - best.logprob) / 2) >= share * 0.999]
+    assert len(drawn(share * 0.999)) <= len(kept) < len(drawn(0.0))
+
+
 @pytest.mark.parametrize("model", ["twins", "together", "ensemble"])
 def test_a_seed_settles_what_an_ensemble_draws(pair, model):
     ask = {"model": model, "messages": user(HARD), "n": 2, "temperature": 1, "max_tokens": 24}
@@ -329,7 +347,7 @@ def test_a_seed_settles_what_an_ensemble_draws(pair, model):
     assert len(set(texts[0])) == 2
 
 
-@pytest.mark.parametrize("narrow", [{"extra_body": {"top_k": 1}}, {"top_p": 1e-6}])
+@pytest.mark.parametrize("narrow", [{"extra_body": {"top_k": 1}}, {"top_p": 1e-6}, {"extra_body": {"min_p": 1}}])
 def test_drawing_from_the_likeliest_token_alone_is_greedy(pair, narrow):
     ask = {"model": "intern", "messages": user(HARD), "max_tokens": 24}
     greedy = pair.chat.completions.create(**ask).choices[0].message.content
