@@ -347,3 +347,9 @@ def test_tools_that_may_not_be_called_are_no_reason_to_refuse(server, model):
 def test_a_tool_choice_without_tools_is_refused_where_it_asks_for_a_call(server):
     refused(server.post(CHAT, {**ASK, "model": "caller", "tool_choice": "required"}), "invalid_value")
     assert httpx.post(server.url + CHAT, json={**ASK, "tool_choice": "auto"}, timeout=30).status_code == 200
+
+
+def test_the_documentation_names_every_hint():
+    text = (Path(__file__).parents[2] / "docs" / "server.md").read_text()
+    known = [name for name in Hints.model_fields if not name.startswith("prompt_cache_")]
+    assert [name for name in known if f"`{name}`" not in text] == []
