@@ -80,7 +80,8 @@ class Answering:
     def _bounded(self, body: Generate, max_tokens: int, answers: int) -> None:
         limits = self.settings
         if max_tokens > limits.max_output_tokens:
-            raise Problem(400, f"max_tokens is at most {limits.max_output_tokens} here", "out_of_bounds", "max_tokens")
+            name = "max_tokens" if body.max_tokens == max_tokens else "max_completion_tokens"
+            raise Problem(400, f"{name} is at most {limits.max_output_tokens} here", "out_of_bounds", name)
         if len(body.stops) > limits.max_stop:
             raise Problem(400, f"at most {limits.max_stop} stop strings are taken here", "out_of_bounds", "stop")
         if answers > limits.max_answers:

@@ -111,9 +111,11 @@ class Catalog:
         served, options = self.find(name), options or EnsembleOptions()
         if options.method is not None:
             served = self._method(served, options.method)
-        for name, value in options.params.items():
+        params = {name: value for name, value in options.params.items() if value is not None}
+        for name, value in params.items():
             self._allowed(served, name, value)
-        params = options.params if not effort else {**_effort(served, effort), **options.params}
+        if effort:
+            params = {**_effort(served, effort), **params}
         return self._changed(served, params) if params else served
 
     def _method(self, served: Served, method: str) -> Served:

@@ -92,7 +92,7 @@ class ChatMessage(Open):
         ]
         | None
     ) = None
-    name: str | None = None
+    name: Any = Field(default=None, description="Accepted; the models are not told it.")
     refusal: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None

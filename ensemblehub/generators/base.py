@@ -189,7 +189,7 @@ class Engine(ABC):
         raise CapabilityError(f"engine {self.name!r} gives no next-token distributions")
 
     def fits(self, read: int | None, written: int) -> None:
-        """Check that a prompt of `read` tokens (None: unknown) and `written` more fit the context, where it is known.
+        """Check that a prompt of `read` tokens and `written` more fit the context; what is not known fits.
 
         Raises:
             ContextOverflowError: they do not.

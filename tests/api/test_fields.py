@@ -130,7 +130,8 @@ def test_what_would_change_a_message_is_refused(server, message, says):
 NEUTRAL = {
     "min_p": 0, "top_k": -1, "repetition_penalty": 1.0, "presence_penalty": 0, "frequency_penalty": 0.0, "n": 1,
     "logit_bias": {}, "stop": [], "stop_token_ids": [], "min_tokens": 0, "ignore_eos": False, "stream": False,
-    "stream_options": {"include_usage": False}, "ensemble": {"method": None, "params": None}, "length_penalty": 1.0,
+    "stream_options": {"include_usage": False}, "length_penalty": 1.0,
+    "ensemble": {"method": None, "params": {"judge": None}},
     "use_beam_search": False, "include_stop_str_in_output": False, "bad_words": [], "guided_json": "", "foo": False,
     "truncate_prompt_tokens": None, "bar": {}, "baz": 0, "temprature": None, "reasoning_effort": None, "extra_body": {},
     "include_reasoning": True, "return_token_ids": False, "typical_p": 1, "x_trace": "a", "prompt_cache_retentions": 1,

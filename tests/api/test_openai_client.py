@@ -709,6 +709,7 @@ def test_the_bill_adds_up(pair, model):
     [
         ({"temperature": 3}, "invalid_value", "temperature"),
         ({"max_tokens": 601}, "out_of_bounds", "max_tokens"),
+        ({"max_completion_tokens": 601}, "out_of_bounds", "max_completion_tokens"),
         ({"n": 65}, "out_of_bounds", "n"),
         ({"extra_body": {"temprature": 1}}, "unknown_field", "temprature"),
         ({"messages": []}, "invalid_value", "messages"),

@@ -111,7 +111,7 @@ function fold(ride, chunk) {
   }
   if (said.choice) next.choices = [...ride.choices, chosen(said.choice)];
   if (chunk.usage) {
-    const cost = chunk.usage.cost_details ?? chunk.usage.cost ?? {}; // the latter in saves of version 0.1
+    const cost = chunk.usage.cost_details ?? chunk.usage.cost ?? {}; // `cost` in rides saved before
     next.bill = billed(cost);
     next.estimate = interval(cost.estimated_mentor_alone_flops) ?? next.estimate;
   }
