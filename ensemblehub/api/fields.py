@@ -143,6 +143,7 @@ class Hints(BaseModel):
     prediction: Hint = None
     prompt_cache_key: Hint = None
     prompt_cache_retention: Hint = None
+    include_obfuscation: Hint = None
     skip_special_tokens: Hint = None
     spaces_between_special_tokens: Hint = None
     priority: Hint = None
