@@ -728,6 +728,23 @@ def test_a_bad_request_says_what_is_wrong(pair, change, code, param):
     assert refused.value.request_id
 
 
+@pytest.mark.parametrize("model", ["ensemble", "intern", "twins", "together"])
+def test_a_context_that_overflows_is_said_in_openais_words(pair, model):
+    long, about = "There are 8 bowls. " * 1000, {"ensemble": {"context_tokens": 3000}}
+    echo = {"echo": True, "logprobs": 1, "extra_body": about if model == "ensemble" else {}}
+    asks = [
+        lambda: pair.chat.completions.create(model=model, messages=user(long)),
+        lambda: next(iter(pair.chat.completions.create(model=model, messages=user(long), stream=True))),
+        lambda: pair.completions.create(model=model, prompt=long),
+        lambda: pair.completions.create(model=model, prompt=long, max_tokens=0, **echo),
+    ]
+    for ask in asks:
+        with pytest.raises(openai.BadRequestError, match="This model's maximum context length is 2048") as refused:
+            ask()
+        assert refused.value.code == "context_length_exceeded"
+        assert refused.value.param in ("messages", "prompt")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_model_that_is_not_there(client, stream):
     with pytest.raises(openai.NotFoundError, match="did you mean 'ensemble'") as refused:
