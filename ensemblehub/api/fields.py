@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 HINT_PREFIXES = ("prompt_cache_", "litellm_", "x_", "x-")
 _NEAR = 0.75  # similarity from which a name counts as a misspelling
+_MOST = 256  # fields of an object, each of which is compared with the known ones
+_LONG = 64  # characters of a name that may be a misspelling
 
 
 class Foreign(NamedTuple):
@@ -101,6 +103,8 @@ class Wire(BaseModel):
     def _without_idle(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
+        if len(data) > _MOST:
+            raise ValueError(f"an object has at most {_MOST} fields here, not {len(data)}")
         return {name: value for name, value in data.items() if not cls.idle(name, value)}
 
     @classmethod
@@ -170,6 +174,8 @@ class Hints(BaseModel):
 
 def near(name: str, known: Collection[str]) -> str | None:
     """The known name of which `name` may be a misspelling: case, underscores and hyphens do not count."""
+    if len(name) > _LONG:
+        return None
     plain = {_plain(one): one for one in known}
     found = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=_NEAR)
     return plain[found[0]] if found else None

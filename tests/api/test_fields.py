@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import httpx2 as httpx
@@ -194,6 +195,15 @@ def test_a_misspelling_is_told_what_it_may_mean_and_nothing_else(server, name, m
         assert meant is None or f"did you mean {meant!r}" in message
         if meant:  # even where it would ask for nothing
             refused(server.post(path, {**asked(path), name: False}), "unknown_field")
+
+
+def test_an_object_of_many_fields_or_of_a_long_name_is_refused_at_once(server):
+    many = {f"temperatur{number}": 0 for number in range(60_000)}
+    for body in ({**ASK, **many}, {"messages": [{**ASK["messages"][0], **many}]}, {**ASK, "stream_options": many}):
+        started = time.monotonic()
+        assert "at most 256 fields" in refused(server.post(CHAT, body), "invalid_value")["message"]
+        refused(server.post(CHAT, {**ASK, "a" * 500_000: 1}), "unknown_field")
+        assert time.monotonic() - started < 5
 
 
 def test_a_misspelling_among_the_stream_options_is_refused_and_others_are_left_out(server):
