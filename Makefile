@@ -12,12 +12,15 @@ VLLM := .venv-vllm
 ON_VLLM := $(addprefix tests/generators/test_, vllm.py vllm_server.py contract.py) tests/api/test_tools.py
 BELOW_CAPS := $(addprefix tests/, $(addprefix generators/test_hf_, score.py stream.py rendering.py) \
 	ensemble_methods/test_tandem.py tandem/test_sufficiency.py api/test_hetero.py api/test_catalog.py)
+# LiteLLM caps openai below the version that the tests of the server need.
+CLIENTS := .venv-clients
+AI_SDK := tests/clients/ai_sdk
 # One thread: small tensors run faster so, and results do not depend on the machine.
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-llamacpp test-vllm engines lint types bench clean
+.PHONY: help install demo serve test test-llamacpp test-vllm test-clients engines lint types bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -67,6 +70,17 @@ test-vllm: $(VLLM)/.installed  ## test the vllm engine, vLLM's server as an API,
 	$(VLLM)/bin/python -c 'import vllm'  # without it all its tests would be skipped
 	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest $(ON_VLLM) $(BELOW_CAPS) $(ARGS)
 
+$(CLIENTS)/.installed: constraints-clients.txt $(AI_SDK)/package-lock.json
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install -q --no-compile -c constraints-clients.txt \
+		'litellm[proxy]' langchain-openai 'pydantic-ai-slim[openai]' httpx2 pytest
+	if command -v npm >/dev/null; then npm ci --prefix $(AI_SDK) --no-audit --no-fund --loglevel=error; fi
+	touch $@
+
+test-clients: $(STAMP) $(CLIENTS)/.installed  ## test the server with LiteLLM, LangChain, pydantic-ai and the AI SDK
+	$(CLIENTS)/bin/python -c 'import langchain_openai, litellm, pydantic_ai'  # without them all tests would be skipped
+	ENSEMBLEHUB_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest tests/clients $(ARGS)
+
 engines: $(TESTS) $(LLAMACPP)/.installed $(VLLM)/.installed  ## the contract's tests on every engine; writes the table in docs/engines.md
 	$(BIN)/python -m benchmarks.engine_contract echo hf openai openai_bare
 	PYTHONPATH=$(LLAMACPP) $(BIN)/python -m benchmarks.engine_contract llama_cpp
@@ -85,5 +99,5 @@ bench: $(TESTS)  ## measure what the README states
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(VLLM) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(AI_SDK)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,7 +33,21 @@ class RequestError(EnsembleHubError):
 
 
 class ContextOverflowError(RequestError):
-    """Prompt and answer would not fit the model's context; raised before the ride."""
+    """Prompt and answer do not fit a model's context; raised before anything is spent.
+
+    Its text begins as OpenAI's does, which is what clients recognise.
+    """
+
+    WORDS = "This model's maximum context length is"
+
+    @classmethod
+    def of(cls, engine: str, context: int, read: int, written: int) -> ContextOverflowError:
+        """The error of an engine with a context of `context` tokens, asked to read and write so many."""
+        return cls(
+            f"{cls.WORDS} {context} tokens. However, you requested {read + written} tokens ({read} in the prompt, "
+            f"{written} in the completion). Please reduce the length of the prompt or of the completion. "
+            f"(model {engine!r})"
+        )
 
 
 class EngineError(EnsembleHubError):

@@ -71,9 +71,11 @@ class Sampling:
 
     Attributes:
         max_tokens: tokens to write at most.
+        max_completion_tokens: tokens of insight and answer together at most; None where only the answer is bounded.
         min_tokens: tokens before which the end-of-text token cannot be chosen.
         temperature: 0 is greedy.
         top_p, top_k: nucleus and top-k limits; 1.0 and 0 switch them off.
+        min_p: tokens less probable than this share of the most probable one are not drawn; 0 switches it off.
         stop: strings that end the answer and are not part of it.
         stop_token_ids: ids that end the answer besides the model's own end-of-text ids.
         seed: of this request's own random generator; None draws one.
@@ -98,7 +100,14 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int = 0
     ignore_eos: bool = False
+    min_p: float = 0.0
+    max_completion_tokens: int | None = None
     fit_context: bool = False
+
+    @property
+    def limits(self) -> bool:
+        """Whether top-k, top-p or min-p leave tokens out."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
     @property
     def required(self) -> int:
@@ -136,6 +145,17 @@ class Request:
         if self.sampling.seed is None:
             return self
         return replace(self, sampling=replace(self.sampling, seed=derived_seed(self.sampling.seed, *parts)))
+
+    def spending(self, tokens: int) -> Request:
+        """The same request once `tokens` of its `max_completion_tokens` are written; one is always left."""
+        sampling = self.sampling
+        if sampling.max_completion_tokens is None:
+            return self
+        left = max(1, sampling.max_completion_tokens - tokens)
+        most = min(sampling.max_tokens, left)
+        least = min(sampling.min_tokens, most)
+        bounded = replace(sampling, max_completion_tokens=left, max_tokens=most, min_tokens=least)
+        return replace(self, sampling=bounded)
 
     def with_prompt(self, prompt: Prompt) -> Request:
         """The same request about another prompt, with nothing answered yet."""

@@ -146,6 +146,7 @@ class Generation(Section):
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
+    min_p: float = Field(default=0.0, ge=0, le=1)
     repetition_penalty: float = Field(default=1.0, gt=0)
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -179,6 +180,7 @@ class Generation(Section):
             temperature=0.0 if self.do_sample is False else warm,
             top_p=self.top_p,
             top_k=self.top_k,
+            min_p=self.min_p,
             stop=(*self.stop_strings, *self.stop_sequences),
             seed=self.seed,
             presence_penalty=self.presence_penalty,
@@ -274,6 +276,7 @@ class ServerSection(Section):
         first_token_timeout: seconds until its first token.
         keep_alive: seconds of silence after which a stream sends a comment.
         drain: seconds that answers in flight are given to end when the server is stopped.
+        reasoning_fields: names under which an insight is sent; clients that know both show it twice.
         log_format: lines for a person, or one JSON object a line.
         log_prompts: whether logs may hold what was asked and answered.
     """
@@ -295,6 +298,7 @@ class ServerSection(Section):
     first_token_timeout: float = Field(default=120.0, gt=0)
     keep_alive: float = Field(default=15.0, gt=0)
     drain: float = Field(default=30.0, ge=0)
+    reasoning_fields: tuple[Literal["reasoning_content", "reasoning"], ...] = ("reasoning_content",)
     log_format: Literal["text", "json"] = "text"
     log_prompts: bool = False
 

@@ -29,7 +29,14 @@ def telling(app: FastAPI, catalog: Catalog, admission: Admission, monitor: Monit
     def card(served: Served) -> dict[str, Any]:
         kind = "model" if served.alone else "ensemble"
         about = {"kind": kind, "method": served.aggregation.method, "members": _members(served)}
-        return {"id": served.name, "object": "model", "created": created, "owned_by": "ensemblehub", "ensemble": about}
+        return {
+            "id": served.name,
+            "object": "model",
+            "created": created,
+            "owned_by": "ensemblehub",
+            "max_model_len": served.ensemble.context or None,
+            "ensemble": about,
+        }
 
     @app.get("/v1/models", response_class=JSON, tags=["OpenAI"])
     async def models() -> Response:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from ensemblehub.api.admission import Admission
 from ensemblehub.api.answers import Answer, Kind, is_answer, is_insight
@@ -22,6 +23,7 @@ from ensemblehub.api.problems import Problem, problem_of
 from ensemblehub.api.protocol import ChatRequest, CompletionRequest, Generate
 from ensemblehub.ensemble_methods.base import tokenizer_of
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
+from ensemblehub.errors import ContextOverflowError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Capability, Chat, Event, Prompt, Request, Scored, Text, TokenIds
 from ensemblehub.sections import Generation, ServerSection
@@ -44,7 +46,7 @@ class Answering:
         Raises:
             Problem: it cannot be honoured, or there is no room for it.
         """
-        served = self.catalog.chosen(body.model, body.ensemble)
+        served = self.catalog.chosen(body.model, body.ensemble, body.reasoning_effort)
         kind: Kind = "chat" if isinstance(body, ChatRequest) else "text"
         most = min(served.ensemble.sampling.max_tokens, self.settings.max_output_tokens)
         sampling = body.sampling(replace(served.ensemble.sampling, max_tokens=most))
@@ -56,13 +58,15 @@ class Answering:
         self._bounded(body, sampling.max_tokens, len(prompts) * count)
         self._honoured(body, served, bool(generation.extract_after))
         answers: list[Answer] = []
-        passed_on = body.passed_on if isinstance(body, ChatRequest) else {}
+        passed_on = _passed_on(body, served)
         requests = [Request(prompt, sampling, prefix, request_id, extra=passed_on) for prompt, prefix in prompts]
-        lengths = await self._counted(served.ensemble.engines[0], requests)
+        lengths = await self._counted(served.ensemble.engines[0], requests, sampling.max_tokens)
+        names = () if body.include_reasoning is False else self.settings.reasoning_fields
         for request, tokens in zip(requests, lengths, strict=True):
             for number in range(count):
                 asked = request.seeded("choice", number) if number else request
-                answers.append(Answer(len(answers), asked, served, tokens, generation, body.alternatives))
+                answer = Answer(len(answers), asked, served, tokens, generation, body.alternatives, names)
+                answers.append(answer)
         if isinstance(body, CompletionRequest):
             for answer in answers:
                 answer.as_ids = bool(body.return_tokens_as_token_ids)
@@ -78,7 +82,8 @@ class Answering:
     def _bounded(self, body: Generate, max_tokens: int, answers: int) -> None:
         limits = self.settings
         if max_tokens > limits.max_output_tokens:
-            raise Problem(400, f"max_tokens is at most {limits.max_output_tokens} here", "out_of_bounds", "max_tokens")
+            name = "max_tokens" if body.max_tokens == max_tokens else "max_completion_tokens"
+            raise Problem(400, f"{name} is at most {limits.max_output_tokens} here", "out_of_bounds", name)
         if len(body.stops) > limits.max_stop:
             raise Problem(400, f"at most {limits.max_stop} stop strings are taken here", "out_of_bounds", "stop")
         if answers > limits.max_answers:
@@ -102,13 +107,14 @@ class Answering:
             if "response_format" in body.passed_on:
                 _alone(served, "response_format")
 
-    async def _counted(self, first: Engine, requests: Sequence[Request]) -> list[int]:
+    async def _counted(self, first: Engine, requests: Sequence[Request], written: int) -> list[int]:
         """Tokens of each prompt for the first engine; where they are many, beside the event loop."""
         large = sum(_characters(request.prompt) for request in requests) > _LARGE
         found = await asyncio.to_thread(_lengths, first, requests) if large else _lengths(first, requests)
         if max(found) > (most := self.settings.max_prompt_tokens):
-            text = f"a prompt has at most {most} tokens here, not {max(found)}"
-            raise Problem(400, text, "context_length_exceeded")
+            chat = isinstance(requests[0].prompt, Chat)
+            error = ContextOverflowError.of(first.name, most, max(found), written)
+            raise problem_of(error, "messages" if chat else "prompt")
         return found
 
     async def write(self, job: Job, tell: Tell) -> None:
@@ -134,7 +140,7 @@ class Answering:
             job.outcome = "timeout"
             raise Problem(504, what, "timeout") from error
         except Exception as error:
-            problem = problem_of(error)
+            problem = problem_of(error, job.prompt_field)
             job.outcome = problem.code or "error"
             raise problem from error
         finally:
@@ -223,6 +229,17 @@ def _require(engines: Sequence[Engine], capability: Capability, name: str, param
             raise Problem(
                 400, f"{name!r} cannot honour {param}: {engine.name} lacks {capability!r}", "unsupported", param
             )
+
+
+def _passed_on(body: Generate, served: Served) -> dict[str, Any]:
+    """Fields for the engine's own server; tools that may not be called only where the engine knows tools."""
+    if not isinstance(body, ChatRequest):
+        return {}
+    aggregation = served.ensemble.aggregation
+    engine = aggregation.chosen(served.ensemble.engines) if isinstance(aggregation, Single) else None
+    if body.tool_choice == "none" and not (engine and "tools" in engine.can):
+        return {name: value for name, value in body.passed_on.items() if name == "response_format"}
+    return body.passed_on
 
 
 def _alone(served: Served, capability: Capability) -> None:

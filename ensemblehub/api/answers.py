@@ -47,6 +47,7 @@ class Answer:
         index: its place in the reply.
         prompt_tokens: length of its prompt for the first engine.
         alternatives: how many alternatives per token the client wants; None for no logprobs.
+        thoughts: names of the fields in which insights are sent.
         echoed: the prompt, where it is to be repeated before the answer.
         as_ids: whether logprobs name tokens by their ids.
         generation: what is kept of the text.
@@ -58,6 +59,7 @@ class Answer:
     prompt_tokens: int
     generation: Generation
     alternatives: int | None = None
+    thoughts: Sequence[str] = ("reasoning_content",)
     echoed: str | None = None
     as_ids: bool = False
     context_tokens: int | None = None
@@ -66,13 +68,20 @@ class Answer:
     read: Scored | None = None
     started: float = field(default_factory=time.perf_counter)
     ended: float = 0.0
+    insight_tokens: int = 0
+    answer_tokens: int = 0
     text_at: int = 0  # characters sent, for `text_offset`
     _settled: int = 0  # events that are joined
+    _read: dict[str, int | None] = field(default_factory=dict)  # tokens of the prompt by engine
 
     def take(self, event: Event) -> None:
         """Keep an event; of a long answer that nobody wants logprobs of, no more objects than its text needs."""
         if isinstance(event, Piece) and self.alternatives is None:
             event = replace(event, tokens=(_COUNTED,) * counted(event))
+        if is_insight(event):
+            self.insight_tokens += counted(event)
+        elif is_answer(event):
+            self.answer_tokens += counted(event)
         self.events.append(event)
         if len(self.events) - self._settled > _LOOSE:
             self.events[self._settled :] = _joined(self.events[self._settled :])
@@ -99,6 +108,18 @@ class Answer:
         authors = [event.engine for event in self.events if is_answer(event)]
         name = authors[-1].partition("+")[0] if authors else ""
         return next((engine for engine in self.ensemble.engines if engine.name == name), self.ensemble.engines[0])
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens of the prompt for the engine that answers; for the first one where it cannot tell."""
+        known = self.read_by(self.engine)
+        return self.prompt_tokens if known is None else known
+
+    def read_by(self, engine: Engine) -> int | None:
+        """Tokens of the prompt for an engine, counted once; None where it cannot tell."""
+        if engine.name not in self._read:
+            self._read[engine.name] = engine.count(self.request)
+        return self._read[engine.name]
 
     @property
     def estimated_alone(self) -> tuple[float, float, float] | None:
@@ -142,7 +163,8 @@ def opening(kind: Kind, answer: Answer) -> dict[str, Any]:
         "roles": {part: engine.name for part, engine in answer.ensemble.aggregation.parts(engines).items()},
         "estimated_mentor_alone_flops": answer.estimated_alone,
     }
-    part = {"delta": {"role": "assistant", "content": ""}} if kind == "chat" else {"text": ""}
+    said = None if answer.request.extra.get("tools") else ""  # a tool call has no content
+    part = {"delta": {"role": "assistant", "content": said}} if kind == "chat" else {"text": ""}
     return choice(answer, part) | {"ensemble": {"start": start}}
 
 
@@ -163,7 +185,8 @@ def chunk(kind: Kind, answer: Answer, event: Event | Scored) -> dict[str, Any] |
         return choice(answer, _delta(kind, text), logprobs=logprobs(kind, answer, event.tokens)) | {"ensemble": {}}
     by = {"engine": event.engine, "purpose": event.purpose, "tokens": counted(event), "round": event.round}
     if is_insight(event):
-        return choice(answer, _thought(kind, event.text)) | {"ensemble": by}
+        said = dict.fromkeys(answer.thoughts, event.text)
+        return choice(answer, {"delta": said} if kind == "chat" else {"text": "", **said}) | {"ensemble": by}
     if not is_answer(event):
         return None
     if answer.held:
@@ -187,11 +210,6 @@ def _delta(kind: Kind, text: str = "") -> dict[str, Any]:
     return {"delta": {"content": text} if text else {}}
 
 
-def _thought(kind: Kind, text: str) -> dict[str, Any]:
-    said = {"reasoning_content": text, "reasoning": text}
-    return {"delta": said} if kind == "chat" else {"text": "", **said}
-
-
 def whole(kind: Kind, answer: Answer) -> dict[str, Any]:
     """A choice of a reply that is not streamed."""
     result = answer.result
@@ -205,13 +223,14 @@ def whole(kind: Kind, answer: Answer) -> dict[str, Any]:
         "verdicts": [asdict(verdict) for verdict in result.verdicts],
         "choices": [asdict(one) for one in result.choices],
     }
-    thought = {"reasoning_content": insight, "reasoning": insight} if insight else {}
+    thought = dict.fromkeys(answer.thoughts, insight) if insight else {}
     read = answer.read.tokens if answer.read else ()
     body: dict[str, Any] = {"text": (answer.echoed or "") + text, **thought}
     if kind == "chat":
         calls = [call for piece in result.pieces for call in piece.tool_calls]
         called = {"tool_calls": tool_calls(calls)} if calls else {}
-        body = {"message": {"role": "assistant", "content": text, "refusal": None, **thought, **called}}
+        content = text or (None if calls else "")
+        body = {"message": {"role": "assistant", "content": content, "refusal": None, **thought, **called}}
     known = logprobs(kind, answer, [*read, *tokens])
     return {
         "index": answer.index, **body, "logprobs": known, "finish_reason": result.finish or "length",
@@ -282,23 +301,31 @@ def counted(piece: Piece) -> int:
 
 
 def usage(answers: Sequence[Answer], per_prompt: int) -> dict[str, Any]:
-    """The bill of a reply, in OpenAI's form with the whole of it in `cost`.
+    """What a reply has used, in OpenAI's form, with dollars in `cost` and every call in `cost_details`.
 
     Args:
         per_prompt: answers to each prompt; a prompt counts once.
     """
     prompts = [_prompt(answer) for answer in answers[::per_prompt]]
-    read, cached = (sum(values) for values in zip(*prompts, strict=True))
-    insight = sum(counted(event) for answer in answers for event in answer.events if is_insight(event))
-    text = sum(counted(event) for answer in answers for event in answer.events if is_answer(event))
+    cached = sum(known for _, known in prompts)
+    insight = sum(answer.insight_tokens for answer in answers)
     return {
-        "prompt_tokens": read,
-        "completion_tokens": insight + text,
-        "total_tokens": read + insight + text,
+        **_tokens(sum(read for read, _ in prompts), insight + sum(map(_answered, answers))),
         "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": insight},
-        "cost": cost(answers),
+        "cost": dollars(answers),
+        "cost_details": cost(answers),
     }
+
+
+def usage_so_far(answers: Sequence[Answer], per_prompt: int) -> dict[str, int]:
+    """What a stream has used up to now."""
+    read = sum(answer.read_tokens for answer in answers[::per_prompt])
+    return _tokens(read, sum(answer.insight_tokens + answer.answer_tokens for answer in answers))
+
+
+def _tokens(read: int, written: int) -> dict[str, int]:
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 def _prompt(answer: Answer) -> tuple[int, int]:
@@ -306,9 +333,24 @@ def _prompt(answer: Answer) -> tuple[int, int]:
     engine = answer.engine
     calls = [call.cost for call in answer.ledger.calls if call.engine == engine.name]
     first = calls[0] if calls else Cost()
-    known = engine.count(answer.request)
+    known = answer.read_by(engine)
     read = first.prompt_tokens if known is None else known
     return read, min(read, first.cached_tokens)
+
+
+def _answered(answer: Answer) -> int:
+    """Tokens of the answer; those of tool calls are known from the bill, since no text shows them."""
+    if not any(isinstance(event, Piece) and event.tool_calls for event in answer.events):
+        return answer.answer_tokens
+    billed = [call.cost for call in answer.ledger.calls if call.purpose == "answer"]
+    return max(answer.answer_tokens, sum(one.completion_tokens - one.discarded_tokens for one in billed))
+
+
+def dollars(answers: Sequence[Answer]) -> float | None:
+    """What the answers cost in US dollars; None where no price is known."""
+    spent = sum(call.cost.usd for answer in answers for call in answer.ledger.calls)
+    priced = any(engine.card.price for answer in answers for engine in answer.ensemble.engines)
+    return spent if spent or priced else None
 
 
 def cost(answers: Sequence[Answer]) -> dict[str, Any]:

@@ -30,14 +30,21 @@ try:
     from ensemblehub.api.about import telling, tokenizing
     from ensemblehub.api.admission import Admission
     from ensemblehub.api.answering import Answering
-    from ensemblehub.api.answers import Answer, chunk, closing, opening, usage, whole
+    from ensemblehub.api.answers import Answer, chunk, closing, opening, usage, usage_so_far, whole
     from ensemblehub.api.catalog import Catalog
     from ensemblehub.api.guard import Guard
     from ensemblehub.api.job import Job
     from ensemblehub.api.journal import Journal
     from ensemblehub.api.monitoring import Monitor
     from ensemblehub.api.problems import Problem, problem_of, problem_of_fields
-    from ensemblehub.api.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, Generate, TokenizeRequest
+    from ensemblehub.api.protocol import (
+        ChatRequest,
+        CompletionRequest,
+        DetokenizeRequest,
+        Generate,
+        StreamOptions,
+        TokenizeRequest,
+    )
     from ensemblehub.api.state import State
     from ensemblehub.api.streaming import DONE, JSON, Disconnected, Emit, EventStream, event, while_connected
 except ModuleNotFoundError as error:
@@ -165,19 +172,22 @@ def _whole(job: Job) -> dict[str, Any]:
 async def _streamed(job: Job, answering: Answering, emit: Emit, journal: Journal) -> None:
     """Write a job's stream: each answer's opening, its chunks, and at the end the bill."""
     head = _head(job, True)
-    wants_usage = job.body.stream_options is not None and bool(job.body.stream_options.include_usage)
+    options = job.body.stream_options or StreamOptions()
+    wants_usage = bool(options.include_usage)
     head |= {"usage": None} if wants_usage else {}
     begun: set[int] = set()
     ended: set[int] = set()
 
     async def tell(answer: Answer, what: Any) -> None:
-        data = b""
+        data, about = b"", head
+        if wants_usage and options.continuous_usage_stats:
+            about = head | {"usage": usage_so_far(job.answers, job.per_prompt)}
         if answer.index not in begun:
             begun.add(answer.index)
-            data = event(head | opening(job.kind, answer))
+            data = event(about | opening(job.kind, answer))
         said = chunk(job.kind, answer, what)
         if said is not None:
-            data += event(head | said)
+            data += event(about | said)
             if said["choices"][0]["finish_reason"]:
                 ended.add(answer.index)
         if data:

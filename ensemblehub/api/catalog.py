@@ -21,8 +21,10 @@ from ensemblehub.ensemble_methods.base import ScoringAggregation
 from ensemblehub.ensemble_methods.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.generators.base import Engine
+from ensemblehub.results import LEVEL_0
 from ensemblehub.schema import Request
 from ensemblehub.sections import Bound, StrategySpec
 
@@ -97,18 +99,24 @@ class Catalog:
             raise Problem(404, did_you_mean(name, self.served, "model"), "model_not_found", "model")
         return self.served[name]
 
-    def chosen(self, name: str, options: EnsembleOptions | None) -> Served:
+    def chosen(self, name: str, options: EnsembleOptions | None, effort: str | None = None) -> Served:
         """What a request asks: `name`, or the method it names, with the parameters it changes.
+
+        Args:
+            effort: how far a Tandem goes; it has no effect elsewhere.
 
         Raises:
             Problem: it names or changes what it may not.
         """
-        served = self.find(name)
-        if options is None:
-            return served
+        served, options = self.find(name), options or EnsembleOptions()
         if options.method is not None:
             served = self._method(served, options.method)
-        return self._changed(served, options.params) if options.params else served
+        params = {name: value for name, value in options.params.items() if value is not None}
+        for name, value in params.items():
+            self._allowed(served, name, value)
+        if effort:
+            params = {**_effort(served, effort), **params}
+        return self._changed(served, params) if params else served
 
     def _method(self, served: Served, method: str) -> Served:
         if served.alone:
@@ -119,16 +127,16 @@ class Catalog:
             raise Problem(400, f"not configured here: {did_you_mean(method, known, 'method')}", None, "ensemble.method")
         return known[method]
 
+    def _allowed(self, served: Served, name: str, value: Any) -> None:
+        """Refuse an option that the operator does not let a request set, or not so."""
+        bound, at = served.bounds.get(name), f"ensemble.params.{name}"
+        if bound is None:
+            allowed = ", ".join(served.bounds) or "none"
+            raise Problem(400, f"a request may not set {name!r} of {served.name!r}; it may set: {allowed}", None, at)
+        if not bound.admits(value):
+            raise Problem(400, f"{name} must be {bound}, not {json.dumps(value)}", "out_of_bounds", at)
+
     def _changed(self, served: Served, params: Mapping[str, Any]) -> Served:
-        for name, value in params.items():
-            bound, at = served.bounds.get(name), f"ensemble.params.{name}"
-            if bound is None:
-                allowed = ", ".join(served.bounds) or "none"
-                raise Problem(
-                    400, f"a request may not set {name!r} of {served.name!r}; it may set: {allowed}", None, at
-                )
-            if not bound.admits(value):
-                raise Problem(400, f"{name} must be {bound}, not {json.dumps(value)}", "out_of_bounds", at)
         key = (served.name, json.dumps(params, sort_keys=True))
         if key not in self._varied:
             kind = type(served.ensemble.aggregation)
@@ -153,3 +161,25 @@ class Catalog:
         ensemble = Ensemble([engine], All(), Single())
         ensemble.configure(self.config)
         return Served(engine.name, ensemble, "all", StrategySpec(method="single"), alone=True)
+
+
+def _effort(served: Served, effort: str) -> dict[str, str]:
+    """The option of a Tandem for OpenAI's `reasoning_effort`; no option elsewhere.
+
+    The level of that name, else by place: the first for `minimal` and `low`, the middle one for `medium`, the last for
+    `high` and beyond.  It is never above the level that is configured.
+
+    Raises:
+        Problem: it is no effort.
+    """
+    aggregation = served.ensemble.aggregation
+    levels = list(aggregation.index)[1:] if isinstance(aggregation, Tandem) else []
+    last = len(levels) - 1
+    places = {"minimal": 0, "low": 0, "medium": last // 2, "high": last, "xhigh": last, "max": last}
+    if effort not in (LEVEL_0, *places, *levels):
+        text = did_you_mean(effort, {LEVEL_0, *places, *levels}, "effort")
+        raise Problem(400, text, "invalid_value", "reasoning_effort")
+    if not isinstance(aggregation, Tandem):
+        return {}
+    wanted = effort if effort in aggregation.index else levels[places[effort]]
+    return {"effort": min(wanted, aggregation.effort or wanted, key=lambda level: aggregation.index[level])}

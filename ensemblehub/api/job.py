@@ -35,6 +35,11 @@ class Job:
     shown: bool = False
 
     @property
+    def prompt_field(self) -> str:
+        """The field with the prompt."""
+        return "messages" if self.kind == "chat" else "prompt"
+
+    @property
     def tokens(self) -> int:
         """Tokens of all its prompts."""
         return sum(answer.prompt_tokens for answer in self.answers[:: self.per_prompt])

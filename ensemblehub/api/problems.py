@@ -11,16 +11,17 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from ensemblehub.api.fields import refusal
 from ensemblehub.errors import (
     ConfigError,
     ContextOverflowError,
     EngineError,
     EnsembleHubError,
     RequestError,
-    did_you_mean,
 )
 
 log = logging.getLogger(__name__)
+OVERFLOW = "context_length_exceeded"
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -55,15 +56,19 @@ class Problem(HTTPException):
         return Response(orjson.dumps(self.body), self.status_code, self.headers, "application/json")
 
 
-def problem_of(error: BaseException) -> Problem:
-    """The problem that an error is for a client; what nobody foresaw is logged and said without details."""
+def problem_of(error: BaseException, prompt: str = "messages") -> Problem:
+    """The problem that an error is for a client; what nobody foresaw is logged and said without details.
+
+    Args:
+        prompt: the field with the prompt.
+    """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, Problem):
         return error
     text = " ".join(str(error).split())
     if isinstance(error, ContextOverflowError):
-        return Problem(400, text, "context_length_exceeded", "messages")
+        return Problem(400, _overflow(text), OVERFLOW, prompt)
     if isinstance(error, RequestError | ConfigError):
         return Problem(400, text, "unsupported")
     if isinstance(error, EngineError):
@@ -76,6 +81,13 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(500, text, "server_error")
     log.error("a request failed in a way nobody foresaw", exc_info=error)
     return Problem(500, "internal error; the server's log has more under this request's id", "internal_error")
+
+
+def _overflow(text: str) -> str:
+    """A context overflow as clients recognise it: LiteLLM by OpenAI's words, LangChain by the code in the message."""
+    words = ContextOverflowError.WORDS
+    text = text if words in text else f"{words} exceeded: {text}"
+    return text if OVERFLOW in text else f"{text} ({OVERFLOW})"
 
 
 def problem_of_fields(error: RequestValidationError, known: Sequence[str]) -> Problem:
@@ -91,6 +103,6 @@ def problem_of_fields(error: RequestValidationError, known: Sequence[str]) -> Pr
     if first["type"] == "json_invalid":
         return Problem(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     if first["type"] == "extra_forbidden" and len(where) == 1:
-        return Problem(400, did_you_mean(where[0], known, "field"), "unknown_field", at)
+        return Problem(400, *refusal(where[0], known), at)
     reason = first["msg"].removeprefix("Value error, ")
     return Problem(400, f"{at}: {reason}" if at else reason, "invalid_value", at)

@@ -1,6 +1,6 @@
 """The wire: requests as OpenAI clients send them, and what they ask for in the project's own vocabulary.
 
-A field that is not here is refused by name; one that cannot be honoured is refused where that is known.
+What is unknown in a message is left out; at the top `fields` says what is accepted without effect and what is refused.
 Source: the OpenAI API reference, and the extensions that vLLM documents.
 """
 
@@ -12,36 +12,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StrictBool,
-    StrictInt,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, StrictBool, StrictInt, Tag, field_validator, model_validator
 
+from ensemblehub.api.fields import Body, Hints, Open, Wire, near
 from ensemblehub.api.problems import Problem
 from ensemblehub.schema import Chat, Message, Prompt, Role, Sampling, Text, TokenIds
 
+_TEXTS = ("text", "input_text", "output_text")
+_THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
 TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Wire(BaseModel):
-    """A request body; unknown fields are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
 class StreamOptions(Wire):
-    """How to stream."""
+    """How to stream.
+
+    Attributes:
+        continuous_usage_stats: with `include_usage`, every chunk has the usage so far, as vLLM's.
+    """
 
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: Any = Field(default=None, description="Accepted; nothing is padded.")
+
+    @classmethod
+    def idle(cls, name: str, value: Any) -> bool:
+        return value is None or not (name in cls.model_fields or near(name, cls.model_fields))
 
 
 class TemplateOptions(Wire):
@@ -64,24 +60,29 @@ class EnsembleOptions(Wire):
     context_tokens: StrictInt | None = Field(default=None, ge=1)
 
 
-class TextPart(Wire):
-    """A part of a message; only text is understood."""
+class TextPart(Open):
+    """A part of a message: text, a refusal, or earlier thoughts, which are not shown to the models again."""
 
     type: str
     text: str | None = None
-    image_url: Any = None
-    input_audio: Any = None
-    file: Any = None
+    refusal: str | None = None
+
+    @property
+    def said(self) -> str | None:
+        """Its words for the models; None where there are none to be had."""
+        if self.type in _THOUGHTS:
+            return ""
+        return self.refusal if self.type == "refusal" else self.text if self.type in _TEXTS else None
 
     @model_validator(mode="after")
     def _text(self) -> TextPart:
-        if self.type != "text" or self.text is None:
+        if self.said is None:
             raise ValueError(f"{self.type}: only text is understood, no images, audio or files")
         return self
 
 
-class ChatMessage(Wire):
-    """One message."""
+class ChatMessage(Open):
+    """One message; fields besides, such as earlier reasoning, are left out."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
@@ -91,36 +92,52 @@ class ChatMessage(Wire):
         ]
         | None
     ) = None
-    name: str | None = None
-    refusal: None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
+    name: Any = Field(default=None, description="Accepted; the models are not told it.")
+    refusal: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    function_call: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _content(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("role") in ("system", "developer", "user") and "content" not in data:
+            raise ValueError(f"a message of role {data['role']} needs content")
+        return data
+
+    @model_validator(mode="after")
+    def _called(self) -> ChatMessage:
+        if self.function_call:
+            raise ValueError("function_call is not understood in messages: send tool_calls")
+        return self
 
     @property
     def message(self) -> Message:
         """The message in words; earlier reasoning is not shown to the models again."""
         parts = self.content if isinstance(self.content, list) else []
-        text = self.content if isinstance(self.content, str) else "".join(part.text or "" for part in parts)
+        text = self.content if isinstance(self.content, str) else "".join(part.said or "" for part in parts)
         role: Role = "system" if self.role == "developer" else self.role
         about = {"tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
-        extra = {name: value for name, value in about.items() if value is not None}
-        return Message(role, text, json.dumps(extra) if extra else "")
+        extra = {name: value for name, value in about.items() if value}
+        return Message(role, text or self.refusal or "", json.dumps(extra) if extra else "")
 
 
 Conversation = Annotated[list[ChatMessage], Field(min_length=1)]
 
 
-class Generate(Wire, ABC):
+class Generate(Body, Hints, ABC):
     """What chat and text completions have in common."""
 
     model: str = "ensemble"
-    max_tokens: StrictInt | None = Field(default=None, ge=0)
+    max_tokens: StrictInt | None = Field(default=None, ge=0, description="Tokens of the answer at most.")
+    max_completion_tokens: StrictInt | None = Field(
+        default=None, ge=1, description="Tokens of insight and answer together at most."
+    )
     min_tokens: StrictInt | None = Field(default=None, ge=0)
     temperature: Number | None = Field(default=None, ge=0, le=2)
     top_p: Number | None = Field(default=None, gt=0, le=1)
     top_k: StrictInt | None = Field(default=None, ge=-1, lt=2**31)
+    min_p: Number | None = Field(default=None, ge=0, le=1)
     n: StrictInt | None = Field(default=None, ge=1)
     stop: str | list[str] | None = None
     stop_token_ids: list[TokenId] | None = None
@@ -134,12 +151,10 @@ class Generate(Wire, ABC):
     stream_options: StreamOptions | None = None
     extract_after: str | list[str] | None = None
     ensemble: EnsembleOptions | None = None
-    user: str | None = Field(default=None, description="Accepted; has no effect on the answer.")
-    metadata: dict[str, str] | None = Field(default=None, description="Accepted; has no effect on the answer.")
-    safety_identifier: str | None = Field(default=None, description="Accepted; has no effect on the answer.")
-    prompt_cache_key: str | None = Field(default=None, description="Accepted; prefixes are always cached.")
-    service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
+    reasoning_effort: str | None = Field(
+        default=None, description="How far a Tandem goes: none, low, medium, high, or one of its levels."
+    )
+    include_reasoning: StrictBool | None = Field(default=None, description="false: the insight is not sent.")
 
     @field_validator("logit_bias")
     @classmethod
@@ -148,12 +163,6 @@ class Generate(Wire, ABC):
             if not (key.isascii() and key.isdigit() and len(key) < 10):
                 raise ValueError(f"{key!r} is not a token id")
         return value
-
-    @model_validator(mode="after")
-    def _streamed(self) -> Generate:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options go with stream: true")
-        return self
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -174,16 +183,19 @@ class Generate(Wire, ABC):
     @property
     def limit(self) -> int | None:
         """Tokens of the answer at most."""
-        return self.max_tokens
+        given = [one for one in (self.max_tokens, self.max_completion_tokens) if one is not None]
+        return min(given, default=None)
 
     def sampling(self, defaults: Sampling) -> Sampling:
         """How to generate: `defaults`, changed by what the request says."""
         given: dict[str, Any] = {
             "max_tokens": self.limit,
+            "max_completion_tokens": self.max_completion_tokens,
             "min_tokens": self.min_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": None if self.top_k is None else max(0, self.top_k),
+            "min_p": self.min_p,
             "stop": (*defaults.stop, *self.stops),
             "stop_token_ids": None if self.stop_token_ids is None else tuple(self.stop_token_ids),
             "seed": self.seed,
@@ -192,7 +204,7 @@ class Generate(Wire, ABC):
             "repetition_penalty": self.repetition_penalty,
             "logit_bias": None
             if self.logit_bias is None
-            else {int(key): bias for key, bias in self.logit_bias.items()},
+            else {int(key): bias for key, bias in self.logit_bias.items() if bias},
             "ignore_eos": self.ignore_eos,
             "top_logprobs": self.alternatives,
         }
@@ -211,7 +223,6 @@ class ChatRequest(Generate):
         | Annotated[Annotated[list[Conversation], Field(min_length=1)], Tag("~several")],
         Discriminator(lambda given: "~several" if _nested(given) else "~one"),
     ]
-    max_completion_tokens: StrictInt | None = Field(default=None, ge=1)
     logprobs: StrictBool | None = None
     top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
     add_generation_prompt: StrictBool | None = None
@@ -234,15 +245,17 @@ class ChatRequest(Generate):
             raise ValueError("add_generation_prompt: false goes with continue_final_message: true")
         if self.max_tokens == 0:
             raise ValueError("max_tokens must be at least 1")
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
+            raise ValueError("tool_choice goes with tools")
         return self
+
+    @classmethod
+    def idle(cls, name: str, value: Any) -> bool:
+        return (name == "logprobs" and not value) or super().idle(name, value)
 
     @property
     def alternatives(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
-
-    @property
-    def limit(self) -> int | None:
-        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     @property
     def passed_on(self) -> dict[str, Any]:
@@ -254,11 +267,11 @@ class ChatRequest(Generate):
 
     @property
     def calls_tools(self) -> bool:
-        """Whether tools are offered, or were called before."""
+        """Whether tools may be called, or were called before."""
         several = [one for one in self.messages if isinstance(one, list)]
         messages = [message for one in several for message in one] or self.messages
         called = any(isinstance(one, ChatMessage) and (one.role == "tool" or one.tool_calls) for one in messages)
-        return bool(self.tools) or called
+        return bool(self.tools and self.tool_choice != "none") or called
 
     @property
     def thinking(self) -> bool | None:
@@ -308,6 +321,10 @@ class CompletionRequest(Generate):
             raise ValueError("max_tokens: 0 goes with echo: true")
         return self
 
+    @classmethod
+    def idle(cls, name: str, value: Any) -> bool:
+        return (name == "logprobs" and value is False) or super().idle(name, value)
+
     @property
     def alternatives(self) -> int | None:
         return self.logprobs
@@ -337,7 +354,7 @@ def _ids(value: Any) -> list[int]:
     return [int(one) for one in value]
 
 
-class TokenizeRequest(Wire):
+class TokenizeRequest(Body):
     """`POST /tokenize`."""
 
     prompt: str
@@ -345,7 +362,7 @@ class TokenizeRequest(Wire):
     model: str = "ensemble"
 
 
-class DetokenizeRequest(Wire):
+class DetokenizeRequest(Body):
     """`POST /detokenize`."""
 
     tokens: list[TokenId]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ensemblehub.cost import Ledger, Meter
 from ensemblehub.ensemble_methods.base import together
 from ensemblehub.ensemble_methods.turns import refuse_ids
-from ensemblehub.errors import ConfigError, RequestError
+from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Cost, Piece, Request
 
@@ -68,17 +68,18 @@ class Candidate:
             meter.ledger.add(self.engine.name, "propose", Cost(discarded_tokens=unused))
 
 
-def drafts(request: Request, engines: Iterable[Engine], samples: int, strategy: str) -> list[Candidate]:
+def drafts(request: Request, engines: Iterable[Engine], samples: int) -> list[Candidate]:
     """`samples` empty candidates per engine, engine by engine, each with a seed of its own.
 
+    At temperature 0 all samples of an engine would be the same, so each writes one.
+
     Raises:
-        RequestError: several samples are to be drawn, but at temperature 0 they would all be the same; or the
-            request speaks in token ids, which several models would read.
+        RequestError: the request speaks in token ids, which several models would read.
     """
     engines = list(engines)
     refuse_ids(request, engines)
-    if samples > 1 and request.sampling.temperature == 0:
-        raise RequestError(f"{strategy}: {samples} samples of a model need a temperature above 0")
+    if request.sampling.temperature == 0:
+        samples = 1
     return [
         Candidate(
             engine, request.seeded("sample", engine.name, number),

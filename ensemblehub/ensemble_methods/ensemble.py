@@ -147,14 +147,15 @@ class Ensemble:
 
     async def _attempts(self, request: Request, chosen: list[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
         """The answer; where failing engines are to be dropped, the others go on behind what is written."""
-        aggregation, so_far = self.aggregation, SoFar("")
+        aggregation, so_far, thoughts = self.aggregation, SoFar(""), SoFar("")
         while True:
             try:
                 async with aclosing(aggregation.run(request, chosen, meter)) as events:
                     async for event in events:
                         yield event
-                        if isinstance(event, Piece) and event.purpose == "answer" and event.visible:
-                            so_far.add(event)
+                        if isinstance(event, Piece) and event.visible:
+                            parts = {"answer": so_far, "insight": thoughts}
+                            parts.get(event.purpose, SoFar("")).add(event)
                 return
             except EngineError as error:
                 left = [engine for engine in chosen if engine.name != error.engine]
@@ -163,7 +164,8 @@ class Ensemble:
                 log.warning("%s; it is dropped", error)
                 yield Choice("models", tuple(engine.name for engine in left), (), f"dropped {error.engine}: {error}")
                 chosen, aggregation = left, fitting(self.aggregation, left)
-                request, so_far = rest(request, so_far, left), SoFar("")
+                request = rest(request, so_far, left).spending(so_far.tokens + thoughts.tokens)
+                so_far, thoughts = SoFar(""), SoFar("")
 
     async def echo(
         self, request: Request, ledger: Ledger | None = None, context: int | None = None

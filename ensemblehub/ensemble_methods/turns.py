@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from ensemblehub.cost import Ledger
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, name_of
-from ensemblehub.errors import ConfigError, ContextOverflowError, RequestError
+from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.stops import Gate
 from ensemblehub.schema import Capability, Finish, Piece, Request, TokenIds
@@ -187,7 +187,7 @@ def refuse(request: Request, engines: Sequence[Engine]) -> None:
     """
     refuse_ids(request, engines)
     for engine in engines:
-        fits(engine, request, request.sampling.required)
+        engine.fits(engine.count(request), request.sampling.required)
 
 
 def refuse_ids(request: Request, engines: Sequence[Engine]) -> None:
@@ -202,16 +202,3 @@ def refuse_ids(request: Request, engines: Sequence[Engine]) -> None:
     ids = isinstance(request.prompt, TokenIds) or sampling.logit_bias or sampling.stop_token_ids
     if ids and len(engines) > 1:
         raise RequestError("token ids (as prompt, logit_bias or stop_token_ids) mean other things to other models")
-
-
-def fits(engine: Engine, request: Request, tokens: int) -> None:
-    """Refuse a request that leaves no room for `tokens` more in the engine's context.
-
-    Raises:
-        ContextOverflowError: names the engine and the lengths.
-    """
-    if room(engine, request, tokens) < tokens:
-        raise ContextOverflowError(
-            f"{engine.name}: {engine.count(request)} prompt tokens and {tokens} to write exceed its context of "
-            f"{engine.card.context}"
-        )

@@ -178,8 +178,7 @@ class Engine(ABC):
             ContextOverflowError: they do not.
         """
         if read is not None and 0 < self.card.context < read + written:
-            asked = f"{read} prompt tokens and {written} to write"
-            raise ContextOverflowError(f"{self.name}: {asked} exceed the context of {self.card.context}")
+            raise ContextOverflowError.of(self.name, self.card.context, read, written)
 
     def fitted(self, request: Request, read: int | None) -> Request:
         """The request with a `max_tokens` for which there is room; a default is cut to the room there is.

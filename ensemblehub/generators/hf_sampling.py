@@ -92,7 +92,7 @@ def choose(choices: Sequence[Choice], logits: torch.Tensor) -> torch.Tensor:
 def _draw(choices: Sequence[Choice], logits: torch.Tensor) -> torch.Tensor:
     temperature = logits.new_tensor([[choice.sampling.temperature] for choice in choices])
     probabilities = torch.softmax(logits / temperature, -1)
-    if any(choice.sampling.top_k > 0 or choice.sampling.top_p < 1 for choice in choices):
+    if any(choice.sampling.limits for choice in choices):
         probabilities = _limited([choice.sampling for choice in choices], probabilities)
     cumulated = probabilities.cumsum(-1)
     total = cumulated[:, -1:]
@@ -103,9 +103,11 @@ def _draw(choices: Sequence[Choice], logits: torch.Tensor) -> torch.Tensor:
 
 
 def _limited(samplings: Sequence[Sampling], probabilities: torch.Tensor) -> torch.Tensor:
-    """Zero what top-k, then top-p leave out; the likeliest token always stays."""
+    """Zero what min-p, then top-k, then top-p leave out; the likeliest token always stays."""
     size, device = probabilities.shape[-1], probabilities.device
     ordered, order = probabilities.sort(stable=True, dim=-1, descending=True)
+    min_p = torch.tensor([[sampling.min_p] for sampling in samplings], device=device, dtype=ordered.dtype)
+    ordered = ordered.masked_fill(ordered < min_p * ordered[:, :1], 0.0)
     top_k = torch.tensor([[sampling.top_k if sampling.top_k > 0 else size] for sampling in samplings], device=device)
     ordered = ordered.masked_fill(torch.arange(size, device=device) >= top_k, 0.0)
     ordered = ordered / ordered.sum(-1, keepdim=True)

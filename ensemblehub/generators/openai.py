@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 _SPEC = re.compile(r"(?P<model>.+?):(?P<url>https?://.+?)(:\$(?P<key>\w+))?")
 _KEYS = {"openrouter.ai": "OPENROUTER_API_KEY", "api.openai.com": "OPENAI_API_KEY"}
 _FINISH: dict[str, Finish] = {"stop": "stop", "eos": "stop", "length": "length", "tool_calls": "tool_calls"}
-_VLLM = ("top_k", "min_tokens", "repetition_penalty", "ignore_eos", "stop_token_ids")
+_VLLM = ("top_k", "min_p", "min_tokens", "repetition_penalty", "ignore_eos", "stop_token_ids")
 _OPENAI = ("top_p", "seed", "presence_penalty", "frequency_penalty")
 
 
@@ -63,7 +63,8 @@ class OpenAIOptions:
         path: the model's name there, or in the reference's form `NAME:BASE_URL:$KEY_VARIABLE`.
         base_url: up to `/v1`.
         api_key_env: environment variable with the key; that of OpenRouter or OpenAI at their addresses, else none.
-        dialect: `vllm` for servers that understand its fields besides (`top_k`, `min_tokens`, chat template options).
+        dialect: `vllm` for servers that understand its fields besides (`top_k`, `min_p`, `min_tokens`, chat
+            template options).
         prefix: how the start of an answer is given: `continue_final_message` (vLLM, SGLang, llama.cpp, this project's
             server), `assistant` (a last message of the assistant's, which is continued), `flag` (the same with
             `prefix: true`), or `none`; by default `continue_final_message` in vLLM's dialect, else `none`.

@@ -227,7 +227,7 @@ class VLLMEngine(HFEngine):
         from vllm.sampling_params import RequestOutputKind
 
         asked = request.sampling
-        same = ("max_tokens", "min_tokens", "temperature", "top_k", "seed")
+        same = ("max_tokens", "min_tokens", "temperature", "top_k", "min_p", "seed")
         penalties = ("presence_penalty", "frequency_penalty", "repetition_penalty")
         try:
             return SamplingParams(

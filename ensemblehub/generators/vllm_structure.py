@@ -63,7 +63,8 @@ class Structure:
             from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
             self._asked = ChatCompletionRequest(messages=messages, **request.extra)
-            self._parser = parser(tokenizer, self._asked.tools) if parser and self._asked.tools else None
+            called = bool(self._asked.tools) and self._asked.tool_choice != "none"
+            self._parser = parser(tokenizer, self._asked.tools) if parser and called else None
             if self._parser is not None:
                 self._asked = self._parser.adjust_request(self._asked)
             self.constraint = self._asked.to_sampling_params(1, {}).structured_outputs

@@ -195,7 +195,8 @@ class RewardModelScorer(Scorer):
         rendered = self._renderer.reply(self._chat(request), steps, mark)
         limit = self.settings.max_length or self.card.context
         if 0 < limit < len(rendered.ids):
-            raise ContextOverflowError(f"scorer {self.name!r}: {len(rendered.ids)} tokens exceed its {limit}")
+            told = f"{len(rendered.ids)} tokens exceed the {limit} of scorer {self.name!r}"
+            raise ContextOverflowError(f"{ContextOverflowError.WORDS} exceeded: {told}")
         if not mark:
             return rendered.ids, []
         token = self._renderer.tokenizer.convert_tokens_to_ids(mark)

@@ -124,7 +124,8 @@ def test_what_the_server_can_do_is_seen_by_asking_it(server, tmp_path, capsys):
     }  # fmt: skip
     options = report["probes"][0]["options"]
     assert options == {
-        "dialect": "vllm", "prefix": "continue_final_message", "logprobs": True, "score": "echo", "entropy_top_k": 0
+        "dialect": "vllm", "prefix": "continue_final_message", "logprobs": True, "score": "echo", "entropy_top_k": 0,
+        "context": 2048,
     }  # fmt: skip
     assert "it wrote what it had written before" in found["prefix"]["sentence"]
     assert " tokens read and " in report["probes"][0]["cost"]

@@ -122,8 +122,9 @@ def chat_ids(text=QUESTION, name="intern"):
 def untimed(usage):
     """A bill without what differs from run to run."""
     bill = usage.model_dump(exclude_none=True)
-    bill["cost"].pop("seconds")
-    bill["cost"]["spent"] = [{**line, "seconds": 0} for line in bill["cost"]["spent"]]
+    details = bill["cost_details"]
+    details.pop("seconds")
+    details["spent"] = [{**line, "seconds": 0} for line in details["spent"]]
     return bill
 
 
@@ -155,6 +156,7 @@ def streamed(client, **ask):
 def test_models_are_listed_and_found(client):
     found = {model.id: model for model in client.models.list()}
     assert list(found) == ["ensemble", "turns", "careful", "big", "small", "silent", "frail"]
+    assert found["ensemble"].model_extra["max_model_len"] is None  # a script knows no end
     assert all(model.object == "model" for model in found.values())
     assert found["ensemble"].model_extra["ensemble"] == {
         "kind": "ensemble",
@@ -178,7 +180,7 @@ def expected(reply):
     assert choice.message.role == "assistant"
     assert choice.message.content == ANSWER
     assert choice.finish_reason == "stop"
-    assert choice.message.reasoning_content == choice.message.reasoning == INSIGHT
+    assert choice.message.reasoning_content == INSIGHT
     usage = reply.usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (3, 9, 12)
     assert usage.completion_tokens_details.reasoning_tokens == 4
@@ -198,14 +200,14 @@ async def test_a_chat_is_answered_asynchronously(asking):
         model="ensemble", messages=user("2 + 2?"), stream=True, stream_options={"include_usage": True}
     )
     read = Stream([chunk async for chunk in stream])
-    assert (read.said("content"), read.said("reasoning"), read.finish()) == (ANSWER, INSIGHT, "stop")
+    assert (read.said("content"), read.said("reasoning_content"), read.finish()) == (ANSWER, INSIGHT, "stop")
     assert read.usage.completion_tokens == 9
 
 
 async def test_a_stream_that_is_left_early_leaves_the_server_well(asking):
     stream = await asking.chat.completions.create(model="ensemble", messages=user("2 + 2?"), stream=True)
     async for chunk in stream:
-        if chunk.choices[0].delta.model_extra.get("reasoning"):
+        if chunk.choices[0].delta.model_extra.get("reasoning_content"):
             break
     await stream.close()
     expected(await asking.chat.completions.create(model="ensemble", messages=user("2 + 2?")))
@@ -230,7 +232,7 @@ def test_a_stream_says_what_the_whole_reply_says(client):
     whole, read = client.chat.completions.create(**ask), streamed(client, **ask)
     (choice,) = whole.choices
     assert read.said("content") == choice.message.content
-    assert read.said("reasoning_content") == read.said("reasoning") == choice.message.reasoning_content
+    assert read.said("reasoning_content") == choice.message.reasoning_content
     assert read.finish() == choice.finish_reason
     assert untimed(read.usage) == untimed(whole.usage)
     assert read.chunks[-1].choices == []
@@ -245,7 +247,7 @@ def test_the_sdks_own_accumulator_understands_a_stream(client):
         texts = [event.delta for event in stream if event.type == "content.delta"]
         reply = stream.get_final_completion()
     assert "".join(texts) == reply.choices[0].message.content == ANSWER
-    assert reply.choices[0].message.reasoning == INSIGHT
+    assert reply.choices[0].message.reasoning_content == INSIGHT
     assert (reply.choices[0].finish_reason, reply.usage.completion_tokens) == ("stop", 9)
 
 
@@ -278,7 +280,7 @@ def test_the_role_comes_first_and_every_chunk_names_its_engine(client):
         by = extra["ensemble"]
         if one.delta.content:
             assert (by["engine"], by["purpose"]) == ("small", "answer")
-        elif one.delta.model_extra.get("reasoning"):
+        elif one.delta.model_extra.get("reasoning_content"):
             assert (by["engine"], by["purpose"]) == ("big", "insight")
         else:
             assert "verdict" in by
@@ -311,11 +313,29 @@ def test_n_answers_are_drawn_from_one_seed_and_each_is_billed(pair):
     other = pair.chat.completions.create(**{**ask, "seed": 6})
     assert [choice.message.content for choice in other.choices] != texts
     assert one.usage.prompt_tokens == len(chat_ids(HARD))
-    (line,) = one.usage.cost["spent"]
+    (line,) = one.usage.cost_details["spent"]
     assert line["calls"] == 4
     assert line["completion_tokens"] == one.usage.completion_tokens
     read = streamed(pair, **ask)
     assert [read.said("content", index) for index in range(4)] == texts
+
+
+@pytest.mark.parametrize("model", ["intern", "twins", "together"])
+def test_min_p_leaves_out_what_is_too_improbable(pair, model):
+    likely = pair.chat.completions.create(
+        model=model, messages=user(HARD), max_tokens=1, logprobs=True, top_logprobs=20
+    ).choices[0].logprobs.content[0].top_logprobs  # fmt: skip
+    best, second = likely[0], likely[1]
+    share = math.exp((second.logprob - best.logprob) / 2)  # of the second at temperature 2
+
+    def drawn(min_p):
+        ask = {"model": model, "messages": user(HARD), "max_tokens": 1, "temperature": 2, "n": 24, "seed": 1}
+        reply = pair.chat.completions.create(**ask, logprobs=True, extra_body={"min_p": min_p})
+        return {choice.logprobs.content[0].token for choice in reply.choices}
+
+    assert drawn(min(1.0, share * 1.001)) == {best.token}
+    kept = [one for one in likely if math.exp((one.logprob - best.logprob) / 2) >= share * 0.999]
+    assert len(drawn(share * 0.999)) <= len(kept) < len(drawn(0.0))
 
 
 @pytest.mark.parametrize("model", ["twins", "together", "ensemble"])
@@ -327,7 +347,7 @@ def test_a_seed_settles_what_an_ensemble_draws(pair, model):
     assert len(set(texts[0])) == 2
 
 
-@pytest.mark.parametrize("narrow", [{"extra_body": {"top_k": 1}}, {"top_p": 1e-6}])
+@pytest.mark.parametrize("narrow", [{"extra_body": {"top_k": 1}}, {"top_p": 1e-6}, {"extra_body": {"min_p": 1}}])
 def test_drawing_from_the_likeliest_token_alone_is_greedy(pair, narrow):
     ask = {"model": "intern", "messages": user(HARD), "max_tokens": 24}
     greedy = pair.chat.completions.create(**ask).choices[0].message.content
@@ -339,8 +359,8 @@ def test_drawing_from_the_likeliest_token_alone_is_greedy(pair, narrow):
 def test_each_of_n_answers_has_its_own_insight_and_bill(client):
     one = client.chat.completions.create(model="ensemble", messages=user("2 + 2?"))
     three = client.chat.completions.create(model="ensemble", messages=user("2 + 2?"), n=3)
-    assert [choice.message.reasoning for choice in three.choices] == [INSIGHT] * 3
-    assert three.usage.cost["flops"] == 3 * one.usage.cost["flops"]
+    assert [choice.message.reasoning_content for choice in three.choices] == [INSIGHT] * 3
+    assert three.usage.cost_details["flops"] == 3 * one.usage.cost_details["flops"]
     assert (three.usage.prompt_tokens, three.usage.completion_tokens) == (3, 27)
 
 
@@ -352,28 +372,65 @@ def test_stop_ends_the_answer_and_not_the_insight(client, stop):
     assert choice.message.content == (ANSWER if stop == "add" else "It is 4.")
     assert choice.finish_reason == "stop"
     read = streamed(client, model="ensemble", messages=user("2 + 2?"), stop=stop)
-    assert (read.said("content"), read.said("reasoning"), read.finish()) == (choice.message.content, INSIGHT, "stop")
+    assert (read.said("content"), read.said("reasoning_content")) == (choice.message.content, INSIGHT)
+    assert read.finish() == "stop"
 
 
 def test_stop_ends_the_answer_of_a_model_too(pair):
     whole = pair.chat.completions.create(model="ensemble", messages=user()).choices[0].message
     short = pair.chat.completions.create(model="ensemble", messages=user(), stop=" =").choices[0]
-    assert " =" in whole.reasoning
-    assert short.message.reasoning == whole.reasoning
+    assert " =" in whole.reasoning_content
+    assert short.message.reasoning_content == whole.reasoning_content
     assert short.message.content == whole.content.partition(" =")[0]
     assert short.finish_reason == "stop"
     read = streamed(pair, model="ensemble", messages=user(), stop=" =")
     assert (read.said("content"), read.finish()) == (short.message.content, "stop")
 
 
-def test_max_completion_tokens_limits_the_answer(client, pair):
-    for name in ("max_completion_tokens", "max_tokens"):
-        reply = client.chat.completions.create(model="ensemble", messages=user("2 + 2?"), **{name: 2})
-        assert reply.choices[0].message.content == "It is"
-        assert reply.choices[0].finish_reason == "length"
-        assert reply.choices[0].message.reasoning == INSIGHT
+def test_max_tokens_limits_the_answer(client):
+    reply = client.chat.completions.create(model="ensemble", messages=user("2 + 2?"), max_tokens=2)
+    assert reply.choices[0].message.content == "It is"
+    assert reply.choices[0].finish_reason == "length"
+    assert reply.choices[0].message.reasoning_content == INSIGHT
+
+
+@pytest.mark.parametrize(
+    ("limits", "insight", "answer", "finish"),
+    [
+        ({"max_completion_tokens": 9}, INSIGHT, ANSWER, "stop"),
+        ({"max_completion_tokens": 8}, INSIGHT, "It is 4. No", "length"),
+        ({"max_completion_tokens": 5}, INSIGHT, "It", "length"),
+        ({"max_completion_tokens": 4}, "Goal: add. Planning:", "It", "length"),
+        ({"max_completion_tokens": 2}, "Goal:", "It", "length"),
+        ({"max_completion_tokens": 1}, None, "It", "length"),
+        ({"max_completion_tokens": 8, "max_tokens": 2}, INSIGHT, "It is", "length"),
+        ({"max_completion_tokens": 6, "max_tokens": 5}, INSIGHT, "It is", "length"),
+    ],
+)
+def test_max_completion_tokens_limits_insight_and_answer_together(client, limits, insight, answer, finish):
+    ask = {"model": "ensemble", "messages": user("2 + 2?"), **limits}
+    whole, read = client.chat.completions.create(**ask), streamed(client, **ask)
+    (choice,) = whole.choices
+    assert (getattr(choice.message, "reasoning_content", None), choice.message.content) == (insight, answer)
+    assert (read.said("reasoning_content"), read.said("content")) == (insight or "", answer)
+    assert choice.finish_reason == read.finish() == finish
+    assert whole.usage.completion_tokens == read.usage.completion_tokens <= limits["max_completion_tokens"]
+    text = client.completions.create(model="ensemble", prompt="2 + 2?", **{"max_tokens": 16, "extra_body": limits})
+    assert (getattr(text.choices[0], "reasoning_content", None), text.choices[0].text) == (insight, answer)
+
+
+def test_max_completion_tokens_limits_a_model_alone(pair):
     reply = pair.chat.completions.create(model="intern", messages=user(), max_completion_tokens=3, max_tokens=9)
     assert reply.usage.completion_tokens == 3
+    assert reply.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("most", [2, 30])
+def test_max_completion_tokens_limits_what_the_studio_pair_writes(pair, most):
+    reply = pair.chat.completions.create(model="ensemble", messages=user(), max_completion_tokens=most)
+    details = reply.usage.completion_tokens_details
+    assert reply.usage.completion_tokens == most
+    assert 0 < details.reasoning_tokens <= min(24, most - 1)
     assert reply.choices[0].finish_reason == "length"
 
 
@@ -528,7 +585,7 @@ def test_a_text_completion_streams(pair):
 def test_a_text_completion_of_tandem_carries_the_insight_beside_the_text(client):
     ask = {"model": "ensemble", "prompt": "2 + 2?"}
     (choice,) = client.completions.create(**ask).choices
-    assert (choice.text, choice.reasoning_content, choice.reasoning) == (ANSWER, INSIGHT, INSIGHT)
+    assert (choice.text, choice.reasoning_content) == (ANSWER, INSIGHT)
     parts = [chunk.choices[0] for chunk in client.completions.create(**ask, stream=True)]
     assert "".join(one.text for one in parts) == ANSWER
     assert "".join(one.model_extra.get("reasoning_content", "") for one in parts) == INSIGHT
@@ -569,9 +626,9 @@ def test_a_request_chooses_a_method_and_a_parameter(client):
         assert reply.choices[0].message.content == "One two" + ANSWER
     low = {"ensemble": {"method": "tandem", "params": {"judge": "fixed:low"}}}
     (choice,) = client.chat.completions.create(**ask, extra_body=low).choices
-    assert (choice.message.content, choice.message.reasoning) == (ANSWER, "Goal: add.")
+    assert (choice.message.content, choice.message.reasoning_content) == (ANSWER, "Goal: add.")
     assert [(one["level"], one["sufficient"]) for one in choice.metadata["verdicts"]] == [("low", True)]
-    assert streamed(client, **ask, extra_body=low).said("reasoning") == "Goal: add."
+    assert streamed(client, **ask, extra_body=low).said("reasoning_content") == "Goal: add."
     expected(client.chat.completions.create(**ask))  # the next request finds everything as it was
 
 
@@ -610,12 +667,13 @@ def test_prompt_tokens_are_the_interns(pair):
 def test_completion_tokens_are_those_of_insight_and_answer(pair, most, finish):
     reply = pair.chat.completions.create(model="ensemble", messages=user(), max_tokens=most)
     (choice,), usage = reply.choices, reply.usage
-    insight, answer = (len(tokenizer().encode(text)) for text in (choice.message.reasoning, choice.message.content))
+    written = (choice.message.reasoning_content, choice.message.content)
+    insight, answer = (len(tokenizer().encode(text)) for text in written)
     insight, answer = insight + 1, answer + (finish == "stop")  # an end of text is a token too
     assert choice.finish_reason == finish
     assert usage.completion_tokens_details.reasoning_tokens == insight
     assert usage.completion_tokens == insight + answer
-    written = {(line["engine"], line["purpose"]): line["completion_tokens"] for line in usage.cost["spent"]}
+    written = {(line["engine"], line["purpose"]): line["completion_tokens"] for line in usage.cost_details["spent"]}
     assert written == {("judge", "judge"): 0, ("mentor", "insight"): insight, ("intern", "answer"): answer}
 
 
@@ -626,13 +684,13 @@ def test_what_was_read_before_is_cached(pair):
         cached = [usage.prompt_tokens_details.cached_tokens for usage in (first, second)]
         assert cached[0] < cached[1] <= second.prompt_tokens
         assert cached[1] > second.prompt_tokens // 2
-        assert second.cost["flops"] < first.cost["flops"]
+        assert second.cost_details["flops"] < first.cost_details["flops"]
 
 
 @pytest.mark.parametrize("model", ["ensemble", "mentor", "twins", "together"])
 def test_the_bill_adds_up(pair, model):
     usage = pair.chat.completions.create(model=model, messages=user(), max_tokens=20, n=2).usage
-    cost = usage.cost
+    cost = usage.cost_details
     assert cost["flops"] > 0
     assert sum(line["flops"] for line in cost["spent"]) == pytest.approx(cost["flops"])
     assert sum(line["seconds"] for line in cost["spent"]) == pytest.approx(cost["seconds"])
@@ -651,6 +709,7 @@ def test_the_bill_adds_up(pair, model):
     [
         ({"temperature": 3}, "invalid_value", "temperature"),
         ({"max_tokens": 601}, "out_of_bounds", "max_tokens"),
+        ({"max_completion_tokens": 601}, "out_of_bounds", "max_completion_tokens"),
         ({"n": 65}, "out_of_bounds", "n"),
         ({"extra_body": {"temprature": 1}}, "unknown_field", "temprature"),
         ({"messages": []}, "invalid_value", "messages"),
@@ -667,6 +726,23 @@ def test_a_bad_request_says_what_is_wrong(pair, change, code, param):
     assert (refused.value.code, refused.value.type) == (code, "invalid_request_error")
     assert (refused.value.param or "").startswith(param)
     assert refused.value.request_id
+
+
+@pytest.mark.parametrize("model", ["ensemble", "intern", "twins", "together"])
+def test_a_context_that_overflows_is_said_in_openais_words(pair, model):
+    long, about = "There are 8 bowls. " * 1000, {"ensemble": {"context_tokens": 3000}}
+    echo = {"echo": True, "logprobs": 1, "extra_body": about if model == "ensemble" else {}}
+    asks = [
+        lambda: pair.chat.completions.create(model=model, messages=user(long)),
+        lambda: next(iter(pair.chat.completions.create(model=model, messages=user(long), stream=True))),
+        lambda: pair.completions.create(model=model, prompt=long),
+        lambda: pair.completions.create(model=model, prompt=long, max_tokens=0, **echo),
+    ]
+    for ask in asks:
+        with pytest.raises(openai.BadRequestError, match="This model's maximum context length is 2048") as refused:
+            ask()
+        assert refused.value.code == "context_length_exceeded"
+        assert refused.value.param in ("messages", "prompt")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -758,7 +834,7 @@ def test_where_failing_engines_are_dropped_the_others_go_on_and_the_reply_says_s
     (dropped,) = choice.metadata["choices"]
     assert dropped["reason"].startswith(f"dropped {gone}: ")
     assert choice.metadata["selected_models"] == dropped["chosen"] == ["small"]
-    assert {line["engine"] for line in reply.usage.cost["spent"]} == {gone, "small"}
+    assert {line["engine"] for line in reply.usage.cost_details["spent"]} == {gone, "small"}
     read = streamed(client, model=model, messages=user())
     assert (read.said("content"), read.finish()) == (text, "stop")
     assert [extra["ensemble"]["choice"] for _, extra in read.parts if "choice" in extra["ensemble"]] == [dropped]
@@ -847,7 +923,7 @@ def test_a_prompt_that_is_only_read_has_no_token_written(pair):
     read = [*tokenizer().encode("There are"), tokenizer().eos_token_id]
     for prompt in (tokenizer().encode(SEQUENCE), read):
         reply = pair.completions.create(model="twins", prompt=prompt, echo=True, logprobs=1, max_tokens=0)
-        lines = [(line["prompt_tokens"], line["completion_tokens"]) for line in reply.usage.cost["spent"]]
+        lines = [(line["prompt_tokens"], line["completion_tokens"]) for line in reply.usage.cost_details["spent"]]
         assert lines == [(len(prompt), 0)] * 2
 
 
@@ -928,7 +1004,7 @@ def test_tandem_has_to_know_where_the_context_ends(pair):
         assert len(values) == len(read) + max_tokens
         assert all(value <= 0 for value in values[len(context) :])
         assert choice.reasoning_content
-        assert {line["purpose"] for line in reply.usage.cost["spent"]} >= {"insight", "score"}
+        assert {line["purpose"] for line in reply.usage.cost_details["spent"]} >= {"insight", "score"}
         assert choice.logprobs.tokens[: len(read)] == [tokenizer().decode([index]) for index in read]
 
 

@@ -197,7 +197,7 @@ def test_the_final_bill_is_the_servers(visit, serve):
     ask(page)
     ended(page)
     usage = save(page)["chunks"][-1]["chunk"]["usage"]
-    cost = usage["cost"]
+    cost = usage["cost_details"]
     total = page.locator("#total")
     assert float(total.get_attribute("value")) == cost["flops"]
     assert total.text_content() == f"{cost['flops'] / 1e6:.1f}"

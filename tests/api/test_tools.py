@@ -73,6 +73,28 @@ def test_tools_are_called_streamed_or_not(serve):
     assert asked[0]["tool_choice"] == "auto"
 
 
+def test_a_tool_call_of_an_api_has_no_content_and_counts_the_tokens_that_it_bills(serve):
+    body = {**ASK, "tools": TOOLS, "stream_options": {"include_usage": True}}
+    (whole, streamed), _ = through(serve, [body, {**body, "stream": True}])
+    reply = whole.json()
+    assert reply["choices"][0]["message"]["content"] is None
+    (line,) = reply["usage"]["cost_details"]["spent"]
+    assert reply["usage"]["completion_tokens"] == line["completion_tokens"] > 0
+    chunks = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+    assert chunks[-1]["usage"]["completion_tokens"] == line["completion_tokens"]
+    deltas = [one["choices"][0]["delta"] for one in chunks if one["choices"]]
+    assert all(delta.get("content") is None for delta in deltas)
+
+
+def test_tools_that_may_not_be_called_are_shown_to_an_api_and_dropped_elsewhere(serve):
+    body = {**ASK, "tools": TOOLS, "tool_choice": "none", "parallel_tool_calls": False}
+    answers, asked = through(serve, [body, {**body, "model": "near"}, {**body, "model": "votes"}], faulty.answer())
+    assert [one.status_code for one in answers] == [200, 200, 200]
+    assert asked[0]["tools"] == TOOLS
+    assert asked[0]["tool_choice"] == "none"
+    assert all("tools" not in one for one in asked[1:])
+
+
 def test_a_conversation_with_tool_calls_goes_through_as_it_is(serve):
     made = [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}]
     turns = [*ASK["messages"], {"role": "assistant", "content": None, "tool_calls": made}]

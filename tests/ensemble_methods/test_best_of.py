@@ -11,7 +11,7 @@ from ensemblehub.ensemble_methods.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.model_selection.random import Random
 from ensemblehub.ensemble_methods.output_aggregation.best_of import BestOf
-from ensemblehub.errors import ConfigError, EngineError, RequestError
+from ensemblehub.errors import ConfigError, EngineError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.schema import Chat, Cost, Message, Request, Sampling
 
@@ -85,8 +85,15 @@ def test_each_engine_writes_its_samples_and_one_engine_is_enough():
     assert result.choices[0].chosen == ("a#1",)
     assert result.cost.completion_tokens == 6
     assert result.cost.discarded_tokens == 4
-    with pytest.raises(RequestError, match="best_of: 3 samples of a model need a temperature above 0"):
-        best(members("one two"), aggregation=BestOf(samples=3))
+
+
+def test_at_temperature_0_each_engine_writes_one_sample():
+    pool = Longest()
+    result = best(members("one two", "one two three"), pool, aggregation=BestOf(samples=3))
+    assert pool.asked[0][1] == ["one two", "one two three"]
+    assert result.text == "one two three"
+    assert result.choices[0].chosen == ("b",)
+    assert result.cost.completion_tokens == 5
 
 
 def test_limits_of_the_request_hold_for_every_candidate():

@@ -112,8 +112,12 @@ def test_samples_of_one_model_differ_in_seed_by_layer_and_number():
     fuse([engine], Fuse(samples=2, layers=2), temperature=1.0, seed=3)
     assert len({request.sampling.seed for request, _ in engine.asked}) == 5
     assert engine.asked[-1][0].sampling.seed == 3
-    with pytest.raises(RequestError, match="fuse: 2 samples of a model need a temperature above 0"):
-        fuse([engine], Fuse(samples=2))
+
+
+def test_at_temperature_0_each_proposer_writes_one_sample():
+    engine = Spy("a", "an answer")
+    assert fuse([engine], Fuse(samples=2, layers=2)).text == "an answer"
+    assert [purpose for _, purpose in engine.asked] == ["propose", "propose", "answer"]
 
 
 def test_the_request_limits_and_prefix_hold_for_the_answer():

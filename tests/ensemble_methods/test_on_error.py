@@ -75,6 +75,12 @@ def test_of_a_pair_that_rides_in_tandem_the_other_answers_alone(fails):
     assert result.choices[-1].chosen == ({"a": "b", "b": "a"}[fails],)
 
 
+def test_what_a_failed_pair_wrote_counts_where_insight_and_answer_share_a_limit():
+    made = ensemble("tandem", fails="b", after=1, engines="ab", levels={"low": 2}, judge="fixed:low")
+    result = ask(made, max_completion_tokens=5)
+    assert (result.insight, result.text, result.finish) == ("one two", "one two three", "length")
+
+
 def test_scorers_and_bugs_are_not_engines_and_still_fail():
     made = ensemble("single")
     made.engines[0].stream = None

@@ -155,6 +155,14 @@ def test_the_whole_answers_limit_holds_in_every_mode():
         assert (result.text, result.finish) == ("a b", "length")
 
 
+@pytest.mark.parametrize("most", [1, 2, 4, 6, 30])
+def test_outline_and_answer_share_a_limit(most):
+    result = answer(Progressive(outline_max_tokens=3), pair(), max_tokens=20, max_completion_tokens=most)
+    outline, text = result.insight.split(), result.text.split()
+    assert len(outline) == min(3, most - 1)
+    assert len(text) == min(3, most - len(outline))
+
+
 def test_no_room_for_outline_and_answer_is_refused_before_the_outline():
     engines = [Recorder("small", 1, context=500), Recorder("large", 9)]
     with pytest.raises(ContextOverflowError, match="small"):

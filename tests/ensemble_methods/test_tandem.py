@@ -173,6 +173,45 @@ def test_the_stream_folded_is_the_answer():
     assert any(isinstance(event, Verdict) for event in events)
 
 
+@pytest.mark.parametrize(
+    ("effort", "levels", "written"),
+    [("none", [], 0), ("low", ["low"], 3), ("medium", ["low", "medium"], 6), ("high", ["low", "medium", "high"], 9)],
+)
+def test_an_effort_is_the_highest_level_that_is_read(effort, levels, written):
+    hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.5", effort=effort))
+    result = answer(hub)
+    assert [verdict.level for verdict in result.verdicts] == levels
+    assert (hub.engines[0].written, result.text) == (written, ANSWER)
+
+
+def test_an_effort_leaves_the_judge_free_to_stop_before_it():
+    hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1", effort="high"), intern={"confident": ("numbers.",)})
+    assert [verdict.level for verdict in answer(hub).verdicts] == ["low", "medium"]
+    hub = ensemble(Tandem(levels=LEVELS, judge="entropy:2.0", start_with_intern=True, effort="none"))
+    assert answer(hub).verdicts == ()  # with no choice there is nothing to judge
+    with pytest.raises(ConfigError, match="effort: unknown level 'lots'"):
+        ensemble(Tandem(levels=LEVELS, effort="lots"))
+
+
+@pytest.mark.parametrize("mode", ["prompt", "continuation"])
+@pytest.mark.parametrize("most", [1, 2, 4, 9, 10, 14, 15, 40])
+def test_insight_and_answer_share_a_limit(most, mode):
+    hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1", insight_mode=mode))
+    sampling = Sampling(max_tokens=20, max_completion_tokens=most)
+    result = asyncio.run(hub.answer(Request(Chat((Message("user", "2 + 2?"),)), sampling)))
+    insight, text = result.insight.split(), result.text.split()
+    assert len(insight) == min(9, most - 1)
+    assert len(text) == min(5, most - len(insight))
+    assert result.finish == ("stop" if len(text) == 5 else "length")
+    assert hub.engines[0].written == len(insight)
+
+
+def test_a_limit_of_both_makes_room_in_the_context():
+    sampling = Sampling(max_tokens=500, max_completion_tokens=12)
+    hub = ensemble(Tandem(levels=LEVELS, judge="fixed:high"), intern={"context": 100}, mentor={"context": 200})
+    assert asyncio.run(hub.answer(Request(Chat((Message("user", "2 + 2?"),)), sampling))).text == "Two and two"
+
+
 def test_context_is_checked_before_anything_is_spent():
     hub, ledger = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1"), intern={"context": 40}), Ledger()
     with pytest.raises(ContextOverflowError, match="small"):

@@ -354,7 +354,7 @@ def test_requests_and_engines_that_cannot_work_are_refused():
             answer(engines(), GaC(), **{name: value})
     one, two = ToyEngine("one", *FIRST[:1], fixed(FIRST[1]), context=10), engines()[1]
     assert answer((one, two), GaC(), max_tokens=7).finish == "length"
-    with pytest.raises(ContextOverflowError, match="exceed the context of 10"):
+    with pytest.raises(ContextOverflowError, match="maximum context length is 10 tokens"):
         answer((one, two), GaC(), max_tokens=8)
     cut = answer((one, two), GaC(), max_tokens=8, fit_context=True)
     assert (cut.finish, sum(len(piece.tokens) for piece in cut.pieces)) == ("length", 7)
@@ -377,5 +377,7 @@ def test_choosing_from_a_mixture():
     assert drawn(top_k=2) == [1, 1, 1, 3]  # .4 .3: cumulated .571 1
     assert drawn(top_p=0.75) == [1, 1, 3, 4]  # .4 .3 .2 : cumulated .444 .778 1
     assert drawn(top_p=0.01) == [1, 1, 1, 1]
+    assert drawn(min_p=0.6) == [1, 1, 1, 3]  # at least .24: .4 .3
+    assert drawn(min_p=0.4, top_p=0.7) == [1, 1, 1, 3]  # .4 .3 .2, of which .4 .3 are 78 %
     cold = [mixing.choose(mixed, Sampling(temperature=0.5), u) for u in (0.03, 0.5, 0.6, 0.99)]
     assert cold == [0, 1, 3, 4]  # squares .01 .16 .09 .04 of .3: cumulated .033 .567 .867 1

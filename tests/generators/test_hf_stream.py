@@ -16,6 +16,7 @@ import torch
 from hf_bench import WORDS, run
 
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError
+from ensemblehub.generators import hf_sampling
 from ensemblehub.generators.hf import HFEngine, HFOptions
 from ensemblehub.schema import Chat, Message, Request, Sampling, Text, TokenIds
 
@@ -168,6 +169,21 @@ def test_temperature_samples_the_distribution(bench):
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"min_p": 0.6}, [0, 1, 0, 1, 0]), ({"min_p": 0.25}, [1, 1, 0, 1, 1]), ({"min_p": 1.0}, [0, 1, 0, 0, 0]),
+        ({"min_p": 0.4, "top_k": 2}, [0, 1, 0, 1, 0]), ({"min_p": 0.4, "top_p": 0.9}, [0, 1, 0, 1, 1]),
+        ({"min_p": 0.4, "top_p": 0.7}, [0, 1, 0, 1, 0]), ({}, [1, 1, 0, 1, 1]),
+    ],
+)  # fmt: skip
+def test_min_p_leaves_out_tokens_by_their_share_of_the_likeliest(options, kept):
+    rows = torch.tensor([[0.1, 0.4, 0.0, 0.3, 0.2]] * 2)
+    left = hf_sampling._limited([Sampling(temperature=1.0, **options), Sampling(temperature=1.0)], rows)
+    assert (left[0] > 0).int().tolist() == kept
+    assert (left[1] > 0).int().tolist() == [1, 1, 0, 1, 1]  # a row without a limit is left as it is
+
+
 def test_penalties_and_bias_are_those_of_transformers(bench):
     async def main():
         async with bench() as b:
@@ -318,7 +334,7 @@ def test_overflow_and_bad_requests_are_refused_before_anything_is_computed(bench
     async def main():
         async with bench() as b:
             long = Request(TokenIds(tuple(range(10, 300))), Sampling(max_tokens=223))
-            with pytest.raises(ContextOverflowError, match="290 prompt tokens and 223"):
+            with pytest.raises(ContextOverflowError, match=r"512 tokens.*290 in the prompt, 223 in the"):
                 await b.text(long)
             with pytest.raises(RequestError):
                 await b.text(ask("rain", max_tokens=0))

@@ -100,10 +100,10 @@ def test_every_field_of_a_request_is_sent_or_refused():
         "logit_bias": {"5": -1.0}, "presence_penalty": 0.1, "frequency_penalty": 0.2, "tools": [{"type": "function"}],
     }.items():  # fmt: skip
         assert body[key] == value
-    more = Request(CHAT, Sampling(top_k=5, ignore_eos=True, stop_token_ids=(7,)))
+    more = Request(CHAT, Sampling(top_k=5, min_p=0.1, ignore_eos=True, stop_token_ids=(7,)))
     assert isinstance(Asked(answer(), request=more).error, RequestError)
     body = Asked(answer(), request=more, dialect="vllm").api.asked[0]
-    assert (body["top_k"], body["ignore_eos"], body["stop_token_ids"]) == (5, True, [7])
+    assert (body["top_k"], body["min_p"], body["ignore_eos"], body["stop_token_ids"]) == (5, 0.1, True, [7])
     assert isinstance(Asked(answer(), request=Request(TokenIds((1,)))).error, RequestError)
     assert isinstance(Asked(answer(), request=request).error, CapabilityError)  # no word that the API calls tools
 

@@ -225,6 +225,6 @@ def test_what_does_not_fit_the_context_is_known_before_it_is_asked():
     given = {"tokenizer": studio.resolve("studio:intern"), "dialect": "vllm", "context": 10}
     read = Read(said(), prompt=CHAT, **given)
     assert isinstance(read.error, ContextOverflowError)
-    assert "exceed the context of 10" in str(read.error)
+    assert "maximum context length is 10 tokens" in str(read.error)
     assert read.api.asked == []
     assert not read.ledger.calls

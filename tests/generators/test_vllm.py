@@ -374,7 +374,7 @@ def test_of_a_large_vocabulary_the_likeliest_are_read_and_the_bound_is_low(pair,
 def test_what_does_not_fit_is_refused_before_anything_is_computed(pair):
     async def main():
         ids = tuple(range(10, 300))
-        with pytest.raises(ContextOverflowError, match="290 prompt tokens and 1759"):
+        with pytest.raises(ContextOverflowError, match="290 in the prompt, 1759 in the"):
             await pair.text(Request(TokenIds(ids), Sampling(max_tokens=1759)))
         with pytest.raises(RequestError, match="at least 1"):
             await pair.text(question(max_tokens=0))

@@ -225,7 +225,7 @@ def test_a_step_token_that_the_tokenizer_lacks_is_refused_when_loading(prm):
 
 
 def test_requests_that_cannot_be_judged(prm):
-    with pytest.raises(ContextOverflowError, match="exceed its 12"):
+    with pytest.raises(ContextOverflowError, match="exceed the 12 of scorer"):
         scored(scorer_of(prm, max_length=12), QUESTION, [REPLY])
     with pytest.raises(RequestError, match="token ids"):
         scored(scorer_of(prm), Request(TokenIds((1, 2))), ["a"])

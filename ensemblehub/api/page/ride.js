@@ -99,7 +99,8 @@ function fold(ride, chunk) {
   if (said.start) Object.assign(next, opened(said.start));
   if (said.engine) {
     const { engine, purpose, round, tokens } = said;
-    const written = text(first?.delta?.reasoning_content ?? first?.delta?.content);
+    const delta = first?.delta ?? {};
+    const written = text(delta.reasoning_content ?? delta.reasoning ?? delta.content);
     next.segments = joined(ride.segments, {
       engine: text(engine), purpose: text(purpose), round: number(round), text: written, tokens: number(tokens),
     });
@@ -110,8 +111,9 @@ function fold(ride, chunk) {
   }
   if (said.choice) next.choices = [...ride.choices, chosen(said.choice)];
   if (chunk.usage) {
-    next.bill = billed(chunk.usage.cost ?? {});
-    next.estimate = interval(chunk.usage.cost?.estimated_mentor_alone_flops) ?? next.estimate;
+    const cost = chunk.usage.cost_details ?? chunk.usage.cost ?? {}; // `cost` in rides saved before
+    next.bill = billed(cost);
+    next.estimate = interval(cost.estimated_mentor_alone_flops) ?? next.estimate;
   }
   return next;
 }

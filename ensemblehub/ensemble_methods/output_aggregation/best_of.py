@@ -20,7 +20,7 @@ class BestOf(ScoringAggregation):
     All answers are written at the same time, and those that are not given are billed as discarded.
 
     Attributes:
-        samples: answers per engine; more than one needs a temperature above 0.
+        samples: answers per engine; one at temperature 0, where all are the same.
         exclude_self_scoring: no scorer judges the text of its own model, where another can.
     """
 
@@ -29,7 +29,7 @@ class BestOf(ScoringAggregation):
     exclude_self_scoring: bool = True
 
     async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
-        candidates = drafts(request, engines, self.samples, "best_of")
+        candidates = drafts(request, engines, self.samples)
         await write_all(candidates, meter)
         texts = [candidate.text for candidate in candidates]
         authors = [candidate.engine.model for candidate in candidates] if self.exclude_self_scoring else []

@@ -44,7 +44,7 @@ class Fuse(Aggregation):
     Attributes:
         fuser: engine by name; the largest of those selected by default.
         proposers: engines by name; all that are selected by default, the fuser among them.
-        samples: proposals per proposer; more than one needs a temperature above 0.
+        samples: proposals per proposer; one at temperature 0, where all are the same.
         layers: rounds of proposals; from the second on, proposers see the proposals of the round before
             as the fuser sees those of the last.
         template: what stands in place of the last message: `instruct` (the instructions of mixture-of-agents),
@@ -67,7 +67,7 @@ class Fuse(Aggregation):
         self.asked(request.prompt, ())  # what cannot be fused is refused before anything is spent
         ask = request
         for layer in range(self.layers):
-            proposals = drafts(ask.seeded("layer", layer), proposers, self.samples, "fuse")
+            proposals = drafts(ask.seeded("layer", layer), proposers, self.samples)
             await write_all(proposals, meter)
             ask = replace(request, prompt=self.asked(request.prompt, proposals))
         async with aclosing(fuser.stream(ask, meter.ledger.meter("answer"))) as answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import ClassVar, Literal
 
 from ensemblehub.cost import Ledger, Meter
 from ensemblehub.ensemble_methods.base import by_size, name_of, require
-from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn, fits, refuse
+from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn, refuse
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Capability, Piece, Request
@@ -85,22 +86,27 @@ class Progressive(Segments):
         self, request: Request, large: Engine, small: Engine, ledger: Ledger
     ) -> AsyncGenerator[Piece, None]:
         """The outline, which is no part of the answer, then the answer."""
-        ask = self.outline_request(request)
+        sampling, most = request.sampling, request.sampling.max_completion_tokens or sys.maxsize
+        longest = min(self.outline_max_tokens, most - 1)
         refuse(request, ())
-        fits(large, ask, self.outline_max_tokens)
-        fits(small, self.final_request(request, ""), self.outline_max_tokens + request.sampling.required)
-        outline = ""
-        async with aclosing(large.stream(ask, ledger.meter("insight"))) as writing:
-            async for piece in writing:
-                outline += piece.text
-                yield replace(piece, finish=None, round=1)
-        async with aclosing(small.stream(self.final_request(request, outline), ledger.meter("answer"))) as answer:
+        small.fits(small.count(self.final_request(request, "")), min(longest + sampling.required, most))
+        outline, tokens = "", 0
+        if longest:
+            ask = self.outline_request(request, longest)
+            large.fits(large.count(ask), longest)
+            async with aclosing(large.stream(ask, ledger.meter("insight"))) as writing:
+                async for piece in writing:
+                    outline += piece.text
+                    tokens += max(len(piece.tokens), bool(piece.text))
+                    yield replace(piece, finish=None, round=1)
+        final = self.final_request(request.spending(tokens), outline)
+        async with aclosing(small.stream(final, ledger.meter("answer"))) as answer:
             async for piece in answer:
                 yield replace(piece, round=2)
 
-    def outline_request(self, request: Request) -> Request:
-        """Ask for the outline; the request's limits, stop strings and biases are the answer's own."""
-        ask = insights.mentor_request(request, self.words, self.outline_max_tokens)
+    def outline_request(self, request: Request, tokens: int) -> Request:
+        """Ask for an outline of `tokens` tokens at most; stop strings and biases are the answer's own."""
+        ask = insights.mentor_request(request, self.words, tokens)
         if not self.profile:
             template = self.outline_prompt_template or OUTLINE[self.template_language]
             ask = replace(ask, prompt=templated(request, template).prompt)

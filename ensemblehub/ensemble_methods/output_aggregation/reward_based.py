@@ -66,7 +66,7 @@ class RewardBased(Segments, ScoringAggregation):
                 finish = "stop"
         if not so_far.turns:
             raise ContextOverflowError(
-                "reward_based: the question leaves no room to write in the context of any engine"
+                f"{ContextOverflowError.WORDS} exceeded: the question leaves no room to write in that of any engine"
             )
         for shown in gate.flush():
             yield shown

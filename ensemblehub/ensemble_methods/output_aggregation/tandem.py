@@ -7,6 +7,7 @@ ACL 2026.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -25,7 +26,7 @@ from ensemblehub.ensemble_methods.base import (
     require,
     tokenizer_of,
 )
-from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError, did_you_mean
+from ensemblehub.errors import ConfigError, EngineError, RequestError, did_you_mean
 from ensemblehub.generators.base import Engine
 from ensemblehub.results import LEVEL_0
 from ensemblehub.schema import Capability, Chat, Cost, Event, Message, Piece, Request, Scored, ScoredToken, Verdict
@@ -58,7 +59,8 @@ class Insight:
                 log.warning("the mentor failed (%s); the intern answers alone", error)
                 self.ended = self.failed = True
                 return
-            self.text, self.tokens = self.text + piece.text, self.tokens + len(piece.tokens)
+            self.text += piece.text
+            self.tokens += max(len(piece.tokens), bool(piece.text))
             self.ended = piece.finish is not None
             yield replace(piece, finish=None)
 
@@ -76,9 +78,15 @@ ALONE = Checkpoint(Verdict(LEVEL_0, 0, 0.0, 0.0, True), "")
 
 @dataclass
 class Guidance:
-    """What came of the mentor's part: the checkpoint that is used; None where the mentor is to answer itself."""
+    """What came of the mentor's part.
+
+    Attributes:
+        chosen: the checkpoint that is used; None where the mentor is to answer itself.
+        tokens: those of the insight that was delivered.
+    """
 
     chosen: Checkpoint | None = None
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ class Tandem(Aggregation):
     Attributes:
         mentor, intern: engines by name; the largest and the smallest by default.
         levels: effort levels, as mentor tokens read before each checkpoint.
+        effort: the highest level that is read, by name; all by default.  `none`: the intern answers alone.
         judge: folder of a trained classifier, `entropy:X` or `perplexity:X` (sufficient when the intern's mean
             over what it read is at most X), or `fixed:LEVEL`.
         thresholds: probability that suffices, by level; the judge's calibrated ones where a level is left out.
@@ -105,6 +114,7 @@ class Tandem(Aggregation):
     mentor: str | None = None
     intern: str | None = None
     levels: Mapping[str, int] = field(default_factory=lambda: {"low": 100, "medium": 500, "high": 1000})
+    effort: str | None = None
     judge: str = "entropy:1.0"
     thresholds: Mapping[str, float] | None = None
     start_with_intern: bool = False
@@ -121,7 +131,8 @@ class Tandem(Aggregation):
         async with aclosing(self.guide(request, mentor, intern, meter.ledger, guidance)) as events:
             async for event in events:
                 yield event
-        async with aclosing(self.answer(request, mentor, intern, guidance.chosen, meter)) as answer:
+        left = request.spending(guidance.tokens)
+        async with aclosing(self.answer(left, mentor, intern, guidance.chosen, meter)) as answer:
             async for piece in answer:
                 yield piece
 
@@ -129,13 +140,18 @@ class Tandem(Aggregation):
         self, request: Request, mentor: Engine, intern: Engine, ledger: Ledger, guidance: Guidance
     ) -> AsyncGenerator[Event, None]:
         """The mentor's insights and the verdicts on them, up to the one that is used: `guidance.chosen`."""
+        longest = self.longest(request)
+        if not longest:
+            guidance.chosen = ALONE
+            return
         insight, judged = Insight(tolerant=self.on_mentor_error == "intern"), list[Checkpoint]()
-        ask, head = insights.mentor_request(request, self.words, self.budgets[-1][1]), insights.head(self.words)
+        ask, head = insights.mentor_request(request, self.words, longest), insights.head(self.words)
         async with aclosing(mentor.stream(ask, ledger.meter("insight"))) as writing:
             for level, tokens in self.budgets:
                 before = insight.tokens
-                async with aclosing(insight.read(writing, tokens)) as pieces:
+                async with aclosing(insight.read(writing, min(tokens, longest))) as pieces:
                     async for piece in pieces:
+                        guidance.tokens = insight.tokens
                         yield replace(piece, text=head + piece.text)
                         head = ""
                 if insight.failed or (judged and insight.tokens == before):
@@ -180,7 +196,8 @@ class Tandem(Aggregation):
             head += scored.tokens[-len(rest) :]
         yield Scored(head)
         if request.sampling.max_tokens:
-            async with aclosing(intern.stream(told, meter.ledger.meter("answer"))) as answer:
+            left = told.spending(guidance.tokens)
+            async with aclosing(intern.stream(left, meter.ledger.meter("answer"))) as answer:
                 async for piece in answer:
                     yield piece
 
@@ -227,6 +244,8 @@ class Tandem(Aggregation):
         budgets = list(self.levels.values())
         if not budgets or budgets != sorted(set(budgets)) or budgets[0] < 1:
             raise ConfigError(f"tandem: levels must be rising token budgets, such as low: 100, not {dict(self.levels)}")
+        if self.effort is not None and self.effort not in self.index:
+            raise ConfigError(f"tandem: effort: {did_you_mean(self.effort, self.index, 'level')}")
         for level in self.thresholds or {}:
             if level not in self.index:
                 raise ConfigError(f"tandem: thresholds: {did_you_mean(level, self.index, 'level')}")
@@ -268,18 +287,18 @@ class Tandem(Aggregation):
         Raises:
             ContextOverflowError: names the engine and the lengths.
         """
-        insight, longest = self.budgets[-1][1], request.sampling.required
-        asks = [
-            (mentor, insights.mentor_request(request, self.words, insight), insight),
-            (intern, insights.intern_request(request, self.words, "", self.insight_mode), insight + longest),
-        ]
-        for engine, ask, room in asks:
-            read = engine.count(ask)
-            if read is not None and 0 < engine.card.context < read + room:
-                raise ContextOverflowError(
-                    f"{engine.name}: {read} prompt tokens and {room} for insight and answer exceed its context of "
-                    f"{engine.card.context}; shorten the question, max_tokens or the levels"
-                )
+        insight, sampling = self.longest(request), request.sampling
+        both = min(insight + sampling.required, sampling.max_completion_tokens or sys.maxsize)
+        alone = insights.intern_request(request, self.words, "", self.insight_mode)
+        asks = [(mentor, insights.mentor_request(request, self.words, insight), insight)] if insight else []
+        for engine, ask, room in [*asks, (intern, alone, both)]:
+            engine.fits(engine.count(ask), room)
+
+    def longest(self, request: Request) -> int:
+        """Tokens of the longest insight that is read; one of `max_completion_tokens` is left for the answer."""
+        most = request.sampling.max_completion_tokens
+        budget = self.budgets[-1][1] if self.budgets else 0
+        return budget if most is None else min(budget, most - 1)
 
     @cached_property
     def words(self) -> insights.Profile:
@@ -307,4 +326,6 @@ class Tandem(Aggregation):
     @cached_property
     def budgets(self) -> list[tuple[str, int]]:
         """The checkpoints in order: level and mentor tokens."""
-        return [*([(LEVEL_0, 0)] if self.start_with_intern else []), *self.levels.items()]
+        read = [*([(LEVEL_0, 0)] if self.start_with_intern else []), *self.levels.items()]
+        highest = self.index[self.effort] if self.effort is not None else len(self.levels)
+        return [(level, tokens) for level, tokens in read if self.index[level] <= highest]

@@ -58,7 +58,7 @@ class Vote(Aggregation):
     is given.  Candidates outside the winning party are billed as discarded.
 
     Attributes:
-        samples: candidates per engine; more than one needs a temperature above 0.
+        samples: candidates per engine; one at temperature 0, where all are the same.
         weights: by engine name, to break ties; 1 for engines that are not named.
         extract: how an answer is read from a reply: `math` takes the last boxed expression or what follows
             "the answer is", `last_line` the last line, `regex` the last match of `pattern`, and `text` the whole reply.
@@ -76,7 +76,7 @@ class Vote(Aggregation):
     stop_early: bool = False
 
     async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
-        candidates = drafts(request, engines, self.samples, "vote")
+        candidates = drafts(request, engines, self.samples)
         weights = [self.weights.get(candidate.engine.name, 1.0) for candidate in candidates]
         same, parties, waiting = lru_cache(maxsize=None)(self.same), list[Party](), set(candidates)
         async with aclosing(arriving(candidates, meter)) as finished:
