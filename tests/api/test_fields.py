@@ -315,7 +315,8 @@ def test_temperature_0_is_no_reason_to_refuse(server, path, model, more):
 def test_an_overflow_is_said_in_openais_words_on_every_route(server, path, model, stream):
     long = "word " * 297
     ask = {"messages": [{"role": "user", "content": long}]} if path == CHAT else {"prompt": long}
-    error = refused(server.post(path, {**ask, "model": model, "stream": stream}), "context_length_exceeded")
+    ask |= {"model": model, "stream": stream, "max_tokens": 64}
+    error = refused(server.post(path, ask), "context_length_exceeded")
     assert error["message"].startswith("This model's maximum context length is ")
     assert "context_length_exceeded" in error["message"]  # where LangChain looks
     assert error["param"] == ("messages" if path == CHAT else "prompt")

@@ -365,7 +365,7 @@ def test_a_default_is_cut_to_the_room_there_is(bench):
                 assert sum(len(piece.tokens) for piece in pieces) == room
                 assert pieces[-1].finish == "length"
                 b.spent()
-            with pytest.raises(ContextOverflowError, match="512 prompt tokens and 1 to write"):
+            with pytest.raises(ContextOverflowError, match="513 tokens .512 in the prompt, 1 in the completion"):
                 await b.ids(Request(TokenIds((5,) * 512), Sampling(fit_context=True)))
 
     run(main())
