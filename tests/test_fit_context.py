@@ -37,9 +37,9 @@ def test_a_default_is_cut_and_what_is_asked_for_refused():
     assert answered(10, max_tokens=8, fit_context=True) == ("a b c d", "length")
     assert answered(10, max_tokens=3, fit_context=True) == ("a b c", "length")
     assert answered(14, max_tokens=8) == (REPLY, "stop")
-    with pytest.raises(ContextOverflowError, match="6 prompt tokens and 8 to write exceed the context of 13"):
+    with pytest.raises(ContextOverflowError, match="is 13 tokens. However, you requested 14 tokens .6 in the prompt, 8 in"):
         answered(13, max_tokens=8)
-    with pytest.raises(ContextOverflowError, match="6 prompt tokens and 1 to write exceed the context of 6"):
+    with pytest.raises(ContextOverflowError, match="is 6 tokens. However, you requested 7 tokens .6 in the prompt, 1 in"):
         answered(6)
 
 
@@ -106,7 +106,7 @@ def test_the_flag_of_infer_is_asked_for_and_the_file_is_a_default(tmp_path, caps
         assert ended.value.code == status
         row = json.loads(out.read_text())
         assert (row["predict"], row["finish_reason"]) == (("a b c d e f", "length") if not status else (None, None))
-    assert "7 to write exceed the context of 12" in row["error"]
+    assert "7 in the completion" in row["error"]
     capsys.readouterr()
 
 
