@@ -33,6 +33,7 @@ import functools
 import json
 import math
 import os
+import re
 import secrets
 import selectors
 import signal
@@ -48,17 +49,23 @@ from ensemblehub.errors import ConfigError, SandboxError
 from ensemblehub.tasks.sandbox_filter import filter_bytes
 from ensemblehub.tasks.sandbox_forms import (
     FORMS,
+    VARIABLE,
     Form,
     Isolation,
     form_named,
     present,
     python,
     required,
+    seen,
+    ways,
     worker_command,
 )
 
 PROGRAM_CHARACTERS = 1 << 20
 _CHILD = Path(__file__).with_name("sandbox_child.py").resolve()
+_ISOLATE = _CHILD.with_name("sandbox_isolate.py")
+_HANDLER = re.compile(r"(?:\bexcept\b\*?|(?:[rR]aises|RaisesRegex|suppress)\()\s*\(?((?:\s*[\w.]+\s*,?)*)")
+_LOOSE = f"hides no files or filters no system calls here, so it grades nothing unless {VARIABLE}=limits asks for it"
 _VERDICT_BYTES = 1 << 16
 _KILL_ROUNDS = 200
 _PROBE_SECONDS = 60
@@ -122,9 +129,9 @@ def isolation(form: Form | None = None) -> Isolation:
     for one in (wanted,) if wanted else FORMS:
         with _PROBING:
             found = _probe(one)
-        if isinstance(found, Isolation):
+        if isinstance(found, Isolation) and (wanted or found.tight):
             return found
-        failures.append(f"{one}: {found}")
+        failures.append(f"{one}: {_LOOSE if isinstance(found, Isolation) else found}")
     if wanted:
         raise ConfigError(f"the sandbox's form {wanted!r} is required but does not work here: {found}")
     raise SandboxError(f"no form of the sandbox works here: {'; '.join(failures)}")
@@ -132,12 +139,11 @@ def isolation(form: Form | None = None) -> Isolation:
 
 @functools.cache
 def _probe(form: Form) -> Isolation | str:
-    """The form with a filter of system calls, else without one, as it just worked; or why it does not."""
+    """The form as it works here, with all of its protections or as many as there are; or why it does not work."""
     if not present(form):
         return "bwrap is not installed" if form == "bubblewrap" else "this is not Linux"
     test, why = "def check(candidate):\n    assert candidate(2) == 4\n", ""
-    for filtered in (True, False) if filter_bytes(write=True) else (False,):
-        where = Isolation(form, filtered)
+    for where in ways(form, bool(filter_bytes(write=True))):
         try:
             outcome = _run(where, "def f(x):\n    return x * x\n", test, "f", "", _PROBE_SECONDS, 512)
         except SandboxError as error:
@@ -155,7 +161,8 @@ def _run(
     started, nonce = time.monotonic(), secrets.token_hex(16)
     job = {
         "program": program, "test": test, "entry_point": entry_point, "prompt": prompt, "nonce": nonce,
-        "seconds": math.ceil(wall_seconds), "megabytes": memory_mb, "parent": os.getpid(), "form": where.form,
+        "expected": expected_exceptions(test), "seconds": math.ceil(wall_seconds), "megabytes": memory_mb, "parent": os.getpid(),
+        "isolate": _ISOLATE.read_text(), "isolation": (where.form, where.hidden, seen(where.form)),
         "worker": worker_command(where.form, _CHILD), "checker_filter": "", "worker_filter": "",
     }  # fmt: skip
     if where.filtered:
@@ -172,6 +179,15 @@ def _run(
         return Outcome(False, f"took longer than {wall_seconds:g} s", seconds, where.form)
     passed, reason = _verdict(line, nonce, where)
     return Outcome(passed, reason, seconds, where.form)
+
+
+def expected_exceptions(test: str) -> list[str]:
+    """The exceptions that a test says it expects of the candidate, by name, from its handlers and `assertRaises`.
+
+    Handlers of everything (`except Exception`) expect nothing: they would forgive any mistake.
+    """
+    found = {name.rpartition(".")[2] for names in _HANDLER.findall(test) for name in re.findall(r"[\w.]+", names)}
+    return sorted(found - {"Exception", "BaseException"})
 
 
 def _start(job: dict[str, Any], folder: str) -> subprocess.Popen[bytes]:
