@@ -161,7 +161,8 @@ def _run(
     started, nonce = time.monotonic(), secrets.token_hex(16)
     job = {
         "program": program, "test": test, "entry_point": entry_point, "prompt": prompt, "nonce": nonce,
-        "expected": expected_exceptions(test), "seconds": math.ceil(wall_seconds), "megabytes": memory_mb, "parent": os.getpid(),
+        "expected": expected_exceptions(test), "seconds": math.ceil(wall_seconds), "megabytes": memory_mb,
+        "parent": os.getpid(),
         "isolate": _ISOLATE.read_text(), "isolation": (where.form, where.hidden, seen(where.form)),
         "worker": worker_command(where.form, _CHILD), "checker_filter": "", "worker_filter": "",
     }  # fmt: skip
