@@ -11,16 +11,16 @@ unless `ENSEMBLEHUB_SANDBOX` or an argument requires one, and every outcome name
 
 - `bubblewrap`: a root of its own, read-only, with the interpreter, its standard library and the system's libraries and
   nothing else; a private /tmp; no network; its own process, IPC, host and user namespaces.
-- `namespaces` (Linux 5.12, where an ordinary user may make namespaces): the same, but the file system is the
-  machine's, read-only, with a private working folder and an empty /proc.  A program can read what this user can read.
-- `limits`: only what follows.  A program can read what this user can read, /proc included: the environment of this
-  user's other processes, unless they are root's.
+- `namespaces` (Linux 5.12, where an ordinary user may make namespaces): the same, made without bubblewrap.
+- `limits`: Landlock (Linux 5.13) hides the contents of all other files, /proc and devices included.  Where it or the
+  filter of system calls is missing, a program could read the right answers in this process's memory or in a file, so
+  this form grades nothing there unless it is asked for by name.
 
 On Linux on x86_64 and aarch64 both children also have their system calls filtered (`sandbox_filter`), in every form: no
-processes, threads, programs, signals or sockets; in `limits`, and in the checker, no writing to files either.  Where
-that filter is refused or unknown (other systems), `limits` bounds resources but protects nothing else of this user's:
-a program can write files, use the network, signal any process of this user, other sandboxes' checkers included (which
-fails their runs, and passes none), and may leave a process behind.  `isolation()` says whether there is a filter.
+processes, threads, programs, signals, sockets or locks; in `limits`, and in the checker, no writing to files either.
+`isolation()` says what a program can do here, and `docs/sandbox.md` what each form does not stop.
+
+Any exception that leaves the program fails it, unless the test has a handler that names it (`expected_exceptions`).
 
 Limits of the method: arguments and results are plain data (numbers, strings, bytes, lists, tuples, sets, dicts), and a
 test does not see its arguments changed in place.
@@ -64,7 +64,7 @@ from ensemblehub.tasks.sandbox_forms import (
 PROGRAM_CHARACTERS = 1 << 20
 _CHILD = Path(__file__).with_name("sandbox_child.py").resolve()
 _ISOLATE = _CHILD.with_name("sandbox_isolate.py")
-_HANDLER = re.compile(r"(?:\bexcept\b\*?|(?:[rR]aises|RaisesRegex|suppress)\()\s*\(?((?:\s*[\w.]+\s*,?)*)")
+_HANDLER = re.compile(r"(?:(?:\b|(?<=\\n))except\b\*?|(?:[rR]aises|RaisesRegex|suppress)\()\s*\(?((?:\s*[\w.]+\s*,?)*)")
 _LOOSE = f"hides no files or filters no system calls here, so it grades nothing unless {VARIABLE}=limits asks for it"
 _VERDICT_BYTES = 1 << 16
 _KILL_ROUNDS = 200
@@ -122,7 +122,7 @@ def isolation(form: Form | None = None) -> Isolation:
 
     Raises:
         ConfigError: the required form does not work here, and why; or there is no such form.
-        SandboxError: no form works here.
+        SandboxError: no form works here that a program cannot get around; each with what it lacks.
     """
     wanted = form_named(form) if form else required()
     failures = []
@@ -187,7 +187,8 @@ def expected_exceptions(test: str) -> list[str]:
 
     Handlers of everything (`except Exception`) expect nothing: they would forgive any mistake.
     """
-    found = {name.rpartition(".")[2] for names in _HANDLER.findall(test) for name in re.findall(r"[\w.]+", names)}
+    listed = [names.partition(" as ")[0] for names in _HANDLER.findall(test)]
+    found = {name.rpartition(".")[2] for names in listed for name in re.findall(r"[\w.]+", names)}
     return sorted(found - {"Exception", "BaseException"})
 
 

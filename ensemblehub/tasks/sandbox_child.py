@@ -271,7 +271,7 @@ def _exception(bases: list[str], text: str) -> Exception:
                 return found(text)
             except TypeError:
                 continue
-    raise WorkerFailed(f"{bases[0]}: {text}")
+    raise WorkerFailed(f"{bases[0]}: {text}" if text else bases[0])
 
 
 def _where(frame: FrameType | None) -> str:

@@ -25,7 +25,8 @@ _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 32, 4096, 16384, 1 << 18  # of mount(2)
 _DETACH = 2  # of umount2(2)
 _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # Landlock's calls
+CREATE_RULESET = 444  # Landlock's calls
+_ADD_RULE, _RESTRICT_SELF = 445, 446
 _WRITE_FILE, _READ_FILE, _READ_FOLDER = 2, 4, 8  # its rights
 _FILE_RIGHTS = ((1, 0x1FFF), (2, 1 << 13), (3, 1 << 14), (5, 1 << 15))  # and the version that brought them
 _ANYTHING_TCP = _ANYTHING_SCOPED = 3
@@ -137,12 +138,12 @@ def _protect(libc: ctypes.CDLL, path: str, attributes: int, how: int = _AT_RECUR
 
 def _hide_files(libc: ctypes.CDLL, view: list[tuple[str, str, str]]) -> None:
     """Let the kernel refuse all of the file system but the view; this process cannot be undone from it."""
-    version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
+    version = libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)
     _demand(version >= 1, "to hide files by Landlock")
     rights = sum(some for since, some in _FILE_RIGHTS if version >= since)
     handled = struct.pack("=3Q", rights, _ANYTHING_TCP, _ANYTHING_SCOPED)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
-    rules = libc.syscall(_CREATE_RULESET, handled, ctypes.c_size_t(size), 0)
+    rules = libc.syscall(CREATE_RULESET, handled, ctypes.c_size_t(size), 0)
     _demand(rules >= 0, "to hide files by Landlock")
     for kind, _, path in view:
         _allow(libc, rules, kind, path)

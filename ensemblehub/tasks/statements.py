@@ -169,6 +169,7 @@ def inside(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def bound(node: ast.AST) -> Iterator[str]:
+    """The names that one node gives a meaning."""
     if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
         yield node.id
     elif isinstance(node, ast.Import | ast.ImportFrom):
