@@ -2,8 +2,9 @@
 
 Each defines `f`, which the test calls with 2, 3 and 5 and whose squares it wants.  What a program attains it returns as
 text, so that the failed assertion shows it.  Knows nothing of the sandbox but what a hostile program may know;
-`benchmarks.sandbox` runs them.  In a program `{outside}` is a folder of the user's with a file `canary`, `{package}` the
-folder of `ensemblehub`, `{port}` a port that listens on the loopback, `{datagrams}` a Unix datagram socket.
+`benchmarks.sandbox` runs them.  In a program `{outside}` is a folder of the user's with the files `canary` and
+`problems.jsonl`, `{package}` the folder of `ensemblehub`, `{port}` a port that listens on the loopback, `{datagrams}` and
+`{stream}` Unix sockets, `{fifo}` a FIFO with something in it, `{terminal}` a terminal, `{device}` a block device.
 """
 
 # ruff: noqa: E501  (programs as data)
@@ -17,6 +18,10 @@ from dataclasses import dataclass, field
 from ensemblehub.tasks.sandbox_forms import Form
 
 TEST = "def check(candidate):\n    for x in (2, 3, 5):\n        out = candidate(x)\n        assert out == x * x, out\n"
+MAPPED = (
+    "def check(candidate):\n    numbers = (2, 3, 5)\n    for x, out in zip(numbers, map(candidate, numbers)):\n"
+    "        assert out == x * x, out\n"
+)
 SECRET = "HOSTILE_SECRET"
 MARK = "hostile-left-this"
 SHARED_BYTES = "16777000"  # of a System V segment
@@ -52,6 +57,7 @@ class Hostile:
         ends: regular expression of the reason why it does not pass, which also says that it attained nothing.
         elsewhere: the same for forms where it differs; what a weaker form lets through is written there.
         dangerous: where system calls are not filtered it can do harm to this user's processes or files.
+        test: what it is run against.
     """
 
     name: str
@@ -60,6 +66,7 @@ class Hostile:
     ends: str
     elsewhere: Mapping[Form, str] = field(default_factory=dict)
     dangerous: bool = False
+    test: str = TEST
 
     def expected(self, form: Form) -> str:
         """The regular expression for a form."""
@@ -117,33 +124,45 @@ _FILES = (
     Hostile("many inodes", "files without end", "def f(x):\n    made = 0\n    try:\n        for number in range(100000):\n            open('file%d' % number, 'w').close()\n            made += 1\n    except OSError:\n        pass\n    return 'made %d' % made\n", r"made 10[12]\d$", {"limits": r"made 0$"}, dangerous=True),
     _attempts("huge file", "one of 5 MB, and a sparse one of 1 TB", "open('big', 'wb', buffering=0).write(b'x' * (1 << 20)) - open('big', 'ab', buffering=0).write(b'x')\nos.truncate('big', 1 << 40)\n", dangerous=True),
     _attempts("write outside", "files in the user's folders", f"open('{{outside}}/{MARK}', 'w').write('x')\nopen(os.path.expanduser('~/{MARK}'), 'w').write('x')\nopen('/var/tmp/{MARK}', 'w').write('x')\nopen('/etc/{MARK}', 'w').write('x')\nos.mkdir('{{outside}}/{MARK}')\nos.mknod('{{outside}}/{MARK}')\nos.mkfifo('{{outside}}/{MARK}')\n", dangerous=True),
-    _attempts("write into /tmp", "a file that stays in /tmp", f"open('/tmp/{MARK}', 'w').write('x')\n", elsewhere={"bubblewrap": r"AssertionError: DONE 1$"}, dangerous=True),  # its own /tmp
+    _attempts("write into /tmp", "a file that stays in /tmp", f"open('/tmp/{MARK}', 'w').write('x')\n", elsewhere=dict.fromkeys(("bubblewrap", "namespaces"), r"AssertionError: DONE 1$"), dangerous=True),  # its own /tmp
     _attempts("write into the package", "to change the grader", "open('{package}/tasks/sandbox_child.py', 'a').write('#')\nopen('/sandbox_child.py', 'a').write('#')\nopen('{package}/tasks/hostile.py', 'w').write('#')\nopen(os.__file__, 'a').write('#')\n", dangerous=True),
     _attempts("change what is there", "to remove, rename, empty or open up a file", "os.remove('{outside}/canary')\nos.rename('{outside}/canary', '{outside}/other')\nos.truncate('{outside}/canary', 0)\nos.chmod('{outside}/canary', 0o777)\nos.utime('{outside}/canary')\nos.setxattr('{outside}/canary', 'user.a', b'b')\nos.rmdir('{outside}')\n", dangerous=True),
     _attempts("change by descriptor", "to open a file for reading and change it through that", "file = None\ntry:\n    file = os.open('{outside}/canary', os.O_RDONLY)\nexcept OSError:\n    pass\n--\nos.fchmod(file, 0o777)\nos.ftruncate(file, 0)\nos.write(file, b'x')\nopen('/proc/self/fd/%d' % file, 'w').write('x')\n", dangerous=True),
     _attempts("symbolic link", "a way out of its folder", "try:\n    os.symlink('{outside}', 'link')\nexcept OSError:\n    pass\n--\nopen('link/canary', 'a').write('x')\nos.remove('link/canary')\n", dangerous=True),
     _attempts("hard link", "the canary under another name", "os.link('{outside}/canary', 'mine')\n", dangerous=True),
-    _attempts("read /etc/passwd", "the machine's users", "open('/etc/passwd').readline()[:5]\n", elsewhere={"namespaces": "DONE 'root:'", "limits": "DONE 'root:'"}),
-    _attempts("read the user's files", "what lies in a folder of the user's", "open('{outside}/canary').read()\n", elsewhere={"namespaces": "DONE 'canary'", "limits": "DONE 'canary'"}),
+    _attempts("read /etc/passwd", "the machine's users", "open('/etc/passwd').readline()[:5]\n"),
+    _attempts("read the user's files", "what lies in a folder of the user's", "open('{outside}/canary').read()\n"),
+    Hostile("dataset", "the reference solution in a file of questions",
+        "import json\ndef f(x):\n    with open('{outside}/problems.jsonl') as file:\n        exec(json.loads(file.readline())['canonical_solution'], globals())\n    return solution(x)\n", r"FileNotFoundError|PermissionError"),
+    _attempts("read the package", "what lies beside the grader", "open('{package}/tasks/sandbox.py').read(9)\nos.listdir('{package}')\nos.listdir('{outside}')\n"),
+    _attempts("locks", "to lock and watch files that others use", "import ctypes, fcntl\nfile = open(os.__file__)\n--\nfcntl.flock(file, fcntl.LOCK_EX)\nfcntl.lockf(file, fcntl.LOCK_SH)\nfcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)\nfcntl.flock(open('{outside}/canary'), fcntl.LOCK_EX)\n1 // (ctypes.CDLL(None).inotify_init1(0) != -1)\n", dangerous=True),
+    _attempts("socket file", "to leave a socket where a file can be", f"import socket\n--\nsocket.socketpair()[0].bind('{{outside}}/{MARK}')\nsocket.socketpair()[0].bind('/tmp/{MARK}')\nsocket.socketpair()[0].bind('{MARK}')\nsocket.socketpair()[0].bind('\\0{MARK}')\n", dangerous=True),
+    _attempts("block device", "to read and overwrite a disk", "open('{device}', 'rb').read(9)\nopen('{device}', 'r+b').write(b'hostile')\nos.open('{device}', os.O_WRONLY)\n", dangerous=True),
+    _attempts("devices", "the kernel's log, console, memory and virtual machines", "import ctypes\n--\nopen('/dev/kmsg').read(1)\nopen('/dev/kmsg', 'w').write('hostile')\nopen('/dev/console', 'w').write('hostile')\nopen('/dev/kvm', 'r+b', buffering=0)\nopen('/dev/mem', 'rb').read(1)\nopen('/dev/tty', 'w').write('hostile')\nopen('/dev/ptmx', 'r+b', buffering=0)\nos.openpty()\n1 // (ctypes.CDLL(None).klogctl(10, None, 0) != -1)\n", dangerous=True),
+    _attempts("terminal", "to write and type into the user's terminal", "import fcntl\n--\nopen('{terminal}', 'w').write('hostile')\nos.open('{terminal}', os.O_RDWR)\nfcntl.ioctl(os.open('{terminal}', os.O_RDONLY), 0x5412, b'x')\n", dangerous=True),
+    _attempts("FIFO", "to drain and fill a FIFO of the user's", "os.read(os.open('{fifo}', os.O_RDONLY | os.O_NONBLOCK), 99)\nos.write(os.open('{fifo}', os.O_WRONLY | os.O_NONBLOCK), b'hostile')\n", dangerous=True),
     _attempts("mount and chroot", "a file system of its own", "import ctypes\nlibc = ctypes.CDLL(None)\n--\n1 // (libc.mount(b'tmpfs', b'/dev', b'tmpfs', 0, None) == 0)\n1 // (libc.umount2(b'/', 2) == 0)\n1 // (libc.unshare(0x10000000) == 0)\nos.chroot('/')\n"),
 )  # fmt: skip
 
 _SURROUNDINGS = (
-    _attempts("own environment", "variables with secrets", f"os.environ.get('{SECRET}') or 1 / 0\n[one for one in os.environ if one != 'LC_CTYPE'] or 1 / 0\nb'{SECRET}' in open('/proc/self/environ', 'rb').read() or 1 / 0\n", r"AssertionError: (ZeroDivisionError|FileNotFoundError)( (ZeroDivisionError|FileNotFoundError))*$|AssertionError: ZeroDivisionError DONE \['PWD'\] FileNotFoundError$"),
+    _attempts("own environment", "variables with secrets", f"os.environ.get('{SECRET}') or 1 / 0\n[one for one in os.environ if one != 'LC_CTYPE'] or 1 / 0\nb'{SECRET}' in open('/proc/self/environ', 'rb').read() or 1 / 0\n", r"AssertionError: (ZeroDivisionError|FileNotFoundError|PermissionError)( (ZeroDivisionError|FileNotFoundError|PermissionError))*$|AssertionError: ZeroDivisionError DONE \['PWD'\] FileNotFoundError$"),
     Hostile("others' environments", "secrets of this user's other processes, from /proc",
-        f"import os\ndef f(x):\n    if not os.path.isdir('/proc/1'):\n        return 'nothing there'\n    for name in os.listdir('/proc'):\n        try:\n            if b'{SECRET}' in open('/proc/%s/environ' % name, 'rb').read():\n                return 'found'\n        except OSError:\n            pass\n    return 'not found'\n", r"nothing there$", {"limits": r"(not )?found$"}),
+        f"import os\ndef f(x):\n    try:\n        names = os.listdir('/proc')\n    except OSError:\n        return 'nothing there'\n    for name in names:\n        try:\n            if b'{SECRET}' in open('/proc/%s/environ' % name, 'rb').read():\n                return 'found'\n        except OSError:\n            pass\n    return 'not found'\n", r"nothing there$"),
+    Hostile("others' memory", "the right answers in the memory of the grader or of any process",
+        "import os\ndef f(x):\n    seen = 0\n    for name in [str(os.getppid()), *map(str, range(1, 5000)), 'self']:\n        for what in ('mem', 'maps', 'environ', 'root/etc/passwd', 'cwd', *['fd/3'] * (name != 'self')):\n            try:\n                os.listdir('/proc/%s/cwd' % name) if what == 'cwd' else os.open('/proc/%s/%s' % (name, what), os.O_RDONLY)\n                seen += 1\n            except OSError:\n                pass\n    return 'seen %d' % seen\n", r"seen 0$"),
     _attempts("standard input", "to read the checker's job", "sys.stdin.read() or 1 / 0\nopen('/proc/%d/fd/0' % os.getppid()).read() or 1 / 0\n", r"AssertionError: (ZeroDivisionError|PermissionError|FileNotFoundError) (ZeroDivisionError|PermissionError|FileNotFoundError)$"),
     _attempts("connect", "a server on the loopback", "import socket\n--\nsocket.create_connection(('127.0.0.1', {port}), 1)\n"),
     _attempts("bind and listen", "a server of its own", "import socket\n--\nsocket.create_server(('127.0.0.1', 0))\n"),
     _attempts("DNS", "to resolve a name", "import socket\n--\nsocket.getaddrinfo('example.com', 80)\n"),
     _attempts("Unix datagrams", "a service's socket, from a socket pair", "import socket\ndef send():\n    one, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n    return one.sendto(b'hostile', '{datagrams}')\n--\nsend()\n"),
+    _attempts("Unix streams", "a service's socket, by connecting a socket pair", "import ctypes, socket\npair = socket.socketpair()\naddress = b'\\1\\0' + b'{stream}' + bytes(9)\n--\npair[0].connect('{stream}')\nsocket.socket(socket.AF_UNIX).connect('{stream}')\n1 // (ctypes.CDLL(None).connect(pair[0].fileno(), address, len(address)) == 0)\n"),
     _attempts("raw sockets", "packets and netlink", "import socket\n--\nsocket.socket(socket.AF_INET, socket.SOCK_RAW, 1)\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)\nsocket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n"),
     _attempts("io_uring", "calls that no filter sees", "import ctypes\n--\n1 // (ctypes.CDLL(None).syscall(425, 8, ctypes.create_string_buffer(120)) >= 0)\n", r"AssertionError: ZeroDivisionError$"),
 )  # fmt: skip
 
 _EVERYBODY = (
-    "def everybody():\n    names = os.listdir('/proc') if os.path.isdir('/proc/1') else range(1, 100)\n"
-    "    return [int(name) for name in names if str(name).isdigit() and int(name) not in (1, os.getpid())]\n"
+    "def everybody():\n    try:\n        names = [*os.listdir('/proc')]\n    except OSError:\n        names = [os.getppid(), *range(1, 5000)]\n"
+    "    return [int(name) for name in names if str(name).isdigit() and int(name) not in (0, 1, os.getpid())]\n"
     "def each(action):\n    for pid in everybody():\n        try:\n            action(pid)\n        except OSError as error:\n            last = error\n        else:\n            return 'reached one'\n    raise last\n"
 )
 _SIGNALS = (
@@ -187,6 +206,14 @@ _ENDINGS = (
     Hostile("KeyboardInterrupt", "what `except Exception` misses", "def f(x):\n    raise KeyboardInterrupt\n", r"KeyboardInterrupt"),
     Hostile("BaseException", "the same", "def f(x):\n    raise BaseException('no')\n", r"BaseException"),
     Hostile("GeneratorExit", "the same", "def f(x):\n    raise GeneratorExit\n", r"GeneratorExit"),
+    Hostile("StopIteration", "to end the test's own loop", "def f(x):\n    raise StopIteration\n", r"StopIteration", test=MAPPED),
+    Hostile("a kind of StopIteration", "the same by a class of its own", "class Stop(StopIteration, ValueError):\n    pass\ndef f(x):\n    raise Stop(4)\n", r"Stop: 4", test=MAPPED),
+    Hostile("nothing next", "the same by an empty iterator", "def f(x):\n    return next(iter(()))\n", r"StopIteration", test=MAPPED),
+    Hostile("StopAsyncIteration", "the same for asynchronous loops", "def f(x):\n    raise StopAsyncIteration\n", r"StopAsyncIteration", test=MAPPED),
+    Hostile("StopIteration where one is expected", "the same against a test with handlers", "def f(x):\n    raise StopIteration\n", r"StopIteration",
+        test=MAPPED.replace("check(", "loop(") + "def check(candidate):\n    try:\n        loop(candidate)\n    except (ValueError, StopIteration):\n        assert False\n"),
+    Hostile("exception where any is forgiven", "to be forgiven by `except Exception`", "def f(x):\n    raise ValueError\n", r"ValueError", test="def check(candidate):\n    try:\n        assert candidate(2) == 4\n    except Exception:\n        pass\n"),
+    Hostile("generator where TypeError is expected", "to pass no plain data off as an exception", "def f(x):\n    yield 4\n", r"generator is not plain data", test="def check(candidate):\n    try:\n        candidate(2)\n    except TypeError:\n        pass\n"),
     Hostile("AssertionError", "the test's own exception", "def f(x):\n    raise AssertionError('passed')\n", r"AssertionError: passed"),
     Hostile("hostile __str__", "an exception that cannot be told", "class Odd(Exception):\n    def __str__(self):\n        raise SystemExit(0)\n    __repr__ = __str__\ndef f(x):\n    raise Odd\n", rf"{ENDED}|SystemExit"),
     Hostile("recursion", "to call itself without end", "def f(x):\n    return f(x)\n", r"RecursionError"),
@@ -233,7 +260,7 @@ _CHECKER = (
     Hostile("surrogates in the result", "text that is no Unicode", "def f(x):\n    return '\\ud800' * 3\n", WRONG),
     _attempts("/proc/self/mem", "to write into itself and read its checker", "open('/proc/%d/mem' % os.getppid(), 'rb').read(1) if os.path.exists('/proc/%d/mem' % os.getppid()) else 1 / 0\nos.open('/proc/%d/mem' % os.getppid(), os.O_RDWR)\n", dangerous=True),
     Hostile("checkers in /proc", "memory, descriptors and job of every checker",
-        "import os\ndef f(x):\n    seen = []\n    for name in os.listdir('/proc') if os.path.isdir('/proc/1') else ():\n        try:\n            if b'sandbox_child.py\\0check' not in open('/proc/%s/cmdline' % name, 'rb').read():\n                continue\n        except OSError:\n            continue\n        for what in ('mem', 'environ', 'maps', 'fd/0', 'fd/1', 'fd/3', 'fd/4', 'cwd/x', 'root/etc/passwd'):\n            try:\n                open('/proc/%s/%s' % (name, what), 'rb').read(1)\n                seen.append(what)\n            except OSError:\n                pass\n    return 'seen %s' % seen\n", r"seen \[\]$"),
+        "import os\ndef f(x):\n    seen = []\n    for name in [str(os.getppid()), *map(str, range(1, 5000))]:\n        try:\n            if b'sandbox_child.py\\0check' not in open('/proc/%s/cmdline' % name, 'rb').read():\n                continue\n        except OSError:\n            continue\n        for what in ('mem', 'environ', 'maps', 'fd/0', 'fd/1', 'fd/3', 'fd/4', 'cwd/x', 'root/etc/passwd'):\n            try:\n                open('/proc/%s/%s' % (name, what), 'rb').read(1)\n                seen.append(what)\n            except OSError:\n                pass\n    return 'seen %s' % seen\n", r"seen \[\]$"),
     _attempts("ptrace", "to trace or read its checker", "import ctypes\nlibc = ctypes.CDLL(None)\n--\n1 // (libc.ptrace(16, os.getppid(), 0, 0) == 0)\n1 // (libc.ptrace(0x4206, os.getppid(), 0, 0) == 0)\n1 // (libc.process_vm_readv(os.getppid(), 0, 0, 0, 0, 0) == 0)\n", dangerous=True),
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import re
+import select
 import shutil
 import signal
 import socket
@@ -44,6 +45,8 @@ from ensemblehub.tasks.sandbox_forms import FORMS, Form, Isolation, python
 WALL, ENDLESS, LATE = 20.0, 1.0, 2.0  # seconds a program has, if it never ends, and until it must be gone after that
 MEMORY = 256  # MiB of address space for each of its processes
 PEAK = 2.5 * MEMORY  # of resident memory of all of a run's processes
+KEPT = b"what is in the FIFO"
+SOLUTION = "def solution(x):\n    return x * x\n"
 NEIGHBOUR = "import time\ndef f(x):\n    time.sleep(0.1)\n    return x * x\n"
 PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/etc", str(Path.home()), str(Path(ensemblehub.__file__).parent / "tasks"))
 _SUBREAPER = 36
@@ -68,7 +71,11 @@ class Trial:
 
 
 class Surroundings:
-    """What hostile programs reach for: a folder with a file, a server, a datagram socket, a process with a secret."""
+    """What hostile programs reach for: files, sockets, a FIFO, a terminal, a block device, a process with a secret.
+
+    Attributes:
+        device: the block device, a loop device on a file; None where there can be none, and `no_device` says why.
+    """
 
     def __init__(self) -> None:
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)  # what loses its parent comes to this process, and is seen
@@ -82,6 +89,18 @@ class Surroundings:
         self.bystander = subprocess.Popen(
             [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={SECRET: "hush"}
         )
+        (self.folder / "problems.jsonl").write_text(json.dumps({"canonical_solution": SOLUTION}) + "\n")
+        self.stream = socket.socket(socket.AF_UNIX)
+        self.stream.setblocking(False)
+        self.stream.bind(str(self.folder / "stream"))
+        self.stream.listen()
+        os.mkfifo(self.folder / "fifo")
+        self.fifo = os.open(self.folder / "fifo", os.O_RDWR | os.O_NONBLOCK)
+        os.write(self.fifo, KEPT)
+        self.master, self.terminal = os.openpty()
+        os.set_blocking(self.master, False)
+        (self.folder / "disk").write_bytes(bytes(1 << 20))
+        self.device, self.no_device = _loop_device(self.folder / "disk")
         self.before = self._look()
 
     def close(self) -> None:
@@ -89,6 +108,11 @@ class Surroundings:
         self.bystander.communicate()
         self.server.close()
         self.datagrams.close()
+        self.stream.close()
+        if self.device:
+            subprocess.run(["losetup", "-d", self.device], check=True)
+        for descriptor in (self.fifo, self.master, self.terminal):
+            os.close(descriptor)
         shutil.rmtree(self.folder)
 
     def fill(self, program: str) -> str:
@@ -96,6 +120,8 @@ class Surroundings:
         names = {
             "outside": self.folder, "package": Path(ensemblehub.__file__).parent,
             "port": self.server.getsockname()[1], "datagrams": self.folder / "datagrams",
+            "stream": self.folder / "stream", "fifo": self.folder / "fifo", "terminal": os.ttyname(self.terminal),
+            "device": self.device or self.folder / "no-device",
         }  # fmt: skip
         for name, value in names.items():
             program = program.replace(f"{{{name}}}", str(value))
@@ -103,7 +129,7 @@ class Surroundings:
 
     def _look(self) -> dict[str, Any]:
         found: dict[str, Any] = {f"in {path}": self._marked(path) for path in PLACES}
-        for path in (self.folder, self.folder / "canary"):
+        for path in (self.folder, self.folder / "canary", self.folder / "disk"):
             status = path.stat()
             found[path.name] = (status.st_mode, status.st_size, status.st_mtime_ns, status.st_nlink)
         found["files"] = sorted(one.name for one in self.folder.iterdir())
@@ -121,16 +147,29 @@ class Surroundings:
         """What is not as it was, one line each."""
         now = self._look()
         said = [f"{what}: {now[what]}, was {was}" for what, was in self.before.items() if now[what] != was]
-        for one in (self.server.accept, lambda: self.datagrams.recv(1)):
+        for one in (self.server.accept, self.stream.accept, lambda: self.datagrams.recv(1)):
             try:
                 one()
             except BlockingIOError:
                 continue
             said.append("somebody came by the network")
+        if os.read(self.fifo, 99) != KEPT:
+            said.append("the FIFO is not as it was")
+        os.write(self.fifo, KEPT)
+        if select.select([self.master], [], [], 0)[0]:
+            said.append(f"somebody wrote into the terminal: {os.read(self.master, 99)!r}")
         if self.bystander.poll() is not None:
             said.append("another process was killed")
         self.before = now
         return said
+
+
+def _loop_device(file: Path) -> tuple[str | None, str]:
+    """A loop device on the file; or None, and why there is none."""
+    if os.geteuid() != 0 or not shutil.which("losetup"):
+        return None, "a loop device needs root and `losetup`"
+    made = subprocess.run(["losetup", "--show", "-f", str(file)], capture_output=True, text=True)
+    return (made.stdout.strip(), "") if made.returncode == 0 else (None, made.stderr.strip())
 
 
 def _sources() -> list[Path]:
@@ -186,7 +225,9 @@ def trial(hostile: Hostile, form: Form, around: Surroundings) -> Trial:
     """Run one program in one form, and look at what it left."""
     known, wall = list(processes()), ENDLESS if TIME in hostile.expected(form) else WALL
     with watched() as samples:
-        outcome = run_tests(around.fill(hostile.program), TEST, "f", form=form, wall_seconds=wall, memory_mb=MEMORY)
+        outcome = run_tests(
+            around.fill(hostile.program), hostile.test, "f", form=form, wall_seconds=wall, memory_mb=MEMORY
+        )
     wrong = around.changed()
     left = [pid for pid in processes() if pid not in known]
     if left:

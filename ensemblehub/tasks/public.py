@@ -21,7 +21,7 @@ from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.schema import Chat, Message
 from ensemblehub.tasks.answers import equal_answers, final_answer, last_boxed
 from ensemblehub.tasks.base import Grade, Item, Task
-from ensemblehub.tasks.extraction import code_of, defines, preamble, program_of
+from ensemblehub.tasks.extraction import defines, program_of
 from ensemblehub.tasks.sandbox import isolation, run_tests
 from ensemblehub.tasks.source import Read, read
 
@@ -180,14 +180,9 @@ class Programming(Public):
         return Chat((Message("user", f"{self.instruction}\n\n{item.text}"),))
 
     def grade(self, item: Item, text: str) -> Grade:
-        """Right if the last Python block of the answer passes the tests.
-
-        Imports and helpers that stand before the asked function in its prompt are there for the answer too.
-        """
+        """Right if the function of the answer passes the tests; see `extraction.program_of`."""
         prompt, entry_point = item.extra["prompt"], item.extra["entry_point"]
         program = program_of(text, prompt, entry_point)
-        if defines(code_of(text), entry_point) and "from __future__" not in program:
-            program = preamble(prompt, entry_point) + program
         outcome = run_tests(program, item.extra["test"], entry_point, prompt=prompt, wall_seconds=self.seconds)
         return Grade(outcome.passed, program, outcome.reason)
 
@@ -196,7 +191,7 @@ class Programming(Public):
 
     def leaks(self, item: Item, insight: str) -> bool:
         """Whether the insight holds the asked function, whole and right."""
-        return defines(code_of(insight), item.extra["entry_point"]) and self.grade(item, insight).correct
+        return defines(insight, item.extra["entry_point"]) and self.grade(item, insight).correct
 
     def _item(self, fields: Fields) -> Item:
         extra = {name: fields[name] for name in ("entry_point", "test")}

@@ -11,16 +11,16 @@ unless `ENSEMBLEHUB_SANDBOX` or an argument requires one, and every outcome name
 
 - `bubblewrap`: a root of its own, read-only, with the interpreter, its standard library and the system's libraries and
   nothing else; a private /tmp; no network; its own process, IPC, host and user namespaces.
-- `namespaces` (Linux 5.12, where an ordinary user may make namespaces): the same, but the file system is the
-  machine's, read-only, with a private working folder and an empty /proc.  A program can read what this user can read.
-- `limits`: only what follows.  A program can read what this user can read, /proc included: the environment of this
-  user's other processes, unless they are root's.
+- `namespaces` (Linux 5.12, where an ordinary user may make namespaces): the same, made without bubblewrap.
+- `limits`: Landlock (Linux 5.13) hides the contents of all other files, /proc and devices included.  Where it or the
+  filter of system calls is missing, a program could read the right answers in this process's memory or in a file, so
+  this form grades nothing there unless it is asked for by name.
 
 On Linux on x86_64 and aarch64 both children also have their system calls filtered (`sandbox_filter`), in every form: no
-processes, threads, programs, signals or sockets; in `limits`, and in the checker, no writing to files either.  Where
-that filter is refused or unknown (other systems), `limits` bounds resources but protects nothing else of this user's:
-a program can write files, use the network, signal any process of this user, other sandboxes' checkers included (which
-fails their runs, and passes none), and may leave a process behind.  `isolation()` says whether there is a filter.
+processes, threads, programs, signals, sockets or locks; in `limits`, and in the checker, no writing to files either.
+`isolation()` says what a program can do here, and `docs/sandbox.md` what each form does not stop.
+
+Any exception that leaves the program fails it, unless the test has a handler that names it (`expected_exceptions`).
 
 Limits of the method: arguments and results are plain data (numbers, strings, bytes, lists, tuples, sets, dicts), and a
 test does not see its arguments changed in place.
@@ -33,6 +33,7 @@ import functools
 import json
 import math
 import os
+import re
 import secrets
 import selectors
 import signal
@@ -48,17 +49,23 @@ from ensemblehub.errors import ConfigError, SandboxError
 from ensemblehub.tasks.sandbox_filter import filter_bytes
 from ensemblehub.tasks.sandbox_forms import (
     FORMS,
+    VARIABLE,
     Form,
     Isolation,
     form_named,
     present,
     python,
     required,
+    seen,
+    ways,
     worker_command,
 )
 
 PROGRAM_CHARACTERS = 1 << 20
 _CHILD = Path(__file__).with_name("sandbox_child.py").resolve()
+_ISOLATE = _CHILD.with_name("sandbox_isolate.py")
+_HANDLER = re.compile(r"(?:(?:\b|(?<=\\n))except\b\*?|(?:[rR]aises|RaisesRegex|suppress)\()\s*\(?((?:\s*[\w.]+\s*,?)*)")
+_LOOSE = f"hides no files or filters no system calls here, so it grades nothing unless {VARIABLE}=limits asks for it"
 _VERDICT_BYTES = 1 << 16
 _KILL_ROUNDS = 200
 _PROBE_SECONDS = 60
@@ -115,16 +122,16 @@ def isolation(form: Form | None = None) -> Isolation:
 
     Raises:
         ConfigError: the required form does not work here, and why; or there is no such form.
-        SandboxError: no form works here.
+        SandboxError: no form works here that a program cannot get around; each with what it lacks.
     """
     wanted = form_named(form) if form else required()
     failures = []
     for one in (wanted,) if wanted else FORMS:
         with _PROBING:
             found = _probe(one)
-        if isinstance(found, Isolation):
+        if isinstance(found, Isolation) and (wanted or found.tight):
             return found
-        failures.append(f"{one}: {found}")
+        failures.append(f"{one}: {_LOOSE if isinstance(found, Isolation) else found}")
     if wanted:
         raise ConfigError(f"the sandbox's form {wanted!r} is required but does not work here: {found}")
     raise SandboxError(f"no form of the sandbox works here: {'; '.join(failures)}")
@@ -132,12 +139,11 @@ def isolation(form: Form | None = None) -> Isolation:
 
 @functools.cache
 def _probe(form: Form) -> Isolation | str:
-    """The form with a filter of system calls, else without one, as it just worked; or why it does not."""
+    """The form as it works here, with all of its protections or as many as there are; or why it does not work."""
     if not present(form):
         return "bwrap is not installed" if form == "bubblewrap" else "this is not Linux"
     test, why = "def check(candidate):\n    assert candidate(2) == 4\n", ""
-    for filtered in (True, False) if filter_bytes(write=True) else (False,):
-        where = Isolation(form, filtered)
+    for where in ways(form, bool(filter_bytes(write=True))):
         try:
             outcome = _run(where, "def f(x):\n    return x * x\n", test, "f", "", _PROBE_SECONDS, 512)
         except SandboxError as error:
@@ -155,7 +161,9 @@ def _run(
     started, nonce = time.monotonic(), secrets.token_hex(16)
     job = {
         "program": program, "test": test, "entry_point": entry_point, "prompt": prompt, "nonce": nonce,
-        "seconds": math.ceil(wall_seconds), "megabytes": memory_mb, "parent": os.getpid(), "form": where.form,
+        "expected": expected_exceptions(test), "seconds": math.ceil(wall_seconds), "megabytes": memory_mb,
+        "parent": os.getpid(),
+        "isolate": _ISOLATE.read_text(), "isolation": (where.form, where.hidden, seen(where.form)),
         "worker": worker_command(where.form, _CHILD), "checker_filter": "", "worker_filter": "",
     }  # fmt: skip
     if where.filtered:
@@ -172,6 +180,16 @@ def _run(
         return Outcome(False, f"took longer than {wall_seconds:g} s", seconds, where.form)
     passed, reason = _verdict(line, nonce, where)
     return Outcome(passed, reason, seconds, where.form)
+
+
+def expected_exceptions(test: str) -> list[str]:
+    """The exceptions that a test says it expects of the candidate, by name, from its handlers and `assertRaises`.
+
+    Handlers of everything (`except Exception`) expect nothing: they would forgive any mistake.
+    """
+    listed = [names.partition(" as ")[0] for names in _HANDLER.findall(test)]
+    found = {name.rpartition(".")[2] for names in listed for name in re.findall(r"[\w.]+", names)}
+    return sorted(found - {"Exception", "BaseException"})
 
 
 def _start(job: dict[str, Any], folder: str) -> subprocess.Popen[bytes]:

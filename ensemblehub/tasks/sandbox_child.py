@@ -20,7 +20,8 @@ import types
 
 TYPE_CHECKING = False  # importing `typing` would cost each of the two a tenth of its start
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from types import FrameType
     from typing import Any, BinaryIO, NoReturn
 
 MEGABYTE = 1 << 20
@@ -28,17 +29,9 @@ REPLY_BYTES = 8 * MEGABYTE
 FILE_BYTES = MEGABYTE
 OPEN_FILES = 64
 GRACE_SECONDS = 5  # after the time is up; then the children end by themselves, should nobody end them
-# user, process ids, network, IPC, host name, mounts
-_NEW_NAMESPACES = 0x10000000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x00020000
-_NOBODY = 65534
-_PDEATHSIG, _DUMPABLE, _SECCOMP, _CAPBSET_DROP, _SUBREAPER, _NO_NEW_PRIVS = 1, 4, 22, 24, 36, 38  # prctl options
+_PDEATHSIG, _DUMPABLE, _SECCOMP, _SUBREAPER, _NO_NEW_PRIVS = 1, 4, 22, 36, 38  # prctl options
 _SECCOMP_FILTER = 2
-_CAPABILITY_VERSION = 0x20080522
-_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
-_PRIVATE = 1 << 18
-_READ_ONLY, _NO_SETUID, _NO_DEVICES, _NO_PROGRAMS = 1, 2, 4, 8  # of mount(2), and the first two of mount_setattr(2)
 READY = b"ready\n"
-_FOLDER = b"size=16m,nr_inodes=1024,mode=700"
 
 
 class WorkerFailed(BaseException):
@@ -124,61 +117,9 @@ def _guard_checker(parent: int, seconds: int) -> None:
         os._exit(1)
 
 
-def _isolate_worker(form: str) -> None:
-    """Take the job's form of isolation and give up all privileges.
-
-    Raises:
-        OSError: the kernel refuses it.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if form == "bubblewrap":
-            _mount(libc, b"/tmp", 0, _FOLDER)  # where it is refused, bubblewrap's own stays: its files are not counted
-            os.chdir("/tmp")
-        elif form == "namespaces":
-            _enter_namespaces(libc)
-        _drop_privileges(libc)
-    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-
-
-def _enter_namespaces(libc: ctypes.CDLL) -> None:
-    """New namespaces; all files are read-only, /proc is empty, and the working folder is private and small."""
-    user, group, folder = os.geteuid(), os.getegid(), os.getcwd()
-    _demand(libc.unshare(_NEW_NAMESPACES) == 0, "new namespaces")
-    for name, line in (("setgroups", "deny"), ("uid_map", f"{_NOBODY} {user} 1"), ("gid_map", f"{_NOBODY} {group} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(line)
-    attributes = (ctypes.c_uint64 * 4)(_READ_ONLY | _NO_SETUID, 0, _PRIVATE, 0)
-    call = (_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, ctypes.c_size_t(32))
-    _demand(libc.syscall(*call) == 0, "a read-only file system")
-    _demand(_mount(libc, b"/proc", _READ_ONLY, b"size=4k,nr_inodes=2"), "an empty /proc")
-    _demand(_mount(libc, os.fsencode(folder), 0, _FOLDER), "a private folder")
-    os.chdir(folder)
-    child = os.fork()  # the first process of the new namespace; when it ends, all of it ends
-    if child:
-        os.waitpid(child, 0)
-        os._exit(0)
-    libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def _mount(libc: ctypes.CDLL, path: bytes, flags: int, options: bytes) -> bool:
-    """Put an empty file system in memory at `path`."""
-    flags |= _NO_SETUID | _NO_DEVICES | _NO_PROGRAMS
-    done: int = libc.mount(b"tmpfs", path, b"tmpfs", ctypes.c_ulong(flags), options)
-    return done == 0
-
-
 def _demand(done: bool, what: str) -> None:
     if not done:
         raise OSError(ctypes.get_errno(), f"the kernel refuses {what}: {os.strerror(ctypes.get_errno())}")
-
-
-def _drop_privileges(libc: ctypes.CDLL) -> None:
-    libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
-    for capability in range(64):
-        libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0)
-    libc.capset((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)())
 
 
 class _Filter(ctypes.Structure):
@@ -254,7 +195,7 @@ def _start(worker: Worker, job: dict[str, Any]) -> None:
     Raises:
         NotIsolated: it cannot; the text is what it last wrote to standard error.
     """
-    parts = ("program", "entry_point", "seconds", "megabytes", "form", "worker_filter")
+    parts = ("program", "entry_point", "seconds", "megabytes", "isolate", "isolation", "worker_filter")
     try:
         _tell(worker, {key: job[key] for key in parts})
         ready = worker.replies.readline(REPLY_BYTES) == READY
@@ -274,9 +215,9 @@ def _reason(job: dict[str, Any], worker: Worker) -> str:
         def candidate(*args: Any, **kwargs: Any) -> Any:
             try:
                 _tell(worker, {"args": encode(args), "kwargs": encode(kwargs)})
-                return _hear(worker)
+                return _hear(worker, job["expected"])
             except WorkerFailed as failure:
-                failures.append(str(failure))
+                failures.append(_where(sys._getframe(1)) + str(failure))
                 raise
 
         candidate.__name__ = job["entry_point"]
@@ -302,7 +243,8 @@ def _tell(worker: Worker, message: dict[str, Any]) -> None:
         raise WorkerFailed("the program ended its process") from error
 
 
-def _hear(worker: Worker) -> Any:
+def _hear(worker: Worker, expected: Sequence[str] = ()) -> Any:
+    """What the worker answers; an exception is raised as such only if the test expects it."""
     line = worker.replies.readline(REPLY_BYTES)
     if not line.endswith(b"\n"):
         raise WorkerFailed("the program ended its process" if len(line) < REPLY_BYTES else "the result is too long")
@@ -310,23 +252,33 @@ def _hear(worker: Worker) -> Any:
         kind, payload = json.loads(line)
         if kind == "return":
             return decode(payload)
-        name, text = str(payload[0]), str(payload[1])
+        name, text, bases = str(payload[0]), str(payload[1]), [str(one) for one in payload[2]]
     except Exception as error:
         raise WorkerFailed("the result is not plain data") from error
-    if kind == "raise":
-        raise _exception(name, text)
-    raise WorkerFailed(f"{name}: {text}")
+    if kind == "raise" and any(one in expected for one in bases):
+        raise _exception(bases, text)
+    raise WorkerFailed(f"{name}: {text}" if text else name)
 
 
-def _exception(name: str, text: str) -> Exception:
-    """The built-in exception of that name, for tests that expect one."""
-    found = getattr(builtins, name, None)
-    if isinstance(found, type) and issubclass(found, Exception):
-        try:
-            return found(text)
-        except TypeError:
-            pass
-    return RuntimeError(f"{name}: {text}")
+def _exception(bases: list[str], text: str) -> Exception:
+    """The built-in exception that the program raised, or the nearest above it that can be made of a text."""
+    for name in bases:
+        found = getattr(builtins, name, None)
+        if isinstance(found, type) and issubclass(found, Exception):
+            if issubclass(found, StopIteration | StopAsyncIteration):  # would end the test's loops instead
+                break
+            try:
+                return found(text)
+            except TypeError:
+                continue
+    raise WorkerFailed(f"{bases[0]}: {text}" if text else bases[0])
+
+
+def _where(frame: FrameType | None) -> str:
+    """Which line of the test runs, from a frame that it called."""
+    while frame is not None and frame.f_code.co_filename != "<test>":
+        frame = frame.f_back
+    return f"line {frame.f_lineno} of the test: " if frame is not None else ""
 
 
 def _line(error: BaseException) -> str:
@@ -349,7 +301,9 @@ def work() -> None:
     """Load the program, then answer calls until the input ends."""
     calls, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     job = json.loads(calls.readline())
-    _isolate_worker(job["form"])
+    own: dict[str, Any] = {"__name__": "sandbox_isolate"}
+    exec(compile(job["isolate"], "sandbox_isolate.py", "exec"), own)
+    own["isolate"](*job["isolation"])
     _limit(job["seconds"], job["megabytes"])
     _silence()
     _filter_calls(bytes.fromhex(job["worker_filter"]))
@@ -372,11 +326,14 @@ def work() -> None:
 
 
 def _attempt(action: Callable[[], Any], on_error: str) -> list[Any]:
+    kind = on_error
     try:
-        return ["return", encode(action())]
+        value = action()
+        kind = "failed"  # a result that is not plain data is no exception of the program's
+        return ["return", encode(value)]
     except BaseException as error:
-        kind = on_error if isinstance(error, Exception) else "failed"
-        return [kind, [type(error).__name__, " ".join(str(error).split())[:300]]]
+        bases = [one.__name__ for one in type(error).__mro__ if one.__module__ == "builtins"]
+        return [kind, [type(error).__name__, " ".join(str(error).split())[:300], bases]]
 
 
 def _reply(replies: BinaryIO, message: list[Any]) -> None:

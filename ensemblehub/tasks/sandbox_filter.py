@@ -2,7 +2,8 @@
 
 Knows call numbers and the filter's machine code (Linux, `Documentation/userspace-api/seccomp_filter.rst`); applies
 nothing.  Refused, with EPERM: to make processes or threads, to start another program, to signal, trace or reschedule
-anybody, to open a socket, to share memory or queues, to enter namespaces or mount, and what only widens the reach of a
+anybody, to open, bind or connect a socket, to lock or watch files, to read the kernel's log, to share memory or
+queues, to enter namespaces or mount, and what only widens the reach of a
 hostile program (io_uring, bpf, keys, ...).  With `write=False` also to open for writing, create, rename, remove or
 change any file.  Calls newer than the table are answered with ENOSYS, as an older kernel would.
 """
@@ -26,9 +27,12 @@ _NEVER: dict[str, tuple[int | None, int | None]] = {
     "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "prctl": (157, 167), "setpgid": (109, 154),
     "setsid": (112, 157), "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setscheduler": (144, 119),
     "sched_setparam": (142, 118), "sched_setattr": (314, 274), "sched_setaffinity": (203, 122),
-    "migrate_pages": (256, 238), "move_pages": (279, 239), "socket": (41, 198), "io_uring_setup": (425, 425),
+    "migrate_pages": (256, 238), "move_pages": (279, 239), "socket": (41, 198), "bind": (49, 200), "connect": (42, 203),
+    "listen": (50, 201), "accept": (43, 202), "accept4": (288, 242), "flock": (73, 32), "syslog": (103, 116),
+    "inotify_init": (253, None), "inotify_init1": (294, 26), "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "shmget": (29, 194), "shmat": (30, 196),
-    "shmctl": (31, 195), "msgget": (68, 186), "msgctl": (71, 187), "msgsnd": (69, 189), "semget": (64, 190),
+    "shmctl": (31, 195), "msgget": (68, 186), "msgctl": (71, 187), "msgsnd": (69, 189),
+    "msgrcv": (70, 188), "semget": (64, 190),
     "semctl": (66, 191), "semop": (65, 193), "semtimedop": (220, 192), "mq_open": (240, 180), "mq_unlink": (241, 181),
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428),
     "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432),
@@ -64,7 +68,8 @@ class _Condition:
 _ALWAYS_SOME = (
     _Condition((302, 261), 0, "bits", (0xFFFFFFFF,)),  # prlimit64 of another process
     _Condition((53, 199), 1, "bits", (0xE,)),  # socketpair but of streams: datagrams can be sent elsewhere
-    _Condition((72, 25), 1, "equals", (8, 10, 15)),  # fcntl: F_SETOWN, F_SETSIG, F_SETOWN_EX signal whom one likes
+    # fcntl: F_SETOWN, F_SETSIG, F_SETOWN_EX signal whom one likes; locks, leases and F_NOTIFY hold up or watch others
+    _Condition((72, 25), 1, "equals", (8, 10, 15, 6, 7, 37, 38, 1024, 1026)),
     # ioctl: FIOSETOWN and SIOCSPGRP do too; TIOCSTI types into a terminal; FS_IOC_SETFLAGS and FSSETXATTR
     _Condition((16, 29), 1, "equals", (0x8901, 0x8902, 0x5412, 0x541C, 0x40086602, 0x401C5820)),
 )

@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from sandbox_here import filtered, working
 
 from ensemblehub.errors import ConfigError, SandboxError
-from ensemblehub.tasks import sandbox, sandbox_child
+from ensemblehub.tasks import sandbox, sandbox_child, sandbox_isolate
 from ensemblehub.tasks.sandbox import isolation, run_tests
 from ensemblehub.tasks.sandbox_forms import FORMS, VARIABLE
 
@@ -119,15 +121,46 @@ def test_a_sandbox_that_fails_is_no_verdict_on_the_program(anew, monkeypatch, tm
         run_tests(RIGHT, TEST, "f", form="bubblewrap")
 
 
+def changed(folder, monkeypatch, **constants):
+    """A worker that isolates itself with other constants."""
+    source = Path(sandbox_isolate.__file__).read_text()
+    for name, value in constants.items():
+        assert source.count(f"\n{name} = ") == 1
+        source = source.replace(f"\n{name} = ", f"\n{name} = {value}  # ")
+    (folder / "isolate.py").write_text(source)
+    monkeypatch.setattr(sandbox, "_ISOLATE", folder / "isolate.py")
+
+
 def test_a_kernel_that_refuses_namespaces(anew, monkeypatch, tmp_path):
-    child, source = tmp_path / "sandbox_child.py", Path(sandbox_child.__file__).read_text()
-    assert source.count("_NEW_NAMESPACES = ") == 1
-    child.write_text(source.replace("_NEW_NAMESPACES = ", "_NEW_NAMESPACES = -1  # "))
-    monkeypatch.setattr(sandbox, "_CHILD", child)
+    assert working("limits").tight
+    sandbox._probe.cache_clear()
+    changed(tmp_path, monkeypatch, NEW_NAMESPACES=-1)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="the kernel refuses new namespaces"):
         isolation("namespaces")
     assert isolation().form == "limits"
+
+
+def test_limits_that_hide_nothing_grade_nothing_unless_they_are_asked_for(anew, monkeypatch, tmp_path):
+    """A kernel without namespaces and without Landlock: a program could read the answers in the grader's memory."""
+    changed(tmp_path, monkeypatch, NEW_NAMESPACES=-1, CREATE_RULESET=9999)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SandboxError, match=r"limits: hides no files .* unless ENSEMBLEHUB_SANDBOX=limits asks for it"):
+        run_tests(RIGHT, TEST, "f")
+    monkeypatch.setenv(VARIABLE, "limits")
+    where = isolation()
+    assert (where.form, where.hidden, where.tight) == ("limits", False, False)
+    assert "reads this user's files, and the memory" in str(where)
+    assert run_tests(RIGHT, TEST, "f").passed
+
+
+def test_limits_without_a_filter_grade_nothing_unless_they_are_asked_for(anew, monkeypatch, tmp_path):
+    changed(tmp_path, monkeypatch, NEW_NAMESPACES=-1)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sandbox, "filter_bytes", lambda *, write: b"")
+    with pytest.raises(SandboxError, match="unless ENSEMBLEHUB_SANDBOX=limits asks for it"):
+        isolation()
+    assert run_tests(RIGHT, TEST, "f", form="limits").passed
 
 
 def test_it_is_said_where_system_calls_are_not_filtered(anew, monkeypatch, form):
@@ -157,14 +190,68 @@ def test_a_checker_that_cannot_filter_is_no_verdict(anew, monkeypatch):
 def test_the_folder_is_fresh_and_goes_away(form):
     program = "import os\ndef f(x):\n    open('left', 'w').close()\n    raise ValueError(os.getcwd(), os.listdir())\n"
     for _ in range(2):
-        outcome = run_tests(program, TEST, "f", form=form)
+        reason = run_tests(program, TEST, "f", form=form).reason
         if form == "limits" and filtered(form):
-            assert "PermissionError" in outcome.reason  # nothing can be written there
-            continue
-        folder = outcome.reason.split("'")[1]
-        assert "['left']" in outcome.reason
-        assert folder == "/tmp" if form == "bubblewrap" else "sandbox-" in folder
-        assert not os.path.exists(os.path.join(folder, "left"))
+            assert "PermissionError" in reason  # nothing can be written there
+        else:
+            assert "ValueError: ('/tmp', ['left'])" in reason
+    assert not os.path.exists("/tmp/left")
+
+
+@pytest.mark.parametrize("private", ["bubblewrap", "namespaces"])
+def test_a_program_sees_the_interpreter_and_nothing_else(private):
+    working(private)
+    program = (
+        "import os\ndef f(x):\n    return [os.listdir('/'), sorted(os.listdir('/dev')), os.path.exists('/proc/self')]\n"
+    )
+    above = {Path(one).parts[1] for one in (sys.base_prefix, os.path.realpath(sys.executable))}
+    allowed = {"sandbox_child.py", "dev", "etc", "gnu", "lib", "lib64", "nix", "tmp", "usr", *above}
+    test = (
+        "def check(candidate):\n    root, devices, proc = candidate(0)\n"
+        f"    assert set(root) <= {allowed}, root\n"
+        "    assert devices == ['null', 'random', 'urandom', 'zero'] and not proc\n"
+    )
+    assert run_tests(program, test, "f", form=private).reason == ""
+
+
+@pytest.fixture(scope="module")
+def python_below_tmp():
+    """An interpreter that was unpacked below /tmp, with a package in it that knows the answers."""
+    left_out = (
+        "test",
+        "idlelib",
+        "tkinter",
+        "ensurepip",
+        "__pycache__",
+        "config-*",
+        "*-packages",
+        "lib2to3",
+        "pydoc_data",
+    )
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    with tempfile.TemporaryDirectory(prefix="python-", dir="/tmp") as folder:
+        library, program = Path(folder, "lib", version), Path(folder, "bin", version)
+        ignored = shutil.ignore_patterns(*left_out)
+        shutil.copytree(sysconfig.get_path("stdlib"), library, ignore=ignored, symlinks=True)
+        program.parent.mkdir()
+        shutil.copy(os.path.realpath(sys.executable), program)
+        (library / "site-packages" / "more").mkdir(parents=True)
+        (library / "site-packages" / "more" / "answers.py").write_text(RIGHT)
+        yield program
+
+
+def test_where_python_lies_below_tmp(form, python_below_tmp):
+    script = (
+        "import sys\nsys.path.insert(0, sys.argv[1])\nfrom ensemblehub.tasks.sandbox import run_tests\n"
+        "for program in sys.argv[4:]:\n    print(run_tests(program, sys.argv[2], 'f', form=sys.argv[3]).reason)\n"
+    )
+    packages = python_below_tmp.parents[1] / "lib" / python_below_tmp.name / "site-packages" / "more"
+    cheat = f"import sys\nsys.path.append({str(packages)!r})\nfrom answers import f\n"
+    command = [str(python_below_tmp), "-I", "-c", script, str(Path(sandbox.__file__).parents[2]), TEST, form]
+    done = subprocess.run([*command, RIGHT, cheat], capture_output=True, text=True, timeout=120)
+    passed, refused, _ = done.stdout.split("\n")
+    assert passed == "", done.stderr
+    assert refused.startswith(("ModuleNotFoundError", "PermissionError"))
 
 
 def test_temporary_files_work_where_there_is_a_private_folder(form):
@@ -271,6 +358,63 @@ def test_a_test_may_expect_an_exception():
     test = "def check(candidate):\n    try:\n        candidate(1)\n    except ValueError as error:\n        assert str(error) == 'no'\n    else:\n        assert False\n"  # noqa: E501
     assert run_tests("def f(x):\n    raise ValueError('no')\n", test, "f").passed
     assert not run_tests("def f(x):\n    raise KeyError('no')\n", test, "f").passed
+
+
+EXPECTING = {
+    "except (KeyError, ValueError) as error": ("KeyError", "ValueError"),
+    "except builtins.OSError": ("OSError",),
+    "except* TypeError": ("TypeError",),
+    "with self.assertRaises(IndexError):": ("IndexError",),
+    "with pytest.raises((ValueError, TypeError), match='x')": ("TypeError", "ValueError"),
+    "with self.assertRaisesRegex(ValueError, 'x')": ("ValueError",),
+    "with contextlib.suppress(LookupError):": ("LookupError",),
+    "exec('try:\\n    f(1)\\nexcept ZeroDivisionError:\\n    pass')": ("ZeroDivisionError",),
+    "except Exception": (),
+    "except:": (),
+    "except BaseException as error": (),
+    "raise ValueError": (),
+    "assert str(ValueError)": (),
+}
+
+
+@pytest.mark.parametrize("test", EXPECTING)
+def test_the_exceptions_that_a_test_expects(test):
+    assert sandbox.expected_exceptions(test) == list(EXPECTING[test])
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "passes"),
+    [
+        ("ValueError('no')", "ValueError", True),
+        ("UnicodeError('no')", "ValueError", True),
+        ("bytes([255]).decode()", "ValueError", True),  # an exception that takes five arguments
+        ("type('Own', (LookupError,), {})('no')", "LookupError", True),
+        ("KeyError('no')", "ValueError", False),
+        ("ValueError('no')", "Exception", False),
+        ("StopIteration", "(ValueError, StopIteration)", False),
+        ("KeyboardInterrupt", "KeyboardInterrupt", False),
+        ("SystemExit", "SystemExit", False),
+        ("GeneratorExit", "GeneratorExit", False),
+    ],
+)
+def test_an_exception_passes_only_where_it_is_expected_by_name(raised, expected, passes):
+    program = f"def f(x):\n    raise {raised}\n"
+    test = f"def check(candidate):\n    try:\n        candidate(1)\n    except {expected}:\n        pass\n"
+    outcome = run_tests(program, test, "f")
+    assert outcome.passed == passes, outcome.reason
+
+
+@pytest.mark.parametrize("error", ["StopIteration", "StopAsyncIteration", "GeneratorExit", "SystemExit", "ValueError"])
+def test_no_exception_ends_the_loop_of_a_test(error):
+    program = f"def f(x):\n    if x > 2:\n        raise {error}\n    return x * x\n"
+    for loop in (
+        "list(map(candidate, [2, 3]))",
+        "[*map(candidate, [2, 3])]",
+        "dict(zip([2, 3], map(candidate, [2, 3])))",
+    ):
+        outcome = run_tests(program, f"def check(candidate):\n    assert 4 in {loop} or True\n", "f")
+        assert not outcome.passed
+        assert outcome.reason == f"line 2 of the test: {error}"
 
 
 def test_a_forgiving_test_does_not_forgive_a_dead_program():

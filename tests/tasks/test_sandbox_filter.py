@@ -16,6 +16,9 @@ NAMES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # read, openat, kill, socket, socketpair, fcntl, prlimit64, unlinkat
 NUMBERS = {"x86_64": (0, 257, 62, 41, 53, 72, 302, 263), "aarch64": (63, 56, 129, 198, 199, 25, 261, 35)}
 
+# bind, connect, listen, flock, syslog, inotify_init1, msgrcv
+PLACED = {"x86_64": (49, 42, 50, 73, 103, 294, 70), "aarch64": (200, 203, 201, 32, 116, 26, 188)}
+
 
 def decide(code, machine, number, *arguments):
     """What the kernel would do: runs the filter over one call."""
@@ -50,6 +53,8 @@ def test_what_is_refused_and_what_is_not(machine):
         assert decide(code, machine, pair, 1, 1 | 0o2000000) == ALLOW  # a pair of streams, as asyncio makes it
         assert decide(code, machine, pair, 1, 2) == REFUSE
         assert [decide(code, machine, fcntl, 3, command) for command in (1, 8, 10, 15)] == [ALLOW] + [REFUSE] * 3
+        assert [decide(code, machine, fcntl, 3, lock) for lock in (5, 6, 7, 37, 38, 1024)] == [ALLOW] + [REFUSE] * 5
+        assert [decide(code, machine, one, 3) for one in PLACED[machine]] == [REFUSE] * len(PLACED[machine])
         assert decide(code, machine, prlimit, 0, 7) == ALLOW
         assert decide(code, machine, prlimit, 1, 7) == REFUSE
         assert decide(code, machine, openat, 0, 0, os.O_RDONLY | os.O_CLOEXEC) == ALLOW
