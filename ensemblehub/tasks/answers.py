@@ -12,69 +12,19 @@ from functools import lru_cache
 
 from ensemblehub.tasks import algebra, notation, quantities
 from ensemblehub.tasks.algebra import TooCostlyError
+from ensemblehub.tasks.final_answers import final_answer, last_boxed
+
+__all__ = ["equal_answers", "final_answer", "last_boxed"]
 
 LONGEST_TEXT = 2000  # characters of an answer that is read at all; longer ones are compared as texts
 LONGEST_ANSWER = 400  # characters that are given to algebra
 MOST_PARTS = 2000  # comparisons for one pair of answers, of parts with parts
 MOST_ALGEBRA = 64  # of them by algebra
 LEAST_DIGITS = 6  # after the point, of a decimal that stands for a rounded value
-_PHRASE = re.compile(r"the\s+(?:final\s+)?answer\s+is\s*:?\s*", re.IGNORECASE)
-_BOXED = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
-_HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _RELATION = re.compile(r"[<>]|\\[lgn]e(?![a-z])")
 _CONTENT = re.compile(r"[0-9A-Za-z]")
 # Powers of very large exponents, towers of powers, and factorials of large numbers: not worth a process's time.
 _EXPLOSIVE = re.compile(r"\^\s*\{?\s*[+-]?\d{6,}|\d\s*\^\s*\{?\s*\d+\s*\^|\*\*|\d{5,}\s*!|!\s*!")
-
-
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete ``\boxed{...}``, ``\fbox`` or ``\framebox``, braces balanced; or None.
-
-    Without braces (``\boxed 7``) it is what follows up to a dollar or the end of the line.
-    """
-    for found in reversed(list(_BOXED.finditer(text))):
-        if text[found.end() : found.end() + 1] == "{":
-            content = _braced(text, found.end())
-        else:
-            content = re.split(r"[$\n]", text[found.end() :], maxsplit=1)[0].strip().rstrip(".") or None
-        if content is not None:
-            return content.strip()
-    return None
-
-
-def _braced(text: str, start: int) -> str | None:
-    """What stands between the brace at `start` and the one that closes it."""
-    depth, position = 0, start
-    while position < len(text):
-        character = text[position]
-        if character == "\\":
-            position += 1  # an escaped brace is not a brace
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start + 1 : position]
-        position += 1
-    return None
-
-
-def final_answer(text: str) -> str | None:
-    r"""The last ``\boxed{...}``, else what the last "the answer is" says, else what follows the last ``####``.
-
-    What stands before ``</think>`` is no answer.  "The answer is" reaches to the end of its line or sentence.
-    """
-    text = text.rpartition("</think>")[2]
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed
-    phrases = list(_PHRASE.finditer(text))
-    if phrases:
-        line = text[phrases[-1].end() :].partition("\n")[0]
-        sentence = re.split(r"\.(?:\s|$)", line, maxsplit=1)[0]
-        return sentence.strip(" \t.*$:") or None
-    hashes = _HASHES.findall(text)
-    return hashes[-1].strip(" \t.*$") or None if hashes else None
 
 
 def equal_answers(gold: str, answer: str) -> bool:
