@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ from ensemblehub.errors import EnsembleHubError, MissingExtraError
 
 Kind = Literal["value", "relation"]
 
-SECONDS = 5.0  # of processor time for one comparison
+SECONDS = 0.7  # of processor time for one comparison
 WALL_SECONDS = 30.0  # for one comparison, on a machine that others use too
 START_SECONDS = 120.0
 MEGABYTES = 1024  # of address space
@@ -35,7 +36,7 @@ _REPLY_BYTES = 64
 
 
 class TooCostlyError(Exception):
-    """A comparison went over its limits; its worker is no more."""
+    """A comparison went over its limits."""
 
 
 class Worker:
@@ -58,15 +59,15 @@ class Worker:
             self.close()
             raise EnsembleHubError(f"the process that compares answers does not start: {ready!r}")
 
-    def ask(self, gold: str, answer: str, kind: Kind) -> bool | None:
-        """What the process finds; `TooCostlyError` where it is no more."""
+    def ask(self, question: list[str | None]) -> bool | str | None:
+        """What the process finds, "costly" where it gave up; `TooCostlyError` where it is no more."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps([gold, answer, kind]).encode() + b"\n")
+            self.process.stdin.write(json.dumps(question).encode() + b"\n")
             self.process.stdin.flush()
         except OSError as error:
             raise TooCostlyError from error
-        found: bool | None = json.loads(self._line(WALL_SECONDS))
+        found: bool | str | None = json.loads(self._line(WALL_SECONDS))
         return found
 
     def _line(self, seconds: float) -> bytes:
@@ -104,8 +105,11 @@ class Workers:
         for _ in range(count):
             self._places.put(None)
 
-    def compare(self, gold: str, answer: str, kind: Kind) -> bool | None:
+    def compare(self, gold: str, answer: str, kind: Kind, within: Fraction | None = None) -> bool | None:
         """Whether two expressions are equal; None where one of them is not understood.
+
+        Args:
+            within: how far two numbers may be apart; None compares exactly.
 
         Raises:
             TooCostlyError: it went over its limits.
@@ -118,13 +122,16 @@ class Workers:
         try:
             if worker is None or worker.process.poll() is not None:
                 worker = self._replace(worker)
-            return worker.ask(gold, answer, kind)
+            found = worker.ask([gold, answer, kind, None if within is None else str(within)])
         except BaseException:
             self._end(worker)  # it may be in the middle of an answer
             worker = None
             raise
         finally:
             self._places.put(worker)
+        if isinstance(found, str):
+            raise TooCostlyError
+        return found
 
     def _replace(self, worker: Worker | None) -> Worker:
         self._end(worker)
@@ -150,9 +157,9 @@ class Workers:
 _workers = Workers()
 
 
-def compare(gold: str, answer: str, kind: Kind) -> bool | None:
+def compare(gold: str, answer: str, kind: Kind, within: Fraction | None = None) -> bool | None:
     """`Workers.compare` of this process's workers."""
-    return _workers.compare(gold, answer, kind)
+    return _workers.compare(gold, answer, kind, within)
 
 
 def close() -> None:
