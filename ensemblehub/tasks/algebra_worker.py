@@ -1,7 +1,7 @@
 """The process that compares expressions, one pair after another, under limits of its own.
 
-Started by `algebra.py` as a script.  It imports nothing of this package, reads one JSON list a line and writes `true`,
-`false`, `null` (one of the two is not understood) or `"costly"`.  `math_verify` parses; two values are equal if their
+Started by `algebra.py` as a script.  It imports nothing of this package, reads one JSON list a line and writes another:
+`true`, `false`, `null` (one of the two is not understood) or `"costly"`, and the seconds it took.  `math_verify` parses; two values are equal if their
 difference vanishes: exactly for rational numbers, to hundreds of digits for other constants, and at several points for
 what has variables.  A pair that takes too much processor time is given up; one that cannot be given up, or takes too
 much memory, ends the process.
@@ -14,13 +14,14 @@ import re
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 _RECURSION = 3000
-_GRACE = 0.3  # seconds of processor time, after those allowed, until the system ends this process
+_GRACE = 0.2  # seconds of processor time, after those allowed, until the system ends this process
 _BITS = 1500  # of precision, at most, at which a difference may turn out not to vanish
 _CERTAIN = 8  # bits that are known of a number that is not zero
 _POINTS = 4  # at which expressions with variables have to agree
@@ -90,7 +91,7 @@ def _parsed(text: str) -> Any:
     config = [LatexExtractionConfig(normalization_config=form)]
     exact = _DECIMAL.sub(lambda found: rf"{{(\frac{{{int(found[1] + found[2])}}}{{{10 ** len(found[2])}}})}}", text)
     found = math_verify.parse(f"\\boxed{{{exact}}}", config, parsing_timeout=None)
-    value = next((one for one in found if isinstance(one, Basic | MatrixBase)), None)
+    value = _alone(next((one for one in found if isinstance(one, Basic | MatrixBase)), None))
     if value is None:
         return None
     # no assumption that a symbol is real: the same letter is the same symbol on both sides
@@ -110,8 +111,9 @@ def _relation(value: Any) -> bool:
 
 def _same(left: Any, right: Any) -> bool:
     """Two values of any kind: numbers, expressions, matrices, tuples, sets."""
-    from sympy import Expr, FiniteSet, MatrixBase, Set, Tuple
+    from sympy import Expr, FiniteSet, MatrixBase, MatrixExpr, Set, Tuple
 
+    left, right = (value.doit() if isinstance(value, MatrixExpr) else value for value in (left, right))
     if isinstance(left, MatrixBase) and isinstance(right, MatrixBase):
         return left.shape == right.shape and all(map(_same, left, right))
     if isinstance(left, Tuple) and isinstance(right, Tuple):
@@ -121,6 +123,13 @@ def _same(left: Any, right: Any) -> bool:
     if isinstance(left, Set) and isinstance(right, Set):
         return left == right or left.symmetric_difference(right).is_empty is True
     return isinstance(left, Expr) and isinstance(right, Expr) and _same_value(left, right)
+
+
+def _alone(value: Any) -> Any:
+    """The element of a set of one: braces that only group are parsed as a set."""
+    from sympy import FiniteSet
+
+    return value.args[0] if isinstance(value, FiniteSet) and len(value) == 1 else value
 
 
 def _same_elements(left: Any, right: Any) -> bool:
@@ -135,7 +144,7 @@ def _same_value(left: Any, right: Any) -> bool:
     if not difference.free_symbols:
         return _vanishes(difference) is True
     agreed = 0
-    for point in _points(difference.free_symbols):
+    for point in _points(difference):
         vanishes = _vanishes(difference.subs(point))
         if vanishes is False:
             return False
@@ -154,16 +163,18 @@ def _worked_out(value: Any) -> Any:
     return value.subs({call: Symbol(f"value of {call}") for call in value.atoms(AppliedUndef)})
 
 
-def _points(symbols: Any) -> Iterator[dict[Any, Any]]:
-    """Values for variables, positive and negative ones, always the same."""
-    from sympy import Rational
+def _points(value: Any) -> Iterator[dict[Any, Any]]:
+    """Values for the variables of an expression, always the same: positive and negative ones, or counting numbers."""
+    from sympy import Product, Rational, Sum, binomial, factorial
 
-    names = sorted(symbols, key=str)
+    counted = value.has(factorial, binomial, Sum, Product)
     for trial in range(_TRIALS):
-        yield {
-            name: Rational((-1) ** (trial * (index + 1) // 2) * (29 + 17 * index + 41 * trial), 23 + 7 * index + trial)
-            for index, name in enumerate(names)
-        }
+        point = {}
+        for index, name in enumerate(sorted(value.free_symbols, key=str)):
+            size = Rational(29 + 17 * index + 41 * trial, 23 + 7 * index + trial)
+            sign = (-1) ** (trial * (index + 1) // 2)
+            point[name] = 5 + 3 * trial + 4 * index * (trial + 1) if counted else sign * size
+        yield point
 
 
 def _vanishes(number: Any) -> bool | None:
@@ -231,7 +242,7 @@ def _multiple(left: Any, right: Any) -> bool:
     first, second = _side(left), _side(right)
     if first.free_symbols != second.free_symbols or not first.free_symbols:
         return False
-    ratio = _constant(first / second, first.free_symbols)
+    ratio = _constant(first / second)
     return ratio is not None and (not ordered or ratio.is_positive is True)
 
 
@@ -241,10 +252,10 @@ def _side(relation: Any) -> Any:
     return -side if relation.rel_op in ("<", "<=") else side
 
 
-def _constant(ratio: Any, symbols: Any) -> Any:
+def _constant(ratio: Any) -> Any:
     """The number, not zero, that this is at every point; None where there is none."""
     agreed = list[Any]()
-    for point in _points(symbols):
+    for point in _points(ratio):
         value = ratio.subs(point)
         if (vanishes := _vanishes(value)) is None:
             continue
@@ -280,10 +291,9 @@ def _same_set(left: Any, right: Any) -> bool:
 
 def serve() -> None:
     """Compare pairs until the input ends."""
-    megabytes, seconds = int(sys.argv[1]), float(sys.argv[2])
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # nothing else may write there
-    limit(megabytes)
+    limit(int(sys.argv[1]))
     import math_verify  # noqa: F401  (before the first pair, whose time it would take)
 
     logging.disable(logging.CRITICAL)
@@ -292,14 +302,17 @@ def serve() -> None:
     compare("x > 1", "2x > 2", "relation")
     print("ready", file=replies, flush=True)
     for line in sys.stdin:
-        print(json.dumps(answered(json.loads(line), seconds)), file=replies, flush=True)
+        *pair, seconds = json.loads(line)
+        started = time.process_time()
+        found = answered(pair, seconds)
+        print(json.dumps([found, time.process_time() - started]), file=replies, flush=True)
 
 
-def answered(question: list[Any], seconds: float) -> bool | str | None:
-    """The reply to one pair."""
+def answered(pair: list[Any], seconds: float) -> bool | str | None:
+    """What is found of one pair."""
     try:
         allow(seconds)
-        return compare(*question)
+        return compare(*pair)
     except CostlyError:
         return "costly"
     except MemoryError:

@@ -20,7 +20,7 @@ LONGEST_TEXT = 2000  # characters of an answer that is read at all; longer ones 
 LONGEST_ANSWER = 400  # characters that are given to algebra
 MOST_PARTS = 2000  # comparisons for one pair of answers, of parts with parts
 MOST_ALGEBRA = 64  # of them by algebra
-LEAST_DIGITS = 6  # after the point, of a decimal that stands for a rounded value
+MOST_SECONDS = 0.8  # of processor time for those
 _RELATION = re.compile(r"[<>]|\\[lgn]e(?![a-z])")
 _CONTENT = re.compile(r"[0-9A-Za-z]")
 # Powers of very large exponents, towers of powers, and factorials of large numbers: not worth a process's time.
@@ -72,6 +72,7 @@ class Comparison:
 
     def __init__(self) -> None:
         self.parts, self.algebra = MOST_PARTS, MOST_ALGEBRA
+        self.budget = algebra.Budget(MOST_SECONDS)
 
     def same(self, gold: str, answer: str) -> bool:
         """Whether two cleaned texts mean the same."""
@@ -107,14 +108,11 @@ class Comparison:
     def _unordered(self, golds: list[str], answers: list[str]) -> bool:
         golds = list(dict.fromkeys(one for part in golds for one in notation.plus_minus(part)))
         answers = list(dict.fromkeys(one for part in answers for one in notation.plus_minus(part)))
-        if len(golds) != len(answers):
-            return False
-        for gold in golds:
-            match = next((answer for answer in answers if self.same(gold, answer)), None)
-            if match is None:
-                return False
-            answers.remove(match)
-        return True
+        return self._among(golds, answers) and self._among(answers, golds)
+
+    def _among(self, some: list[str], others: list[str]) -> bool:
+        """Whether each of some is among the others; what is written alike is found first."""
+        return all(any(self.same(one, other) for other in sorted(others, key=one.__ne__)) for one in some)
 
     def _named(self, gold: str, answer: str) -> bool:
         """Without the names of what is equal to something; equations."""
@@ -187,7 +185,9 @@ class Comparison:
             shares = known / (100 if part else 1), given / (100 if hundredth else 1)
             return known == given or shares[0] == shares[1] or _rounded(gold, answer, known, given)
         if any(texts) or r"\text" in gold + answer:
-            return quantities.letters(texts[0] or gold) == quantities.letters(texts[1] or answer) != ""
+            return quantities.spelled(texts[0] or gold) == quantities.spelled(texts[1] or answer) != ""
+        if gold.count("'") != answer.count("'"):
+            return False  # the parser does not see primes
         return self._algebra(gold, answer, "relation" if _RELATION.search(gold + answer) else "value")
 
     def _algebra(self, gold: str, answer: str, kind: algebra.Kind) -> bool:
@@ -199,7 +199,8 @@ class Comparison:
         self.algebra -= 1
         if self.algebra < 0:
             raise TooCostlyError
-        return bool(algebra.compare(gold, answer, kind))
+        within = quantities.rounding(gold) or quantities.rounding(answer)
+        return bool(algebra.compare(gold, answer, kind, within, self.budget))
 
 
 def _intervals(gold: str, answer: str) -> tuple[str, str]:
@@ -240,9 +241,8 @@ def _choice(text: str) -> str:
 
 
 def _rounded(gold: str, answer: str, known: Fraction, given: Fraction) -> bool:
-    """Whether one is a decimal of six digits or more that the other, no decimal, rounds to."""
-    for text, value, other, exact in ((gold, known, answer, given), (answer, given, gold, known)):
-        digits = quantities.decimals(text)
-        if digits >= LEAST_DIGITS and not quantities.decimals(other):
-            return abs(value - exact) <= Fraction(1, 2 * 10**digits)
-    return False
+    """Whether one is a long decimal that the other, no decimal, rounds to."""
+    within, other = quantities.rounding(gold), quantities.rounding(answer)
+    if (within and quantities.decimals(answer)) or (other and quantities.decimals(gold)):
+        return False
+    return bool(within or other) and abs(known - given) <= (within or other or 0)
