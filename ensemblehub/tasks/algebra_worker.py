@@ -9,6 +9,7 @@ much memory, ends the process.
 
 import json
 import logging
+import math
 import os
 import re
 import resource
@@ -47,9 +48,12 @@ def limit(megabytes: int) -> None:
 
 
 def allow(seconds: float) -> None:
-    """That much processor time from now: then `CostlyError`, and a little later the end of this process."""
+    """That much processor time from now: then `CostlyError`, a little later the end of this process; 0: no bound."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds + _GRACE if seconds else 0)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    total = math.ceil(used.ru_utime + used.ru_stime + seconds) + 1  # also where the time is the system's
+    resource.setrlimit(resource.RLIMIT_CPU, (total, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 def _give_up(number: int, frame: object) -> None:

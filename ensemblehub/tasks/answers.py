@@ -170,8 +170,11 @@ class Comparison:
         bases = quantities.based(gold), quantities.based(answer)
         if any(bases):
             return _without_ten(gold, bases[0]) == _without_ten(answer, bases[1])
-        if _choice(gold) and _choice(gold) == _choice(answer):
-            return True
+        letters = _choice(gold), _choice(answer)
+        if all(letters):
+            return letters[0] == letters[1]
+        if any(letters) and (_without_choice(gold), _without_choice(answer)) != (gold, answer):
+            return self.same(_without_choice(gold), _without_choice(answer))
         texts = quantities.words(gold), quantities.words(answer)
         if all(texts):
             return texts[0] == texts[1]
@@ -234,10 +237,20 @@ def _without_ten(text: str, base: tuple[str, int] | None) -> tuple[str, int]:
     return base or (text.strip(), 10)
 
 
+_CHOICE = re.compile(r"\(([A-J])\)\s*(.*)|([A-J])(?:[.:)]\s+(.*))?", re.DOTALL)
+
+
 def _choice(text: str) -> str:
-    """The letter of a choice, with or without its text: ``C``, ``(C)``, ``(C) 12``, ``C. 12``."""
-    found = re.fullmatch(r"\(([A-J])\).*|([A-J])(?:[.:)]\s.*)?", text, re.DOTALL)
-    return (found[1] or found[2]) if found else ""
+    """The letter of a choice, with or without its text: ``C``, ``(C)``, ``(C) 12``, ``C. 12``, ``option C``."""
+    bare = re.sub(r"^(?:\\text\{\s*)?(?:(?:[Oo]ption|[Cc]hoice)\s+)?", "", text).removesuffix("}")
+    found = _CHOICE.fullmatch(bare)
+    return (found[1] or found[3]) if found else ""
+
+
+def _without_choice(text: str) -> str:
+    """The text of a choice: ``12`` of ``(C) 12``; any other answer as it is."""
+    found = _CHOICE.fullmatch(text)
+    return ((found[2] or found[4]) if found else "") or text
 
 
 def _rounded(gold: str, answer: str, known: Fraction, given: Fraction) -> bool:

@@ -35,9 +35,13 @@ def final_answer(text: str) -> str | None:
 # -- boxes -------------------------------------------------------------------------------------------------
 
 _BRACE = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*\{?|\\.|[{}]", re.DOTALL)
-_UNBRACED = re.compile(r"[^$\n]{1,60}")
+_UNBRACED = re.compile(r"(?:[^$\n\\]|\\[^)\]]){1,60}")
 _SPACE = r"(?:[\s$]|\\[()\[\],;: ]|\\q?quad(?![a-z]))*"
-_UNIT = r"(?:\^?\{?\\circ\}?|\\?%|°|\\(?:text|mbox|mathrm)\s*\{[^{}]*\}(?:\^\{?[23]\}?)?|[a-z]{1,14}\.?)"
+_UNIT = (
+    r"(?:\^?\{?\\circ\}?|\\?%|°|\\(?:text|mbox|mathrm)\s*\{[^{}]*\}(?:\^\{?[23]\}?)?|"
+    r"(?:square |cubic )?(?:units?|degrees?|inch(?:es)?|feet|ft|[cmk]?m|meters?|miles?|dollars?|cents?|seconds?|minutes?|"
+    r"hours?|days?|years?|points?|percent))"
+)
 _WORD = r"(?:\\(?:text|mbox|mathrm|textrm)\s*\{\s*)?(?:or|and)\b\s*\}?"
 _NAME = r"(?:\\?[A-Za-z]+(?:_\{?\w{1,9}\}?)?(?:\([a-z]\))?|\([a-z](?:,\s?[a-z]){1,3}\))"
 _JOINT = re.compile(
@@ -130,19 +134,22 @@ def _name(text: str, box: _Box) -> str:
 # -- phrases and labels ------------------------------------------------------------------------------------
 
 _ASIDE = r"(?:\s{0,4},?\s{0,4}\(?(?:to|in|for|of|from|as|on|at|that|which|therefore|then|thus|rounded)\b[^.:=\n<>]{0,80}?)?"
-_IS = r"(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|has\s+to\s+be|comes\s+out\s+to|becomes|equals)"
-_ANSWER = re.compile(r"(?<![a-zA-Z])(?:answers?|ans\b\.?)(?![a-zA-Z])", re.IGNORECASE)
+_IS = r"(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|has\s+to\s+be|turns\s+out\s+to\s+be|comes\s+out\s+to|becomes|equals)"
+_ANSWER = re.compile(r"(?<![a-zA-Z])(?:answers?|ans\b\.?|final\s+results?)(?![a-zA-Z])", re.IGNORECASE)
 _STATES = re.compile(
     rf"[*_`\"')\]]{{0,4}}"
-    rf"(?:{_ASIDE}\s{{1,4}}{_IS}(?![a-zA-Z])(?!\s+not\b|n't)\s*:?|\s{{0,4}}(?::|=>?|->|→|⇒|\\Rightarrow))",
+    rf"(?:{_ASIDE}\s{{1,4}}{_IS}(?![a-zA-Z])(?!\s+not\b|n't)\s*:?|\s{{0,4}}(?:[:：≈→⇒—]|=>?|->|\\Rightarrow))",
     re.IGNORECASE,
 )
-_HEADING = re.compile(r"^[ \t#>*_]{0,12}(?:the\s)?final\s(?:answer|result)[*_: \t]*$", re.IGNORECASE | re.MULTILINE)
+_HEADING = re.compile(
+    r"^[ \t>]{0,8}(?:(?:#{1,6}[ \t]*|\*{2,3}|__)(?:the\s)?(?:final\s)?|(?:the\s)?final\s)(?:answer|result)[*_: \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 _CONDITION = re.compile(r"\b(?:if|whether|unless|suppose|assume|assuming|check|once)\s+(?:[a-z]+\s+){0,4}$")
 _LABEL = re.compile(r"^[ \t>*_]{0,8}A[*_]{0,3}:", re.MULTILINE)
 _OPTIONS = re.compile(r"[^\n]*\n+[ \t>*_]*B[*_]*:")
 _HASHES = re.compile(r"####")
-_TAG = re.compile(r"<answer>", re.IGNORECASE)
+_TAG = re.compile(r"<(?:final_?)?answer>", re.IGNORECASE)
 
 
 def _phrased(text: str) -> Mark | None:
@@ -177,28 +184,34 @@ def _last(text: str, ends: list[int], read: Callable[[str], str | None]) -> Mark
 
 # -- what follows a mark -----------------------------------------------------------------------------------
 
-_ENDS = re.compile(r"</answer>|</s>|<\||\[/?INST\]|<answer>", re.IGNORECASE)
+_ENDS = re.compile(r"</(?:final_?)?answer>|</s>|<\||\[/?INST\]|<answer>", re.IGNORECASE)
 _CALCULATION = re.compile(r"<<[^<>\n]*>>")  # of GSM8K
-_LEAD = re.compile(r"(?:[\s:>≈`\"“_*]|\\approx(?![a-z])|=(?!=))*")
+_LEAD = re.compile(r"(?:[\s:：>≈`\"“_*]|\\approx(?![a-z])|=(?!=))*")
 _DISPLAY = re.compile(r"(\$\$)(.+?)\$\$|(\\\[)(.+?)\\\]|(\$)\n(.+?)\$|(```)\w*\n(.+?)```", re.DOTALL)
 _SENTENCE = re.compile(r"[.?!]+(?=[*_\"'”)\]]*(?:$|\s+(?![a-z=+<>≈*/\-^\\]|\d)))|[.?](?=\s)")
-_REASON = re.compile(r",?\s+(?:because|since|which)\b.*|,\s+(?:as|so|not|but|where|i\.e\.|given|rather|or about)\b.*")
+_REASON = re.compile(
+    r"\s+[–—]\s+(?=[a-z]{2,}).*|[;:]\s+(?!and\b|or\b)[a-z]{2,}\b.*|\s+\((?!mod)[a-zA-Z][a-zA-Z\s,-]+\)$|"
+    r",?\s+(?:because|since|which)\b.*|,\s+(?:as|so|not|but|where|i\.e\.|given|rather|or about)\b.*"
+)
 _FILLER = re.compile(
     r"(?:therefore|thus|hence|simply|just|exactly|approximately|about|roughly|around|indeed|clearly|then|now|also|"
     r"equal\s+to|given\s+by|a\s+total\s+of)[,:\s]+|(?:the\s+)?(?:option|choice|number|value|letter)\s+(?=\W{0,3}[A-Z\d]\b)",
     re.IGNORECASE,
 )
 _VALUE = re.compile(r"[-+−±≤≥<>]?\s*(?:[\d.$\\(\[{√π∞€£¥½¼¾⅓⅔]|[A-Za-z](?![A-Za-z'’])|(?:sqrt|pi|US\$)\b)|sqrt|pi\b|[a-z]+\(")
-_STEP = re.compile(r"\d{1,2}[.)]\s+[A-Za-z*]|(?:a|I)\s+[a-z]")  # of a numbered heading; the article, the pronoun
+_STEP = re.compile(r"\d{1,2}[.)]\s+[A-Za-z*]")  # of a numbered heading or list
+_ARTICLE = re.compile(r"(?:[Aa]|I)\s+[a-z]{2}")
+_ORNAMENT = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff]")
 _NO_ANSWER = re.compile(
     r"(?:not|in|as|see|above|below|here|correct|right|wrong|incorrect|valid|invalid|verified|confirmed|consistent|"
     r"reasonable|plausible|unique|helpful|clear|unclear|known|unknown|obvious|final|complete|ready|also|same|the same|"
-    r"expected|given|that|this|it|we|what|reached|found|obtained|done|boxed|shown|provided|going|always|still|let|first|"
+    r"expected|given|this|what|reached|found|obtained|done|boxed|shown|provided|going|always|still|let|first|"
     r"to|based|of|from|because|since|when|if|for|by|already|indeed|likely|probably|independent|worth)\b",
     re.IGNORECASE,
 )
-_HEDGED = re.compile(r"\b(?:not|no|less|more|fewer|greater|than|least|most|between|or|over|under)\b|n't", re.IGNORECASE)
+_HEDGED = re.compile(r"\b(?:not|no|less|more|fewer|greater|than|least|most|between|range|or|over|under)\b|n't", re.IGNORECASE)
 _STRESSED = re.compile(r"\*\*([^*\n]+)\*\*")
+_FORMULA = re.compile(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)")
 _AMOUNT = re.compile(
     r"\$[^$\n]{1,200}\$(?!\d)|\\\(.{1,200}?\\\)|[-−]?[$€£]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?(?:\s?%)?"
 )
@@ -209,8 +222,8 @@ def _statement(text: str) -> str | None:
     written, rest = _sentence(text)
     if not written or _NO_ANSWER.match(written):
         return None
-    if _VALUE.match(written):
-        return None if _STEP.match(text.lstrip()) else written
+    if _VALUE.match(written) and not _ARTICLE.match(written):
+        return None if "\n" in text[: text.find(written)] and _STEP.match(text.lstrip()) else written
     if not re.search(r"[\d$\\]", written):
         return written if len(written.split()) <= 6 else None
     return None if rest or _HEDGED.search(written) else _amount(written)
@@ -219,7 +232,8 @@ def _statement(text: str) -> str | None:
 def _value(text: str) -> str | None:
     """What is said behind "A:" and "####", where it is a value."""
     written, _ = _sentence(text)
-    return written if _VALUE.match(written) and not _STEP.match(text.lstrip(" #*")) else None
+    plausible = _VALUE.match(written) and not _ARTICLE.match(written)
+    return written if plausible and not _STEP.match(text.lstrip(" #*")) else None
 
 
 def _amount(sentence: str) -> str | None:
@@ -243,12 +257,18 @@ def _sentence(text: str) -> tuple[str, str]:
     written = _bare(_REASON.sub("", _bare(written)))
     while filler := _FILLER.match(written):
         written = _bare(written[filler.end() :])
-    return written, rest
+    formula = _FORMULA.fullmatch(written)
+    return (formula[1] or formula[2]).strip() if formula else written, rest
 
 
 def _bare(text: str) -> str:
-    """Without spaces, emphasis, quotes and a final stop; with the dollars of a formula."""
-    text = text.strip(" \t`\"“”_").rstrip(".:;,! \t")
+    """Without spaces, emphasis, quotes, ornaments, brackets that close nothing, and a final stop."""
+    text = _ORNAMENT.sub("", text).strip(" \t`\"“”_").rstrip(".:;,! \t")
     while text.startswith("**") and (text.endswith("**") or text.count("**") == 1):
         text = text[2:].removesuffix("**").strip()
-    return text.removesuffix("**").rstrip(".:;,! \t") if text.count("**") % 2 else text
+    if re.search(r"(?<!\^)\*$", text) and (text.count("**") % 2 or not text.endswith("**")):
+        text = text.rstrip("*").rstrip(".:;,! \t")
+    for _ in range(3):
+        if text.endswith((")", "]", "}")) and len(re.findall(r"[(\[{]", text)) < len(re.findall(r"[)\]}]", text)):
+            text = text[:-1].strip(" \t`\"“”_")
+    return text

@@ -6,6 +6,7 @@ Reads notation; knows no algebra and decides no equality.  Numbers, units and wo
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 OPEN, CLOSE = "([{", ")]}"
@@ -68,7 +69,7 @@ def cleaned(text: str) -> str:
     text = _BOLD.sub(r"\1", _INLINE.sub(lambda found: f" {found[1] or found[2]} ", text))
     for character, by in _UNICODE.items():
         text = text.replace(character, by)
-    text = _SUPERSCRIPTS.sub(_raised, text)
+    text = _STYLED.sub(lambda found: unicodedata.normalize("NFKC", found[0]), _SUPERSCRIPTS.sub(_raised, text))
     text = upright(plain(text))
     for pattern, by in _REPLACED:
         text = pattern.sub(by, text)
@@ -95,6 +96,7 @@ def squeezed(text: str) -> str:
 # -- plain-text mathematics --------------------------------------------------------------------------------
 
 _DIGITS_ABOVE = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺"
+_STYLED = re.compile("[\U0001d400-\U0001d7ff\uff01-\uff5e]")  # letters and digits of other fonts and widths
 _SUPERSCRIPTS = re.compile(f"[{_DIGITS_ABOVE}]+")
 _PLAIN = [
     (re.compile(pattern), by)
@@ -153,12 +155,14 @@ def _raised(found: re.Match[str]) -> str:
 # -- upright letters ---------------------------------------------------------------------------------------
 
 _FONT = re.compile(
-    r"\\(text(?:bf|it|rm|sf|tt|normal|up)?|mbox|hbox|math(?:rm|bf|it|sf|tt|normal|up)|boldsymbol|bm|operatorname\*?|"
-    r"(?:rm|bf|it)(?=\s*\{))(?![a-zA-Z])\s*(?:\{([^{}]*)\}|(\\[a-zA-Z]+|[a-zA-Z\d](?![a-zA-Z])))"
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|[mh]box|math(?:rm|bf|it|sf|tt|normal|up)|boldsymbol|bm|operatorname\*?|"
+    r"(?:rm|bf|it)(?=\s*\{))(?![a-zA-Z])\s*(?:(\\[a-zA-Z]+|[a-zA-Z\d](?![a-zA-Z]))|(?=\{))"
 )
 _FUNCTION = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h|log|ln|lg|exp|gcd|lcm|max|min|det|deg|arg")
 _MATHS_INSIDE = re.compile(r"[\\^=+*/<>|]|[-−]\s*[\d\\]|^\s*[-−]|_")
 _QUANTITY = re.compile(r"\s*([-+]?\s*\(?\\?[$€£]?[\d.,/\s]*\d[\d.,/\s]*\)?\s*)(%?°?)\s*([A-Za-z][A-Za-z .'/-]*)?")
+_TWO_WORDS = re.compile(r"[a-zA-Z]{2,}\s+[a-zA-Z]{2,}|^(?:and|or)\b")
+_AFTER_NUMBER = re.compile(r"[\d}]\s*(?:\\[,;:! ]\s*|~)*$")
 _UNIT_LETTERS = "mshgLlJNWVKACF"
 
 
@@ -167,30 +171,30 @@ def upright(text: str) -> str:
 
     A number and its unit come apart (``\text{18 dollars}``: ``18 \text{dollars}``); e, i and d are the constants.
     """
-    for _ in range(4):  # fonts in fonts
-        changed = _FONT.sub(_upright, text)
-        if changed == text:
-            break
-        text = changed
-    return text
+    parts, start = list[str](), 0
+    for found in _FONT.finditer(text):
+        end = found.end() if found[1] else _closing(text, found.end()) + 1
+        if found.start() >= start and end > 1:
+            inside = found[1] or text[found.end() + 1 : end - 1]
+            parts += [text[start : found.start()], _upright(inside, text[: found.start()])]
+            start = end
+    return "".join(parts) + text[start:]
 
 
-def _upright(found: re.Match[str]) -> str:
-    inside = found[2] if found[3] is None else found[3]
+def _upright(inside: str, before: str) -> str:
+    inside = upright(inside) if "\\" in inside else inside
     word = inside.strip()
     if len(word) == 1 and word.isalpha():
-        after_number = re.search(r"[\d}]\s*(?:\\[,;:! ]\s*|~)*$", found.string[max(0, found.start() - 12) : found.start()])
-        return rf"\text{{{inside}}}" if word in _UNIT_LETTERS and after_number else f" {word} "
+        return rf"\text{{{inside}}}" if word in _UNIT_LETTERS and _AFTER_NUMBER.search(before[-12:]) else f" {word} "
     if _FUNCTION.fullmatch(word):
         return rf"\{word} "
-    if choice := re.fullmatch(r"\(?[A-Z]\)?", word):
-        return choice[0]
+    if re.fullmatch(r"\(?[A-Z]\)?", word):
+        return word
     if re.search(r"\d", word) and (quantity := _QUANTITY.fullmatch(inside)):
-        unit = quantity[3]
-        return f" {quantity[1]}{quantity[2]}" + (rf"\text{{{unit}}}" if unit else " ")
-    if _MATHS_INSIDE.search(word) and not re.search(r"[a-zA-Z]{2,}\s+[a-zA-Z]{2,}|^(?:and|or)\b", re.sub(r"\\[a-zA-Z]+", "", word)):
-        return f" {inside} "
-    return rf"\text{{{inside}}}"
+        unit = rf"\text{{{quantity[3]}}}" if quantity[3] else ""
+        return f" {quantity[1]}{quantity[2]}{unit} "
+    maths = re.search(r"[{}]|\\[a-zA-Z]|^[^a-zA-Z]+$", inside) or (_MATHS_INSIDE.search(word) and not _TWO_WORDS.search(word))
+    return f" {inside} " if maths else rf"\text{{{inside}}}"
 
 
 # -- structure ---------------------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ def conflict(one: frozenset[str], other: frozenset[str]) -> bool:
     None, and "units", go with any; a word more says no more than the other ("marbles" and "blue marbles"), but a
     square or cubic unit is another one.
     """
+    one, other = one - _FILL, other - _FILL
     known, given = one & _KNOWN, other & _KNOWN
     if known and given:
         return not (known <= given or given <= known) or bool((known ^ given) & {"square", "cubic"})
