@@ -1,10 +1,11 @@
 """The process that compares expressions, one pair after another, under limits of its own.
 
 Started by `algebra.py` as a script.  It imports nothing of this package, reads one JSON list a line and writes another:
-`true`, `false`, `null` (one of the two is not understood) or `"costly"`, and the seconds it took.  `math_verify` parses; two values are equal if their
-difference vanishes: exactly for rational numbers, to hundreds of digits for other constants, and at several points for
-what has variables.  A pair that takes too much processor time is given up; one that cannot be given up, or takes too
-much memory, ends the process.
+`true`, `false`, `null` (one of the two is not understood) or `"costly"`, and the seconds that took.
+
+`math_verify` parses.  Two values are equal if their difference vanishes: exactly for rational numbers, to hundreds of
+digits for other constants, at several points for what has variables.  A pair that takes too much processor time is
+given up; one that cannot be given up, or takes too much memory, ends the process.
 """
 
 import json
@@ -221,7 +222,7 @@ def _same_relation(left: Any, right: Any) -> bool:
     from sympy import And, Eq, Ne
 
     if isinstance(left, And) and isinstance(right, And):
-        return _covered(left.args, right.args) and _covered(right.args, left.args) or _same_set(left, right)
+        return (_covered(left.args, right.args) and _covered(right.args, left.args)) or _same_set(left, right)
     if isinstance(left, And) or isinstance(right, And):
         return _same_set(left, right)
     kinds = {kind for kind in (Eq, Ne) for one in (left, right) if isinstance(one, kind)}

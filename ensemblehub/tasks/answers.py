@@ -100,6 +100,9 @@ class Comparison:
                     return self._ordered(notation.elements(inner.inside, inside=True), other)
                 elif inner and inner.opening == r"\{":
                     parts[:] = notation.elements(inner.inside, inside=True)
+        names = [{notation.assigned(part)[0] for part in parts} for parts in (golds, answers)]
+        if {""} in names and max(map(len, names)) > 1:
+            return self._ordered(golds, answers)  # x = 1, y = 2 and 1, 2
         return self._unordered(golds, answers)
 
     def _ordered(self, golds: list[str], answers: list[str]) -> bool:
@@ -170,6 +173,8 @@ class Comparison:
         bases = quantities.based(gold), quantities.based(answer)
         if any(bases):
             return _without_ten(gold, bases[0]) == _without_ten(answer, bases[1])
+        if any(re.search(r"(?<![a-zA-Z_{])\d+\}?\s*_", text) for text in (gold, answer)):
+            return False  # a base that does not fit, or a name that is none
         letters = _choice(gold), _choice(answer)
         if all(letters):
             return letters[0] == letters[1]
@@ -184,13 +189,15 @@ class Comparison:
         gold, answer = quantities.without(gold, other - unit), quantities.without(answer, unit - other)
         known, given = quantities.number(gold), quantities.number(answer)
         if known is not None and given is not None:
-            part, hundredth = ("percent" in one for one in (unit, other))
-            shares = known / (100 if part else 1), given / (100 if hundredth else 1)
-            return known == given or shares[0] == shares[1] or _rounded(gold, answer, known, given)
+            factors = quantities.factor(unit), quantities.factor(other)
+            if known * factors[0] == given * factors[1]:
+                return True
+            plain = factors[0] == factors[1] or not unit or not other
+            return plain and (known == given or _rounded(gold, answer, known, given))
         if any(texts) or r"\text" in gold + answer:
             return quantities.spelled(texts[0] or gold) == quantities.spelled(texts[1] or answer) != ""
-        if gold.count("'") != answer.count("'"):
-            return False  # the parser does not see primes
+        if any(gold.count(mark) != answer.count(mark) for mark in ("'", r"\ldots")):
+            return False  # the parser does not see them
         return self._algebra(gold, answer, "relation" if _RELATION.search(gold + answer) else "value")
 
     def _algebra(self, gold: str, answer: str, kind: algebra.Kind) -> bool:

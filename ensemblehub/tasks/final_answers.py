@@ -39,8 +39,8 @@ _UNBRACED = re.compile(r"(?:[^$\n\\]|\\[^)\]]){1,60}")
 _SPACE = r"(?:[\s$]|\\[()\[\],;: ]|\\q?quad(?![a-z]))*"
 _UNIT = (
     r"(?:\^?\{?\\circ\}?|\\?%|°|\\(?:text|mbox|mathrm)\s*\{[^{}]*\}(?:\^\{?[23]\}?)?|"
-    r"(?:square |cubic )?(?:units?|degrees?|inch(?:es)?|feet|ft|[cmk]?m|meters?|miles?|dollars?|cents?|seconds?|minutes?|"
-    r"hours?|days?|years?|points?|percent))"
+    r"(?:square |cubic )?(?:units?|degrees?|inch(?:es)?|feet|ft|[cmk]?m|meters?|miles?|dollars?|cents?|seconds?|"
+    r"minutes?|hours?|days?|years?|points?|percent))"
 )
 _WORD = r"(?:\\(?:text|mbox|mathrm|textrm)\s*\{\s*)?(?:or|and)\b\s*\}?"
 _NAME = r"(?:\\?[A-Za-z]+(?:_\{?\w{1,9}\}?)?(?:\([a-z]\))?|\([a-z](?:,\s?[a-z]){1,3}\))"
@@ -133,8 +133,10 @@ def _name(text: str, box: _Box) -> str:
 
 # -- phrases and labels ------------------------------------------------------------------------------------
 
-_ASIDE = r"(?:\s{0,4},?\s{0,4}\(?(?:to|in|for|of|from|as|on|at|that|which|therefore|then|thus|rounded)\b[^.:=\n<>]{0,80}?)?"
-_IS = r"(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|has\s+to\s+be|turns\s+out\s+to\s+be|comes\s+out\s+to|becomes|equals)"
+_ASIDE = (
+    r"(?:\s{0,4},?\s{0,4}\(?(?:to|in|for|of|from|as|on|at|that|which|therefore|then|thus|rounded)\b[^.:=\n<>]{0,80}?)?"
+)
+_IS = r"(?:is|are|was|equals|becomes|(?:would|will|should|must|has\s+to|turns\s+out\s+to)\s+be|comes\s+out\s+to)"
 _ANSWER = re.compile(r"(?<![a-zA-Z])(?:answers?|ans\b\.?|final\s+results?)(?![a-zA-Z])", re.IGNORECASE)
 _STATES = re.compile(
     rf"[*_`\"')\]]{{0,4}}"
@@ -198,7 +200,9 @@ _FILLER = re.compile(
     r"equal\s+to|given\s+by|a\s+total\s+of)[,:\s]+|(?:the\s+)?(?:option|choice|number|value|letter)\s+(?=\W{0,3}[A-Z\d]\b)",
     re.IGNORECASE,
 )
-_VALUE = re.compile(r"[-+−±≤≥<>]?\s*(?:[\d.$\\(\[{√π∞€£¥½¼¾⅓⅔]|[A-Za-z](?![A-Za-z'’])|(?:sqrt|pi|US\$)\b)|sqrt|pi\b|[a-z]+\(")
+_VALUE = re.compile(
+    r"[-+−±≤≥<>]?\s*(?:[\d.$\\(\[{√π∞€£¥½¼¾⅓⅔]|[A-Za-z](?![A-Za-z'’])|(?:sqrt|pi|US\$)\b)|sqrt|pi\b|[a-z]+\("
+)
 _STEP = re.compile(r"\d{1,2}[.)]\s+[A-Za-z*]")  # of a numbered heading or list
 _ARTICLE = re.compile(r"(?:[Aa]|I)\s+[a-z]{2}")
 _ORNAMENT = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff]")
@@ -209,7 +213,9 @@ _NO_ANSWER = re.compile(
     r"to|based|of|from|because|since|when|if|for|by|already|indeed|likely|probably|independent|worth)\b",
     re.IGNORECASE,
 )
-_HEDGED = re.compile(r"\b(?:not|no|less|more|fewer|greater|than|least|most|between|range|or|over|under)\b|n't", re.IGNORECASE)
+_HEDGED = re.compile(
+    r"\b(?:not|no|less|more|fewer|greater|than|least|most|between|range|or|over|under)\b|n't", re.IGNORECASE
+)
 _STRESSED = re.compile(r"\*\*([^*\n]+)\*\*")
 _FORMULA = re.compile(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)")
 _AMOUNT = re.compile(
@@ -263,12 +269,12 @@ def _sentence(text: str) -> tuple[str, str]:
 
 def _bare(text: str) -> str:
     """Without spaces, emphasis, quotes, ornaments, brackets that close nothing, and a final stop."""
-    text = _ORNAMENT.sub("", text).strip(" \t`\"“”_").rstrip(".:;,! \t")
+    text = _ORNAMENT.sub("", text).strip(' \t`"“”_').rstrip(".:;,! \t")
     while text.startswith("**") and (text.endswith("**") or text.count("**") == 1):
         text = text[2:].removesuffix("**").strip()
     if re.search(r"(?<!\^)\*$", text) and (text.count("**") % 2 or not text.endswith("**")):
         text = text.rstrip("*").rstrip(".:;,! \t")
     for _ in range(3):
         if text.endswith((")", "]", "}")) and len(re.findall(r"[(\[{]", text)) < len(re.findall(r"[)\]}]", text)):
-            text = text[:-1].strip(" \t`\"“”_")
+            text = text[:-1].strip(' \t`"“”_')
     return text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 
 OPEN, CLOSE = "([{", ")]}"
@@ -48,8 +49,8 @@ _REPLACED = [
         (r"\\(?:mathbb|Bbb)\s*\{?\s*R\s*\}?", r"(-\\infty,\\infty)"),
         (r"\\(?:mathbb|Bbb)\s*\{?\s*([A-Z])\s*\}?", r"\\mathbb{\1}"),
         (r"(?<=\d)\s*\^?\s*\{?\s*(?:\\text\{\s*)?(?:st|nd|rd|th)\b\s*\}?\s*\}?", ""),  # 3rd, 3^{\text{rd}}
-        (r"\\dots|\\ldots|\\cdots", "..."),
-        (r"\s+", " "),
+        (r"\\[lc]?dots[bcmio]?(?![a-zA-Z])|…|\.{3,}", r"\\ldots "),
+        (r"\\text\{\s*\}|\s+", " "),
     )
 ]  # fmt: skip
 _FRACTION = re.compile(
@@ -63,7 +64,7 @@ _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=[^\s*])(.+?)(?<=[^\s*])\*\*(?![\w(*])"
 
 def cleaned(text: str) -> str:
     """An answer without what carries no meaning: dollars, sizes, spacing, a final stop; one name for each command."""
-    text = text.strip().rstrip(".").strip()
+    text = _without_stop(text)
     while (inside := _MATHS.match(text)) and "$" not in inside[1].replace("\\$", ""):
         text = inside[1].strip()
     text = _BOLD.sub(r"\1", _INLINE.sub(lambda found: f" {found[1] or found[2]} ", text))
@@ -77,7 +78,11 @@ def cleaned(text: str) -> str:
         text = group.inside if (group := bracketed(text, _GROUP)) and group.inside else text
     text = _FRACTION.sub(_braced_fraction, text)
     text = _ROOT.sub(r"\\sqrt{\1}", text)
-    return text.strip(" ,;:").rstrip(".").strip()
+    return _without_stop(text.strip(" ,;:"))
+
+
+def _without_stop(text: str) -> str:
+    return re.sub(r"(?<!\.)\.\s*$", "", text.strip()).strip()
 
 
 def _braced_fraction(found: re.Match[str]) -> str:
@@ -98,7 +103,7 @@ def squeezed(text: str) -> str:
 _DIGITS_ABOVE = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺"
 _STYLED = re.compile("[\U0001d400-\U0001d7ff\uff01-\uff5e]")  # letters and digits of other fonts and widths
 _SUPERSCRIPTS = re.compile(f"[{_DIGITS_ABOVE}]+")
-_PLAIN = [
+_PLAIN: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(pattern), by)
     for pattern, by in (
         (r"(?<=[\w)\]}])\s*\*\*\s*(?=[\w({\\+-])", "^"),  # x**2
@@ -107,7 +112,10 @@ _PLAIN = [
         (r"(?<![a-zA-Z\\])abs\(([^()]*)\)", r"|\1|"),
         (r"(?<![a-zA-Z\\])(pi|theta|alpha|beta)(?![a-zA-Z])", r"\\\1 "),
         (r"(?<![a-zA-Z\\])pi(?=(?:sqrt|\\)|[a-z](?![a-z]))", r"\\pi "),
-        (r"(?<![a-zA-Z\\])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp)(?=\s*[\d(^_\\])", r"\\\1"),
+        (
+            r"(?<![a-zA-Z\\])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp)(?=\s*[\d(^_\\])",
+            r"\\\1",
+        ),
         (r"(?<![a-zA-Z\\])(sin|cos|tan|cot|sec|csc|log|ln|exp)(?=\s+[a-z](?![a-zA-Z]))", r"\\\1"),
         (r"\+\s*/?\s*-(?=\s*[\d\\(a-z])", r"\\pm "),
         (r"(?<![a-zA-Z\\])(?:inf|oo)(?![a-zA-Z])", r"\\infty "),
@@ -117,7 +125,7 @@ _PLAIN = [
         (r"\^\s*([+-]?\d{2,})(?![\d.])|\^\s*([+-]\s*\d)(?!\d)", lambda found: f"^{{{found[1] or found[2]}}}"),  # 2^10
         (r"\{\s*([^{}]*?)\s*\\choose\s*([^{}]*?)\s*\}", r"\\binom{\1}{\2}"),
     )
-]  # fmt: skip
+]
 
 
 def plain(text: str) -> str:
@@ -158,7 +166,9 @@ _FONT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|[mh]box|math(?:rm|bf|it|sf|tt|normal|up)|boldsymbol|bm|operatorname\*?|"
     r"(?:rm|bf|it)(?=\s*\{))(?![a-zA-Z])\s*(?:(\\[a-zA-Z]+|[a-zA-Z\d](?![a-zA-Z]))|(?=\{))"
 )
-_FUNCTION = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h|log|ln|lg|exp|gcd|lcm|max|min|det|deg|arg")
+_FUNCTION = re.compile(
+    r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h|log|ln|lg|exp|gcd|lcm|max|min|det|deg|arg"
+)
 _MATHS_INSIDE = re.compile(r"[\\^=+*/<>|]|[-−]\s*[\d\\]|^\s*[-−]|_")
 _QUANTITY = re.compile(r"\s*([-+]?\s*\(?\\?[$€£]?[\d.,/\s]*\d[\d.,/\s]*\)?\s*)(%?°?)\s*([A-Za-z][A-Za-z .'/-]*)?")
 _TWO_WORDS = re.compile(r"[a-zA-Z]{2,}\s+[a-zA-Z]{2,}|^(?:and|or)\b")
@@ -193,7 +203,9 @@ def _upright(inside: str, before: str) -> str:
     if re.search(r"\d", word) and (quantity := _QUANTITY.fullmatch(inside)):
         unit = rf"\text{{{quantity[3]}}}" if quantity[3] else ""
         return f" {quantity[1]}{quantity[2]}{unit} "
-    maths = re.search(r"[{}]|\\[a-zA-Z]|^[^a-zA-Z]+$", inside) or (_MATHS_INSIDE.search(word) and not _TWO_WORDS.search(word))
+    maths = re.search(r"[{}]|\\[a-zA-Z]|^[^a-zA-Z]+$", inside) or (
+        _MATHS_INSIDE.search(word) and not _TWO_WORDS.search(word)
+    )
     return f" {inside} " if maths else rf"\text{{{inside}}}"
 
 

@@ -5,6 +5,7 @@ Reads text; knows no algebra and decides no equality.
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 
@@ -21,12 +22,17 @@ _UNITS = {
 }  # fmt: skip
 _KNOWN = {
     *_UNITS.values(), "unit", "day", "week", "month", "year", "mile", "dollar", "cent", "percent", "degree", "radian",
-    "cubic", "square", "pound", "euro", "way", "time", "hour", "minute", "second",
+    "cubic", "square", "pound", "euro", "way", "time", "hour", "minute", "second", "celsius", "fahrenheit",
 } - {"mile per hour"} | {"mile", "hour"}  # fmt: skip
 _FILL = {"of", "in", "the", "a", "an", "at", "on", "each", "every", "all", "total", "altogether", "per", "for", "unit"}
 _POWER = r"(?:\s*\^\s*\{?\s*([23])\s*\}?)?"
 _TEXT_UNIT = re.compile(
     rf"(.*?)\s*(?:\\text\{{([^{{}}]*)\}}{_POWER}|(?<=[\d}}\s)])([A-Za-z][A-Za-z /',-]+){_POWER})\s*", re.DOTALL
+)
+_SCALES = {"C": ("celsius",), "F": ("fahrenheit",)}
+_LOOSE = {"dollar", "cent", "euro", "pound", "degree", "time", "way"}  # "18 dollars" is also "18 dollars per day"
+_NO_UNIT = set(
+    "or and not no if mod more less fewer than least most plus minus dozen half about approximately over out to".split()
 )
 _DIMENSIONS = {"2": "square", "3": "cubic"}
 _SIGN_UNIT = re.compile(r"(.*?)\s*(°|%|¢|€|£)\s*([CF])?", re.DOTALL)
@@ -42,7 +48,7 @@ def unit_apart(text: str) -> tuple[str, frozenset[str]]:
     for _ in range(3):
         if sign := _SIGN_UNIT.fullmatch(text):
             text = sign[1]
-            units.add(_UNITS.get(sign[2], sign[2]))
+            units |= {_UNITS.get(sign[2], sign[2]), *_SCALES.get(sign[3] or "", ())}
         elif (found := _TEXT_UNIT.fullmatch(text)) and (words := _unit_words(found)):
             text = found[1]
             units |= words
@@ -61,19 +67,35 @@ def radians(text: str) -> str:
 def without(text: str, units: frozenset[str]) -> str:
     """Without letters at its end that are one of these units: 5m, where the other answer says that m is one."""
     found = re.fullmatch(r"(.*\d)\s*([A-Za-z]+)(?:\^\{?[23]\}?)?", text)
-    return found[1] if found and _singular(found[2]) in units else text
+    unit = _singular(found[2]) if found else ""
+    return found[1] if found and unit in units and not conflict(frozenset({unit}), units) else text
+
+
+_FACTORS = {
+    "percent": Fraction(1, 100),
+    "hundred": Fraction(100),
+    "thousand": Fraction(1000),
+    "million": Fraction(10**6),
+    "billion": Fraction(10**9),
+    "trillion": Fraction(10**12),
+}
+
+
+def factor(units: frozenset[str]) -> Fraction:
+    """What a number with these words is multiplied by: a hundredth for "percent", 1 without such a word."""
+    return math.prod((_FACTORS[word] for word in units & _FACTORS.keys()), start=Fraction(1))
 
 
 def conflict(one: frozenset[str], other: frozenset[str]) -> bool:
     """Whether two units are different ones.
 
-    None, and "units", go with any; a word more says no more than the other ("marbles" and "blue marbles"), but a
-    square or cubic unit is another one.
+    None, and "units", go with any.  Measures must be the same, but for a rate of money; other words ("marbles" and "blue
+    marbles") have to share one.
     """
     one, other = one - _FILL, other - _FILL
     known, given = one & _KNOWN, other & _KNOWN
     if known and given:
-        return not (known <= given or given <= known) or bool((known ^ given) & {"square", "cubic"})
+        return known != given and not (known & given & _LOOSE and (known <= given or given <= known))
     return bool(one and other) and not one & other
 
 
@@ -81,6 +103,8 @@ def _unit_words(found: re.Match[str]) -> set[str]:
     """The words of a unit and its power: any that are marked as text, and bare ones that are no product of letters."""
     number, marked, bare = found[1], found[2], found[4]
     words = re.findall(r"[A-Za-z]+", marked if marked is not None else bare)
+    if _NO_UNIT & set(words):
+        return set()
     if not {"sq", "square", "cubic", "cu"} & set(words) and len(words) > 1:
         words = [word for word in words if word not in _FILL]  # "in all" is no inch
     singular = {one for word in words for one in _singular(word).split()} - {"per"}
@@ -192,7 +216,9 @@ def words(text: str) -> str | None:
     if marked != text and re.search(r"(?<![a-zA-Z'])[a-zA-Z](?![a-zA-Z'])", outside):
         return None
     found = re.findall(r"[A-Za-z']+", marked)
-    if not re.fullmatch(r"(?:[A-Za-z' .,!]|(?<=[A-Za-z])-(?=[A-Za-z]))+", marked) or (marked == text and max(map(len, found), default=0) < 4):
+    if not re.fullmatch(r"(?:[A-Za-z' .,!]|(?<=[A-Za-z])-(?=[A-Za-z]))+", marked) or (
+        marked == text and max(map(len, found), default=0) < 4
+    ):
         return None
     return re.sub(r"^(?:an?|the) ", "", " ".join(found).lower()) or None
 

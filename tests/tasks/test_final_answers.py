@@ -10,32 +10,117 @@ from ensemblehub.tasks.answers import equal_answers, final_answer, last_boxed
 from ensemblehub.tasks.gsm8k import GSM8K
 
 STATED = [
-    "The correct answer is 73", "The correct answer is: **73**", "Final answer: 73", "FINAL ANSWER: **73**", "Answer is 73",
-    "**Answer:** 73", "**Answer**: 73.", "**Answer: 73**", "**The answer is 73.**", "### Answer: 73", "answer：73",
-    "## Final Answer\n\n**73**", "**Answer**\n\n73", "Final Answer:\n73", "Thus the answer is\n\n$$\n73\n$$\n",
-    "The answer is:\n\n\\[ 73 \\]\n\nI hope it is correct.", "the final answer is \\(73\\).", "The answer is $73$!",
-    "The answer is 73!", "The answer is 73.", "The answer is 73?", "The answer is ***73***.", "The answer is `73`.",
-    "<answer>73</answer>", "<answer>\n\\(73\\)\n</answer>", "<ANSWER>73 apples</ANSWER>", "<answer>73", "A: 73", "Q: x?\n**A:** 73",
-    "She makes 9 * 2 = $<<9*2=18>>18.\nA: 73", "A: $73", "#### 73", "####73", "#### $73.00", "the answer is <<70+3=73>>73.",
-    "the answer is 5 ... #### 73", "#### 5\nThe answer is 73.", "\\boxed{5} No: the answer is 73.", "The answer is 5. \\boxed{73}",
-    "A: 5\n<answer>73</answer>", "<answer>5</answer>\n#### 73", "The answer is 73, since 70 + 3 = 73.", "The answer is 70 + 3 = 73.",
-    "The answer is $x = 73$.", "The answer is therefore 73.", "My final answer is 73", "ans: 73", "Answer = 73", "Answer → 73",
-    "The answer to this problem is 73.", "The answer, rounded to an integer, is 73.", "The answer should be 73.",
-    "The answer is equal to 73.", "The answer is 73<|im_end|>", "The answer is 73</s>", "The answer is 73\n\nQ: And then?",
-    "\\boxed{73}\n\nI checked: the answer is correct.", "\\boxed{73}\n#### Why\nIt is so.", "Put it in \\boxed{}. The answer is 73",
-    "\\boxed{73} is what goes into \\boxed{}.", "The answer is \\$73.", "The answer is $73.", "The answer is 73 miles per hour.",
-    "Answer: She has 73 apples.", "Answer: **She has 73 apples.**", "Answer: She makes **$73** every 2 days.", '{"answer": "73"}',
-    "The final answer is 73. This is because 5 + 68 = 73.", "Answer: (B) 73", "The answer is $\\textbf{(B) }73$.",
-    "Final result: 73", "The answer is 73 (seventy-three).", "\\boxed{\\text{73 apples}}", "<think>the answer is 5</think>Answer: 73",
-]  # fmt: skip
+    "The correct answer is 73",
+    "The correct answer is: **73**",
+    "Final answer: 73",
+    "FINAL ANSWER: **73**",
+    "Answer is 73",
+    "**Answer:** 73",
+    "**Answer**: 73.",
+    "**Answer: 73**",
+    "**The answer is 73.**",
+    "### Answer: 73",
+    "answer：73",
+    "## Final Answer\n\n**73**",
+    "**Answer**\n\n73",
+    "Final Answer:\n73",
+    "Thus the answer is\n\n$$\n73\n$$\n",
+    "The answer is:\n\n\\[ 73 \\]\n\nI hope it is correct.",
+    "the final answer is \\(73\\).",
+    "The answer is $73$!",
+    "The answer is 73!",
+    "The answer is 73.",
+    "The answer is 73?",
+    "The answer is ***73***.",
+    "The answer is `73`.",
+    "<answer>73</answer>",
+    "<answer>\n\\(73\\)\n</answer>",
+    "<ANSWER>73 apples</ANSWER>",
+    "<answer>73",
+    "A: 73",
+    "Q: x?\n**A:** 73",
+    "She makes 9 * 2 = $<<9*2=18>>18.\nA: 73",
+    "A: $73",
+    "#### 73",
+    "####73",
+    "#### $73.00",
+    "the answer is <<70+3=73>>73.",
+    "the answer is 5 ... #### 73",
+    "#### 5\nThe answer is 73.",
+    "\\boxed{5} No: the answer is 73.",
+    "The answer is 5. \\boxed{73}",
+    "A: 5\n<answer>73</answer>",
+    "<answer>5</answer>\n#### 73",
+    "The answer is 73, since 70 + 3 = 73.",
+    "The answer is 70 + 3 = 73.",
+    "The answer is $x = 73$.",
+    "The answer is therefore 73.",
+    "My final answer is 73",
+    "ans: 73",
+    "Answer = 73",
+    "Answer → 73",
+    "The answer to this problem is 73.",
+    "The answer, rounded to an integer, is 73.",
+    "The answer should be 73.",
+    "The answer is equal to 73.",
+    "The answer is 73<|im_end|>",
+    "The answer is 73</s>",
+    "The answer is 73\n\nQ: And then?",
+    "\\boxed{73}\n\nI checked: the answer is correct.",
+    "\\boxed{73}\n#### Why\nIt is so.",
+    "Put it in \\boxed{}. The answer is 73",
+    "\\boxed{73} is what goes into \\boxed{}.",
+    "The answer is \\$73.",
+    "The answer is $73.",
+    "The answer is 73 miles per hour.",
+    "Answer: She has 73 apples.",
+    "Answer: **She has 73 apples.**",
+    "Answer: She makes **$73** every 2 days.",
+    '{"answer": "73"}',
+    "The final answer is 73. This is because 5 + 68 = 73.",
+    "Answer: (B) 73",
+    "The answer is $\\textbf{(B) }73$.",
+    "Final result: 73",
+    "The answer is 73 (seventy-three).",
+    "\\boxed{\\text{73 apples}}",
+    "<think>the answer is 5</think>Answer: 73",
+]
 NOT_STATED = [
-    "73", "= 73.", "So we get 73", "The answer is not 73.", "The answer isn't 73.", "If the answer is 73, we are wrong.",
-    "The answer is less than 73.", "The answer is between 73 and 75.", "Is the answer 73?", "A = 73", "A. 73", "A) 73", "Area: 73",
-    "A: 73\nB: 74\nC: 75", "A: 5\nB: 73", "#### Step 73", "#### 73. Compute the sum", "\\boxed{73", "boxed{73}", "answers 73",
-    "The answer is -73", "The answer is .73", "The answer is 7.3", "The answer is 73x", "The answer is 73 or 74", "The answer is 73/2",
-    "The answer is (73, 2)", "The answer is 2 * 73", "The answer is $73!$.", "Answer: Tom has 73 apples. He eats 2.",
-    "\\boxed{73} or \\boxed{74}", "\\boxed{73}. The answer is 74.", "#### 73\n#### 74", "<answer></answer> 73",
-]  # fmt: skip
+    "73",
+    "= 73.",
+    "So we get 73",
+    "The answer is not 73.",
+    "The answer isn't 73.",
+    "If the answer is 73, we are wrong.",
+    "The answer is less than 73.",
+    "The answer is between 73 and 75.",
+    "Is the answer 73?",
+    "A = 73",
+    "A. 73",
+    "A) 73",
+    "Area: 73",
+    "A: 73\nB: 74\nC: 75",
+    "A: 5\nB: 73",
+    "#### Step 73",
+    "#### 73. Compute the sum",
+    "\\boxed{73",
+    "boxed{73}",
+    "answers 73",
+    "The answer is -73",
+    "The answer is .73",
+    "The answer is 7.3",
+    "The answer is 73x",
+    "The answer is 73 or 74",
+    "The answer is 73/2",
+    "The answer is (73, 2)",
+    "The answer is 2 * 73",
+    "The answer is $73!$.",
+    "Answer: Tom has 73 apples. He eats 2.",
+    "\\boxed{73} or \\boxed{74}",
+    "\\boxed{73}. The answer is 74.",
+    "#### 73\n#### 74",
+    "<answer></answer> 73",
+]
 
 
 @pytest.mark.parametrize("text", STATED)
@@ -106,7 +191,12 @@ def test_several_boxes_are_one_answer_where_they_are_joined(text, boxed):
 
 def test_two_boxes_are_a_set_and_one_of_them_is_not_enough():
     gold = last_boxed("so $y=\\boxed{-7}$ or $y=\\boxed{7}$.")
-    for right in ("\\boxed{7, -7}", "\\boxed{\\pm 7}", "$y = \\boxed{7}$ or $y = \\boxed{-7}$", "The answer is 7 or -7."):
+    for right in (
+        "\\boxed{7, -7}",
+        "\\boxed{\\pm 7}",
+        "$y = \\boxed{7}$ or $y = \\boxed{-7}$",
+        "The answer is 7 or -7.",
+    ):
         assert equal_answers(gold, final_answer(right))
     for wrong in ("\\boxed{7}", "\\boxed{-7}", "\\boxed{7} or \\boxed{8}", "\\boxed{7, -7, 0}"):
         assert not equal_answers(gold, final_answer(wrong))
@@ -117,7 +207,9 @@ def test_two_boxes_are_a_set_and_one_of_them_is_not_enough():
 def test_gsm8k_s_own_labelled_solutions_are_read(tmp_path):
     """Their form, as published with GSM8K."""
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"question": "How much?", "answer": "16 - 3 - 4 = <<16-3-4=9>>9\\n9 * 2 = $<<9*2=18>>18\\n#### 18"}\n')
+    path.write_text(
+        '{"question": "How much?", "answer": "16 - 3 - 4 = <<16-3-4=9>>9\\n9 * 2 = $<<9*2=18>>18\\n#### 18"}\n'
+    )
     task = GSM8K(data=path)
     (item,) = task.items("test")
     right = "She has 9 eggs for sale so 2 * 9 = $<<2*9=18>>18 per day\nA: 18"
@@ -127,9 +219,30 @@ def test_gsm8k_s_own_labelled_solutions_are_read(tmp_path):
 
 
 HOSTILE = [
-    "\\boxed{", "{", "}", "\\boxed ", "\\boxed{1},", "\\boxed{} ", "$", "\\", "9", "the answer is ", "answer to ", "final answer\n",
-    "#### ", "<answer>", "A:\n", "\n", " ", "**", "<<", "\\frac{1}{", "½", "(", "\ud800",
-]  # fmt: skip
+    "\\boxed{",
+    "{",
+    "}",
+    "\\boxed ",
+    "\\boxed{1},",
+    "\\boxed{} ",
+    "$",
+    "\\",
+    "9",
+    "the answer is ",
+    "answer to ",
+    "final answer\n",
+    "#### ",
+    "<answer>",
+    "A:\n",
+    "\n",
+    " ",
+    "**",
+    "<<",
+    "\\frac{1}{",
+    "½",
+    "(",
+    "\ud800",
+]
 
 
 @pytest.mark.parametrize("unit", HOSTILE)
@@ -141,7 +254,11 @@ def test_a_megabyte_of_anything_takes_time_in_proportion(unit):
         assert time.process_time() - started < 4  # about 0.4; quadratic ones took minutes
 
 
-@given(st.lists(st.sampled_from([*HOSTILE, "\\boxed{1}", " or ", "answer", " is ", ":", "A", "#", ".", "x=", "1"]), max_size=40))
+@given(
+    st.lists(
+        st.sampled_from([*HOSTILE, "\\boxed{1}", " or ", "answer", " is ", ":", "A", "#", ".", "x=", "1"]), max_size=40
+    )
+)
 def test_finding_never_fails(parts):
     text = "".join(parts)
     answer = final_answer(text)
