@@ -261,8 +261,11 @@ def _without_choice(text: str) -> str:
 
 
 def _rounded(gold: str, answer: str, known: Fraction, given: Fraction) -> bool:
-    """Whether one is a long decimal that the other, no decimal, rounds to."""
-    within, other = quantities.rounding(gold), quantities.rounding(answer)
-    if (within and quantities.decimals(answer)) or (other and quantities.decimals(gold)):
+    """Whether one is a floating-point number near the other, or a long decimal that the other rounds to."""
+    apart = abs(known - given)
+    if quantities.is_float(gold) or quantities.is_float(answer):
+        return apart <= abs(known) * quantities.FLOAT_ERROR
+    if quantities.decimals(gold) and quantities.decimals(answer):
         return False
-    return bool(within or other) and abs(known - given) <= (within or other or 0)
+    within = quantities.rounding(gold) or quantities.rounding(answer)
+    return within is not None and apart <= within

@@ -254,7 +254,8 @@ def _amount(sentence: str) -> str | None:
 def _sentence(text: str) -> tuple[str, str]:
     """The first sentence or display formula, without emphasis, full stop and reasons; and the rest of its line."""
     text = _CALCULATION.sub("", _ENDS.split(text, maxsplit=1)[0])
-    text = text[_LEAD.match(text).end() :]
+    lead = _LEAD.match(text)
+    text = text[lead.end() :] if lead else text
     if display := _DISPLAY.match(text):
         return next(part for part in display.groups()[1::2] if part).strip(), ""
     line = text.partition("\n")[0]

@@ -108,9 +108,12 @@ _PLAIN: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     for pattern, by in (
         (r"(?<=[\w)\]}])\s*\*\*\s*(?=[\w({\\+-])", "^"),  # x**2
         (r"(?<![a-zA-Z\\])cbrt\s*(?=[\d(])|\\cbrt(?![a-zA-Z])", r"\\sqrt[3]"),
-        (r"(?<!\\)sqrt(?=\s*[\d({\\a-z])", r"\\sqrt"),
+        (r"(?<!\\)sqrt(?=\s*[\d({\[\\a-z])", r"\\sqrt"),
         (r"(?<![a-zA-Z\\])abs\(([^()]*)\)", r"|\1|"),
+        (r"(?<![a-zA-Z\\])frac(?=\s*\{)", r"\\frac"),
+        (r"(?<![a-zA-Z\\])Pi(?![a-zA-Z])", "pi"),
         (r"(?<![a-zA-Z\\])(pi|theta|alpha|beta)(?![a-zA-Z])", r"\\\1 "),
+        (r"(?<![\w\\.])(\d*\.?\d+)[eE]([+-]?\d{1,3})(?![\w.])", r"\1\\times 10^{\2}"),
         (r"(?<![a-zA-Z\\])pi(?=(?:sqrt|\\)|[a-z](?![a-z]))", r"\\pi "),
         (
             r"(?<![a-zA-Z\\])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp)(?=\s*[\d(^_\\])",
@@ -192,6 +195,7 @@ def upright(text: str) -> str:
 
 
 def _upright(inside: str, before: str) -> str:
+    inside = re.sub(r"(?<!\\)\\[,;: ](?=\s*[a-zA-Z])|~", " ", inside)  # \text{18\,dollars}
     inside = upright(inside) if "\\" in inside else inside
     word = inside.strip()
     if len(word) == 1 and word.isalpha():

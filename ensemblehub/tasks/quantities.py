@@ -25,15 +25,19 @@ _KNOWN = {
     "cubic", "square", "pound", "euro", "way", "time", "hour", "minute", "second", "celsius", "fahrenheit",
 } - {"mile per hour"} | {"mile", "hour"}  # fmt: skip
 _FILL = {"of", "in", "the", "a", "an", "at", "on", "each", "every", "all", "total", "altogether", "per", "for", "unit"}
-_POWER = r"(?:\s*\^\s*\{?\s*([23])\s*\}?)?"
+_POWER = r"(?:\s*\^\s*\{?\s*(-?[1-3])\s*\}?)?"
 _TEXT_UNIT = re.compile(
     rf"(.*?)\s*(?:\\text\{{([^{{}}]*)\}}{_POWER}|(?<=[\d}}\s)])([A-Za-z][A-Za-z /',-]+){_POWER})\s*", re.DOTALL
 )
 _SCALES = {"C": ("celsius",), "F": ("fahrenheit",)}
 _LOOSE = {"dollar", "cent", "euro", "pound", "degree", "time", "way"}  # "18 dollars" is also "18 dollars per day"
-_NO_UNIT = set(
-    "or and not no if mod more less fewer than least most plus minus dozen half about approximately over out to".split()
+_NO_UNIT = frozenset(
+    (
+        *("or", "and", "not", "no", "if", "mod", "more", "less", "fewer", "than", "least", "most", "over", "out", "to"),
+        *("plus", "minus", "dozen", "half", "about", "approximately"),
+    )
 )
+FLOAT_ERROR = Fraction(1, 10**14)  # relative, of floating-point numbers
 _DIMENSIONS = {"2": "square", "3": "cubic"}
 _SIGN_UNIT = re.compile(r"(.*?)\s*(°|%|¢|€|£)\s*([CF])?", re.DOTALL)
 _MONEY = re.compile(r"([+-]?)\s*(?:\\\$|\$|€|£|US\\?\$)\s*(.+)", re.DOTALL)
@@ -89,8 +93,8 @@ def factor(units: frozenset[str]) -> Fraction:
 def conflict(one: frozenset[str], other: frozenset[str]) -> bool:
     """Whether two units are different ones.
 
-    None, and "units", go with any.  Measures must be the same, but for a rate of money; other words ("marbles" and "blue
-    marbles") have to share one.
+    None, and "units", go with any.  Measures must be the same, but for a rate of money; other words have to share one
+    ("marbles" and "blue marbles").
     """
     one, other = one - _FILL, other - _FILL
     known, given = one & _KNOWN, other & _KNOWN
@@ -190,9 +194,25 @@ def rounding(text: str) -> Fraction | None:
 
     That takes six digits after the point and five that count, or nine that count: 0.333333, but not 0.000003.
     """
-    after, counting = decimals(text), len(re.sub(r"\D", "", text).lstrip("0"))
+    if is_float(text):
+        return abs(number(text) or Fraction(0)) * FLOAT_ERROR
+    after, counting = decimals(text), _counting(text)
     long_enough = (after >= 6 and counting >= 5) or (after >= 1 and counting >= 9)
     return Fraction(1, 2 * 10**after) if long_enough else None
+
+
+_FLOAT = re.compile(r"[+-]?(\d*\.\d+)(?:\s*\\times\s*10\^\{[+-]?\d{1,3}\})?")
+
+
+def is_float(text: str) -> bool:
+    """Whether a decimal has as many digits as a computer's floating-point number: 0.30000000000000004."""
+    found = _FLOAT.fullmatch(text.strip())
+    return found is not None and _counting(found[1]) >= 15
+
+
+def _counting(text: str) -> int:
+    """The digits that count: without zeros in front."""
+    return len(re.sub(r"\D", "", text).lstrip("0"))
 
 
 _BASED = re.compile(
