@@ -248,10 +248,9 @@ HOSTILE = [
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_a_megabyte_of_anything_takes_time_in_proportion(unit):
     text = unit * (1_000_000 // len(unit))
-    for whole in (text, f"\\boxed{{{text}", f"The answer is:{text}"):
-        started = time.process_time()
-        equal_answers("73", final_answer(whole) or "")
-        assert time.process_time() - started < 4  # about 0.4; quadratic ones took minutes
+    started = time.process_time()
+    equal_answers("73", final_answer(f"The answer is:{text}\\boxed{{{text}") or "")
+    assert time.process_time() - started < 5  # of two megabytes about 0.6; quadratic ones took minutes
 
 
 @given(
