@@ -18,6 +18,8 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +27,7 @@ from ensemblehub.errors import EnsembleHubError, MissingExtraError
 
 Kind = Literal["value", "relation"]
 
-SECONDS = 5.0  # of processor time for one comparison
+SECONDS = 0.5  # of processor time for one comparison
 WALL_SECONDS = 30.0  # for one comparison, on a machine that others use too
 START_SECONDS = 120.0
 MEGABYTES = 1024  # of address space
@@ -35,14 +37,21 @@ _REPLY_BYTES = 64
 
 
 class TooCostlyError(Exception):
-    """A comparison went over its limits; its worker is no more."""
+    """A comparison went over its limits."""
+
+
+@dataclass
+class Budget:
+    """Seconds of processor time that several comparisons may take together."""
+
+    seconds: float
 
 
 class Worker:
     """One process; used by one thread at a time."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-P", "-B", str(_WORKER), str(MEGABYTES), str(SECONDS)]
+        command = [sys.executable, "-P", "-B", str(_WORKER), str(MEGABYTES)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
@@ -58,16 +67,16 @@ class Worker:
             self.close()
             raise EnsembleHubError(f"the process that compares answers does not start: {ready!r}")
 
-    def ask(self, gold: str, answer: str, kind: Kind) -> bool | None:
-        """What the process finds; `TooCostlyError` where it is no more."""
+    def ask(self, question: list[str | float | None]) -> tuple[bool | str | None, float]:
+        """What the process finds, "costly" where it gave up, and its seconds; `TooCostlyError` where it is no more."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps([gold, answer, kind]).encode() + b"\n")
+            self.process.stdin.write(json.dumps(question).encode() + b"\n")
             self.process.stdin.flush()
         except OSError as error:
             raise TooCostlyError from error
-        found: bool | None = json.loads(self._line(WALL_SECONDS))
-        return found
+        found, seconds = json.loads(self._line(WALL_SECONDS))
+        return found, seconds
 
     def _line(self, seconds: float) -> bytes:
         assert self.process.stdout is not None
@@ -104,8 +113,14 @@ class Workers:
         for _ in range(count):
             self._places.put(None)
 
-    def compare(self, gold: str, answer: str, kind: Kind) -> bool | None:
+    def compare(
+        self, gold: str, answer: str, kind: Kind, within: Fraction | None = None, budget: Budget | None = None
+    ) -> bool | None:
         """Whether two expressions are equal; None where one of them is not understood.
+
+        Args:
+            within: how far two numbers may be apart; None compares exactly.
+            budget: what this and other comparisons may take together; the time is taken from it.
 
         Raises:
             TooCostlyError: it went over its limits.
@@ -114,17 +129,25 @@ class Workers:
         """
         if importlib.util.find_spec("math_verify") is None:
             raise MissingExtraError("comparing these answers needs math-verify: pip install 'ensemblehub[eval]'")
+        budget = budget or Budget(SECONDS)
+        if budget.seconds <= 0:
+            raise TooCostlyError
+        question = [gold, answer, kind, None if within is None else str(within), min(SECONDS, budget.seconds)]
         worker = self._places.get()
         try:
             if worker is None or worker.process.poll() is not None:
                 worker = self._replace(worker)
-            return worker.ask(gold, answer, kind)
+            found, seconds = worker.ask(question)
         except BaseException:
             self._end(worker)  # it may be in the middle of an answer
             worker = None
             raise
         finally:
             self._places.put(worker)
+        budget.seconds -= seconds
+        if isinstance(found, str):
+            raise TooCostlyError
+        return found
 
     def _replace(self, worker: Worker | None) -> Worker:
         self._end(worker)
@@ -150,9 +173,11 @@ class Workers:
 _workers = Workers()
 
 
-def compare(gold: str, answer: str, kind: Kind) -> bool | None:
+def compare(
+    gold: str, answer: str, kind: Kind, within: Fraction | None = None, budget: Budget | None = None
+) -> bool | None:
     """`Workers.compare` of this process's workers."""
-    return _workers.compare(gold, answer, kind)
+    return _workers.compare(gold, answer, kind, within, budget)
 
 
 def close() -> None:

@@ -12,69 +12,19 @@ from functools import lru_cache
 
 from ensemblehub.tasks import algebra, notation, quantities
 from ensemblehub.tasks.algebra import TooCostlyError
+from ensemblehub.tasks.final_answers import final_answer, last_boxed
+
+__all__ = ["equal_answers", "final_answer", "last_boxed"]
 
 LONGEST_TEXT = 2000  # characters of an answer that is read at all; longer ones are compared as texts
 LONGEST_ANSWER = 400  # characters that are given to algebra
 MOST_PARTS = 2000  # comparisons for one pair of answers, of parts with parts
 MOST_ALGEBRA = 64  # of them by algebra
-LEAST_DIGITS = 6  # after the point, of a decimal that stands for a rounded value
-_PHRASE = re.compile(r"the\s+(?:final\s+)?answer\s+is\s*:?\s*", re.IGNORECASE)
-_BOXED = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
-_HASHES = re.compile(r"####[ \t]*([^\n]+)")
+MOST_SECONDS = 0.8  # of processor time for those
 _RELATION = re.compile(r"[<>]|\\[lgn]e(?![a-z])")
 _CONTENT = re.compile(r"[0-9A-Za-z]")
 # Powers of very large exponents, towers of powers, and factorials of large numbers: not worth a process's time.
 _EXPLOSIVE = re.compile(r"\^\s*\{?\s*[+-]?\d{6,}|\d\s*\^\s*\{?\s*\d+\s*\^|\*\*|\d{5,}\s*!|!\s*!")
-
-
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete ``\boxed{...}``, ``\fbox`` or ``\framebox``, braces balanced; or None.
-
-    Without braces (``\boxed 7``) it is what follows up to a dollar or the end of the line.
-    """
-    for found in reversed(list(_BOXED.finditer(text))):
-        if text[found.end() : found.end() + 1] == "{":
-            content = _braced(text, found.end())
-        else:
-            content = re.split(r"[$\n]", text[found.end() :], maxsplit=1)[0].strip().rstrip(".") or None
-        if content is not None:
-            return content.strip()
-    return None
-
-
-def _braced(text: str, start: int) -> str | None:
-    """What stands between the brace at `start` and the one that closes it."""
-    depth, position = 0, start
-    while position < len(text):
-        character = text[position]
-        if character == "\\":
-            position += 1  # an escaped brace is not a brace
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start + 1 : position]
-        position += 1
-    return None
-
-
-def final_answer(text: str) -> str | None:
-    r"""The last ``\boxed{...}``, else what the last "the answer is" says, else what follows the last ``####``.
-
-    What stands before ``</think>`` is no answer.  "The answer is" reaches to the end of its line or sentence.
-    """
-    text = text.rpartition("</think>")[2]
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed
-    phrases = list(_PHRASE.finditer(text))
-    if phrases:
-        line = text[phrases[-1].end() :].partition("\n")[0]
-        sentence = re.split(r"\.(?:\s|$)", line, maxsplit=1)[0]
-        return sentence.strip(" \t.*$:") or None
-    hashes = _HASHES.findall(text)
-    return hashes[-1].strip(" \t.*$") or None if hashes else None
 
 
 def equal_answers(gold: str, answer: str) -> bool:
@@ -122,6 +72,7 @@ class Comparison:
 
     def __init__(self) -> None:
         self.parts, self.algebra = MOST_PARTS, MOST_ALGEBRA
+        self.budget = algebra.Budget(MOST_SECONDS)
 
     def same(self, gold: str, answer: str) -> bool:
         """Whether two cleaned texts mean the same."""
@@ -149,6 +100,9 @@ class Comparison:
                     return self._ordered(notation.elements(inner.inside, inside=True), other)
                 elif inner and inner.opening == r"\{":
                     parts[:] = notation.elements(inner.inside, inside=True)
+        names = [{notation.assigned(part)[0] for part in parts} for parts in (golds, answers)]
+        if {""} in names and max(map(len, names)) > 1:
+            return self._ordered(golds, answers)  # x = 1, y = 2 and 1, 2
         return self._unordered(golds, answers)
 
     def _ordered(self, golds: list[str], answers: list[str]) -> bool:
@@ -157,14 +111,11 @@ class Comparison:
     def _unordered(self, golds: list[str], answers: list[str]) -> bool:
         golds = list(dict.fromkeys(one for part in golds for one in notation.plus_minus(part)))
         answers = list(dict.fromkeys(one for part in answers for one in notation.plus_minus(part)))
-        if len(golds) != len(answers):
-            return False
-        for gold in golds:
-            match = next((answer for answer in answers if self.same(gold, answer)), None)
-            if match is None:
-                return False
-            answers.remove(match)
-        return True
+        return self._among(golds, answers) and self._among(answers, golds)
+
+    def _among(self, some: list[str], others: list[str]) -> bool:
+        """Whether each of some is among the others; what is written alike is found first."""
+        return all(any(self.same(one, other) for other in sorted(others, key=one.__ne__)) for one in some)
 
     def _named(self, gold: str, answer: str) -> bool:
         """Without the names of what is equal to something; equations."""
@@ -222,8 +173,13 @@ class Comparison:
         bases = quantities.based(gold), quantities.based(answer)
         if any(bases):
             return _without_ten(gold, bases[0]) == _without_ten(answer, bases[1])
-        if _choice(gold) and _choice(gold) == _choice(answer):
-            return True
+        if any(re.search(r"(?<![a-zA-Z_{])\d+\}?\s*_", text) for text in (gold, answer)):
+            return False  # a base that does not fit, or a name that is none
+        letters = _choice(gold), _choice(answer)
+        if all(letters):
+            return letters[0] == letters[1]
+        if any(letters) and (_without_choice(gold), _without_choice(answer)) != (gold, answer):
+            return self.same(_without_choice(gold), _without_choice(answer))
         texts = quantities.words(gold), quantities.words(answer)
         if all(texts):
             return texts[0] == texts[1]
@@ -233,11 +189,15 @@ class Comparison:
         gold, answer = quantities.without(gold, other - unit), quantities.without(answer, unit - other)
         known, given = quantities.number(gold), quantities.number(answer)
         if known is not None and given is not None:
-            part, hundredth = ("percent" in one for one in (unit, other))
-            shares = known / (100 if part else 1), given / (100 if hundredth else 1)
-            return known == given or shares[0] == shares[1] or _rounded(gold, answer, known, given)
+            factors = quantities.factor(unit), quantities.factor(other)
+            if known * factors[0] == given * factors[1]:
+                return True
+            plain = factors[0] == factors[1] or not unit or not other
+            return plain and (known == given or _rounded(gold, answer, known, given))
         if any(texts) or r"\text" in gold + answer:
-            return quantities.letters(texts[0] or gold) == quantities.letters(texts[1] or answer) != ""
+            return quantities.spelled(texts[0] or gold) == quantities.spelled(texts[1] or answer) != ""
+        if any(gold.count(mark) != answer.count(mark) for mark in ("'", r"\ldots")):
+            return False  # the parser does not see them
         return self._algebra(gold, answer, "relation" if _RELATION.search(gold + answer) else "value")
 
     def _algebra(self, gold: str, answer: str, kind: algebra.Kind) -> bool:
@@ -249,7 +209,8 @@ class Comparison:
         self.algebra -= 1
         if self.algebra < 0:
             raise TooCostlyError
-        return bool(algebra.compare(gold, answer, kind))
+        within = quantities.rounding(gold) or quantities.rounding(answer)
+        return bool(algebra.compare(gold, answer, kind, within, self.budget))
 
 
 def _intervals(gold: str, answer: str) -> tuple[str, str]:
@@ -283,16 +244,28 @@ def _without_ten(text: str, base: tuple[str, int] | None) -> tuple[str, int]:
     return base or (text.strip(), 10)
 
 
+_CHOICE = re.compile(r"\(([A-J])\)\s*(.*)|([A-J])(?:[.:)]\s+(.*))?", re.DOTALL)
+
+
 def _choice(text: str) -> str:
-    """The letter of a choice, with or without its text: ``C``, ``(C)``, ``(C) 12``, ``C. 12``."""
-    found = re.fullmatch(r"\(([A-J])\).*|([A-J])(?:[.:)]\s.*)?", text, re.DOTALL)
-    return (found[1] or found[2]) if found else ""
+    """The letter of a choice, with or without its text: ``C``, ``(C)``, ``(C) 12``, ``C. 12``, ``option C``."""
+    bare = re.sub(r"^(?:\\text\{\s*)?(?:(?:[Oo]ption|[Cc]hoice)\s+)?", "", text).removesuffix("}")
+    found = _CHOICE.fullmatch(bare)
+    return (found[1] or found[3]) if found else ""
+
+
+def _without_choice(text: str) -> str:
+    """The text of a choice: ``12`` of ``(C) 12``; any other answer as it is."""
+    found = _CHOICE.fullmatch(text)
+    return ((found[2] or found[4]) if found else "") or text
 
 
 def _rounded(gold: str, answer: str, known: Fraction, given: Fraction) -> bool:
-    """Whether one is a decimal of six digits or more that the other, no decimal, rounds to."""
-    for text, value, other, exact in ((gold, known, answer, given), (answer, given, gold, known)):
-        digits = quantities.decimals(text)
-        if digits >= LEAST_DIGITS and not quantities.decimals(other):
-            return abs(value - exact) <= Fraction(1, 2 * 10**digits)
-    return False
+    """Whether one is a floating-point number near the other, or a long decimal that the other rounds to."""
+    apart = abs(known - given)
+    if quantities.is_float(gold) or quantities.is_float(answer):
+        return apart <= abs(known) * quantities.FLOAT_ERROR
+    if quantities.decimals(gold) and quantities.decimals(answer):
+        return False
+    within = quantities.rounding(gold) or quantities.rounding(answer)
+    return within is not None and apart <= within

@@ -5,6 +5,7 @@ Reads text; knows no algebra and decides no equality.
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 
@@ -21,12 +22,23 @@ _UNITS = {
 }  # fmt: skip
 _KNOWN = {
     *_UNITS.values(), "unit", "day", "week", "month", "year", "mile", "dollar", "cent", "percent", "degree", "radian",
-    "cubic", "square", "per", "pound", "euro", "way", "time", "hour", "minute", "second",
-}  # fmt: skip
-_POWER = r"(?:\s*\^\s*\{?\s*[23]\s*\}?)?"
+    "cubic", "square", "pound", "euro", "way", "time", "hour", "minute", "second", "celsius", "fahrenheit",
+} - {"mile per hour"} | {"mile", "hour"}  # fmt: skip
+_FILL = {"of", "in", "the", "a", "an", "at", "on", "each", "every", "all", "total", "altogether", "per", "for", "unit"}
+_POWER = r"(?:\s*\^\s*\{?\s*(-?[1-3])\s*\}?)?"
 _TEXT_UNIT = re.compile(
-    rf"(.*?)\s*(?:\\text\{{([^{{}}]*)\}}{_POWER}|(?<=[\d}}\s)])([A-Za-z][A-Za-z /-]+){_POWER})\s*", re.DOTALL
+    rf"(.*?)\s*(?:\\text\{{([^{{}}]*)\}}{_POWER}|(?<=[\d}}\s)])([A-Za-z][A-Za-z /',-]+){_POWER})\s*", re.DOTALL
 )
+_SCALES = {"C": ("celsius",), "F": ("fahrenheit",)}
+_LOOSE = {"dollar", "cent", "euro", "pound", "degree", "time", "way"}  # "18 dollars" is also "18 dollars per day"
+_NO_UNIT = frozenset(
+    (
+        *("or", "and", "not", "no", "if", "mod", "more", "less", "fewer", "than", "least", "most", "over", "out", "to"),
+        *("plus", "minus", "dozen", "half", "about", "approximately"),
+    )
+)
+FLOAT_ERROR = Fraction(1, 10**14)  # relative, of floating-point numbers
+_DIMENSIONS = {"2": "square", "3": "cubic"}
 _SIGN_UNIT = re.compile(r"(.*?)\s*(°|%|¢|€|£)\s*([CF])?", re.DOTALL)
 _MONEY = re.compile(r"([+-]?)\s*(?:\\\$|\$|€|£|US\\?\$)\s*(.+)", re.DOTALL)
 
@@ -40,12 +52,8 @@ def unit_apart(text: str) -> tuple[str, frozenset[str]]:
     for _ in range(3):
         if sign := _SIGN_UNIT.fullmatch(text):
             text = sign[1]
-            units.add(_UNITS.get(sign[2], sign[2]))
-        elif (
-            (found := _TEXT_UNIT.fullmatch(text))
-            and re.search(r"[\d\\]", found[1])
-            and (words := _unit_words(found[2], found[3]))
-        ):
+            units |= {_UNITS.get(sign[2], sign[2]), *_SCALES.get(sign[3] or "", ())}
+        elif (found := _TEXT_UNIT.fullmatch(text)) and (words := _unit_words(found)):
             text = found[1]
             units |= words
         else:
@@ -63,24 +71,55 @@ def radians(text: str) -> str:
 def without(text: str, units: frozenset[str]) -> str:
     """Without letters at its end that are one of these units: 5m, where the other answer says that m is one."""
     found = re.fullmatch(r"(.*\d)\s*([A-Za-z]+)(?:\^\{?[23]\}?)?", text)
-    return found[1] if found and _singular(found[2]) in units else text
+    unit = _singular(found[2]) if found else ""
+    return found[1] if found and unit in units and not conflict(frozenset({unit}), units) else text
+
+
+_FACTORS = {
+    "percent": Fraction(1, 100),
+    "hundred": Fraction(100),
+    "thousand": Fraction(1000),
+    "million": Fraction(10**6),
+    "billion": Fraction(10**9),
+    "trillion": Fraction(10**12),
+}
+
+
+def factor(units: frozenset[str]) -> Fraction:
+    """What a number with these words is multiplied by: a hundredth for "percent", 1 without such a word."""
+    return math.prod((_FACTORS[word] for word in units & _FACTORS.keys()), start=Fraction(1))
 
 
 def conflict(one: frozenset[str], other: frozenset[str]) -> bool:
-    """Whether two units are different ones; none, and "units", go with any."""
-    one, other = one - {"unit"}, other - {"unit"}
+    """Whether two units are different ones.
+
+    None, and "units", go with any.  Measures must be the same, but for a rate of money; other words have to share one
+    ("marbles" and "blue marbles").
+    """
+    one, other = one - _FILL, other - _FILL
+    known, given = one & _KNOWN, other & _KNOWN
+    if known and given:
+        return known != given and not (known & given & _LOOSE and (known <= given or given <= known))
     return bool(one and other) and not one & other
 
 
-def _unit_words(marked: str | None, bare: str | None) -> set[str]:
-    """The words, if they are a unit: any that are marked as text, and bare ones that are no product of letters."""
-    words = re.findall(r"[A-Za-z]+", marked if marked is not None else bare or "")
-    singular = {one for word in words for one in _singular(word).split()}
+def _unit_words(found: re.Match[str]) -> set[str]:
+    """The words of a unit and its power: any that are marked as text, and bare ones that are no product of letters."""
+    number, marked, bare = found[1], found[2], found[4]
+    words = re.findall(r"[A-Za-z]+", marked if marked is not None else bare)
+    if _NO_UNIT & set(words):
+        return set()
+    if not {"sq", "square", "cubic", "cu"} & set(words) and len(words) > 1:
+        words = [word for word in words if word not in _FILL]  # "in all" is no inch
+    singular = {one for word in words for one in _singular(word).split()} - {"per"}
+    if not re.search(r"[\d\\]", number) and (not number.strip() or marked is None or not singular <= _KNOWN):
+        return set()
     if marked is None and not all(_singular(word) in _KNOWN or word in _UNITS or len(word) > 3 for word in words):
         return set()
     if bare and re.search(r"sqrt|frac|sin|cos|tan|log|infty|theta", bare):
         return set()
-    return singular
+    power = _DIMENSIONS.get(found[3] or found[5] or "")
+    return singular | {power} if power and singular else singular
 
 
 def _singular(word: str) -> str:
@@ -109,7 +148,7 @@ _WORDS = (
 
 def number(text: str) -> Fraction | None:
     """The exact value of an integer, decimal, fraction, mixed or scientific number, or of a word up to twenty."""
-    text = text.strip()
+    text = re.sub(r"\\text\{([a-z]+)\}", r"\1", text.strip())
     if len(text) > 400:
         return None
     if text.lower() in _WORDS:
@@ -150,6 +189,32 @@ def decimals(text: str) -> int:
     return len(found[1]) if found else 0
 
 
+def rounding(text: str) -> Fraction | None:
+    """Half a unit of the last digit of a decimal that is long enough to stand for the value that it is rounded from.
+
+    That takes six digits after the point and five that count, or nine that count: 0.333333, but not 0.000003.
+    """
+    if is_float(text):
+        return abs(number(text) or Fraction(0)) * FLOAT_ERROR
+    after, counting = decimals(text), _counting(text)
+    long_enough = (after >= 6 and counting >= 5) or (after >= 1 and counting >= 9)
+    return Fraction(1, 2 * 10**after) if long_enough else None
+
+
+_FLOAT = re.compile(r"[+-]?(\d*\.\d+)(?:\s*\\times\s*10\^\{[+-]?\d{1,3}\})?")
+
+
+def is_float(text: str) -> bool:
+    """Whether a decimal has as many digits as a computer's floating-point number: 0.30000000000000004."""
+    found = _FLOAT.fullmatch(text.strip())
+    return found is not None and _counting(found[1]) >= 15
+
+
+def _counting(text: str) -> int:
+    """The digits that count: without zeros in front."""
+    return len(re.sub(r"\D", "", text).lstrip("0"))
+
+
 _BASED = re.compile(
     r"(?:\\text\s*\{|\()?\s*([0-9A-Fa-f]+)\s*[})]?\s*_\s*\{?\s*(?:\\text\{\s*)?(\d+|[a-z]+)\s*\}?\s*\}?"
 )
@@ -167,13 +232,19 @@ def based(text: str) -> tuple[str, int] | None:
 
 def words(text: str) -> str | None:
     r"""The words of an answer that is words (``\text{even}``, ``East``) in lower case; None if it is mathematics."""
-    marked = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
+    marked, outside = (re.sub(r"\\text\s*\{([^{}]*)\}", by, text) for by in (r" \1 ", " "))
+    if marked != text and re.search(r"(?<![a-zA-Z'])[a-zA-Z](?![a-zA-Z'])", outside):
+        return None
     found = re.findall(r"[A-Za-z']+", marked)
-    if not re.fullmatch(r"[A-Za-z' .,!-]+", marked) or (marked == text and max(map(len, found), default=0) < 4):
+    if not re.fullmatch(r"(?:[A-Za-z' .,!]|(?<=[A-Za-z])-(?=[A-Za-z]))+", marked) or (
+        marked == text and max(map(len, found), default=0) < 4
+    ):
         return None
     return re.sub(r"^(?:an?|the) ", "", " ".join(found).lower()) or None
 
 
-def letters(text: str) -> str:
-    """Letters and digits only, in lower case, without the mark of text."""
-    return re.sub(r"[^a-z0-9]", "", text.replace("\\text", "").lower())
+def spelled(text: str) -> str:
+    """Words and mathematics in one spelling: without spaces, braces and the mark of text; signs stay as they are."""
+    text = re.sub(r"(?<=[a-zA-Z]{2})-(?=[a-zA-Z]{2})", "", text)  # two-thirds
+    text = re.sub(r"\\text(?![a-zA-Z])|[\s{}'\"~!]|[.,;:](?!\d)", "", text)
+    return re.sub(r"[A-Za-z]{2,}", lambda found: found[0].lower(), text)

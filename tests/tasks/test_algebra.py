@@ -18,7 +18,7 @@ from ensemblehub.tasks import algebra
 from ensemblehub.tasks.algebra import TooCostlyError, Workers
 from ensemblehub.tasks.answers import equal_answers
 
-COSTLY = "((9!)!)!", "(x+y+z)^{999}", "\\int_0^1 e^{x^{x^x}} dx", "\\binom{99999999}{49999999}"
+COSTLY = "((9!)!)!", "\\sum_{k=1}^{99999} \\frac{1}{k}", "\\int_0^1 e^{x^{x^x}} dx", "\\binom{99999999}{49999999}"
 
 
 def running(workers):
@@ -147,7 +147,7 @@ SCRIPT = """
     assert not heavy & set(sys.modules)
     print(*(worker.process.pid for worker in algebra._workers._alive), flush=True)
     if sys.argv[1] == "busy":
-        threading.Thread(target=answers.equal_answers, args=("x", "(x+y+z)^{999}"), daemon=True).start()
+        threading.Thread(target=answers.equal_answers, args=("x", "((9!)!)!"), daemon=True).start()
         time.sleep(1)
     if sys.argv[1] == "wait":
         time.sleep(60)
