@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from ensemblehub import registry, studio
-from ensemblehub.config import WHERE_IT_RUNS, Config
+from ensemblehub.config import Config
 from ensemblehub.cost import Ledger
 from ensemblehub.dataset import BadExample, Example, read_items
 from ensemblehub.ensemble_methods.ensemble import Ensemble, attribution, fold
