@@ -99,7 +99,7 @@ def confusion() -> Found:
     """The labelled pairs by category: right and wrong ones, each in both directions."""
     table: dict[str, dict[str, int]] = {}
     confused = []
-    for line in PAIRS.read_text().splitlines():
+    for line in filter(None, PAIRS.read_bytes().split(b"\n")):
         pair = json.loads(line)
         row = table.setdefault(
             pair["category"], dict.fromkeys(("equal_yes", "equal_no", "unequal_yes", "unequal_no"), 0)

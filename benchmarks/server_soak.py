@@ -303,7 +303,7 @@ def main() -> None:
         journal.touch()
         with load.server(config(journal)) as (url, running):
             work, memory, after = asyncio.run(watched(url, running, options.clients, seconds))
-        found = judged(work.asked, [json.loads(line) for line in journal.read_text().splitlines()])
+        found = judged(work.asked, [json.loads(line) for line in journal.read_bytes().split(b"\n") if line])
     late = found.pop("late")
     found |= {**after, **grown(memory, seconds)}
     record = {"conditions": where, "seconds": seconds, "clients": options.clients, **found}

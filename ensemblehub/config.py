@@ -36,6 +36,11 @@ from ensemblehub.sections import (
 from ensemblehub.yaml_file import YamlFile
 
 log = logging.getLogger(__name__)
+WHERE_IT_RUNS = {  # and how patiently; not what it says
+    "device", "max_memory", "num_gpus", "threads", "batch_rows", "batch", "n_gpu_layers", "prefix_cache_tokens",
+    "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "lookahead", "api_key_env", "patience",
+    "concurrency",
+}  # fmt: skip
 DEFAULT = "ensemble"  # the name of the ensemble that is not given one
 
 
@@ -142,6 +147,10 @@ class Config(Section):
             if shared.pop("use_eager_attention", False):
                 shared.setdefault("attn_implementation", "eager")
         return {key: value for key, value in shared.items() if key not in NO_EFFECT} | spec.options
+
+    def deciding(self, spec: ModelSpec) -> dict[str, Any]:
+        """The options of a model's engine that decide what it says, not where and how patiently it runs."""
+        return {key: value for key, value in self.options(spec).items() if key not in WHERE_IT_RUNS}
 
     @property
     def notes(self) -> list[str]:

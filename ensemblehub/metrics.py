@@ -20,7 +20,7 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     share, spread = successes / n, _Z95**2 / n
     centre = (share + spread / 2) / (1 + spread)
     half = _Z95 * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # rounding must not cut it off
 
 
 def paired_bootstrap(a: ArrayLike, b: ArrayLike, resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:

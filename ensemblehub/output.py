@@ -16,16 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ensemblehub.config import Config
+from ensemblehub.config import WHERE_IT_RUNS, Config
 from ensemblehub.dataset import BadExample, Example, plain
 from ensemblehub.errors import ArtifactError
 from ensemblehub.results import Lines, encoded
-
-WHERE_IT_RUNS = {  # and how patiently; not what it says
-    "device", "max_memory", "num_gpus", "threads", "batch_rows", "batch", "n_gpu_layers", "prefix_cache_tokens",
-    "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "lookahead", "api_key_env", "patience",
-    "concurrency",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

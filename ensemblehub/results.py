@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import fcntl
 import gzip
+import hashlib
 import io
 import json
+import math
 import os
-import zipfile
+import re
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemblehub.artifacts import content_of, differences, entries, parsed, sync_folder, told, write_whole
 from ensemblehub.errors import ArtifactError
 from ensemblehub.schema import Card, Finish
 
 LEVEL_0 = "none"
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair, which UTF-8 cannot hold
+FEATURES = 16  # numbers by which a reading is judged
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Run:
         leak: the insight states the asked value.
         cut: characters of the row's insight that the intern was shown; None in older data and for the mentor alone.
     """
+
+    __pydantic_config__: ClassVar[Any] = {"allow_inf_nan": False}
 
     correct: bool
     finish: Finish | None
@@ -74,6 +80,7 @@ class Row:
         steps, level: needed steps and difficulty.
         runs: by method: "mentor", "mentor_concise", and one per effort level, `LEVEL_0` first.
         closing: template tokens after the insight, which every checkpoint reads again.
+        question: hash of the question's words; empty in older data.
     """
 
     id: str
@@ -83,6 +90,12 @@ class Row:
     insight: str
     closing: int
     runs: dict[str, Run]
+    question: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells the question from others: the hash of its words, its id where that is not known."""
+        return self.question or self.id
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Row:
@@ -120,44 +133,108 @@ class Collected:
         return Collected(self.header, rows, self.features[indices], sequences)
 
     def save(self, folder: Path, split: str) -> None:
-        """Write `SPLIT.jsonl.gz` and `SPLIT.npz`, each appearing whole."""
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(self.header), *(json.dumps(asdict(row), ensure_ascii=False) for row in self.rows)]
-        flat = [sequence for question in self.sequences for sequence in question]
-        arrays: dict[str, Any] = {
-            "features": self.features,
-            "lengths": np.array([sequence.shape[1] for sequence in flat], np.int32),
-            "sequences": np.concatenate(flat, axis=1) if flat else np.zeros((2, 0), np.float16),
-        }
-        part = folder / f"{split}.npz.part"
-        with part.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        part.replace(folder / f"{split}.npz")
-        part = folder / f"{split}.jsonl.gz.part"
-        with part.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as zipped:
-            zipped.write("\n".join(lines).encode() + b"\n")
-        part.replace(folder / f"{split}.jsonl.gz")
+        """Write `SPLIT.npz`, then `SPLIT.jsonl.gz`, which names the other by its hash and completes the split.
+
+        Whatever ends the process between any two steps leaves a split that is whole or has no `SPLIT.jsonl.gz`.
+        When this returns, both files survive a power cut.
+        """
+        rows, arrays = folder / f"{split}.jsonl.gz", _packed(self.features, self.sequences)
+        header = self.header | {"arrays": hashlib.sha256(arrays).hexdigest()}
+        lines = [encoded(header), *(encoded(asdict(row)) for row in self.rows)]
+        rows.unlink(missing_ok=True)  # the old rows would not belong to the new arrays
+        write_whole(folder / f"{split}.npz", arrays)
+        write_whole(rows, gzip.compress(b"".join(lines), mtime=0))
 
     @classmethod
     def load(cls, folder: Path, split: str) -> Collected:
         """Read a collected split.
 
         Raises:
-            ArtifactError: it is missing or damaged; the text names the command that makes it.
+            ArtifactError: it is missing, damaged or of another split; the text names the command that makes it.
         """
+        path, command = folder / f"{split}.jsonl.gz", f"run `ensemblehub collect --split {split}`"
+        remedy = f"{command} --force"
+        first, *lines = _unzipped(path, content_of(path, command), remedy)
+        known = parsed(Header, first, f"{path}:1", remedy)
+        rows = [parsed(Row, line, f"{path}:{number}", remedy) for number, line in enumerate(lines, 2)]
+        raw = content_of(folder / f"{split}.npz", command)
+        header = json.loads(first)
+        digest = header.pop("arrays", None)
+        if digest not in (None, hashlib.sha256(raw).hexdigest()):
+            raise ArtifactError(f"{folder}/{split}.npz does not belong to {path}: {remedy}")
         try:
-            with gzip.open(folder / f"{split}.jsonl.gz", "rt", encoding="utf-8") as file:
-                header, *lines = [json.loads(line) for line in file]
-            with np.load(folder / f"{split}.npz", allow_pickle=False) as arrays:
-                features, flat, lengths = arrays["features"], arrays["sequences"], arrays["lengths"]
-        except FileNotFoundError as error:
-            raise ArtifactError(f"{error.filename} is missing: run `ensemblehub collect --split {split}`") from error
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ArtifactError(f"{folder}/{split} is damaged ({error}): collect it again") from error
-        parts = np.split(flat, np.cumsum(lengths)[:-1], axis=1)
-        width = features.shape[1]
-        sequences = [parts[start : start + width] for start in range(0, len(parts), width)]
-        return cls(header, [Row.from_json(line) for line in lines], features, sequences)
+            _check_rows(known, rows, split)
+            features, sequences = _unpacked(raw, len(rows), len(known.levels))
+        except Exception as error:  # zipfile, zlib and numpy raise what they like on damaged bytes
+            raise ArtifactError(f"{folder}/{split} is damaged ({' '.join(str(error).split())}): {remedy}") from error
+        return cls(header, rows, features, sequences)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first line of a collected split, as far as it is read again."""
+
+    levels: dict[str, int]
+    cards: dict[str, Card]
+    task: str = ""
+    split: str = ""
+    mentor: str = ""
+    intern: str = ""
+    prompts: str = ""
+    max_tokens: int | None = None
+    temperature: float | None = None
+
+
+def _unzipped(path: Path, content: bytes, remedy: str) -> list[bytes]:
+    """The lines of a gzipped file."""
+    try:
+        lines = gzip.decompress(content).split(b"\n")  # not splitlines: U+2028 stands in texts
+    except Exception as error:  # gzip and zlib raise what they like on damaged bytes
+        raise ArtifactError(f"{path} is damaged ({error}): {remedy}") from error
+    if lines[-1] or len(lines) < 2:
+        raise ArtifactError(f"{path} is damaged (its last line is cut off): {remedy}")
+    return lines[:-1]
+
+
+def _check_rows(header: Header, rows: list[Row], split: str) -> None:
+    """A `ValueError` says what does not fit."""
+    if header.split not in ("", split):
+        raise ValueError(f"its questions are those of {header.split!r}")
+    if not {"mentor", "intern"} <= header.cards.keys() or LEVEL_0 not in header.levels:
+        raise ValueError(f"its header lacks a card or the level {LEVEL_0!r}")
+    if not all(math.isfinite(card.flops(0, 1)) for card in header.cards.values()):
+        raise ValueError("its header holds a card that is not finite")
+    if len({row.id for row in rows}) < len(rows):
+        raise ValueError("a question stands in it twice")
+    for row in rows:
+        if lacking := [name for name in (*header.levels, "mentor") if name not in row.runs]:
+            raise ValueError(f"{row.id} has no run {lacking[0]!r}")
+
+
+def _packed(features: NDArray[np.float32], sequences: list[list[NDArray[np.float16]]]) -> bytes:
+    """A collected split's arrays as a compressed file of numpy."""
+    flat, file = [sequence for question in sequences for sequence in question], io.BytesIO()
+    lengths = np.array([sequence.shape[1] for sequence in flat], np.int32)
+    whole = np.concatenate(flat, axis=1) if flat else np.zeros((2, 0), np.float16)
+    np.savez_compressed(file, allow_pickle=False, features=features, lengths=lengths, sequences=whole)
+    return file.getvalue()
+
+
+def _unpacked(content: bytes, n: int, levels: int) -> tuple[NDArray[np.float32], list[list[NDArray[np.float16]]]]:
+    """The inverse of `_packed` for `n` questions; a `ValueError` where the arrays do not fit them."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        features, flat, lengths = (arrays[name] for name in ("features", "sequences", "lengths"))
+    if features.shape != (n, levels, FEATURES) and (n or features.size):
+        raise ValueError(f"features of shape {features.shape} for {n} questions at {levels} levels")
+    if lengths.shape != (n * levels,) or (lengths < 1).any() or flat.shape != (2, int(lengths.sum())):
+        raise ValueError(f"sequences of shape {flat.shape} do not fit {n} questions at {levels} levels")
+    if features.dtype != np.float32 or flat.dtype != np.float16 or lengths.dtype.kind != "i":
+        raise ValueError(f"numbers of types {features.dtype}, {flat.dtype} and {lengths.dtype}")
+    if not (np.isfinite(features).all() and np.isfinite(flat).all()):
+        raise ValueError("numbers that are not finite")
+    parts = np.split(flat, np.cumsum(lengths)[:-1], axis=1) if n else []
+    sequences = [parts[start : start + levels] for start in range(0, len(parts), levels)]
+    return features.reshape(n, levels, FEATURES), sequences
 
 
 class Lines:
@@ -185,25 +262,17 @@ class Lines:
             if force:
                 self._file.truncate(0)
             self._file.seek(0)
-            whole, _, last = self._file.read().rpartition(b"\n")
+            content = self._file.read()
         except BlockingIOError as error:
             raise ArtifactError(f"{path} is being written by another process") from error
         except OSError as error:
             raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
-        self.found: list[dict[str, Any]] = []
-        foreign = last.strip(b"\0 ")[:1] not in (b"", b"{")  # nothing that was torn here
-        for number, line in enumerate((whole + last if foreign else whole).split(b"\n"), 1):
-            if line.strip():
-                try:
-                    self.found.append(_object(line))
-                except (ValueError, RecursionError) as error:
-                    self.close()
-                    anew = "mend it, or use --force to start it anew"
-                    raise ArtifactError(f"{path} is damaged (line {number}: {error}); {anew}") from error
-        self._torn = len(last)
-        with suppress(ValueError):
-            self.found.append(_object(last))
-            self._torn = -1  # all there but for its newline, which an editor may have taken
+        try:
+            self.found, self._torn = entries(content)
+        except ValueError as error:
+            self.close()
+            anew = "mend it, or use --force to start it anew"
+            raise ArtifactError(f"{path} is damaged ({error}); {anew}") from error
 
     def mend(self) -> None:
         """Cut off a torn last line; one that only lacks its newline gets it."""
@@ -230,7 +299,7 @@ class Lines:
             self._file.truncate(0)
             self._write(b"".join(map(encoded, lines)))
             part.replace(real)
-            _sync_folder(real)
+            sync_folder(real)
         except OSError as error:
             raise ArtifactError(f"cannot write {part}: {error.strerror or error}") from error
         finally:
@@ -258,7 +327,7 @@ def _locked(path: Path) -> io.FileIO:
         file = io.FileIO(path, "a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _sync_folder(path)
+            sync_folder(path)
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         except FileNotFoundError:
@@ -270,25 +339,10 @@ def _locked(path: Path) -> io.FileIO:
             file.close()
 
 
-def _sync_folder(path: Path) -> None:
-    """Make a new name in the folder of `path` survive a power cut."""
-    folder = os.open(path.resolve().parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def encoded(line: dict[str, Any]) -> bytes:
     """A line of JSONL."""
-    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    value = json.loads(line)
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
-    return value
+    text = _HALF.sub("\ufffd", json.dumps(line, ensure_ascii=False))
+    return text.encode() + b"\n"
 
 
 class Journal:
@@ -297,19 +351,32 @@ class Journal:
     def __init__(self, path: Path, fingerprint: dict[str, Any], force: bool = False) -> None:
         """Open or create, and keep every other process out until it is closed.
 
+        Args:
+            fingerprint: all that decides what a row says; JSON.
+
         Raises:
             ArtifactError: another process is writing it, it is damaged, or it was made with other settings and
-                `force` is not set.
+                `force` is not set; nothing in it was changed.
         """
         self.path = path
         self._lines = Lines(path, force)
-        if self._lines.found and self._lines.found[0] != {"settings": fingerprint}:
+        try:
+            self._check(fingerprint)
+            self.rows: dict[str, dict[str, Any]] = {row["id"]: row for row in self._lines.found[1:]}
+            self._lines.mend()
+            if not self._lines.found:
+                self._lines.append({"settings": fingerprint})
+        except BaseException:
             self.close()
-            raise ArtifactError(f"{path} was begun with other settings; use --force to start it anew")
-        self._lines.mend()
-        self.rows: dict[str, dict[str, Any]] = {row["id"]: row for row in self._lines.found[1:]}
-        if not self._lines.found:
-            self._lines.append({"settings": fingerprint})
+            raise
+
+    def _check(self, fingerprint: dict[str, Any]) -> None:
+        settings, rows = settings_of(self.path, self._lines.found) if self._lines.found else (fingerprint, [])
+        for number, row in enumerate(rows, 2):
+            if not isinstance(row.get("id"), str):
+                raise ArtifactError(f"{self.path} is damaged (line {number}: no id); {ANEW}")
+        if differing := list(differences(settings, fingerprint)):
+            raise ArtifactError(f"{self.path} was begun with other settings: {told(differing)}; {ANEW}")
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a finished row; when this returns, the row survives a kill."""
@@ -319,3 +386,18 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._lines.close()
+
+
+ANEW = "use --force to start it anew"
+
+
+def settings_of(path: Path, found: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The settings and the rows of a journal.
+
+    Raises:
+        ArtifactError: it does not begin with settings.
+    """
+    settings = found[0].get("settings") if found else None
+    if not isinstance(settings, dict):
+        raise ArtifactError(f"{path} holds no settings in its first line, so it is no journal; {ANEW}")
+    return settings, found[1:]

@@ -12,7 +12,7 @@ ROWS = [
     {"schema", "errors"},
     {"studio"},
     {"config", "sections", "yaml_file", "registry", "cost"},
-    {"tasks", "results", "metrics", "data", "data_files", "dataset"},
+    {"artifacts", "tasks", "results", "metrics", "data", "data_files", "dataset"},
     {"generators"},
     {"scorers"},
     {"tandem"},

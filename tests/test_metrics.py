@@ -55,3 +55,13 @@ def test_judge_report_by_hand():
 def test_judge_report_of_one_label_has_no_auc():
     pytest.importorskip("sklearn")
     assert math.isnan(metrics.judge_report([1, 1], [0.5, 0.6])["auc"])
+
+
+@pytest.mark.parametrize("n", [*range(1, 200), 500, 1319, 2000, 10**6])
+def test_an_interval_holds_its_share_and_stays_within_0_and_1(n):
+    # at n = 10, 38, 164 the plain formula gives 0.9999999999999999 for all right
+    for right in {0, 1, n // 3, n - 1, n}:
+        low, high = metrics.wilson_interval(right, n)
+        assert 0 <= low <= right / n <= high <= 1
+    assert metrics.wilson_interval(0, n)[0] == 0
+    assert metrics.wilson_interval(n, n)[1] == 1

@@ -4,10 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ensemblehub.artifacts import write_whole
 from ensemblehub.errors import ArtifactError
 from ensemblehub.results import Collected, Journal, Row, Run
 from ensemblehub.schema import Card
@@ -127,3 +129,59 @@ def test_flops_of_a_run_are_those_of_its_forward_passes():
     by_hand = sum(160 + 2.0 * (position + 1) for position in range(14))  # 10 read, 5 written, the last not read
     by_hand += sum(20 + 2.0 * (position + 1) for position in range(27))
     assert run.flops(mentor, intern) == pytest.approx(by_hand)
+
+
+def test_what_differs_is_named_and_nothing_is_lost(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    journal = Journal(path, {"models": {"big": "a"}, "max_tokens": 5, "n": 1})
+    journal.append({"id": "x"})
+    journal.close()
+    before = path.read_bytes() + b'{"id": "torn'
+    path.write_bytes(before)
+    said = r"models\.big 'a', not 'b', max_tokens 5, not 6, seed was not recorded and 1 more"
+    with pytest.raises(ArtifactError, match=said):
+        Journal(path, {"models": {"big": "b"}, "max_tokens": 6, "seed": 1})
+    assert path.read_bytes() == before
+    Journal(path, {"models": {"big": "a"}, "max_tokens": 5, "n": 1}).close()
+
+
+@pytest.mark.parametrize("line", ['{"rows": 1}', '{"settings": [1]}', '{"settings": null}'])
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(ArtifactError, match="no journal"):
+        Journal(path, {"a": 1})
+    assert path.read_text() == line + "\n"
+
+
+@pytest.mark.parametrize("row", ['{"text": "x"}', '{"id": 3}', '{"id": null}', "[1]", "3"])
+def test_a_row_without_an_id_is_one_line(tmp_path, row):
+    path = tmp_path / "rows.jsonl"
+    Journal(path, {"a": 1}).close()
+    with path.open("a") as file:
+        file.write(row + "\n")
+    with pytest.raises(ArtifactError, match="line 2"):
+        Journal(path, {"a": 1})
+
+
+def test_a_row_may_hold_any_text(tmp_path):
+    path, text = tmp_path / "rows.jsonl", "a\u2028b\x85c\x1ed\re\nf"
+    journal = Journal(path, {"a": 1})
+    journal.append({"id": "x", "text": text})
+    journal.append({"id": "y", "text": "half \ud800 of a pair"})
+    journal.close()
+    journal = Journal(path, {"a": 1})
+    assert [row["text"] for row in journal.rows.values()] == [text, "half \ufffd of a pair"]
+    journal.close()
+
+
+def test_a_device_is_written_to_and_a_full_disk_leaves_the_old_file(tmp_path):
+    write_whole(Path("/dev/null"), "x")
+    assert not Path("/dev/null").is_file()
+    with pytest.raises(ArtifactError, match="cannot write /dev/full: No space left on device"):
+        write_whole(Path("/dev/full"), "x" * 100_000)
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "a.part").mkdir()
+    with pytest.raises(ArtifactError, match="cannot write"):
+        write_whole(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "old"

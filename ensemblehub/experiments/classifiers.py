@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemblehub import metrics
+from ensemblehub.artifacts import write_whole
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.experiments import replay, report
 from ensemblehub.experiments.pipeline import Pipeline
@@ -51,9 +52,12 @@ class Data:
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Data:
-        """The collected splits of an experiment."""
-        folder = pipeline.folder / "collected"
-        return cls(*(Collected.load(folder, split) for split in ("train", "calibration", "test")))
+        """The collected splits of an experiment, no question in two of them.
+
+        Raises:
+            ArtifactError: one is missing or damaged, they were collected at unlike levels, or share questions.
+        """
+        return cls(pipeline.learning("train"), pipeline.learning("calibration"), pipeline.collected("test"))
 
     @property
     def levels(self) -> list[str]:
@@ -73,6 +77,8 @@ def run(pipeline: Pipeline, kinds: Sequence[str] = (), say: Callable[[str], None
             raise ConfigError(did_you_mean(kind, NAMES, "judge"))
     data, rows, curves = Data.of(pipeline), list[Row](), dict[str, NDArray[np.float64]]()
     _, tandem = pipeline.ensemble()
+    for split in (data.train, data.calibration, data.test):
+        pipeline.check_levels(split, tandem)
     visited = [level for level, _ in tandem.budgets]
     for kind in kinds or NAMES:
         say(f"{kind} ...")
@@ -85,10 +91,10 @@ def run(pipeline: Pipeline, kinds: Sequence[str] = (), say: Callable[[str], None
     labels = labels_of(data.test, data.levels)
     plot(curves, labels, pipeline.folder / "classifiers.svg")
     text = markdown(pipeline, data, rows, best)
-    (pipeline.folder / "classifiers.md").write_text(text, encoding="utf-8")
+    write_whole(pipeline.folder / "classifiers.md", text)
     record = {"best": best, "best_ride": best_ride(rows), "n": len(data.test.rows)}
     record |= {"base_rate_brier": rows[0]["brier_base_rate"], "rows": rows}
-    (pipeline.folder / "classifiers.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_whole(pipeline.folder / "classifiers.json", json.dumps(record, indent=1) + "\n")
     return text
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
@@ -19,10 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemblehub.artifacts import parsed
 from ensemblehub.cost import Ledger
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.errors import ArtifactError
+from ensemblehub.experiments.splits import digest
 from ensemblehub.generators.base import Engine
-from ensemblehub.results import LEVEL_0, Collected, Journal, Row, Run
+from ensemblehub.results import ANEW, FEATURES, LEVEL_0, Collected, Journal, Row, Run
 from ensemblehub.schema import Cost, Piece, Request, Sampling
 from ensemblehub.tandem import features, insights
 from ensemblehub.tasks.base import Item, Task
@@ -89,7 +93,7 @@ class Collector:
         concise = replace(self.task.request(item), thinking=False)
         runs["mentor_concise"] = await self.alone(item, replace(ask, prompt=concise))
         whole = list(cuts.values())[-1].text
-        row = Row(item.id, item.subject, item.level, item.steps, whole, closing, runs)
+        row = Row(item.id, item.subject, item.level, item.steps, whole, closing, runs, digest(item))
         return asdict(row) | {"readings": readings}
 
     async def insight(self, ask: Request) -> dict[str, Cut]:
@@ -165,17 +169,36 @@ def settings(tandem: Tandem, engines: list[Engine], task: str, split: str, sampl
 
 
 def finish(journal: Journal, header: dict[str, Any], order: list[str], folder: Path, split: str) -> Collected:
-    """Turn a complete journal into the compressed form that is committed, and remove it."""
-    rows = [journal.rows[item] for item in order]
-    levels = list(header["levels"])
-    kept = [Row.from_json({key: value for key, value in row.items() if key != "readings"}) for row in rows]
-    table = np.array([[row["readings"][level]["features"] for level in levels] for row in rows], np.float32)
-    sequences = [[_unpack(row["readings"][level]["sequences"]) for level in levels] for row in rows]
-    collected = Collected(header, kept, table, sequences)
+    """Turn a complete journal into the compressed form that is committed, and remove it.
+
+    Raises:
+        ArtifactError: a row of the journal is damaged, or the files cannot be written.
+    """
+    try:
+        collected = _folded([journal.rows[item] for item in order], header, journal.path)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{journal.path} is damaged ({error}): use --force to start it anew") from error
     collected.save(folder, split)
     journal.close()
     journal.path.unlink()
     return collected
+
+
+def _folded(rows: list[dict[str, Any]], header: dict[str, Any], path: Path) -> Collected:
+    """The journal's rows as they are kept; a damaged one is found before the journal goes."""
+    levels = list(header["levels"])
+    kept = [parsed(Row, json.dumps(row), f"{path}: {row['id']}", ANEW) for row in rows]
+    table = np.array([[row["readings"][level]["features"] for level in levels] for row in rows], np.float64)
+    sequences = [[_unpack(row["readings"][level]["sequences"]) for level in levels] for row in rows]
+    if rows and table.shape != (len(rows), len(levels), FEATURES):
+        raise ValueError(f"features of shape {table.shape}")
+    if not (np.abs(table) <= np.finfo(np.float32).max).all():
+        raise ValueError("features that are no numbers of single precision")
+    if any(not one.size or not np.isfinite(one).all() for question in sequences for one in question):
+        raise ValueError("sequences without numbers")
+    if any(name not in row.runs for row in kept for name in (*levels, "mentor", "mentor_concise")):
+        raise ValueError("a question without one of its runs")
+    return Collected(header, kept, table.astype(np.float32).reshape(len(rows), len(levels), FEATURES), sequences)
 
 
 def _pack(array: Reading) -> str:
@@ -183,4 +206,4 @@ def _pack(array: Reading) -> str:
 
 
 def _unpack(text: str) -> Reading:
-    return np.frombuffer(base64.b64decode(text), np.float16).reshape(2, -1)
+    return np.frombuffer(base64.b64decode(text, validate=True), np.float16).reshape(2, -1)

@@ -7,16 +7,23 @@ if it had been computed, so that a table does not depend on the order of the que
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
+from ensemblehub.artifacts import content_of, entries, parsed
 from ensemblehub.cost import Ledger
 from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
-from ensemblehub.results import LEVEL_0, Journal, Row
+from ensemblehub.errors import ArtifactError
+from ensemblehub.results import LEVEL_0, Journal, Row, settings_of
 from ensemblehub.schema import Card, Event, Request, Result, Sampling, Spent
 from ensemblehub.tasks.base import Item, Task
+
+AGAIN = "run `ensemblehub evaluate --force`"
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Ride:
         flops: full ledger, cold; `judging_flops` the part that judging added.
         seconds: the engines' own time; `wall` the ride's.
     """
+
+    __pydantic_config__: ClassVar[Any] = {"allow_inf_nan": False}
 
     id: str
     correct: bool
@@ -45,6 +54,15 @@ class Ride:
     finish: str | None
     answer: str | None
     text: str
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any], path: Path) -> Ride:
+        """The inverse of `dataclasses.asdict` for a row of the journal at `path`.
+
+        Raises:
+            ArtifactError: a field is missing or of another type.
+        """
+        return parsed(cls, json.dumps(row), f"{path}: {row.get('id')}", AGAIN)
 
 
 async def ride(ensemble: Ensemble, task: Task, item: Item, sampling: Sampling) -> Ride:
@@ -135,7 +153,22 @@ async def evaluate(
         for item in items:
             if item.id not in journal.rows:
                 tasks.create_task(one(item))
-    return [Ride(**journal.rows[item.id]) for item in items]
+    return [Ride.from_json(journal.rows[item.id], journal.path) for item in items]
+
+
+def read_rides(path: Path) -> tuple[dict[str, Any], list[Ride]]:
+    """What a journal of rides was made with, and the rides; a torn last line does not count.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    try:
+        found, _ = entries(content_of(path, "run `ensemblehub evaluate`"))
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged ({error}): {AGAIN}") from error
+    settings, rows = settings_of(path, found)
+    rides = {row.get("id"): Ride.from_json(row, path) for row in rows}
+    return settings, list(rides.values())
 
 
 async def reproduced(
@@ -159,7 +192,7 @@ async def reproduced(
     return {name: sum(row[name] for row in same) for name in same[0]} if same else {}
 
 
-async def overhead(ensemble: Ensemble, task: Task, items: Sequence[Item], sampling: Sampling) -> dict[str, float]:
+async def overhead(ensemble: Ensemble, task: Task, items: Sequence[Item], sampling: Sampling) -> dict[str, Any]:
     """One ride at a time: wall time over the engines' own time, and judging's share of the wall time."""
     rides = [await ride(ensemble, task, item, sampling) for item in items]
     wall, busy = sum(one.wall for one in rides), sum(one.seconds for one in rides)
@@ -170,4 +203,4 @@ async def overhead(ensemble: Ensemble, task: Task, items: Sequence[Item], sampli
     }
 
 
-__all__ = ["LEVEL_0", "Bill", "Ride", "evaluate", "overhead", "reproduced", "ride"]
+__all__ = ["LEVEL_0", "Bill", "Ride", "evaluate", "overhead", "read_rides", "reproduced", "ride"]

@@ -13,13 +13,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ensemblehub.artifacts import write_whole
 from ensemblehub.results import Collected, Row
 from ensemblehub.tasks.base import Item
 
 
 def export(data: Collected, items: dict[str, Item], folder: Path, name: str) -> list[Path]:
     """Write the files of a split; `name` is DATASET_SPLIT, `items` the questions by id."""
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for place, (level, tokens) in enumerate(data.levels.items()):
         rows = [guided(row, items[row.id], level, data.sequences[at][place]) for at, row in enumerate(data.rows)]
@@ -47,7 +47,5 @@ def fields(row: Row, item: Item, name: str, mentor: str, intern: str) -> dict[st
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
     return path

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import FiniteFloat
 
 from ensemblehub import metrics
+from ensemblehub.artifacts import write_whole
 from ensemblehub.cost import paper_flops
 from ensemblehub.errors import MissingExtraError
 from ensemblehub.experiments.evaluate import Ride
@@ -123,12 +125,13 @@ def methods(collected: Collected, rides: Sequence[Ride]) -> list[Answered]:
     live = tandem(collected, rides)
     shares = {level: count / len(rides) for level, count in live.levels.items() if level in collected.levels}
     total = sum(shares.values())
+    mixed = [random_mix(collected, {level: share / total for level, share in shares.items()})] if shares else []
     return [
         fixed(collected, "intern", LEVEL_0),
         fixed(collected, "mentor", "mentor"),
         fixed(collected, "mentor_concise", "mentor_concise"),
         *(fixed(collected, f"fixed_{level}", level) for level in collected.levels if level != LEVEL_0),
-        random_mix(collected, {level: share / total for level, share in shares.items()}),
+        *mixed,  # none where the mentor answered everything itself
         oracle(collected),
         live,
     ]
@@ -251,7 +254,25 @@ def plot(rows: Sequence[dict[str, Any]], folder: Path, title: str) -> list[Path]
     return paths
 
 
-def notes(collected: Collected, checks: dict[str, Any] | None, against: str = "the mentor alone") -> list[str]:
+@dataclass(frozen=True)
+class Checks:
+    """What `evaluate` found out besides (`checks.json`).
+
+    Attributes:
+        reproduced: how many of the `checked` questions' baselines a live run wrote again, by method.
+        rides: timed one at a time; over them wall time against engines' time, and judging's share of the former.
+        grading: what is to be said of how answers were graded.
+    """
+
+    checked: int
+    reproduced: dict[str, int]
+    rides: int
+    wall_over_engine_seconds: FiniteFloat
+    judging_share_of_wall: FiniteFloat
+    grading: str = ""
+
+
+def notes(collected: Collected, checks: Checks | None, against: str = "the mentor alone") -> list[str]:
     """What stands below the table: conditions, what differences are taken to, and what was checked."""
     header = collected.header
     lines = [
@@ -263,21 +284,22 @@ def notes(collected: Collected, checks: dict[str, Any] | None, against: str = "t
         "oracle knows the answers and is a bound."
     ]
     if checks:
-        same = ", ".join(f"{name} {count}" for name, count in checks["reproduced"].items())
-        ratio, share = checks["wall_over_engine_seconds"], checks["judging_share_of_wall"]
+        same = ", ".join(f"{name} {count}" for name, count in checks.reproduced.items())
+        ratio, share = checks.wall_over_engine_seconds, checks.judging_share_of_wall
         lines += [
-            f"Baselines run again live on {checks['checked']} questions wrote the same text: {same}.",
-            f"One ride at a time ({checks['rides']} rides): wall time {ratio:.3f} times the engines' own time, "
+            f"Baselines run again live on {checks.checked} questions wrote the same text: {same}.",
+            f"One ride at a time ({checks.rides} rides): wall time {ratio:.3f} times the engines' own time, "
             f"judging {share:.1%} of it.",
         ]
-    if checks and checks.get("grading"):
-        lines.append(checks["grading"])
+    if checks and checks.grading:
+        lines.append(checks.grading)
     return lines
 
 
-def write(folder: Path, rows: list[dict[str, Any]], footnotes: Sequence[str], title: str) -> None:
-    """Write `summary.json`, `table.md` and the plot."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (folder / "table.md").write_text(f"# {title}\n\n" + markdown(rows, footnotes))
+def write(folder: Path, rows: list[dict[str, Any]], footnotes: Sequence[str], title: str) -> str:
+    """Write `summary.json`, `table.md` and the plot; returns the table."""
+    table = f"# {title}\n\n{markdown(rows, footnotes)}"
+    write_whole(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
+    write_whole(folder / "table.md", table)
     plot(rows, folder, title)
+    return table

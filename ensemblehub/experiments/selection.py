@@ -26,12 +26,13 @@ from ensemblehub.ensemble_methods.base import by_size, together
 from ensemblehub.ensemble_methods.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection import question
 from ensemblehub.ensemble_methods.model_selection.learned import Artifact, Member
-from ensemblehub.errors import ConfigError
+from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.experiments import splits
 from ensemblehub.experiments.collect import fold
-from ensemblehub.experiments.pipeline import Pipeline
+from ensemblehub.experiments.pipeline import Pipeline, as_json
 from ensemblehub.experiments.progress import progress
 from ensemblehub.generators.base import Engine
-from ensemblehub.results import Journal
+from ensemblehub.results import ANEW, Journal
 from ensemblehub.schema import Cost, Request
 from ensemblehub.sections import EnsembleSection
 from ensemblehub.tandem import calibration, features
@@ -60,10 +61,16 @@ def train(config: Config, limit: int | None = None, force: bool = False) -> dict
         ConfigError: the configuration names no artifact, or its engines cannot be told apart by cost.
     """
     aim, folder, pipeline = Aim.parse(config.experiment.aim), artifact_folder(config), Pipeline(config)
-    splits = {}
-    for split in ("train", "calibration"):
-        splits[split] = Answers.of(*collect(pipeline, split, limit, force))
-    artifact, report = learn(splits["train"], splits["calibration"], aim)
+    found = {split: collect(pipeline, split, limit, force) for split in ("train", "calibration")}
+    held = {item.id for item in pipeline.items("calibration", None)}
+    test = pipeline.questions("test")
+    answers = {}
+    for split, (header, rows) in found.items():
+        items = pipeline.items(split, limit)
+        kept = splits.unshared([splits.digest(item) for item in items], test, f"{pipeline.task.name}: {split}", "test")
+        kept = [at for at in kept if split == "calibration" or items[at].id not in held]
+        answers[split] = Answers.read(header, [rows[at] for at in kept], _path(pipeline, split))
+    artifact, report = learn(answers["train"], answers["calibration"], aim)
     made = {"task": pipeline.task.name, **asdict(pipeline.sampling), **report["calibration"]}
     replace(artifact, data=json.loads(json.dumps(made))).save(folder)
     return report
@@ -96,11 +103,16 @@ def collect(pipeline: Pipeline, split: str, limit: int | None, force: bool) -> t
     if not 2 <= len(engines) <= MOST:
         raise ConfigError(f"a selection is learned among 2 to {MOST} models, not {len(engines)}")
     reader = smallest(engines)
-    header = {
-        "task": pipeline.task.name, "split": split, "reader": reader.name, "sampling": asdict(pipeline.sampling),
+    header = as_json({
+        "task": pipeline.task.name, "split": split, "reader": reader.name, **pipeline.deciding(engines),
         "models": {engine.name: engine.model for engine in engines},
-    }  # fmt: skip
-    journal = Journal(pipeline.folder / "selection" / f"{split}.jsonl", json.loads(json.dumps(header)), force)
+    })  # fmt: skip
+    journal = Journal(_path(pipeline, split), header, force)
+    try:
+        splits.check_unchanged(journal, items)
+    except ArtifactError:
+        journal.close()
+        raise
     missing = [item for item in items if item.id not in journal.rows]
 
     async def run(step: Callable[[], None]) -> None:
@@ -123,6 +135,10 @@ def collect(pipeline: Pipeline, split: str, limit: int | None, force: bool) -> t
         journal.close()
 
 
+def _path(pipeline: Pipeline, split: str) -> Path:
+    return pipeline.folder / "selection" / f"{split}.jsonl"
+
+
 def smallest(engines: Sequence[Engine]) -> Engine:
     """The engine that reads the questions: the smallest that can score.
 
@@ -143,6 +159,7 @@ async def answered(engines: Sequence[Engine], reader: Engine, pipeline: Pipeline
     answers = await together(_answer(engine, ask, pipeline, item) for engine in engines)
     return {
         "id": item.id,
+        "asked": splits.asked(item),
         "features": features.features(*features.sequences(tokens)).tolist(),
         "tokens": len(tokens),
         "reading": _spent(reader, ledger.total),
@@ -181,6 +198,19 @@ class Answers:
     cost: Floats
     reading: Floats
     unit: str
+
+    @classmethod
+    def read(cls, header: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> Answers:
+        """The rows of the journal at `path` as arrays.
+
+        Raises:
+            ArtifactError: a row is damaged.
+            ConfigError: the cost of an engine is unknown.
+        """
+        try:
+            return cls.of(header, rows)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} is damaged ({error}); {ANEW}") from error
 
     @classmethod
     def of(cls, header: dict[str, Any], rows: list[dict[str, Any]]) -> Answers:

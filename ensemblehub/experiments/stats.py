@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ensemblehub.artifacts import write_whole
 from ensemblehub.config import Config
 from ensemblehub.cost import Ledger
 from ensemblehub.dataset import BadExample, read_items
@@ -48,10 +49,7 @@ def measure(config: Config, questions: Sequence[Request], output: Path) -> dict[
     found = {
         engine.name: asdict(statistics(engine, own)) for engine, own in zip(ensemble.engines, readings, strict=True)
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f"{output.name}.part")
-    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    part.replace(output)
+    write_whole(output, json.dumps(found, indent=1) + "\n")
     return found
 
 

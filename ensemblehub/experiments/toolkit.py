@@ -10,25 +10,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
 
 import yaml
+from pydantic import FiniteFloat, StringConstraints
 
-from ensemblehub import metrics, registry
+from ensemblehub import metrics, registry, studio
+from ensemblehub.artifacts import content_of, parsed, write_whole
 from ensemblehub.config import Config
 from ensemblehub.cost import Ledger
 from ensemblehub.ensemble_methods.base import together
 from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
 from ensemblehub.errors import ArtifactError, EngineError, EnsembleHubError
+from ensemblehub.experiments import splits
 from ensemblehub.experiments.progress import progress
 from ensemblehub.experiments.report import pyplot
-from ensemblehub.results import Journal
+from ensemblehub.results import ANEW, Journal
 from ensemblehub.schema import Event, Request, Sampling
 from ensemblehub.tasks.base import Item, Task
 
@@ -98,14 +103,44 @@ def run(cell: Cell, task: Task, split: str, limit: int, folder: Path, force: boo
     items = list(task.items(split, limit))
     settings = {"config": cell.config.model_dump(mode="json"), "split": split, "task": task.name}
     settings["models"] = [engine.model for engine in ensemble.engines]
+    settings["trained"] = trained(cell.config)
     journal = Journal(folder / "rows" / split / f"{cell.file}.jsonl", json.loads(json.dumps(settings)), force)
-    missing = [item for item in items if item.id not in journal.rows]
-    with progress(f"{split} {cell.selection} {cell.aggregation}", len(items), len(items) - len(missing)) as step:
-        if missing:
-            asyncio.run(answer(ensemble, task, missing, cell.sampling, journal, step))
-    rows = [journal.rows[item.id] for item in items]
-    journal.close()
-    return line | summary(rows)
+    try:
+        splits.check_unchanged(journal, items)
+        missing = [item for item in items if item.id not in journal.rows]
+        with progress(f"{split} {cell.selection} {cell.aggregation}", len(items), len(items) - len(missing)) as step:
+            if missing:
+                asyncio.run(answer(ensemble, task, missing, cell.sampling, journal, step))
+        rows = [parsed(Answer, json.dumps(journal.rows[item.id]), f"{journal.path}: {item.id}", ANEW) for item in items]
+    finally:
+        journal.close()
+    return line | summary([asdict(row) for row in rows])
+
+
+def trained(config: Config) -> dict[str, str]:
+    """Hashes of the trained parts that a configuration names, by option."""
+    named = {**config.selection.params, **config.aggregation.params}
+    found = {}
+    for option in sorted({"artifact", "judge", "stats_file"} & named.keys()):
+        place = Path(studio.resolve(str(named[option])))
+        files = sorted(place.glob("*.*")) if place.is_dir() else [place] if place.is_file() else []
+        found[option] = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    return found
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A row of a cell's journal: tokens `read` and `written`, and the `error` that an answer failed with."""
+
+    id: str
+    correct: bool
+    finish: str | None
+    read: int
+    written: int
+    tflops: FiniteFloat
+    seconds: FiniteFloat
+    error: str = ""
+    asked: str = ""
 
 
 async def answer(
@@ -133,7 +168,8 @@ async def answer(
             grade = await asyncio.to_thread(task.grade, item, result.text)
             total = ledger.total
             journal.append({
-                "id": item.id, "correct": grade.correct and not error, "finish": result.finish,
+                "id": item.id, "asked": splits.asked(item), "correct": grade.correct and not error,
+                "finish": result.finish,
                 "read": total.prompt_tokens - total.cached_tokens, "written": total.completion_tokens,
                 "tflops": total.flops / 1e12, "seconds": total.seconds, "error": error,
             })  # fmt: skip
@@ -230,17 +266,20 @@ def report(folder: Path) -> str:
     left = [f"{cell.selection} × {cell.aggregation}" for cell in cells("models")
             if (cell.selection, cell.aggregation) not in run_already]  # fmt: skip
     text = table(grid) + (f"\nNot run yet: {', '.join(left)}.\n" if left else "")
-    (folder / "grid.md").write_text(text)
+    write_whole(folder / "grid.md", text)
     plot(grid, folder / "grid.png")
     calibration, test = read(folder, "pair-calibration"), compare(read(folder, "pair-test"))
-    best = ranking(calibration)[0]
-    picked = next(line for line in test if line["aggregation"] == best["aggregation"])
+    best = next(iter(ranking(calibration)), None)
+    picked = next((line for line in test if best and line["aggregation"] == best["aggregation"]), None)
+    if not best or not picked:
+        again = "run `python -m ensemblehub.experiments.toolkit pair`"
+        raise ArtifactError(f"{folder}: the best ensemble of pair-calibration.json is not in pair-test.json: {again}")
     word = "beats both members" if picked["beats_both"] else "does not beat both members"
     share = f"{100 * best['accuracy']:.1f} %"
     head = f"Picked on {best['n']} calibration questions: **{best['aggregation']}** ({share} there).  "
     head += f"On {picked['n']} test questions it {word}.\n\n"
     pair = head + table(test, compared=True)
-    (folder / "pair.md").write_text(pair)
+    write_whole(folder / "pair.md", pair)
     return f"{text}\n{pair}"
 
 
@@ -248,15 +287,43 @@ def read(folder: Path, name: str) -> list[Summary]:
     """What `grid` or `pair` wrote.
 
     Raises:
-        ArtifactError: it is missing.
+        ArtifactError: it is missing or damaged.
     """
-    try:
-        return cast(list[Summary], json.loads((folder / f"{name}.json").read_text()))
-    except FileNotFoundError as error:
-        command = name.partition("-")[0]
-        raise ArtifactError(
-            f"{error.filename} is missing: run `python -m ensemblehub.experiments.toolkit {command}`"
-        ) from error
+    path, command = folder / f"{name}.json", f"run `python -m ensemblehub.experiments.toolkit {name.partition('-')[0]}`"
+    lines = [asdict(line) for line in parsed(list[Line], content_of(path, command), path, command)]
+    found = [{key: value for key, value in line.items() if value is not None} for line in lines]
+    measured = [line for line in found if "refused" not in line]
+    if not measured or any(not line.keys() >= MEASURED or len(line["right"]) != line["n"] for line in measured):
+        raise ArtifactError(f"{path} is damaged (a line lacks figures): {command}")
+    if name == "pair-test" and not {*members()} <= {line["aggregation"] for line in measured}:
+        raise ArtifactError(f"{path} lacks a member of the pair: {command}")
+    if name != "grid" and len({line["n"] for line in measured}) > 1:
+        raise ArtifactError(f"{path} has lines over unlike numbers of questions: {command}")
+    return found
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of `grid.json` and `pair-SPLIT.json` (see `run` and `summary`)."""
+
+    selection: str
+    aggregation: str
+    note: str = ""
+    refused: str | None = None
+    n: int | None = None
+    accuracy: FiniteFloat | None = None
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+    read: FiniteFloat | None = None
+    written: FiniteFloat | None = None
+    tflops: FiniteFloat | None = None
+    seconds: FiniteFloat | None = None
+    errors: int | None = None
+    cut: int | None = None
+    right: Annotated[str, StringConstraints(pattern="^[01]*$")] | None = None
+
+
+MEASURED = {field.name for field in fields(Line)} - {"refused"}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -282,7 +349,7 @@ def main(arguments: list[str] | None = None) -> None:
     def lines(name: str, chosen: Sequence[Cell], split: str, limit: int) -> list[Summary]:
         done = [run(cell, task, split, limit, options.out, options.force) for cell in chosen[first::of]]
         if of == 1:
-            (options.out / f"{name}.json").write_text(json.dumps(done, indent=1) + "\n")
+            write_whole(options.out / f"{name}.json", json.dumps(done, indent=1) + "\n")
         return done
 
     if options.what == "report":
@@ -297,4 +364,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EnsembleHubError as error:
+        sys.exit(f"toolkit: {' '.join(str(error).split())}")

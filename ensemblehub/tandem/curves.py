@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from ensemblehub.errors import MissingExtraError
 
 Floats = NDArray[np.float64]
 FOLDS = 5
+METHODS = ("none", "platt", "isotonic")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,20 @@ class Curve:
 
     method: str = "none"
     knots: Floats = field(default_factory=lambda: np.array([[1.0], [0.0]]))
+
+    @classmethod
+    def restored(cls, method: str, knots: Floats) -> Self:
+        """A curve as it was saved.
+
+        Raises:
+            ValueError: the knots are not those of the method.
+        """
+        fits = knots.ndim == 2 and len(knots) == 2 and knots.shape[1] >= 1
+        if method not in METHODS or not fits or (method != "isotonic" and knots.shape[1] != 1):
+            raise ValueError(f"a curve {method!r} with knots of shape {knots.shape}")
+        if method == "isotonic" and ((np.diff(knots) < 0).any() or knots[1].min() < 0 or knots[1].max() > 1):
+            raise ValueError("an isotonic curve that does not rise from 0 to 1")
+        return cls(method, knots)
 
     def __call__(self, logits: Floats) -> Floats:
         if self.method == "isotonic":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +19,8 @@ from ensemblehub.schema import Card
 @dataclass(frozen=True)
 class Length:
     """The mentor's answer in tokens: `intercept + slope · prompt tokens`, off by `low` to `high` (95 %)."""
+
+    __pydantic_config__: ClassVar[Any] = {"allow_inf_nan": False}
 
     intercept: float
     slope: float

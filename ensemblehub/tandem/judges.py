@@ -207,7 +207,10 @@ class Fixed(Judge):
 
     @classmethod
     def restored(cls, _arrays: Arrays, options: Mapping[str, Any], /) -> Self:
-        return cls(int(options["level"]))
+        level = int(options["level"])
+        if level < 0:
+            raise ValueError(f"level {level}")
+        return cls(level)
 
 
 @dataclass(frozen=True)
@@ -289,10 +292,15 @@ class Classifier(FeatureJudge):
     @classmethod
     def restored(cls, arrays: Arrays, options: Mapping[str, Any], /) -> Self:
         layers = tuple((arrays[f"{i}.weight"], arrays[f"{i}.bias"]) for i in range(options["layers"]))
-        curve = Curve(options["curve"], arrays["curve"])
-        judge = cls(Inputs(**options["inputs"]), arrays["mean"], arrays["std"], layers, curve)
-        judge.probabilities(np.zeros(len(FEATURE_NAMES)), 0, 0)  # a wrong shape shows here, not in a ride
-        return judge
+        curve, inputs = Curve.restored(options["curve"], arrays["curve"]), Inputs(**options["inputs"])
+        widths = [inputs.width, *(len(bias) for _, bias in layers)]
+        wanted = [*zip(widths[1:], widths[:-1], strict=True)]
+        mean, std = arrays["mean"], arrays["std"]
+        if not layers or [weight.shape for weight, _ in layers] != wanted or any(b.ndim != 1 for _, b in layers):
+            raise ValueError("layers that do not fit its inputs")
+        if mean.shape != (inputs.width,) or std.shape != mean.shape or not (std > 0).all() or widths[-1] != 1:
+            raise ValueError("means, deviations or outputs that do not fit its inputs")
+        return cls(inputs, mean, std, layers, curve)
 
 
 @dataclass(frozen=True)

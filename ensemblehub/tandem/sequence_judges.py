@@ -105,8 +105,15 @@ class SequenceJudge(Judge):
         weights = {
             name.removeprefix("network."): array for name, array in arrays.items() if name.startswith("network.")
         }
-        curve = Curve(options["curve"], arrays["curve"])
-        return cls(Context(**options["context"]), arrays["mean"], arrays["std"], weights, curve)
+        curve, (mean, std) = Curve.restored(options["curve"], arrays["curve"]), (arrays["mean"], arrays["std"])
+        if mean.shape != (2,) or std.shape != (2,) or not (std > 0).all():
+            raise ValueError("means or deviations that do not fit two inputs")
+        judge = cls(Context(**options["context"]), mean, std, weights, curve)
+        try:
+            judge.network  # noqa: B018  what does not fit shows here, not in a ride
+        except RuntimeError as error:
+            raise ValueError(f"weights that do not fit its network: {error}") from error
+        return judge
 
 
 @dataclass(frozen=True)

@@ -64,5 +64,11 @@ class Stack(Judge):
         for kind, own in options["members"].items():
             prefix = f"{kind}/"
             parts = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-            members[kind] = cast(type[Trained], registry.lookup(JUDGES, kind, "judge")).restored(parts, own)
-        return cls(members, arrays["weights"], Curve(options["curve"], arrays["curve"]))
+            member = registry.lookup(JUDGES, kind, "judge")
+            if not issubclass(member, Classifier | GradientBoosting | SequenceJudge):
+                raise ValueError(f"a member {kind!r}, which cannot be one")
+            members[kind] = cast(type[Trained], member).restored(parts, own)
+        weights = arrays["weights"]
+        if not members or weights.shape != (len(members) + 1,):
+            raise ValueError(f"weights of shape {weights.shape} for {len(members)} members")
+        return cls(members, weights, Curve.restored(options["curve"], arrays["curve"]))

@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+from pydantic import FiniteFloat
+from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from ensemblehub import registry, studio
-from ensemblehub.errors import ArtifactError, ConfigError, did_you_mean
+from ensemblehub.artifacts import content_of, parsed, write_whole
+from ensemblehub.errors import ArtifactError, ConfigError, MissingExtraError, did_you_mean
+from ensemblehub.tandem.estimates import Length
 from ensemblehub.tandem.features import FEATURE_NAMES
 from ensemblehub.tandem.judges import JUDGES, Arrays, EntropyRule, Fixed, Judge, PerplexityRule, Reading
 from ensemblehub.tandem.training import train_judge
@@ -25,6 +29,7 @@ from ensemblehub.tandem.training import train_judge
 __all__ = ["Artifact", "Judge", "Reading", "load", "resolve", "train_judge"]
 
 FORMAT = 1
+AGAIN = "train it again"
 Scope = Literal["question+insight", "insight"]
 RULES = {"entropy": EntropyRule, "perplexity": PerplexityRule}
 
@@ -82,12 +87,17 @@ class Artifact:
         interrupted leaves the old judge or one that `load` refuses, never a mixture.  New thresholds alone
         leave the weights' file as it is.
         """
-        arrays, options = self.judge.state()
-        weights = safetensors.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        weights, (_, options) = self.weights, self.judge.state()
         record = self.record() | {"options": options, "sha256": hashlib.sha256(weights).hexdigest()}
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "judge.safetensors", weights)
-        _write(folder / "judge.json", json.dumps(record, indent=1).encode() + b"\n")
+        write_whole(folder / "judge.safetensors", weights)
+        write_whole(folder / "judge.json", json.dumps(record, indent=1) + "\n")
+
+    @property
+    def weights(self) -> bytes:
+        """The judge's arrays as `judge.safetensors` holds them."""
+        arrays, _ = self.judge.state()
+        saved: bytes = safetensors.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        return saved
 
     def record(self) -> dict[str, Any]:
         """The readable part of `judge.json`."""
@@ -107,36 +117,73 @@ class Artifact:
         }
 
 
+@dataclass(frozen=True)
+class Record:
+    """`judge.json` as it is read; see `Artifact`.
+
+    Attributes:
+        kind: of the judge, `options` what it is made of besides its arrays, whose file has the hash `sha256`.
+        features: the names of the features it was trained on.
+    """
+
+    format: int
+    kind: str
+    mentor: str
+    intern: str
+    prompts: str
+    features: list[str]
+    scope: Scope
+    levels: dict[str, int]
+    thresholds: dict[str, FiniteFloat] | None
+    data: dict[str, Any]
+    metrics: dict[str, Any]
+    estimates: dict[str, Any]
+    options: dict[str, Any]
+    sha256: str
+
+
 def load(folder: Path) -> Artifact:
-    """Read a saved judge; needs neither torch nor scikit-learn.
+    """Read a saved judge; needs torch only where the judge does, and no scikit-learn.
 
     Raises:
         ArtifactError: it is missing, damaged, or of another format; one line that names the folder.
+        MissingExtraError: it judges with torch, which is not installed.
     """
-    try:
-        text, weights = (folder / "judge.json").read_bytes(), (folder / "judge.safetensors").read_bytes()
-        record = json.loads(text)
-        version = record["format"]
-    except FileNotFoundError as error:
-        raise ArtifactError(f"no judge in {folder}: {Path(error.filename).name} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"the judge in {folder} is damaged (judge.json cannot be read): train it again") from error
-    if version != FORMAT:
-        raise ArtifactError(f"the judge in {folder} has format {version}, this version reads {FORMAT}: train it again")
-    if record.get("features") != list(FEATURE_NAMES):
-        raise ArtifactError(f"the judge in {folder} was made for other features: train it again")
-    if hashlib.sha256(weights).hexdigest() != record.get("sha256"):
-        raise ArtifactError(f"the judge in {folder} is damaged (judge.safetensors does not match): train it again")
+    text, weights = (_bytes(folder, name) for name in ("judge.json", "judge.safetensors"))
+    named = f"the judge in {folder}"
+    version = parsed(dict[str, Any], text, f"{named}: judge.json", AGAIN).get("format")
+    if version != FORMAT and isinstance(version, int):
+        raise ArtifactError(f"{named} has format {version}, this version reads {FORMAT}: {AGAIN}")
+    record = parsed(Record, text, f"{named}: judge.json", AGAIN)
+    if record.features != list(FEATURE_NAMES):
+        raise ArtifactError(f"{named} was made for other features: {AGAIN}")
+    if hashlib.sha256(weights).hexdigest() != record.sha256:
+        raise ArtifactError(f"{named} is damaged (judge.safetensors does not match): {AGAIN}")
+    if stored := record.estimates.get("mentor_alone_tokens"):
+        parsed(Length, json.dumps(stored), f"{named}: judge.json: estimates", AGAIN)
     try:
         return _artifact(record, safetensors.load(weights))
-    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
-        raise ArtifactError(f"the judge in {folder} is damaged ({error}): train it again") from error
+    except MissingExtraError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, ConfigError, SafetensorError) as error:
+        raise ArtifactError(f"{named} is damaged ({' '.join(str(error).split())}): {AGAIN}") from error
 
 
-def _artifact(record: Mapping[str, Any], arrays: Arrays) -> Artifact:
-    judge = cast(type[Judge], registry.lookup(JUDGES, record["kind"], "judge")).restored(arrays, record["options"])
+def _bytes(folder: Path, name: str) -> bytes:
+    if not (folder / name).exists():
+        raise ArtifactError(f"no judge in {folder}: {name} is missing")
+    return content_of(folder / name, AGAIN)
+
+
+def _artifact(record: Record, arrays: Arrays) -> Artifact:
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise ValueError("weights that are not finite")
+    for level in record.thresholds or {}:
+        if record.levels and level not in record.levels:
+            raise ConfigError(f"thresholds: {did_you_mean(level, record.levels, 'level')}")
+    judge = cast(type[Judge], registry.lookup(JUDGES, record.kind, "judge")).restored(arrays, record.options)
     names = ("mentor", "intern", "prompts", "scope", "levels", "thresholds", "data", "metrics", "estimates")
-    return Artifact(judge, **{name: record[name] for name in names})
+    return Artifact(judge, **{name: getattr(record, name) for name in names})
 
 
 def resolve(judge: str, levels: Sequence[str]) -> Artifact:
@@ -163,9 +210,3 @@ def resolve(judge: str, levels: Sequence[str]) -> Artifact:
             raise ConfigError(f"judge {judge!r}: {did_you_mean(value, levels, 'level')}")
         return Artifact(Fixed(list(levels).index(value)), thresholds=dict.fromkeys(levels, 1.0))
     return load(Path(studio.resolve(judge)))
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_bytes(content)
-    part.replace(path)

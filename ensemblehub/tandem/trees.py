@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemblehub.tandem.curves import Curve
-from ensemblehub.tandem.features import FEATURE_NAMES
 from ensemblehub.tandem.judges import Arrays, FeatureJudge, Floats, Inputs, Readings
 
 
@@ -54,6 +53,19 @@ class Trees:
             table("children_right", -1, np.int32), fitted.learning_rate * table("value", 0.0, np.float64),
             float(np.log(rate / (1 - rate))),
         )  # fmt: skip
+
+    def check(self, columns: int) -> None:
+        """A `ValueError` where the trees are none over so many columns: a walk would leave them or never end."""
+        arrays = (self.feature, self.threshold, self.left, self.right, self.value)
+        if self.feature.ndim != 2 or not self.feature.size or len({array.shape for array in arrays}) > 1:
+            raise ValueError("trees of unlike shapes")
+        whole = [array.dtype.kind == "i" for array in (self.feature, self.left, self.right)]
+        if not all(whole) or not np.isfinite(self.start):
+            raise ValueError("trees of wrong numbers")
+        inner, own = self.feature >= 0, np.arange(self.feature.shape[1])
+        down = [(own < child) & (child < len(own)) for child in (self.left, self.right)]
+        if self.feature.max() >= columns or not (~inner | (down[0] & down[1])).all():
+            raise ValueError("trees with branches that lead nowhere")
 
     def __call__(self, matrix: Floats) -> Floats:
         """The sum of all trees' leaves for every row of (n, columns): logits, (n,)."""
@@ -100,6 +112,6 @@ class GradientBoosting(FeatureJudge):
     def restored(cls, arrays: Arrays, options: Mapping[str, Any], /) -> Self:
         names = ("feature", "threshold", "left", "right", "value")
         trees = Trees(**{name: arrays[name] for name in names}, start=float(options["start"]))
-        judge = cls(Inputs(**options["inputs"]), trees, Curve(options["curve"], arrays["curve"]))
-        judge.probabilities(np.zeros(len(FEATURE_NAMES)), 0, 0)  # a wrong shape shows here, not in a ride
-        return judge
+        inputs = Inputs(**options["inputs"])
+        trees.check(inputs.width)
+        return cls(inputs, trees, Curve.restored(options["curve"], arrays["curve"]))

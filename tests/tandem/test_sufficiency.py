@@ -1,5 +1,6 @@
 """Judges: rules, saved folders, and what is said about another pair."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from ensemblehub.tandem.curves import Curve
 from ensemblehub.tandem.features import features
 from ensemblehub.tandem.judges import MLP, Inputs, Logistic, Reading
 from ensemblehub.tandem.sufficiency import Artifact, load, resolve
+from ensemblehub.tandem.trees import GradientBoosting, Trees
 
-pytest.importorskip("safetensors")
+safetensors = pytest.importorskip("safetensors.numpy")
 LEVELS = {"none": 0, "low": 24, "medium": 64}
 
 
@@ -182,6 +184,12 @@ def edited(folder, **changes):
         ({"options": {"inputs": {"levels": 4}, "layers": 3, "curve": "none"}}, "damaged"),
         ({"options": {"inputs": {"levels": 3}, "layers": 4, "curve": "none"}}, "damaged"),
         ({"features": ["mean"]}, "made for other features"),
+        ({"thresholds": {"low": "much"}}, "thresholds.low"),
+        ({"thresholds": {"lwo": 0.5}}, "did you mean 'low'"),
+        ({"thresholds": {"low": float("nan")}}, "thresholds.low"),
+        ({"levels": {"none": "0"}}, "levels.none"),
+        ({"estimates": {"mentor_alone_tokens": {"slope": 1.0}}}, "estimates.*intercept"),
+        ({"metrics": None}, "metrics"),
     ],
 )
 def test_an_edited_description_is_refused_in_one_line(tmp_path, changes, match):
@@ -190,6 +198,50 @@ def test_an_edited_description_is_refused_in_one_line(tmp_path, changes, match):
     with pytest.raises(ArtifactError, match=match) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def rewritten(folder, **arrays):
+    """The judge with some of its arrays replaced, and the hash that goes with them."""
+    path = folder / "judge.safetensors"
+    content = safetensors.save({**safetensors.load(path.read_bytes()), **arrays})
+    path.write_bytes(content)
+    edited(folder, sha256=hashlib.sha256(content).hexdigest())
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"mean": np.full(20, np.nan)},
+        {"std": np.zeros(20)},
+        {"std": np.ones(19)},
+        {"0.weight": np.ones((64, 19), np.float32)},
+        {"1.bias": np.ones((32, 1), np.float32)},
+        {"2.weight": np.ones((2, 32), np.float32)},
+        {"curve": np.array([[-2.0, 0.0, -3.0], [0.1, 0.4, 0.9]])},
+        {"curve": np.array([[-2.0, 0.0], [0.1, 1.4]])},
+        {"curve": np.ones(3)},
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_in_one_line(tmp_path, arrays):
+    artifact().save(tmp_path)
+    rewritten(tmp_path, **arrays)
+    with pytest.raises(ArtifactError, match="is damaged") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_trees_that_never_end_are_refused(tmp_path):
+    inputs = Inputs(levels=3)
+    table = {"feature": [[0, -1, -1]], "left": [[1, 0, 0]], "right": [[2, 0, 0]]}
+    whole = {name: np.array(rows, np.int32) for name, rows in table.items()}
+    floats = {"threshold": np.zeros((1, 3)), "value": np.array([[0.0, -1.0, 1.0]])}
+    artifact(GradientBoosting(inputs, Trees(**whole, **floats, start=0.0))).save(tmp_path)
+    assert load(tmp_path).judge.probability(reading()) > 0.5
+    for name, rows in {"left": [[0, 0, 0]], "right": [[7, 0, 0]], "feature": [[99, -1, -1]]}.items():
+        artifact(GradientBoosting(inputs, Trees(**whole, **floats, start=0.0))).save(tmp_path)
+        rewritten(tmp_path, **{name: np.array(rows, np.int32)})
+        with pytest.raises(ArtifactError, match="lead nowhere"):
+            load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["judge.json", "judge.safetensors"])

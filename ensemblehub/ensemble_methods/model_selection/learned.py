@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import FiniteFloat
 
 from ensemblehub import studio
+from ensemblehub.artifacts import content_of, parsed, write_whole
 from ensemblehub.cost import Meter
 from ensemblehub.ensemble_methods.base import Selection, by_name, require
 from ensemblehub.ensemble_methods.model_selection import question
@@ -74,10 +76,7 @@ class Artifact:
             "format": FORMAT, "reader": self.reader, "features": list(FEATURE_NAMES), "members": members,
             "data": dict(self.data),
         }  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{FILE}.part"
-        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        part.replace(folder / FILE)
+        write_whole(folder / FILE, json.dumps(record, indent=1) + "\n")
 
 
 def _written(member: Member) -> dict[str, Any]:
@@ -86,28 +85,60 @@ def _written(member: Member) -> dict[str, Any]:
     return {**vars(member), "metrics": dict(member.metrics), "predictor": predictor}
 
 
+@dataclass(frozen=True)
+class _Predictor:
+    options: dict[str, Any]
+    arrays: dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class _Member:
+    model: str
+    cost: FiniteFloat
+    predictor: _Predictor
+    threshold: FiniteFloat
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """`selection.json` as it is read; see `Artifact`."""
+
+    format: int
+    reader: str
+    features: list[str]
+    members: dict[str, _Member]
+    data: dict[str, Any]
+
+
 def load(folder: Path) -> Artifact:
     """Read a saved selection.
 
     Raises:
         ArtifactError: it is missing, damaged, or of another format; one line that names the folder.
     """
+    if not (folder / FILE).exists():
+        raise ArtifactError(f"no learned selection in {folder}: run `{COMMAND}`")
+    named, again = f"the selection in {folder}", f"run `{COMMAND}` again"
+    text = content_of(folder / FILE, again)
+    if parsed(dict[str, Any], text, named, again).get("format") not in (None, FORMAT):
+        raise ArtifactError(f"{named} was made by another version: {again}")
+    record = parsed(_Record, text, named, again)
+    if record.features != list(FEATURE_NAMES):
+        raise ArtifactError(f"{named} was made by another version: {again}")
     try:
-        record = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        if record["format"] != FORMAT or record["features"] != list(FEATURE_NAMES):
-            raise ArtifactError(f"the selection in {folder} was made by another version: run `{COMMAND}` again")
-        return Artifact(
-            record["reader"], {name: _member(one) for name, one in record["members"].items()}, record["data"]
-        )
-    except FileNotFoundError as error:
-        raise ArtifactError(f"no learned selection in {folder}: run `{COMMAND}`") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"the selection in {folder} is damaged ({error}): run `{COMMAND}` again") from error
+        members = {name: _restored(member) for name, member in record.members.items()}
+    except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise ArtifactError(f"{named} is damaged ({' '.join(str(error).split())}): {again}") from error
+    return Artifact(record.reader, members, record.data)
 
 
-def _member(record: Mapping[str, Any]) -> Member:
-    arrays = {name: np.array(values) for name, values in record["predictor"]["arrays"].items()}
-    return Member(**{**record, "predictor": Logistic.restored(arrays, record["predictor"]["options"])})
+def _restored(saved: _Member) -> Member:
+    arrays = {name: np.array(values) for name, values in saved.predictor.arrays.items()}
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise ValueError("weights that are not finite")
+    predictor = Logistic.restored(arrays, saved.predictor.options)
+    return Member(saved.model, saved.cost, predictor, saved.threshold, saved.metrics)
 
 
 @dataclass(frozen=True)

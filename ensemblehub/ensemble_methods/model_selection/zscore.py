@@ -6,17 +6,16 @@ z-scores by its own mean and standard deviation over many questions, which `ense
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
 from ensemblehub import studio
+from ensemblehub.artifacts import content_of, parsed
 from ensemblehub.cost import Meter
 from ensemblehub.ensemble_methods.base import Selection, check_k, together
 from ensemblehub.ensemble_methods.model_selection import question
@@ -36,6 +35,8 @@ class Stats:
         n: number of questions measured.
         model: which model was measured (`Engine.model`); empty goes with any.
     """
+
+    __pydantic_config__: ClassVar[Any] = {"allow_inf_nan": False}
 
     ppl_mean: float
     ppl_std: float
@@ -129,12 +130,6 @@ def load(path: Path) -> dict[str, Stats]:
     Raises:
         ArtifactError: the file is missing or damaged; names the command that makes it.
     """
-    try:
-        return TypeAdapter(dict[str, Stats]).validate_python(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ArtifactError(f"cannot read the statistics {path} ({error.strerror}): run `{COMMAND}`") from error
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ArtifactError(f"{path}: {where}: {error.errors()[0]['msg']}: run `{COMMAND}` again") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not JSON ({error}): run `{COMMAND}` again") from error
+    if not path.exists():
+        raise ArtifactError(f"cannot read the statistics {path} (there is no such file): run `{COMMAND}`")
+    return parsed(dict[str, Stats], content_of(path, f"run `{COMMAND}`"), path, f"run `{COMMAND}` again")

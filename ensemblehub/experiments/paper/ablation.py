@@ -9,13 +9,16 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from ensemblehub.experiments import report
+from ensemblehub.artifacts import parsed
+from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.experiments import report, splits
 from ensemblehub.experiments.collect import fold
 from ensemblehub.experiments.paper.study import Study, collected
 from ensemblehub.experiments.paper.tables import Table
-from ensemblehub.experiments.pipeline import Pipeline
+from ensemblehub.experiments.pipeline import Pipeline, as_json
 from ensemblehub.experiments.progress import progress
-from ensemblehub.results import LEVEL_0, Collected, Journal, Run
+from ensemblehub.results import ANEW, LEVEL_0, Collected, Journal, Run
 from ensemblehub.schema import Request
 from ensemblehub.tandem import insights
 
@@ -63,23 +66,30 @@ def run(study: Study) -> list[Table]:
 
 def answers(study: Study, pipeline: Pipeline, data: Collected) -> dict[str, Run]:
     """The intern's run for every question and variant, by `QUESTION/VARIANT`; kept in `ablation.jsonl`."""
-    settings = json.loads(json.dumps({"collected": data.header, "variants": list(VARIANTS)}))
-    journal = Journal(study.folder / "ablation.jsonl", settings, study.force)
     items = {item.id: item for item in pipeline.collected_items(data)}
+    ensemble, tandem = pipeline.ensemble(judge=f"fixed:{LEVEL_0}")  # none is asked here
+    settings = pipeline.deciding(ensemble.engines) | {"prompts": tandem.words.fingerprint, "variants": list(VARIANTS)}
+    settings |= {"asked": splits.asked(*items.values()), "collected": data.header}
+    path = study.folder / "ablation.jsonl"
+    journal = Journal(path, as_json(settings), study.force)
     missing = [
         (f"{row.id}/{name}", items[row.id], row.runs[list(data.levels)[-1]], change(row.insight))
         for row in data.rows
         for name, change in VARIANTS.items()
         if f"{row.id}/{name}" not in journal.rows
     ]
-    with progress("ablation", len(data.rows) * len(VARIANTS), len(journal.rows)) as step:
-        asyncio.run(_answer(pipeline, missing, journal, step))
-    journal.close()
-    return {key: Run(**row["run"]) for key, row in journal.rows.items()}
+    try:
+        with progress("ablation", len(data.rows) * len(VARIANTS), len(journal.rows)) as step:
+            asyncio.run(_answer(pipeline, ensemble, tandem, missing, journal, step))
+    finally:
+        journal.close()
+    return {key: parsed(Run, json.dumps(row.get("run")), f"{path}: {key}", ANEW) for key, row in journal.rows.items()}
 
 
-async def _answer(pipeline: Pipeline, missing: list[Any], journal: Journal, step: Callable[[], None]) -> None:
-    ensemble, tandem = pipeline.ensemble(judge=f"fixed:{LEVEL_0}")  # none is asked here
+async def _answer(
+    pipeline: Pipeline, ensemble: Ensemble, tandem: Tandem, missing: list[Any], journal: Journal,
+    step: Callable[[], None],
+) -> None:  # fmt: skip
     _, intern = tandem.roles(ensemble.engines)
     room = asyncio.Semaphore(pipeline.settings.concurrency)
 

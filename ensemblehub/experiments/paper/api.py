@@ -46,6 +46,7 @@ def run(study: Study) -> list[Table]:
         }
         spec["parameters"] = size
         away = study.pipeline("api", f"model_specs.0={json.dumps(spec)}", _judge(study, home.pipeline.settings.results))
+        away.served["mentor"] = home.test.header["mentor"]  # whatever port it has this time
         test = collected(study, home.pipeline, "test")
         rides = away.ride(test, away.collected_items(test), "rides", study.force)
     answered = [*home.methods(), report.tandem(home.test, rides, "tandem, mentor behind an API")]

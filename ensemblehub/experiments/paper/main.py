@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ensemblehub.artifacts import write_whole
 from ensemblehub.experiments import report
 from ensemblehub.experiments.paper.study import Ridden, Study, ridden
 from ensemblehub.experiments.paper.tables import Row, Table
@@ -25,9 +26,8 @@ def run(study: Study) -> list[Table]:
     done.pipeline.report()
     rows = report.summary(study.benchmark, done.methods(), done.steps)
     final = {row["method"]: row for row in rows}
-    (study.out / f"{study.benchmark}_{Path(study.pair).stem}_final.json").write_text(
-        json.dumps(final, indent=1) + "\n", encoding="utf-8"
-    )
+    path = study.out / f"{study.benchmark}_{Path(study.pair).stem}_final.json"
+    write_whole(path, json.dumps(final, indent=1) + "\n")
     title = f"{study.benchmark}: every method"
     return [
         Table("main", title, rows, COLUMNS, [done.where], "main"),

@@ -19,6 +19,7 @@ from ensemblehub.experiments.pipeline import Pipeline
 from ensemblehub.experiments.report import Answered
 from ensemblehub.results import Collected
 from ensemblehub.tandem import sufficiency
+from ensemblehub.tandem.calibration import Aim
 
 _FOLDER = Path(__file__).parent / "pairs"
 STUDIO = "studio"
@@ -154,16 +155,22 @@ def collected(study: Study, pipeline: Pipeline, split: str) -> Collected:
 
 def trained(study: Study, pipeline: Pipeline) -> None:
     """The study's own judge, trained on `train` and calibrated on `calibration`, unless it is there or one is given."""
-    if study.judge is None and (study.force or not _calibrated(pipeline.judge_folder)):
+    if study.judge is None and (study.force or not _calibrated(pipeline)):
         collected(study, pipeline, "train")
         collected(study, pipeline, "calibration")
         pipeline.train()
         pipeline.calibrate()
 
 
-def _calibrated(folder: Path) -> bool:
-    """Whether a judge lies in `folder` that was trained and calibrated to the end."""
-    return (folder / "judge.json").exists() and "calibrated" in sufficiency.load(folder).data
+def _calibrated(pipeline: Pipeline) -> bool:
+    """Whether the judge is there, of the kind that is asked for, and calibrated for the aim that is asked for."""
+    if not (pipeline.judge_folder / "judge.json").exists():
+        return False
+    artifact, asked = sufficiency.load(pipeline.judge_folder), pipeline.settings
+    made = artifact.data.get("calibrated")
+    aim = made.get("aim") if isinstance(made, dict) else None
+    kind, preset = artifact.judge.kind, artifact.metrics.get("preset", asked.preset)
+    return (kind, preset, aim) == (asked.judge, asked.preset, str(Aim.parse(asked.aim)))
 
 
 def ridden(study: Study, part: str = "", *changes: str) -> Ridden:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ensemblehub.artifacts import write_whole
 from ensemblehub.experiments import report
 
 Row = dict[str, Any]
@@ -50,13 +51,12 @@ class Table:
 
     def write(self, folder: Path) -> str:
         """Write `NAME.md` and `NAME.json`; returns the former."""
-        folder.mkdir(parents=True, exist_ok=True)
         text = self.markdown()
-        (folder / f"{self.name}.md").write_text(text, encoding="utf-8")
+        write_whole(folder / f"{self.name}.md", text)
         record: Row = {"title": self.title, "rows": list(self.rows), "notes": list(self.notes)}
         if self.figures:
             record["paper"] = published(self.figures)
-        (folder / f"{self.name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_whole(folder / f"{self.name}.json", json.dumps(record, indent=1) + "\n")
         return text
 
 

@@ -1,0 +1,154 @@
+"""Files that one command leaves for another: written whole, and read with every field checked.
+
+Damage is one line that names the file and what is wrong.  Knows no engine and no task.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from ensemblehub.errors import ArtifactError
+
+T = TypeVar("T")
+SHOWN = 3  # differences that a message names
+LONGEST = 60  # characters of a value in a message
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Put `content` at `path` in one step that survives a power cut: the old file stays until the new one is whole.
+
+    A device or a pipe is written to directly.
+
+    Raises:
+        ArtifactError: it cannot be written.
+    """
+    data, part = content.encode() if isinstance(content, str) else content, path.with_name(f"{path.name}.part")
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync_folder(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make a new or removed name in the folder of `path` survive a power cut."""
+    folder = os.open(path.resolve().parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def content_of(path: Path, remedy: str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        ArtifactError: it is missing or cannot be read; ends with the `remedy`.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing: {remedy}") from error
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path} ({error.strerror or error}): {remedy}") from error
+
+
+def parsed(kind: type[T], text: bytes | str, where: object, remedy: str) -> T:
+    """JSON as a value of `kind`, with no conversion between types.
+
+    Args:
+        where: the file, and the line of it, for the message.
+
+    Raises:
+        ArtifactError: it is not JSON, or a field is missing or of another type.
+    """
+    try:
+        value: T = _adapter(cast(Any, kind)).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        message = first["msg"].replace("Invalid JSON: ", "it is not JSON: ")
+        reason = f"{place}: {message}" if place else message
+        raise ArtifactError(f"{where} is damaged ({reason}): {remedy}") from error
+    return value
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def entries(content: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The objects in the lines of a JSONL file, and how it ends.
+
+    Returns:
+        the objects; and the bytes of a last line that was torn off, -1 where it only lacks its newline.
+
+    Raises:
+        ValueError: a whole line is no object; names it.
+    """
+    whole, _, last = content.rpartition(b"\n")
+    foreign = last.strip(b"\0 ")[:1] not in (b"", b"{")  # nothing that was torn here
+    found, torn = list[dict[str, Any]](), len(last)
+    for number, line in enumerate((whole + last if foreign else whole).split(b"\n"), 1):
+        if line.strip():
+            try:
+                found.append(_object(line))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"line {number}: {error}") from error
+    with suppress(ValueError, RecursionError):
+        found.append(_object(last))
+        torn = -1
+    return found, torn
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
+def differences(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
+    """Every value of two nested mappings that differs, as `max_tokens 768, not 512`."""
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        for key in dict.fromkeys([*wanted, *found]):
+            inner = f"{where}.{key}" if where else str(key)
+            yield from differences(found.get(key, _Absent), wanted.get(key, _Absent), inner)
+    elif found is _Absent:
+        yield f"{where} was not recorded"
+    elif wanted is _Absent:
+        yield f"{where} {_short(found)}, now without it"
+    elif found != wanted:
+        yield f"{where} {_short(found)}, not {_short(wanted)}"
+
+
+def told(differing: list[str]) -> str:
+    """The first differences, and how many more there are."""
+    more = len(differing) - SHOWN
+    return ", ".join(differing[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+class _Absent:
+    """Stands for a key that is not there."""
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
