@@ -299,6 +299,7 @@ class Cost:
         prompt_tokens: tokens read, `cached_tokens` of which were not computed again.
         completion_tokens: tokens written, `discarded_tokens` of which nobody used.
         estimated: True where a provider's final figure was not to be had.
+        spared_flops: prefill FLOPs that were not computed because an earlier request had left them in a cache.
     """
 
     prompt_tokens: int = 0
@@ -311,11 +312,17 @@ class Cost:
     seconds: float = 0.0
     calls: int = 0
     estimated: bool = False
+    spared_flops: float = 0.0
 
     @property
     def flops(self) -> float:
         """Prefill and decoding together."""
         return self.prefill_flops + self.decode_flops
+
+    @property
+    def cold_flops(self) -> float:
+        """What the same calls cost where no cache holds anything of an earlier request."""
+        return self.flops + self.spared_flops
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -329,6 +336,7 @@ class Cost:
             self.seconds + other.seconds,
             self.calls + other.calls,
             self.estimated or other.estimated,
+            self.spared_flops + other.spared_flops,
         )
 
 

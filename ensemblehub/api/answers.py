@@ -312,17 +312,22 @@ def _prompt(answer: Answer) -> tuple[int, int]:
 
 
 def cost(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Every call of every engine, and what the mentor alone would have cost, where that can be estimated."""
+    """Every call of every engine, and what the mentor alone would have cost, where that can be estimated.
+
+    The two are compared cold: `cold_flops` is what these calls cost, and the estimate what the mentor costs, where no
+    cache holds anything of an earlier request.
+    """
     ledger = Ledger([call for answer in answers for call in answer.ledger.calls])
     total, alone = ledger.total, estimated(answers)
     return {
         "flops": total.flops,
+        "cold_flops": total.cold_flops,
         "usd": total.usd,
         "seconds": total.seconds,
         "estimated": total.estimated,
         "spent": [_line(line) for line in ledger.spent],
         "estimated_mentor_alone_flops": alone,
-        "estimated_saving": 1 - total.flops / alone[0] if alone and alone[0] else None,
+        "estimated_saving": 1 - total.cold_flops / alone[0] if alone and alone[0] else None,
     }
 
 

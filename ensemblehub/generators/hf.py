@@ -213,7 +213,7 @@ class HFEngine(Engine):
     def _bill(self, row: Row, meter: Meter, written: int = 0, discarded: int = 0, given: int = 0) -> None:
         meter.record(
             self.name, self.card, prompt_tokens=row.read + given, cached_tokens=row.cached,
-            completion_tokens=written, discarded_tokens=discarded, seconds=row.seconds,
+            completion_tokens=written, discarded_tokens=discarded, seconds=row.seconds, ids=row.ids,
         )  # fmt: skip
 
 
