@@ -67,6 +67,8 @@ class Answer:
     started: float = field(default_factory=time.perf_counter)
     ended: float = 0.0
     text_at: int = 0  # characters sent, for `text_offset`
+    untold: dict[str, Any] = field(default_factory=dict)  # of the extension `ensemble`, for the next chunk
+    silent: list[Piece] = field(default_factory=list)  # what had no text yet, for the next chunk
     _settled: int = 0  # events that are joined
 
     def take(self, event: Event) -> None:
@@ -146,34 +148,60 @@ def opening(kind: Kind, answer: Answer) -> dict[str, Any]:
     return choice(answer, part) | {"ensemble": {"start": start}}
 
 
-def closing(kind: Kind, answer: Answer) -> dict[str, Any]:
-    """The last choice of a stream whose answer has no end of its own: the prompt was echoed, and no more was asked."""
-    return choice(answer, _delta(kind), "length")
+def closing(kind: Kind, answer: Answer, finish: str | None) -> dict[str, Any]:
+    """The last choice of a stream that does not end with a piece of the answer, with all that waits to be told."""
+    return choice(answer, _delta(kind), finish) | {"ensemble": _told(answer)}
 
 
 def chunk(kind: Kind, answer: Answer, event: Event | Scored) -> dict[str, Any] | None:
-    """What a stream says of one event: `choices` and the extension `ensemble`; None where it says nothing."""
+    """What a stream says of one event: `choices` and the extension `ensemble`; None where it says nothing yet.
+
+    What has no text waits for the next chunk that has some: verdicts, choices, and tokens that complete no character.
+    So no delta is empty but the last one; clients take an empty one for the end of an insight.
+    """
     if isinstance(event, Verdict):
-        said: dict[str, Any] = {"verdict": asdict(event), "flops": answer.ledger.total.flops}
-        return choice(answer, _delta(kind)) | {"ensemble": said}
-    if isinstance(event, Choice):
-        return choice(answer, _delta(kind)) | {"ensemble": {"choice": asdict(event)}}
-    if isinstance(event, Scored):
-        text = answer.echoed or ""
-        return choice(answer, _delta(kind, text), logprobs=logprobs(kind, answer, event.tokens)) | {"ensemble": {}}
-    by = {"engine": event.engine, "purpose": event.purpose, "tokens": counted(event), "round": event.round}
-    if is_insight(event):
-        return choice(answer, _thought(kind, event.text)) | {"ensemble": by}
-    if not is_answer(event):
+        answer.untold.setdefault("verdicts", []).append(asdict(event))
+        answer.untold |= {"flops": answer.ledger.total.flops, "cold_flops": answer.ledger.total.cold_flops}
         return None
-    if answer.held:
-        text = answer.generation.extracted(answer.result.text) if event.finish else ""
-        return choice(answer, _delta(kind, text), event.finish) | {"ensemble": by}
-    known = logprobs(kind, answer, event.tokens)
-    part = _delta(kind, event.text)
-    if event.tool_calls:
-        part["delta"]["tool_calls"] = list(event.tool_calls)
-    return choice(answer, part, event.finish, known) | {"ensemble": by}
+    if isinstance(event, Choice):
+        answer.untold.setdefault("choices", []).append(asdict(event))
+        return None
+    if isinstance(event, Scored):
+        known = logprobs(kind, answer, event.tokens)
+        return choice(answer, _delta(kind, answer.echoed or ""), logprobs=known) | {"ensemble": _told(answer)}
+    if not (is_insight(event) or is_answer(event)):
+        return None
+    answer.silent.append(event)
+    if not (event.finish or _heard(answer, event)):
+        return None
+    pieces = [piece for piece in answer.silent if piece.purpose == event.purpose]
+    answer.silent = []
+    return _piece(kind, answer, pieces)
+
+
+def _heard(answer: Answer, piece: Piece) -> bool:
+    """Whether a client gets something of a piece at once."""
+    return bool(piece.text or piece.tool_calls) and not (is_answer(piece) and answer.held)
+
+
+def _piece(kind: Kind, answer: Answer, pieces: Sequence[Piece]) -> dict[str, Any]:
+    """One chunk of some pieces, of which only the last may have text; of a held answer, all of them."""
+    last, tokens = pieces[-1], sum(map(counted, pieces))
+    by = {"engine": last.engine, "purpose": last.purpose, "tokens": tokens, "round": last.round}
+    said = {"ensemble": _told(answer) | by}
+    if is_insight(last):
+        return choice(answer, _thought(kind, last.text)) | said
+    text = answer.generation.extracted(answer.result.text) if answer.held else last.text
+    part = _delta(kind, text)
+    if calls := [call for piece in pieces for call in piece.tool_calls]:
+        part["delta"]["tool_calls"] = calls
+    known = logprobs(kind, answer, [token for piece in pieces for token in piece.tokens])
+    return choice(answer, part, last.finish, known) | said
+
+
+def _told(answer: Answer) -> dict[str, Any]:
+    untold, answer.untold = answer.untold, {}
+    return untold
 
 
 def choice(answer: Answer, part: Mapping[str, Any], finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:

@@ -183,10 +183,17 @@ async def _streamed(job: Job, answering: Answering, emit: Emit, journal: Journal
         if data:
             await emit(data)
 
-    await answering.write(job, tell)
-    for answer in job.answers:
-        if answer.index not in ended:  # the prompt was echoed, and nothing more was asked
-            await emit(event(head | closing(job.kind, answer)))
+    async def close(finish: str | None) -> None:
+        for answer in job.answers:
+            if answer.untold or (finish and answer.index not in ended):  # an echoed prompt has no end of its own
+                await emit(event(head | closing(job.kind, answer, None if answer.index in ended else finish)))
+
+    try:
+        await answering.write(job, tell)
+    except Problem:
+        await close(None)  # what was judged before it is told, too
+        raise
+    await close("length")
     journal.kept(job, None)
     bill = event(head | {"choices": [], "usage": usage(job.answers, job.per_prompt)}) if wants_usage else b""
     await emit(bill + DONE)

@@ -164,8 +164,8 @@ def test_a_ride_can_be_watched(visit, echo):
     arriving = ["", "Goal", "Goal Planning", "Goal Planning Retrieval"]
     assert stages("parts") == [one for one in arriving if one in stages("parts")]  # a busy browser may skip one
     assert len(stages("parts")) > 2
-    assert len(stages("insight")) > 10
-    assert len(stages("answer")) > 8
+    assert len(stages("insight")) > 5  # a busy machine draws several tokens at once
+    assert len(stages("answer")) > 4
     assert stages("answer") == sorted(stages("answer"))
     assert stages("verdicts") == sorted(stages("verdicts"))
     assert len(stages("verdicts")) > 2
@@ -197,7 +197,7 @@ def test_the_final_bill_is_the_servers(visit, serve):
     ask(page)
     ended(page)
     usage = save(page)["chunks"][-1]["chunk"]["usage"]
-    cost = usage["cost"]
+    cost = usage.get("cost_details") or usage["cost"]
     total = page.locator("#total")
     assert float(total.get_attribute("value")) == cost["flops"]
     assert total.text_content() == f"{cost['flops'] / 1e6:.1f}"
@@ -243,7 +243,7 @@ def test_a_stopped_ride_keeps_what_had_arrived(visit, echo, way):
     assert saved["stopped"] is True
     assert not any(one["chunk"].get("usage") for one in saved["chunks"])
     written = sum(one["chunk"]["ensemble"].get("tokens", 0) * size for one in saved["chunks"] for size in [sizes(one)])
-    known = [one["chunk"]["ensemble"]["flops"] for one in saved["chunks"] if "verdict" in one["chunk"]["ensemble"]]
+    known = [one["chunk"]["ensemble"]["flops"] for one in saved["chunks"] if "verdicts" in one["chunk"]["ensemble"]]
     assert float(page.locator("#total").get_attribute("value")) == known[-1] + written
 
 
@@ -342,6 +342,8 @@ def test_a_ride_with_wild_values_still_opens(visit, echo):
         {"ensemble": {"engine": "big", "purpose": "insight", "tokens": "x"}, "choices": [{"delta": {"content": 5}}]},
         {"ensemble": {"verdict": {"level": None, "probability": "high"}}},
         {"ensemble": {"choice": {"chosen": "a", "scores": [None, 1]}}},
+        {"ensemble": {"verdicts": "none", "choices": {}, "flops": "many"}},
+        {"ensemble": {"verdicts": [None, 3, {"level": 7}], "choices": [None, {"scores": 5}]}},
         {"choices": [], "usage": {"cost": {"spent": [{}], "estimated_mentor_alone_flops": ["a", 1, 2]}}},
     ]
     page = visit(echo)

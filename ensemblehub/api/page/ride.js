@@ -13,9 +13,10 @@
  * @typedef {{engine: string, purpose: string, calls: number, read: number, cached: number, written: number,
  *   discarded: number, flops: number, usd: number, seconds: number}} Line
  * @typedef {{method: string, roles: Record<string, string>, members: string[], estimate: number[]|null,
- *   segments: Segment[], verdicts: Verdict[], choices: Choice[], finish: string, flops: number,
+ *   segments: Segment[], verdicts: Verdict[], choices: Choice[], finish: string, flops: number, spared: number,
  *   bill: Bill|null}} Ride
- *   `flops` is the bill of the calls that had ended at the last verdict; `bill` the exact one, at the end.
+ *   `flops` is the bill of the calls that had ended at the last verdict; `bill` the exact one, at the end. `spared` is
+ *   what caches of earlier requests saved: it is no part of the bill, but of the comparison with the mentor alone.
  * @typedef {{format: string, version: number, question: string, request: object, started: string, served: Served,
  *   members: Member[], chunks: {at: number, chunk: object}[], stopped: boolean, error: string|null}} Saved
  *   A ride as it is saved; `at` in milliseconds since the start.
@@ -78,7 +79,7 @@ async function* events(body) {
 /** @type {Ride} */
 const NOTHING = {
   method: "", roles: {}, members: [], estimate: null, segments: [], verdicts: [], choices: [], finish: "", flops: 0,
-  bill: null,
+  spared: 0, bill: null,
 };
 
 const text = (value) => (typeof value === "string" ? value : "");
@@ -97,6 +98,14 @@ function fold(ride, chunk) {
   const first = chunk.choices?.[0];
   const next = { ...ride, finish: text(first?.finish_reason) || ride.finish };
   if (said.start) Object.assign(next, opened(said.start));
+  const verdicts = list(said.verdicts ?? [said.verdict]).filter(Boolean); // one by itself in rides saved before
+  if (verdicts.length) {
+    const at = insightOf(ride).length;
+    next.verdicts = [...ride.verdicts, ...verdicts.map((one) => judged(one, at))];
+    next.flops = number(said.flops);
+    next.spared = sparedBy(said);
+  }
+  next.choices = [...ride.choices, ...list(said.choices ?? [said.choice]).filter(Boolean).map(chosen)];
   if (said.engine) {
     const { engine, purpose, round, tokens } = said;
     const written = text(first?.delta?.reasoning_content ?? first?.delta?.content);
@@ -104,14 +113,11 @@ function fold(ride, chunk) {
       engine: text(engine), purpose: text(purpose), round: number(round), text: written, tokens: number(tokens),
     });
   }
-  if (said.verdict) {
-    next.verdicts = [...ride.verdicts, judged(said.verdict, insightOf(next).length)];
-    next.flops = number(said.flops);
-  }
-  if (said.choice) next.choices = [...ride.choices, chosen(said.choice)];
   if (chunk.usage) {
-    next.bill = billed(chunk.usage.cost ?? {});
-    next.estimate = interval(chunk.usage.cost?.estimated_mentor_alone_flops) ?? next.estimate;
+    const cost = chunk.usage.cost_details ?? chunk.usage.cost ?? {}; // `cost` in rides saved before
+    next.bill = billed(cost);
+    next.spared = sparedBy(cost);
+    next.estimate = interval(cost.estimated_mentor_alone_flops) ?? next.estimate;
   }
   return next;
 }
@@ -150,6 +156,8 @@ const billed = (cost) => ({
     seconds: number(line.seconds),
   })),
 });
+
+const sparedBy = ({ flops, cold_flops }) => number(cold_flops ?? flops) - number(flops);
 
 /** An estimate and its 95 % interval; null where there is none. */
 const interval = (values) => (list(values).length === 3 && values[0] > 0 ? values.map(number) : null);
@@ -228,7 +236,7 @@ function statusOf({ ride, saved, phase }) {
   if (phase === "failed") return `The ride broke off: ${saved.error}`;
   if (phase === "stopped") return "Stopped. What had arrived is kept.";
   if (phase === "done") {
-    const share = ride.estimate && percent(spentSoFar(ride, saved) / ride.estimate[0]);
+    const share = ride.estimate && percent((spentSoFar(ride, saved) + ride.spared) / ride.estimate[0]);
     const end = ride.finish === "length" ? "Ended at the token limit." : "Done.";
     return share ? `${end} It took ${share} of the estimated bill of the mentor alone.` : end;
   }
@@ -494,22 +502,25 @@ function bill({ ride, saved, phase }, colour) {
 
 const paid = ({ usd, seconds }) => `${usd > 0 ? `$${usd.toPrecision(3)}, ` : ""}${seconds.toFixed(2)} s of computing`;
 
-function comparison({ bill, estimate: [mean, low, high] }, flops, colour) {
-  const widest = 1.03 * Math.max(high, mean, flops);
+/** Both without what earlier requests left in caches, or a question that was asked before would always look cheap. */
+function comparison({ bill, spared, estimate: [mean, low, high] }, flops, colour) {
+  const cold = flops + spared;
+  const widest = 1.03 * Math.max(high, mean, cold);
   const at = (value) => `${(100 * value) / widest}%`;
   const bar = (...shapes) => h("svg.meter", { height: 16, ...HIDDEN }, shapes);
-  const slices = shares(bill?.spent ?? []);
+  const kept = spared > 0 ? [{ engine: "from a cache", flops: spared, from: flops }] : [];
+  const slices = bill ? [...shares(bill.spent), ...kept] : [];
   const stacked = slices.map(({ engine, flops, from }) =>
     h("rect", { class: `fill ${colour(engine)}`, x: at(from), width: at(flops), height: 16 }));
   const unit = unitOf(mean);
   const range = `${inUnit(low, unit)} to ${inUnit(high, unit)}`;
   return h("div.against", null,
-    h("p.share", null, !bill && "so far ", h("strong", { id: "share" }, percent(flops / mean)),
+    h("p.share", null, !bill && "so far ", h("strong", { id: "share" }, percent(cold / mean)),
       " of the mentor alone, ", h("em", null, "estimated")),
     h("p", null, "this ride"),
-    bar(bill ? stacked : h("rect.fill.running", { width: at(flops), height: 16 })),
+    bar(bill ? stacked : h("rect.fill.running", { width: at(cold), height: 16 })),
     slices.length > 0 && h("ul.legend", { "aria-label": "Shares of this ride" }, slices.map(({ engine, flops: own }) =>
-      h("li", { class: colour(engine) }, h("span.by", null, engine), ` ${percent(own / flops)}`))),
+      h("li", { class: colour(engine) }, h("span.by", null, engine), ` ${percent(own / cold)}`))),
     h("p", null, "mentor alone, estimated"),
     bar(h("rect.ghost", { x: 0.5, y: 0.5, width: at(mean), height: 15 }),
       h("line.whisker", { x1: at(low), x2: at(high), y1: 8, y2: 8 }),
