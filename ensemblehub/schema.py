@@ -142,11 +142,16 @@ def derived_seed(seed: int, *parts: object) -> int:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could have stood in a place, and its logprob (nats)."""
+    """A token that could have stood in a place, and its logprob (nats).
+
+    Attributes:
+        part: its bytes, where they are no text by themselves (a part of a character).
+    """
 
     text: str
     logprob: float
     id: int | None = None
+    part: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,9 @@ class Token:
     """One written token; `logprob` and `entropy` (nats, full distribution) are None where unknown.
 
     Attributes:
+        text: what it completes: a whole character stands in the last of its tokens.
         top: the likeliest tokens in its place, most likely first; as many as were asked for.
+        part: its own bytes, where they are no text by themselves (a part of a character).
     """
 
     text: str
@@ -162,6 +169,7 @@ class Token:
     logprob: float | None = None
     entropy: float | None = None
     top: tuple[Alternative, ...] = ()
+    part: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +182,7 @@ class ScoredToken:
         start, end: character span in that message (in the rendered prompt for template tokens).
         best: logprob of the likeliest token at this position (nats); None where unknown.
         top: the likeliest tokens at this position, most likely first; one at least, where they are known.
+        part: its own bytes, where they are no text by themselves (a part of a character).
     """
 
     text: str
@@ -185,6 +194,7 @@ class ScoredToken:
     end: int
     best: float | None = None
     top: tuple[Alternative, ...] = ()
+    part: bytes | None = None
 
 
 @dataclass(frozen=True)

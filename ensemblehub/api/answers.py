@@ -268,13 +268,14 @@ def logprobs(kind: Kind, answer: Answer, tokens: Sequence[Written]) -> dict[str,
 
 
 def _entry(token: Written) -> dict[str, Any]:
-    others = [(one.text, one.logprob) for one in token.top]
+    return _shown(token) | {"top_logprobs": [_shown(one) for one in token.top]}
+
+
+def _shown(token: Written | Alternative) -> dict[str, Any]:
+    """A token with its own bytes: those of all tokens, joined, are those of the text."""
     logprob = _UNKNOWN if token.logprob is None else token.logprob
-    return _shown(token.text, logprob) | {"top_logprobs": [_shown(*one) for one in others]}
-
-
-def _shown(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": max(logprob, _UNKNOWN), "bytes": list(text.encode())}
+    own = token.text.encode() if token.part is None else token.part
+    return {"token": token.text, "logprob": max(logprob, _UNKNOWN), "bytes": list(own)}
 
 
 def _likeliest(token: Written, count: int, as_ids: bool) -> dict[str, float] | None:
@@ -290,7 +291,10 @@ def _likeliest(token: Written, count: int, as_ids: bool) -> dict[str, float] | N
 
 
 def _named(token: Written | Alternative, as_ids: bool) -> str:
-    return f"token_id:{token.id}" if as_ids and token.id is not None else token.text
+    """A token in text completions: a part of a character by its bytes, as OpenAI's API names it."""
+    if as_ids and token.id is not None:
+        return f"token_id:{token.id}"
+    return token.text if token.part is None else "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.part)
 
 
 def tool_calls(parts: Iterable[Any]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ensemblehub.schema import Piece, Token
 
@@ -70,10 +70,13 @@ class Gate(Generic[Written]):
 
 
 def _shortened(written: Written, limit: int) -> Written:
+    """The first `limit` characters; a token that is cut off has no bytes of its own either."""
+    changes: dict[str, Any] = {"text": written.text[:limit]}
     if isinstance(written, Token):
-        return replace(written, text=written.text[:limit])
+        changes |= {} if 0 < limit >= len(written.text) else {"part": None}
+        return replace(written, **changes)
     tokens, left = list[Token](), limit
     for token in written.tokens:
         tokens.append(_shortened(token, left))
         left -= len(tokens[-1].text)
-    return replace(written, text=written.text[:limit], tokens=tuple(tokens))
+    return replace(written, **changes, tokens=tuple(tokens))
