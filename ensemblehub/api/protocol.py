@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from ensemblehub.api.characters import WholeCharacters
 from ensemblehub.api.problems import Problem
 from ensemblehub.schema import Chat, Message, Prompt, Role, Sampling, Text, TokenIds
 
@@ -112,7 +113,7 @@ class ChatMessage(Wire):
 Conversation = Annotated[list[ChatMessage], Field(min_length=1)]
 
 
-class Generate(Wire, ABC):
+class Generate(WholeCharacters, Wire, ABC):
     """What chat and text completions have in common."""
 
     model: str = "ensemble"
@@ -337,16 +338,19 @@ def _ids(value: Any) -> list[int]:
     return [int(one) for one in value]
 
 
-class TokenizeRequest(Wire):
+_WHOSE = "Whose tokenizer; may be left out where all that are served have the same."
+
+
+class TokenizeRequest(WholeCharacters, Wire):
     """`POST /tokenize`."""
 
     prompt: str
     add_special_tokens: bool = True
-    model: str = "ensemble"
+    model: str | None = Field(default=None, description=_WHOSE)
 
 
-class DetokenizeRequest(Wire):
+class DetokenizeRequest(WholeCharacters, Wire):
     """`POST /detokenize`."""
 
     tokens: list[TokenId]
-    model: str = "ensemble"
+    model: str | None = Field(default=None, description=_WHOSE)

@@ -152,6 +152,9 @@ class TokenLevel(Aggregation):
         finally:
             answer.close()
 
+    def reader(self, engines: Sequence[Engine]) -> Engine:
+        return next((engine for engine in engines if self.weights.get(engine.name, 1.0) > 0), engines[0])
+
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
         for name, weight in self.weights.items():

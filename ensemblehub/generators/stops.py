@@ -57,6 +57,8 @@ class Gate(Generic[Written]):
         while count < len(self._held) and position + len(self._held[count].text) <= limit:
             position += len(self._held[count].text)
             count += 1
+        while count and _begins(self._held[count - 1]):
+            count -= 1  # its bytes are cut off with the character that it begins
         released, self._held = self._held[:count], self._held[count:]
         return released
 
@@ -67,6 +69,11 @@ class Gate(Generic[Written]):
             cut.append(_shortened(written, limit))
             limit -= len(cut[-1].text)
         return cut
+
+
+def _begins(written: Token | Piece) -> bool:
+    """Whether it is the start of a character that is not complete."""
+    return isinstance(written, Token) and written.part is not None and not written.text
 
 
 def _shortened(written: Written, limit: int) -> Written:

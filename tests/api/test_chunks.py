@@ -1,11 +1,13 @@
 """The chunks of a stream: none is empty between the first and the last, and nothing is lost for it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from ensemblehub.api.answers import Answer, chunk, closing
-from ensemblehub.schema import Choice, Piece, Request, Scored, Text, Token, Verdict
+from ensemblehub.api.answers import Answer, chunk, closing, logprobs
+from ensemblehub.generators.stops import Gate
+from ensemblehub.schema import Alternative, Choice, Piece, Request, Scored, Text, Token, Verdict
 from ensemblehub.sections import Generation
 
 VERDICT = Verdict("low", 2, 0.25, 0.5, False)
@@ -31,7 +33,8 @@ ensembles:
 
 
 def answer(alternatives=None, marks=()):
-    return Answer(0, Request(Text("?")), None, 1, Generation(extract_after=list(marks)), alternatives)
+    served = SimpleNamespace(ensemble=SimpleNamespace(engines=()))
+    return Answer(0, Request(Text("?")), served, 1, Generation(extract_after=list(marks)), alternatives)
 
 
 def piece(text, purpose="answer", engine="a", finish=None, tokens=None):
@@ -88,7 +91,8 @@ def test_tokens_that_complete_no_character_come_with_the_one_that_does():
 
 
 def test_an_insight_that_ends_without_text_leaves_no_empty_chunk():
-    found = folded(answer(alternatives=0), [piece("so", "insight"), piece("", "insight"), VERDICT, piece("4", finish="stop")])
+    events = [piece("so", "insight"), piece("", "insight"), VERDICT, piece("4", finish="stop")]
+    found = folded(answer(alternatives=0), events)
     assert texts(found, "reasoning_content") == ["so", None]
     assert [len(one["choices"][0]["logprobs"]["content"]) for one in found if texts([one])[0]] == [1]
     assert found[-1]["ensemble"]["verdicts"]
@@ -109,6 +113,40 @@ def test_a_scored_prompt_brings_what_was_judged_before_it():
     found = folded(one, [VERDICT, Scored(())], "text")
     assert found[0]["choices"][0]["text"] == "two words"
     assert len(found[0]["ensemble"]["verdicts"]) == 1
+
+
+PARTS = Token("", 3, -0.5, None, (Alternative("\ufffd", -0.5, 3, b"\xf0\x9f"), Alternative("a", -1.0, 4)), b"\xf0\x9f")
+WHOLE = Token("\U0001f600", 5, -0.25, None, (Alternative("\ufffd", -0.25, 5, b"\x98\x80"),), b"\x98\x80")
+
+
+def test_logprobs_of_a_chat_have_each_tokens_own_bytes():
+    first, second = logprobs("chat", answer(2), [PARTS, WHOLE])["content"]
+    assert [bytes(one["bytes"]) for one in first["top_logprobs"]] == [b"\xf0\x9f", b"a"]
+    assert (first["token"], second["token"]) == ("", "\U0001f600")
+    assert bytes(first["bytes"] + second["bytes"]).decode() == "\U0001f600"
+
+
+def test_logprobs_of_a_completion_name_parts_of_characters_by_their_bytes():
+    found = logprobs("text", answer(2), [PARTS, WHOLE])
+    assert found["tokens"] == ["bytes:\\xf0\\x9f", "bytes:\\x98\\x80"]
+    assert found["top_logprobs"] == [{"bytes:\\xf0\\x9f": -0.5, "a": -1.0}, {"bytes:\\x98\\x80": -0.25}]
+    one = answer(2)
+    one.as_ids = True
+    assert logprobs("text", one, [PARTS])["tokens"] == ["token_id:3"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "texts", "parts"),
+    [
+        ("\U0001f600", ["a", "", ""], [None, None, None]),
+        ("b", ["a", "", "\U0001f600"], [None, b"\xf0\x9f", b"\x98\x80"]),
+    ],
+)
+def test_what_a_stop_string_cuts_off_has_no_bytes(stop, texts, parts):
+    gate = Gate([stop])
+    tokens = [one for token in (Token("a"), PARTS, WHOLE, Token("b")) if not gate.stopped for one in gate.push(token)]
+    assert [token.text for token in tokens][:3] == texts
+    assert [token.part for token in tokens][:3] == parts
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +181,9 @@ def test_no_chunk_in_mid_stream_is_empty_and_a_whole_reply_says_the_same(server,
 
 def test_a_thought_is_one_piece_for_clients_that_end_it_at_anything_else(server):
     kinds = ["thought" if "reasoning_content" in one["choices"][0]["delta"] else "other" for one in chunks(server)]
-    assert kinds == ["other"] + ["thought"] * kinds.count("thought") + ["other"] * (len(kinds) - kinds.count("thought") - 1)
-    assert kinds.count("thought") == 8
+    thoughts = kinds.count("thought")
+    assert kinds == ["other"] + ["thought"] * thoughts + ["other"] * (len(kinds) - thoughts - 1)
+    assert thoughts == 8
 
 
 def test_raw_prompts_are_streamed_without_empty_chunks_too(server):
