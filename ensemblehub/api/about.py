@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from ensemblehub import __version__, registry
+from ensemblehub.api import replies
 from ensemblehub.api.admission import Admission
 from ensemblehub.api.catalog import Catalog, Served
 from ensemblehub.api.monitoring import CONTENT_TYPE, Monitor
@@ -34,28 +35,28 @@ def telling(app: FastAPI, catalog: Catalog, admission: Admission, monitor: Monit
         about = {"kind": kind, "method": served.aggregation.method, "members": _members(served)}
         return {"id": served.name, "object": "model", "created": created, "owned_by": "ensemblehub", "ensemble": about}
 
-    @app.get("/v1/models", response_class=JSON, tags=["OpenAI"])
+    @app.get("/v1/models", response_model=replies.ModelList, tags=["OpenAI"])
     async def models() -> Response:
         """The ensembles, and each of their models alone."""
         return JSON({"object": "list", "data": [card(served) for served in catalog.served.values()]})
 
-    @app.get("/v1/models/{name:path}", response_class=JSON, tags=["OpenAI"])
+    @app.get("/v1/models/{name:path}", response_model=replies.Model, tags=["OpenAI"])
     async def model(name: str) -> Response:
         """One of them."""
         return JSON(card(catalog.find(name)))
 
-    @app.get("/v1/ensemble/config", response_class=JSON, tags=["ensembles"])
+    @app.get("/v1/ensemble/config", response_model=replies.Configuration, tags=["ensembles"])
     async def configuration() -> Response:
         """How each ensemble is made up, and what a request may change."""
         ensembles = [_described(served) for served in catalog.ensembles]
         return JSON({"version": __version__, "ensembles": ensembles, "members": [_member(e) for e in catalog.engines]})
 
-    @app.get("/health", response_class=JSON, tags=["server"])
+    @app.get("/health", response_model=replies.Health, responses={503: {"model": replies.Health}}, tags=["server"])
     async def health() -> Response:
         """200 when requests are answered, 503 before and after."""
         return JSON({"status": state.word}, 200 if state.word == "ready" else 503)
 
-    @app.get("/status", response_class=JSON, tags=["server"])
+    @app.get("/status", response_model=replies.ServerStatus, tags=["server"])
     async def status() -> Response:
         """What the server is made of and does now."""
         methods = {
@@ -77,7 +78,7 @@ def telling(app: FastAPI, catalog: Catalog, admission: Admission, monitor: Monit
             }
         )
 
-    @app.get("/metrics", tags=["server"])
+    @app.get("/metrics", response_class=PlainTextResponse, responses=replies.PLAIN, tags=["server"])
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(monitor.exposition(), media_type=CONTENT_TYPE)
@@ -127,7 +128,7 @@ def tokenizing(app: FastAPI, catalog: Catalog) -> None:
             raise Problem(400, text, "model_required", "model")
         return catalog.find(DEFAULT if name is None else name).reader
 
-    @app.post("/tokenize", response_class=JSON, tags=["tokenizer"])
+    @app.post("/tokenize", response_model=replies.Tokenized, tags=["tokenizer"])
     async def tokenize(body: TokenizeRequest) -> Response:
         """Token ids of a raw prompt."""
         engine = await asyncio.to_thread(reader, body.model, _cutting)
@@ -135,7 +136,7 @@ def tokenizing(app: FastAPI, catalog: Catalog) -> None:
         ids = await asyncio.to_thread(tokenizer.encode, body.prompt, body.add_special_tokens)
         return JSON({"tokens": ids, "count": len(ids), "max_model_len": engine.card.context, "model": engine.name})
 
-    @app.post("/detokenize", response_class=JSON, tags=["tokenizer"])
+    @app.post("/detokenize", response_model=replies.Detokenized, tags=["tokenizer"])
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
         engine = await asyncio.to_thread(reader, body.model, _cutting)
@@ -144,7 +145,7 @@ def tokenizing(app: FastAPI, catalog: Catalog) -> None:
             raise Problem(400, f"{engine.name}: there is no token id {unknown}", "invalid_value", "tokens")
         return JSON({"prompt": tokenizer_of(engine).decode(body.tokens), "model": engine.name})
 
-    @app.get("/tokenizer_info", response_class=JSON, tags=["tokenizer"])
+    @app.get("/tokenizer_info", response_model=dict[str, Any], tags=["tokenizer"])
     async def tokenizer_info(model: str | None = None) -> Response:
         """What the tokenizer's configuration says: end of text, chat template, ...
 

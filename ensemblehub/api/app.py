@@ -38,6 +38,7 @@ try:
     from ensemblehub.api.monitoring import Monitor
     from ensemblehub.api.problems import Problem, problem_of, problem_of_fields
     from ensemblehub.api.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, Generate, TokenizeRequest
+    from ensemblehub.api.replies import ERRORS, STREAMED, ChatCompletion, TextCompletion
     from ensemblehub.api.state import State
     from ensemblehub.api.streaming import DONE, JSON, Disconnected, Emit, EventStream, event, while_connected
 except ModuleNotFoundError as error:
@@ -104,6 +105,7 @@ def create_app(
     app = FastAPI(
         title="ensemblehub", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         description="An OpenAI-compatible API over ensembles of language models.",
+        responses=ERRORS, generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
     _generating(app, answering, Journal.of(config))
     telling(app, catalog, admission, monitor, state)
@@ -138,12 +140,12 @@ def _generating(app: FastAPI, answering: Answering, journal: Journal) -> None:
             return Response(status_code=499)
         return JSON(journal.kept(job, _whole(job)))
 
-    @app.post("/v1/chat/completions", response_class=JSON, tags=["OpenAI"])
+    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED, tags=["OpenAI"])
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation, or several at once."""
         return await reply(request, body)
 
-    @app.post("/v1/completions", response_class=JSON, tags=["OpenAI"])
+    @app.post("/v1/completions", response_model=TextCompletion, responses=STREAMED, tags=["OpenAI"])
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Go on with raw prompts; with `echo` and `logprobs`, their log-likelihoods."""
         return await reply(request, body)
