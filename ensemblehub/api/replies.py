@@ -351,7 +351,10 @@ class TextCompletion(Reply):
     usage: Usage
 
 
-_DATA = {"type": "string", "description": "A chunk as JSON, or an Error at the end of a stream that breaks off, or [DONE]."}
+_DATA = {
+    "type": "string",
+    "description": "A chunk as JSON, or an Error at the end of a stream that breaks off, or [DONE].",
+}
 _EVENT = {"type": "object", "required": ["data"], "properties": {"data": _DATA}}
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
