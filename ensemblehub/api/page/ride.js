@@ -41,7 +41,7 @@ async function send(path, options = {}) {
       throw error.name === "AbortError" ? error : new Error("the server cannot be reached");
     });
     if (response.ok) return response;
-    if (response.status !== 401) throw new Error(await problem(response));
+    if (response.status !== 401) throw await problem(response);
     await askForKey(key !== null);
   }
 }
@@ -49,7 +49,16 @@ async function send(path, options = {}) {
 /** What the server says is wrong. */
 async function problem(response) {
   const body = await response.json().catch(() => null);
-  return text(body?.error?.message) || `the server replied ${response.status}`;
+  const wait = Number(response.headers.get("retry-after"));
+  return refusal(body?.error, `the server replied ${response.status}`, response.status === 413 ? TOO_LONG : "", wait);
+}
+
+const TOO_LONG = "context_length_exceeded";
+
+/** An Error with the server's code and the field that is wrong. */
+function refusal(said, otherwise, code = "", wait = 0) {
+  const about = { code: text(said?.code) || code, param: text(said?.param), wait };
+  return Object.assign(new Error(text(said?.message) || otherwise), about);
 }
 
 /** The data of server-sent events, parsed, until `[DONE]`. */
@@ -68,7 +77,7 @@ async function* events(body) {
       if (data === "[DONE]") return;
       if (!data) continue;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new Error(text(chunk.error.message) || "the server failed");
+      if (chunk.error) throw refusal(chunk.error, "the server failed");
       yield chunk;
     }
   }
@@ -454,17 +463,21 @@ function judge(points) {
     h("p.key", HIDDEN, h("span", null, h("span.key-bar"), "probability that it suffices"),
       h("span", null, h("span.key-line"), "threshold")),
     h("div.unseen", null, table("The judge's probability against the threshold, at each checkpoint", names,
-      points.filter(({ verdict }) => verdict).map(({ level, verdict }) => row(level, cells(verdict))))),
+      points.filter(({ verdict }) => verdict).map(({ level, verdict }) => row(level, cells(verdict), names)))),
   ];
 }
 
-const row = (name, cells, attributes) =>
-  h("tr", attributes, h("th", { scope: "row" }, name), cells.map((cell) => h("td", null, cell)));
+/** A row of a table; `names` label its cells where a narrow screen shows it as a block. */
+const row = (name, cells, names, attributes) =>
+  h("tr", { role: "row", ...attributes }, h("th", { scope: "row", role: "rowheader" }, name),
+    cells.map((cell, index) => h("td", { role: "cell", "data-name": names[index + 1] }, cell)));
 
 function table(caption, names, rows, foot) {
-  return h("table", null, h("caption.unseen", null, caption),
-    h("thead", null, h("tr", null, names.map((name) => h("th", { scope: "col" }, name)))),
-    h("tbody", null, rows), foot && h("tfoot", null, foot));
+  const part = { role: "rowgroup" }; // roles, since a style that shows rows as blocks would take them away
+  return h("table", { role: "table" }, h("caption.unseen", null, caption),
+    h("thead", part, h("tr", { role: "row" },
+      names.map((name) => h("th", { scope: "col", role: "columnheader" }, name)))),
+    h("tbody", part, rows), foot && h("tfoot", part, foot));
 }
 
 const ABOUT = { models: "Who takes part", proposal: "Which proposal", answer: "Which answer" };
@@ -548,10 +561,11 @@ function lines(bill, colour) {
   ].filter(([key]) => key === "flops" || bill.spent.some((line) => line[key]));
   const cells = (values) => columns.map(([key, , shown]) => shown(values[key]));
   const sums = Object.fromEntries(columns.map(([key]) => [key, total(bill.spent.map((line) => line[key]))]));
+  const names = ["engine", "purpose", ...columns.map(([, name]) => name)];
   const rows = bill.spent.map((line) =>
-    row(h("span.by", null, line.engine), [line.purpose, ...cells(line)], { class: colour(line.engine) }));
-  return table("The bill by engine and purpose", ["engine", "purpose", ...columns.map(([, name]) => name)], rows,
-    row("all", [bill.estimated && "partly estimated", ...cells({ ...sums, flops: bill.flops })]));
+    row(h("span.by", null, line.engine), [line.purpose, ...cells(line)], names, { class: colour(line.engine) }));
+  return table("The bill by engine and purpose", names, rows,
+    row("all", [bill.estimated && "partly estimated", ...cells({ ...sums, flops: bill.flops })], names));
 }
 
 /* ── page: controls, files, keys ──────────────────────────────────────────────────────────────────────────────── */
@@ -699,7 +713,7 @@ async function travel(saved, source, replay) {
   } catch (error) {
     const stopped = run.cancel.signal.aborted;
     if (replay && page.run === run) return present(saved);
-    if (!replay) Object.assign(saved, stopped ? { stopped } : { error: error.message });
+    if (!replay) Object.assign(saved, stopped ? { stopped } : { error: worded(error) });
     run.phase = phaseOf(saved);
   }
   redraw();
@@ -813,7 +827,23 @@ function stop() {
   if (page.run?.phase === "running") page.run.cancel.abort();
 }
 
-const complain = (error) => notice(`${error.message[0].toUpperCase()}${error.message.slice(1)}.`);
+const complain = (error) => notice(sentence(worded(error)));
+const sentence = (words) => `${words[0].toUpperCase()}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
+
+/** An error in words that name what can be set here. */
+function worded({ message, code, param, wait }) {
+  const level = $("levels").hidden ? "" : ", or a lower effort level";
+  if (code === TOO_LONG) return `the question is too long: shorten it, or choose another ensemble${level}`;
+  const again = `ask again ${wait ? `in ${wait} s` : "later"}`;
+  const advice = {
+    overloaded: again, not_ready: again, model_not_found: "reload the page and choose another ensemble",
+    timeout: `ask again, or choose another ensemble${level}`, engine_error: "ask again, or choose another ensemble",
+    "ensemble.params.judge": "choose another effort level", "ensemble.params.thresholds": "set another threshold",
+    messages: "change the question",
+  };
+  const found = advice[code] ?? advice[/^(ensemble\.params\.\w+|\w+)/.exec(param)?.[0]];
+  return found ? `${message}. ${sentence(found)}` : message;
+}
 
 function setTheme(theme) {
   localStorage.setItem("ensemblehub-theme", theme);
