@@ -529,7 +529,7 @@ function comparison({ bill, spared, estimate: [mean, low, high] }, flops, colour
   const range = `${inUnit(low, unit)} to ${inUnit(high, unit)}`;
   return h("div.against", null,
     h("p.share", null, !bill && "so far ", h("strong", { id: "share" }, percent(cold / mean)),
-      " of the mentor alone, ", h("em", null, "estimated")),
+      " of the mentor alone, ", h("em", null, "estimated"), spared > 0 && ", both without caches"),
     h("p", null, "this ride"),
     bar(bill ? stacked : h("rect.fill.running", { width: at(cold), height: 16 })),
     slices.length > 0 && h("ul.legend", { "aria-label": "Shares of this ride" }, slices.map(({ engine, flops: own }) =>
