@@ -202,7 +202,8 @@ def test_the_final_bill_is_the_servers(visit, serve):
     assert float(total.get_attribute("value")) == cost["flops"]
     assert total.text_content() == f"{cost['flops'] / 1e6:.1f}"
     assert "≈" not in page.locator("#bill .total").text_content()
-    share = cost["flops"] / cost["estimated_mentor_alone_flops"][0]
+    share = cost["cold_flops"] / cost["estimated_mentor_alone_flops"][0]
+    assert cost["estimated_saving"] == 1 - share
     assert page.locator("#share").text_content() == f"{share * 100:.0f}\u00a0%"
     assert "estimated" in page.locator("#bill .share").text_content()
     assert "95 %" in page.locator("#bill").text_content()
@@ -212,6 +213,16 @@ def test_the_final_bill_is_the_servers(visit, serve):
     tokens = usage["completion_tokens"], usage["completion_tokens_details"]["reasoning_tokens"]
     assert page.locator("#insight .note").text_content() == f"{tokens[1]} tokens"
     assert page.locator("#answer .note").text_content() == f"{tokens[0] - tokens[1]} tokens"
+
+    ask(page)  # caches make the bill smaller, but not what is compared
+    ended(page)
+    again = save(page)["chunks"][-1]["chunk"]["usage"]
+    again = again.get("cost_details") or again["cost"]
+    assert again["flops"] < 0.7 * cost["flops"]
+    assert again["cold_flops"] == pytest.approx(cost["cold_flops"], rel=0.02)
+    assert again["estimated_saving"] == pytest.approx(cost["estimated_saving"], abs=0.02)
+    assert page.locator("#share").text_content() == f"{(1 - again['estimated_saving']) * 100:.0f}\u00a0%"
+    expect(page.locator("#bill")).to_contain_text("both without caches")
 
     page.get_by_label("Ensemble").select_option("mixed")
     expect(page.get_by_text("token by token")).to_be_visible()
