@@ -6,6 +6,8 @@ ledger stands the paper's formula, which counts output tokens only.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ensemblehub.schema import Card, Cost, Purpose, Spent
@@ -16,6 +18,18 @@ class Ledger:
     """What one request has spent so far, call by call."""
 
     calls: list[Spent] = field(default_factory=list)
+    _computed: dict[str, list[Sequence[int]]] = field(default_factory=dict, repr=False)
+
+    def reused(self, engine: str, ids: Sequence[int], cached: int) -> int:
+        """How many of `cached` leading tokens this request had computed itself, in an earlier call of the engine.
+
+        Args:
+            ids: the tokens of this call, read and written; kept for the calls that follow.
+        """
+        earlier = self._computed.setdefault(engine, [])
+        common = max((_common(ids, other, cached) for other in earlier), default=0)
+        earlier.append(ids)
+        return common
 
     def add(self, engine: str, purpose: Purpose, cost: Cost) -> None:
         """Bill one call."""
@@ -58,13 +72,20 @@ class Meter:
         seconds: float = 0.0,
         usd: float | None = None,
         estimated: bool = False,
+        ids: Sequence[int] | None = None,
     ) -> Cost:
         """Bill one engine call; called once per call, in `finally`.
 
         FLOPs are those of the forward passes computed: positions `cached_tokens` to `prompt_tokens - 1` for
         the prefill, one per written token but the last for decoding (the prefill yields the first token).
+
+        Args:
+            ids: the tokens read and written.  They tell what of `cached_tokens` an earlier request had computed;
+                without them, the lengths of the calls bound it.
         """
         written_from = prompt_tokens
+        tokens = range(prompt_tokens + completion_tokens) if ids is None else ids
+        reused = self.ledger.reused(engine, tokens, cached_tokens)
         cost = Cost(
             prompt_tokens,
             cached_tokens,
@@ -76,9 +97,18 @@ class Meter:
             seconds=seconds,
             calls=1,
             estimated=estimated,
+            spared_flops=card.flops(reused, cached_tokens),
         )
         self.ledger.add(engine, self.purpose, cost)
         return cost
+
+
+def _common(one: Sequence[int], other: Sequence[int], most: int) -> int:
+    """Length of the common start of two sequences, at most `most`."""
+    most = min(most, len(one), len(other))
+    if one[:most] == other[:most]:
+        return most
+    return bisect_left(range(1, most + 1), True, key=lambda length: one[:length] != other[:length])
 
 
 def dollars(card: Card, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:

@@ -170,11 +170,16 @@ def derived_seed(seed: int, *parts: object) -> int:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could have stood in a place, and its logprob (nats)."""
+    """A token that could have stood in a place, and its logprob (nats).
+
+    Attributes:
+        part: its bytes, where they are no text by themselves (a part of a character).
+    """
 
     text: str
     logprob: float
     id: int | None = None
+    part: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -182,7 +187,9 @@ class Token:
     """One written token; `logprob` and `entropy` (nats, full distribution) are None where unknown.
 
     Attributes:
+        text: what it completes: a whole character stands in the last of its tokens.
         top: the likeliest tokens in its place, most likely first; as many as were asked for.
+        part: its own bytes, where they are no text by themselves (a part of a character).
     """
 
     text: str
@@ -190,6 +197,7 @@ class Token:
     logprob: float | None = None
     entropy: float | None = None
     top: tuple[Alternative, ...] = ()
+    part: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +210,7 @@ class ScoredToken:
         start, end: character span in that message (in the rendered prompt for template tokens).
         best: logprob of the likeliest token at this position (nats); None where unknown.
         top: the likeliest tokens at this position, most likely first; one at least, where they are known.
+        part: its own bytes, where they are no text by themselves (a part of a character).
     """
 
     text: str
@@ -213,6 +222,7 @@ class ScoredToken:
     end: int
     best: float | None = None
     top: tuple[Alternative, ...] = ()
+    part: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -327,6 +337,7 @@ class Cost:
         prompt_tokens: tokens read, `cached_tokens` of which were not computed again.
         completion_tokens: tokens written, `discarded_tokens` of which nobody used.
         estimated: True where a provider's final figure was not to be had.
+        spared_flops: prefill FLOPs that were not computed because an earlier request had left them in a cache.
     """
 
     prompt_tokens: int = 0
@@ -339,11 +350,17 @@ class Cost:
     seconds: float = 0.0
     calls: int = 0
     estimated: bool = False
+    spared_flops: float = 0.0
 
     @property
     def flops(self) -> float:
         """Prefill and decoding together."""
         return self.prefill_flops + self.decode_flops
+
+    @property
+    def cold_flops(self) -> float:
+        """What the same calls cost where no cache holds anything of an earlier request."""
+        return self.flops + self.spared_flops
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -357,6 +374,7 @@ class Cost:
             self.seconds + other.seconds,
             self.calls + other.calls,
             self.estimated or other.estimated,
+            self.spared_flops + other.spared_flops,
         )
 
 

@@ -73,7 +73,7 @@ def bill(result: Result, estimate: tuple[float, float, float] | None) -> Table:
         mean, low, high = (value / 1e6 for value in estimate)
         table.caption = (
             f"estimated for the mentor alone: {mean:.1f} MFLOPs (95 %: {low:.1f} to {high:.1f}); "
-            f"this ride: {result.cost.flops / estimate[0]:.2f} of it"
+            f"this ride, without what earlier ones left in caches: {result.cost.cold_flops / estimate[0]:.2f} of it"
         )
     return table
 

@@ -50,3 +50,45 @@ def test_parts_add_up_to_the_total(calls):
         ledger.add(engine, purpose, cost)
     assert sum((line.cost for line in ledger.spent), Cost()) == ledger.total
     assert ledger.total.calls == len(calls)
+
+
+def test_what_an_earlier_request_left_in_a_cache_is_told_apart_from_what_this_one_did():
+    card = Card(parameters=10, active=10)  # 20 FLOPs a token
+    first, again = Ledger(), Ledger()
+    for ledger, cached in ((first, (0, 2, 3)), (again, (3, 4, 3))):
+        read, write = ledger.meter("judge"), ledger.meter("answer")
+        read.record("m", card, prompt_tokens=3, cached_tokens=cached[0], ids=[1, 2, 9])
+        read.record("m", card, prompt_tokens=4, cached_tokens=cached[1], ids=[1, 2, 3, 9])
+        write.record("m", card, prompt_tokens=4, cached_tokens=cached[2], completion_tokens=2, ids=[1, 2, 3, 9, 5, 6])
+    assert first.total.spared_flops == 0
+    assert again.total.spared_flops == 20 * (3 + 2)  # the second call began like the first for two tokens
+    assert again.total.flops < first.total.flops
+    assert again.total.cold_flops == first.total.cold_flops == first.total.flops
+
+
+def test_the_cache_of_one_engine_is_not_that_of_another():
+    card, ledger = Card(parameters=10, active=10), Ledger()
+    meter = ledger.meter("judge")
+    meter.record("a", card, prompt_tokens=5, ids=[1, 2, 3, 4, 5])
+    cost = meter.record("b", card, prompt_tokens=5, cached_tokens=5, ids=[1, 2, 3, 4, 5])
+    assert cost.spared_flops == 20 * 5
+
+
+def test_without_ids_the_lengths_of_calls_bound_what_is_this_requests_own():
+    card, ledger = Card(parameters=10, active=10), Ledger()
+    meter = ledger.meter("answer")
+    assert meter.record("api", card, prompt_tokens=6, cached_tokens=4).spared_flops == 20 * 4
+    assert meter.record("api", card, prompt_tokens=9, cached_tokens=8).spared_flops == 20 * 2
+    assert meter.record("api", card, prompt_tokens=9, cached_tokens=7).spared_flops == 0
+
+
+ids = st.lists(st.integers(0, 2), max_size=8)
+
+
+@given(st.lists(st.tuples(ids, st.integers(0, 8)), max_size=5))
+def test_what_is_reused_is_the_longest_common_start_within_what_was_cached(calls):
+    ledger, before = Ledger(), []
+    for tokens, cached in calls:
+        starts = [n for n in range(min(cached, len(tokens)) + 1) for one in before if one[:n] == tokens[:n]]
+        assert ledger.reused("m", tokens, cached) == max(starts, default=0)
+        before.append(tokens)

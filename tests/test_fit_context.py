@@ -37,9 +37,9 @@ def test_a_default_is_cut_and_what_is_asked_for_refused():
     assert answered(10, max_tokens=8, fit_context=True) == ("a b c d", "length")
     assert answered(10, max_tokens=3, fit_context=True) == ("a b c", "length")
     assert answered(14, max_tokens=8) == (REPLY, "stop")
-    with pytest.raises(ContextOverflowError, match="is 13 tokens. However, you requested 14 tokens .6 in the prompt, 8 in"):
+    with pytest.raises(ContextOverflowError, match=r"is 13 tokens.* requested 14 tokens \(6 in the prompt"):
         answered(13, max_tokens=8)
-    with pytest.raises(ContextOverflowError, match="is 6 tokens. However, you requested 7 tokens .6 in the prompt, 1 in"):
+    with pytest.raises(ContextOverflowError, match=r"is 6 tokens.* requested 7 tokens \(6 in the prompt"):
         answered(6)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from ensemblehub import __version__, registry
+from ensemblehub.api import replies
 from ensemblehub.api.admission import Admission
 from ensemblehub.api.catalog import Catalog, Served
 from ensemblehub.api.monitoring import CONTENT_TYPE, Monitor
@@ -17,9 +20,10 @@ from ensemblehub.api.problems import Problem
 from ensemblehub.api.protocol import DetokenizeRequest, TokenizeRequest
 from ensemblehub.api.state import State
 from ensemblehub.api.streaming import JSON
+from ensemblehub.config import DEFAULT
 from ensemblehub.ensemble_methods.base import tokenizer_of
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
-from ensemblehub.generators.base import Engine
+from ensemblehub.generators.base import Engine, Tokenizer
 
 
 def telling(app: FastAPI, catalog: Catalog, admission: Admission, monitor: Monitor, state: State) -> None:
@@ -38,28 +42,28 @@ def telling(app: FastAPI, catalog: Catalog, admission: Admission, monitor: Monit
             "ensemble": about,
         }
 
-    @app.get("/v1/models", response_class=JSON, tags=["OpenAI"])
+    @app.get("/v1/models", response_model=replies.ModelList, tags=["OpenAI"])
     async def models() -> Response:
         """The ensembles, and each of their models alone."""
         return JSON({"object": "list", "data": [card(served) for served in catalog.served.values()]})
 
-    @app.get("/v1/models/{name:path}", response_class=JSON, tags=["OpenAI"])
+    @app.get("/v1/models/{name:path}", response_model=replies.Model, tags=["OpenAI"])
     async def model(name: str) -> Response:
         """One of them."""
         return JSON(card(catalog.find(name)))
 
-    @app.get("/v1/ensemble/config", response_class=JSON, tags=["ensembles"])
+    @app.get("/v1/ensemble/config", response_model=replies.Configuration, tags=["ensembles"])
     async def configuration() -> Response:
         """How each ensemble is made up, and what a request may change."""
         ensembles = [_described(served) for served in catalog.ensembles]
         return JSON({"version": __version__, "ensembles": ensembles, "members": [_member(e) for e in catalog.engines]})
 
-    @app.get("/health", response_class=JSON, tags=["server"])
+    @app.get("/health", response_model=replies.Health, responses={503: {"model": replies.Health}}, tags=["server"])
     async def health() -> Response:
         """200 when requests are answered, 503 before and after."""
         return JSON({"status": state.word}, 200 if state.word == "ready" else 503)
 
-    @app.get("/status", response_class=JSON, tags=["server"])
+    @app.get("/status", response_model=replies.ServerStatus, tags=["server"])
     async def status() -> Response:
         """What the server is made of and does now."""
         methods = {
@@ -81,7 +85,7 @@ def telling(app: FastAPI, catalog: Catalog, admission: Admission, monitor: Monit
             }
         )
 
-    @app.get("/metrics", tags=["server"])
+    @app.get("/metrics", response_class=PlainTextResponse, responses=replies.PLAIN, tags=["server"])
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(monitor.exposition(), media_type=CONTENT_TYPE)
@@ -122,29 +126,52 @@ def _member(engine: Engine) -> dict[str, Any]:
 
 
 def tokenizing(app: FastAPI, catalog: Catalog) -> None:
-    """The tokenizer of a model, or of an ensemble's first one, as vLLM offers it."""
+    """The tokenizer of a model, or of the one that reads an ensemble's prompts, as vLLM offers it."""
 
-    def first(name: str) -> Engine:
-        return catalog.find(name).ensemble.engines[0]
+    def reader(name: str | None, about: Callable[[Tokenizer], Any]) -> Engine:
+        """The engine that reads the prompts of `name`; without a name, where all tokenizers say the same."""
+        if name is None and len({json.dumps(_said(one, about), default=str) for one in catalog.engines}) > 1:
+            text = f"the models here have different tokenizers: name one in `model` ({', '.join(catalog.served)})"
+            raise Problem(400, text, "model_required", "model")
+        return catalog.find(DEFAULT if name is None else name).reader
 
-    @app.post("/tokenize", response_class=JSON, tags=["tokenizer"])
+    @app.post("/tokenize", response_model=replies.Tokenized, tags=["tokenizer"])
     async def tokenize(body: TokenizeRequest) -> Response:
         """Token ids of a raw prompt."""
-        engine = first(body.model)
+        engine = await asyncio.to_thread(reader, body.model, _cutting)
         tokenizer = tokenizer_of(engine)
         ids = await asyncio.to_thread(tokenizer.encode, body.prompt, body.add_special_tokens)
         return JSON({"tokens": ids, "count": len(ids), "max_model_len": engine.card.context, "model": engine.name})
 
-    @app.post("/detokenize", response_class=JSON, tags=["tokenizer"])
+    @app.post("/detokenize", response_model=replies.Detokenized, tags=["tokenizer"])
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
-        engine = first(body.model)
+        engine = await asyncio.to_thread(reader, body.model, _cutting)
         unknown = next((index for index in body.tokens if index >= engine.card.vocabulary), None)
         if unknown is not None:
             raise Problem(400, f"{engine.name}: there is no token id {unknown}", "invalid_value", "tokens")
         return JSON({"prompt": tokenizer_of(engine).decode(body.tokens), "model": engine.name})
 
-    @app.get("/tokenizer_info", response_class=JSON, tags=["tokenizer"])
-    async def tokenizer_info(model: str = "ensemble") -> Response:
-        """What the tokenizer's configuration says: end of text, chat template, ..."""
-        return JSON(tokenizer_of(first(model)).settings())
+    @app.get("/tokenizer_info", response_model=dict[str, Any], tags=["tokenizer"])
+    async def tokenizer_info(model: str | None = None) -> Response:
+        """What the tokenizer's configuration says: end of text, chat template, ...
+
+        Without `model`, what is the same for all that are served here.
+        """
+        engine = await asyncio.to_thread(reader, model, _ends)
+        own = tokenizer_of(engine).settings()
+        others = [] if model is not None else [tokenizer_of(one).settings() for one in catalog.engines]
+        return JSON({key: value for key, value in own.items() if all(one.get(key) == value for one in others)})
+
+
+def _cutting(tokenizer: Tokenizer) -> str:
+    return tokenizer.fingerprint
+
+
+def _ends(tokenizer: Tokenizer) -> tuple[str, dict[str, Any]]:
+    """How it cuts, and its tokens for the start and the end of a text."""
+    return _cutting(tokenizer), {key: one for key, one in tokenizer.settings().items() if key.endswith("_token")}
+
+
+def _said(engine: Engine, about: Callable[[Tokenizer], Any]) -> Any:
+    return None if engine.tokenizer is None else about(engine.tokenizer)

@@ -72,7 +72,7 @@ class Answering:
                 answer.as_ids = bool(body.return_tokens_as_token_ids)
         if isinstance(body, CompletionRequest) and body.echo:
             for answer in answers:
-                answer.echoed = _text(answer.request.prompt, served.ensemble.engines[0])
+                answer.echoed = _text(answer.request.prompt, served.reader)
                 answer.context_tokens = body.ensemble.context_tokens if body.ensemble else None
         name = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
         job = Job(kind, body, served, answers, count, name, shown=self.settings.log_prompts)

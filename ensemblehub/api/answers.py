@@ -71,6 +71,8 @@ class Answer:
     insight_tokens: int = 0
     answer_tokens: int = 0
     text_at: int = 0  # characters sent, for `text_offset`
+    untold: dict[str, Any] = field(default_factory=dict)  # of the extension `ensemble`, for the next chunk
+    silent: list[Piece] = field(default_factory=list)  # what had no text yet, for the next chunk
     _settled: int = 0  # events that are joined
     _read: dict[str, int | None] = field(default_factory=dict)  # tokens of the prompt by engine
 
@@ -168,35 +170,62 @@ def opening(kind: Kind, answer: Answer) -> dict[str, Any]:
     return choice(answer, part) | {"ensemble": {"start": start}}
 
 
-def closing(kind: Kind, answer: Answer) -> dict[str, Any]:
-    """The last choice of a stream whose answer has no end of its own: the prompt was echoed, and no more was asked."""
-    return choice(answer, _delta(kind), "length")
+def closing(kind: Kind, answer: Answer, finish: str | None) -> dict[str, Any]:
+    """The last choice of a stream that does not end with a piece of the answer, with all that waits to be told."""
+    return choice(answer, _delta(kind), finish) | {"ensemble": _told(answer)}
 
 
 def chunk(kind: Kind, answer: Answer, event: Event | Scored) -> dict[str, Any] | None:
-    """What a stream says of one event: `choices` and the extension `ensemble`; None where it says nothing."""
+    """What a stream says of one event: `choices` and the extension `ensemble`; None where it says nothing yet.
+
+    What has no text waits for the next chunk that has some: verdicts, choices, and tokens that complete no character.
+    So no delta is empty but the last one; clients take an empty one for the end of an insight.
+    """
     if isinstance(event, Verdict):
-        said: dict[str, Any] = {"verdict": asdict(event), "flops": answer.ledger.total.flops}
-        return choice(answer, _delta(kind)) | {"ensemble": said}
-    if isinstance(event, Choice):
-        return choice(answer, _delta(kind)) | {"ensemble": {"choice": asdict(event)}}
-    if isinstance(event, Scored):
-        text = answer.echoed or ""
-        return choice(answer, _delta(kind, text), logprobs=logprobs(kind, answer, event.tokens)) | {"ensemble": {}}
-    by = {"engine": event.engine, "purpose": event.purpose, "tokens": counted(event), "round": event.round}
-    if is_insight(event):
-        said = dict.fromkeys(answer.thoughts, event.text)
-        return choice(answer, {"delta": said} if kind == "chat" else {"text": "", **said}) | {"ensemble": by}
-    if not is_answer(event):
+        answer.untold.setdefault("verdicts", []).append(asdict(event))
+        answer.untold |= {"flops": answer.ledger.total.flops, "cold_flops": answer.ledger.total.cold_flops}
         return None
-    if answer.held:
-        text = answer.generation.extracted(answer.result.text) if event.finish else ""
-        return choice(answer, _delta(kind, text), event.finish) | {"ensemble": by}
-    known = logprobs(kind, answer, event.tokens)
-    part = _delta(kind, event.text)
-    if event.tool_calls:
-        part["delta"]["tool_calls"] = list(event.tool_calls)
-    return choice(answer, part, event.finish, known) | {"ensemble": by}
+    if isinstance(event, Choice):
+        answer.untold.setdefault("choices", []).append(asdict(event))
+        return None
+    if isinstance(event, Scored):
+        known = logprobs(kind, answer, event.tokens)
+        return choice(answer, _delta(kind, answer.echoed or ""), logprobs=known) | {"ensemble": _told(answer)}
+    if not (is_insight(event) or is_answer(event)):
+        return None
+    answer.silent.append(event)
+    if not (event.finish or _heard(answer, event)):
+        return None
+    pieces = [piece for piece in answer.silent if piece.purpose == event.purpose]
+    answer.silent = []
+    return _piece(kind, answer, pieces)
+
+
+def _heard(answer: Answer, piece: Piece) -> bool:
+    """Whether a client gets something of a piece at once."""
+    told = bool(answer.thoughts) if is_insight(piece) else not answer.held
+    return told and bool(piece.text or piece.tool_calls)
+
+
+def _piece(kind: Kind, answer: Answer, pieces: Sequence[Piece]) -> dict[str, Any]:
+    """One chunk of some pieces, of which only the last may have text; of a held answer, all of them."""
+    last, tokens = pieces[-1], sum(map(counted, pieces))
+    by = {"engine": last.engine, "purpose": last.purpose, "tokens": tokens, "round": last.round}
+    said = {"ensemble": _told(answer) | by}
+    if is_insight(last):
+        thought = dict.fromkeys(answer.thoughts, last.text)
+        return choice(answer, {"delta": thought} if kind == "chat" else {"text": "", **thought}) | said
+    text = answer.generation.extracted(answer.result.text) if answer.held else last.text
+    part = _delta(kind, text)
+    if calls := [call for piece in pieces for call in piece.tool_calls]:
+        part["delta"]["tool_calls"] = calls
+    known = logprobs(kind, answer, [token for piece in pieces for token in piece.tokens])
+    return choice(answer, part, last.finish, known) | said
+
+
+def _told(answer: Answer) -> dict[str, Any]:
+    untold, answer.untold = answer.untold, {}
+    return untold
 
 
 def choice(answer: Answer, part: Mapping[str, Any], finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:
@@ -259,13 +288,14 @@ def logprobs(kind: Kind, answer: Answer, tokens: Sequence[Written]) -> dict[str,
 
 
 def _entry(token: Written) -> dict[str, Any]:
-    others = [(one.text, one.logprob) for one in token.top]
+    return _shown(token) | {"top_logprobs": [_shown(one) for one in token.top]}
+
+
+def _shown(token: Written | Alternative) -> dict[str, Any]:
+    """A token with its own bytes: those of all tokens, joined, are those of the text."""
     logprob = _UNKNOWN if token.logprob is None else token.logprob
-    return _shown(token.text, logprob) | {"top_logprobs": [_shown(*one) for one in others]}
-
-
-def _shown(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": max(logprob, _UNKNOWN), "bytes": list(text.encode())}
+    own = token.text.encode() if token.part is None else token.part
+    return {"token": token.text, "logprob": max(logprob, _UNKNOWN), "bytes": list(own)}
 
 
 def _likeliest(token: Written, count: int, as_ids: bool) -> dict[str, float] | None:
@@ -281,7 +311,10 @@ def _likeliest(token: Written, count: int, as_ids: bool) -> dict[str, float] | N
 
 
 def _named(token: Written | Alternative, as_ids: bool) -> str:
-    return f"token_id:{token.id}" if as_ids and token.id is not None else token.text
+    """A token in text completions: a part of a character by its bytes, as OpenAI's API names it."""
+    if as_ids and token.id is not None:
+        return f"token_id:{token.id}"
+    return token.text if token.part is None else "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.part)
 
 
 def tool_calls(parts: Iterable[Any]) -> list[dict[str, Any]]:
@@ -354,17 +387,22 @@ def dollars(answers: Sequence[Answer]) -> float | None:
 
 
 def cost(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Every call of every engine, and what the mentor alone would have cost, where that can be estimated."""
+    """Every call of every engine, and what the mentor alone would have cost, where that can be estimated.
+
+    The two are compared cold: `cold_flops` is what these calls cost, and the estimate what the mentor costs, where no
+    cache holds anything of an earlier request.
+    """
     ledger = Ledger([call for answer in answers for call in answer.ledger.calls])
     total, alone = ledger.total, estimated(answers)
     return {
         "flops": total.flops,
+        "cold_flops": total.cold_flops,
         "usd": total.usd,
         "seconds": total.seconds,
         "estimated": total.estimated,
         "spent": [_line(line) for line in ledger.spent],
         "estimated_mentor_alone_flops": alone,
-        "estimated_saving": 1 - total.flops / alone[0] if alone and alone[0] else None,
+        "estimated_saving": 1 - total.cold_flops / alone[0] if alone and alone[0] else None,
     }
 
 

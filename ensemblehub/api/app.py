@@ -45,6 +45,7 @@ try:
         StreamOptions,
         TokenizeRequest,
     )
+    from ensemblehub.api.replies import ERRORS, STREAMED, ChatCompletion, TextCompletion
     from ensemblehub.api.state import State
     from ensemblehub.api.streaming import DONE, JSON, Disconnected, Emit, EventStream, event, while_connected
 except ModuleNotFoundError as error:
@@ -111,6 +112,7 @@ def create_app(
     app = FastAPI(
         title="ensemblehub", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         description="An OpenAI-compatible API over ensembles of language models.",
+        responses=ERRORS, generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
     _generating(app, answering, Journal.of(config))
     telling(app, catalog, admission, monitor, state)
@@ -145,12 +147,12 @@ def _generating(app: FastAPI, answering: Answering, journal: Journal) -> None:
             return Response(status_code=499)
         return JSON(journal.kept(job, _whole(job)))
 
-    @app.post("/v1/chat/completions", response_class=JSON, tags=["OpenAI"])
+    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED, tags=["OpenAI"])
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation, or several at once."""
         return await reply(request, body)
 
-    @app.post("/v1/completions", response_class=JSON, tags=["OpenAI"])
+    @app.post("/v1/completions", response_model=TextCompletion, responses=STREAMED, tags=["OpenAI"])
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Go on with raw prompts; with `echo` and `logprobs`, their log-likelihoods."""
         return await reply(request, body)
@@ -193,10 +195,17 @@ async def _streamed(job: Job, answering: Answering, emit: Emit, journal: Journal
         if data:
             await emit(data)
 
-    await answering.write(job, tell)
-    for answer in job.answers:
-        if answer.index not in ended:  # the prompt was echoed, and nothing more was asked
-            await emit(event(head | closing(job.kind, answer)))
+    async def close(finish: str | None) -> None:
+        for answer in job.answers:
+            if answer.untold or (finish and answer.index not in ended):  # an echoed prompt has no end of its own
+                await emit(event(head | closing(job.kind, answer, None if answer.index in ended else finish)))
+
+    try:
+        await answering.write(job, tell)
+    except Problem:
+        await close(None)  # what was judged before it is told, too
+        raise
+    await close("length")
     journal.kept(job, None)
     bill = event(head | {"choices": [], "usage": usage(job.answers, job.per_prompt)}) if wants_usage else b""
     await emit(bill + DONE)

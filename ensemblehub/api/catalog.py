@@ -49,6 +49,11 @@ class Served:
     bounds: Mapping[str, Bound] = field(default_factory=dict)
     base: Ensemble | None = None
 
+    @property
+    def reader(self) -> Engine:
+        """The engine in whose tokens a raw prompt is read."""
+        return self.ensemble.aggregation.reader(self.ensemble.engines)
+
     def estimated_alone(self, request: Request) -> tuple[float, float, float] | None:
         """Estimated FLOPs of the mentor alone: expected, and a 95 % interval; None where nothing tells."""
         made = [self.ensemble, self.base] if self.base else [self.ensemble]

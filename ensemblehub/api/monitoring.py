@@ -43,7 +43,7 @@ class Monitor:
         )
         self.saving = Gauge(
             "ensemblehub_estimated_saving_flops",
-            "Estimated FLOPs saved against the mentor alone, in all",
+            "Estimated FLOPs saved against the mentor alone, in all; both without what earlier requests left in caches",
             ["model"],
             registry=registry,
         )
@@ -94,7 +94,7 @@ class Monitor:
                 self.pace.labels(model).observe((seconds - job.first) / (written - 1))
         if job.outcome == "ok" and (alone := estimated(job.answers)):
             self.alone.labels(model).inc(alone[0])
-            self.saving.labels(model).inc(alone[0] - sum(answer.ledger.total.flops for answer in job.answers))
+            self.saving.labels(model).inc(alone[0] - sum(answer.ledger.total.cold_flops for answer in job.answers))
 
     def _spent(self, spent: tuple[Spent, ...]) -> None:
         for line in spent:

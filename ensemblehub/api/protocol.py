@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, StrictBool, StrictInt, Tag, field_validator, model_validator
 
+from ensemblehub.api.characters import WholeCharacters
 from ensemblehub.api.fields import Body, Hints, Open, Wire, near
 from ensemblehub.api.problems import Problem
 from ensemblehub.schema import Chat, Message, Prompt, Role, Sampling, Text, TokenIds
@@ -125,7 +126,7 @@ class ChatMessage(Open):
 Conversation = Annotated[list[ChatMessage], Field(min_length=1)]
 
 
-class Generate(Body, Hints, ABC):
+class Generate(WholeCharacters, Body, Hints, ABC):
     """What chat and text completions have in common."""
 
     model: str = "ensemble"
@@ -354,16 +355,19 @@ def _ids(value: Any) -> list[int]:
     return [int(one) for one in value]
 
 
-class TokenizeRequest(Body):
+_WHOSE = "Whose tokenizer; may be left out where all that are served have the same."
+
+
+class TokenizeRequest(WholeCharacters, Body):
     """`POST /tokenize`."""
 
     prompt: str
     add_special_tokens: bool = True
-    model: str = "ensemble"
+    model: str | None = Field(default=None, description=_WHOSE)
 
 
-class DetokenizeRequest(Body):
+class DetokenizeRequest(WholeCharacters, Body):
     """`POST /detokenize`."""
 
     tokens: list[TokenId]
-    model: str = "ensemble"
+    model: str | None = Field(default=None, description=_WHOSE)

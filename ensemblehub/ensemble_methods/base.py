@@ -78,6 +78,10 @@ class Aggregation(ABC):
         """The engines it cannot do without; a selection must never drop them."""
         return ()
 
+    def reader(self, engines: Sequence[Engine]) -> Engine:
+        """The engine in whose tokens a raw prompt is read, if `engines` are selected."""
+        return engines[0]
+
     def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
         """Who plays which part, where there are different parts, if `engines` are selected."""
         return {}

@@ -104,7 +104,8 @@ class TokenLevel(Aggregation):
                 ended = chosen.entry in answer.ends
                 text = "" if ended else flow.text(chosen.entry)
                 index = chosen.entry if answer.union.shared else None
-                tokens = flow.push(Token(text, index, chosen.logprob, None, alternatives(vocabulary, chosen.top)))
+                part, top = vocabulary.part(chosen.entry), alternatives(vocabulary, chosen.top)
+                tokens = flow.push(Token(text, index, chosen.logprob, None, top, part))
                 written += 1
                 if ended or flow.stopped:
                     finish = "stop"
@@ -137,18 +138,22 @@ class TokenLevel(Aggregation):
         answer = Answer(prompts, self.weights, meter.ledger.meter("score"))
         try:
             parts = await answer.forced(self.settled, ids[1:])
-            tokens = [ScoredToken(tokenizer.decode(ids[:1]), ids[0], None, None, 0, 0, 0)]
-            for index, (entry, part) in zip(ids[1:], parts, strict=True):
-                logprob = float(np.log(max(part[entry], _TINY)))
-                top = alternatives(answer.union.vocabulary, likeliest(part, max(1, most)))
-                text = tokenizer.decode([index])
-                tokens.append(ScoredToken(text, index, logprob, None, 0, 0, 0, top[0].logprob, top))
+            own = answer.members[0].view.vocabulary
+            tokens = [ScoredToken(tokenizer.decode(ids[:1]), ids[0], None, None, 0, 0, 0, part=own.part(ids[0]))]
+            for index, (entry, mixture) in zip(ids[1:], parts, strict=True):
+                logprob = float(np.log(max(mixture[entry], _TINY)))
+                top = alternatives(answer.union.vocabulary, likeliest(mixture, max(1, most)))
+                text, part = tokenizer.decode([index]), own.part(index)
+                tokens.append(ScoredToken(text, index, logprob, None, 0, 0, 0, top[0].logprob, top, part))
             yield Scored(tuple(tokens))
             if request.sampling.max_tokens:
                 async for piece in self.written(answer):
                     yield piece
         finally:
             answer.close()
+
+    def reader(self, engines: Sequence[Engine]) -> Engine:
+        return next((engine for engine in engines if self.weights.get(engine.name, 1.0) > 0), engines[0])
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)

@@ -37,6 +37,14 @@ class Vocabulary:
         """A token for a person: its text, U+FFFD for bytes that are no character alone, or a control token's name."""
         return self.names.get(index) or self.tokens[index].decode(errors="replace")
 
+    def part(self, index: int) -> bytes | None:
+        """The bytes of a token that are no text by themselves; None where they are."""
+        try:
+            self.tokens[index].decode()
+        except UnicodeDecodeError:
+            return self.tokens[index]
+        return None
+
 
 class Tokenizer(ABC):
     """A model's tokenizer, for those who talk to the model in its own token ids."""

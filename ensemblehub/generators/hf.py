@@ -231,7 +231,7 @@ class HFEngine(Engine):
     def _bill(self, row: Row, meter: Meter, written: int = 0, discarded: int = 0, given: int = 0) -> None:
         meter.record(
             self.name, self.card, prompt_tokens=row.read + given, cached_tokens=row.cached,
-            completion_tokens=written, discarded_tokens=discarded, seconds=row.seconds,
+            completion_tokens=written, discarded_tokens=discarded, seconds=row.seconds, ids=row.ids,
         )  # fmt: skip
 
 
@@ -239,13 +239,14 @@ def _scored(rendered: Rendered, readings: Readings, vocabulary: Vocabulary) -> S
     logprobs: list[float | None] = [None, *readings.logprobs[1:]]
     entropies: list[float | None] = [None, *readings.entropies[1:]]
     likeliest: list[tuple[Alternative, ...]] = [(), *(alternatives(vocabulary, [one]) for one in readings.best[1:])]
-    tokens = zip(rendered.ids, rendered.origins, logprobs, entropies, likeliest, strict=True)
+    bests = [top[0].logprob if top else None for top in likeliest]
+    tokens = zip(rendered.ids, rendered.origins, logprobs, entropies, bests, likeliest, strict=True)
     return Scored(
         tuple(
             ScoredToken(
-                at.text, index, logprob, entropy, at.message, at.start, at.end, top[0].logprob if top else None, top
+                at.text, index, logprob, entropy, at.message, at.start, at.end, best, top, vocabulary.part(index)
             )
-            for index, at, logprob, entropy, top in tokens
+            for index, at, logprob, entropy, best, top in tokens
         )
     )
 

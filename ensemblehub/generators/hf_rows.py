@@ -145,7 +145,8 @@ class WriteRow(Row):
         self.choice.wrote(index)
         ended = index in self.end
         text = "" if ended else self._flow.text(index)
-        tokens = self._flow.push(Token(text, index, logprob, entropy, alternatives(self.vocabulary, top)))
+        part, likeliest = self.vocabulary.part(index), alternatives(self.vocabulary, top)
+        tokens = self._flow.push(Token(text, index, logprob, entropy, likeliest, part))
         finish: Finish | None = "stop" if ended or self._flow.stopped else None
         if finish is None and self.written >= self.sampling.max_tokens:
             finish = "length"

@@ -43,7 +43,7 @@ def vocabulary_of(tokenizer: Any, size: int, end: Iterable[int]) -> Vocabulary:
 
 def alternatives(vocabulary: Vocabulary, top: Iterable[tuple[int, float]]) -> tuple[Alternative, ...]:
     """Ids and logprobs with the ids as they are shown."""
-    return tuple(Alternative(vocabulary.shown(index), value, index) for index, value in top)
+    return tuple(Alternative(vocabulary.shown(index), value, index, vocabulary.part(index)) for index, value in top)
 
 
 def _speller(tokenizer: Any) -> Any:

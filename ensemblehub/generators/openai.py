@@ -420,7 +420,9 @@ def _tokens(logprobs: Any) -> tuple[Token, ...]:
         return ()
     if isinstance(logprobs.get("content"), list):
         return tuple(
-            Token(one["token"], None, one["logprob"], None, tuple(_likely(one.get("top_logprobs") or ())))
+            Token(
+                one["token"], None, one["logprob"], None, tuple(_likely(one.get("top_logprobs") or ())), _part(one)
+            )
             for one in logprobs["content"]
         )
     texts, values = logprobs.get("tokens") or (), logprobs.get("token_logprobs") or ()
@@ -428,7 +430,16 @@ def _tokens(logprobs: Any) -> tuple[Token, ...]:
 
 
 def _likely(entries: Any) -> list[Alternative]:
-    return [Alternative(one["token"], one["logprob"]) for one in entries]
+    return [Alternative(one["token"], one["logprob"], None, _part(one)) for one in entries]
+
+
+def _part(entry: Mapping[str, Any]) -> bytes | None:
+    """The bytes of a token that are no text by themselves, where the API gives them."""
+    try:
+        own = bytes(entry.get("bytes") or ())
+    except (TypeError, ValueError):
+        return None
+    return own if "\ufffd" in own.decode(errors="replace") else None
 
 
 def _plain(error: Refused) -> Exception:

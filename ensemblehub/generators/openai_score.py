@@ -6,6 +6,7 @@ is an error, never a reading.  Knows neither deadlines nor bills.
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from ensemblehub.generators.spans import Origin
 from ensemblehub.schema import Alternative, Request, Scored, ScoredToken, Text
 
 _ID = re.compile(r"token_id:(\d+)")
+_BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")  # how OpenAI's API names a part of a character
 _WINDOW = 16  # characters that tokens which are no text alone may stand for
 Line = list[tuple[str, float]]
 
@@ -86,7 +88,7 @@ class Echo:
         count = len(rendered.ids) if rendered else self._read(tokens, answer)
         if not count <= len(tokens) <= count + 1 or len(logprobs) != len(tokens):
             raise self._wrong(f"it gave logprobs of {len(tokens)} tokens for the {count} of the prompt")
-        at = rendered.origins if rendered else self._placed(list(map(str, tokens[:count])))
+        at = rendered.origins if rendered else self._placed(_spelled(list(map(str, tokens[:count]))))
         ids = rendered.ids if rendered else (None,) * count
         self._check(choice.get("text"), tokens[:count], rendered)
         lines = [_line(one) for one in likely[:count]]
@@ -171,6 +173,15 @@ class Echo:
 
     def _wrong(self, what: str) -> EngineError:
         return EngineError(f"{self.engine} cannot be read with: {what}", self.engine)
+
+
+def _spelled(tokens: Sequence[str]) -> list[str]:
+    """Tokens as text: a character that came in parts stands in the last of them."""
+    decoder, texts = codecs.getincrementaldecoder("utf-8")("replace"), list[str]()
+    for token in tokens:
+        part = _BYTES.fullmatch(token)
+        texts.append(decoder.decode(bytes.fromhex(part[1].replace("\\x", ""))) if part else token)
+    return texts
 
 
 def _list(value: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ensemblehub.schema import Piece, Token
 
@@ -57,6 +57,8 @@ class Gate(Generic[Written]):
         while count < len(self._held) and position + len(self._held[count].text) <= limit:
             position += len(self._held[count].text)
             count += 1
+        while count and _begins(self._held[count - 1]):
+            count -= 1  # its bytes are cut off with the character that it begins
         released, self._held = self._held[:count], self._held[count:]
         return released
 
@@ -69,11 +71,19 @@ class Gate(Generic[Written]):
         return cut
 
 
+def _begins(written: Token | Piece) -> bool:
+    """Whether it is the start of a character that is not complete."""
+    return isinstance(written, Token) and written.part is not None and not written.text
+
+
 def _shortened(written: Written, limit: int) -> Written:
+    """The first `limit` characters; a token that is cut off has no bytes of its own either."""
+    changes: dict[str, Any] = {"text": written.text[:limit]}
     if isinstance(written, Token):
-        return replace(written, text=written.text[:limit])
+        changes |= {} if 0 < limit >= len(written.text) else {"part": None}
+        return replace(written, **changes)
     tokens, left = list[Token](), limit
     for token in written.tokens:
         tokens.append(_shortened(token, left))
         left -= len(tokens[-1].text)
-    return replace(written, text=written.text[:limit], tokens=tuple(tokens))
+    return replace(written, **changes, tokens=tuple(tokens))

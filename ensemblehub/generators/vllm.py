@@ -218,7 +218,7 @@ class VLLMEngine(HFEngine):
                 meter.record(
                     self.name, self.card, prompt_tokens=len(flight.ids), cached_tokens=flight.cached,
                     completion_tokens=flight.written, discarded_tokens=flight.written - flight.taken,
-                    seconds=flight.seconds, estimated=not flight.written,
+                    seconds=flight.seconds, estimated=not flight.written, ids=flight.ids,
                 )  # fmt: skip
 
     def _params(self, request: Request, end: frozenset[int]) -> Any:

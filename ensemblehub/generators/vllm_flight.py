@@ -242,7 +242,8 @@ class WriteFlight(Flight):
         ended = index in self._end
         text = "" if ended else self._flow.text(index)
         top, entropy = self._ranked(line) if self._sampling.top_logprobs else ((), None)
-        tokens = self._flow.push(Token(text, index, line[index].logprob, entropy, top))
+        part = self._vocabulary.part(index)
+        tokens = self._flow.push(Token(text, index, line[index].logprob, entropy, top, part))
         finish: Finish | None = "stop" if ended or self._flow.stopped else None
         if finish is None and self._count >= self._sampling.max_tokens:
             finish = "length"

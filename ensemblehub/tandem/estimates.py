@@ -2,6 +2,8 @@
 
 Every figure derived from this is named `estimated_…`: the mentor's own length is predicted from the
 question's length by a straight line fitted on collected data, with an interval from its residuals.
+
+The estimate is cold: the mentor reads its whole prompt.  It is compared with what a ride costs cold, `Cost.cold_flops`.
 """
 
 from __future__ import annotations

@@ -120,7 +120,8 @@ def test_a_single_model_scores_through_the_server_as_at_home(server, tasks, tmp_
 
 def test_models_of_different_tokenizers_have_a_log_likelihood_together(serve, tasks, tmp_path, at_home):
     mixing = serve(MIXED.read_text())
-    metrics, samples = evaluated(tasks, tmp_path, TASKS, "local-completions", through(mixing, "ensemble"))
+    named = through(mixing, "ensemble", tokenizer=studio.resolve("studio:intern"))
+    metrics, samples = evaluated(tasks, tmp_path, TASKS, "local-completions", named)
     assert 0 <= metrics["studio_chooses"]["acc,none"] <= 1
     assert all(text for [[text]] in samples["studio_writes"])
     mixed = [float(value) for one in samples["studio_chooses"] for [(value, _)] in one]
@@ -131,12 +132,17 @@ def test_models_of_different_tokenizers_have_a_log_likelihood_together(serve, ta
     for line in (tasks / "questions.jsonl").read_text().splitlines():
         row = json.loads(line)
         context = f"{row['question']} The answer is"
-        length = mixing.post("/tokenize", {"prompt": context}).json()["count"]
+        length = mixing.post("/tokenize", {"prompt": context, "model": "ensemble"}).json()["count"]
         prompts = [f"{context} {choice}" for choice in row["choices"]]
         body = {"model": "ensemble", "prompt": prompts, "echo": True, "logprobs": 1, "max_tokens": 0}
         choices = mixing.post("/v1/completions", body).json()["choices"]
         direct += [sum(choice["logprobs"]["token_logprobs"][length:]) for choice in choices]
     assert mixed == pytest.approx(direct, abs=1e-3)
+
+    # the harness asks for "the" tokenizer and names no model: of several, none is told in place of another
+    remote = through(mixing, "guest", tokenizer_backend="remote", max_retries=1)
+    said = evaluated(tasks, tmp_path, ["studio_chooses"], "local-completions", remote, fails=True)
+    assert "/tokenizer_info failed" in said
 
 
 def test_tandem_answers_chats_and_says_what_its_log_likelihood_needs(server, tasks, tmp_path):

@@ -164,8 +164,8 @@ def test_a_ride_can_be_watched(visit, echo):
     arriving = ["", "Goal", "Goal Planning", "Goal Planning Retrieval"]
     assert stages("parts") == [one for one in arriving if one in stages("parts")]  # a busy browser may skip one
     assert len(stages("parts")) > 2
-    assert len(stages("insight")) > 10
-    assert len(stages("answer")) > 8
+    assert len(stages("insight")) > 5  # a busy machine draws several tokens at once
+    assert len(stages("answer")) > 4
     assert stages("answer") == sorted(stages("answer"))
     assert stages("verdicts") == sorted(stages("verdicts"))
     assert len(stages("verdicts")) > 2
@@ -202,7 +202,8 @@ def test_the_final_bill_is_the_servers(visit, serve):
     assert float(total.get_attribute("value")) == cost["flops"]
     assert total.text_content() == f"{cost['flops'] / 1e6:.1f}"
     assert "≈" not in page.locator("#bill .total").text_content()
-    share = cost["flops"] / cost["estimated_mentor_alone_flops"][0]
+    share = cost["cold_flops"] / cost["estimated_mentor_alone_flops"][0]
+    assert cost["estimated_saving"] == 1 - share
     assert page.locator("#share").text_content() == f"{share * 100:.0f}\u00a0%"
     assert "estimated" in page.locator("#bill .share").text_content()
     assert "95 %" in page.locator("#bill").text_content()
@@ -212,6 +213,16 @@ def test_the_final_bill_is_the_servers(visit, serve):
     tokens = usage["completion_tokens"], usage["completion_tokens_details"]["reasoning_tokens"]
     assert page.locator("#insight .note").text_content() == f"{tokens[1]} tokens"
     assert page.locator("#answer .note").text_content() == f"{tokens[0] - tokens[1]} tokens"
+
+    ask(page)  # caches make the bill smaller, but not what is compared
+    ended(page)
+    again = save(page)["chunks"][-1]["chunk"]["usage"]
+    again = again.get("cost_details") or again["cost"]
+    assert again["flops"] < 0.7 * cost["flops"]
+    assert again["cold_flops"] == pytest.approx(cost["cold_flops"], rel=0.02)
+    assert again["estimated_saving"] == pytest.approx(cost["estimated_saving"], abs=0.02)
+    assert page.locator("#share").text_content() == f"{(1 - again['estimated_saving']) * 100:.0f}\u00a0%"
+    expect(page.locator("#bill")).to_contain_text("both without caches")
 
     page.get_by_label("Ensemble").select_option("mixed")
     expect(page.get_by_text("token by token")).to_be_visible()
@@ -243,7 +254,7 @@ def test_a_stopped_ride_keeps_what_had_arrived(visit, echo, way):
     assert saved["stopped"] is True
     assert not any(one["chunk"].get("usage") for one in saved["chunks"])
     written = sum(one["chunk"]["ensemble"].get("tokens", 0) * size for one in saved["chunks"] for size in [sizes(one)])
-    known = [one["chunk"]["ensemble"]["flops"] for one in saved["chunks"] if "verdict" in one["chunk"]["ensemble"]]
+    known = [one["chunk"]["ensemble"]["flops"] for one in saved["chunks"] if "verdicts" in one["chunk"]["ensemble"]]
     assert float(page.locator("#total").get_attribute("value")) == known[-1] + written
 
 
@@ -342,6 +353,8 @@ def test_a_ride_with_wild_values_still_opens(visit, echo):
         {"ensemble": {"engine": "big", "purpose": "insight", "tokens": "x"}, "choices": [{"delta": {"content": 5}}]},
         {"ensemble": {"verdict": {"level": None, "probability": "high"}}},
         {"ensemble": {"choice": {"chosen": "a", "scores": [None, 1]}}},
+        {"ensemble": {"verdicts": "none", "choices": {}, "flops": "many"}},
+        {"ensemble": {"verdicts": [None, 3, {"level": 7}], "choices": [None, {"scores": 5}]}},
         {"choices": [], "usage": {"cost": {"spent": [{}], "estimated_mentor_alone_flops": ["a", 1, 2]}}},
     ]
     page = visit(echo)
@@ -418,8 +431,84 @@ def test_a_ride_that_breaks_off_says_so_and_keeps_its_text(visit, echo):
     ask(page)
     ended(page, "failed")
     expect(page.get_by_role("status")).to_contain_text("The ride broke off: weak failed after 3 tokens")
+    expect(page.get_by_role("status")).to_contain_text("Ask again, or choose another ensemble.")
     assert answer(page) == "this one breaks"
     assert "weak failed" in save(page)["error"]
+
+
+def test_a_long_question_does_not_fill_the_page(visit, echo):
+    page = visit(echo, viewport={"width": 320, "height": 700})
+    question = "\n".join(f"{number}. How many mugs are there, and how many bowls?" for number in range(200)) + "x" * 400
+    ask(page, question)
+    ended(page)
+    assert page.locator("#asked").text_content() == question  # all of it can be read
+    size = "one => [one.clientHeight, one.scrollHeight, one.scrollWidth - one.clientWidth]"
+    height, whole, sideways = page.locator("#asked").evaluate(size)
+    assert height < 200 < whole
+    assert sideways == 0
+    page.locator("#asked").focus()
+    page.keyboard.press("End")
+    assert page.locator("#asked").evaluate("one => one.scrollTop") > 0
+    ask(page, "How many?")
+    ended(page)
+    assert page.locator("#asked").evaluate("one => one.clientHeight") < 60
+
+
+SHORT = """
+model_specs:
+  - {name: big, engine: echo, parameters: 2000000, context: 60, replies: {"": "Goal: mugs"}}
+  - {name: small, engine: echo, parameters: 400000, context: 60, replies: {"": "It is 11."}}
+ensemble:
+  models: [big, small]
+  output_aggregation_method: tandem
+  output_aggregation_params: {levels: {low: 7, high: 16}, judge: "fixed:low"}
+  request_params: {judge: {choices: ["fixed:low", "fixed:high"]}}
+  generation: {max_tokens: 20}
+server: {max_body_bytes: 3000}
+"""
+
+
+@pytest.mark.parametrize("question", ["many words " * 40, "word" * 1000], ids=["context", "body"])
+def test_an_error_names_what_the_page_can_set(visit, serve, question):
+    page = visit(serve(SHORT))
+    ask(page, question)
+    ended(page, "failed")
+    status = page.get_by_role("status")
+    expect(status).to_contain_text(
+        "the question is too long: shorten it, or choose another ensemble, or a lower effort level"
+    )
+    assert "max_tokens" not in status.text_content()
+    page.get_by_label("Ensemble").select_option("small")
+    ask(page, question)
+    ended(page, "failed")
+    expect(status).not_to_contain_text("effort")
+    assert all("status of 4" in line for line in visit.said)  # a browser's own word on a refused request
+    visit.said.clear()
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "headers", "says"),
+    [
+        (429, {"code": "overloaded", "message": "busy"}, {"retry-after": "7"}, "busy. Ask again in 7 s."),
+        (503, {"code": "not_ready", "message": "draining"}, {}, "draining. Ask again later."),
+        (404, {"code": "model_not_found", "message": "gone"}, {}, "gone. Reload the page and choose another ensemble."),
+        (400, {"param": "ensemble.params.thresholds.low", "message": "no"}, {}, "no. Set another threshold."),
+        (400, {"param": "ensemble.params.judge", "message": "no"}, {}, "no. Choose another effort level."),
+        (400, {"param": "messages.0.content", "message": "odd"}, {}, "odd. Change the question."),
+        (504, {"code": "timeout", "message": "late"}, {}, "late. Ask again, or choose another ensemble, or a lower"),
+        (500, {"code": "internal_error", "message": "the server's log has more"}, {}, "the server's log has more"),
+        (502, None, {}, "the server replied 502"),
+    ],
+)  # fmt: skip
+def test_errors_say_what_can_be_done_about_them(visit, echo, status, error, headers, says):
+    page = visit(echo)
+    body = "<html>" if error is None else json.dumps({"error": error})
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=status, body=body, headers=headers))
+    ask(page)
+    ended(page, "failed")
+    expect(page.get_by_role("status")).to_contain_text(f"The ride broke off: {says}")
+    assert says in f"{save(page)['error']}."
+    visit.said.clear()
 
 
 def test_controls_set_what_the_operator_allows(visit, echo):
@@ -525,8 +614,16 @@ CONTRAST = """() => {
 }"""
 
 
+CUT = """() => [...document.querySelectorAll("#bill *, #lines *")].filter((one) => {
+    const { left, right, width } = one.getBoundingClientRect();
+    const shown = width > 0 && one.checkVisibility() && !one.closest("thead, .unseen");
+    const clipped = one.scrollWidth > one.clientWidth + 1 && one.matches(".scroll, td, th");
+    return shown && (left < 0 || right > innerWidth || clipped);
+}).map((one) => one.outerHTML.slice(0, 80))"""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 768, 390, 320])
 def test_it_is_readable_in_light_and_dark_on_wide_and_narrow_screens(visit, echo, scheme, width):
     page = visit(echo, color_scheme=scheme, viewport={"width": width, "height": 844})
     for name in ("turns", "ensemble"):
@@ -535,6 +632,7 @@ def test_it_is_readable_in_light_and_dark_on_wide_and_narrow_screens(visit, echo
         ended(page)
         assert page.evaluate(CONTRAST) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(CUT) == []
     dark = "getComputedStyle(document.body).backgroundColor"
     automatic = page.evaluate(dark)
     page.get_by_role("button", name="Theme: auto").click()

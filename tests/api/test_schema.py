@@ -1,12 +1,18 @@
-"""The API as it describes itself: no request makes the server fail."""
+"""The API as it describes itself: no request makes the server fail, and replies are what clients are promised."""
 
+import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
+
+from ensemblehub.api import replies
 
 CONFIG = {
     "model_specs": [
@@ -32,9 +38,17 @@ PATHS = [
 ]  # fmt: skip
 
 
+CHECKS = [not_a_server_error, response_schema_conformance, content_type_conformance]
+
+
 @pytest.fixture(scope="module")
-def described(serve):
-    return schemathesis.openapi.from_url(serve(json.dumps(CONFIG)).url + "/openapi.json")
+def server(serve):
+    return serve(json.dumps(CONFIG))
+
+
+@pytest.fixture(scope="module")
+def described(server):
+    return schemathesis.openapi.from_url(server.url + "/openapi.json")
 
 
 def test_all_routes_are_described(described):
@@ -58,7 +72,94 @@ def test_no_request_makes_the_server_fail(described, method, path, mode):
     def ask(case):
         response = case.call(timeout=30)
         seen.append(response.status_code)
-        case.validate_response(response, checks=[not_a_server_error])
+        case.validate_response(response, checks=CHECKS)
 
     ask()
     assert seen
+
+
+def test_errors_are_declared_as_they_are_and_replies_have_a_schema(server):
+    described = server.get("/openapi.json").json()
+    for path, methods in described["paths"].items():
+        for method, one in methods.items():
+            assert "422" not in one["responses"]
+            (content, *_) = one["responses"]["200"]["content"].items()
+            wanted = ("text/plain", {"schema": {"type": "string"}}) if path == "/metrics" else content
+            assert content == wanted
+            assert content[1]["schema"].get("type") != "string" or path == "/metrics"
+            for status in ("400", "401", "404", "500", "default"):
+                schema = one["responses"][status]["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/Error"}, (method, path)
+    assert "HTTPValidationError" not in described["components"]["schemas"]
+
+
+CHAT = {"messages": [{"role": "user", "content": "2 + 2?"}]}
+REPLIES = [
+    ("ChatCompletion", "/v1/chat/completions", CHAT),
+    ("ChatCompletion", "/v1/chat/completions", {**CHAT, "model": "small", "logprobs": True, "top_logprobs": 2, "n": 2}),
+    ("ChatCompletion", "/v1/chat/completions", {**CHAT, "model": "votes"}),
+    ("ChatCompletion", "/v1/chat/completions", {**CHAT, "model": "turns", "max_tokens": 3}),
+    ("TextCompletion", "/v1/completions", {"prompt": "2 + 2?"}),
+    ("TextCompletion", "/v1/completions", {"prompt": ["a b", "c"], "model": "small", "logprobs": 1, "echo": True}),
+    ("Error", "/v1/chat/completions", {**CHAT, "model": "nobody"}),
+    ("Error", "/v1/chat/completions", {"messages": []}),
+    ("Error", "/tokenize", {"prompt": "a", "model": "small"}),
+    ("ModelList", "/v1/models", None),
+    ("Model", "/v1/models/votes", None),
+    ("Configuration", "/v1/ensemble/config", None),
+    ("Health", "/health", None),
+    ("ServerStatus", "/status", None),
+]
+
+
+def asked(server, path, body):
+    return (server.get(path) if body is None else server.post(path, body)).json()
+
+
+@pytest.mark.parametrize(("name", "path", "body"), REPLIES)
+def test_replies_have_the_declared_fields_and_no_others(server, name, path, body):
+    reply = asked(server, path, body)
+    read = getattr(replies, name).model_validate(reply)
+    assert json.loads(json.dumps(read.model_dump(exclude_unset=True))) == reply
+
+
+@pytest.fixture(scope="module")
+def generated(server, tmp_path_factory):
+    """A client's models, generated from the description of a running server."""
+    folder = tmp_path_factory.mktemp("client")
+    (folder / "openapi.json").write_text(server.get("/openapi.json").text)
+    command = [sys.executable, "-m", "datamodel_code_generator", "--input", "openapi.json", "--output", "client.py"]
+    command += ["--input-file-type", "openapi", "--output-model-type", "pydantic_v2.BaseModel"]
+    command += ["--formatters", "builtin", "--target-python-version", f"3.{sys.version_info.minor}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    spec = importlib.util.spec_from_file_location("generated_client", folder / "client.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["generated_client"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["generated_client"]
+
+
+def test_a_generated_client_asks_and_understands(server, generated):
+    """As a client generated from the description sends and reads: its own models on both sides."""
+    said = generated.ChatMessage(role="user", content="2 + 2?")
+    body = generated.ChatRequest(model="ensemble", messages=[said], temperature=0)
+    reply = asked(server, "/v1/chat/completions", body.model_dump(mode="json"))
+    read = generated.ChatCompletion.model_validate(reply)
+    assert read.choices[0].message.content == "It is 4."
+    assert read.choices[0].finish_reason == "stop"
+    assert read.choices[0].metadata.verdicts[-1].sufficient
+    again = [said, generated.ChatMessage(role="assistant", content=read.choices[0].message.content), said]
+    body = generated.ChatRequest(model="small", messages=again, logprobs=True)
+    read = generated.ChatCompletion.model_validate(
+        asked(server, "/v1/chat/completions", body.model_dump(mode="json", exclude_none=True))
+    )
+    assert bytes(read.choices[0].logprobs.content[0].bytes) == b"It"
+    refused = generated.Error.model_validate(asked(server, "/v1/chat/completions", {**CHAT, "model": "smal"}))
+    assert (refused.error.code, refused.error.param) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize(("name", "path", "body"), REPLIES)
+def test_a_generated_client_reads_every_reply(server, generated, name, path, body):
+    getattr(generated, name).model_validate(asked(server, path, body))

@@ -156,8 +156,16 @@ def test_an_unfinished_character_waits_where_it_cannot_be_spelled():
     assert result.text == "é!"
     assert [piece.engine for piece in result.pieces] == ["one+two", "one", "one+two"]
     assert two.decoders[0].calls == [([], 0), ([0], 0), ([1], 0)]
-    texts = [token.text for piece in result.pieces for token in piece.tokens]
-    assert texts == ["", "é", "!", ""]
+    tokens = [token for piece in result.pieces for token in piece.tokens]
+    assert [token.text for token in tokens] == ["", "é", "!", ""]
+    assert [token.part for token in tokens] == [b"\xc3", b"\xa9", None, None]
+
+
+def test_alternatives_of_a_mixture_keep_the_bytes_of_parts_of_characters():
+    one = ToyEngine("one", [b"\xc3", b"\xa9", "a", END], fixed([0.5, 0.3, 0.2, 0], [0, 1, 0, 0], [0, 0, 0, 1]))
+    two = ToyEngine("two", ["é", b"\xc3", "a", END], fixed([0.1, 0.6, 0.3, 0], [0, 0, 0, 1], [0, 0, 0, 1]))
+    first = answer((one, two), GaC(), max_tokens=3, top_logprobs=9).pieces[0].tokens[0]
+    assert {other.part or other.text for other in first.top} == {b"\xc3", b"\xa9", "a", "é"}
 
 
 def test_bytes_that_are_no_text_are_spelled_byte_by_byte():

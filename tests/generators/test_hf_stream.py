@@ -215,6 +215,29 @@ def test_logprobs_entropies_and_alternatives_are_those_of_a_direct_pass(bench):
     run(main())
 
 
+def test_parts_of_characters_keep_their_bytes(bench):
+    """All byte tokens are among the alternatives of a random model, and bytes 0 to 255 of no text can be chosen."""
+
+    async def main():
+        async with bench() as b:
+            spelled = b.engine.vocabulary.tokens
+            broken = [index for index, data in enumerate(spelled) if "\ufffd" in data.decode(errors="replace")]
+            parts = {index: spelled[index] for index in broken}
+            assert len(parts) > 100
+            one = ask("over", top_logprobs=len(spelled), logit_bias=dict.fromkeys(parts, 1e4), max_tokens=6)
+            tokens = [token for piece in await b.pieces(one) for token in piece.tokens]
+            assert [token.part for token in tokens] == [parts[token.id] for token in tokens]
+            for token in tokens:
+                assert {other.id: other.part for other in token.top if other.part is not None} == parts
+            one = ask("over", logit_bias={spelled.index(b"a"): 1e4}, max_tokens=2)
+            assert [token.part for piece in await b.pieces(one) for token in piece.tokens] == [None, None]
+            scored = await b.engine.score(Request(Text("né 😀")), b.meter)
+            assert [token.part for token in scored.tokens] == [parts.get(token.id) for token in scored.tokens]
+            assert any(token.part for token in scored.tokens)
+
+    run(main())
+
+
 def test_characters_are_never_split(bench):
     async def main():
         async with bench() as b:
@@ -365,7 +388,7 @@ def test_a_default_is_cut_to_the_room_there_is(bench):
                 assert sum(len(piece.tokens) for piece in pieces) == room
                 assert pieces[-1].finish == "length"
                 b.spent()
-            with pytest.raises(ContextOverflowError, match="513 tokens .512 in the prompt, 1 in the completion"):
+            with pytest.raises(ContextOverflowError, match=r"513 tokens .512 in the prompt, 1 in the completion"):
                 await b.ids(Request(TokenIds((5,) * 512), Sampling(fit_context=True)))
 
     run(main())

@@ -343,3 +343,14 @@ def test_requests_while_an_endpoint_is_left_alone_do_not_keep_it_so():
     assert (breaker.failures, breaker.closed_at) == (1, until)
     time.sleep(0.06)
     breaker.check()
+
+
+def test_parts_of_a_character_keep_the_bytes_that_an_api_gives():
+    part = {"token": "\\xf0\\x9f", "logprob": -0.5, "bytes": [0xF0, 0x9F]}
+    others = [{"token": "a", "logprob": -1, "bytes": [97]}, {"token": "b", "logprob": -2}]
+    entry = {**part, "top_logprobs": [part, *others]}
+    chunk = event({"choices": [{"delta": {"content": "4"}, "logprobs": {"content": [entry]}, "finish_reason": None}]})
+    asked = Asked([chunk, *answer()[-3:]], logprobs=True, request=Request(CHAT, Sampling(top_logprobs=3)))
+    (token,) = asked.pieces[0].tokens
+    assert token.part == b"\xf0\x9f"
+    assert [one.part for one in token.top] == [b"\xf0\x9f", None, None]

@@ -228,3 +228,10 @@ def test_what_does_not_fit_the_context_is_known_before_it_is_asked():
     assert "maximum context length is 10 tokens" in str(read.error)
     assert read.api.asked == []
     assert not read.ledger.calls
+
+
+def test_a_character_that_is_named_by_its_bytes_stands_in_the_last_of_its_tokens():
+    names = ["bytes:\\xe6", "bytes:\\x97", "bytes:\\xa5", "!"]
+    read = Read(said(tokens=[*names, " 4"]), prompt=Text("\u65e5!"))
+    assert [token.text for token in read.tokens] == ["", "", "\u65e5", "!"]
+    assert [(token.start, token.end) for token in read.tokens][2:] == [(0, 1), (1, 2)]

@@ -13,9 +13,10 @@
  * @typedef {{engine: string, purpose: string, calls: number, read: number, cached: number, written: number,
  *   discarded: number, flops: number, usd: number, seconds: number}} Line
  * @typedef {{method: string, roles: Record<string, string>, members: string[], estimate: number[]|null,
- *   segments: Segment[], verdicts: Verdict[], choices: Choice[], finish: string, flops: number,
+ *   segments: Segment[], verdicts: Verdict[], choices: Choice[], finish: string, flops: number, spared: number,
  *   bill: Bill|null}} Ride
- *   `flops` is the bill of the calls that had ended at the last verdict; `bill` the exact one, at the end.
+ *   `flops` is the bill of the calls that had ended at the last verdict; `bill` the exact one, at the end. `spared` is
+ *   what caches of earlier requests saved: it is no part of the bill, but of the comparison with the mentor alone.
  * @typedef {{format: string, version: number, question: string, request: object, started: string, served: Served,
  *   members: Member[], chunks: {at: number, chunk: object}[], stopped: boolean, error: string|null}} Saved
  *   A ride as it is saved; `at` in milliseconds since the start.
@@ -40,7 +41,7 @@ async function send(path, options = {}) {
       throw error.name === "AbortError" ? error : new Error("the server cannot be reached");
     });
     if (response.ok) return response;
-    if (response.status !== 401) throw new Error(await problem(response));
+    if (response.status !== 401) throw await problem(response);
     await askForKey(key !== null);
   }
 }
@@ -48,7 +49,16 @@ async function send(path, options = {}) {
 /** What the server says is wrong. */
 async function problem(response) {
   const body = await response.json().catch(() => null);
-  return text(body?.error?.message) || `the server replied ${response.status}`;
+  const wait = Number(response.headers.get("retry-after"));
+  return refusal(body?.error, `the server replied ${response.status}`, response.status === 413 ? TOO_LONG : "", wait);
+}
+
+const TOO_LONG = "context_length_exceeded";
+
+/** An Error with the server's code and the field that is wrong. */
+function refusal(said, otherwise, code = "", wait = 0) {
+  const about = { code: text(said?.code) || code, param: text(said?.param), wait };
+  return Object.assign(new Error(text(said?.message) || otherwise), about);
 }
 
 /** The data of server-sent events, parsed, until `[DONE]`. */
@@ -67,7 +77,7 @@ async function* events(body) {
       if (data === "[DONE]") return;
       if (!data) continue;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new Error(text(chunk.error.message) || "the server failed");
+      if (chunk.error) throw refusal(chunk.error, "the server failed");
       yield chunk;
     }
   }
@@ -78,7 +88,7 @@ async function* events(body) {
 /** @type {Ride} */
 const NOTHING = {
   method: "", roles: {}, members: [], estimate: null, segments: [], verdicts: [], choices: [], finish: "", flops: 0,
-  bill: null,
+  spared: 0, bill: null,
 };
 
 const text = (value) => (typeof value === "string" ? value : "");
@@ -97,6 +107,14 @@ function fold(ride, chunk) {
   const first = chunk.choices?.[0];
   const next = { ...ride, finish: text(first?.finish_reason) || ride.finish };
   if (said.start) Object.assign(next, opened(said.start));
+  const verdicts = list(said.verdicts ?? [said.verdict]).filter(Boolean); // one by itself in rides saved before
+  if (verdicts.length) {
+    const at = insightOf(ride).length;
+    next.verdicts = [...ride.verdicts, ...verdicts.map((one) => judged(one, at))];
+    next.flops = number(said.flops);
+    next.spared = sparedBy(said);
+  }
+  next.choices = [...ride.choices, ...list(said.choices ?? [said.choice]).filter(Boolean).map(chosen)];
   if (said.engine) {
     const { engine, purpose, round, tokens } = said;
     const delta = first?.delta ?? {};
@@ -105,14 +123,10 @@ function fold(ride, chunk) {
       engine: text(engine), purpose: text(purpose), round: number(round), text: written, tokens: number(tokens),
     });
   }
-  if (said.verdict) {
-    next.verdicts = [...ride.verdicts, judged(said.verdict, insightOf(next).length)];
-    next.flops = number(said.flops);
-  }
-  if (said.choice) next.choices = [...ride.choices, chosen(said.choice)];
   if (chunk.usage) {
     const cost = chunk.usage.cost_details ?? chunk.usage.cost ?? {}; // `cost` in rides saved before
     next.bill = billed(cost);
+    next.spared = sparedBy(cost);
     next.estimate = interval(cost.estimated_mentor_alone_flops) ?? next.estimate;
   }
   return next;
@@ -152,6 +166,8 @@ const billed = (cost) => ({
     seconds: number(line.seconds),
   })),
 });
+
+const sparedBy = ({ flops, cold_flops }) => number(cold_flops ?? flops) - number(flops);
 
 /** An estimate and its 95 % interval; null where there is none. */
 const interval = (values) => (list(values).length === 3 && values[0] > 0 ? values.map(number) : null);
@@ -230,7 +246,7 @@ function statusOf({ ride, saved, phase }) {
   if (phase === "failed") return `The ride broke off: ${saved.error}`;
   if (phase === "stopped") return "Stopped. What had arrived is kept.";
   if (phase === "done") {
-    const share = ride.estimate && percent(spentSoFar(ride, saved) / ride.estimate[0]);
+    const share = ride.estimate && percent((spentSoFar(ride, saved) + ride.spared) / ride.estimate[0]);
     const end = ride.finish === "length" ? "Ended at the token limit." : "Done.";
     return share ? `${end} It took ${share} of the estimated bill of the mentor alone.` : end;
   }
@@ -448,17 +464,21 @@ function judge(points) {
     h("p.key", HIDDEN, h("span", null, h("span.key-bar"), "probability that it suffices"),
       h("span", null, h("span.key-line"), "threshold")),
     h("div.unseen", null, table("The judge's probability against the threshold, at each checkpoint", names,
-      points.filter(({ verdict }) => verdict).map(({ level, verdict }) => row(level, cells(verdict))))),
+      points.filter(({ verdict }) => verdict).map(({ level, verdict }) => row(level, cells(verdict), names)))),
   ];
 }
 
-const row = (name, cells, attributes) =>
-  h("tr", attributes, h("th", { scope: "row" }, name), cells.map((cell) => h("td", null, cell)));
+/** A row of a table; `names` label its cells where a narrow screen shows it as a block. */
+const row = (name, cells, names, attributes) =>
+  h("tr", { role: "row", ...attributes }, h("th", { scope: "row", role: "rowheader" }, name),
+    cells.map((cell, index) => h("td", { role: "cell", "data-name": names[index + 1] }, cell)));
 
 function table(caption, names, rows, foot) {
-  return h("table", null, h("caption.unseen", null, caption),
-    h("thead", null, h("tr", null, names.map((name) => h("th", { scope: "col" }, name)))),
-    h("tbody", null, rows), foot && h("tfoot", null, foot));
+  const part = { role: "rowgroup" }; // roles, since a style that shows rows as blocks would take them away
+  return h("table", { role: "table" }, h("caption.unseen", null, caption),
+    h("thead", part, h("tr", { role: "row" },
+      names.map((name) => h("th", { scope: "col", role: "columnheader" }, name)))),
+    h("tbody", part, rows), foot && h("tfoot", part, foot));
 }
 
 const ABOUT = { models: "Who takes part", proposal: "Which proposal", answer: "Which answer" };
@@ -496,22 +516,25 @@ function bill({ ride, saved, phase }, colour) {
 
 const paid = ({ usd, seconds }) => `${usd > 0 ? `$${usd.toPrecision(3)}, ` : ""}${seconds.toFixed(2)} s of computing`;
 
-function comparison({ bill, estimate: [mean, low, high] }, flops, colour) {
-  const widest = 1.03 * Math.max(high, mean, flops);
+/** Both without what earlier requests left in caches, or a question that was asked before would always look cheap. */
+function comparison({ bill, spared, estimate: [mean, low, high] }, flops, colour) {
+  const cold = flops + spared;
+  const widest = 1.03 * Math.max(high, mean, cold);
   const at = (value) => `${(100 * value) / widest}%`;
   const bar = (...shapes) => h("svg.meter", { height: 16, ...HIDDEN }, shapes);
-  const slices = shares(bill?.spent ?? []);
+  const kept = spared > 0 ? [{ engine: "from a cache", flops: spared, from: flops }] : [];
+  const slices = bill ? [...shares(bill.spent), ...kept] : [];
   const stacked = slices.map(({ engine, flops, from }) =>
     h("rect", { class: `fill ${colour(engine)}`, x: at(from), width: at(flops), height: 16 }));
   const unit = unitOf(mean);
   const range = `${inUnit(low, unit)} to ${inUnit(high, unit)}`;
   return h("div.against", null,
-    h("p.share", null, !bill && "so far ", h("strong", { id: "share" }, percent(flops / mean)),
-      " of the mentor alone, ", h("em", null, "estimated")),
+    h("p.share", null, !bill && "so far ", h("strong", { id: "share" }, percent(cold / mean)),
+      " of the mentor alone, ", h("em", null, "estimated"), spared > 0 && ", both without caches"),
     h("p", null, "this ride"),
-    bar(bill ? stacked : h("rect.fill.running", { width: at(flops), height: 16 })),
+    bar(bill ? stacked : h("rect.fill.running", { width: at(cold), height: 16 })),
     slices.length > 0 && h("ul.legend", { "aria-label": "Shares of this ride" }, slices.map(({ engine, flops: own }) =>
-      h("li", { class: colour(engine) }, h("span.by", null, engine), ` ${percent(own / flops)}`))),
+      h("li", { class: colour(engine) }, h("span.by", null, engine), ` ${percent(own / cold)}`))),
     h("p", null, "mentor alone, estimated"),
     bar(h("rect.ghost", { x: 0.5, y: 0.5, width: at(mean), height: 15 }),
       h("line.whisker", { x1: at(low), x2: at(high), y1: 8, y2: 8 }),
@@ -539,10 +562,11 @@ function lines(bill, colour) {
   ].filter(([key]) => key === "flops" || bill.spent.some((line) => line[key]));
   const cells = (values) => columns.map(([key, , shown]) => shown(values[key]));
   const sums = Object.fromEntries(columns.map(([key]) => [key, total(bill.spent.map((line) => line[key]))]));
+  const names = ["engine", "purpose", ...columns.map(([, name]) => name)];
   const rows = bill.spent.map((line) =>
-    row(h("span.by", null, line.engine), [line.purpose, ...cells(line)], { class: colour(line.engine) }));
-  return table("The bill by engine and purpose", ["engine", "purpose", ...columns.map(([, name]) => name)], rows,
-    row("all", [bill.estimated && "partly estimated", ...cells({ ...sums, flops: bill.flops })]));
+    row(h("span.by", null, line.engine), [line.purpose, ...cells(line)], names, { class: colour(line.engine) }));
+  return table("The bill by engine and purpose", names, rows,
+    row("all", [bill.estimated && "partly estimated", ...cells({ ...sums, flops: bill.flops })], names));
 }
 
 /* ── page: controls, files, keys ──────────────────────────────────────────────────────────────────────────────── */
@@ -690,7 +714,7 @@ async function travel(saved, source, replay) {
   } catch (error) {
     const stopped = run.cancel.signal.aborted;
     if (replay && page.run === run) return present(saved);
-    if (!replay) Object.assign(saved, stopped ? { stopped } : { error: error.message });
+    if (!replay) Object.assign(saved, stopped ? { stopped } : { error: worded(error) });
     run.phase = phaseOf(saved);
   }
   redraw();
@@ -804,7 +828,23 @@ function stop() {
   if (page.run?.phase === "running") page.run.cancel.abort();
 }
 
-const complain = (error) => notice(`${error.message[0].toUpperCase()}${error.message.slice(1)}.`);
+const complain = (error) => notice(sentence(worded(error)));
+const sentence = (words) => `${words[0].toUpperCase()}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
+
+/** An error in words that name what can be set here. */
+function worded({ message, code, param, wait }) {
+  const level = $("levels").hidden ? "" : ", or a lower effort level";
+  if (code === TOO_LONG) return `the question is too long: shorten it, or choose another ensemble${level}`;
+  const again = `ask again ${wait ? `in ${wait} s` : "later"}`;
+  const advice = {
+    overloaded: again, not_ready: again, model_not_found: "reload the page and choose another ensemble",
+    timeout: `ask again, or choose another ensemble${level}`, engine_error: "ask again, or choose another ensemble",
+    "ensemble.params.judge": "choose another effort level", "ensemble.params.thresholds": "set another threshold",
+    messages: "change the question",
+  };
+  const found = advice[code] ?? advice[/^(ensemble\.params\.\w+|\w+)/.exec(param)?.[0]];
+  return found ? `${message}. ${sentence(found)}` : message;
+}
 
 function setTheme(theme) {
   localStorage.setItem("ensemblehub-theme", theme);

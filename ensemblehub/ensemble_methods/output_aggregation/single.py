@@ -50,6 +50,9 @@ class Single(Aggregation):
                 async for event in answer:
                     yield event
 
+    def reader(self, engines: Sequence[Engine]) -> Engine:
+        return self.chosen(engines)
+
     def chosen(self, engines: Sequence[Engine]) -> Engine:
         """The engine that answers."""
         return by_name(engines, self.engine, "single") if self.engine else engines[0]

@@ -264,6 +264,9 @@ class Tandem(Aggregation):
         read = mentor.count(request)
         return None if read is None else estimated_mentor_alone(self.verdicts.estimates, mentor.card, read)
 
+    def reader(self, engines: Sequence[Engine]) -> Engine:
+        return self.roles(engines)[1]
+
     def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
         return dict(zip(("mentor", "intern"), self.roles(engines), strict=True))
 
