@@ -14,8 +14,9 @@ from typing import Any
 from ensemblehub.cost import Ledger
 from ensemblehub.errors import EnsembleHubError, RequestError
 from ensemblehub.generators.base import Finding
-from ensemblehub.generators.endpoint import Patience, Refused
+from ensemblehub.generators.endpoint import Refused
 from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions, prefix_way
+from ensemblehub.generators.patience import Patience
 from ensemblehub.schema import Chat, Message, Piece, Request, Sampling, Text
 
 ASK = "What is the capital of France? Answer in one short sentence."

@@ -162,7 +162,7 @@ FAULTS = {
     "a cut": (lambda asked: [CUT] if "messages" in asked else reply(asked, ABLE), "streaming", "does not answer"),
     "garbage": (lambda asked: [event("x")] if "messages" in asked else reply(asked, ABLE), "streaming", "not JSON"),
     "no stream": (
-        lambda asked: (200, JSON, "{}") if "messages" in asked else reply(asked, ABLE), "streaming", "no stream"
+        lambda asked: (200, JSON, "{}") if "messages" in asked else reply(asked, ABLE), "streaming", "broke off"
     ),
     "busy": (lambda asked: refusal("slow", 429) if "messages" in asked else reply(asked, ABLE), "streaming", "slow"),
 }  # fmt: skip
