@@ -281,7 +281,10 @@ def _sync_folder(path: Path) -> None:
 
 def encoded(line: dict[str, Any]) -> bytes:
     """A line of JSONL."""
-    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    try:
+        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold as an escape
+        return json.dumps(line).encode() + b"\n"
 
 
 def _object(line: bytes) -> dict[str, Any]:

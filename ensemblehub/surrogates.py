@@ -13,6 +13,11 @@ def whole(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+def joined(text: str) -> str:
+    """The text with pairs joined; a half that stands alone stays."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+
 def has_halves(text: str) -> bool:
     """Whether the text holds surrogates, paired or not."""
     try:

@@ -17,7 +17,7 @@ from ensemblehub.surrogates import whole
 
 OVERFLOW = "context_length_exceeded"
 _MESSAGES = ("message", "detail", "error", "msg", "title")
-_TOO_LONG = re.compile(r"maximum context length|context (length|window|size) (is |was )?exceed|exceed_context_size")
+_TOO_LONG = "maximum context length|context (length|window|size) (is |was )?exceed|exceed_context_size"
 _LONGEST = 500  # characters of a reason that are shown
 
 
@@ -37,7 +37,7 @@ class ErrorReply:
 
     @classmethod
     def read(cls, body: str) -> ErrorReply:
-        """From the body of a response that is an error; without a message where it is no JSON that has one."""
+        """From the body of an error response; empty where that is not JSON with a message."""
         try:
             found = json.loads(body)
         except (ValueError, RecursionError):
@@ -63,9 +63,10 @@ class ErrorReply:
         metadata = error.get("metadata")
         raw = _text(metadata.get("raw")) if isinstance(metadata, dict) else ""
         message = f"{said}: {raw}" if said and raw else said or raw
-        words = [str(value) for value in (error.get("code"), error.get("type")) if isinstance(value, str | int)]
+        names = (error.get("code"), error.get("type"))
+        words = [str(value) for value in names if isinstance(value, str | int)]
         status = next((int(word) for word in words if re.fullmatch(r"[45]\d\d", word, re.ASCII)), 0)
-        too_long = _TOO_LONG.search(" ".join([message, *words]).lower()) is not None
+        too_long = re.search(_TOO_LONG, " ".join([message, *words]).lower()) is not None
         return cls(message, OVERFLOW if too_long else next(iter(words), ""), status)
 
 
@@ -86,7 +87,7 @@ def one_line(text: str) -> str:
 
 
 def retry_after(value: str) -> float:
-    """Seconds that a `Retry-After` header asks to wait: a number of them, or a date; 0 where it says neither."""
+    """Seconds to wait by a `Retry-After` header, a number or a date; 0 where it is neither."""
     if re.fullmatch(r"\d+(\.\d+)?", value.strip(), re.ASCII):
         return float(value)
     try:

@@ -272,6 +272,7 @@ class Endpoint:
                         self._in_time(clock)
                         yield event
                     await asyncio.sleep(0)
+                    self._in_time(clock)
         except ValueError as error:
             raise Failure(str(error), again=False) from error
         for event in parser.end():

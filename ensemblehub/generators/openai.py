@@ -233,10 +233,13 @@ class OpenAIEngine(Engine):
 
     def _answer(self, request: Request, meter: Meter, body: Mapping[str, Any]) -> Answer:
         settings = self.settings
+        asked = body.get(settings.max_tokens_field)  # `extra_body` may ask for another number
+        limit = asked if isinstance(asked, int) else request.sampling.max_tokens
         return Answer(
-            self, request, meter, thoughts=settings.reasoning == "inline",
+            self, request, meter, limit, thoughts=settings.reasoning == "inline",
             bound_thoughts=settings.max_tokens_field == "max_completion_tokens",
             stop=() if body.get("include_stop_str_in_output") else request.sampling.stop,
+            several=body.get("n") not in (None, 1),
         )  # fmt: skip
 
     async def score(self, request: Request, meter: Meter) -> Scored:
@@ -255,7 +258,7 @@ class OpenAIEngine(Engine):
         )
         body = echo.body() | dict(settings.extra_body)
         self._fits(request, body["max_tokens"])
-        bill, started = Answer(self, request, meter), time.perf_counter()
+        bill, started = Answer(self, request, meter, body["max_tokens"]), time.perf_counter()
         try:
             answer = await self._endpoint.post("/completions", body)
             bill.told(answer)

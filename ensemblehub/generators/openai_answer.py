@@ -1,7 +1,7 @@
-"""An answer of an OpenAI-compatible API as it comes: its pieces, its end, and what it costs.
+"""An answer of an OpenAI-compatible API as it is streamed: its pieces, how it ends, and its cost.
 
-Joins what providers split (surrogate pairs, tool calls), cuts at stop strings and at `max_tokens` where a provider
-does not, and marks every figure that the provider did not give as an estimate.  Knows no HTTP.
+Joins what providers split (surrogate pairs, tool calls), enforces stop strings and `max_tokens` where a provider
+ignores them, and marks every figure that the provider did not give as an estimate.  Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Calls:
 
 def _extras(call: Call) -> dict[str, Any]:
     """What a provider adds to a call, such as a signature that it wants back."""
-    extras = {name: value for name, value in (call.model_extra or {}).items() if name != "type" or value == "function"}
+    extras = dict(call.model_extra or {})
+    if extras.get("type") != "function":
+        extras.pop("type", None)
     found: dict[str, Any] = json.loads(whole(json.dumps(extras, ensure_ascii=False))) if extras else {}
     return found
 
@@ -76,9 +78,11 @@ class Answer:
 
     Args:
         engine: who answers.
+        limit: `max_tokens` as the provider is asked for it.
         thoughts: whether the thoughts of a reasoning model are shown, between <think> and </think>.
         bound_thoughts: whether `max_tokens` bounds them too.
         stop: strings that end the answer.
+        several: whether more answers come than this one, the first.
 
     Attributes:
         usage: what the provider says that it cost, at last.
@@ -89,16 +93,23 @@ class Answer:
     """
 
     def __init__(
-        self, engine: Engine, request: Request, meter: Meter, *, thoughts: bool = True, bound_thoughts: bool = False,
+        self,
+        engine: Engine,
+        request: Request,
+        meter: Meter,
+        limit: int,
+        *,
+        thoughts: bool = True,
+        bound_thoughts: bool = False,
         stop: tuple[str, ...] = (),
-    ) -> None:  # fmt: skip
-        self._engine, self._request, self._meter = engine, request, meter
-        self._thoughts, self._bound_thoughts = thoughts, bound_thoughts
+        several: bool = False,
+    ) -> None:
+        self._engine, self._request, self._meter, self._limit = engine, request, meter, limit
+        self._thoughts, self._bound_thoughts, self._several = thoughts, bound_thoughts, several
         self._gate, self._calls = Gate[Piece](stop), Calls()
         self._said, self._thought, self._tokens = Joiner(), Joiner(), Joiner()
         self._waiting: tuple[Token, ...] = ()  # of a character that is half here
         self._thinking = self._called = self._by_deltas = self._went_on = False
-        self._index: int | None = None
         self._counted = self._length = 0
         self.usage: Usage | None = None
         self.finish: Finish | None = None
@@ -148,22 +159,19 @@ class Answer:
         return [*left, self._piece("", finish=self.finish)]
 
     def _own(self, choices: list[Choice]) -> Choice | None:
-        """The choice that is this answer's; others may come where `extra_body` asks for more."""
-        for choice in choices:
-            if self._index is None:
-                self._index = choice.index
-            if choice.index in (None, self._index):
-                return choice
-        return None
+        """The choice of this answer.  Where only one was asked for, a provider's odd index does not matter."""
+        first = next((choice for choice in choices if choice.index in (None, 0)), None)
+        return first or (choices[0] if choices and not self._several else None)
 
     def _taken(self, choice: Choice) -> list[Piece]:
         """What a choice adds."""
         message = choice.delta or (None if self._by_deltas else choice.message) or Said()
         words, calls = message.words, tuple(map(self._calls.part, message.calls))
         thought, said = self._thought.add(words.thought), self._said.add(choice.text.said + words.said)
-        tokens = self._waiting + tuple(replace(token, text=self._tokens.add(token.text)) for token in choice.logprobs)
+        named = tuple(replace(token, text=self._tokens.add(token.text)) for token in choice.logprobs)
+        tokens = self._waiting + named
         self._waiting = tokens if self._said.held else ()
-        anything = message.words != Words() or choice.text != Words() or bool(calls)
+        anything = words != Words() or choice.text != Words() or bool(calls)
         self._went_on = self._went_on or (anything and self.finish is not None)
         self._by_deltas = self._by_deltas or (anything and choice.delta is not None)
         self.came, self._called = self.came or anything, self._called or bool(calls)
@@ -208,9 +216,9 @@ class Answer:
     def _bounded(self, piece: Piece) -> Piece:
         """As much of a piece as `max_tokens` lets it; the rest ends the answer.
 
-        Tokens are those that the API names, else parts of the stream; what the API bills so far may excuse these.
+        Tokens are those of the logprobs, else parts of the stream, as long as the usage so far does not say less.
         """
-        limit = self._request.sampling.max_tokens
+        limit = self._limit
         excused = self.usage is not None and self.usage.written is not None and self.usage.written <= limit
         tokens = piece.tokens if excused else piece.tokens[: limit - self._counted]
         text, room = piece.text, limit * _LONGEST_TOKEN - self._length
@@ -257,12 +265,19 @@ class Answer:
         written = self.written if usage.written is None or (self.came and not usage.written) else usage.written
         if usage.read and counted is not None and abs(read - counted) > max(16, counted // 10):
             log.warning("%s: the provider bills %d prompt tokens, %d were counted here", engine.name, read, counted)
-        sure = usage.sure and self.finish is not None and (read, written) == (usage.read, usage.written)
+        ended = self.finish is not None and not self.over  # by the provider, whose usage is then its last
+        sure = ended and usage.sure and (read, written) == (usage.read, usage.written)
         self._meter.record(
-            engine.name, engine.card, prompt_tokens=read, cached_tokens=min(usage.cached, read),
-            completion_tokens=written, discarded_tokens=written if reading else 0, seconds=seconds, usd=usage.usd,
+            engine.name,
+            engine.card,
+            prompt_tokens=read,
+            cached_tokens=min(usage.cached, read),
+            completion_tokens=written,
+            discarded_tokens=written if reading else 0,
+            seconds=seconds,
+            usd=usage.usd,
             estimated=not sure,
-        )  # fmt: skip
+        )
 
 
 def guessed(request: Request) -> int:

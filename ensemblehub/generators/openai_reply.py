@@ -1,8 +1,8 @@
-"""What an OpenAI-compatible API says, read once into typed records.
+"""Replies of an OpenAI-compatible API, read once into typed records.
 
-Strict in what is the answer (text, tool calls, logprobs, how it ended): another type there is a `MalformedError`.
-Tolerant in what is not: unknown fields are left out, odd ids and places are read as if they were not there, and usage
-that cannot be is no usage.  Covers events of a stream and whole replies, of chats and of text completions.
+Covers the events of a stream and whole replies, of chats and of text completions.  Strict about the answer: text, tool
+calls, logprobs and finish reasons of another type are a `MalformedError`.  Tolerant about the rest: unknown fields are
+ignored, ids and indices of another type count as missing, and so does impossible usage.
 """
 
 from __future__ import annotations
@@ -27,18 +27,16 @@ _MOST_DOLLARS = 1e6
 _SILENT_PARTS = ("reference", "citation", "citations")  # of a content, that are no text
 _THOUGHT_PARTS = ("thinking", "reasoning", "thought")
 _NOT_ENDED = ("", "null", "none", "undefined", "not_finished", "unspecified", "in_progress")
-_STOPS = (
-    "stop", "stopped", "stop_sequence", "stop_token", "stop_str", "eos", "eos_token", "eod", "end", "end_turn",
-    "end_of_text", "end_of_sequence", "complete", "completed", "done", "finish", "finished", "normal", "success",
-)  # fmt: skip
-_ENDS: tuple[tuple[End, re.Pattern[str]], ...] = (
-    ("failed", re.compile(
-        "error|fail|abort|cancel|interrupt|preempt|kill|disconnect|timeout|timed_out|rate_limit|filter|safety|block|prohibit|refus|recitation|sensitive|moderation|"
-        "guardrail|toxic|spii|malformed|unexpected|insufficient|overload")),
-    ("length", re.compile("length|limit|max|trunc|budget|exceed|incomplete|cut_?off|out_of")),
-    ("tool_calls", re.compile("tool|function")),
-)  # fmt: skip
-
+_STOPPED = (
+    "stop(ped|_sequence|_token|_str)?|eos(_token)?|eod|end(_turn|_of_text|_of_sequence)?|completed?|done"
+    "|finish(ed)?|normal|success"
+)
+_BROKEN_OFF = (
+    "error|fail|abort|cancel|interrupt|preempt|kill|disconnect|timeout|timed_out|rate_limit|filter|safety|block"
+    "|prohibit|refus|recitation|sensitive|moderation|guardrail|toxic|spii|malformed|unexpected|insufficient|overload"
+)
+_CUT = "length|limit|max|trunc|budget|exceed|incomplete|cut_?off|out_of"
+_ENDS: tuple[tuple[End, str], ...] = (("failed", _BROKEN_OFF), ("length", _CUT), ("tool_calls", "tool|function"))
 _NOT_THAT = {"list_type": "it is no list", "model_type": "it is no object", "dict_type": "it is no object"}
 
 
@@ -55,9 +53,9 @@ def finish_of(word: str) -> End | None:
     name = re.sub(r"[\s-]+", "_", name).removeprefix("finish_reason_")
     if name in _NOT_ENDED:
         return None
-    if name in _STOPS:
+    if re.fullmatch(_STOPPED, name):
         return "stop"
-    return next((end for end, pattern in _ENDS if pattern.search(name)), "unknown")
+    return next((end for end, pattern in _ENDS if re.search(pattern, name)), "unknown")
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def _part(part: Any) -> Words:
         return Words("", inner.thought + inner.said)
     if kind in _SILENT_PARTS:
         return Words()
-    text = next((part[name] for name in ("text", "refusal") if name in part), None) if isinstance(part, dict) else None
+    text = part.get("text", part.get("refusal")) if isinstance(part, dict) else None
     if not isinstance(text, str):
         raise ValueError(f"a part that is no text ({kind if isinstance(kind, str) else _kind(part)})")
     return Words(text)
@@ -192,21 +190,15 @@ def _tokens(value: Any) -> tuple[Token, ...]:
 def _token(entry: Any) -> Token:
     if not isinstance(entry, dict) or not isinstance(entry.get("token"), str):
         raise ValueError("an entry without a token")
-    top = [(one.token, one.logprob) for one in map(_token_alone, listed(entry.get("top_logprobs"), "top_logprobs"))]
-    others = tuple(Alternative(whole(text), UNLIKELY if value is None else value) for text, value in top)
-    return Token(entry["token"], None, _known(entry.get("logprob")), None, others)
+    top = tuple(map(_alternative, listed(entry.get("top_logprobs"), "top_logprobs")))
+    return Token(entry["token"], None, _known(entry.get("logprob")), None, top)
 
 
-@dataclass(frozen=True)
-class _Named:
-    token: str
-    logprob: float | None
-
-
-def _token_alone(entry: Any) -> _Named:
+def _alternative(entry: Any) -> Alternative:
     if not isinstance(entry, dict) or not isinstance(entry.get("token"), str):
         raise ValueError("an alternative without a token")
-    return _Named(entry["token"], _known(entry.get("logprob")))
+    value = _known(entry.get("logprob"))
+    return Alternative(whole(entry["token"]), UNLIKELY if value is None else value)
 
 
 def listed(value: Any, name: str) -> list[Any]:
@@ -219,13 +211,17 @@ def listed(value: Any, name: str) -> list[Any]:
 
 
 def alternatives(entry: Any) -> tuple[Alternative, ...]:
-    """The likeliest tokens of a place in a text completion, most likely first; a `ValueError` where they are none."""
+    """The top tokens at a place of a text completion, most likely first.
+
+    Raises:
+        ValueError: the entry is not a mapping of tokens to logprobs.
+    """
     if entry is None:
         return ()
     if not isinstance(entry, dict):
         raise ValueError(f"`top_logprobs`: {_kind(entry)} where an object belongs")
-    found = [Alternative(whole(name), value) for name, value in ((n, _known(v)) for n, v in entry.items())
-             if value is not None]  # fmt: skip
+    known = [(name, _known(value)) for name, value in entry.items()]
+    found = [Alternative(whole(name), value) for name, value in known if value is not None]
     return tuple(sorted(found, key=lambda one: -one.logprob))
 
 
@@ -303,12 +299,20 @@ class Usage:
 
     @classmethod
     def _of(cls, usage: Mapping[str, Any]) -> Usage:
-        read, written = (_tokens_of(usage, *names) for names in (
-            ("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")))  # fmt: skip
+        read, written = (
+            _tokens_of(usage, *names)
+            for names in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
+        )
         details = usage.get("prompt_tokens_details")
         own = [details.get("cached_tokens") if isinstance(details, dict) else details]
-        given = next((one for one in (*own, usage.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"))
-                      if one is not None), 0)  # fmt: skip
+        given = next(
+            (
+                one
+                for one in (*own, usage.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"))
+                if one is not None
+            ),
+            0,
+        )
         cached = number(given, _MOST_TOKENS)
         known = read is not None and written is not None and cached is not None and cached <= read
         usd, sure = _dollars(usage)
@@ -322,13 +326,14 @@ def _tokens_of(usage: Mapping[str, Any], *names: str) -> int | None:
 
 
 def _dollars(usage: Mapping[str, Any]) -> tuple[float | None, bool]:
-    """The price, and whether what is said of it can be trusted; `cost` is a number, or an object with one."""
+    """The price in US dollars, and whether it can be trusted; `cost` is a number, or an object that holds one."""
     cost, details = usage.get("cost"), usage.get("cost_details")
-    objects = [one for one in (cost, details) if isinstance(one, dict)]
-    values = [one.get(name) for one in objects for name in ("usd", "total_cost")]
-    given = next((one for one in (None if isinstance(cost, dict) else cost, *values) if one is not None), None)
+    objects = [entry for entry in (cost, details) if isinstance(entry, dict)]
+    values = [] if isinstance(cost, dict) else [cost]
+    values += [entry.get(name) for entry in objects for name in ("usd", "total_cost")]
+    given = next((value for value in values if value is not None), None)
     usd = number(given, _MOST_DOLLARS)
-    sure = (given is None or usd is not None) and not any(one.get("estimated") is True for one in objects)
+    sure = (given is None or usd is not None) and not any(entry.get("estimated") is True for entry in objects)
     return usd, sure
 
 

@@ -1,9 +1,8 @@
-"""Server-sent events, parsed as they come: https://html.spec.whatwg.org/multipage/server-sent-events.html.
+"""A parser for server-sent events: https://html.spec.whatwg.org/multipage/server-sent-events.html.
 
-Handles a byte order mark, lines that end in CR, LF or CRLF, data of several lines, comments and fields that are not
-needed.  Two liberties, for servers that do without the blank line: data that is complete JSON ends where the next data
-begins, and what stands unfinished at the end of the stream is an event.  Takes time linear in the input, and bounds
-what it keeps.  Knows no HTTP, and no meaning of what it passes on.
+Handles a byte order mark, lines that end in CR, LF or CRLF, data of several lines, comments and other fields.  For
+servers that omit the blank line, data that is complete JSON ends where the next data begins, and an unfinished event
+at the end of the stream counts.  Linear in the input, and bounded in what it keeps.  Knows no HTTP and no JSON schema.
 """
 
 from __future__ import annotations
@@ -46,13 +45,14 @@ class EventParser:
         """
         for line in self._lines(part):
             self._grow(len(line) + 1)
-            yield from self._take(line)
+            if line or self._data or self._kind:
+                yield from self._take(line)
         if self._size + len(self._line) > self._most:
             self._grow(len(self._line))
 
     def end(self) -> Iterator[ServerEvent]:
         """What is left when the stream is over."""
-        yield from self._take(bytes(self._line))
+        yield from self._take(self._first(bytes(self._line)))
         yield from self._dispatch()
 
     def _grow(self, count: int) -> None:
@@ -67,18 +67,21 @@ class EventParser:
             part = part[1:]
         self._after_cr = part.endswith(b"\r")
         *lines, rest = _LINE_END.split(part)
-        for line in lines:
-            self._line += line
-            whole = bytes(self._line)
+        if lines:
+            yield self._first(bytes(self._line) + lines[0])
             self._line.clear()
-            yield whole
+            yield from lines[1:]
         self._line += rest
 
+    def _first(self, line: bytes) -> bytes:
+        """A line without the byte order mark that may begin the stream."""
+        begun, self._begun = self._begun, True
+        return line if begun else line.removeprefix(_BYTE_ORDER_MARK)
+
     def _take(self, line: bytes) -> Iterator[ServerEvent]:
-        if not self._begun:
-            line, self._begun = line.removeprefix(_BYTE_ORDER_MARK), True
         if not line:
             yield from self._dispatch()
+        if line.startswith(b":"):
             return
         name, _, value = line.decode(errors="replace").partition(":")
         value = value.removeprefix(" ")
