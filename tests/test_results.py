@@ -127,3 +127,12 @@ def test_flops_of_a_run_are_those_of_its_forward_passes():
     by_hand = sum(160 + 2.0 * (position + 1) for position in range(14))  # 10 read, 5 written, the last not read
     by_hand += sum(20 + 2.0 * (position + 1) for position in range(27))
     assert run.flops(mentor, intern) == pytest.approx(by_hand)
+
+
+def test_half_a_surrogate_pair_costs_no_row(tmp_path):
+    journal = Journal(tmp_path / "rows.jsonl", {})
+    journal.append({"id": "1", "text": "a\ud83d"})
+    journal.close()
+    again = Journal(tmp_path / "rows.jsonl", {})
+    assert again.rows["1"]["text"] == "a\ud83d"
+    again.close()

@@ -10,8 +10,8 @@ from faulty import STALL, upstream
 from ensemblehub import studio
 from ensemblehub.cost import Ledger
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
-from ensemblehub.generators.endpoint import Patience
 from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
+from ensemblehub.generators.patience import Patience
 from ensemblehub.schema import Chat, Message, Request, Text
 
 pytest.importorskip("transformers")
