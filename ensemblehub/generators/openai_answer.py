@@ -188,7 +188,7 @@ class Answer:
         if not text or self.over:
             return []
         found = [shown for piece in self._gate.push(self._piece(text, tokens)) for shown in self._shown(piece)]
-        if self._gate.stopped:
+        if self._gate.stopped and not self.over:
             self.finish, self.over = "stop", True
         return found
 
@@ -220,7 +220,7 @@ class Answer:
         """
         limit = self._limit
         excused = self.usage is not None and self.usage.written is not None and self.usage.written <= limit
-        tokens = piece.tokens if excused else piece.tokens[: limit - self._counted]
+        tokens = piece.tokens if excused else piece.tokens[: max(0, limit - self._counted)]
         text, room = piece.text, limit * _LONGEST_TOKEN - self._length
         if len(tokens) < len(piece.tokens):
             kept = "".join(token.text for token in tokens)
