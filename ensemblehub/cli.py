@@ -130,7 +130,11 @@ def ask(question: str, config: Config, as_json: bool) -> None:
     from ensemblehub import terminal
     from ensemblehub.schema import Chat, Message
 
-    text = sys.stdin.read() if question == "-" else question
+    try:
+        text = sys.stdin.read() if question == "-" else question
+        text.encode()
+    except UnicodeError as error:
+        raise click.UsageError("the question is not UTF-8 text") from error
     if not text.strip():
         raise click.UsageError("the question is empty")
     console = Console(quiet=as_json, highlight=False)

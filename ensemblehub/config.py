@@ -33,7 +33,7 @@ from ensemblehub.sections import (
     StrategySpec,
     named,
 )
-from ensemblehub.yaml_file import YamlFile
+from ensemblehub.yaml_file import YamlFile, parsed
 
 log = logging.getLogger(__name__)
 WHERE_IT_RUNS = {  # and how patiently; not what it says
@@ -240,7 +240,7 @@ def _apply(data: Any, change: str) -> None:
     try:
         if not equals:
             raise ValueError("it has no =")
-        value = yaml.safe_load(text)
+        _, value = parsed(text)
         for part in parents:
             if isinstance(data, dict) and data.get(part) is None:
                 data[part] = {}

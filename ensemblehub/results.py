@@ -12,7 +12,6 @@ import io
 import json
 import math
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,9 +23,9 @@ from numpy.typing import NDArray
 from ensemblehub.artifacts import content_of, differences, entries, parsed, sync_folder, told, write_whole
 from ensemblehub.errors import ArtifactError
 from ensemblehub.schema import Card, Finish
+from ensemblehub.surrogates import whole
 
 LEVEL_0 = "none"
-_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair, which UTF-8 cannot hold
 FEATURES = 16  # numbers by which a reading is judged
 
 
@@ -341,8 +340,7 @@ def _locked(path: Path) -> io.FileIO:
 
 def encoded(line: dict[str, Any]) -> bytes:
     """A line of JSONL."""
-    text = _HALF.sub("\ufffd", json.dumps(line, ensure_ascii=False))
-    return text.encode() + b"\n"
+    return whole(json.dumps(line, ensure_ascii=False)).encode() + b"\n"
 
 
 class Journal:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ensemblehub.errors import ConfigError
+from ensemblehub.surrogates import has_halves, joined
 
 LARGEST = 2**20  # bytes; a configuration is written by hand
 _BAD_VALUES = (ValueError, LookupError, AttributeError)  # PyYAML's own: `2024-99-99`, `!!int ""`, `!!timestamp x`
@@ -36,12 +37,7 @@ class YamlFile:
                 twice, or is too large for a configuration.
         """
         try:
-            source = _source(path)
-            loader = yaml.SafeLoader(source)
-            node = loader.get_single_node()
-            if isinstance(node, yaml.MappingNode):
-                _refuse_duplicates(node)
-            data = loader.construct_document(node) if node else None
+            node, data = parsed(_source(path))
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from error
         except (yaml.YAMLError, *_BAD_VALUES) as error:
@@ -73,6 +69,21 @@ class YamlFile:
         return f"{self.path}:{line}"
 
 
+def parsed(source: str) -> tuple[yaml.Node | None, Any]:
+    """The node of a YAML text and what it says; both are None where it says nothing.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, says a key twice, or holds half a surrogate pair, which is no text; or one of
+            the errors that PyYAML does not wrap.
+    """
+    loader = yaml.SafeLoader(source)
+    node = loader.get_single_node()
+    if node is None:
+        return None, None
+    _check(node)
+    return node, loader.construct_document(node)
+
+
 def _source(path: Path) -> str:
     with path.open("rb") as file:
         content = file.read(LARGEST + 1)
@@ -81,8 +92,8 @@ def _source(path: Path) -> str:
     return content.decode("utf-8-sig")
 
 
-def _refuse_duplicates(root: yaml.Node) -> None:
-    """Refuse a key that is said twice, of which YAML would take the last in silence."""
+def _check(root: yaml.Node) -> None:
+    """Join escaped surrogate pairs; refuse half a pair, and a key that is said twice, of which YAML takes the last."""
     waiting, seen = [root], set[int]()
     while waiting:
         node = waiting.pop()
@@ -90,12 +101,21 @@ def _refuse_duplicates(root: yaml.Node) -> None:
             continue
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
-            first: dict[tuple[str, str], yaml.Node] = {}
-            for key, value in node.value:
-                waiting += [key, value]
-                if isinstance(key, yaml.ScalarNode) and first.setdefault((key.tag, key.value), key) is not key:
-                    line = first[key.tag, key.value].start_mark.line + 1
-                    problem = f"key {key.value!r} is said twice, first on line {line}"
-                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            _refuse_duplicates(node)
+            waiting += [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             waiting += node.value
+        elif isinstance(node, yaml.ScalarNode) and has_halves(node.value):
+            node.value = joined(node.value)
+            if has_halves(node.value):
+                problem = "half a surrogate pair is no text"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _refuse_duplicates(node: yaml.MappingNode) -> None:
+    first: dict[tuple[str, str], yaml.Node] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and first.setdefault((key.tag, key.value), key) is not key:
+            line = first[key.tag, key.value].start_mark.line + 1
+            problem = f"key {key.value!r} is said twice, first on line {line}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)

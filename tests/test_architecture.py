@@ -9,7 +9,7 @@ import ensemblehub
 
 ROOT = Path(ensemblehub.__file__).parent
 ROWS = [
-    {"schema", "errors"},
+    {"schema", "errors", "surrogates"},
     {"studio"},
     {"config", "sections", "yaml_file", "registry", "cost"},
     {"artifacts", "tasks", "results", "metrics", "data", "data_files", "dataset"},

@@ -119,3 +119,10 @@ def test_help_and_version_start_quickly_without_a_backend():
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "ensemblehub demo" in done.stdout
+
+
+def test_a_question_that_is_no_utf8_is_refused_in_one_line(config):
+    for question, given in ((b"caf\xe9", b""), (b"-", b"caf\xe9")):
+        command = [sys.executable, "-X", "utf8", "-m", "ensemblehub", "ask", question, "--config", str(config)]
+        done = subprocess.run(command, input=given, capture_output=True, timeout=60)
+        assert (done.returncode, done.stderr) == (2, b"ensemblehub: the question is not UTF-8 text\n")

@@ -25,6 +25,8 @@ def read(tmp_path, text):
         ("- a\n- b", "not a mapping"),
         ("a: [1", "some.yaml:1: not YAML"),
         (b"\xff\xfe\x00", "not YAML"),
+        ('a: 1\nb: ["x", "\\ud83d y"]', "some.yaml:2: not YAML: half a surrogate pair is no text"),
+        ('a: 1\n"\\ude00": y', "some.yaml:2: not YAML: half a surrogate pair is no text"),
         ("ensemble: {}", "model_specs"),
         ("model_specs: []", "some.yaml:1: model_specs"),
         ("model_specs:\n- {name: a}\n- {name: a}", "share a name"),
@@ -365,3 +367,13 @@ def test_an_odd_value_is_taken_or_refused_in_one_line(tmp_path, key):
             refusals.append(str(error))
     assert refusals
     assert not any("\n" in refusal for refusal in refusals)
+
+
+def test_a_character_that_is_escaped_as_a_surrogate_pair_is_that_character(tmp_path):
+    spec = '{name: a, engine: echo, replies: {"": "\\ud83d\\ude00"}}'
+    config = read(tmp_path, f"model_specs: [{spec}]")
+    assert config.options(config.model_specs[0])["replies"][""] == "\U0001f600"
+    changed = Config.read(tmp_path / "some.yaml", ['experiment.task="\\ud83d\\ude00"'])
+    assert changed.experiment.task == "\U0001f600"
+    with pytest.raises(ConfigError, match="half a surrogate pair"):
+        Config.read(tmp_path / "some.yaml", ['experiment.task="\\ud83d"'])

@@ -1,14 +1,15 @@
-"""One HTTP API: its key, its deadlines, its retries, and a breaker that keeps the hopeless from being tried.
+"""One HTTP API: its key, its deadlines, its retries, and a circuit breaker.
 
-The only place that tries again.  Nothing is tried again once the first event has been passed on.  Knows HTTP and
+The only place that tries again.  Nothing is tried again once the first event has been passed on.  Whatever an API
+sends, it takes no more time than `Patience` allows and no more memory than the bounds here.  Knows HTTP and
 server-sent events; knows no model.
 """
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
+import logging
 import os
 import random
 import time
@@ -18,59 +19,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ensemblehub.errors import ConfigError, EngineError, MissingExtraError
+from ensemblehub.generators.api_errors import ErrorReply, one_line, retry_after
+from ensemblehub.generators.patience import Breaker, Clock, Failure, Patience
+from ensemblehub.generators.sse import DONE, EventParser, ServerEvent
 
 try:
     import httpx2
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[openai]'") from error
 
+log = logging.getLogger(__name__)
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
-_LINE = 2**20  # bytes of one event at most
-_BODY = 2**26  # bytes of one answer at most
-_SAID = 8192  # bytes of an error that are read
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait and how often to try.
-
-    Attributes:
-        connect, first_token, inter_token, total: deadlines in seconds; `total` covers all tries.
-        tries: how often a request is made at most, as long as nothing has come back.
-        backoff: seconds before the second try at most, doubled for each further one; a random part of it is waited,
-            or the server's `Retry-After` where that is longer.
-        breaker_failures, breaker_seconds: after so many failures in a row the endpoint is left alone for so long.
-    """
-
-    connect: float = 10.0
-    first_token: float = 120.0
-    inter_token: float = 60.0
-    total: float = 600.0
-    tries: int = 4
-    backoff: float = 0.5
-    breaker_failures: int = 5
-    breaker_seconds: float = 30.0
-
-
-@dataclass
-class Clock:
-    """The times by which a whole request, and its next event, must be there."""
-
-    end: float
-    due: float
-
-
-class Failure(Exception):
-    """One try that failed; `again` tells whether another may help, `status` is the HTTP one, if any.
-
-    `untried`: the endpoint was not even asked.
-    """
-
-    def __init__(
-        self, reason: str, *, again: bool, status: int = 0, wait: float = 0.0, body: Any = None, untried: bool = False
-    ) -> None:
-        super().__init__(reason)
-        self.again, self.status, self.wait, self.body, self.untried = again, status, wait, body, untried
+_EVENT = 2**20  # bytes of one event at most
+_BODY = 2**26  # bytes of one reply at most
+_STREAM = 2**28  # bytes of one stream at most
+_ERROR = 2**16  # bytes of an error that are read
+_ERROR_SECONDS = 5.0  # how long an error is read
+_SLICE = 2**16  # bytes that are parsed before other tasks get their turn
+_NAMED = ("message", "error")  # kinds of events whose data must be JSON
+_JSON = ("application/json", "text/json", "application/problem+json")
+_STREAMS = ("text/event-stream", "text/plain", "application/octet-stream", "")  # or types that say nothing
 
 
 class Refused(EngineError):
@@ -81,37 +49,6 @@ class Refused(EngineError):
 
 
 @dataclass
-class Breaker:
-    """Leaves an endpoint alone after failures in a row; then lets one request try it."""
-
-    patience: Patience
-    failures: int = 0
-    closed_at: float = 0.0
-    reason: str = ""
-
-    def check(self) -> None:
-        """Refuse while the endpoint is left alone.
-
-        Raises:
-            Failure: says for how long.
-        """
-        left = self.closed_at - time.monotonic()
-        if self.failures >= self.patience.breaker_failures and left > 0:
-            why = f"it failed {self.failures} times in a row and is left alone for {left:.0f} s, at last: {self.reason}"
-            raise Failure(why, again=False, untried=True)
-        if self.failures >= self.patience.breaker_failures:
-            self.closed_at = time.monotonic() + self.patience.breaker_seconds  # this one tries, the others wait
-
-    def note(self, failure: Failure | None) -> None:
-        """Count a try that failed, or start anew."""
-        if failure is None:
-            self.failures = 0
-        elif not failure.untried and (failure.status == 0 or failure.status >= 500):
-            self.failures, self.reason = self.failures + 1, str(failure)
-            self.closed_at = time.monotonic() + self.patience.breaker_seconds
-
-
-@dataclass
 class Endpoint:
     """An API at `url`.
 
@@ -119,21 +56,26 @@ class Endpoint:
         name: of the engine, for messages.
         key: sent as a bearer token, and found in no message.
         concurrency: requests at the same time; more wait.
+        secret: what else is found in no message.
     """
 
     name: str
     url: str
     key: str = field(repr=False)
-    patience: Patience = Patience()
+    patience: Patience = field(default_factory=Patience)
     concurrency: int = 64
     headers: Mapping[str, str] = field(default_factory=dict)
+    secret: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         self.breaker = Breaker(self.patience)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._noted = False
 
     async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The JSON objects of a stream of server-sent events; closing it ends the request.
+
+        A server that does not stream answers with one object, the whole reply.
 
         Raises:
             EngineError: it failed for good, or broke off; a `Refused` where the endpoint said so itself.
@@ -145,9 +87,7 @@ class Endpoint:
                 try:
                     self.breaker.check()
                     async with self._asked(path, body, end) as response:
-                        if "text/event-stream" not in response.headers.get("content-type", ""):
-                            raise await self._no_stream(response)
-                        async for event in self._read(response, end):
+                        async for event in self._replies(response, end):
                             self.breaker.note(None)
                             passed = True
                             yield event
@@ -196,19 +136,20 @@ class Endpoint:
         self.breaker.note(failure)
         tried = self.patience.tries - 1 - left
         wait = max(random.uniform(0.5, 1.0) * self.patience.backoff * 2**tried, failure.wait)
-        if not left or not failure.again or time.monotonic() + wait > end:
+        hopeless = failure.wait > self.patience.longest_wait or time.monotonic() + wait > end
+        if not left or not failure.again or hopeless:
             raise self._final(failure) from failure
         await asyncio.sleep(wait)
 
     def _final(self, failure: Failure) -> EngineError:
-        reason = " ".join(str(failure).split())[:500]
-        reason = reason.replace(self.key, "***") if self.key else reason
-        text = f"{self.name} failed at {self.url}: {reason}"
+        reason = str(failure)
+        for secret in filter(None, (self.key, self.secret)):
+            reason = reason.replace(secret, "***")
+        text = f"{self.name} failed at {self.url}: {one_line(reason)}"
         if not failure.status:
             return EngineError(text, self.name)
         refused = Refused(text, self.name)
-        refused.status = failure.status
-        refused.code = str(failure.body.get("code") or "") if isinstance(failure.body, dict) else ""
+        refused.status, refused.code = failure.status, failure.code
         return refused
 
     def _place(self) -> asyncio.Semaphore:
@@ -228,114 +169,180 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         headers |= self.headers if body is None else {"Content-Type": "application/json", **self.headers}
         method, data = ("GET", None) if body is None else ("POST", json.dumps(body))
-        request = self._client.build_request(method, self.url + path, content=data, headers=headers)
         try:
+            request = self._client.build_request(method, self.url + path, content=data, headers=headers)
             async with asyncio.timeout(min(self.patience.first_token, _left(end))):
                 response = await self._client.send(request, stream=True)
         except TimeoutError as error:
             raise Failure("no answer in time", again=True) from error
-        except httpx2.HTTPError as error:
-            raise Failure(f"{type(error).__name__} {error}".strip(), again=True) from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            again = not isinstance(error, httpx2.InvalidURL)
+            raise Failure(f"{type(error).__name__} {error}".strip(), again=again) from error
         try:
+            self._check_coding(response)
             if not response.is_success:
-                raise await self._refusal(response)
+                raise await self._refusal(response, end)
             yield response
         except httpx2.HTTPError as error:
-            raise Failure(f"the connection broke: {type(error).__name__} {error}".strip(), again=True) from error
+            again = not isinstance(error, httpx2.DecodingError)
+            raise Failure(f"the connection broke: {type(error).__name__} {error}".strip(), again=again) from error
         finally:
             await response.aclose()
 
-    async def _refusal(self, response: httpx2.Response) -> Failure:
-        data, body = await _some(response), None
-        try:
-            body = json.loads(data)
-            body = body.get("error", body) if isinstance(body, dict) else None
-        except ValueError:
-            pass  # not JSON: a proxy's page
-        said = body.get("message") if isinstance(body, dict) else None
-        reason = f"HTTP {response.status_code} {said or data.decode(errors='replace')}"
-        wait = retry_after(response.headers.get("retry-after", ""))
-        return Failure(reason, again=response.status_code in _AGAIN, status=response.status_code, wait=wait, body=body)
+    def _check_coding(self, response: httpx2.Response) -> None:
+        """Refuse a body in a compression that was not offered, which would be read as it stands."""
+        offered = self._client.headers.get("accept-encoding", "")
+        for coding in response.headers.get("content-encoding", "").lower().split(","):
+            if coding.strip() not in ("", "identity", *(known.strip() for known in offered.split(","))):
+                reason = f"HTTP {response.status_code}, compressed by {coding.strip()!r}, which was not asked for"
+                raise Failure(reason, again=False, status=0 if response.is_success else response.status_code)
 
-    async def _no_stream(self, response: httpx2.Response) -> Failure:
-        kind = response.headers.get("content-type", "nothing it names")
-        return Failure(
-            f"the answer is no stream but {kind}: {(await _some(response)).decode(errors='replace')}", again=False
-        )
+    async def _refusal(self, response: httpx2.Response, end: float) -> Failure:
+        text = (await self._start(response, end)).decode(errors="replace")
+        error = ErrorReply.read(text)
+        wait = retry_after(response.headers.get("retry-after", ""))
+        status, reason = response.status_code, f"HTTP {response.status_code} {error.message or text}"
+        return Failure(reason, again=status in _AGAIN, status=status, wait=wait, code=error.code)
+
+    async def _start(self, response: httpx2.Response, end: float) -> bytes:
+        """The start of an error's body, as far as it comes soon."""
+        data, soon = bytearray(), min(end, time.monotonic() + _ERROR_SECONDS)
+        try:
+            async for part in self._parts(response, Clock(soon, soon), _ERROR):
+                data += part
+        except (Failure, httpx2.HTTPError):
+            pass  # what came is what is said
+        return bytes(data[:_ERROR])
 
     async def _json(self, response: httpx2.Response, end: float) -> dict[str, Any]:
         data, clock = bytearray(), Clock(end, time.monotonic() + self.patience.first_token)
-        async for part in self._parts(response, clock):
+        async for part in self._parts(response, clock, _BODY):
             data += part
         try:
-            found = json.loads(data)
-        except ValueError as error:
-            raise Failure("the answer is not JSON", again=False) from error
+            found = json.loads(data.decode("utf-8-sig", errors="replace"))
+        except (ValueError, RecursionError) as error:
+            kind = response.headers.get("content-type", "of no type")
+            raise Failure(f"the answer is not JSON but {kind}: {_shown(bytes(data))}", again=False) from error
         if not isinstance(found, dict):
             raise Failure("the answer is no JSON object", again=False)
-        return found
+        return _checked(found, "answer", again=False)
 
-    async def _read(self, response: httpx2.Response, end: float) -> AsyncGenerator[dict[str, Any], None]:
+    async def _replies(self, response: httpx2.Response, end: float) -> AsyncGenerator[dict[str, Any], None]:
+        """The JSON objects of a response, whether the server streams or not."""
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind in _JSON:
+            self._note_whole()
+            yield await self._json(response, end)
+            return
+        if kind not in _STREAMS:
+            start = _shown(await self._start(response, end))
+            raise Failure(f"the answer is no stream but {kind}: {start}", again=False)
+        empty = True
+        async for event in self._events(response, end):
+            empty = False
+            yield event
+        if empty:
+            raise Failure(f"the answer, of type {kind!r}, holds no event", again=True)
+
+    def _note_whole(self) -> None:
+        """Say once that replies come whole, so that closing a stream saves nothing."""
+        if not self._noted:
+            self._noted = True
+            log.warning("%s: the server does not stream; its replies are read whole", self.name)
+
+    async def _events(self, response: httpx2.Response, end: float) -> AsyncGenerator[dict[str, Any], None]:
         """Events up to `[DONE]`, each within its deadline; comments keep no deadline from passing."""
-        buffer, clock = bytearray(), Clock(end, time.monotonic() + self.patience.first_token)
-        async for part in self._parts(response, clock):
-            buffer += part
-            while (at := buffer.find(b"\n")) >= 0:
-                line = bytes(buffer[:at]).strip()
-                del buffer[: at + 1]
-                if not line.startswith(b"data:"):
-                    continue
-                data = line[5:].strip()
-                if data == b"[DONE]":
-                    return
-                yield _event(data)
-                clock.due = time.monotonic() + self.patience.inter_token
-            if len(buffer) > _LINE:
-                raise Failure(f"an event of more than {_LINE} bytes", again=False)
+        parser, clock = EventParser(_EVENT), Clock(end, time.monotonic() + self.patience.first_token)
+        async for event in self._parsed(response, parser, clock):
+            if event.data == DONE:
+                return
+            found = _object(event)
+            if found is not None:
+                yield found
+                if found.get("choices"):
+                    clock.due = time.monotonic() + self.patience.inter_token
 
-    async def _parts(self, response: httpx2.Response, clock: Clock) -> AsyncGenerator[bytes, None]:
+    async def _parsed(
+        self, response: httpx2.Response, parser: EventParser, clock: Clock
+    ) -> AsyncGenerator[ServerEvent, None]:
+        try:
+            async for part in self._parts(response, clock, _STREAM):
+                for at in range(0, len(part), _SLICE):
+                    for event in parser.feed(part[at : at + _SLICE]):
+                        self._in_time(clock)
+                        yield event
+                    await asyncio.sleep(0)
+                    self._in_time(clock)
+        except ValueError as error:
+            raise Failure(str(error), again=False) from error
+        for event in parser.end():
+            yield event
+
+    async def _parts(self, response: httpx2.Response, clock: Clock, most: int) -> AsyncGenerator[bytes, None]:
         """The body as it comes, bounded in size and time."""
         size, stream = 0, response.aiter_bytes()
         while True:
+            self._in_time(clock)
             try:
                 async with asyncio.timeout(_left(min(clock.end, clock.due))):
                     part = await anext(stream)
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
+                self._in_time(clock)
                 raise Failure("it stalled", again=True) from error
             size += len(part)
-            if size > _BODY:
-                raise Failure(f"an answer of more than {_BODY} bytes", again=False)
             yield part
+            if size > most:
+                raise Failure(f"an answer of more than {most} bytes", again=False)
+
+    def _in_time(self, clock: Clock) -> None:
+        """Check the deadlines also while data flows, when no timer gets a chance to run.
+
+        Raises:
+            Failure: one of them is over.
+        """
+        now = time.monotonic()
+        if now >= clock.end:
+            raise Failure(f"it took longer than {self.patience.total:g} s in all (`patience.total`)", again=False)
+        if now >= clock.due:
+            raise Failure("it stalled", again=True)
 
 
-def _event(data: bytes) -> dict[str, Any]:
+def _object(event: ServerEvent) -> dict[str, Any] | None:
+    """The JSON object of an event; None for a kind of event that is not of the answer, such as `ping`."""
     try:
-        event = json.loads(data)
-    except ValueError as error:
-        raise Failure(f"an event that is not JSON: {data[:80].decode(errors='replace')}", again=False) from error
-    if not isinstance(event, dict):
+        found = json.loads(event.data)
+    except (ValueError, RecursionError) as error:
+        if event.kind not in _NAMED:
+            return None
+        what = "an error in the stream" if event.kind == "error" else "an event that is not JSON"
+        raise Failure(f"{what}: {event.data[:80]}", again=event.kind == "error") from error
+    if not isinstance(found, dict):
+        if event.kind not in _NAMED:
+            return None
         raise Failure("an event that is no JSON object", again=False)
-    if event.get("error"):
-        said = event["error"]
-        reason = said.get("message", said) if isinstance(said, dict) else said
-        raise Failure(f"an error in the stream: {reason}", again=True, body=said)
-    return event
+    reply = {"error": found} if event.kind == "error" and "error" not in found else found
+    return _checked(reply, "stream", again=True)
 
 
-async def _some(response: httpx2.Response) -> bytes:
-    """The start of a body, soon."""
-    data = bytearray()
-    try:
-        async with asyncio.timeout(5.0):
-            async for part in response.aiter_bytes():
-                data += part
-                if len(data) >= _SAID:
-                    break
-    except (TimeoutError, httpx2.HTTPError):
-        return bytes(data)
-    return bytes(data[:_SAID])
+def _checked(reply: dict[str, Any], where: str, *, again: bool) -> dict[str, Any]:
+    """A reply that is no error.
+
+    Raises:
+        Failure: it is one, though the status says success.
+    """
+    error = ErrorReply.within(reply)
+    if error is None:
+        return reply
+    again = error.status in _AGAIN if error.status else again
+    reason = f"an error in the {where}: {error.message or 'without a reason'}"
+    raise Failure(reason, again=again, status=error.status, code=error.code)
+
+
+def _shown(data: bytes) -> str:
+    """The start of a body, for a message."""
+    return data[:200].decode(errors="replace")
 
 
 def _left(end: float) -> float:
@@ -356,13 +363,3 @@ def key_of(variable: str | None, whose: str) -> str:
     if not key.isascii() or not key.isprintable():
         raise ConfigError(f"{whose}: {variable} holds characters that no key has")
     return key
-
-
-def retry_after(value: str) -> float:
-    """Seconds that a `Retry-After` header asks to wait: a number of them, or a date."""
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0

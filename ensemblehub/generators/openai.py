@@ -27,30 +27,19 @@ from ensemblehub.errors import (
     RequestError,
     one_line,
 )
+from ensemblehub.generators.api_errors import OVERFLOW
 from ensemblehub.generators.base import Engine, Finding, Tokenizer
-from ensemblehub.generators.endpoint import Endpoint, Patience, Refused, key_of
+from ensemblehub.generators.endpoint import Endpoint, Refused, key_of
 from ensemblehub.generators.entropies import bounded
+from ensemblehub.generators.openai_answer import Answer
 from ensemblehub.generators.openai_score import Echo
+from ensemblehub.generators.patience import Patience
 from ensemblehub.generators.rendering import Renderer
-from ensemblehub.schema import (
-    Alternative,
-    Capability,
-    Card,
-    Chat,
-    Finish,
-    Piece,
-    Price,
-    Request,
-    Sampling,
-    Scored,
-    Text,
-    Token,
-)
+from ensemblehub.schema import Capability, Card, Chat, Piece, Price, Request, Sampling, Scored, Text
 
 log = logging.getLogger(__name__)
 _SPEC = re.compile(r"(?P<model>.+?):(?P<url>https?://.+?)(:\$(?P<key>\w+))?")
 _KEYS = {"openrouter.ai": "OPENROUTER_API_KEY", "api.openai.com": "OPENAI_API_KEY"}
-_FINISH: dict[str, Finish] = {"stop": "stop", "eos": "stop", "length": "length", "tool_calls": "tool_calls"}
 _VLLM = ("top_k", "min_p", "min_tokens", "repetition_penalty", "ignore_eos", "stop_token_ids")
 _OPENAI = ("top_p", "seed", "presence_penalty", "frequency_penalty")
 
@@ -220,22 +209,41 @@ class OpenAIEngine(Engine):
         self.offers(request)
         request = self.fitted(request, self.count(request) if self.card.context else None)
         path, body = self.asked(request)
-        bill, started = Bill(self), time.perf_counter()
+        answer, started = self._answer(request, meter, body), time.perf_counter()
         try:
-            async with aclosing(self._endpoint.events(path, body)) as events:
-                async for event in events:
-                    bill.told(event)
-                    piece = bill.piece(event, meter)
-                    if piece is not None:
-                        yield piece
-            if bill.finish is None:
-                raise EngineError(f"{self.name}: the answer broke off before its end", self.name)
-            bill.over = True
-            yield Piece("", self.name, meter.purpose, (), bill.finish)
+            async with aclosing(self._pieces(path, body, answer)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            for piece in answer.end():
+                yield piece
         except Refused as error:
             raise _plain(error) from error
         finally:
-            bill.record(request, meter, time.perf_counter() - started)
+            answer.record(time.perf_counter() - started)
+
+    async def _pieces(self, path: str, body: Mapping[str, Any], answer: Answer) -> AsyncGenerator[Piece, None]:
+        try:
+            async with aclosing(self._endpoint.events(path, body)) as events:
+                async for event in events:
+                    for piece in answer.pieces(event):
+                        yield piece
+                    if answer.over:
+                        return
+        except EngineError as error:
+            if not answer.complete:
+                raise
+            log.warning("%s; the answer had ended before", error)
+
+    def _answer(self, request: Request, meter: Meter, body: Mapping[str, Any]) -> Answer:
+        settings = self.settings
+        asked = body.get(settings.max_tokens_field)  # `extra_body` may ask for another number
+        limit = asked if isinstance(asked, int) else request.sampling.max_tokens
+        return Answer(
+            self, request, meter, limit, thoughts=settings.reasoning == "inline",
+            bound_thoughts=settings.max_tokens_field == "max_completion_tokens",
+            stop=() if body.get("include_stop_str_in_output") else request.sampling.stop,
+            several=body.get("n") not in (None, 1),
+        )  # fmt: skip
 
     async def score(self, request: Request, meter: Meter) -> Scored:
         """Read the rendered prompt; what the API writes behind it, one token at most, is billed as discarded.
@@ -253,19 +261,19 @@ class OpenAIEngine(Engine):
         )
         body = echo.body() | dict(settings.extra_body)
         self.fits(self.count(request) if self.card.context else None, body["max_tokens"])
-        bill, started = Bill(self), time.perf_counter()
+        bill, started = Answer(self, request, meter, body["max_tokens"]), time.perf_counter()
         try:
             answer = await self._endpoint.post("/completions", body)
             bill.told(answer)
-            bill.over, bill.written = True, body["max_tokens"]
+            bill.finish, bill.written = "length", body["max_tokens"]
             return echo.scored(answer)
         except asyncio.CancelledError:
-            bill.over = True  # it may have read all of it
+            bill.finish = "length"  # it may have read all of it
             raise
         except Refused as error:
             raise _plain(error) from error
         finally:
-            bill.record(request, meter, time.perf_counter() - started, reading=True)
+            bill.record(time.perf_counter() - started, reading=True)
 
     def asked(self, request: Request) -> tuple[str, dict[str, Any]]:
         """The path and the body that ask the API.
@@ -323,85 +331,6 @@ class OpenAIEngine(Engine):
         return Endpoint(self.name, self.address.url, key, settings.patience, settings.concurrency)
 
 
-class Bill:
-    """What a stream has said so far: its pieces, and what it costs."""
-
-    def __init__(self, engine: OpenAIEngine) -> None:
-        self._engine, self._thinking = engine, False
-        self.usage: dict[str, Any] = {}
-        self.finish: Finish | None = None
-        self.over = False
-        self.written, self.text = 0, ""
-
-    def told(self, event: Mapping[str, Any]) -> None:
-        """Remember the usage, if the event has it."""
-        if isinstance(event.get("usage"), dict):
-            self.usage = event["usage"]
-
-    def piece(self, event: Mapping[str, Any], meter: Meter) -> Piece | None:
-        """The text of an event.
-
-        Raises:
-            EngineError: the provider ended the answer for a reason of its own.
-        """
-        choices = event.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            return None
-        choice = choices[0]
-        self._ends(choice.get("finish_reason"))
-        delta = choice.get("delta") if isinstance(choice.get("delta"), dict) else {}
-        said = choice.get("text") or (delta or {}).get("content") or ""
-        thought = (delta or {}).get("reasoning_content") or (delta or {}).get("reasoning") or ""
-        calls = tuple((delta or {}).get("tool_calls") or ())
-        text = self._inline(str(thought), str(said))
-        self.text += text
-        tokens = _tokens(choice.get("logprobs")) or ((Token(text),) if text else ())
-        self.written += len(tokens)
-        if not text and not calls:
-            return None
-        return Piece(text, self._engine.name, meter.purpose, tokens, tool_calls=calls)
-
-    def _ends(self, reason: Any) -> None:
-        if reason is None:
-            return
-        if reason not in _FINISH:
-            raise EngineError(f"{self._engine.name}: the provider ended the answer: {reason}", self._engine.name)
-        self.finish = _FINISH[reason]
-
-    def _inline(self, thought: str, said: str) -> str:
-        """Thoughts, between marks or left out, and what is said."""
-        if self._engine.settings.reasoning == "drop":
-            return said
-        text = ""
-        if thought:
-            text += thought if self._thinking else f"<think>{thought}"
-            self._thinking = True
-        if said:
-            text += f"</think>{said}" if self._thinking else said
-            self._thinking = False
-        return text
-
-    def record(self, request: Request, meter: Meter, seconds: float, *, reading: bool = False) -> None:
-        """Bill the call: the provider's usage, or an estimate where it told none; nobody uses what a reading writes."""
-        engine, usage = self._engine, self.usage
-        counted = engine.count(request)
-        if not usage and not self.text and not self.over:
-            read = written = 0  # nothing came back
-        else:
-            read = _number(usage, "prompt_tokens", counted if counted is not None else _guess(request))
-            written = _number(usage, "completion_tokens", self.written)
-        details = usage.get("prompt_tokens_details")
-        cached = min(read, _number(details if isinstance(details, dict) else {}, "cached_tokens", 0))
-        if usage and counted is not None and abs(read - counted) > max(16, counted // 10):
-            log.warning("%s: the provider bills %d prompt tokens, %d were counted here", engine.name, read, counted)
-        usd = usage.get("cost")
-        meter.record(
-            engine.name, engine.card, prompt_tokens=read, cached_tokens=cached, completion_tokens=written,
-            discarded_tokens=written if reading else 0, seconds=seconds,
-            usd=float(usd) if isinstance(usd, int | float) else None, estimated=not usage,
-        )  # fmt: skip
-
-
 def _capabilities(options: OpenAIOptions) -> frozenset[Capability]:
     can: set[Capability] = {"prefix"} if prefix_way(options) != "none" else set()
     can |= {"score"} if options.score != "none" else set()
@@ -414,52 +343,11 @@ def prefix_way(options: OpenAIOptions) -> str:
     return options.prefix or ("continue_final_message" if options.dialect == "vllm" else "none")
 
 
-def _tokens(logprobs: Any) -> tuple[Token, ...]:
-    """Written tokens with their logprobs, where the API gives them; chat's form, or that of text completions."""
-    if not isinstance(logprobs, dict):
-        return ()
-    if isinstance(logprobs.get("content"), list):
-        return tuple(
-            Token(
-                one["token"], None, one["logprob"], None, tuple(_likely(one.get("top_logprobs") or ())), _part(one)
-            )
-            for one in logprobs["content"]
-        )
-    texts, values = logprobs.get("tokens") or (), logprobs.get("token_logprobs") or ()
-    return tuple(Token(text, None, value) for text, value in zip(texts, values, strict=False))
-
-
-def _likely(entries: Any) -> list[Alternative]:
-    return [Alternative(one["token"], one["logprob"], None, _part(one)) for one in entries]
-
-
-def _part(entry: Mapping[str, Any]) -> bytes | None:
-    """The bytes of a token that are no text by themselves, where the API gives them."""
-    try:
-        own = bytes(entry.get("bytes") or ())
-    except (TypeError, ValueError):
-        return None
-    return own if "\ufffd" in own.decode(errors="replace") else None
-
-
 def _plain(error: Refused) -> Exception:
     """A refusal by what it means here."""
-    if error.code == "context_length_exceeded":
+    if error.code == OVERFLOW:
         return ContextOverflowError(str(error))
     return RequestError(str(error)) if error.status in (400, 413, 422) else error
-
-
-def _number(usage: Mapping[str, Any], name: str, other: int) -> int:
-    value = usage.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else other
-
-
-def _guess(request: Request) -> int:
-    """Tokens of a prompt whose tokenizer is not at hand: four characters each."""
-    prompt = request.prompt
-    texts = [message.content for message in prompt.messages] if isinstance(prompt, Chat) else []
-    texts += [prompt.text] if isinstance(prompt, Text) else []
-    return sum(map(len, [*texts, request.prefix])) // 4 + 1
 
 
 def _size(name: str) -> int:

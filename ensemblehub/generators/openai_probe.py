@@ -13,9 +13,12 @@ from typing import Any
 
 from ensemblehub.cost import Ledger
 from ensemblehub.errors import EnsembleHubError, RequestError
+from ensemblehub.generators.api_errors import one_line
 from ensemblehub.generators.base import Finding
-from ensemblehub.generators.endpoint import Patience, Refused
+from ensemblehub.generators.endpoint import Refused
 from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions, prefix_way
+from ensemblehub.generators.openai_reply import number
+from ensemblehub.generators.patience import Patience
 from ensemblehub.schema import Chat, Message, Piece, Request, Sampling, Text
 
 ASK = "What is the capital of France? Answer in one short sentence."
@@ -80,22 +83,28 @@ class Probe:
             return Finding("models", False, True, f"nothing can be asked: {error}")
         finally:
             await engine.close()
+        return self._read_list(answer, name)
+
+    def _read_list(self, answer: Mapping[str, Any], name: str) -> Finding:
         listed = answer.get("data")
         entries = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
         own = next((one for one in entries if one.get("id") == name), None)
         if own is None:
-            names = ", ".join(str(one.get("id")) for one in entries[:5])
+            told = [entry.get("id") for entry in entries[:5]]
+            names = ", ".join(one_line(identifier) for identifier in told if isinstance(identifier, str))
             return Finding("models", False, False, f"{name} is not among the {len(entries)} models it lists ({names})")
         return Finding("models", True, True, f"it lists {name} among {len(entries)}", self._of_entry(own))
 
     def _of_entry(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Options that a listed model tells by itself."""
         options: dict[str, Any] = {}
-        dialect = _DIALECTS.get(str(entry.get("owned_by")))
+        owner = entry.get("owned_by")
+        dialect = _DIALECTS.get(owner) if isinstance(owner, str) else None
         if dialect and self.settings.dialect != dialect:
             options["dialect"] = dialect
-        context = entry.get("max_model_len") or entry.get("context_length")
-        if isinstance(context, int) and context > 0 and not self.settings.context:
+        told = (number(entry.get(name), 10**9) for name in ("max_model_len", "context_length"))
+        context = next((int(length) for length in told if length), 0)
+        if context and not self.settings.context:
             options["context"] = context
         return options
 

@@ -15,13 +15,16 @@ from typing import Any
 
 from ensemblehub.errors import EngineError, RequestError
 from ensemblehub.generators.entropies import entropy_of
+from ensemblehub.generators.openai_reply import Usage, alternatives, listed, logprob, number
 from ensemblehub.generators.rendering import Rendered, Renderer
 from ensemblehub.generators.spans import Origin
 from ensemblehub.schema import Alternative, Request, Scored, ScoredToken, Text
+from ensemblehub.surrogates import whole
 
 _ID = re.compile(r"token_id:(\d+)")
 _BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")  # how OpenAI's API names a part of a character
 _WINDOW = 16  # characters that tokens which are no text alone may stand for
+_MOST_NATS = 100.0  # an entropy is at most the logarithm of the vocabulary's size
 Line = list[tuple[str, float]]
 
 
@@ -82,18 +85,24 @@ class Echo:
         told = choice.get("logprobs")
         if not isinstance(told, dict):
             raise self._wrong("it gave no logprobs of the prompt, so it cannot score")
-        tokens, logprobs = _list(told.get("tokens")), _list(told.get("token_logprobs"))
-        likely, exact = _list(told.get("top_logprobs")), _list(told.get("entropies"))
+        try:
+            return self._scored(choice, told, answer)
+        except ValueError as error:
+            raise self._wrong(f"its logprobs are malformed: {error}") from error
+
+    def _scored(self, choice: Mapping[str, Any], told: Mapping[str, Any], answer: Mapping[str, Any]) -> Scored:
+        tokens, logprobs = self._texts(told.get("tokens")), listed(told.get("token_logprobs"), "token_logprobs")
+        likely, exact = (listed(told.get(name), name) for name in ("top_logprobs", "entropies"))
         rendered = self.rendered
         count = len(rendered.ids) if rendered else self._read(tokens, answer)
         if not count <= len(tokens) <= count + 1 or len(logprobs) != len(tokens):
             raise self._wrong(f"it gave logprobs of {len(tokens)} tokens for the {count} of the prompt")
-        at = rendered.origins if rendered else self._placed(_spelled(list(map(str, tokens[:count]))))
+        at = rendered.origins if rendered else self._placed(_spelled(tokens[:count]))
         ids = rendered.ids if rendered else (None,) * count
         self._check(choice.get("text"), tokens[:count], rendered)
         lines = [_line(one) for one in likely[:count]]
         lines += [[]] * (count - len(lines))
-        numbers = [_number(one) for one in logprobs[1:count]]
+        numbers = [None if one is None else logprob(one) for one in logprobs[1:count]]
         if None in numbers:
             raise self._wrong("it gave no logprob of some tokens of the prompt")
         known: list[float | None] = [None, *numbers]
@@ -121,7 +130,7 @@ class Echo:
     ) -> list[float | None]:
         """Of each token but the first: the server's exact ones, or those of the likeliest."""
         if not self.top_k:
-            given = [_number(one) for one in exact[1:]]
+            given = [number(one, _MOST_NATS) for one in exact[1:]]
             if len(exact) != len(lines) or None in given:
                 raise self._wrong(
                     "it gives no exact entropies: set `entropy_top_k` to how many of the likeliest tokens it gives"
@@ -136,24 +145,33 @@ class Echo:
             )
         return [None, *(entropy_of([value for _, value in line[: self.top_k]], False) for line, _ in places)]
 
-    def _check(self, text: Any, tokens: Sequence[Any], rendered: Rendered | None) -> None:
+    @staticmethod
+    def _texts(tokens: Any) -> list[str]:
+        found = listed(tokens, "tokens")
+        if not all(isinstance(token, str) for token in found):
+            raise ValueError("a token that is no text")
+        return [whole(token) for token in found]
+
+    def _check(self, text: Any, tokens: Sequence[str], rendered: Rendered | None) -> None:
         """That the server read what was sent; that of another model's tokenizer is other text."""
         if rendered is None or self.renderer is None:
             return
-        ids = [_ID.fullmatch(str(token)) for token in tokens]
+        ids = [_ID.fullmatch(token) for token in tokens]
         same = all(one is None or int(one[1]) == index for one, index in zip(ids, rendered.ids, strict=True))
         controls = [self.renderer.decode([index]) for index in self.renderer.controls]
-        got, sent = (_plain(one, controls) for one in (str(text or ""), self.renderer.decode(rendered.ids)))
+        got, sent = (
+            _plain(one, controls) for one in (text if isinstance(text, str) else "", self.renderer.decode(rendered.ids))
+        )
         if not same or (got and not got.startswith(sent)):
             raise self._wrong("it read other text than was sent: `tokenizer` is not that of its model")
 
-    def _read(self, tokens: Sequence[Any], answer: Mapping[str, Any]) -> int:
+    def _read(self, tokens: Sequence[str], answer: Mapping[str, Any]) -> int:
         """How many of the tokens are the prompt's, where the server cuts it itself."""
         if self.vllm:
             return len(tokens)
-        usage = answer.get("usage")
-        told = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-        return told if told in (len(tokens) - 1, len(tokens)) else len(tokens) - 1
+        usage = Usage.told(answer)
+        told = usage.read if usage else None
+        return told if told is not None and told in (len(tokens) - 1, len(tokens)) else len(tokens) - 1
 
     def _placed(self, tokens: Sequence[str]) -> list[Origin]:
         """Where tokens that the server cut stand; some are no text alone, or none of the prompt's."""
@@ -184,23 +202,9 @@ def _spelled(tokens: Sequence[str]) -> list[str]:
     return texts
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, or None."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None
-
-
 def _line(entry: Any) -> Line:
     """The likeliest tokens of a place with their logprobs, most likely first."""
-    given = entry.items() if isinstance(entry, dict) else ()
-    found = [
-        (str(name), value) for name, value in ((name, _number(value)) for name, value in given) if value is not None
-    ]
-    return sorted(found, key=lambda pair: -pair[1])
+    return [(one.text, one.logprob) for one in alternatives(entry)]
 
 
 def _given(line: Line, logprob: float | None) -> int:

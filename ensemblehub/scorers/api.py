@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from ensemblehub.cost import Meter
 from ensemblehub.errors import ConfigError, EngineError, MissingExtraError, RequestError
+from ensemblehub.generators.api_errors import one_line
 from ensemblehub.generators.base import Engine
-from ensemblehub.generators.endpoint import key_of, retry_after
+from ensemblehub.generators.openai_reply import Usage
+from ensemblehub.generators.patience import Patience
 from ensemblehub.schema import Card, Chat, Message, Price, Request, TokenIds
 from ensemblehub.scorers.base import Scorer
+
+if TYPE_CHECKING:
+    from ensemblehub.generators.endpoint import Endpoint
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,10 @@ class APIOptions:
             `{role, content}`; `strings` a list of texts under `messages`, prompt and reply joined by a line break.
         model: name of the model to ask for, and the one that judges; without it none is sent, and the URL judges.
         api_key_env: environment variable with the key, sent as a bearer token.
-        timeout: seconds to wait for a connection, and for each part of an answer.
+        timeout: seconds to wait for a connection, for the start of an answer, and for the rest of it.
         tries: how often it is asked at most; again only after a failed connection, a timeout, HTTP 429 or 5xx.
-        backoff: seconds before the second try, doubled for each further one; the server's `Retry-After` where
-            that is longer.
+        backoff: seconds before the second try at most, doubled for each further one; a random part of it is waited,
+            or the server's `Retry-After` where that is longer.
         longest_wait: seconds; a server that asks for more is not tried again.
         price: what the prompt tokens that the server reports (`usage.prompt_tokens`) are billed.
     """
@@ -71,7 +74,7 @@ class APIScorer(Scorer):
     def __init__(self, name: str, options: APIOptions, engines: Sequence[Engine] = ()) -> None:
         self.name, self.settings = name, options
         self.card = Card(price=options.price)
-        self._url = options.path.partition("?")[0]  # a query may hold a secret
+        self._url, _, self._query = options.path.partition("?")  # a query may hold a secret
 
     @property
     def model(self) -> str:
@@ -79,14 +82,15 @@ class APIScorer(Scorer):
 
     async def score(self, request: Request, texts: Sequence[str], meter: Meter) -> list[float]:
         body = self.body(request, texts)
-        started, usage = time.perf_counter(), None
+        started, read = time.perf_counter(), None
         try:
-            answer = await self._answer(body)
-            usage = _usage(answer)
+            answer = await self._endpoint.post(f"?{self._query}" if self._query else "", body)
+            usage = Usage.told(answer)
+            read = usage.read if usage else None
             return self._scores(answer, len(texts))
         finally:
             seconds = time.perf_counter() - started
-            meter.record(self.name, self.card, prompt_tokens=usage or 0, seconds=seconds, estimated=usage is None)
+            meter.record(self.name, self.card, prompt_tokens=read or 0, seconds=seconds, estimated=read is None)
 
     def body(self, request: Request, texts: Sequence[str]) -> dict[str, Any]:
         """What is posted.
@@ -107,39 +111,8 @@ class APIScorer(Scorer):
         turns = [{"role": message.role, "content": message.content} for message in asked]
         return named | {"messages": [[*turns, {"role": "assistant", "content": reply}] for reply in replies]}
 
-    async def _answer(self, body: dict[str, Any]) -> Any:
-        """The server's JSON, tried again where that may help."""
-        import httpx2
-
-        for left in reversed(range(self.settings.tries)):
-            wait = self.settings.backoff * 2 ** (self.settings.tries - 1 - left)
-            try:
-                response = await self._client.post(self.settings.path, json=body, headers=self._headers)
-            except httpx2.TransportError as error:
-                reason = f"{type(error).__name__} {error}".strip()
-            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-                raise self._failure(f"{type(error).__name__} {error}".strip()) from error
-            else:
-                if response.is_success:
-                    return self._json(response)
-                reason = f"HTTP {response.status_code} {response.text[:10_000]}"
-                wait = max(wait, retry_after(response.headers.get("retry-after", "")))
-                if response.status_code != 429 and response.status_code < 500:
-                    break
-            if not left or wait > self.settings.longest_wait:
-                break
-            await asyncio.sleep(wait)
-        raise self._failure(reason)
-
-    def _json(self, response: Any) -> Any:
-        try:
-            return response.json()
-        except ValueError as error:  # not JSON, or not text
-            kind = response.headers.get("content-type", "unknown type")
-            raise self._failure(f"the answer is not JSON but {kind}") from error
-
-    def _scores(self, answer: Any, count: int) -> list[float]:
-        given = answer.get("scores", answer.get("results")) if isinstance(answer, dict) else None
+    def _scores(self, answer: Mapping[str, Any], count: int) -> list[float]:
+        given = answer.get("scores", answer.get("results"))
         if not isinstance(given, list):
             raise self._failure("the answer has no list of `scores` or `results`")
         if len(given) != count:
@@ -151,28 +124,21 @@ class APIScorer(Scorer):
         return [float(value) for value in values]
 
     def _failure(self, reason: str) -> EngineError:
-        key = os.environ.get(self.settings.api_key_env or "", "").strip()
-        for secret in filter(None, (key, urlsplit(self.settings.path).query)):
-            reason = reason.replace(secret, "***")
-        return EngineError(f"scorer {self.name!r} failed at {self._url}: {' '.join(reason.split())[:300]}")
-
-    @property
-    def _headers(self) -> dict[str, str]:
-        """With the key, which must be there by now.
-
-        Raises:
-            ConfigError: the environment variable is empty, or no key.
-        """
-        key = key_of(self.settings.api_key_env, f"scorer {self.name!r}")
-        return {"Authorization": f"Bearer {key}"} if key else {}
+        return EngineError(f"scorer {self.name!r} failed at {self._url}: {one_line(reason)}")
 
     @cached_property
-    def _client(self) -> Any:
+    def _endpoint(self) -> Endpoint:
         try:
-            import httpx2
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[hf]'") from error
-        return httpx2.AsyncClient(timeout=self.settings.timeout)
+            from ensemblehub.generators.endpoint import Endpoint, key_of
+        except MissingExtraError as error:
+            raise MissingExtraError(str(error).replace("[openai]", "[hf]")) from error
+        settings, whose = self.settings, f"scorer {self.name!r}"
+        waits = settings.tries * 3 * settings.timeout + (settings.tries - 1) * settings.longest_wait
+        patience = Patience(
+            connect=settings.timeout, first_token=settings.timeout, total=waits, tries=settings.tries,
+            backoff=settings.backoff, longest_wait=settings.longest_wait,
+        )  # fmt: skip
+        return Endpoint(whose, self._url, key_of(settings.api_key_env, whose), patience, secret=self._query)
 
     async def load(self) -> None:
         """Check the key, without asking the server.
@@ -180,16 +146,9 @@ class APIScorer(Scorer):
         Raises:
             ConfigError: the key is not there.
         """
-        self._headers  # noqa: B018  # raises
-        self._client  # noqa: B018
+        self._endpoint  # noqa: B018  # raises
 
     async def close(self) -> None:
-        client = self.__dict__.pop("_client", None)
-        if client is not None:
-            await client.aclose()
-
-
-def _usage(answer: Any) -> int | None:
-    usage = answer.get("usage") if isinstance(answer, dict) else None
-    tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    return tokens if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0 else None
+        endpoint = self.__dict__.pop("_endpoint", None)
+        if endpoint is not None:
+            await endpoint.close()

@@ -2,7 +2,13 @@
 
 import asyncio
 import json
-from contextlib import asynccontextmanager, suppress
+import time
+from contextlib import aclosing, asynccontextmanager, suppress
+
+from ensemblehub.cost import Ledger
+from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
+from ensemblehub.generators.patience import Patience
+from ensemblehub.schema import Chat, Message, Request
 
 WORDS = ["It", " is", " 4", "."]
 
@@ -60,7 +66,7 @@ class Faulty:
 
     async def refuse(self, writer, script, gone):
         status, headers, body = script
-        data = body.encode()
+        data = body if isinstance(body, bytes) else body.encode()
         lines = [f"HTTP/1.1 {status} X", *(f"{key}: {value}" for key, value in headers.items())]
         lines += [f"content-length: {len(data)}", "connection: close"]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + data)
@@ -100,3 +106,45 @@ async def upstream(*scripts):
         yield faulty, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     finally:
         server.close()
+
+
+CHAT = Chat((Message("system", "Be brief."), Message("user", "2 + 2?")))
+QUICK = Patience(connect=1, first_token=0.4, inter_token=0.4, total=3, tries=3, backoff=0.01, breaker_seconds=0.3)
+
+
+class Asked:
+    """What came of one or more requests to an API that plays scripts."""
+
+    def __init__(self, *scripts, request=None, read=None, times=1, **options):
+        self.pieces, self.ledger, self.error, self.request = [], Ledger(), None, request or Request(CHAT)
+        self.read = read
+        asyncio.run(self._ask(scripts, times, {"patience": QUICK, **options}))
+
+    async def _ask(self, scripts, times, options):
+        async with upstream(*scripts) as (self.api, url):
+            engine = OpenAIEngine("far", OpenAIOptions("model-7b", base_url=url, **options))
+            started = time.monotonic()
+            for _ in range(times):
+                await self._once(engine)
+            self.seconds = time.monotonic() - started
+            await engine.close()
+            await asyncio.sleep(0.05)
+
+    async def _once(self, engine):
+        self.pieces, self.error = [], None
+        try:
+            async with aclosing(engine.stream(self.request, self.ledger.meter("answer"))) as pieces:
+                async for piece in pieces:
+                    self.pieces.append(piece)
+                    if self.read and len(self.pieces) >= self.read:
+                        break
+        except Exception as error:
+            self.error = error
+
+    @property
+    def text(self):
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def cost(self):
+        return self.ledger.total

@@ -1,58 +1,16 @@
 import asyncio
 import json
 import time
-from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
-from faulty import CUT, STALL, WORDS, answer, bill, event, said, upstream
+from faulty import CHAT, CUT, QUICK, STALL, WORDS, Asked, answer, bill, event, said, upstream
 
 from ensemblehub.cost import Ledger
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
-from ensemblehub.generators.endpoint import Breaker, Failure, Patience
 from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
-from ensemblehub.schema import Chat, Message, Price, Request, Sampling, Text, TokenIds
-
-CHAT = Chat((Message("system", "Be brief."), Message("user", "2 + 2?")))
-QUICK = Patience(connect=1, first_token=0.4, inter_token=0.4, total=3, tries=3, backoff=0.01, breaker_seconds=0.3)
-
-
-class Asked:
-    """What came of one or more requests to an API that plays scripts."""
-
-    def __init__(self, *scripts, request=None, read=None, times=1, **options):
-        self.pieces, self.ledger, self.error, self.request = [], Ledger(), None, request or Request(CHAT)
-        self.read = read
-        asyncio.run(self._ask(scripts, times, {"patience": QUICK, **options}))
-
-    async def _ask(self, scripts, times, options):
-        async with upstream(*scripts) as (self.api, url):
-            engine = OpenAIEngine("far", OpenAIOptions("model-7b", base_url=url, **options))
-            started = time.monotonic()
-            for _ in range(times):
-                await self._once(engine)
-            self.seconds = time.monotonic() - started
-            await engine.close()
-            await asyncio.sleep(0.05)
-
-    async def _once(self, engine):
-        self.pieces, self.error = [], None
-        try:
-            async with aclosing(engine.stream(self.request, self.ledger.meter("answer"))) as pieces:
-                async for piece in pieces:
-                    self.pieces.append(piece)
-                    if self.read and len(self.pieces) >= self.read:
-                        break
-        except Exception as error:
-            self.error = error
-
-    @property
-    def text(self):
-        return "".join(piece.text for piece in self.pieces)
-
-    @property
-    def cost(self):
-        return self.ledger.total
+from ensemblehub.generators.patience import Breaker, Failure, Patience
+from ensemblehub.schema import Price, Request, Sampling, Text, TokenIds
 
 
 def test_an_answer_is_streamed_and_billed_as_the_provider_says():
@@ -193,7 +151,8 @@ FAULTS = {
     "an error in the stream": ([[said("It"), event({"error": {"message": "overloaded"}})]], 1, "overloaded"),
     "an endless line": ([[said("It"), *[b"data: " + b"x" * 400_000] * 4]], 1, "more than"),
     "filtered": ([[said("It"), said(finish="content_filter"), event("[DONE]")]], 1, "content_filter"),
-    "stray shapes": ([[event({"choices": [{"delta": None}]}), event({"choices": "x"}), event({})]], 1, "broke off"),
+    "nothing": ([[event({"choices": [{"delta": None}]}), event({"choices": None}), event({})]], 1, "broke off"),
+    "a stray shape": ([[said("It"), event({"choices": "x"})]], 1, "malformed reply: `choices`: it is no list"),
 }  # fmt: skip
 
 

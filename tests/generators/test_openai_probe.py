@@ -9,8 +9,9 @@ from faulty import CUT, STALL, answer, bill, event, said, upstream
 from ensemblehub import studio
 from ensemblehub.cost import Ledger
 from ensemblehub.doctor import examine
-from ensemblehub.generators.endpoint import Patience
 from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
+from ensemblehub.generators.openai_probe import Probe
+from ensemblehub.generators.patience import Patience
 
 QUICK = Patience(connect=1, first_token=0.4, inter_token=0.4, total=2, tries=1, backoff=0.01)
 JSON = {"content-type": "application/json"}
@@ -162,7 +163,7 @@ FAULTS = {
     "a cut": (lambda asked: [CUT] if "messages" in asked else reply(asked, ABLE), "streaming", "does not answer"),
     "garbage": (lambda asked: [event("x")] if "messages" in asked else reply(asked, ABLE), "streaming", "not JSON"),
     "no stream": (
-        lambda asked: (200, JSON, "{}") if "messages" in asked else reply(asked, ABLE), "streaming", "no stream"
+        lambda asked: (200, JSON, "{}") if "messages" in asked else reply(asked, ABLE), "streaming", "broke off"
     ),
     "busy": (lambda asked: refusal("slow", 429) if "messages" in asked else reply(asked, ABLE), "streaming", "slow"),
 }  # fmt: skip
@@ -223,3 +224,15 @@ def test_a_tokenizer_may_be_that_of_a_model_that_ships(tmp_path):
 
     (spec,) = Config.read(written(tmp_path, "http://x/v1", tokenizer="studio:intern")).model_specs
     assert spec.options["tokenizer"] == studio.resolve("studio:intern")
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, -1, 10**400, 1.5, "x", "\ud83d", [], {}, json.loads("[" * 300 + "]" * 300)]
+)
+def test_a_list_of_models_of_any_shape_is_a_finding(value):
+    entry = {"id": "m", "owned_by": "vllm", "max_model_len": 2048}
+    for listed in (value, [value], *([{**entry, name: value}] for name in entry)):
+        engine = OpenAIEngine("far", OpenAIOptions("m"))
+        found = Probe(engine, Ledger(), engine.settings)._read_list({"data": listed}, "m")
+        assert found.sentence.isprintable()
+        assert 0 < found.options.get("context", 1) <= 10**9

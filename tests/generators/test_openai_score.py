@@ -10,8 +10,8 @@ from faulty import STALL, upstream
 from ensemblehub import studio
 from ensemblehub.cost import Ledger
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
-from ensemblehub.generators.endpoint import Patience
 from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
+from ensemblehub.generators.patience import Patience
 from ensemblehub.schema import Chat, Message, Request, Text
 
 pytest.importorskip("transformers")
@@ -185,7 +185,7 @@ WRONG = {
     "a list is short": (said(logprobs=(None, HALF)), "logprobs of 5 tokens for the 4"),
     "too few of the likeliest": (said(top=[{"a": HALF}] * 5), "gives 1 of the likeliest tokens of a prompt, not 2"),
     "other shapes": ((200, {}, '{"choices": {"0": 1}}'), "gave no logprobs"),
-    "numbers that are none": (said(logprobs=(None, "a", True, math.nan, 1), top=[{"a": "b"}] * 5), "no logprob of"),
+    "numbers that are none": (said(logprobs=(None, "a", True, math.nan, 1)), "text that is no logprob"),
     "other text": (said(tokens=["x"] * 5), "did not repeat the prompt"),
     "not JSON": ((200, {}, "oops"), "not JSON"),
     "broken": ((500, {}, "oops"), "HTTP 500"),

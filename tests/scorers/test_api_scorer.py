@@ -115,8 +115,8 @@ def test_what_may_pass_is_tried_again(serving, fault):
     server = serving(fault, fault, GOOD)
     assert scored(server.url) == [0.5, -1.0]
     first, second, third = (at for *_, at in server.asked)
-    assert second - first >= 0.01
-    assert third - second >= 0.02
+    assert second - first >= 0.005  # half of the backoff at least
+    assert third - second >= 0.01
 
 
 def test_a_timeout_is_tried_again(serving):
@@ -141,8 +141,8 @@ def test_three_tries_and_no_more(serving):
         ((200, {"content-type": "text/html"}, b"<html>\nlog in</html>"), "not JSON but text/html"),
         ((200, {}, b"\xff\xfe\x00"), "not JSON"),
         ((200, {"content-encoding": "gzip"}, b"no gzip"), "DecodingError"),
-        ([0.5, 1.0], "no list of `scores`"),
-        ({"error": "model not loaded"}, "no list of `scores`"),
+        ([0.5, 1.0], "no JSON object"),
+        ({"error": "model not loaded"}, "an error in the answer: model not loaded"),
         ({"scores": 0.5}, "no list of `scores`"),
         ({"scores": [0.5]}, "1 scores for 2 texts"),
         ({"scores": [0.5, 1, 2]}, "3 scores for 2 texts"),

@@ -1,0 +1,96 @@
+"""What an API says when it refuses: its words, its code and when to come back, in any of the forms there are.
+
+Knows no HTTP client.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ensemblehub.surrogates import whole
+
+OVERFLOW = "context_length_exceeded"
+_MESSAGES = ("message", "detail", "error", "msg", "title")
+_TOO_LONG = "maximum context length|context (length|window|size) (is |was )?exceed|exceed_context_size"
+_LONGEST = 500  # characters of a reason that are shown
+
+
+@dataclass(frozen=True)
+class ErrorReply:
+    """An error as an API words it.
+
+    Attributes:
+        message: empty where there is none.
+        code: for programs; `context_length_exceeded` also where only the words say so.
+        status: the HTTP status it names; 0 where it names none.
+    """
+
+    message: str = ""
+    code: str = ""
+    status: int = 0
+
+    @classmethod
+    def read(cls, body: str) -> ErrorReply:
+        """From the body of an error response; empty where that is not JSON with a message."""
+        try:
+            found = json.loads(body)
+        except (ValueError, RecursionError):
+            return cls()  # a proxy's page
+        found = found[0] if isinstance(found, list) and found else found
+        if not isinstance(found, dict):
+            return cls()
+        return cls.of(found["error"] if isinstance(found.get("error"), dict) else found)
+
+    @classmethod
+    def within(cls, reply: Mapping[str, Any]) -> ErrorReply | None:
+        """From a reply whose status says success, None where it is no error."""
+        if reply.get("error"):
+            return cls.of(reply["error"] if isinstance(reply["error"], dict) else reply)
+        if reply.get("object") == "error" or reply.get("type") == "error":
+            return cls.of(reply)
+        return None
+
+    @classmethod
+    def of(cls, error: Mapping[str, Any]) -> ErrorReply:
+        """From the object that describes it."""
+        said = next((text for text in map(_text, map(error.get, _MESSAGES)) if text), "")
+        metadata = error.get("metadata")
+        raw = _text(metadata.get("raw")) if isinstance(metadata, dict) else ""
+        message = f"{said}: {raw}" if said and raw else said or raw
+        names = (error.get("code"), error.get("type"))
+        words = [str(value) for value in names if isinstance(value, str | int)]
+        status = next((int(word) for word in words if re.fullmatch(r"[45]\d\d", word, re.ASCII)), 0)
+        too_long = re.search(_TOO_LONG, " ".join([message, *words]).lower()) is not None
+        return cls(message, OVERFLOW if too_long else next(iter(words), ""), status)
+
+
+def _text(value: Any) -> str:
+    """A message; that of FastAPI is a list of objects."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        found = [one.get("msg") for one in value if isinstance(one, dict)]
+        return "; ".join(one for one in found if isinstance(one, str))
+    return ""
+
+
+def one_line(text: str) -> str:
+    """A reason that came from outside, as one line that can be written anywhere."""
+    line = " ".join(whole(text).split())[:_LONGEST]
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
+
+
+def retry_after(value: str) -> float:
+    """Seconds to wait by a `Retry-After` header, a number or a date; 0 where it is neither."""
+    if re.fullmatch(r"\d+(\.\d+)?", value.strip(), re.ASCII):
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return 0.0
