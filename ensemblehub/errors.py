@@ -54,7 +54,7 @@ class ArtifactError(EnsembleHubError):
 
 def did_you_mean(name: str, known: Iterable[str], what: str) -> str:
     """One line: `name` is unknown, what it might have meant, and what there is."""
-    options = sorted(known)
+    name, options = name if len(name) <= 80 else f"{name[:79]}…", sorted(known)
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else f"; there is: {', '.join(options)}"
     return f"unknown {what} {name!r}{hint}"

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Tokenizer
-from ensemblehub.schema import Chat, Message, Piece, Request, Text, TokenIds
+from ensemblehub.generators.recent import Recent
+from ensemblehub.schema import Chat, Message, Piece, Prompt, Request, Text
 
 _NONE = '""'  # no tools, as JSON
 _PLAIN = (str, int, float, bool, type(None))
 VERY_LARGE_INTEGER = int(1e30)  # transformers' word for a length that it does not know
+_KEPT = 2**26  # bytes of rendered prompts that are kept
+_TOKEN = 250  # bytes that a rendered token takes about
 _PLACES = ("_path", "_file")  # settings that say where files lie, which is nobody else's business
 
 
@@ -87,8 +91,8 @@ class Renderer(Tokenizer):
         self._backend.no_padding()
         controls = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._controls, self._special = frozenset(controls), tuple(controls.values())
-        self.render = lru_cache(maxsize=256)(self._render)
-        self._frame = lru_cache(maxsize=256)(self._frame_of)
+        self.render = Recent(self._render, _weight, _KEPT)
+        self._frame = Recent(self._frame_of, _weight_of_frame, _KEPT // 8)
 
     def __call__(self, request: Request, author: str = "") -> Rendered:
         """The rendered prompt, followed by the answer so far.
@@ -141,7 +145,7 @@ class Renderer(Tokenizer):
             spans = (*(span for span in spans if span is not whole), *pieces)
         return self._tokenised(text, spans, "", 0)
 
-    def _render(self, prompt: Chat | Text | TokenIds, prefix: str, tools: str) -> Rendered:
+    def _render(self, prompt: Prompt, prefix: str, tools: str) -> Rendered:
         if isinstance(prompt, Chat):
             text, spans = self._chat(prompt, tools=tools)
             return self._tokenised(text, spans, prefix, len(prompt.messages))
@@ -277,6 +281,19 @@ class Renderer(Tokenizer):
         except Exception as error:  # whatever a template raises, it is about these messages
             raise RequestError(f"the chat template refuses these messages: {error}") from error
         return text
+
+
+def _weight(rendered: Rendered, prompt: Prompt, prefix: str, tools: str) -> int:
+    """Bytes that a rendered prompt takes about, with what was asked."""
+    said = [prompt.text] if isinstance(prompt, Text) else []
+    if isinstance(prompt, Chat):
+        said = [part for message in prompt.messages for part in (message.content, message.extra)]
+    return _TOKEN * (len(rendered.ids) + len(said) + 1) + sum(map(sys.getsizeof, (*said, prefix, tools)))
+
+
+def _weight_of_frame(frame: tuple[str, ...], form: Form) -> int:
+    turns = (sys.getsizeof(part) for turn in form.turns for part in turn)
+    return sum(map(sys.getsizeof, (*frame, form.tools))) + sum(turns)
 
 
 def _json(value: Any) -> str:
