@@ -220,6 +220,7 @@ def _showing(app: FastAPI) -> None:
 
 def _failing(app: FastAPI) -> None:
     """Errors as OpenAI's error objects."""
+
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         return (problem_of(error) if isinstance(error, Problem) else _misdirected(request, error)).response()

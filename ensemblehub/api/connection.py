@@ -229,14 +229,15 @@ class Connection(HttpToolsProtocol):
         self._deadline = None if seconds is None else self.loop.call_later(seconds, self._expired)
 
     def _expired(self) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or (self._part is Part.BODY and not self.busy):
             self.transport.abort()
-        elif self._part is Part.HEAD or (self._part is Part.BODY and self.busy):
-            part, seconds = self._part.value, self.limits.head_timeout
-            seconds = self.limits.body_timeout if self._part is Part.BODY else seconds
-            self.refuse(Problem(408, f"the {part} of the request did not come within {seconds:g} s", "request_timeout"))
-        else:
+        elif self._part is Part.IDLE:
             self.transport.close()
+        else:
+            limits = self.limits
+            seconds = limits.head_timeout if self._part is Part.HEAD else limits.body_timeout
+            text = f"the {self._part.value} of the request did not come within {seconds:g} s"
+            self.refuse(Problem(408, text, "request_timeout"))
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -17,12 +17,14 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
     StrictBool,
     StrictInt,
     Tag,
     field_validator,
     model_validator,
 )
+from pydantic_core import CoreSchema
 
 from ensemblehub.api.problems import Problem
 from ensemblehub.schema import Chat, Message, Prompt, Role, Sampling, Text, TokenIds
@@ -31,10 +33,28 @@ TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
+def _fail_fast(schema: Any) -> None:
+    """Have every list in a schema end at its first error: 300,000 of them take seconds to collect, and one is told."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        for part in schema.values():
+            _fail_fast(part)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            _fail_fast(part)
+
+
 class Wire(BaseModel):
-    """A request body; unknown fields are errors."""
+    """A request body; unknown fields are errors, and a list is left at its first wrong entry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _fail_fast(schema)
+        return schema
 
 
 class StreamOptions(Wire):

@@ -1,7 +1,4 @@
-"""Bodies of requests: read, decoded and checked; large ones beside the event loop, one at a time.
-
-A wrong body costs no more than a right one: a list is left at its first wrong entry.
-"""
+"""Bodies of requests: read, decoded and checked; large ones beside the event loop, one at a time."""
 
 from __future__ import annotations
 
@@ -9,13 +6,11 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from pydantic_core import SchemaValidator
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -24,7 +19,7 @@ from ensemblehub.api.problems import Problem, problem_of_fields
 T = TypeVar("T")
 _LARGE = 2**15  # bytes
 _DEEPEST = 64  # objects and lists inside each other
-_MOST_FIELDS = 1024  # of one object
+_MOST_FIELDS = 2**14  # of one object
 _beside = ThreadPoolExecutor(1, "reading")  # one, so that large bodies and prompts do not pile up in memory
 
 
@@ -70,7 +65,7 @@ def parsed(raw: bytes, kind: type[BaseModel]) -> Any:
     """
     given = _shaped(_decoded(raw))
     try:
-        return _validator(kind).validate_python(given)
+        return kind.model_validate(given)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
         wrong = RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found])
@@ -112,18 +107,3 @@ def _shaped(given: Any) -> Any:
 
 def _too_deep() -> Problem:
     return Problem(400, f"objects and lists are at most {_DEEPEST} deep in each other here", "invalid_json")
-
-
-@lru_cache
-def _validator(kind: type[BaseModel]) -> SchemaValidator:
-    """The model's validator; it leaves every list at its first wrong entry."""
-    return SchemaValidator(_failing_fast(kind.__pydantic_core_schema__))
-
-
-def _failing_fast(schema: Any) -> Any:
-    if isinstance(schema, list | tuple):
-        return type(schema)(_failing_fast(one) for one in schema)
-    if not isinstance(schema, dict):
-        return schema
-    copied = {name: _failing_fast(value) for name, value in schema.items()}
-    return {**copied, "fail_fast": True} if schema.get("type") == "list" else copied

@@ -85,7 +85,11 @@ async def test_a_client_that_leaves_stops_every_engine_within_a_second(slow, jou
         ({"stop": ["a", "b", "c"]}, "at most 2 stop strings", "out_of_bounds"),
         ({"n": 4}, "at most 3 answers", "out_of_bounds"),
         ({"max_tokens": 501}, "at most 500", "out_of_bounds"),
-        ({"messages": [{"role": "user", "content": "word " * 40}]}, "context length is 30 tokens", "context_length_exceeded"),
+        (
+            {"messages": [{"role": "user", "content": "word " * 40}]},
+            "context length is 30 tokens",
+            "context_length_exceeded",
+        ),
         ({"temperatur": 1}, "did you mean 'temperature'", "unknown_field"),
         ({"temperature": 3}, "less than or equal to 2", "invalid_value"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported"),
