@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 import threading
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -176,12 +177,13 @@ class Renderer(Tokenizer):
         literal = [span for span in spans if span not in parsed and self._is_special(text[span.start : span.end])]
         ids: list[int] = []
         origins: list[Origin] = []
+        shown_spans = sorted((span for span in spans if span.start < span.end), key=_start)
         for start, end, plain in _segments(len(text), literal):
             encoded = self._encode(text[start:end], add_special and start == 0, literal=plain)
             ids += encoded.ids
             for (low, high), content in zip(encoded.offsets, encoded.tokens, strict=True):
                 shown = text[start + low : start + high] if high > low else content
-                origins.append(_origin(start + low, start + high, shown, spans))
+                origins.append(_origin(start + low, start + high, shown, shown_spans))
         return Rendered(tuple(ids), tuple(origins))
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -258,10 +260,13 @@ class Renderer(Tokenizer):
         """The template's own text around the contents."""
         marks = [f"\ue000{index}\ue001" for index in range(len(form.turns))]
         text, frame = self._apply(form, marks), []
+        position = 0
         for mark in marks:
-            head, _, text = text.partition(mark)
-            frame.append(head)
-        return (*frame, text)
+            at = text.find(mark, position)
+            end = len(text) if at < 0 else at
+            frame.append(text[position:end])
+            position = min(end + len(mark), len(text))
+        return (*frame, text[position:])
 
     def _apply(self, form: Form, contents: Iterable[str]) -> str:
         if not self.tokenizer.chat_template:
@@ -340,12 +345,21 @@ def _segments(length: int, literal: Sequence[Span]) -> list[tuple[int, int, bool
 
 
 def _origin(start: int, end: int, text: str, spans: Sequence[Span]) -> Origin:
-    """A token belongs to the message that its first character is of (an empty one to the template)."""
-    for span in spans:
-        if span.start <= start < span.end and end > start:
-            moved = span.offset - span.start
-            return Origin(span.message, start + moved, min(end, span.end) + moved, text)
-    return Origin(None, start, end, text)
+    """A token belongs to the message that its first character is of (an empty one to the template).
+
+    Args:
+        spans: in the order of the text, none of them empty.
+    """
+    index = bisect_right(spans, start, key=_start) - 1
+    if index < 0 or start >= spans[index].end or end <= start:
+        return Origin(None, start, end, text)
+    span = spans[index]
+    moved = span.offset - span.start
+    return Origin(span.message, start + moved, min(end, span.end) + moved, text)
+
+
+def _start(span: Span) -> int:
+    return span.start
 
 
 def _in_a_row(texts: Sequence[str], message: int, start: int = 0) -> list[Origin]:

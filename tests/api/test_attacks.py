@@ -1,5 +1,6 @@
 """What hostile or broken clients send, over plain sockets: others are served meanwhile, and nothing is kept."""
 
+import concurrent.futures
 import contextlib
 import json
 import socket
@@ -59,8 +60,11 @@ def watched(server):
     def watch():
         while not over.is_set():
             begun = time.monotonic()
-            assert httpx.get(server.url + "/health", timeout=20).status_code == 200
-            worst[0] = max(worst[0], time.monotonic() - begun)
+            try:
+                answered = httpx.get(server.url + "/health", timeout=20).status_code == 200
+            except httpx.TransportError:
+                answered = False
+            worst[0] = max(worst[0], time.monotonic() - begun if answered else float("inf"))
             over.wait(0.02)
 
     thread = threading.Thread(target=watch)
@@ -283,3 +287,60 @@ def test_after_all_this_the_server_holds_nothing(server):
         assert time.monotonic() < end
         time.sleep(0.1)
     assert "Traceback" not in server.said()
+
+
+WORDS = {
+    "words": "There are 8 bowls and 12 plates. ",
+    "one letter": "a",
+    "letters apart": "a b ",
+    "white space": " \n",
+    "no tokens of it": "\u0e01\u0e34\U0001f600",
+    "digits": "1234567890",
+}
+
+
+@pytest.fixture(scope="module")
+def real(serve):
+    return serve(None)
+
+
+def long_body(words, chat):
+    text = words * (1_900_000 // (len(json.dumps(words)) - 2))
+    return CHAT if chat else TEXT, {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+
+
+def test_prompts_that_are_refused_leave_nothing_in_memory(real):
+    path, body = long_body(WORDS["words"], True)
+    real.post(path, body)  # what is loaded with the first one
+    before = real.memory
+    with watched(real) as worst:
+        for words in WORDS.values():
+            for chat in (True, False):
+                path, body = long_body(words, chat)
+                refused = real.post(path, body)
+                assert refused.status_code == 400
+                assert refused.json()["error"]["code"] == "context_length_exceeded"
+                assert len(refused.content) < 1000
+    assert worst[0] < 4
+    assert real.memory < before + 120
+    with watched(real) as worst, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        path, body = long_body(WORDS["words"], True)
+        assert {answer.status_code for answer in pool.map(lambda _: real.post(path, body), range(16))} == {400}
+    assert worst[0] < 4
+    assert real.memory < before + 200
+
+
+def test_other_long_parts_of_a_request_are_no_way_around(real):
+    before = real.memory
+    text = WORDS["letters apart"] * 450_000
+    ask = [{"role": "user", "content": "hi"}]
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": json.dumps({"a": text})}}]
+    for body in (
+        {"messages": [*ask, {"role": "assistant", "content": text}], "continue_final_message": True},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": text[:1000]}] * 1000}]},
+        {"messages": ask * 30_000},
+        {"messages": [*ask, {"role": "assistant", "content": "", "tool_calls": calls}]},
+        {"messages": [ask] * 30_000},
+    ):
+        assert real.post(CHAT, body).status_code == 400
+    assert real.memory < before + 200
