@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ensemblehub.api.problems import Problem
 from ensemblehub.sections import ServerSection
 
 _LINGER = 5.0  # seconds for which the rest of a refused request is read and thrown away
+_UPGRADE = re.compile(rb"\nupgrade:", re.IGNORECASE)
 _PIPELINED = 16  # requests that may wait behind one on the same connection
 
 
@@ -144,6 +146,7 @@ class Connection(HttpToolsProtocol):
             return
         if self._part is Part.IDLE:
             self._begin_head()
+            data = _without_offer(data)
         self._began = False
         super().data_received(data)
         if self._part is Part.HEAD and not self._began and not self._deaf:
@@ -307,6 +310,12 @@ class Lingering:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+
+def _without_offer(data: bytes) -> bytes:
+    """A request without its offer of another protocol (h2c), for which the parser would leave the body unread."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\nx-offered:", head) + end + rest if _UPGRADE.search(head) else data
 
 
 def _until_closed(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:

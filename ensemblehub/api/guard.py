@@ -153,17 +153,23 @@ def _check_type(headers: Headers) -> None:
     Raises:
         Problem: 415.
     """
-    kind = email.message.Message()
-    kind["content-type"] = headers.get("content-type", "")
-    if kind.get_content_type() != "application/json":
+    kind, charset = _media_type(headers.get("content-type", ""))
+    if kind != "application/json":
         raise Problem(415, "the body must be JSON: send Content-Type: application/json", "unsupported_media_type")
-    charset = str(kind.get_param("charset", "utf-8")).lower()
     if charset not in ("utf-8", "utf8", "us-ascii"):
         raise Problem(415, f"the body must be JSON in UTF-8, not {charset}", "unsupported_media_type")
     coding = headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
         text = f"compressed bodies (Content-Encoding: {coding}) are not read: send the body as it is"
         raise Problem(415, text, "unsupported_media_type", headers={"Accept-Encoding": "identity"})
+
+
+@lru_cache(maxsize=64)
+def _media_type(header: str) -> tuple[str, str]:
+    """The type that a `Content-Type` header names, and its charset."""
+    message = email.message.Message()
+    message["content-type"] = header
+    return message.get_content_type(), str(message.get_param("charset", "utf-8")).lower()
 
 
 def _given_keys(headers: Headers, method: str) -> list[bytes]:

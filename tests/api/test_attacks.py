@@ -187,6 +187,41 @@ def test_what_is_no_http_is_told_so_as_an_error_object(server, junk):
     assert json.loads(body)["error"]["code"] == "invalid_http"
 
 
+@pytest.mark.parametrize("head", [b"Connection: close\r\n", b""])
+@pytest.mark.parametrize("refusal", [b"413", b"415", b"404"])
+def test_an_early_refusal_reaches_a_client_that_sends_on(server, head, refusal):
+    start = POST.replace(b"/v1/completions", b"/v1/nothing") if refusal == b"404" else POST
+    start = start.replace(b"/json", b"/csv") if refusal == b"415" else start
+    size = 3_000_000 if refusal == b"413" else 1_500_000
+    with reach(server) as connection:
+        connection.sendall(start + head + b"Content-Length: %d\r\n\r\n" % size)
+        for _ in range(size // 100_000):
+            connection.sendall(b"a" * 100_000)
+            time.sleep(0.005)
+        said = connection.recv(65536)
+    assert said.startswith(b"HTTP/1.1 " + refusal)
+
+
+def test_a_client_that_waits_for_100_continue_is_asked_or_refused_first(server):
+    body = b'{"prompt": "x", "max_tokens": 2}'
+    for kind, first in ((b"application/json", b"HTTP/1.1 100 "), (b"text/csv", b"HTTP/1.1 415 ")):
+        with reach(server) as connection:
+            head = POST.replace(b"application/json", kind) + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+            connection.sendall(head % len(body))
+            assert connection.recv(65536).startswith(first)
+            if b"100" in first:
+                connection.sendall(body)
+                assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_upgrade_that_is_offered_is_ignored(server):
+    body = b'{"prompt": "x", "max_tokens": 2}'
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+    with reach(server) as connection:
+        connection.sendall(POST + offer + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_client_that_reads_nothing_holds_up_nobody(server):
     with contextlib.ExitStack() as stack:
         for _ in range(20):
@@ -207,6 +242,33 @@ def test_idle_connections_make_room_where_there_are_few_descriptors(serve):
         for _ in range(10):
             answer = few.post(CHAT, {"messages": [{"role": "user", "content": "2 + 2?"}]})
             assert answer.json()["choices"][0]["message"]["content"] == "It is 4."
+
+
+def test_beyond_the_bound_idle_connections_are_closed_first_and_those_at_work_never(serve):
+    words = " ".join(["w"] * 100)
+    slow = ECHO.replace("It is 4.", words).replace("engine: echo", "engine: echo, delay: 0.05").replace("200}", "4}")
+    small = serve(slow)
+    body = json.dumps({"prompt": "x", "stream": True}).encode()
+    with contextlib.ExitStack() as stack:
+        idle = stack.enter_context(reach(small))
+        idle.sendall(HEALTH)
+        said = b""
+        while b"ready" not in said:
+            said += idle.recv(65536)
+        at_work = [stack.enter_context(reach(small)) for _ in range(4)]
+        for connection in at_work:
+            connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            assert connection.recv(20).startswith(b"HTTP/1.1 200 ")
+        assert received(idle) == b""  # it made room
+        refused = small.get("/health")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "too_many_connections")
+        assert refused.headers["retry-after"] == "1"
+        for connection in at_work:
+            data = b""
+            while not data.endswith(b"0\r\n\r\n"):
+                data += connection.recv(65536)
+            assert data.count(b'"text":') >= 100
+    assert small.get("/health").status_code == 200
 
 
 def shapes():
