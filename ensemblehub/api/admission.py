@@ -63,12 +63,11 @@ class Admission:
         """Refuse, in constant time, what there is no room for; nothing is taken.
 
         Raises:
-            Problem: 429, with `Retry-After`; 400 where there will never be room.
+            Problem: 429, with `Retry-After`.
         """
         most = self.max_running + self.max_queued
         if answers > most:
-            text = f"at most {most} answers run and wait at a time here, not {answers}"
-            raise Problem(400, text, "out_of_bounds", "n")
+            raise self._full(f"at most {most} answers run and wait at a time here, not {answers}")
         if self.admitted + answers > most:
             raise self._full(f"{max(0, self.admitted - self.max_running)} answers wait already")
 
