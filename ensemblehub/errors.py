@@ -49,6 +49,14 @@ class ContextOverflowError(RequestError):
             f"(model {engine!r})"
         )
 
+    @classmethod
+    def beyond(cls, engine: str, context: int, read: int) -> ContextOverflowError:
+        """The error for a prompt whose tokens are counted only until they are too many."""
+        return cls(
+            f"{cls.WORDS} {context} tokens. However, your prompt resulted in more than {read} tokens. "
+            f"Please reduce the length of the prompt. (model {engine!r})"
+        )
+
 
 class EngineError(EnsembleHubError):
     """An engine failed while it was working; `engine` is its name, where it is an engine."""
@@ -74,7 +82,7 @@ def one_line(error: BaseException | str, most: int = 1000) -> str:
 
 def did_you_mean(name: str, known: Iterable[str], what: str) -> str:
     """One line: `name` is unknown, what it might have meant, and what there is."""
-    options = sorted(known)
+    name, options = name if len(name) <= 80 else f"{name[:79]}…", sorted(known)
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else f"; there is: {', '.join(options)}"
     return f"unknown {what} {name!r}{hint}"

@@ -266,7 +266,11 @@ class ServerSection(Section):
         api_key_file: API keys, one a line; a line that begins with # is none.
         api_key_env: environment variable with an API key.
         cors_origins: origins whose pages may ask; none by default.
-        max_body_bytes: of a request.
+        max_body_bytes, max_head_bytes: of a request; its head is the URL and the headers.
+        max_connections: that are open at the same time, as far as there are file descriptors; beyond it the
+            connection that has waited longest for its client is closed.
+        head_timeout, body_timeout: seconds in which a request's head and its body must have come.
+        idle_timeout: seconds after which a connection that nobody uses is closed.
         max_prompt_tokens, max_output_tokens: of one answer.
         max_answers: answers that one request may ask for, its prompts times `n`.
         max_stop: stop strings of a request.
@@ -287,6 +291,11 @@ class ServerSection(Section):
     api_key_env: str = "ENSEMBLEHUB_API_KEY"
     cors_origins: list[str] = Field(default_factory=list)
     max_body_bytes: int = Field(default=2**21, ge=1)
+    max_head_bytes: int = Field(default=2**16, ge=1024)
+    max_connections: int = Field(default=1024, ge=1)
+    head_timeout: float = Field(default=10.0, gt=0)
+    body_timeout: float = Field(default=60.0, gt=0)
+    idle_timeout: float = Field(default=120.0, gt=0)
     max_prompt_tokens: int = Field(default=32768, ge=1)
     max_output_tokens: int = Field(default=LONGEST, ge=1)
     max_answers: int = Field(default=64, ge=1)

@@ -18,6 +18,7 @@ from ensemblehub.api.catalog import Catalog, Served
 from ensemblehub.api.monitoring import CONTENT_TYPE, Monitor
 from ensemblehub.api.problems import Problem
 from ensemblehub.api.protocol import DetokenizeRequest, TokenizeRequest
+from ensemblehub.api.reading import beside
 from ensemblehub.api.state import State
 from ensemblehub.api.streaming import JSON
 from ensemblehub.config import DEFAULT
@@ -140,7 +141,7 @@ def tokenizing(app: FastAPI, catalog: Catalog) -> None:
         """Token ids of a raw prompt."""
         engine = await asyncio.to_thread(reader, body.model, _cutting)
         tokenizer = tokenizer_of(engine)
-        ids = await asyncio.to_thread(tokenizer.encode, body.prompt, body.add_special_tokens)
+        ids = await beside(tokenizer.encode, body.prompt, body.add_special_tokens)
         return JSON({"tokens": ids, "count": len(ids), "max_model_len": engine.card.context, "model": engine.name})
 
     @app.post("/detokenize", response_model=replies.Detokenized, tags=["tokenizer"])
@@ -150,7 +151,7 @@ def tokenizing(app: FastAPI, catalog: Catalog) -> None:
         unknown = next((index for index in body.tokens if index >= engine.card.vocabulary), None)
         if unknown is not None:
             raise Problem(400, f"{engine.name}: there is no token id {unknown}", "invalid_value", "tokens")
-        return JSON({"prompt": tokenizer_of(engine).decode(body.tokens), "model": engine.name})
+        return JSON({"prompt": await beside(tokenizer_of(engine).decode, body.tokens), "model": engine.name})
 
     @app.get("/tokenizer_info", response_model=dict[str, Any], tags=["tokenizer"])
     async def tokenizer_info(model: str | None = None) -> Response:

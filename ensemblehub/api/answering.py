@@ -14,24 +14,23 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from ensemblehub.api.admission import Admission
+from ensemblehub.api.admission import Admission, Entry
 from ensemblehub.api.answers import Answer, Kind, is_answer, is_insight
 from ensemblehub.api.catalog import Catalog, Served
 from ensemblehub.api.job import Job
+from ensemblehub.api.lengths import lengths
 from ensemblehub.api.monitoring import Monitor
-from ensemblehub.api.problems import Problem, problem_of
+from ensemblehub.api.problems import Problem, problem_of, public
 from ensemblehub.api.protocol import ChatRequest, CompletionRequest, Generate
 from ensemblehub.ensemble_methods.base import tokenizer_of
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
-from ensemblehub.errors import ContextOverflowError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Capability, Chat, Event, Prompt, Request, Scored, Text, TokenIds
+from ensemblehub.schema import Capability, Choice, Event, Prompt, Request, Scored, Text, TokenIds
 from ensemblehub.sections import Generation, ServerSection
 
 log = logging.getLogger(__name__)
 Told = tuple[Answer, Event | Scored]
 Tell = Callable[[Answer, Event | Scored], Awaitable[None]]
-_LARGE = 20_000  # characters of prompts whose tokens are counted beside the event loop
 
 
 class Answering:
@@ -40,8 +39,11 @@ class Answering:
     def __init__(self, catalog: Catalog, settings: ServerSection, admission: Admission, monitor: Monitor) -> None:
         self.catalog, self.settings, self.admission, self.monitor = catalog, settings, admission, monitor
 
-    async def prepare(self, body: Generate, request_id: str) -> Job:
+    async def prepare(self, body: Generate, request_id: str, entry: Entry) -> Job:
         """Check a request against what is served and what is allowed; nothing is spent yet.
+
+        Args:
+            entry: what the request takes of the queue; its answers are in it afterwards.
 
         Raises:
             Problem: it cannot be honoured, or there is no room for it.
@@ -57,12 +59,14 @@ class Answering:
         generation = Generation(extract_after=[mark for mark in marks if mark])
         self._bounded(body, sampling.max_tokens, len(prompts) * count)
         self._honoured(body, served, bool(generation.extract_after))
+        entry.admit(len(prompts) * count)
         answers: list[Answer] = []
         passed_on = _passed_on(body, served)
         requests = [Request(prompt, sampling, prefix, request_id, extra=passed_on) for prompt, prefix in prompts]
-        lengths = await self._counted(served.ensemble.engines[0], requests, sampling.max_tokens)
+        limits = (self.settings.max_prompt_tokens, sampling.max_tokens)
+        counts = await lengths(served.reader, requests, *limits)
         names = () if body.include_reasoning is False else self.settings.reasoning_fields
-        for request, tokens in zip(requests, lengths, strict=True):
+        for request, tokens in zip(requests, counts, strict=True):
             for number in range(count):
                 asked = request.seeded("choice", number) if number else request
                 answer = Answer(len(answers), asked, served, tokens, generation, body.alternatives, names)
@@ -75,9 +79,8 @@ class Answering:
                 answer.echoed = _text(answer.request.prompt, served.reader)
                 answer.context_tokens = body.ensemble.context_tokens if body.ensemble else None
         name = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
-        job = Job(kind, body, served, answers, count, name, shown=self.settings.log_prompts)
-        self.admission.check(len(answers), job.tokens)
-        return job
+        entry.enter([answer.prompt_tokens for answer in answers])
+        return Job(kind, body, served, answers, count, name, entry, shown=self.settings.log_prompts)
 
     def _bounded(self, body: Generate, max_tokens: int, answers: int) -> None:
         limits = self.settings
@@ -107,16 +110,6 @@ class Answering:
             if "response_format" in body.passed_on:
                 _alone(served, "response_format")
 
-    async def _counted(self, first: Engine, requests: Sequence[Request], written: int) -> list[int]:
-        """Tokens of each prompt for the first engine; where they are many, beside the event loop."""
-        large = sum(_characters(request.prompt) for request in requests) > _LARGE
-        found = await asyncio.to_thread(_lengths, first, requests) if large else _lengths(first, requests)
-        if max(found) > (most := self.settings.max_prompt_tokens):
-            chat = isinstance(requests[0].prompt, Chat)
-            error = ContextOverflowError.of(first.name, most, max(found), written)
-            raise problem_of(error, "messages" if chat else "prompt")
-        return found
-
     async def write(self, job: Job, tell: Tell) -> None:
         """Write all answers, telling of each event as it comes; being cancelled stops every engine.
 
@@ -140,7 +133,7 @@ class Answering:
             job.outcome = "timeout"
             raise Problem(504, what, "timeout") from error
         except Exception as error:
-            problem = problem_of(error, job.prompt_field)
+            problem = problem_of(error, job.body.prompt_field)
             job.outcome = problem.code or "error"
             raise problem from error
         finally:
@@ -148,18 +141,18 @@ class Answering:
 
     async def _events(self, job: Job) -> AsyncGenerator[Told, None]:
         if len(job.answers) == 1:
-            async with aclosing(self._one(job.answers[0])) as events:
+            async with aclosing(self._one(job, job.answers[0])) as events:
                 async for event in events:
                     yield job.answers[0], event
             return
-        async with aclosing(_merged([(answer, self._one(answer)) for answer in job.answers])) as merged:
+        async with aclosing(_merged([(answer, self._one(job, answer)) for answer in job.answers])) as merged:
             async for told in merged:
                 yield told
 
-    async def _one(self, answer: Answer) -> AsyncGenerator[Event | Scored, None]:
+    async def _one(self, job: Job, answer: Answer) -> AsyncGenerator[Event | Scored, None]:
         """One answer, from when there is a place for it."""
         ensemble, ask = answer.ensemble, answer.request
-        async with self.admission.place(answer.prompt_tokens):
+        async with job.entry.place():
             answer.started = time.perf_counter()
             try:
                 if answer.echoed is not None and not answer.likelihood:
@@ -173,8 +166,11 @@ class Answering:
                     async for event in events:
                         if isinstance(event, Scored):
                             answer.read = event
-                        else:
-                            answer.take(event)
+                            yield event
+                            continue
+                        if isinstance(event, Choice):  # the reason may be an error of an engine
+                            event = replace(event, reason=public(event.reason))
+                        answer.take(event)
                         yield event
             finally:
                 answer.ended = time.perf_counter()
@@ -210,17 +206,6 @@ async def _merged(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _characters(prompt: Prompt) -> int:
-    if isinstance(prompt, Chat):
-        return sum(len(message.content) for message in prompt.messages)
-    return len(prompt.text) if isinstance(prompt, Text) else 0
-
-
-def _lengths(engine: Engine, requests: Sequence[Request]) -> list[int]:
-    """Tokens of each prompt; 0 where the engine cannot tell."""
-    return [len(one.prompt.ids) if isinstance(one.prompt, TokenIds) else engine.count(one) or 0 for one in requests]
 
 
 def _require(engines: Sequence[Engine], capability: Capability, name: str, param: str) -> None:

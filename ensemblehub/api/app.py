@@ -15,13 +15,14 @@ from typing import Any
 
 from ensemblehub import __version__
 from ensemblehub.config import Config
-from ensemblehub.errors import EnsembleHubError, MissingExtraError
+from ensemblehub.errors import EnsembleHubError, MissingExtraError, did_you_mean
 
 try:
     import fastapi_offline
     from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.openapi.docs import get_swagger_ui_html
+    from fastapi.routing import APIRoute
     from starlette.exceptions import HTTPException
     from starlette.middleware.cors import CORSMiddleware
     from starlette.responses import FileResponse, Response
@@ -40,11 +41,10 @@ try:
     from ensemblehub.api.protocol import (
         ChatRequest,
         CompletionRequest,
-        DetokenizeRequest,
         Generate,
         StreamOptions,
-        TokenizeRequest,
     )
+    from ensemblehub.api.reading import JSONRoute
     from ensemblehub.api.replies import ERRORS, STREAMED, ChatCompletion, TextCompletion
     from ensemblehub.api.state import State
     from ensemblehub.api.streaming import DONE, JSON, Disconnected, Emit, EventStream, event, while_connected
@@ -83,7 +83,7 @@ def create_app(
     settings, state = config.server, state or State()
     catalog = Catalog(config)
     admission = Admission(settings.max_running, settings.max_queued, settings.max_queued_tokens)
-    monitor = Monitor(admission)
+    monitor = Monitor(admission, state)
     answering = Answering(catalog, settings, admission, monitor)
 
     async def load() -> None:
@@ -114,6 +114,7 @@ def create_app(
         description="An OpenAI-compatible API over ensembles of language models.",
         responses=ERRORS, generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
+    app.router.route_class = JSONRoute
     _generating(app, answering, Journal.of(config))
     telling(app, catalog, admission, monitor, state)
     tokenizing(app, catalog)
@@ -135,9 +136,9 @@ def _generating(app: FastAPI, answering: Answering, journal: Journal) -> None:
 
     async def reply(request: Request, body: Generate) -> Response:
         try:
-            job = await answering.prepare(body, request.state.request_id)
+            job = await answering.prepare(body, request.state.request_id, request.state.entry)
         except EnsembleHubError as error:
-            raise problem_of(error) from error
+            raise problem_of(error, body.prompt_field) from error
         request.state.job = job
         if body.stream:
             return EventStream(lambda emit: _streamed(job, answering, emit, journal), answering.settings.keep_alive)
@@ -236,26 +237,32 @@ def _showing(app: FastAPI) -> None:
 
 def _failing(app: FastAPI) -> None:
     """Errors as OpenAI's error objects."""
-    known = {
-        path: sorted(kind.model_fields)
-        for path, kind in (
-            ("/v1/chat/completions", ChatRequest), ("/v1/completions", CompletionRequest),
-            ("/tokenize", TokenizeRequest), ("/detokenize", DetokenizeRequest),
-        )
-    }  # fmt: skip
 
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
-        return problem_of(error).response()
+    async def refused(request: Request, error: HTTPException) -> Response:
+        return (problem_of(error) if isinstance(error, Problem) else _misdirected(request, error)).response()
 
     @app.exception_handler(EnsembleHubError)
     async def failed(_: Request, error: EnsembleHubError) -> Response:
         return problem_of(error).response()
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return problem_of_fields(error, known.get(request.url.path, [])).response()
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        return problem_of_fields(error, []).response()  # of a query; bodies are checked where they are read
 
     @app.exception_handler(Exception)
     async def unforeseen(_: Request, error: Exception) -> Response:
         return problem_of(error).response()
+
+
+def _misdirected(request: Request, error: HTTPException) -> Problem:
+    """What a request to no route is told: the nearest one, or the methods of the one it asked."""
+    path, routes = request.url.path[:80], request.app.routes
+    if error.status_code == 404:
+        known = {route.path for route in routes if isinstance(route, APIRoute) and route.include_in_schema}
+        return Problem(404, did_you_mean(path, known, "path"), "not_found")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        text = f"{request.method} is not offered at {path}: use {allowed}"
+        return Problem(405, text, "method_not_allowed", headers=error.headers)
+    return problem_of(error)

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from ensemblehub.api.admission import Entry
 from ensemblehub.api.answers import Answer, Kind
 from ensemblehub.api.catalog import Served
 from ensemblehub.api.protocol import Generate
@@ -17,8 +18,9 @@ class Job:
 
     Attributes:
         per_prompt: answers to each prompt.
+        entry: its answers' places in the queue.
         first: seconds until the first token; None while there is none.
-        outcome: `ok`, a problem's code, or `disconnected`.
+        outcome: `ok`, a problem's code, `disconnected`, or `stopped` with the server.
         shown: a log may hold what was asked and answered.
     """
 
@@ -28,16 +30,12 @@ class Job:
     answers: list[Answer]
     per_prompt: int
     id: str
+    entry: Entry
     created: int = field(default_factory=lambda: int(time.time()))
     started: float = field(default_factory=time.perf_counter)
     first: float | None = None
     outcome: str = "ok"
     shown: bool = False
-
-    @property
-    def prompt_field(self) -> str:
-        """The field with the prompt."""
-        return "messages" if self.kind == "chat" else "prompt"
 
     @property
     def tokens(self) -> int:

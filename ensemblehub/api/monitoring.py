@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from ensemblehub.api.admission import Admission
 from ensemblehub.api.answers import estimated
 from ensemblehub.api.job import Job
+from ensemblehub.api.state import State
 from ensemblehub.schema import Piece, Spent, Verdict
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -21,7 +22,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the te
 class Monitor:
     """What a server has done."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, state: State) -> None:
+        self._state = state
         registry = self.registry = CollectorRegistry()
         kinds = ("engine", "purpose")
         self.requests = Counter(
@@ -78,6 +80,8 @@ class Monitor:
     def finished(self, job: Job) -> None:
         """Count a request that is over, however it ended."""
         model, seconds = job.served.name, time.perf_counter() - job.started
+        if job.outcome == "disconnected" and self._state.word == "stopped":
+            job.outcome = "stopped"
         self.requests.labels(model, job.kind, job.outcome).inc()
         self.whole.labels(model).observe(seconds)
         written = 0

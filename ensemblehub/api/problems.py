@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +32,14 @@ _TYPES = {
 }
 
 
+_MESSAGE, _PARAM = 1000, 200  # characters at most: what a client sent is repeated in part only
+_AT_URL = re.compile(r" at https?://\S+?(?=[:;,.]*(?:\s|$))")
+_ADDRESS = re.compile(  # a URL, an address of IPv4 or IPv6, a host with a port
+    r"https?://[^\s'\"<>()]+|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b|\[(?=[^]]*:)[0-9a-fA-F:.]+\](?::\d+)?"
+    r"|\b(?:localhost|(?:[\w-]+\.)+[A-Za-z][\w-]*):\d{2,5}\b"
+)
+
+
 class Problem(HTTPException):
     """A request that gets no answer.
 
@@ -42,8 +52,8 @@ class Problem(HTTPException):
         self, status: int, message: str, code: str | None = None, param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(status, message, dict(headers or {}))
-        self.code, self.param = code, param
+        super().__init__(status, _told(message, _MESSAGE), dict(headers or {}))
+        self.code, self.param = code, None if param is None else _told(param, _PARAM)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -54,6 +64,17 @@ class Problem(HTTPException):
     def response(self) -> Response:
         """The HTTP response."""
         return Response(orjson.dumps(self.body), self.status_code, self.headers, "application/json")
+
+
+def _told(text: str, most: int) -> str:
+    """A text as an error may hold it: bounded, and of whole characters."""
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return text.encode(errors="backslashreplace").decode()
+
+
+def public(text: str) -> str:
+    """What went wrong, without the addresses of the servers behind this one, which are the operator's business."""
+    return _ADDRESS.sub("[address]", _AT_URL.sub("", text))
 
 
 def problem_of(error: BaseException, prompt: str = "messages") -> Problem:
@@ -67,12 +88,15 @@ def problem_of(error: BaseException, prompt: str = "messages") -> Problem:
     if isinstance(error, Problem):
         return error
     text = " ".join(str(error).split())
+    if isinstance(error, asyncio.CancelledError):  # by nobody else
+        return Problem(503, "the server was stopped before the answer ended", "server_stopped")
     if isinstance(error, ContextOverflowError):
         return Problem(400, _overflow(text), OVERFLOW, prompt)
     if isinstance(error, RequestError | ConfigError):
         return Problem(400, text, "unsupported")
     if isinstance(error, EngineError):
-        return Problem(502, text, "engine_error")
+        log.warning("%s", text)  # for the operator, with the address
+        return Problem(502, public(text), "engine_error")
     if isinstance(error, TimeoutError):
         return Problem(504, text or "the request took too long", "timeout")
     if isinstance(error, HTTPException):

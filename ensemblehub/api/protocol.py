@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, StrictBool, StrictInt, Tag, field_validator, model_validator
 
@@ -129,6 +129,8 @@ Conversation = Annotated[list[ChatMessage], Field(min_length=1)]
 class Generate(WholeCharacters, Body, Hints, ABC):
     """What chat and text completions have in common."""
 
+    prompt_field: ClassVar[str]
+
     model: str = "ensemble"
     max_tokens: StrictInt | None = Field(default=None, ge=0, description="Tokens of the answer at most.")
     max_completion_tokens: StrictInt | None = Field(
@@ -219,6 +221,8 @@ class Generate(WholeCharacters, Body, Hints, ABC):
 class ChatRequest(Generate):
     """`POST /v1/chat/completions`; `messages` may be a list of conversations, which are answered together."""
 
+    prompt_field: ClassVar[str] = "messages"
+
     messages: Annotated[
         Annotated[Conversation, Tag("~one")]
         | Annotated[Annotated[list[Conversation], Field(min_length=1)], Tag("~several")],
@@ -298,6 +302,8 @@ class ChatRequest(Generate):
 
 class CompletionRequest(Generate):
     """`POST /v1/completions`: raw prompts, as text or token ids, one or several."""
+
+    prompt_field: ClassVar[str] = "prompt"
 
     prompt: Annotated[
         Annotated[str, Tag("~text")]

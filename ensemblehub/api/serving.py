@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import json
 import logging
 import os
 import signal
@@ -11,34 +13,45 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from ensemblehub.config import Config
 from ensemblehub.errors import ConfigError, EngineError, MissingExtraError
 from ensemblehub.sections import ServerSection
 
 try:
-    import orjson
     import uvicorn
 
     from ensemblehub.api.app import create_app
+    from ensemblehub.api.connection import Connection, Limits
     from ensemblehub.api.state import State
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[serve]'") from error
 
 log = logging.getLogger("ensemblehub.api")
+_CUT = 5.0  # seconds for a request that is cut off to say so
 
 
 class Server(uvicorn.Server):
-    """A server that says when it is ending, and that ends when its models cannot be loaded."""
+    """A server that lets requests end when it is told to stop, and cuts them off when told again.
+
+    Attributes:
+        state: told of what the server does.
+        drain: seconds that requests in flight are given to end.
+    """
 
     state: State
+    drain: float
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.state.word = "draining"
-        super().handle_exit(sig, frame)
+        if self.should_exit:  # told again
+            self.force_exit = True
+            signal.signal(sig, signal.SIG_DFL)  # a third one ends the process, whatever hangs
+            return
+        self.state.word, self.should_exit = "draining", True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -49,6 +62,39 @@ class Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, wait for requests in flight, cut off what is left, free the models."""
+        for server in self.servers:
+            server.close()
+        for listening in sockets or []:
+            listening.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        end = time.monotonic() + self.drain
+        while self._unfinished() and not self.force_exit and time.monotonic() < end:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        self.force_exit = False  # the models are freed all the same
+        await self._cut()
+        await super().shutdown(sockets)
+
+    def _unfinished(self) -> bool:
+        """Whether a request is at work, or a response not sent yet."""
+        transports = [one.transport for one in self.server_state.connections if one.transport is not None]
+        return bool(self.server_state.tasks) or any(one.get_write_buffer_size() for one in transports)
+
+    async def _cut(self) -> None:
+        """End every request that still runs; each says so in its response and in a line of the log."""
+        if tasks := set(self.server_state.tasks):
+            self.state.word = "stopped"
+            log.warning("%d requests are cut off", len(tasks))
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_CUT)
+        await asyncio.sleep(0.1)  # for what they wrote to be sent
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
 
 
 def serve(config: Config, keys: Sequence[str] = ()) -> None:
@@ -65,11 +111,17 @@ def serve(config: Config, keys: Sequence[str] = ()) -> None:
     listening = listen(host, settings.port)
     server = Server(
         uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, lifespan="on",
-            timeout_graceful_shutdown=max(1, round(settings.drain)), backlog=1024,
+            app,
+            http=cast(type[asyncio.Protocol], partial(Connection, Limits.of(settings))),
+            ws="none",  # nothing is served over one, and it would take over the connection with its bounds
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=1,
         )
-    )  # fmt: skip
-    server.state = state
+    )
+    server.state, server.drain = state, settings.drain
     host, port = listening.getsockname()[:2]
     names = ", ".join(["ensemble", *config.ensembles])
     log.info("serving %s at http://%s:%s (the page), /v1 (OpenAI), /docs", names, _bracketed(host), port)
@@ -137,14 +189,35 @@ def _bracketed(host: str) -> str:
 
 
 class Lines(logging.Formatter):
-    """A line per record, with the details of a request behind it."""
+    """A line per record, with the details of a request behind it.
+
+    What came from outside can neither begin a line nor look like a detail: what does not print is escaped, a value with
+    a space, a quote or `=` in it stands in quotes, and a traceback is indented.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         details = {key: value for key, value in getattr(record, "details", {}).items() if value is not None}
-        said = " ".join(f"{key}={value}" for key, value in details.items() if key not in ("method", "path", "status"))
+        said = [f"{key}={_value(value)}" for key, value in details.items() if key not in ("method", "path", "status")]
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
-        text = f"{stamp} {record.levelname.lower()}: {record.getMessage()}{' ' + said if said else ''}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        text = " ".join([f"{stamp} {record.levelname.lower()}: {printable(record.getMessage())}", *said])
+        if not record.exc_info:
+            return text
+        trace = self.formatException(record.exc_info).split("\n")
+        return "\n".join([text, *(f"    {printable(line)}" for line in trace)])
+
+
+def printable(text: str) -> str:
+    """A text on one line of a terminal or a log: characters that do not print are escaped, as Python writes them."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def _value(value: Any) -> str:
+    if not isinstance(value, str):
+        return json.dumps(value, default=str)
+    plain = value.isprintable() and not any(one in value for one in ' "=')
+    return value if plain else printable(json.dumps(value, ensure_ascii=False))
 
 
 class Objects(logging.Formatter):
@@ -157,7 +230,7 @@ class Objects(logging.Formatter):
         }  # fmt: skip
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        return json.dumps(line, default=str)
 
 
 def log_to_stderr(settings: ServerSection) -> None:

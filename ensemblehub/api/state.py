@@ -11,9 +11,9 @@ class State:
     """The state of a server, for everyone who asks.
 
     Attributes:
-        word: what it is doing.
+        word: what it is doing; stopped: requests are not waited for any longer.
         reason: why it failed.
     """
 
-    word: Literal["loading", "ready", "draining", "failed"] = "loading"
+    word: Literal["loading", "ready", "draining", "stopped", "failed"] = "loading"
     reason: str = ""

@@ -90,7 +90,7 @@ class EventStream(Response):
             await while_connected(receive, self._write(emit))
         except Disconnected:
             return
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:  # cancelled: the server is stopped
             problem = problem_of(error)
             if not self._started:
                 await problem.response()(scope, receive, send)

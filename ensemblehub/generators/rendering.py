@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 from ensemblehub.errors import ConfigError, RequestError, one_line
 from ensemblehub.generators.base import Tokenizer
+from ensemblehub.generators.recent import Recent
 from ensemblehub.generators.spans import (
     Cut,
     Origin,
@@ -32,15 +34,18 @@ from ensemblehub.generators.spans import (
     marks_for,
     origin_of,
     segments,
+    shown_spans,
     spans_by_search,
     spans_in_frame,
     without,
 )
-from ensemblehub.schema import Chat, Message, Piece, Request, Text, TokenIds
+from ensemblehub.schema import Chat, Message, Piece, Prompt, Request, Text
 
 _NONE = '""'  # no tools, as JSON
 _PLAIN = (str, int, float, bool, type(None))
 VERY_LARGE_INTEGER = int(1e30)  # transformers' word for a length that it does not know
+_KEPT = 2**26  # bytes of rendered prompts that are kept
+_TOKEN = 250  # bytes that a rendered token takes about
 _PLACES = ("_path", "_file")  # settings that say where files lie, which is nobody else's business
 
 
@@ -104,8 +109,8 @@ class Renderer(Tokenizer):
         self._guarded = self._controls - ({tokenizer.unk_token_id} - ends)  # any text may hold what is unknown
         longest_first = sorted(filter(None, controls.values()), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self.render = lru_cache(maxsize=256)(self._render)
-        self._frame = lru_cache(maxsize=256)(self._frame_of)
+        self.render = Recent(self._render, _weight, _KEPT)
+        self._frame = Recent(self._frame_of, _weight_of_frame, _KEPT // 8)
 
     def __call__(self, request: Request, author: str = "") -> Rendered:
         """The rendered prompt, followed by the answer so far.
@@ -158,7 +163,7 @@ class Renderer(Tokenizer):
             shown = replace(shown, spans=(*(span for span in shown.spans if span is not whole), *pieces))
         return self._tokenised(shown, "", 0)
 
-    def _render(self, prompt: Chat | Text | TokenIds, prefix: str, tools: str) -> Rendered:
+    def _render(self, prompt: Prompt, prefix: str, tools: str) -> Rendered:
         if isinstance(prompt, Chat):
             return self._tokenised(self._chat(prompt, tools=tools), prefix, len(prompt.messages))
         if isinstance(prompt, Text):
@@ -192,7 +197,8 @@ class Renderer(Tokenizer):
             if found == literal:
                 break
             literal = found
-        origins = tuple(origin_of(one.start, one.end, one.text, spans) for one in tokens)
+        shown_at = shown_spans(spans)
+        origins = tuple(origin_of(one.start, one.end, one.text, shown_at) for one in tokens)
         return Rendered(tuple(one.id for one in tokens), origins)
 
     def _cut(self, text: str, literal: Sequence[Place], raw: bool, middle: bool) -> list[Cut]:
@@ -339,10 +345,13 @@ class Renderer(Tokenizer):
         """The template's own text around the contents."""
         marks = [f"\ue000{index}\ue001" for index in range(len(form.turns))]
         text, frame = self._apply(form, marks), []
+        position = 0
         for mark in marks:
-            head, _, text = text.partition(mark)
-            frame.append(head)
-        return (*frame, text)
+            at = text.find(mark, position)
+            end = len(text) if at < 0 else at
+            frame.append(text[position:end])
+            position = min(end + len(mark), len(text))
+        return (*frame, text[position:])
 
     def _apply(self, form: Form, contents: Iterable[str]) -> str:
         if not self.tokenizer.chat_template:
@@ -362,6 +371,19 @@ class Renderer(Tokenizer):
         except Exception as error:  # whatever a template raises, it is about these messages
             raise RequestError(f"the chat template refuses these messages: {one_line(error)}") from error
         return text
+
+
+def _weight(rendered: Rendered, prompt: Prompt, prefix: str, tools: str) -> int:
+    """Bytes that a rendered prompt takes about, with what was asked."""
+    said = [prompt.text] if isinstance(prompt, Text) else []
+    if isinstance(prompt, Chat):
+        said = [part for message in prompt.messages for part in (message.content, message.extra)]
+    return _TOKEN * (len(rendered.ids) + len(said) + 1) + sum(map(sys.getsizeof, (*said, prefix, tools)))
+
+
+def _weight_of_frame(frame: tuple[str, ...], form: Form) -> int:
+    turns = (sys.getsizeof(part) for turn in form.turns for part in turn)
+    return sum(map(sys.getsizeof, (*frame, form.tools))) + sum(turns)
 
 
 def _json(value: Any) -> str:

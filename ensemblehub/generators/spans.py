@@ -6,6 +6,7 @@ Knows texts; knows neither tokenizers nor models.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -184,13 +185,27 @@ def cuts(encoded: Any, text: str, moved: int = 0) -> list[Cut]:
     return tokens
 
 
+def shown_spans(spans: Iterable[Span]) -> list[Span]:
+    """The spans that show something, in the order of the text."""
+    return sorted((span for span in spans if span.start < span.end), key=_start)
+
+
 def origin_of(start: int, end: int, text: str, spans: Sequence[Span]) -> Origin:
-    """A token belongs to the message that its first character is of (an empty one to the template)."""
-    for span in spans:
-        if span.start <= start < span.end and end > start:
-            moved = span.offset - span.start
-            return Origin(span.message, start + moved, min(end, span.end) + moved, text)
-    return Origin(None, start, end, text)
+    """A token belongs to the message that its first character is of (an empty one to the template).
+
+    Args:
+        spans: as `shown_spans` gives them.
+    """
+    index = bisect_right(spans, start, key=_start) - 1
+    if index < 0 or start >= spans[index].end or end <= start:
+        return Origin(None, start, end, text)
+    span = spans[index]
+    moved = span.offset - span.start
+    return Origin(span.message, start + moved, min(end, span.end) + moved, text)
+
+
+def _start(span: Span) -> int:
+    return span.start
 
 
 def in_a_row(texts: Sequence[str], message: int, start: int = 0) -> list[Origin]:

@@ -35,6 +35,12 @@ class Running:
             time.sleep(0.02)
         return text
 
+    @property
+    def memory(self):
+        """Resident MiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
     def stop(self, number=signal.SIGTERM, timeout=40):
         self.process.send_signal(number)
         return self.process.wait(timeout)
@@ -56,13 +62,15 @@ def serve(tmp_path_factory):
     """`serve(yaml, *flags)` starts `ensemblehub serve` and waits until it is ready; None serves the studio pair."""
     servers = []
 
-    def start(text=None, *flags, env=None, ready=True):
+    def start(text=None, *flags, env=None, ready=True, descriptors=None):
         folder = tmp_path_factory.mktemp("server")
         config = [str(folder / "config.yaml")] if text is not None else []
         if text is not None:
             (folder / "config.yaml").write_text(text)
         port, log = free_port(), folder / "log"
         command = [sys.executable, "-m", "ensemblehub.api", *config, "--port", str(port), *flags]
+        if descriptors is not None:
+            command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
         surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
         with log.open("w") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, cwd=folder, env=surroundings)

@@ -1,8 +1,15 @@
 import base64
+import http.client
+import json
 import re
+import socket
+import time
+from urllib.parse import quote, urlsplit
 
 import httpx2 as httpx
 import pytest
+
+from ensemblehub.sections import ServerSection
 
 ECHO = """
 model_specs:
@@ -137,3 +144,136 @@ def test_what_cannot_be_served_is_one_line(serve, flags, says):
     said = server.said().strip().splitlines()
     assert says in said[-1]
     assert "Traceback" not in server.said()
+
+
+@pytest.mark.parametrize("name", ["api-key", "x-api-key", "X-API-Key"])
+def test_a_key_may_come_in_a_header_of_its_own(guarded, name):
+    assert guarded.get("/v1/models", headers={name: "sesame"}).status_code == 200
+    assert guarded.post("/v1/chat/completions", ASK, headers={name: "sesame"}).status_code == 200
+    assert guarded.get("/v1/models", headers={name: "sesam"}).status_code == 401
+    both = {name: "of another service", **KEY}
+    assert guarded.get("/v1/models", headers=both).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/models/one", "/metrics", "/docs"])
+def test_head_is_get_without_its_body(open_one, path):
+    got, head = open_one.get(path), httpx.head(open_one.url + path)
+    assert head.status_code == got.status_code == 200
+    assert head.content == b""
+    assert head.headers["content-type"] == got.headers["content-type"]
+    if path != "/metrics":
+        assert head.headers["content-length"] == got.headers["content-length"]
+
+
+def test_head_needs_the_key_where_get_does(guarded):
+    assert httpx.head(guarded.url + "/health").status_code == 200
+    assert httpx.head(guarded.url + "/v1/models").status_code == 401
+    assert httpx.head(guarded.url + "/v1/models", headers=KEY).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code", "says"),
+    [
+        ("POST", "/chat/completions", 404, "not_found", "did you mean '/v1/chat/completions'"),
+        ("POST", "/v1/v1/chat/completions", 404, "not_found", "did you mean '/v1/chat/completions'"),
+        ("GET", "/v1/model", 404, "not_found", "did you mean '/v1/models'"),
+        ("POST", "/v1/embeddings", 404, "not_found", "/v1/"),
+        ("GET", "/" + "x" * 5000, 404, "not_found", "there is: "),
+        ("GET", "/v1/models/onne", 404, "model_not_found", "did you mean 'one'"),
+        ("GET", "/v1/chat/completions", 405, "method_not_allowed", "use POST"),
+        ("DELETE", "/health", 405, "method_not_allowed", "use GET"),
+    ],
+)
+def test_a_wrong_path_or_method_has_a_code_and_a_hint(open_one, method, path, status, code, says):
+    answer = httpx.request(method, open_one.url + path, json={} if method == "POST" else None)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert (error["code"], says in error["message"]) == (code, True)
+    assert len(answer.content) < 1500
+
+
+@pytest.mark.parametrize(
+    ("headers", "says"),
+    [
+        ({"Content-Encoding": "gzip"}, "Content-Encoding: gzip"),
+        ({"Content-Encoding": "br, gzip"}, "br, gzip"),
+        ({"Content-Type": "application/json; charset=iso-8859-1"}, "not iso-8859-1"),
+        ({"Content-Type": "application/json; charset=latin1"}, "not latin1"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, "send Content-Type: application/json"),
+        ({"Content-Type": ""}, "send Content-Type: application/json"),
+    ],
+)
+def test_a_body_in_another_coding_is_refused_by_name(open_one, headers, says):
+    headers = {"Content-Type": "application/json", **headers}
+    refused = httpx.post(open_one.url + "/v1/completions", content=b'{"prompt": "caf\xe9"}', headers=headers)
+    assert refused.status_code == 415
+    assert says in refused.json()["error"]["message"]
+    assert refused.json()["error"]["code"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json; charset=utf-8", 'application/json;charset="UTF-8"', "Application/JSON"]
+)
+def test_json_in_utf8_is_taken_however_it_is_called(open_one, kind):
+    body = '{"prompt": "café"}'.encode()
+    answer = httpx.post(open_one.url + "/v1/completions", content=body, headers={"Content-Type": kind})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_http_1_0_gets_no_chunks(open_one, stream):
+    body = json.dumps({**ASK, "stream": stream}).encode()
+    with socket.create_connection((urlsplit(open_one.url).hostname, urlsplit(open_one.url).port), 20) as connection:
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body) + body
+        )
+        said = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, text = said.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    if stream:
+        assert text.startswith(b"data: {")
+        assert text.endswith(b"data: [DONE]\n\n")
+    else:
+        assert json.loads(text)["choices"][0]["message"]["content"] == "It is 4."
+
+
+def test_a_connection_is_kept_for_longer_than_clients_keep_theirs(open_one):
+    assert ServerSection().idle_timeout > 90  # Go's and hyper's; proxies' are 60
+    client = http.client.HTTPConnection(urlsplit(open_one.url).netloc, timeout=20)
+    ports = set()
+    for wait in (6, 0):  # uvicorn's default is 5
+        client.request("GET", "/health")
+        assert client.getresponse().read()
+        ports.add(client.sock.getsockname()[1])
+        time.sleep(wait)
+    assert len(ports) == 1
+    client.close()
+
+
+FORGED = "12:00:00 info: POST /v1/chat/completions 200 request_id=forged"
+SIGNS = ["\n", "\r", "\x1b[2K\x1b[1A", "\x85", "\u2028", "\u2029", "\x0b", "\x0c", "\x00", "\u202e", "\x9b31m", "\x7f"]
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_nothing_from_outside_makes_a_line_of_the_log_or_hides_one(open_one, sign):
+    forged = sign + FORGED
+    path = "/v1/models/x" + quote(forged)
+    answer = httpx.get(open_one.url + path)
+    assert answer.status_code == 404
+    raw = (" " if ord(sign[0]) < 32 or sign == "\x7f" else sign) + FORGED  # control characters are no HTTP
+    headers = {"X-Request-Id": raw.strip().encode(), "User-Agent": raw.strip().encode()}
+    again = open_one.post("/v1/chat/completions", {**ASK, "model": forged, "user": forged}, headers=headers)
+    assert again.status_code == 404
+    assert re.fullmatch(r"[0-9a-f]{32}", again.headers["x-request-id"])
+    log = open_one.said(again.headers["x-request-id"])
+    assert all(character.isprintable() or character == "\n" for character in log)
+    for line in log.splitlines():
+        assert not line.startswith("12:00:00")
+        assert "request_id=forged" not in line.replace(quote("request_id=forged"), "")
+
+
+def test_a_path_cannot_look_like_a_detail(open_one):
+    answer = open_one.get("/v1/models/x%20200%20request_id=mine%20model=other")
+    line = next(line for line in open_one.said(answer.headers["x-request-id"]).splitlines() if "model%3Dother" in line)
+    assert line.split(" request_id=")[1].startswith(answer.headers["x-request-id"])

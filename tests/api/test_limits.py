@@ -1,11 +1,14 @@
 import asyncio
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+
+from ensemblehub.api.problems import public
 
 HERE = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
 ASK = {"messages": [{"role": "user", "content": "2 + 2?"}]}
@@ -187,6 +190,40 @@ async def test_a_server_that_is_stopped_ends_what_is_in_flight(serve, journal):
     assert await stopping == 0
 
 
+@pytest.mark.parametrize("told", [[signal.SIGTERM] * 2, [signal.SIGINT, signal.SIGTERM], [signal.SIGTERM]])
+async def test_a_drain_that_is_cut_tells_every_client_and_says_one_line_a_request(serve, journal, told):
+    drain = 20 if len(told) == 2 else 0.5
+    server = serve(yaml(journal, max_running=3, drain=drain), env=HERE)
+    ask = {**ASK, "model": "big", "max_tokens": 400}
+    async with httpx.AsyncClient(timeout=40) as client:
+        asked = []
+        for number, stream in enumerate([True, False, True, False]):
+            named = {"X-Request-Id": f"cut-{number}"}
+            asking = client.post(server.url + CHAT, json={**ask, "stream": stream}, headers=named)
+            asked.append(asyncio.create_task(asking))
+            if number == 2:
+                await until(lambda: server.get("/status").json()["running"] == 3, 10)
+        await until(lambda: server.get("/status").json()["queued"] == 1, 10)
+        begun = time.monotonic()
+        for number in told:
+            server.process.send_signal(number)
+            await asyncio.sleep(0.5)
+        answers = await asyncio.gather(*asked)
+        assert await asyncio.to_thread(server.process.wait, 30) == 0
+    assert time.monotonic() - begun < 6
+    for answer, stream in zip(answers, [True, False, True, False], strict=True):
+        assert answer.status_code == (200 if stream else 503)
+        last = answer.text.removesuffix("\n\ndata: [DONE]\n\n").rpartition("data: ")[2] if stream else answer.text
+        assert json.loads(last)["error"]["code"] == "server_stopped"
+    log = server.said()
+    for number in range(4):
+        (line,) = [line for line in log.splitlines() if f"request_id=cut-{number} " in line]
+        assert "outcome=stopped" in line
+    assert "Traceback" not in log
+    said = [line for line in log.splitlines() if "/health" not in line]
+    assert len(said) == 6  # where it serves, four requests, and that they are cut off
+
+
 def test_a_server_answers_once_its_models_are_loaded(serve):
     server = serve(yaml().replace("delay: 0.02", "loading: 2.5"), env=HERE, ready=False)
     end = time.monotonic() + 60
@@ -247,6 +284,46 @@ def test_of_a_long_answer_every_token_counts_whether_or_not_logprobs_keep_them_a
     assert (usage["completion_tokens"], usage["completion_tokens_details"]["reasoning_tokens"]) == (220, 20)
     assert [one["length"] for one in choice["metadata"]["attribution"]["segments"]] == [20, 200]
     assert len(choice["logprobs"]["content"] if more else range(200)) == 200
+
+
+def test_where_a_model_is_asked_is_for_the_log_and_not_for_clients(serve):
+    far = """
+model_specs:
+  - {name: far, engine: openai, path: "m", base_url: "http://127.0.0.1:9/v1", patience: {tries: 1}}
+  - {name: near, engine: echo}
+ensemble:
+  models: [far, near]
+  output_aggregation_method: vote
+  on_error: drop
+"""
+    server = serve(far)
+    refused = server.post(CHAT, {**ASK, "model": "far"})
+    assert refused.status_code == 502
+    assert "far failed" in refused.json()["error"]["message"]
+    dropped = server.post(CHAT, ASK)
+    assert dropped.status_code == 200
+    assert "dropped far" in dropped.text
+    streamed = server.post(CHAT, {**ASK, "stream": True})
+    assert "dropped far" in streamed.text
+    for answer in (refused, dropped, streamed):
+        assert "127.0.0.1" not in answer.text
+        assert "http" not in answer.text
+    assert "far failed at http://127.0.0.1:9/v1" in server.said()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("m failed at https://10.0.0.5:8080/v1: refused", "m failed: refused"),
+        ("m failed at http://inner.example/v1/x?y=z.", "m failed."),
+        ("no route to inner.example:443 (try http://[::1]:80/)", "no route to [address] (try [address])"),
+        ("cannot reach 10.1.2.3:99 or [fe80::1]:80", "cannot reach [address] or [address]"),
+        ("cannot reach localhost:8000", "cannot reach [address]"),
+        ("HTTP 400 prompt has 12:30 and v1.2.3 in it", "HTTP 400 prompt has 12:30 and v1.2.3 in it"),
+    ],
+)
+def test_addresses_are_taken_out_of_what_is_told(said, told):
+    assert public(said) == told
 
 
 def test_metrics_and_status_say_what_was_done(serve):

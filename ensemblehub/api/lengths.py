@@ -1,0 +1,73 @@
+"""How long prompts are, without tokenising what is far too long."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from ensemblehub.api.reading import beside
+from ensemblehub.errors import ContextOverflowError
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Request, Text, TokenIds
+
+_LARGE = 20_000  # characters of prompts whose tokens are counted beside the event loop
+_SLICE = 16_384  # characters that are tokenised at a time where a prompt is perhaps too long
+_SEAM = 8  # tokens by which a cut may change their number
+
+
+async def lengths(engine: Engine, requests: Sequence[Request], most: int, written: int) -> list[int]:
+    """Tokens of each prompt for an engine; 0 where it cannot tell.
+
+    Args:
+        written: tokens that are asked for, for the message.
+
+    Raises:
+        ContextOverflowError: a prompt has more than `most` tokens.
+        RequestError: as `Engine.count`.
+    """
+    large = sum(len(_words(request)) for request in requests) > _LARGE
+    counting = (engine, requests, most, written)
+    return await beside(_counted, *counting) if large else _counted(*counting)
+
+
+def _counted(engine: Engine, requests: Sequence[Request], most: int, written: int) -> list[int]:
+    found = []
+    for request in requests:
+        prompt = request.prompt
+        if not isinstance(prompt, TokenIds):
+            _refuse_early(engine, _words(request), most)
+        length = len(prompt.ids) if isinstance(prompt, TokenIds) else engine.count(request) or 0
+        if length > most:
+            raise ContextOverflowError.of(engine.name, most, length, written)
+        found.append(length)
+    return found
+
+
+def _refuse_early(engine: Engine, text: str, most: int) -> None:
+    """Refuse a text that has more than `most` tokens for sure, once so many are counted."""
+    if len(text) <= 4 * most + _SLICE:
+        return
+    count, tokens = _counter(engine), 0
+    for start in range(0, len(text), _SLICE):
+        tokens += count(text[start : start + _SLICE]) - _SEAM
+        if tokens > most:
+            raise ContextOverflowError.beyond(engine.name, most, tokens)
+
+
+def _counter(engine: Engine) -> Callable[[str], int]:
+    tokenizer = engine.tokenizer
+    if tokenizer is None:
+        return lambda text: engine.count(Request(Text(text))) or 0
+    return lambda text: len(tokenizer.encode(text, False))
+
+
+def _words(request: Request) -> str:
+    """What a request has models read, with a line break for what the template puts between messages."""
+    prompt = request.prompt
+    if isinstance(prompt, TokenIds):
+        return ""
+    parts = [request.prefix, json.dumps(request.extra) if request.extra else ""]
+    if isinstance(prompt, Text):
+        return "\n".join(part for part in (prompt.text, *parts) if part)
+    said = (part for one in prompt.messages for part in (one.content, one.extra))
+    return "\n".join(part for part in (*said, *parts) if part)

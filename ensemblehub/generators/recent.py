@@ -1,0 +1,42 @@
+"""A cache bounded by what its entries weigh, not by their number."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Recent(Generic[T]):
+    """Calls `compute` and keeps its latest results; safe in several threads.
+
+    Args:
+        weigh: bytes of a result and of the arguments it came from.
+        most: bytes of all that is kept; a result that is heavier is not kept.
+    """
+
+    def __init__(self, compute: Callable[..., T], weigh: Callable[..., int], most: int) -> None:
+        self._compute, self._weigh, self._most = compute, weigh, most
+        self._kept: OrderedDict[tuple[Hashable, ...], tuple[T, int]] = OrderedDict()
+        self._lock = threading.Lock()
+        self.weight = 0
+
+    def __call__(self, *arguments: Any) -> T:
+        """`compute(*arguments)`, from the cache where it is there."""
+        with self._lock:
+            if arguments in self._kept:
+                self._kept.move_to_end(arguments)
+                return self._kept[arguments][0]
+        found = self._compute(*arguments)
+        weight = self._weigh(found, *arguments)
+        with self._lock:
+            if weight <= self._most and arguments not in self._kept:
+                self._kept[arguments] = (found, weight)
+                self.weight += weight
+            while self.weight > self._most:
+                _, (_, light) = self._kept.popitem(last=False)
+                self.weight -= light
+        return found
