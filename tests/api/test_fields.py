@@ -198,7 +198,7 @@ def test_a_misspelling_is_told_what_it_may_mean_and_nothing_else(server, name, m
 
 
 def test_an_object_of_many_fields_or_of_a_long_name_is_refused_at_once(server):
-    many = {f"temperatur{number}": 0 for number in range(60_000)}
+    many = {f"temperatur{number}": 0 for number in range(10_000)}
     for body in ({**ASK, **many}, {"messages": [{**ASK["messages"][0], **many}]}, {**ASK, "stream_options": many}):
         started = time.monotonic()
         assert "at most 256 fields" in refused(server.post(CHAT, body), "invalid_value")["message"]

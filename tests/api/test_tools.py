@@ -124,21 +124,23 @@ def test_neutral_values_of_these_fields_are_no_request_for_them(serve):
     assert answer.status_code == 200
 
 
-def test_numbers_and_characters_that_no_encoder_likes_are_no_failure(serve):
-    odd = {"role": "assistant", "content": "x", "tool_calls": [{"n": 2**80, "s": "\ud800"}]}
-    body = json.dumps({**ASK, "messages": [odd], "tools": TOOLS}).encode()
+def test_numbers_that_no_encoder_likes_are_no_failure_and_half_a_pair_is_refused(serve):
+    odd = {"role": "assistant", "content": "x", "tool_calls": [{"n": 2**80, "s": "\u2028"}]}
+    half = {"role": "user", "content": "\ud800"}
+    bodies = [json.dumps({**ASK, "messages": messages, "tools": TOOLS}) for messages in ([odd], [odd, half])]
 
     async def ask():
         async with faulty.upstream(faulty.answer()) as (api, url):
             server = serve(config(url))
             headers = {"Content-Type": "application/json"}
-            return await asyncio.to_thread(
-                lambda: httpx.post(server.url + CHAT, content=body, headers=headers)
-            ), api.asked
+            return [
+                await asyncio.to_thread(httpx.post, server.url + CHAT, content=body, headers=headers) for body in bodies
+            ], api.asked
 
-    answer, asked = asyncio.run(ask())
+    (answer, refused), asked = asyncio.run(ask())
     assert answer.status_code == 200
-    assert asked[0]["messages"][0]["tool_calls"] == odd["tool_calls"]
+    assert (refused.status_code, "surrogate" in refused.text) == (400, True)
+    assert [one["messages"][0]["tool_calls"] for one in asked] == [odd["tool_calls"]]
 
 
 SCHEMA = {

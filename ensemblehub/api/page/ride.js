@@ -834,7 +834,7 @@ const sentence = (words) => `${words[0].toUpperCase()}${words.slice(1)}${/[.!?]$
 /** An error in words that name what can be set here. */
 function worded({ message, code, param, wait }) {
   const level = $("levels").hidden ? "" : ", or a lower effort level";
-  if (code === TOO_LONG) return `the question is too long: shorten it, or choose another ensemble${level}`;
+  if (code === TOO_LONG || code === "body_too_large") return `the question is too long: shorten it, or choose another ensemble${level}`;
   const again = `ask again ${wait ? `in ${wait} s` : "later"}`;
   const advice = {
     overloaded: again, not_ready: again, model_not_found: "reload the page and choose another ensemble",
