@@ -8,6 +8,7 @@ import orjson
 from pydantic import BaseModel, model_validator
 
 from ensemblehub.api.problems import Problem
+from ensemblehub.surrogates import has_halves
 
 
 class WholeCharacters(BaseModel):
@@ -33,19 +34,11 @@ def half_character(body: Any) -> str | None:
     waiting: list[tuple[str, Any]] = [("", body)]
     while waiting:
         at, value = waiting.pop()
-        if isinstance(value, str) and not _is_text(value):
+        if isinstance(value, str) and has_halves(value):
             return at
         inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for name, one in inner:
-            if isinstance(name, str) and not _is_text(name):
+            if isinstance(name, str) and has_halves(name):
                 return at
             waiting.append((f"{at}.{name}" if at else str(name), one))
     return None
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
