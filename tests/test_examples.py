@@ -138,7 +138,7 @@ def test_the_references_keys_reach_their_places(tiny):
     folder = ROOT / "examples" / "reference"
     progressive = Ensemble.from_config(local(folder / "all_progressive.yaml", tiny))
     assert progressive.aggregation.outline_max_tokens == 500
-    assert progressive.sampling == Sampling(4096, temperature=0.6, top_p=0.95, top_k=50)
+    assert progressive.sampling == Sampling(4096, 0, 0.6, 0.95, 50, fit_context=True)
     rewarded = Ensemble.from_config(local(folder / "all_reward_based.yaml", tiny))
     assert (rewarded.aggregation.score_threshold, rewarded.aggregation.max_rounds) == (-2.0, 500)
     assert rewarded.sampling.max_tokens == 4096  # null: half of the context

@@ -246,7 +246,7 @@ def test_a_closed_scorer_and_a_failing_model_are_errors(prm):
         return forward(rows)
 
     broken._forward = failing
-    with pytest.raises(EngineError, match=r"'rm' failed: no such$"):
+    with pytest.raises(EngineError, match=r"'rm' failed: no such thing$"):
         scored(broken, QUESTION, ["a", "b c d", "e f g h i j"], ledger)
     assert [call.cost.prompt_tokens for call in ledger.calls] == [len(seen[0][0])]
 
