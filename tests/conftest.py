@@ -1,4 +1,4 @@
-"""The tests ask no hub: huggingface_hub reads this at import, and would try for a minute to reach a model without it."""
+"""Tests ask no hub: huggingface_hub reads this at import, and would try for a minute to reach a model without it."""
 
 import os
 
