@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from ensemblehub.errors import RequestError
@@ -150,21 +150,33 @@ def literal_places(controls: Iterable[Cut], guarded: Sequence[Span], literal: Se
     Raises:
         RequestError: the place is one character.
     """
-    places = set(literal)
+    shown, places = shown_spans(guarded), set(literal)
+    halved: dict[Place, list[int]] = {}
     for one in controls:
-        whole = next((place for place in places if place[0] <= one.start and one.end <= place[1]), None)
-        if whole is None:
-            places |= {
-                (max(one.start, span.start), min(one.end, span.end))
-                for span in guarded
-                if one.start < span.end and span.start < one.end
-            }
-            continue
-        if one.end - one.start < 2:
+        index = bisect_right(literal, one.start, key=_first) - 1
+        if index < 0 or literal[index][1] < one.end:
+            places |= set(_overlaps(one, shown))
+        elif one.end - one.start < 2:
             raise RequestError(f"{one.text!r} cannot be plain text: to the tokenizer it is a control token")
-        places.remove(whole)
-        places |= {(whole[0], one.start + 1), (one.start + 1, whole[1])}
+        else:
+            halved.setdefault(literal[index], []).append(one.start + 1)
+    for place, middles in halved.items():
+        places.remove(place)
+        places |= set(pairwise((place[0], *middles, place[1])))
     return sorted(places)
+
+
+def _overlaps(one: Cut, shown: Sequence[Span]) -> Iterator[Place]:
+    """What a token covers of each of these spans, which are in the order of the text."""
+    index = max(0, bisect_right(shown, one.start, key=_start) - 1)
+    while index < len(shown) and shown[index].start < one.end:
+        if one.start < shown[index].end:
+            yield max(one.start, shown[index].start), min(one.end, shown[index].end)
+        index += 1
+
+
+def _first(place: Place) -> int:
+    return place[0]
 
 
 def without(text: str, places: Iterable[Place]) -> str:

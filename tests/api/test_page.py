@@ -448,7 +448,7 @@ def test_a_long_question_does_not_fill_the_page(visit, echo):
     assert sideways == 0
     page.locator("#asked").focus()
     page.keyboard.press("End")
-    assert page.locator("#asked").evaluate("one => one.scrollTop") > 0
+    page.wait_for_function("document.querySelector('#asked').scrollTop > 0")
     ask(page, "How many?")
     ended(page)
     assert page.locator("#asked").evaluate("one => one.clientHeight") < 60
