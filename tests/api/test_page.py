@@ -448,7 +448,11 @@ def test_a_long_question_does_not_fill_the_page(visit, echo):
     assert sideways == 0
     page.locator("#asked").focus()
     page.keyboard.press("End")
-    page.wait_for_function("document.querySelector('#asked').scrollTop > 0")
+    for _ in range(100):  # the page may scroll a little later
+        if page.locator("#asked").evaluate("one => one.scrollTop"):
+            break
+        page.wait_for_timeout(50)
+    assert page.locator("#asked").evaluate("one => one.scrollTop") > 0
     ask(page, "How many?")
     ended(page)
     assert page.locator("#asked").evaluate("one => one.clientHeight") < 60
