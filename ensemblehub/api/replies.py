@@ -197,7 +197,7 @@ class TopLogprob(Reply):
 
 
 class TokenLogprob(TopLogprob):
-    """A token that was written, and the likeliest in its place."""
+    """A written token and the top alternatives at its position."""
 
     top_logprobs: list[TopLogprob]
 

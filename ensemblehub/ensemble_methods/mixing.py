@@ -49,7 +49,7 @@ def entropy(part: Probabilities) -> float:
 def choose(mixed: Probabilities, sampling: Sampling, uniform: float) -> int:
     """The likeliest entry, or with a temperature the one that `uniform`, in [0, 1), draws.
 
-    Temperature, then min-p, then top-k, then top-p; the likeliest entry always stays.
+    Temperature, then min-p, then top-k, then top-p; the top entry always stays.
 
     Raises:
         EngineError: no entry has any mass.
@@ -63,7 +63,7 @@ def choose(mixed: Probabilities, sampling: Sampling, uniform: float) -> int:
     weights = np.log(mixed[candidates].astype(np.float64)) / sampling.temperature
     weights = np.exp(weights - weights.max())
     if sampling.min_p > 0:
-        probable = weights >= sampling.min_p  # the likeliest weighs 1
+        probable = weights >= sampling.min_p  # the top entry weighs 1
         candidates = candidates[probable]
         weights = weights[probable]
     if sampling.top_k > 0 or sampling.top_p < 1:

@@ -14,7 +14,7 @@ import os
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -207,11 +207,9 @@ class Endpoint:
     async def _start(self, response: httpx2.Response, end: float) -> bytes:
         """The start of an error's body, as far as it comes soon."""
         data, soon = bytearray(), min(end, time.monotonic() + _ERROR_SECONDS)
-        try:
+        with suppress(Failure, httpx2.HTTPError):  # the part of the body that arrived is reported
             async for part in self._parts(response, Clock(soon, soon), _ERROR):
                 data += part
-        except (Failure, httpx2.HTTPError):
-            pass  # what came is what is said
         return bytes(data[:_ERROR])
 
     async def _json(self, response: httpx2.Response, end: float) -> dict[str, Any]:

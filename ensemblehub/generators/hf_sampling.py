@@ -103,7 +103,7 @@ def _draw(choices: Sequence[Choice], logits: torch.Tensor) -> torch.Tensor:
 
 
 def _limited(samplings: Sequence[Sampling], probabilities: torch.Tensor) -> torch.Tensor:
-    """Zero what min-p, then top-k, then top-p leave out; the likeliest token always stays."""
+    """Zero what min-p, then top-k, then top-p leave out; the top token always stays."""
     size, device = probabilities.shape[-1], probabilities.device
     ordered, order = probabilities.sort(stable=True, dim=-1, descending=True)
     min_p = torch.tensor([[sampling.min_p] for sampling in samplings], device=device, dtype=ordered.dtype)

@@ -20,7 +20,7 @@ from ensemblehub.schema import Alternative, Finish, Token
 from ensemblehub.surrogates import whole
 
 End = Finish | Literal["unknown", "failed"]
-UNLIKELY = -9999.0  # OpenAI's logprob of what was not among the likeliest
+UNLIKELY = -9999.0  # OpenAI's logprob of a token outside the top alternatives
 _ROUNDING = 1e-3  # by which a logprob may exceed 0
 _MOST_TOKENS = 10**9
 _MOST_DOLLARS = 1e6

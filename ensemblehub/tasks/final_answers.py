@@ -224,7 +224,7 @@ _AMOUNT = re.compile(
 
 
 def _statement(text: str) -> str | None:
-    """What is said behind "the answer is": a value, a few words, or the one value that a sentence names."""
+    """The answer that follows "the answer is": a value, a few words, or the one value that a sentence names."""
     written, rest = _sentence(text)
     if not written or _NO_ANSWER.match(written):
         return None
@@ -236,7 +236,7 @@ def _statement(text: str) -> str | None:
 
 
 def _value(text: str) -> str | None:
-    """What is said behind "A:" and "####", where it is a value."""
+    """The value that follows "A:" or "####"; None where none does."""
     written, _ = _sentence(text)
     plausible = _VALUE.match(written) and not _ARTICLE.match(written)
     return written if plausible and not _STEP.match(text.lstrip(" #*")) else None
