@@ -1,6 +1,6 @@
 """Decoding speed of the `hf` engine against transformers' own `generate`, in one run: `python -m benchmarks`.
 
-Both write the same number of tokens greedily with the studio mentor on one CPU thread, for 1, 8 and 64
+Both write the same number of tokens greedily with the builtin mentor on one CPU thread, for 1, 8 and 64
 requests at a time.  Ratios are what counts; absolute speeds belong to the machine.
 """
 
@@ -15,11 +15,11 @@ from contextlib import aclosing
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ensemblehub import studio
-from ensemblehub.cost import Ledger
-from ensemblehub.generators.hf import HFEngine, HFOptions
+from ensemblehub import builtin
+from ensemblehub.cost import UsageLedger
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
+from ensemblehub.lab.builtin import corpus, word_problems
 from ensemblehub.schema import Request, Sampling, Text
-from ensemblehub.studio import corpus, word_problems
 
 
 def prompts(count: int) -> list[str]:
@@ -33,7 +33,7 @@ async def ours(engine: HFEngine, texts: list[str], tokens: int) -> float:
 
     async def one(text: str) -> None:
         request = Request(Text(text), Sampling(max_tokens=tokens, ignore_eos=True))
-        async with aclosing(engine.stream(request, Ledger().meter("answer"))) as pieces:
+        async with aclosing(engine.stream(request, UsageLedger().meter("answer"))) as pieces:
             async for _ in pieces:
                 pass
 
@@ -58,7 +58,7 @@ async def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="tokens per request (default: %(default)s)")
     tokens = parser.parse_args().tokens
     torch.set_num_threads(1)
-    path = studio.resolve("studio:mentor")
+    path = builtin.resolve("builtin:mentor")
     print(f"{'requests':>8} {'hf engine, tokens/s':>20} {'generate, tokens/s':>20} {'ratio':>6}")
     for rows in (1, 8, 64):
         texts = prompts(rows)
@@ -68,7 +68,9 @@ async def main() -> None:
         seconds, reference = await ours(engine, texts, tokens), theirs(path, texts, tokens)
         await engine.close()
         written = rows * tokens
-        print(f"{rows:>8} {written / seconds:>20.0f} {written / reference:>20.0f} {reference / seconds:>6.2f}")
+        print(
+            f"{rows:>8} {written / seconds:>20.0f} {written / reference:>20.0f} {reference / seconds:>6.2f}"
+        )
 
 
 if __name__ == "__main__":

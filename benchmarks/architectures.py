@@ -30,10 +30,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
 
 from benchmarks.tiny_configs import VARIANTS, VOCABULARY, tiny
-from ensemblehub.cost import Ledger
+from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import EnsembleHubError, one_line
-from ensemblehub.generators.hf import HFEngine, HFOptions
-from ensemblehub.generators.hf_architectures import KERNELS, SAME, TABLE, Support
+from ensemblehub.generators.hf.architectures import KERNELS, SAME, TABLE, Support
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 from ensemblehub.schema import Request, Sampling, TokenIds
 
 REPORT = Path("results/engines/architectures.md")
@@ -63,7 +63,9 @@ class Untried(Exception):
 def save(config: Any, folder: Path) -> None:
     """A model with random weights, large enough that logits differ, and a tokenizer of single letters."""
     with torch.device("meta"):
-        size = sum(weight.numel() for weight in transformers.AutoModelForCausalLM.from_config(config).parameters())
+        size = sum(
+            weight.numel() for weight in transformers.AutoModelForCausalLM.from_config(config).parameters()
+        )
     if size > MOST:
         raise Untried(f"it has {size:,} parameters")
     torch.manual_seed(0)
@@ -74,7 +76,9 @@ def save(config: Any, folder: Path) -> None:
                 weight.normal_(0, 1.2 / weight.shape[-1] ** 0.5)
     network.generation_config.update(eos_token_id=None, pad_token_id=0, bos_token_id=1)
     network.save_pretrained(folder)
-    words = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {chr(0x4E00 + index): index for index in range(3, VOCABULARY)}
+    words = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {
+        chr(0x4E00 + index): index for index in range(3, VOCABULARY)
+    }
     raw = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>").save_pretrained(folder)
@@ -83,15 +87,20 @@ def save(config: Any, folder: Path) -> None:
 def expected(network: Any, ids: Sequence[int]) -> Written:
     """What `generate` writes, with its logprobs."""
     output = network.generate(
-        torch.tensor([list(ids)]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,
-        max_new_tokens=NEW, min_new_tokens=NEW, return_dict_in_generate=True, output_logits=True,
-    )  # fmt: skip
+        torch.tensor([list(ids)]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=NEW,
+        min_new_tokens=NEW,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
     written = output.sequences[0, len(ids) :].tolist()
     lines = torch.cat(output.logits).float().log_softmax(-1)
     return written, [float(line[index]) for line, index in zip(lines, written, strict=True)]
 
 
-async def written(engine: HFEngine, ids: Sequence[int], ledger: Ledger) -> Written:
+async def written(engine: HFEngine, ids: Sequence[int], ledger: UsageLedger) -> Written:
     """What the engine writes, with its logprobs."""
     request = Request(TokenIds(tuple(ids)), Sampling(max_tokens=NEW, ignore_eos=True))
     async with aclosing(engine.stream(request, ledger.meter("answer"))) as pieces:
@@ -130,7 +139,10 @@ async def agree(folder: str, kernel: str) -> None:
     except Exception as error:  # whatever it raises
         Engine("tiny", HFOptions(folder, device="cpu"))  # a refusal says more
         raise Untried(f"transformers alone fails on the tiny model: {one_line(error, 200)}") from error
-    engine, ledger = Engine("tiny", HFOptions(folder, device="cpu", attn_implementation=kernel)), Ledger()
+    engine, ledger = (
+        Engine("tiny", HFOptions(folder, device="cpu", attn_implementation=kernel)),
+        UsageLedger(),
+    )
     try:
         await engine.load()
         if engine._started().loaded.result().network.config._attn_implementation != kernel:
@@ -208,10 +220,14 @@ def report(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> int:
     """Try what the table lacks; the exit status is 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", nargs="*", help="model types (default: all)")
     parser.add_argument("--again", action="store_true", help="try those, too, that the table has")
-    parser.add_argument("--out", type=Path, default=Path(), help="folder that holds ensemblehub/ and results/ (here)")
+    parser.add_argument(
+        "--out", type=Path, default=Path(), help="folder that holds ensemblehub/ and results/ (here)"
+    )
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity(logging.CRITICAL)

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from ensemblehub import registry
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.schema import Piece, Request
 
 
@@ -27,16 +27,19 @@ def broken(kind: Any) -> type:
 
     class Broken(kind):  # type: ignore[misc]
         options = dataclasses.make_dataclass(
-            f"Broken{kind.options.__name__}", [("fault", str, "raise"), ("after", int, 12)], bases=(kind.options,),
-            frozen=True, namespace={"__module__": kind.options.__module__},
-        )  # fmt: skip
+            f"Broken{kind.options.__name__}",
+            [("fault", str, "raise"), ("after", int, 12)],
+            bases=(kind.options,),
+            frozen=True,
+            namespace={"__module__": kind.options.__module__},
+        )
 
         def _load(self) -> Any:
             model = super()._load()
             sabotage(model, self.settings.fault, self.settings.after)
             return model
 
-        async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
+        async def stream(self, request: Request, meter: UsageMeter) -> AsyncGenerator[Piece, None]:
             written = 0
             async for piece in super().stream(request, meter):
                 yield piece

@@ -23,10 +23,14 @@ RESULT = Path("results/engines/contract.json")
 PAGE = Path("docs/engines.md")
 BEGIN, END = "<!-- contract: written by `python -m benchmarks.engine_contract` -->", "<!-- /contract -->"
 TITLES = {
-    "echo": "`echo`", "hf": "`hf`", "llama_cpp": "`llama_cpp`", "vllm": "`vllm`",
-    "openai": "`openai`, this project's server", "openai_vllm": "`openai`, vLLM's server",
+    "echo": "`echo`",
+    "hf": "`hf`",
+    "llama_cpp": "`llama_cpp`",
+    "vllm": "`vllm`",
+    "openai": "`openai`, this project's server",
+    "openai_vllm": "`openai`, vLLM's server",
     "openai_bare": "`openai`, nothing declared",
-}  # fmt: skip
+}
 MARKS = {"passed": "yes", "refused": "refused", "failed": "**fails**"}
 Found = dict[str, dict[str, Any]]
 
@@ -45,17 +49,24 @@ class Recorder:
         engine, ability, title, does = told
         test = report.nodeid.rpartition("::")[2].partition("[")[0]
         outcome = "failed" if report.failed else "passed" if does else "refused"
-        self.rows.setdefault(engine, []).append({"test": test, "ability": ability, "title": title, "outcome": outcome})
+        self.rows.setdefault(engine, []).append(
+            {"test": test, "ability": ability, "title": title, "outcome": outcome}
+        )
 
 
 def table(found: Found) -> str:
     """Abilities and tests down, engines across."""
     names = [name for name in TITLES if name in found]
     tests = {row["test"]: row for name in names for row in found[name]["tests"]}
-    lines = ["| | test | " + " | ".join(TITLES[name] for name in names) + " |", "|---|---|" + "---|" * len(names)]
+    lines = [
+        "| | test | " + " | ".join(TITLES[name] for name in names) + " |",
+        "|---|---|" + "---|" * len(names),
+    ]
     ability = ""
     for test, row in tests.items():
-        outcomes = {name: {one["test"]: one["outcome"] for one in found[name]["tests"]}.get(test) for name in names}
+        outcomes = {
+            name: {one["test"]: one["outcome"] for one in found[name]["tests"]}.get(test) for name in names
+        }
         cells = [MARKS.get(outcomes[name] or "", "not run") for name in names]
         shown = "" if row["ability"] == ability else f"*{row['ability']}*"
         lines.append(f"| {shown} | {row['title']} (`{test}`) | " + " | ".join(cells) + " |")
@@ -65,7 +76,9 @@ def table(found: Found) -> str:
         for name in names
         if found[name]["versions"]
     ]
-    return "\n".join([*lines, "", f"Last run: {'; '.join(run)}. Each on a CPU, in float32, with the studio's mentor."])
+    return "\n".join(
+        [*lines, "", f"Last run: {'; '.join(run)}. Each on a CPU, in float32, with the built-in mentor."]
+    )
 
 
 def written(page: str, found: Found) -> str:
@@ -77,15 +90,23 @@ def written(page: str, found: Found) -> str:
 
 def main() -> int:
     """Run the tests and keep what came out; the exit status is pytest's."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("engine", nargs="*", default=list(engines.NAMES), help=f"of {', '.join(engines.NAMES)} (all)")
-    parser.add_argument("--out", type=Path, default=Path(), help="the folder that holds results/ and docs/ (here)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "engine", nargs="*", default=list(engines.NAMES), help=f"of {', '.join(engines.NAMES)} (all)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(), help="the folder that holds results/ and docs/ (here)"
+    )
     options = parser.parse_args()
     if unknown := set(options.engine) - set(engines.NAMES):
         parser.error(f"no such engine: {', '.join(sorted(unknown))}")
     recorder = Recorder()
     wanted = " or ".join(f"[{name}]" for name in options.engine)
-    status = pytest.main(["-p", "no:cacheprovider", "tests/generators/test_contract.py", "-k", wanted], [recorder])
+    status = pytest.main(
+        ["-p", "no:cacheprovider", "tests/generators/test_contract.py", "-k", wanted], [recorder]
+    )
     for name in options.engine:
         if lacking := engines.missing(name):
             print(f"{name}: not run, {lacking}")

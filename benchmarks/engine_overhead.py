@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from ensemblehub import studio
-from ensemblehub.cost import Ledger
+from ensemblehub import builtin
+from ensemblehub.cost import UsageLedger
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Request, Sampling, TokenIds
 
@@ -40,7 +40,7 @@ async def written(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int)
 
     async def one(ids: Sequence[int]) -> list[int]:
         request = Request(TokenIds(tuple(ids)), sampling)
-        async with aclosing(engine.stream(request, Ledger().meter("answer"))) as pieces:
+        async with aclosing(engine.stream(request, UsageLedger().meter("answer"))) as pieces:
             return [int(token.id or 0) async for piece in pieces for token in piece.tokens]
 
     return list(await asyncio.gather(*map(one, prompts)))
@@ -62,9 +62,12 @@ async def turns(ours: Side, theirs: Side, rounds: int) -> dict[str, Any]:
     drawn = np.random.default_rng(0).choice(ratios, (4000, len(ratios)))
     low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
     return {
-        "rounds": rounds, "same": same, "ratio": float(np.median(ratios)), "interval": [float(low), float(high)],
+        "rounds": rounds,
+        "same": same,
+        "ratio": float(np.median(ratios)),
+        "interval": [float(low), float(high)],
         "seconds": {name: float(np.median(values)) for name, values in seconds.items()},
-    }  # fmt: skip
+    }
 
 
 def prompts_of(rows: int, length: int, vocabulary: int) -> list[list[int]]:
@@ -79,7 +82,9 @@ def random_model(folder: Path) -> Path:
     import transformers
 
     source = folder / "random"
-    shutil.copytree(studio.resolve("studio:mentor"), source, ignore=shutil.ignore_patterns("model.safetensors"))
+    shutil.copytree(
+        builtin.resolve("builtin:mentor"), source, ignore=shutil.ignore_patterns("model.safetensors")
+    )
     config = transformers.AutoConfig.from_pretrained(source)
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = 768, 2048, 12
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 12, 4, 64
@@ -94,11 +99,11 @@ async def hf(folder: Path, quick: bool) -> list[dict[str, Any]]:
     import torch
     import transformers
 
-    from ensemblehub.generators.hf import HFEngine, HFOptions
+    from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 
     torch.set_num_threads(1)
     found = []
-    models = {"studio:mentor": Path(studio.resolve("studio:mentor"))}
+    models = {"builtin:mentor": Path(builtin.resolve("builtin:mentor"))}
     if not quick:
         models["random, 77 M"] = random_model(folder)
     for name, path in models.items():
@@ -117,9 +122,14 @@ async def hf(folder: Path, quick: bool) -> list[dict[str, Any]]:
                 with torch.inference_mode():
                     ids = torch.tensor(prompts)
                     out = model.generate(
-                        ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
-                        do_sample=False, pad_token_id=0, eos_token_id=None,
-                    )  # fmt: skip
+                        ids,
+                        attention_mask=torch.ones_like(ids),
+                        max_new_tokens=tokens,
+                        min_new_tokens=tokens,
+                        do_sample=False,
+                        pad_token_id=0,
+                        eos_token_id=None,
+                    )
                 return out[:, ids.shape[1] :].tolist()
 
             rounds = 2 if quick else 6 if large and rows == 32 else 10
@@ -148,15 +158,17 @@ async def vllm(_: Path, quick: bool) -> list[dict[str, Any]]:
     import vllm as library
     from vllm.sampling_params import RequestOutputKind
 
-    from ensemblehub.generators.vllm import VLLMEngine, VLLMOptions
+    from ensemblehub.generators.vllm.engine import VLLMEngine, VLLMOptions
 
-    path, rows, tokens = studio.resolve("studio:mentor"), 16 if quick else 256, 16 if quick else 64
+    path, rows, tokens = builtin.resolve("builtin:mentor"), 16 if quick else 256, 16 if quick else 64
     prompts = prompts_of(rows, 48, 1024)
     engine = VLLMEngine("engine", VLLMOptions(path, dtype="float32"))
     await engine.load()
     of_engine = psutil.Process().children(recursive=True)
     model = library.LLM(path, dtype="float32", enforce_eager=True, block_size=32, max_num_seqs=256)
-    sampling = library.SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=True, logprobs=0)
+    sampling = library.SamplingParams(
+        temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=True, logprobs=0
+    )
 
     of_library = [one for one in psutil.Process().children(recursive=True) if one not in of_engine]
 
@@ -189,7 +201,7 @@ async def vllm(_: Path, quick: bool) -> list[dict[str, Any]]:
         with paused(of_library):
             return await asyncio.wrap_future(host.run(every()))
 
-    row, found = {"engine": "vllm", "model": "studio:mentor", "requests": rows, "tokens": tokens}, []
+    row, found = {"engine": "vllm", "model": "builtin:mentor", "requests": rows, "tokens": tokens}, []
     for name, side in (("LLM.generate", theirs), ("AsyncLLM", streamed)):
         found.append(row | {"library": name} | await turns(ours, side, 2 if quick else 8))
         print(line(found[-1]), flush=True)
@@ -212,7 +224,9 @@ def line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure one engine, and keep what was measured of the others."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("engine", choices=["hf", "vllm"])
     parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
@@ -224,7 +238,9 @@ def main() -> None:
     path = options.out / "engine_overhead.json"
     kept = json.loads(path.read_text()) if path.exists() else []
     conditions = {"cpus": len(os.sched_getaffinity(0)), "threads": 1, "load before": load}
-    rows = [row for row in kept if row["engine"] != options.engine] + [row | {"conditions": conditions} for row in rows]
+    rows = [row for row in kept if row["engine"] != options.engine] + [
+        row | {"conditions": conditions} for row in rows
+    ]
     path.write_text(json.dumps(rows, indent=1) + "\n")
     path.with_suffix(".txt").write_text("\n".join(map(line, rows)) + "\n")
 

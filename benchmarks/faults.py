@@ -1,6 +1,6 @@
 """What a user sees when a model breaks: `python -m benchmarks.faults [ENGINE ...]`, fault by engine.
 
-The studio's pair rides over the same questions, all at once, while one of its models breaks: engines in this process
+the built-in pair rides over the same questions, all at once, while one of its models breaks: engines in this process
 by `benchmarks.broken`, models behind APIs (this project's server and vLLM's) by `benchmarks.fault_proxy`, which spoils
 every second question.  Every ride must be what it is without a fault, the answer of the intern alone where
 `on_mentor_error: intern` allows that, or an error of one line; any other text is wrong.  Kept by engine in
@@ -25,21 +25,23 @@ from typing import Any
 
 from benchmarks import engines
 from benchmarks.fault_proxy import FAULTS, FaultProxy
-from ensemblehub import studio
+from ensemblehub import builtin
 from ensemblehub.config import Config
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.errors import EnsembleHubError
+from ensemblehub.lab.tasks.builtin_math import BuiltinMath
 from ensemblehub.schema import Request, Result
-from ensemblehub.tasks.studio_math import StudioMath
 
 RESULTS = Path("results/engines")
 COUNT = 8
 PARAMS = "ensemble.output_aggregation_params"
 PATIENCE = {"connect": 1, "first_token": 2, "inter_token": 2, "total": 20, "tries": 3, "backoff": 0.05}
 LOCAL = {
-    "raise": "a forward pass raises (out of memory)", "nan": "the logits are not numbers (NaN)",
-    "die": "the library ends the engine's thread", "kill": "the process that computes is killed",
-}  # fmt: skip
+    "raise": "a forward pass raises (out of memory)",
+    "nan": "the logits are not numbers (NaN)",
+    "die": "the library ends the engine's thread",
+    "kill": "the process that computes is killed",
+}
 BREAKS = {"hf": ("raise", "nan", "die"), "llama_cpp": ("raise", "nan", "die"), "vllm": ("kill",)}
 ONCE = ("too_many", "broken", "gateway", "late")  # what trying again may help
 NAMES = (*BREAKS, "openai", "openai_vllm")
@@ -51,7 +53,7 @@ class Table:
 
     def __init__(self, questions: int, faults: Sequence[str] = ()) -> None:
         self.faults = faults or (*LOCAL, *FAULTS)
-        self.items, self.rows = list(StudioMath().items("test", questions)), list[Row]()
+        self.items, self.rows = list(BuiltinMath().items("test", questions)), list[Row]()
         self.home: list[Result] = []
         self.alone: list[Result] = []
 
@@ -67,7 +69,9 @@ class Table:
                     return error, time.perf_counter() - started
 
             sampling = replace(ensemble.sampling, max_tokens=120)
-            return list(await asyncio.gather(*(one(Request(StudioMath().request(i), sampling)) for i in self.items)))
+            return list(
+                await asyncio.gather(*(one(Request(BuiltinMath().request(i), sampling)) for i in self.items))
+            )
 
     async def rightly(self, config: Config) -> list[Result]:
         """Rides that must not fail."""
@@ -97,13 +101,17 @@ class Table:
 
 
 def setup(role: str, spec: dict[str, Any], *changes: str) -> Config:
-    """The studio's Tandem with one of its models replaced."""
+    """the built-in Tandem with one of its models replaced."""
     place = engines.MODELS.index(role)
-    other = {"name": engines.MODELS[1 - place], "engine": "hf", "path": f"studio:{engines.MODELS[1 - place]}"}
+    other = {
+        "name": engines.MODELS[1 - place],
+        "engine": "hf",
+        "path": f"builtin:{engines.MODELS[1 - place]}",
+    }
     specs = {place: spec, 1 - place: other | {"device": "cpu"}}
     named = [f"model_specs.{index}={json.dumps(one)}" for index, one in specs.items()]
     judge = [f"{PARAMS}.judge=perplexity:1.35"] if role == "intern" else []
-    return Config.read(studio.CONFIG, [*named, *judge, *changes])
+    return Config.read(builtin.CONFIG, [*named, *judge, *changes])
 
 
 async def local(table: Table, engine: str, specs: engines.Specs) -> None:
@@ -181,14 +189,16 @@ def markdown(rows: Sequence[Row]) -> str:
     """The table for a person."""
     wrong, asked = sum(len(row["wrong"]) for row in rows), sum(row["asked"] for row in rows)
     lines = [
-        "# Fault by engine: what the user saw", "",
-        f"{asked} rides of the studio's pair in {len(rows)} cases, {wrong} of them wrong: every other one is the ride "
+        "# Fault by engine: what the user saw",
+        "",
+        f"{asked} rides of the built-in pair in {len(rows)} cases, {wrong} of them wrong: every other one is the ride "
         "without a fault, the intern's own answer where `on_mentor_error: intern` asks for it, or one line. "
         f"Deadlines of APIs here: first token {PATIENCE['first_token']} s, next token {PATIENCE['inter_token']} s; "
-        f"{PATIENCE['tries']} tries. Written by `python -m benchmarks.faults`.", "",
+        f"{PATIENCE['tries']} tries. Written by `python -m benchmarks.faults`.",
+        "",
         "| fault | engine | role | `on_mentor_error` | what became of the questions | longest, s |",
         "|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for row in sorted(rows, key=lambda row: (row["role"] == "intern", row["fault"], row["engine"])):
         way = "intern" if row["degrades"] else "raise"
         cells = (row["fault"], f"`{row['engine']}`", row["role"], way, seen(row), f"{row['longest']:.1f}")
@@ -210,7 +220,9 @@ def scrubbed(rows: Sequence[Row]) -> list[Row]:
 
 def main() -> int:
     """Break the engines that are asked for and installed; keep what was seen."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("engine", nargs="*", default=list(NAMES), help=f"of {', '.join(NAMES)} (all)")
     parser.add_argument("--questions", type=int, default=COUNT, help="(default: %(default)s)")
     parser.add_argument("--fault", action="append", choices=[*LOCAL, *FAULTS], help="only this one (all)")

@@ -20,15 +20,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ensemblehub.data import located
+from ensemblehub.answers import algebra
+from ensemblehub.answers.equality import equal_answers
+from ensemblehub.data_files import located
 from ensemblehub.errors import ConfigError
-from ensemblehub.tasks import algebra
-from ensemblehub.tasks.answers import equal_answers
-from ensemblehub.tasks.base import Item, task_named
-from ensemblehub.tasks.public import Mathematics
-from ensemblehub.tasks.source import files_of
+from ensemblehub.lab.tasks.base import Item, task_named
+from ensemblehub.lab.tasks.public import Mathematics
+from ensemblehub.lab.tasks.source import files_of
 
-PAIRS = Path(__file__).parents[1] / "tests" / "tasks" / "answer_pairs.jsonl"
+PAIRS = Path(__file__).parents[1] / "tests" / "answers" / "answer_pairs.jsonl"
 RESULTS = Path(__file__).parents[1] / "results" / "grading"
 NAMES = ("math500", "gsm8k", "aime24", "amc23", "math")
 AIM = 0.995
@@ -91,7 +91,9 @@ def _others(answers: list[str]) -> Found:
     """Different texts that count as equal: to be looked at, as some of them are."""
     rng, pairs = random.Random(0), set[tuple[str, str]]()
     for answer in answers:
-        pairs |= {(answer, other) for other in rng.sample(answers, min(OTHERS, len(answers))) if other != answer}
+        pairs |= {
+            (answer, other) for other in rng.sample(answers, min(OTHERS, len(answers))) if other != answer
+        }
     return {"n": len(pairs), "equal": sorted(pair for pair in pairs if equal_answers(*pair))}
 
 
@@ -108,8 +110,14 @@ def confusion() -> Found:
             said = equal_answers(left, right)
             row[f"{'equal' if pair['equal'] else 'unequal'}_{'yes' if said else 'no'}"] += 1
             if said is not pair["equal"]:
-                confused.append({"category": pair["category"], "gold": left, "answer": right, "label": pair["equal"]})
-    return {"pairs": sum(sum(row.values()) for row in table.values()) // 2, "table": table, "confused": confused}
+                confused.append(
+                    {"category": pair["category"], "gold": left, "answer": right, "label": pair["equal"]}
+                )
+    return {
+        "pairs": sum(sum(row.values()) for row in table.values()) // 2,
+        "table": table,
+        "confused": confused,
+    }
 
 
 def cost() -> Found:
@@ -120,12 +128,17 @@ def cost() -> Found:
     start = time.perf_counter() - started
     asked = [(f"x^2+{n}x+{n}", f"{n}+{n}x+x^2") for n in range(60)]
     asked += [(f"{n}\\sqrt{{2}}", f"\\sqrt{{{2 * n * n + 1}}}") for n in range(2, 62)]
-    warm, exact = [_timed(*pair) for pair in asked], [_timed(f"\\frac{{{n}}}{{7}}", f"{n}/8") for n in range(500)]
+    warm, exact = (
+        [_timed(*pair) for pair in asked],
+        [_timed(f"\\frac{{{n}}}{{7}}", f"{n}/8") for n in range(500)],
+    )
     quantiles = statistics.quantiles(warm, n=20)
     return {
-        "start": round(start, 2), "algebra_median": round(statistics.median(warm), 4),
-        "algebra_p95": round(quantiles[-1], 4), "exact_median": round(statistics.median(exact), 6),
-    }  # fmt: skip
+        "start": round(start, 2),
+        "algebra_median": round(statistics.median(warm), 4),
+        "algebra_p95": round(quantiles[-1], 4),
+        "exact_median": round(statistics.median(exact), 6),
+    }
 
 
 def _timed(left: str, right: str) -> float:
@@ -139,31 +152,44 @@ def table(found: Found) -> str:
     lines = ["# Comparing answers", "", "`python -m benchmarks.grading --data DIR` writes this file.", ""]
     if found.get("gold"):
         lines += [
-            "## Gold answers", "",
+            "## Gold answers",
+            "",
             "| benchmark | solutions | right | written otherwise | right | other questions' answers | equal |",
             "|---|--:|--:|--:|--:|--:|--:|",
-        ]  # fmt: skip
+        ]
         lines += [_gold_row(name, row) for name, row in found["gold"].items()]
         lines += ["", "Not right, and answers of other questions that count as equal:", ""]
-        lines += [line for name, row in found["gold"].items() for line in _exceptions(name, row)] or ["- none"]
+        lines += [line for name, row in found["gold"].items() for line in _exceptions(name, row)] or [
+            "- none"
+        ]
     lines += [
-        "", f"## Labelled pairs ({found['pairs']['pairs']}, each in both directions)", "",
+        "",
+        f"## Labelled pairs ({found['pairs']['pairs']}, each in both directions)",
+        "",
         "| category | equal, found equal | found different | different, found different | found equal |",
         "|---|--:|--:|--:|--:|",
-    ]  # fmt: skip
+    ]
     rows = found["pairs"]["table"]
-    lines += [f"| {name} | " + " | ".join(str(row[key]) for key in FOUND) + " |" for name, row in rows.items()]
-    lines += ["| **all** | " + " | ".join(f"**{sum(row[key] for row in rows.values())}**" for key in FOUND) + " |", ""]
     lines += [
-        f"- confused ({one['category']}): `{one['gold']}` and `{one['answer']}`" for one in found["pairs"]["confused"]
+        f"| {name} | " + " | ".join(str(row[key]) for key in FOUND) + " |" for name, row in rows.items()
+    ]
+    lines += [
+        "| **all** | " + " | ".join(f"**{sum(row[key] for row in rows.values())}**" for key in FOUND) + " |",
+        "",
+    ]
+    lines += [
+        f"- confused ({one['category']}): `{one['gold']}` and `{one['answer']}`"
+        for one in found["pairs"]["confused"]
     ]
     seconds = found["cost"]
     lines += [
-        "", "## Cost", "",
+        "",
+        "## Cost",
+        "",
         f"By algebra, the process warm: median {1000 * seconds['algebra_median']:.1f} ms, 95 % within "
         f"{1000 * seconds['algebra_p95']:.1f} ms; its start {seconds['start']:.1f} s. Exact comparisons: median "
         f"{1e6 * seconds['exact_median']:.0f} µs.",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -172,7 +198,9 @@ def _gold_row(name: str, row: Found) -> str:
     n, right = sum(form["n"] for form in forms), sum(form["right"] for form in forms)
     shares = f"{row['right']} ({row['right'] / row['n']:.2%})", f"{right} ({right / max(1, n):.2%})"
     others = row["others"]
-    return f"| {name} | {row['n']} | {shares[0]} | {n} | {shares[1]} | {others['n']} | {len(others['equal'])} |"
+    return (
+        f"| {name} | {row['n']} | {shares[0]} | {n} | {shares[1]} | {others['n']} | {len(others['equal'])} |"
+    )
 
 
 def _exceptions(name: str, row: Found) -> Iterator[str]:
@@ -187,9 +215,13 @@ def _exceptions(name: str, row: Found) -> Iterator[str]:
 
 def main() -> int:
     """Measure, write, print; status 1 where the aim is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="folder of the public files")
-    parser.add_argument("--to", type=Path, default=RESULTS, help="where the results go (default: %(default)s)")
+    parser.add_argument(
+        "--to", type=Path, default=RESULTS, help="where the results go (default: %(default)s)"
+    )
     given = parser.parse_args()
     kept = given.to / "grading.json"
     found: Found = json.loads(kept.read_text()) if kept.exists() else {}

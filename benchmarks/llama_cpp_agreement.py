@@ -29,22 +29,22 @@ import llama_cpp
 import torch
 
 from benchmarks.engine_overhead import random_model
-from ensemblehub import studio
-from ensemblehub.cost import Ledger
+from ensemblehub import builtin
+from ensemblehub.cost import UsageLedger
 from ensemblehub.generators.base import Engine
-from ensemblehub.generators.gguf_export import export
-from ensemblehub.generators.hf import HFEngine, HFOptions
-from ensemblehub.generators.llama_cpp import LlamaCppEngine, LlamaCppOptions
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
+from ensemblehub.generators.llama_cpp.engine import LlamaCppEngine, LlamaCppOptions
+from ensemblehub.generators.llama_cpp.gguf_export import export
+from ensemblehub.lab.tasks.builtin_math import BuiltinMath
 from ensemblehub.schema import Request, Sampling, Token
-from ensemblehub.tasks.studio_math import StudioMath
 
-MODELS = ("studio:intern", "studio:mentor")
+MODELS = ("builtin:intern", "builtin:mentor")
 TOLERATED = 0.05  # how much slower than llama_cpp.Llama the engine may be
 
 
 def requests(count: int, tokens: int, top: int = 0) -> list[Request]:
     """The first test problems, to be answered greedily."""
-    task = StudioMath()
+    task = BuiltinMath()
     sampling = Sampling(max_tokens=tokens, top_logprobs=top)
     return [Request(task.request(item), sampling) for item in task.items("test", count)]
 
@@ -54,7 +54,7 @@ async def written(engine: Engine, asked: Sequence[Request], together: int) -> li
     room = asyncio.Semaphore(together)
 
     async def one(request: Request) -> list[Token]:
-        async with room, aclosing(engine.stream(request, Ledger().meter("answer"))) as pieces:
+        async with room, aclosing(engine.stream(request, UsageLedger().meter("answer"))) as pieces:
             return [token async for piece in pieces for token in piece.tokens]
 
     return list(await asyncio.gather(*map(one, asked)))
@@ -88,7 +88,7 @@ def deviation(hf: Sequence[Token], ours: Sequence[Token], name: str) -> float:
 
 async def agreement(model: str, path: Path, asked: Sequence[Request]) -> list[dict[str, Any]]:
     """Rows of the first table: one for each precision of the KV cache."""
-    hf = HFEngine("hf", HFOptions(studio.resolve(model), device="cpu"))
+    hf = HFEngine("hf", HFOptions(builtin.resolve(model), device="cpu"))
     wanted, rows = await written(hf, asked, 64), []
     await hf.close()
     for kv in ("f32", "f16"):
@@ -96,12 +96,18 @@ async def agreement(model: str, path: Path, asked: Sequence[Request]) -> list[di
         pairs = list(zip(wanted, await written(ours, asked, 8), strict=True))
         await ours.close()
         parted = [found for left, right in pairs if (found := parting(left, right))]
-        rows.append({
-            "model": model, "kv": kv, "prompts": len(pairs), "tokens": sum(map(len, wanted)),
-            "differ": len(parted), "partings": parted,
-            "logprob": max(deviation(*pair, "logprob") for pair in pairs),
-            "entropy": max(deviation(*pair, "entropy") for pair in pairs),
-        })  # fmt: skip
+        rows.append(
+            {
+                "model": model,
+                "kv": kv,
+                "prompts": len(pairs),
+                "tokens": sum(map(len, wanted)),
+                "differ": len(parted),
+                "partings": parted,
+                "logprob": max(deviation(*pair, "logprob") for pair in pairs),
+                "entropy": max(deviation(*pair, "entropy") for pair in pairs),
+            }
+        )
     return rows
 
 
@@ -138,7 +144,7 @@ async def speed(model: str, path: Path, asked: Sequence[Request], repeats: int) 
     """One row of the second table: tokens per second, median of the turns."""
     engine = LlamaCppEngine("ours", LlamaCppOptions(str(path), threads=1, prefix_cache_tokens=0))
     prompts = [engine.render(request).ids for request in asked]
-    shape = {"model_path": str(path), "n_ctx": engine.card.context, "n_threads": 1, "n_threads_batch": 1}
+    shape = {"model_path": str(path), "n_ctx": engine.info.context, "n_threads": 1, "n_threads_batch": 1}
     plain = llama_cpp.Llama(**shape, verbose=False)
     scoring = llama_cpp.Llama(**shape, verbose=False, logits_all=True)
     kinds = {"token ids": plain, "text": plain, "text, logprobs": scoring}
@@ -163,7 +169,7 @@ async def speed(model: str, path: Path, asked: Sequence[Request], repeats: int) 
         for index, clock in enumerate(slower):
             turns = zip(seconds["engine"], seconds[kind], strict=True)
             slower[clock][kind] = median(own[index] / other[index] for own, other in turns) - 1
-    parameters = engine.card.parameters
+    parameters = engine.info.parameters
     return {"model": model, "parameters": parameters, "tokens_per_second": rates, "slower": slower}
 
 
@@ -174,14 +180,18 @@ def larger(folder: Path) -> Path:
 
 def lines(record: dict[str, Any]) -> list[str]:
     """The record as a person reads it."""
-    out = [f"{'model':<14} {'KV':>4} {'prompts':>8} {'tokens':>7} {'differ':>7} {'logprob':>9} {'entropy':>9}"]
+    out = [
+        f"{'model':<14} {'KV':>4} {'prompts':>8} {'tokens':>7} {'differ':>7} {'logprob':>9} {'entropy':>9}"
+    ]
     for row in record["agreement"]:
         largest = f"{row['logprob']:>9.1e} {row['entropy']:>9.1e}"
         out.append(
             f"{row['model']:<14} {row['kv']:>4} {row['prompts']:>8} {row['tokens']:>7} {row['differ']:>7} {largest}"
         )
         for one in row["partings"]:
-            gaps = ", ".join(f"{name} {'?' if gap is None else f'{gap:.1e}'}" for name, gap in one["gap"].items())
+            gaps = ", ".join(
+                f"{name} {'?' if gap is None else f'{gap:.1e}'}" for name, gap in one["gap"].items()
+            )
             out.append(f"    parts at token {one['token']}; its own token over the other's, in nats: {gaps}")
     out += ["", "largest difference of a token's logprob and entropy in nats, up to where answers part", ""]
     names = list(record["speed"][0]["tokens_per_second"])
@@ -189,7 +199,10 @@ def lines(record: dict[str, Any]) -> list[str]:
     for row in record["speed"]:
         rates = " ".join(f"{row['tokens_per_second'][name]:>18.0f}" for name in names)
         out.append(f"{row['model']:<14} {row['parameters']:>11,} {rates}")
-    out += ["", "how much longer the engine takes for one request at a time than llama_cpp.Llama (median of turns)"]
+    out += [
+        "",
+        "how much longer the engine takes for one request at a time than llama_cpp.Llama (median of turns)",
+    ]
     for row in record["speed"]:
         for clock, ratios in row["slower"].items():
             slower = ", ".join(f"{kind} {value:+.1%}" for kind, value in ratios.items())
@@ -208,21 +221,31 @@ def lines(record: dict[str, Any]) -> list[str]:
 
 async def main() -> None:
     """Print both tables and keep them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=200, help="prompts to answer (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=256, help="tokens of an answer at most (default: %(default)s)")
+    parser.add_argument(
+        "--tokens", type=int, default=256, help="tokens of an answer at most (default: %(default)s)"
+    )
     parser.add_argument("--timed", type=int, default=8, help="prompts of a timed turn (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="timed turns (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/benchmarks"), help="folder (default: %(default)s)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     conditions = {
-        "llama_cpp_python": llama_cpp.__version__, "torch": torch.__version__, "python": platform.python_version(),
-        "cpus": len(os.sched_getaffinity(0)), "threads": 1, "load before": round(os.getloadavg()[0], 2),
-    }  # fmt: skip
+        "llama_cpp_python": llama_cpp.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "threads": 1,
+        "load before": round(os.getloadavg()[0], 2),
+    }
     record: dict[str, Any] = {"conditions": conditions, "agreement": [], "speed": []}
     with tempfile.TemporaryDirectory() as folder:
-        files = {model: export(studio.resolve(model), Path(folder, model.split(":")[1])) for model in MODELS}
+        files = {model: export(builtin.resolve(model), Path(folder, model.split(":")[1])) for model in MODELS}
         asked = requests(options.timed, options.tokens)
         record["speed"] = [await speed(model, path, asked, options.repeats) for model, path in files.items()]
         asked = requests(min(2, options.timed), min(128, options.tokens))

@@ -86,7 +86,10 @@ def row(machine: Machine, longest: int) -> str:
 
 def text() -> str:
     """The tables as Markdown."""
-    lines = ["| GPUs | layout | memory of a mentor, of an intern | max_tokens | hours | dollars |", "|" + "---|" * 6]
+    lines = [
+        "| GPUs | layout | memory of a mentor, of an intern | max_tokens | hours | dollars |",
+        "|" + "---|" * 6,
+    ]
     lines += [row(machine, longest) for machine in MACHINES for longest in (4096, 32768)]
     api = (COLLECTED * (994 + 2 * ANSWER) + RIDDEN * 920) * GPT_4O / 1e6
     lines += [

@@ -39,16 +39,27 @@ from typing import Any
 import ensemblehub
 from benchmarks.hostile_programs import HOSTILE, MARK, SECRET, SHARED_BYTES, TEST, TIME, Hostile
 from ensemblehub.errors import ConfigError
-from ensemblehub.tasks.sandbox import Outcome, isolation, run_tests
-from ensemblehub.tasks.sandbox_forms import FORMS, Form, Isolation, python
+from ensemblehub.lab.tasks.sandbox import Outcome, isolation, run_tests
+from ensemblehub.lab.tasks.sandbox_forms import FORMS, Form, Isolation, python
 
-WALL, ENDLESS, LATE = 20.0, 1.0, 2.0  # seconds a program has, if it never ends, and until it must be gone after that
+WALL, ENDLESS, LATE = (
+    20.0,
+    1.0,
+    2.0,
+)  # seconds a program has, if it never ends, and until it must be gone after that
 MEMORY = 256  # MiB of address space for each of its processes
 PEAK = 2.5 * MEMORY  # of resident memory of all of a run's processes
 KEPT = b"what is in the FIFO"
 SOLUTION = "def solution(x):\n    return x * x\n"
 NEIGHBOUR = "import time\ndef f(x):\n    time.sleep(0.1)\n    return x * x\n"
-PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/etc", str(Path.home()), str(Path(ensemblehub.__file__).parent / "tasks"))
+PLACES = (
+    "/tmp",
+    "/var/tmp",
+    "/dev/shm",
+    "/etc",
+    str(Path.home()),
+    str(Path(ensemblehub.__file__).parent / "tasks"),
+)
 _SUBREAPER = 36
 
 
@@ -78,7 +89,9 @@ class Surroundings:
     """
 
     def __init__(self) -> None:
-        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)  # what loses its parent comes to this process, and is seen
+        ctypes.CDLL(None).prctl(
+            _SUBREAPER, 1, 0, 0, 0
+        )  # what loses its parent comes to this process, and is seen
         self.folder = Path(tempfile.mkdtemp(prefix="surroundings-"))
         (self.folder / "canary").write_text("canary")
         self.server = socket.create_server(("127.0.0.1", 0))
@@ -118,11 +131,15 @@ class Surroundings:
     def fill(self, program: str) -> str:
         """The program with the names of these things in it."""
         names = {
-            "outside": self.folder, "package": Path(ensemblehub.__file__).parent,
-            "port": self.server.getsockname()[1], "datagrams": self.folder / "datagrams",
-            "stream": self.folder / "stream", "fifo": self.folder / "fifo", "terminal": os.ttyname(self.terminal),
+            "outside": self.folder,
+            "package": Path(ensemblehub.__file__).parent,
+            "port": self.server.getsockname()[1],
+            "datagrams": self.folder / "datagrams",
+            "stream": self.folder / "stream",
+            "fifo": self.folder / "fifo",
+            "terminal": os.ttyname(self.terminal),
             "device": self.device or self.folder / "no-device",
-        }  # fmt: skip
+        }
         for name, value in names.items():
             program = program.replace(f"{{{name}}}", str(value))
         return program
@@ -243,7 +260,9 @@ def trial(hostile: Hostile, form: Form, around: Surroundings) -> Trial:
         wrong.append(f"it took {outcome.seconds:.1f} s")
     if peak > PEAK:
         wrong.append(f"it held {peak:.0f} MiB")
-    return Trial(hostile.name, form, outcome.passed, outcome.reason, outcome.seconds, max(peak, 0.0), tuple(wrong))
+    return Trial(
+        hostile.name, form, outcome.passed, outcome.reason, outcome.seconds, max(peak, 0.0), tuple(wrong)
+    )
 
 
 def neighboured(hostile: Sequence[Hostile], form: Form, around: Surroundings) -> Trial:
@@ -323,7 +342,9 @@ def humaneval(path: Path, forms: Sequence[Form]) -> dict[str, Any]:
             started = time.perf_counter()
             outcomes = run(records, form)
             out[form][f"{how}_per_second"] = round(len(records) / (time.perf_counter() - started), 1)
-            passed = [one["task_id"] for one, outcome in zip(records, outcomes, strict=True) if outcome.passed]
+            passed = [
+                one["task_id"] for one, outcome in zip(records, outcomes, strict=True) if outcome.passed
+            ]
             out[form]["accepted"] += [f"{name} ({how})" for name in passed]
         _progress(f"HumanEval: stubs in {form}")
     return {"bare_interpreter_milliseconds": {"p50": _ms(bare, 50), "p90": _ms(bare, 90)}, "forms": out}
@@ -359,7 +380,12 @@ def _progress(text: str) -> None:
 def report(record: dict[str, Any], trials: Sequence[Trial]) -> str:
     """The result as Markdown."""
     forms = list(record["forms"])
-    out = ["# The sandbox: what it withstands, and what it costs", "", f"Written by `{record['command']}`.", ""]
+    out = [
+        "# The sandbox: what it withstands, and what it costs",
+        "",
+        f"Written by `{record['command']}`.",
+        "",
+    ]
     out += [f"- `{form}`: a program {text}." for form, text in record["forms"].items()]
     conditions = ", ".join(f"{name} {value}" for name, value in record["conditions"].items())
     out += ["", f"Conditions: {conditions}.", ""]
@@ -369,15 +395,17 @@ def report(record: dict[str, Any], trials: Sequence[Trial]) -> str:
     bad = sum(bool(one.wrong) for one in trials)
     passed = sum(one.passed for one in trials)
     out += [
-        "## Hostile programs", "",
+        "## Hostile programs",
+        "",
         f"{programs} programs, {len(trials)} runs: {passed} passed, {bad} not contained.  Each has {WALL:g} s "
         f"({ENDLESS:g} s if it never ends) and {MEMORY} MiB; looked for "
         "afterwards: processes, zombies, files, shared memory, a connection, a changed file.  Exceptions are what "
         "attempts came to; `DONE` is what a form lets through: reading, and writing into what is private and thrown "
-        "away.", "",
+        "away.",
+        "",
         f"| program | what it tries | {' | '.join(f'{form} | s' for form in forms)} |",
         f"|---|---|{'---|--:|' * len(forms)}",
-    ]  # fmt: skip
+    ]
     tries = {one.name: one.tries for one in HOSTILE} | {"neighbour": "not to be disturbed by any of them"}
     by = {(one.name, one.form): one for one in trials}
     for name, what in tries.items():
@@ -397,10 +425,12 @@ def _cells(one: Trial | None) -> str:
 def _humaneval_table(found: dict[str, Any], forms: Sequence[str]) -> list[str]:
     bare = found["bare_interpreter_milliseconds"]
     out = [
-        "## HumanEval", "",
+        "## HumanEval",
+        "",
         "| form | canonical solutions pass | stubs fail, from threads and from asyncio | ms a run, median | 90 % | "
-        "runs/s, two threads | runs/s, asyncio |", "|---|--:|--:|--:|--:|--:|--:|",
-    ]  # fmt: skip
+        "runs/s, two threads | runs/s, asyncio |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
     for form in forms:
         one = found["forms"][form]
         count = one["records"]
@@ -416,13 +446,19 @@ def conditions() -> dict[str, Any]:
     """Where it ran."""
     bwrap = shutil.which("bwrap")
     version = (
-        subprocess.run([bwrap, "--version"], capture_output=True, text=True).stdout.split() if bwrap else ["absent"]
+        subprocess.run([bwrap, "--version"], capture_output=True, text=True).stdout.split()
+        if bwrap
+        else ["absent"]
     )
     return {
-        "Python": platform.python_version(), "Linux": platform.release().partition("-")[0],
-        "machine": platform.machine(), "CPUs": os.cpu_count(), "user": "root" if os.geteuid() == 0 else "not root",
-        "bubblewrap": version[-1], "load": round(os.getloadavg()[0], 1),
-    }  # fmt: skip
+        "Python": platform.python_version(),
+        "Linux": platform.release().partition("-")[0],
+        "machine": platform.machine(),
+        "CPUs": os.cpu_count(),
+        "user": "root" if os.geteuid() == 0 else "not root",
+        "bubblewrap": version[-1],
+        "load": round(os.getloadavg()[0], 1),
+    }
 
 
 def available(names: Sequence[Form]) -> list[Isolation]:
@@ -438,14 +474,18 @@ def available(names: Sequence[Form]) -> list[Isolation]:
 
 def main() -> None:
     """Run, write, and fail where something was not contained or graded wrongly."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--humaneval", type=Path, metavar="FILE", help="HumanEval.jsonl; without it that part is left out"
     )
     parser.add_argument(
         "--form", action="append", choices=FORMS, help="only this form; may be given again (default: all)"
     )
-    parser.add_argument("--out", type=Path, default=Path("results/grading"), help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/grading"), help="folder (default: %(default)s)"
+    )
     options = parser.parse_args()
     if options.humaneval and not options.humaneval.is_file():
         parser.error(f"no such file: {options.humaneval}")
@@ -454,8 +494,9 @@ def main() -> None:
         parser.error("none of these forms works here")
     record: dict[str, Any] = {
         "command": "python -m benchmarks.sandbox" + (" --humaneval FILE" if options.humaneval else ""),
-        "conditions": conditions(), "forms": {where.form: where.about for where in forms},
-    }  # fmt: skip
+        "conditions": conditions(),
+        "forms": {where.form: where.about for where in forms},
+    }
     trials = hold(forms)
     record["trials"] = [asdict(one) for one in trials]
     if options.humaneval:
@@ -466,7 +507,11 @@ def main() -> None:
     (options.out / "sandbox.md").write_text(report(record, trials))
     wrong = [f"{one.form}: {one.name}: {'; '.join(one.wrong)} ({one.reason})" for one in trials if one.wrong]
     for form, one in record.get("humaneval", {"forms": {}})["forms"].items():
-        wrong += [f"{form}: {len(one[what])} {what}: {one[what][:3]}" for what in ("refused", "accepted") if one[what]]
+        wrong += [
+            f"{form}: {len(one[what])} {what}: {one[what][:3]}"
+            for what in ("refused", "accepted")
+            if one[what]
+        ]
     print(f"{len(trials)} hostile runs, {len(wrong)} things wrong; see {options.out}/sandbox.md")
     if wrong:
         raise SystemExit("\n".join(wrong))

@@ -48,7 +48,7 @@ from starlette.types import Receive, Scope, Send
 from benchmarks import server_load as load
 from ensemblehub.api.app import create_app
 from ensemblehub.config import Config
-from ensemblehub.cost import Ledger
+from ensemblehub.cost import UsageLedger
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.schema import Chat, Message, Request, Sampling
 
@@ -85,7 +85,7 @@ class Both:
         chat = Chat(tuple(Message(one["role"], one["content"]) for one in body["messages"]))
 
         async def events() -> AsyncIterator[bytes]:
-            async for piece in self.engine.stream(Request(chat, Sampling()), Ledger().meter("answer")):
+            async for piece in self.engine.stream(Request(chat, Sampling()), UsageLedger().meter("answer")):
                 choice = {"index": 0, "delta": {"content": piece.text}, "finish_reason": piece.finish}
                 yield b"data: %b\n\n" % orjson.dumps({"choices": [choice]})
             yield b"data: [DONE]\n\n"
@@ -112,20 +112,31 @@ async def arrivals(
         replies = {name: list(await asyncio.gather(*waiting)) for name, waiting in tasks.items()}
     watching.cancel()
     seconds = time.perf_counter() - started
-    shares = {"client_cpu": (load.cpu(own) - busy) / seconds, "machine_cpu": (load.everyone() - machine) / seconds}
+    shares = {
+        "client_cpu": (load.cpu(own) - busy) / seconds,
+        "machine_cpu": (load.everyone() - machine) / seconds,
+    }
     return replies, shares | {"client_late_ms": lag.milliseconds["p99"]}
 
 
 def measure(arms: Arms, rate: float, seconds: float, *, key: str = "", apart: bool = False) -> Row:
     """Times of both arms in milliseconds, and what the first adds, with 95 % intervals."""
-    slices = [{name: url} for _ in range(round(seconds / SLICE)) for name, url in arms.items()] if apart else [arms]
+    slices = (
+        [{name: url} for _ in range(round(seconds / SLICE)) for name, url in arms.items()]
+        if apart
+        else [arms]
+    )
     replies, client = {name: list[load.Reply]() for name in arms}, list[Row]()
     for number, chosen in enumerate(slices):
-        found, busy = asyncio.run(arrivals(chosen, rate, SLICE if apart else seconds, f"{rate} {number}", key))
+        found, busy = asyncio.run(
+            arrivals(chosen, rate, SLICE if apart else seconds, f"{rate} {number}", key)
+        )
         client.append(busy)
         for name, some in found.items():
             replies[name] += some
-    good = {name: [one for one in found if one.done and one.first is not None] for name, found in replies.items()}
+    good = {
+        name: [one for one in found if one.done and one.first is not None] for name, found in replies.items()
+    }
     row: Row = {"rate": rate, "requests": {name: len(found) for name, found in replies.items()}}
     row |= {"failed": {name: len(replies[name]) - len(found) for name, found in good.items()}}
     row |= {name: round(max(one[name] for one in client), 3) for name in client[0]}
@@ -150,7 +161,9 @@ def missed(row: Row) -> list[str]:
     for percent, aim in AIMS.items():
         added = row.get("added_first_token_ms", {}).get(percent, [float("inf")])[0]
         if added > aim:
-            said.append(f"{added:.2f} ms more to the first token at {percent}, {added - aim:.2f} more than {aim:g}")
+            said.append(
+                f"{added:.2f} ms more to the first token at {percent}, {added - aim:.2f} more than {aim:g}"
+            )
     return [f"{row['rate']:g} requests/s: {one}" for one in said]
 
 
@@ -176,7 +189,9 @@ def litellm(given: Path | None) -> Any:
         venv.create(folder, with_pip=True)
         python = Path(folder) / "bin" / "python"
         print("installing LiteLLM's proxy in an environment of its own ...", file=sys.stderr)
-        subprocess.run([python, "-m", "pip", "install", "-q", "litellm[proxy]"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [python, "-m", "pip", "install", "-q", "litellm[proxy]"], check=True, stdout=subprocess.DEVNULL
+        )
         yield python
 
 
@@ -197,7 +212,9 @@ def peer(given: Path | None, url: str, rates: Sequence[float], seconds: float) -
             path = Path(folder) / "litellm.yaml"
             path.write_text(json.dumps(config))
             version = "from importlib.metadata import version; print(version('litellm'))"
-            found = subprocess.run([python, "-c", version], capture_output=True, text=True, check=True).stdout.strip()
+            found = subprocess.run(
+                [python, "-c", version], capture_output=True, text=True, check=True
+            ).stdout.strip()
             command = [str(python.parent / "litellm"), "--config", str(path), "--host", "127.0.0.1"]
             command += ["--port", str(port), "--num_workers", "1", "--telemetry", "False"]
             with load.process(command, port, "/health/liveliness", **offline):
@@ -210,13 +227,22 @@ def peer(given: Path | None, url: str, rates: Sequence[float], seconds: float) -
 
 def main() -> None:
     """Measure, print, write; fails where an aim is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--seconds", type=float, default=10, help="at each rate, three times as long at 100 (default: %(default)s)"
+        "--seconds",
+        type=float,
+        default=10,
+        help="at each rate, three times as long at 100 (default: %(default)s)",
     )
     rates = [25.0, 50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0, 600.0]
-    parser.add_argument("--rates", type=float, nargs="+", default=rates, help="requests/s to each (default: 25 to 600)")
-    parser.add_argument("--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=rates, help="requests/s to each (default: 25 to 600)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing"
+    )
     parser.add_argument("--litellm", type=Path, metavar="PYTHON", help="a python that has litellm[proxy]")
     parser.add_argument("--skip-litellm", action="store_true", help="without the peer")
     parser.add_argument("--out", type=Path, default=load.RESULTS, help="folder (default: %(default)s)")
@@ -240,7 +266,9 @@ def main() -> None:
             if slow(record["apart"], "bare"):
                 break
         if not options.skip_litellm:
-            record["litellm"] = peer(options.litellm, url, rates if options.quick else [5, 10, 20, 50, 100], seconds)
+            record["litellm"] = peer(
+                options.litellm, url, rates if options.quick else [5, 10, 20, 50, 100], seconds
+            )
     both = list(zip(record["together"], record["apart"], strict=True))
     held = takewhile(lambda rows: not any(map(missed, rows)), both)
     sound = steady(record["apart"], "bare")
@@ -270,7 +298,9 @@ def rows_of(rows: Sequence[Row], ours: str, theirs: str) -> list[str]:
             if what not in row:
                 said.append(f"{row['rate']:>6g} requests/s: failed: {row['failed']}")
                 continue
-            added = [f"{one:.2f} ({low:.2f} to {high:.2f})" for one, low, high in row[f"added_{what}"].values()]
+            added = [
+                f"{one:.2f} ({low:.2f} to {high:.2f})" for one, low, high in row[f"added_{what}"].values()
+            ]
             times = [f"{found['p50']:.1f} / {found['p99']:.1f}" for found in row[what].values()]
             line = f"{row['rate']:>6g} requests/s      " + "".join(f"{one:<26}" for one in added)
             said.append(f"{line}{times[0]:<21}{times[1]}")
@@ -281,10 +311,16 @@ def table(record: Row) -> str:
     """What a person reads."""
     each = f"{record['seconds']:g} s at each rate, three times as long at {RATE:g}"
     said = [f"milliseconds that the server adds (95 % interval), by requests/s to each handler; {each}"]
-    for how, about in (("together", "asked in turn, together"), ("apart", "asked apart, in slices that alternate")):
+    for how, about in (
+        ("together", "asked in turn, together"),
+        ("apart", "asked apart, in slices that alternate"),
+    ):
         said += [f"\n{about}", *rows_of(record[how], "server", "bare")]
     aims = " and ".join(f"{aim:g} ms at {percent}" for percent, aim in AIMS.items())
-    said += ["", f"the aims, {aims} to the first token, hold both ways up to {record['holds_up_to']:g} requests/s"]
+    said += [
+        "",
+        f"the aims, {aims} to the first token, hold both ways up to {record['holds_up_to']:g} requests/s",
+    ]
     said += [f"the bare handler alone holds {record['bare_holds_up_to']:g} requests/s"]
     said += [
         "busiest slice, by rate: cores in use of this machine and by the client, and how late that was itself (p99)"
@@ -293,12 +329,17 @@ def table(record: Row) -> str:
         client = f"{row['client_cpu']:.2f} by the client, {row['client_late_ms']:.1f} ms late"
         said.append(f"{row['rate']:>6g} requests/s      {row['machine_cpu']:.2f}, of them {client}")
     if peer := record.get("litellm"):
-        said += ["", f"LiteLLM's proxy {peer.get('version', '')} before the same server, against asking it directly"]
+        said += [
+            "",
+            f"LiteLLM's proxy {peer.get('version', '')} before the same server, against asking it directly",
+        ]
         if "error" in peer:
             said += [f"not measured: {peer['error']}"]
         else:
             said += rows_of(peer["rows"], "litellm", "direct")
-            said += [f"its median has not doubled up to {peer['holds_up_to']:g} requests/s; one worker, as by default"]
+            said += [
+                f"its median has not doubled up to {peer['holds_up_to']:g} requests/s; one worker, as by default"
+            ]
     return "\n".join([*said, "", load.told(record["conditions"])])
 
 
@@ -313,7 +354,11 @@ def plot(record: Row, folder: Path) -> None:
             ("the same, asked apart", record["apart"]),
             ("LiteLLM, over the server", peers),
         ):
-            known = [(row["rate"], *row["added_first_token_ms"][percent]) for row in rows if "first_token_ms" in row]
+            known = [
+                (row["rate"], *row["added_first_token_ms"][percent])
+                for row in rows
+                if "first_token_ms" in row
+            ]
             if known:
                 rate, middle, low, high = zip(*known, strict=True)
                 axis.plot(rate, middle, "o-", label=label)

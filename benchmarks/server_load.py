@@ -74,7 +74,16 @@ def server(config: Mapping[str, Any], **env: str) -> Iterator[tuple[str, psutil.
     with tempfile.TemporaryDirectory() as folder:
         path, port = Path(folder) / "config.yaml", free_port()
         path.write_text(json.dumps(config))
-        command = [sys.executable, "-m", "ensemblehub.api", str(path), "--port", str(port), "--log-format", "json"]
+        command = [
+            sys.executable,
+            "-m",
+            "ensemblehub.api",
+            str(path),
+            "--port",
+            str(port),
+            "--log-format",
+            "json",
+        ]
         with process(command, port, **env) as running:
             yield f"http://127.0.0.1:{port}", running
 
@@ -143,7 +152,9 @@ def body(model: str, question: str = "Count.", **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": question}], "stream": True, **more}
 
 
-async def read(session: aiohttp.ClientSession, url: str, asked: Mapping[str, Any], sent: float | None = None) -> Reply:
+async def read(
+    session: aiohttp.ClientSession, url: str, asked: Mapping[str, Any], sent: float | None = None
+) -> Reply:
     """Ask and read the stream to its end."""
     reply = Reply(time.perf_counter() if sent is None else sent)
     try:
@@ -167,7 +178,10 @@ async def client(
     connections: int = 0, headers: Mapping[str, str] | None = None
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """A client with as many connections as it needs."""
-    connector, timeout = aiohttp.TCPConnector(limit=connections), aiohttp.ClientTimeout(total=300, sock_connect=30)
+    connector, timeout = (
+        aiohttp.TCPConnector(limit=connections),
+        aiohttp.ClientTimeout(total=300, sock_connect=30),
+    )
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
         yield session
 
@@ -210,7 +224,9 @@ def cpu(running: psutil.Process) -> float:
 def everyone() -> float:
     """Seconds of a core that all processes of this machine have used."""
     times = psutil.cpu_times()
-    return float(sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal")))
+    return float(
+        sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal"))
+    )
 
 
 def percentiles(values: ArrayLike, *, scale: float = 1000.0) -> dict[str, float]:
@@ -220,7 +236,9 @@ def percentiles(values: ArrayLike, *, scale: float = 1000.0) -> dict[str, float]
     return dict(zip(names, np.percentile(found, [50, 95, 99, 100]).round(3).tolist(), strict=True))
 
 
-def differences(ours: Sequence[Sample], theirs: Sequence[Sample], *, draws: int = 1000) -> dict[str, list[float]]:
+def differences(
+    ours: Sequence[Sample], theirs: Sequence[Sample], *, draws: int = 1000
+) -> dict[str, list[float]]:
     """What `ours` takes more at three percentiles, in milliseconds, with bootstrapped 95 % intervals.
 
     Drawn are whole seconds of the run, both arms' samples of a second together: what disturbed both disturbs both.
@@ -235,7 +253,9 @@ def differences(ours: Sequence[Sample], theirs: Sequence[Sample], *, draws: int 
     def added(chosen: Sequence[int]) -> ArrayLike:
         left, right = (np.concatenate([parts[one][arm] for one in chosen]) for arm in (0, 1))
         return (
-            np.percentile(left, percents) - np.percentile(right, percents) if left.size and right.size else [np.nan] * 3
+            np.percentile(left, percents) - np.percentile(right, percents)
+            if left.size and right.size
+            else [np.nan] * 3
         )
 
     rng, middle = np.random.default_rng(0), np.asarray(added(range(len(parts))))

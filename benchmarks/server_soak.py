@@ -30,7 +30,7 @@ import numpy as np
 import psutil
 
 from benchmarks import server_load as load
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.schema import Piece, Request
 
@@ -61,7 +61,7 @@ class RecordingEngine(EchoEngine):
 
     options: ClassVar[type] = RecordingOptions
 
-    async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
+    async def stream(self, request: Request, meter: UsageMeter) -> AsyncGenerator[Piece, None]:
         asked, how = self._rendered(request), "stopped"
         mark = asked[asked.find("<") : asked.find(">") + 1]
         self._note(mark, "begun")
@@ -129,7 +129,10 @@ class Load:
             self.asked.append(asked)
             length, count = self.rng.choice(LENGTHS), self.rng.choice([1, 1, 1, 2])
             more = {"stream": self.rng.random() < 0.6, "max_tokens": length, "n": count}
-            body = load.body(self.rng.choice(["ensemble", "turns", "big", "small"]), f"Count {asked.mark}") | more
+            body = (
+                load.body(self.rng.choice(["ensemble", "turns", "big", "small"]), f"Count {asked.mark}")
+                | more
+            )
             patience = self.rng.uniform(0.0, DELAY * length) if self.rng.random() < LEAVE else None
             await self.ask(session, body, asked, patience)
 
@@ -167,7 +170,9 @@ def verdict(status: int, data: bytes, body: Mapping[str, Any]) -> str:
     return "right" if all(text == wanted for text in texts.values()) else "wrong"
 
 
-async def watched(url: str, running: psutil.Process, clients: int, seconds: float) -> tuple[Load, list[Sample], Row]:
+async def watched(
+    url: str, running: psutil.Process, clients: int, seconds: float
+) -> tuple[Load, list[Sample], Row]:
     """The load, memory by the second, and what is left behind when it is over."""
     work, memory, started, busy = Load(url, 1), list[Sample](), time.monotonic(), load.cpu(running)
     before = await tasks(url), running.num_fds()
@@ -178,7 +183,9 @@ async def watched(url: str, running: psutil.Process, clients: int, seconds: floa
     await task
     share = (load.cpu(running) - busy) / (time.monotonic() - started)
     left, end = await left_behind(url, running, before), time.monotonic() + SETTLE
-    while any(left.values()) and time.monotonic() < end:  # the last connections, the ones that ask this among them
+    while (
+        any(left.values()) and time.monotonic() < end
+    ):  # the last connections, the ones that ask this among them
         await asyncio.sleep(0.5)
         left = await left_behind(url, running, before)
     return work, memory, {"left_behind": left, "server_cpu": round(share, 3)}
@@ -190,7 +197,9 @@ async def left_behind(url: str, running: psutil.Process, before: tuple[int, int]
     async with load.client() as session, session.get(f"{url}/status") as response:
         status = await response.json()
     left = {key: status[key] for key in ("running", "queued", "queued_tokens")}
-    grown = {key: max(0, late - early) for key, early, late in zip(("tasks", "files"), before, after, strict=True)}
+    grown = {
+        key: max(0, late - early) for key, early, late in zip(("tasks", "files"), before, after, strict=True)
+    }
     return left | grown
 
 
@@ -242,7 +251,9 @@ def misses(found: Row) -> list[str]:
         said.append(f"memory grew by {found['growth']:.1%}, more than {GROWTH:.0%}")
     if found["stops_too_late"]:
         longest = found["stop_seconds"]["max"]
-        said.append(f"{found['stops_too_late']} clients' engines ran on for up to {longest:.2f} s, more than {ABORT:g}")
+        said.append(
+            f"{found['stops_too_late']} clients' engines ran on for up to {longest:.2f} s, more than {ABORT:g}"
+        )
     if found["unfinished"]:
         said.append(f"{found['unfinished']} streams of engines never ended")
     return said + ([f"left behind: {found['left_behind']}"] if any(found["left_behind"].values()) else [])
@@ -280,7 +291,11 @@ def plot(memory: Sequence[Sample], late: Sequence[float], warm: float, folder: P
     if late:
         right.ecdf([1000 * seconds for seconds in late])
     right.axvline(1000 * ABORT, linestyle=":", color="black", label="aim")
-    right.set(xlabel="ms from a client's leaving to its engines' stop", ylabel="share of those clients", xscale="log")
+    right.set(
+        xlabel="ms from a client's leaving to its engines' stop",
+        ylabel="share of those clients",
+        xscale="log",
+    )
     right.legend()
     for axis in (left, right):
         axis.grid(alpha=0.3)
@@ -291,10 +306,14 @@ def plot(memory: Sequence[Sample], late: Sequence[float], warm: float, folder: P
 
 def main() -> None:
     """Measure, print, write; fails where an aim is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=10, help="how long (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=40, help="at the same time (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing"
+    )
     parser.add_argument("--out", type=Path, default=load.RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     where, seconds = load.conditions(), 5.0 if options.quick else 60 * options.minutes

@@ -73,7 +73,11 @@ async def streams(url: str, count: int, tokens: int, running: psutil.Process) ->
         **counted(replies, tokens, lag),
         "kib_per_stream": round((peak - memory) / count / 1024, 1),
     }
-    return row | {"server_cpu": round(shares[0], 3), "client_cpu": round(shares[1], 3), "others_cpu": round(others, 3)}
+    return row | {
+        "server_cpu": round(shares[0], 3),
+        "client_cpu": round(shares[1], 3),
+        "others_cpu": round(others, 3),
+    }
 
 
 def counted(replies: Sequence[load.Reply], tokens: int, lag: load.Lag) -> Row:
@@ -103,7 +107,11 @@ def gaps(reply: load.Reply, lag: load.Lag) -> list[float]:
 def broken(row: Row) -> list[str]:
     """What does not hold, and by how much."""
     count, least, gap = row["streams"], PACE / DELAY, row["gap_beyond_40_ms"]["max"]
-    said = [f"{count - row[key]} of {count} streams not {key}" for key in ("complete", "in_order") if row[key] < count]
+    said = [
+        f"{count - row[key]} of {count} streams not {key}"
+        for key in ("complete", "in_order")
+        if row[key] < count
+    ]
     if row["stalls"]:
         said.append(f"{row['stalls']} stalls, the longest {gap:.0f} ms, {gap - 1000 * STALL:.0f} ms too long")
     if (pace := row["slowest_tokens_per_second"]) < least:
@@ -134,7 +142,9 @@ def table(record: Row) -> str:
     said = [
         f"streams of {record['tokens']} tokens at 25 tokens/s each, all at the same time; a new server for each row"
     ]
-    cells = "streams complete in order  slowest, tokens/s  gap beyond 40 ms, p50 / p99 / max, ms  stalls > 250 ms"
+    cells = (
+        "streams complete in order  slowest, tokens/s  gap beyond 40 ms, p50 / p99 / max, ms  stalls > 250 ms"
+    )
     said.append(f"{cells}  KiB/stream  server CPU  client CPU  others' CPU  client late, p99, ms")
     for row in record["rows"]:
         gap = "{p50:.1f} / {p99:.1f} / {max:.1f}".format(**row["gap_beyond_40_ms"])
@@ -170,11 +180,15 @@ def plot(rows: Sequence[Row], folder: Path) -> None:
 
 def main() -> None:
     """Measure, print, write; fails where the first number does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--streams", type=int, default=200, help="to begin with (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=400, help="of each stream (default: %(default)s)")
     parser.add_argument("--most", type=int, default=6400, help="where to stop raising (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing"
+    )
     parser.add_argument("--out", type=Path, default=load.RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
     first, tokens, most = (20, 40, 20) if options.quick else (options.streams, options.tokens, options.most)

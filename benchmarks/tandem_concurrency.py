@@ -1,6 +1,6 @@
 """Tandem at 1, 8 and 32 questions at a time: `python -m benchmarks.tandem_concurrency hf|llama_cpp|vllm`.
 
-The studio pair, the shipped judge, greedy, float32.  Questions per minute (median of rounds over the same questions,
+The built-in pair, the shipped judge, greedy, float32.  Questions per minute (median of rounds over the same questions,
 fresh engines in each, with a bootstrap interval), and what the intern computed of the insights:
 
 * once: the share of the insight tokens shown at the last checkpoint that the intern never computed again.  At every
@@ -26,29 +26,29 @@ import numpy as np
 
 from benchmarks import engines
 from ensemblehub.config import Config
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
-from ensemblehub.experiments.evaluate import Bill
-from ensemblehub.results import Collected
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble, fold
+from ensemblehub.lab.pipeline.evaluate import Bill
+from ensemblehub.lab.pipeline.records import Collected
+from ensemblehub.lab.tasks.base import Item
+from ensemblehub.lab.tasks.builtin_math import BuiltinMath
 from ensemblehub.schema import Event, Request, Result
-from ensemblehub.tasks.base import Item
-from ensemblehub.tasks.studio_math import StudioMath
 
 RESULTS = Path("results/benchmarks")
-COLLECTED = Path("results/studio_math/collected")
+COLLECTED = Path("results/builtin_math/collected")
 AT_ONCE = (1, 8, 32)
 AIM = 0.90  # of the insight text is never computed twice, on engines with a prefix cache of their own
-Ridden = list[tuple[Result, Ledger]]
+Ridden = list[tuple[Result, UsageLedger]]
 
 
 async def ridden(config: Config, items: Sequence[Item], at_once: int) -> tuple[float, Ridden, Ensemble]:
     """Seconds for all the questions with fresh engines, and every ride with its bill."""
-    task, room = StudioMath(), asyncio.Semaphore(at_once)
+    task, room = BuiltinMath(), asyncio.Semaphore(at_once)
     async with Ensemble.from_config(config) as ensemble:
 
-        async def one(item: Item) -> tuple[Result, Ledger]:
+        async def one(item: Item) -> tuple[Result, UsageLedger]:
             async with room:
-                ledger, events, started = Ledger(), list[Event](), time.perf_counter()
+                ledger, events, started = UsageLedger(), list[Event](), time.perf_counter()
                 async for event in ensemble.stream(Request(task.request(item), ensemble.sampling), ledger):
                     events.append(event)
                 return fold(events, ledger, time.perf_counter() - started), ledger
@@ -61,7 +61,7 @@ async def ridden(config: Config, items: Sequence[Item], at_once: int) -> tuple[f
 def shares(rides: Ridden, ensemble: Ensemble) -> dict[str, float]:
     """What the intern computed once, what came from the cache, what judging cost, what was discarded."""
     closing = Collected.load(COLLECTED, "test").rows[0].closing  # template tokens after the insight
-    cards = {engine.name: engine.card for engine in ensemble.engines}
+    cards = {engine.name: engine.info for engine in ensemble.engines}
     insight = again = cached = prompt = blocks = judging = flops = discarded = 0.0
     for result, ledger in rides:
         calls = [call.cost for call in ledger.calls if call.engine == "intern" and call.cost.prompt_tokens]
@@ -77,14 +77,17 @@ def shares(rides: Ridden, ensemble: Ensemble) -> dict[str, float]:
         wrote = sum(call.cost.completion_tokens for call in ledger.calls if call.engine == "mentor")
         discarded += wrote - shown[-1]
     return {
-        "once": 1 - again / insight, "cached": cached / prompt, "cached of whole blocks": cached / blocks,
-        "judging": judging / flops, "discarded a question": discarded / len(rides),
-    }  # fmt: skip
+        "once": 1 - again / insight,
+        "cached": cached / prompt,
+        "cached of whole blocks": cached / blocks,
+        "judging": judging / flops,
+        "discarded a question": discarded / len(rides),
+    }
 
 
 async def measured(engine: str, config: Config, questions: int, rounds: int) -> list[dict[str, Any]]:
     """A row for each number of questions at a time."""
-    items = list(StudioMath().items("test", questions))
+    items = list(BuiltinMath().items("test", questions))
     rows, texts = list[dict[str, Any]](), list[str]()
     for at_once in AT_ONCE:
         rates = []
@@ -106,7 +109,9 @@ async def measured(engine: str, config: Config, questions: int, rounds: int) -> 
 def line(row: dict[str, Any]) -> str:
     """A row as a person reads it."""
     low, high = row["interval"]
-    whole = row["engine"] == "vllm"  # which keeps whole blocks, and reads anew where it gives logprobs of a prompt
+    whole = (
+        row["engine"] == "vllm"
+    )  # which keeps whole blocks, and reads anew where it gives logprobs of a prompt
     once = "" if whole else f"insight computed once {row['once']:.1%}; "
     blocks = f" ({row['cached of whole blocks']:.1%} of its whole blocks)" if whole else ""
     return (
@@ -120,19 +125,27 @@ def line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure one engine, and keep what was measured of the others."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("engine", choices=["hf", "llama_cpp", "vllm"])
     parser.add_argument("--questions", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
-    conditions = {"cpus": len(os.sched_getaffinity(0)), "threads": 1, "load before": round(os.getloadavg()[0], 2)}
+    conditions = {
+        "cpus": len(os.sched_getaffinity(0)),
+        "threads": 1,
+        "load before": round(os.getloadavg()[0], 2),
+    }
     with engines.started(options.engine) as specs:
         rows = asyncio.run(measured(options.engine, engines.pair(specs), options.questions, options.rounds))
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "tandem_concurrency.json"
     kept = json.loads(path.read_text()) if path.exists() else []
-    rows = [row for row in kept if row["engine"] != options.engine] + [row | {"conditions": conditions} for row in rows]
+    rows = [row for row in kept if row["engine"] != options.engine] + [
+        row | {"conditions": conditions} for row in rows
+    ]
     path.write_text(json.dumps(rows, indent=1) + "\n")
     path.with_suffix(".txt").write_text("\n".join(map(line, rows)) + "\n")
 

@@ -37,13 +37,25 @@ _SIZES: dict[int, str] = {
     128: "max_position_embeddings n_positions n_ctx max_seq_len context_length max_target_positions model_max_length"
     " original_max_position_embeddings",
     VOCABULARY: "vocab_size vocab_size_per_layer_input decoder_vocab_size unpadded_vocab_size",
-}  # fmt: skip
-_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "is_decoder": True}
+}
+_IDS = {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "is_decoder": True,
+}
 _SHAPE = {name: size for size, names in _SIZES.items() for name in names.split()}
 
 _VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 _SHARED = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2}
-_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16, "mamba_n_groups": 1}
+_MAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 16,
+    "mamba_n_groups": 1,
+}
 _LATENT = (
     "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 dots3_note dots3_note_text"
     " glm4_moe_lite glm_moe_dsa minicpm3 youtu"
@@ -55,16 +67,22 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dots1": {"layer_types": ["sliding_attention", "full_attention"] * 2, "n_shared_experts": 1},
     **dict.fromkeys(("gemma3n_text", "gemma4_text", "gemma4_unified_text"), _SHARED),
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
-             "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32}},
+    "dbrx": {
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+    },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8},
     "gemma3": {"vision_config": _VISION},
     "git": {"vision_config": _VISION},
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local"] * 4, "local_attn_chunk_length": 8},
     "zaya": {"num_experts_per_tok": 1},
-    "roc_bert": {"pronunciation_vocab_size": 16, "shape_vocab_size": 16, "shape_embed_dim": 8,
-                 "pronunciation_embed_dim": 8},
+    "roc_bert": {
+        "pronunciation_vocab_size": 16,
+        "shape_vocab_size": 16,
+        "shape_embed_dim": 8,
+        "pronunciation_embed_dim": 8,
+    },
     "longcat_flash": {"zero_expert_num": 2, "num_key_value_heads": 4, "qk_head_dim": 24, "head_dim": 8},
     "zamba2": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
 }
@@ -95,7 +113,11 @@ def tiny(kind: str, changes: Mapping[str, Any] = {}) -> Any:
     config = CONFIG_MAPPING[kind]
     own = _shape(config)
     for name, inner in getattr(config, "sub_configs", {}).items():
-        if name in ("text_config", "decoder") and hasattr(inner, "sub_configs") and inner.__name__ != "AutoConfig":
+        if (
+            name in ("text_config", "decoder")
+            and hasattr(inner, "sub_configs")
+            and inner.__name__ != "AutoConfig"
+        ):
             own[name] = _shape(inner) | RECIPES.get(inner.model_type, {})
     return config(**own | RECIPES.get(kind, {}) | dict(changes))
 

@@ -18,16 +18,16 @@ from statistics import median
 import numpy as np
 
 from benchmarks.__main__ import ours, prompts
-from ensemblehub import studio
+from ensemblehub import builtin
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods import mixing
-from ensemblehub.ensemble_methods.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.distribution import Distribution
 from ensemblehub.ensemble_methods.output_aggregation.gac import GaC
 from ensemblehub.ensemble_methods.token_level import TokenLevel
 from ensemblehub.ensemble_methods.union_vocabulary import union_of
 from ensemblehub.generators.base import Vocabulary
-from ensemblehub.generators.hf import HFEngine, HFOptions
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 from ensemblehub.schema import Request, Sampling, Text
 
 SIZE = 150_000
@@ -58,7 +58,7 @@ async def decoding(models: Sequence[str], tokens: int, repeats: int) -> None:
     print(f"{'requests':>8} {'first alone':>12} {'second alone':>12}", *[f"{name:>22}" for name in methods])
     for rows in (1, 8):
         texts = prompts(rows)
-        engines = [HFEngine(path, HFOptions(studio.resolve(path), prefix_cache_tokens=0)) for path in models]
+        engines = [HFEngine(path, HFOptions(builtin.resolve(path), prefix_cache_tokens=0)) for path in models]
         await asyncio.gather(*[engine.load() for engine in engines])
         alone, ratios = [], []
         for turn in range(repeats + 1):
@@ -69,7 +69,9 @@ async def decoding(models: Sequence[str], tokens: int, repeats: int) -> None:
                 ratios.append([seconds / sum(own) for seconds in both])
         await asyncio.gather(*[engine.close() for engine in engines])
         times = [f"{median(column):>10.2f} s" for column in zip(*alone, strict=True)]
-        spread = [f"{median(one):>10.3f} ({min(one):.2f}-{max(one):.2f})" for one in zip(*ratios, strict=True)]
+        spread = [
+            f"{median(one):>10.3f} ({min(one):.2f}-{max(one):.2f})" for one in zip(*ratios, strict=True)
+        ]
         print(f"{rows:>8}", *times, *spread)
 
 
@@ -112,8 +114,12 @@ def mapping() -> None:
 
 async def main() -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs=2, default=("studio:mentor", "studio:intern"), help="paths of two models")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs=2, default=("builtin:mentor", "builtin:intern"), help="paths of two models"
+    )
     parser.add_argument("--tokens", type=int, default=128, help="tokens per request (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="measured turns (default: %(default)s)")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """What an answer in turns costs against its length: `python -m benchmarks.turns`.
 
-`loop` writes with the studio pair, 64 tokens a turn and past every end of text, on one CPU thread; once with
+`loop` writes with the built-in pair, 64 tokens a turn and past every end of text, on one CPU thread; once with
 the engines' prefix cache, and once without, where each turn reads all of the text again.  Counted are the
 tokens that went through a model, and seconds on the clock and of the CPU; the plot shows the latter, which
 other programs disturb less.  The aim: with the cache at most 1.05 x writers x (prompt + length).
@@ -24,12 +24,12 @@ from typing import Any
 import matplotlib as mpl
 import torch
 
-from ensemblehub import studio
-from ensemblehub.cost import Ledger
+from ensemblehub import builtin
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.output_aggregation.loop import Loop
-from ensemblehub.generators.hf import HFEngine, HFOptions
-from ensemblehub.schema import Chat, Message, Request, Sampling, Spent
-from ensemblehub.studio import word_problems
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
+from ensemblehub.lab.builtin import word_problems
+from ensemblehub.schema import Chat, Message, Request, Sampling, UsageLine
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -44,7 +44,7 @@ def questions(count: int) -> list[Chat]:
     return [Chat((Message("user", word_problems.draw(rng, steps=5).text),)) for _ in range(count)]
 
 
-def computed(calls: Sequence[Spent]) -> int:
+def computed(calls: Sequence[UsageLine]) -> int:
     """Tokens that went through a model: those read and not cached, and all written but each turn's last."""
     costs = [call.cost for call in calls]
     return sum(cost.prompt_tokens - cost.cached_tokens + cost.completion_tokens - 1 for cost in costs)
@@ -52,14 +52,19 @@ def computed(calls: Sequence[Spent]) -> int:
 
 async def measure(kind: str, cache: int, chat: Chat, length: int, turn: int) -> Measured:
     """One answer, by engines that have computed nothing yet."""
-    paths = {name: studio.resolve(f"studio:{name}") for name in ("mentor", "intern")}
-    engines = [HFEngine(name, HFOptions(path, device="cpu", prefix_cache_tokens=cache)) for name, path in paths.items()]
+    paths = {name: builtin.resolve(f"builtin:{name}") for name in ("mentor", "intern")}
+    engines = [
+        HFEngine(name, HFOptions(path, device="cpu", prefix_cache_tokens=cache))
+        for name, path in paths.items()
+    ]
     for engine in engines:
         await engine.load()
-    request, ledger = Request(chat, Sampling(max_tokens=length, ignore_eos=True)), Ledger()
+    request, ledger = Request(chat, Sampling(max_tokens=length, ignore_eos=True)), UsageLedger()
     whole = len(engines) * (engines[0].count(request) + length)
     started, busy = time.perf_counter(), time.process_time()
-    async with aclosing(Loop(max_new_tokens_per_round=turn).run(request, engines, ledger.meter("answer"))) as pieces:
+    async with aclosing(
+        Loop(max_new_tokens_per_round=turn).run(request, engines, ledger.meter("answer"))
+    ) as pieces:
         written = sum([len(piece.tokens) async for piece in pieces])
     seconds, busy, tokens = time.perf_counter() - started, time.process_time() - busy, computed(ledger.calls)
     for engine in engines:
@@ -94,14 +99,16 @@ def plot(cells: Sequence[Measured], folder: Path) -> None:
     """Tokens and seconds against length."""
     mpl.rcParams["svg.hashsalt"] = "ensemblehub"
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8))
-    for column, label, axis in zip(("computed", "cpu_seconds"), ("tokens computed", "CPU seconds"), axes, strict=True):
+    for column, label, axis in zip(
+        ("computed", "cpu_seconds"), ("tokens computed", "CPU seconds"), axes, strict=True
+    ):
         for kind in dict.fromkeys(cell["kind"] for cell in cells):
             own = [cell for cell in cells if cell["kind"] == kind]
             axis.plot([cell["length"] for cell in own], [cell[column] for cell in own], "o-", label=kind)
         axis.set(xlabel="tokens of the answer", ylabel=label, ylim=(0, None), xlim=(0, None))
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.suptitle("loop, studio mentor and intern in turns of 64 tokens")
+    figure.suptitle("loop, builtin mentor and intern in turns of 64 tokens")
     for name in ("turns.png", "turns.svg"):
         metadata = {"Date": None} if name.endswith("svg") else None
         figure.savefig(folder / name, dpi=150, bbox_inches="tight", metadata=metadata)
@@ -110,9 +117,15 @@ def plot(cells: Sequence[Measured], folder: Path) -> None:
 
 async def main() -> None:
     """Measure, print, write; fails where the aim is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", type=int, default=5, help="questions per length (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--questions", type=int, default=5, help="questions per length (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/benchmarks"), help="folder (default: %(default)s)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     chats, lengths, turn = questions(options.questions), [64, 128, 256, 512, 768, 1024, 1536], 64
@@ -125,7 +138,9 @@ async def main() -> None:
     ]
     cells = summary(rows)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "turns.json").write_text(json.dumps({"turn": turn, "aim": AIM, "cells": cells}, indent=1) + "\n")
+    (options.out / "turns.json").write_text(
+        json.dumps({"turn": turn, "aim": AIM, "cells": cells}, indent=1) + "\n"
+    )
     with (options.out / "turns.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, list(cells[0]), lineterminator="\n")
         table.writeheader()

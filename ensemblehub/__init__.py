@@ -11,12 +11,12 @@ __version__ = "0.1.0"
 __all__ = ["Ensemble", "__version__"]
 
 if TYPE_CHECKING:
-    from ensemblehub.ensemble_methods.ensemble import Ensemble
+    from ensemblehub.ensemble import Ensemble
 
 
 def __getattr__(name: str) -> Any:
     if name == "Ensemble":
-        from ensemblehub.ensemble_methods.ensemble import Ensemble
+        from ensemblehub.ensemble import Ensemble
 
         return Ensemble
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

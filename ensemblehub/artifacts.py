@@ -30,7 +30,10 @@ def write_whole(path: Path, content: bytes | str) -> None:
     Raises:
         ArtifactError: it cannot be written.
     """
-    data, part = content.encode() if isinstance(content, str) else content, path.with_name(f"{path.name}.part")
+    data, part = (
+        content.encode() if isinstance(content, str) else content,
+        path.with_name(f"{path.name}.part"),
+    )
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(data)

@@ -10,14 +10,14 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ensemblehub.schema import Card, Cost, Purpose, Spent
+from ensemblehub.schema import Cost, ModelInfo, Purpose, Usage, UsageLine
 
 
 @dataclass
-class Ledger:
+class UsageLedger:
     """What one request has spent so far, call by call."""
 
-    calls: list[Spent] = field(default_factory=list)
+    calls: list[UsageLine] = field(default_factory=list)
     _computed: dict[str, list[Sequence[int]]] = field(default_factory=dict, repr=False)
 
     def reused(self, engine: str, ids: Sequence[int], cached: int) -> int:
@@ -33,37 +33,37 @@ class Ledger:
 
     def add(self, engine: str, purpose: Purpose, cost: Cost) -> None:
         """Bill one call."""
-        self.calls.append(Spent(engine, purpose, cost))
+        self.calls.append(UsageLine(engine, purpose, cost))
 
     @property
-    def spent(self) -> tuple[Spent, ...]:
-        """The bill by engine and purpose, in the order in which they first appeared."""
+    def usage(self) -> Usage:
+        """Usage by engine and purpose, in order of first use."""
         lines: dict[tuple[str, Purpose], Cost] = {}
         for call in self.calls:
             lines[call.engine, call.purpose] = lines.get((call.engine, call.purpose), Cost()) + call.cost
-        return tuple(Spent(engine, purpose, cost) for (engine, purpose), cost in lines.items())
+        return Usage(tuple(UsageLine(engine, purpose, cost) for (engine, purpose), cost in lines.items()))
 
     @property
     def total(self) -> Cost:
         """The sum of all calls."""
         return sum((call.cost for call in self.calls), Cost())
 
-    def meter(self, purpose: Purpose) -> Meter:
+    def meter(self, purpose: Purpose) -> UsageMeter:
         """A meter to hand to engine calls made for `purpose`."""
-        return Meter(self, purpose)
+        return UsageMeter(self, purpose)
 
 
 @dataclass(frozen=True)
-class Meter:
+class UsageMeter:
     """Goes into every engine call; remembers what the call is for."""
 
-    ledger: Ledger
+    ledger: UsageLedger
     purpose: Purpose
 
     def record(
         self,
         engine: str,
-        card: Card,
+        info: ModelInfo,
         *,
         prompt_tokens: int,
         cached_tokens: int = 0,
@@ -91,13 +91,13 @@ class Meter:
             cached_tokens,
             completion_tokens,
             discarded_tokens,
-            prefill_flops=card.flops(cached_tokens, prompt_tokens),
-            decode_flops=card.flops(written_from, written_from + max(0, completion_tokens - 1)),
-            usd=dollars(card, prompt_tokens, cached_tokens, completion_tokens) if usd is None else usd,
+            prefill_flops=info.flops(cached_tokens, prompt_tokens),
+            decode_flops=info.flops(written_from, written_from + max(0, completion_tokens - 1)),
+            usd=dollars(info, prompt_tokens, cached_tokens, completion_tokens) if usd is None else usd,
             seconds=seconds,
             calls=1,
             estimated=estimated,
-            spared_flops=card.flops(reused, cached_tokens),
+            spared_flops=info.flops(reused, cached_tokens),
         )
         self.ledger.add(engine, self.purpose, cost)
         return cost
@@ -111,13 +111,15 @@ def _common(one: Sequence[int], other: Sequence[int], most: int) -> int:
     return bisect_left(range(1, most + 1), True, key=lambda length: one[:length] != other[:length])
 
 
-def dollars(card: Card, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
+def dollars(info: ModelInfo, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
     """Price of a call in US dollars; 0 where the card has no price."""
-    if card.price is None:
+    if info.price is None:
         return 0.0
-    cached_price = card.price.prompt if card.price.cached is None else card.price.cached
+    cached_price = info.price.prompt if info.price.cached is None else info.price.cached
     fresh = prompt_tokens - cached_tokens
-    return (fresh * card.price.prompt + cached_tokens * cached_price + completion_tokens * card.price.completion) / 1e6
+    return (
+        fresh * info.price.prompt + cached_tokens * cached_price + completion_tokens * info.price.completion
+    ) / 1e6
 
 
 def paper_flops(

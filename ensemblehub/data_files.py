@@ -10,7 +10,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain
@@ -38,6 +38,14 @@ _DEEP = Broken("nested too deeply")
 _UNFINISHED = (b"[", b"{", b",", b":")  # how a line ends in the middle of a JSON value
 
 
+HINTS: list[Callable[[Path], str]] = []  # what other packages say of a file that is missing; "" says nothing
+
+
+def missing(path: Path) -> str:
+    """One line for a data file that is not there, with the command that makes it where one is known."""
+    return next(filter(None, (hint(path) for hint in HINTS)), f"{path}: no such file")
+
+
 def located(path: Path) -> Iterator[Located]:
     """The items of a file as they are asked for, each with where it stands: `FILE:LINE` in JSONL, else its number.
 
@@ -45,8 +53,7 @@ def located(path: Path) -> Iterator[Located]:
     cannot be read is a `Broken`, and does not stop the others.
 
     Raises:
-        ConfigError: one line: the file cannot be read.
-        FileNotFoundError: there is no such file.
+        ConfigError: one line: there is no such file, or it cannot be read.
         MissingExtraError: a parquet file, and pyarrow is not installed.
     """
     try:
@@ -57,8 +64,8 @@ def located(path: Path) -> Iterator[Located]:
             else:
                 file = cast(BinaryIO, gzip.open(raw) if magic[:2] == b"\x1f\x8b" else raw)  # noqa: SIM115
                 yield from _items(path, file)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise ConfigError(missing(path)) from error
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 

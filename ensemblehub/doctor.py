@@ -18,19 +18,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ensemblehub import ensemble as joining
 from ensemblehub import registry
 from ensemblehub.config import Config
-from ensemblehub.cost import Ledger, Meter
-from ensemblehub.ensemble_methods import ensemble as joining
+from ensemblehub.config.sections import ModelSpec, RewardSpec
+from ensemblehub.cost import UsageLedger, UsageMeter
 from ensemblehub.ensemble_methods.base import Aggregation, ScoringAggregation, Selection, check_together
 from ensemblehub.errors import AbsentError, EnsembleHubError
 from ensemblehub.generators.base import Engine, Finding, Footprint
-from ensemblehub.schema import Capability, Card, Piece, Request
+from ensemblehub.schema import Capability, ModelInfo, Piece, Request
 from ensemblehub.scorers.base import Scorer
-from ensemblehub.sections import ModelSpec, RewardSpec
-from ensemblehub.tasks.sandbox import isolation
 
 T = TypeVar("T")
+EXTRA_LINES: dict[str, Callable[[], str]] = {}  # what other packages add to a report, by name
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Member:
     weights: int | None
     kv_per_1000_tokens: int | None
     context: int
-    can: tuple[str, ...]
+    capabilities: tuple[str, ...]
     here: bool
 
 
@@ -68,9 +68,9 @@ class Strategy:
 
     method: str
     params: dict[str, Any]
-    needs: tuple[str, ...]
+    requires: tuple[str, ...]
     missing: Mapping[str, tuple[str, ...]]
-    least: int
+    min_engines: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Report:
         ensembles: the other ensembles that a server offers: name, and how each is made up.
         generation: how text is generated.
         probes: what was seen of each model behind an API, where it was asked.
-        sandbox: in which form models' programs are run here, or why they cannot be.
+        extra: lines of `EXTRA_LINES`, by name.
         notes: what has no effect, or could surprise.
         unseen: models that are not on this machine, one line each.
         problems: why it cannot run; none if it can.
@@ -113,7 +113,7 @@ class Report:
     ensembles: dict[str, str] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     probes: list[Probed] = field(default_factory=list)
-    sandbox: str = ""
+    extra: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -125,7 +125,8 @@ class Report:
 
     def record(self) -> dict[str, Any]:
         """For machines."""
-        return {"ok": self.ok, **asdict(self)}
+        fields = asdict(self)
+        return {"ok": self.ok, **fields, **fields.pop("extra")}
 
     def attempt(self, make: Callable[..., T], *arguments: Any) -> T | None:
         """What `make` returns, or None and a problem."""
@@ -141,14 +142,14 @@ class Report:
 class Unseen(Engine):
     """Stands for a model that is not on this machine; has its engine's capabilities and no card."""
 
-    def __init__(self, name: str, can: frozenset[Capability], path: str) -> None:
-        self.name, self.can, self.card, self.path = name, can, Card(), path
+    def __init__(self, name: str, capabilities: frozenset[Capability], path: str) -> None:
+        self.name, self.capabilities, self.info, self.path = name, capabilities, ModelInfo(), path
 
     @property
     def model(self) -> str:
         return self.path
 
-    def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
+    def stream(self, request: Request, meter: UsageMeter) -> AsyncGenerator[Piece, None]:
         raise AbsentError(f"{self.path} is not on this machine")
 
 
@@ -164,7 +165,7 @@ class UnseenScorer(Scorer):
     def model(self) -> str:
         return self.path
 
-    async def score(self, request: Request, texts: Sequence[str], meter: Meter) -> list[float]:
+    async def score(self, request: Request, texts: Sequence[str], meter: UsageMeter) -> list[float]:
         raise AbsentError(f"{self.path} is not on this machine")
 
 
@@ -186,12 +187,16 @@ def examine(path: Path, changes: Sequence[str] = (), probe: bool = False) -> Rep
     selection = report.attempt(joining.selection_of, config)
     aggregation = report.attempt(joining.aggregation_of, config)
     if members and selection:
-        least = min(selection.least(members), len(members))
-        report.selection = _strategy(selection, config.selection.method, config.selection.params, members, least)
+        min_engines = min(selection.min_engines(members), len(members))
+        report.selection = _strategy(
+            selection, config.selection.method, config.selection.params, members, min_engines
+        )
     if members and aggregation:
         aggregation = _judged(report, config, aggregation, members)
         chosen = config.aggregation
-        report.aggregation = _strategy(aggregation, chosen.method, chosen.params, members, aggregation.least)
+        report.aggregation = _strategy(
+            aggregation, chosen.method, chosen.params, members, aggregation.min_engines
+        )
     if selection and aggregation and len(members) == len(config.members):
         report.attempt(_check, config, members, selection, aggregation)
         told = report.ok and all(member.here for member in report.members)  # parts may go by size
@@ -202,7 +207,7 @@ def examine(path: Path, changes: Sequence[str] = (), probe: bool = False) -> Rep
     report.notes += [f"{engine.name}: {note}" for engine in engines.values() for note in engine.notes]
     for name in config.ensembles:
         _also(report, config.named(name), name, engines)
-    report.sandbox = _sandbox()
+    report.extra = {name: line() for name, line in EXTRA_LINES.items()}
     if probe:
         asyncio.run(_probe(report, list(engines.values())))
     return report
@@ -211,31 +216,26 @@ def examine(path: Path, changes: Sequence[str] = (), probe: bool = False) -> Rep
 async def _probe(report: Report, engines: Sequence[Engine]) -> None:
     """Ask live models; what the options count on and was not seen is a problem."""
     for engine in engines:
-        ledger = Ledger()
+        ledger = UsageLedger()
         findings = tuple(await engine.probe(ledger))
         if not findings:
             continue
         options = {name: value for one in findings for name, value in one.options.items()}
         report.probes.append(Probed(engine.describe(), findings, options, _spent(ledger)))
         wrong = [one for one in findings if one.declared and not one.seen]
-        report.problems += [f"{engine.name}: {one.ability}: {' '.join(one.sentence.split())}" for one in wrong]
+        report.problems += [
+            f"{engine.name}: {one.ability}: {' '.join(one.sentence.split())}" for one in wrong
+        ]
     if not report.probes:
         report.notes.append("--probe asks models behind APIs, and there is none in this file")
 
 
-def _spent(ledger: Ledger) -> str:
+def _spent(ledger: UsageLedger) -> str:
     cost = ledger.total
     money = f", ${cost.usd:.6f}" if cost.usd else ""
     some = [call.cost for call in ledger.calls if call.cost.prompt_tokens]
     guess = ", estimated in part" if any(one.estimated for one in some) else ""
     return f"{cost.calls} requests, {cost.prompt_tokens} tokens read and {cost.completion_tokens} written{money}{guess}"
-
-
-def _sandbox() -> str:
-    try:
-        return str(isolation())
-    except EnsembleHubError as error:
-        return f"none: {error}"
 
 
 def _members_of(config: Config, engines: Mapping[str, Engine]) -> list[Engine]:
@@ -249,7 +249,9 @@ def _also(report: Report, config: Config, name: str, engines: Mapping[str, Engin
     aggregation = report.attempt(joining.aggregation_of, config)
     if selection and aggregation and len(members) == len(config.members):
         report.attempt(_check, config, members, selection, _judged(report, config, aggregation, members))
-        report.ensembles[name] = f"{config.aggregation.method} over {', '.join(engine.name for engine in members)}"
+        report.ensembles[name] = (
+            f"{config.aggregation.method} over {', '.join(engine.name for engine in members)}"
+        )
 
 
 def _engine(report: Report, config: Config, spec: ModelSpec) -> Engine | None:
@@ -258,27 +260,39 @@ def _engine(report: Report, config: Config, spec: ModelSpec) -> Engine | None:
     if len(report.unseen) == before:
         return engine
     kind = registry.lookup(registry.ENGINES, spec.engine, "engine")
-    return Unseen(spec.name, kind.can, str(spec.extra.get("path")))
+    return Unseen(spec.name, kind.capabilities, str(spec.extra.get("path")))
 
 
 def _member(engine: Engine, spec: ModelSpec) -> Member:
-    memory, card = engine.footprint or Footprint(0, 0), engine.card
+    memory, info = engine.footprint or Footprint(0, 0), engine.info
     return Member(
-        engine.name, spec.engine, str(spec.extra.get("path", spec.engine)), card.parameters,
-        memory.weights or None, 1000 * memory.token or None, card.context, tuple(sorted(engine.can)),
+        engine.name,
+        spec.engine,
+        str(spec.extra.get("path", spec.engine)),
+        info.parameters,
+        memory.weights or None,
+        1000 * memory.token or None,
+        info.context,
+        tuple(sorted(engine.capabilities)),
         not isinstance(engine, Unseen),
-    )  # fmt: skip
+    )
 
 
 def _strategy(
-    strategy: Selection | Aggregation, method: str, params: dict[str, Any], engines: Sequence[Engine], least: int
+    strategy: Selection | Aggregation,
+    method: str,
+    params: dict[str, Any],
+    engines: Sequence[Engine],
+    min_engines: int,
 ) -> Strategy:
-    missing = {engine.name: tuple(sorted(strategy.needs - engine.can)) for engine in engines}
+    missing = {engine.name: tuple(sorted(strategy.requires - engine.capabilities)) for engine in engines}
     lacking = {name: lacks for name, lacks in missing.items() if lacks}
-    return Strategy(method, dict(params), tuple(sorted(strategy.needs)), lacking, least)
+    return Strategy(method, dict(params), tuple(sorted(strategy.requires)), lacking, min_engines)
 
 
-def _judged(report: Report, config: Config, aggregation: Aggregation, engines: Sequence[Engine]) -> Aggregation:
+def _judged(
+    report: Report, config: Config, aggregation: Aggregation, engines: Sequence[Engine]
+) -> Aggregation:
     """The aggregation with its scorers, where it asks any."""
     if not isinstance(aggregation, ScoringAggregation):
         if config.reward_specs:
@@ -286,9 +300,13 @@ def _judged(report: Report, config: Config, aggregation: Aggregation, engines: S
         return aggregation
     scorers = []
     for spec in config.reward_specs:
-        scorer = report.attempt(joining.scorer_of, config, spec, engines) or UnseenScorer(spec.name, spec, engines)
+        scorer = report.attempt(joining.scorer_of, config, spec, engines) or UnseenScorer(
+            spec.name, spec, engines
+        )
         scorers.append(scorer)
-        report.scorers.append({"name": spec.name, "engine": spec.engine, "weight": spec.weight, "model": scorer.model})
+        report.scorers.append(
+            {"name": spec.name, "engine": spec.engine, "weight": spec.weight, "model": scorer.model}
+        )
     return aggregation.judged_by(joining.pool_of(config, scorers))
 
 
@@ -298,7 +316,7 @@ def _check(config: Config, engines: Sequence[Engine], selection: Selection, aggr
 
 
 def _generation(report: Report, config: Config, engines: Sequence[Engine]) -> None:
-    contexts = {engine.name: engine.card.context for engine in engines if engine.card.context}
+    contexts = {engine.name: engine.info.context for engine in engines if engine.info.context}
     sampling = config.ensemble.generation.sampling(min(contexts.values(), default=0))
     report.generation = asdict(replace(sampling, logit_bias={}))
     for name, context in contexts.items():
@@ -324,15 +342,19 @@ def show(report: Report, console: Console) -> None:
     for name, made in report.ensembles.items():
         _line(console, "ensemble", f"{name}: {made}")
     if report.generation:
-        told = {key: value for key, value in report.generation.items() if value not in (None, (), {}, 0, False)}
+        told = {
+            key: value for key, value in report.generation.items() if value not in (None, (), {}, 0, False)
+        }
         _line(console, "generation", ", ".join(f"{key} {value}" for key, value in told.items()))
     for one in report.probes:
         _probed(one, console)
-    if report.sandbox:
-        _line(console, "sandbox", report.sandbox)
+    for name, text in report.extra.items():
+        _line(console, name, text)
     for colour, word, lines in (
-        ("yellow", "note", report.notes), ("yellow", "unseen", report.unseen), ("red", "problem", report.problems),
-    ):  # fmt: skip
+        ("yellow", "note", report.notes),
+        ("yellow", "unseen", report.unseen),
+        ("red", "problem", report.problems),
+    ):
         for line in lines:
             _line(console, word, line, colour)
     seen = f", as far as can be seen without {len(report.unseen)} of its models" if report.unseen else ""
@@ -359,14 +381,22 @@ def _members(members: Sequence[Member]) -> Table:
     table.add_column("can")
     for one in members:
         table.add_row(
-            one.name, one.engine, one.path, f"{one.parameters:,}" if one.parameters else "?", _size(one.weights),
-            _size(one.kv_per_1000_tokens), f"{one.context:,}" if one.context else "?", " ".join(one.can),
-        )  # fmt: skip
+            one.name,
+            one.engine,
+            one.path,
+            f"{one.parameters:,}" if one.parameters else "?",
+            _size(one.weights),
+            _size(one.kv_per_1000_tokens),
+            f"{one.context:,}" if one.context else "?",
+            " ".join(one.capabilities),
+        )
     if len(members) > 1:
         weights, cache = (sum(values) for values in zip(*map(_memory, members), strict=True))
         parameters = f"{sum(one.parameters for one in members):,}"
         every = "all" if all(one.here for one in members) else "all seen"
-        table.add_row(every, "", "", parameters, _size(weights or None), _size(cache or None), "", "", style="dim")
+        table.add_row(
+            every, "", "", parameters, _size(weights or None), _size(cache or None), "", "", style="dim"
+        )
     return table
 
 
@@ -375,13 +405,13 @@ def _memory(member: Member) -> tuple[int, int]:
 
 
 def _told(what: str, strategy: Strategy) -> str:
-    needs = ", ".join(strategy.needs)
+    requires = ", ".join(strategy.requires)
     lacks = "; ".join(f"{name} lacks {', '.join(missing)}" for name, missing in strategy.missing.items())
-    parts = [f"needs {needs} of every model ({lacks or 'all there'})"] if needs else []
+    parts = [f"needs {requires} of every model ({lacks or 'all there'})"] if requires else []
     if what == "selection":
-        parts.append(f"keeps at least {strategy.least}")
-    elif strategy.least > 1:
-        parts.append(f"needs at least {strategy.least} models")
+        parts.append(f"keeps at least {strategy.min_engines}")
+    elif strategy.min_engines > 1:
+        parts.append(f"needs at least {strategy.min_engines} models")
     return ": ".join([strategy.method, "; ".join(parts)] if parts else [strategy.method])
 
 

@@ -21,15 +21,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ensemblehub import registry, studio
+from ensemblehub import builtin, registry
 from ensemblehub.config import Config
-from ensemblehub.cost import Ledger
-from ensemblehub.dataset import BadExample, Example, read_items
-from ensemblehub.ensemble_methods.ensemble import Ensemble, attribution, fold
+from ensemblehub.config.sections import ModelSpec
+from ensemblehub.cost import UsageLedger
+from ensemblehub.data import BadExample, Example, read_items
+from ensemblehub.ensemble import Ensemble, attribution, fold
 from ensemblehub.errors import ArtifactError, ConfigError, did_you_mean
 from ensemblehub.output import Output
 from ensemblehub.schema import Cost, Event, Request, Result
-from ensemblehub.sections import ModelSpec
 
 SHOWN = 20  # failures printed
 PLAIN_SECONDS = 30.0  # between two lines of progress where there is no terminal
@@ -139,7 +139,10 @@ class Tally:
     def __str__(self) -> str:
         """One line: rows, rate, cost so far, time left."""
         done, seconds = self.good + self.failed, time.perf_counter() - self.started
-        parts = [f"{self.total - self.left}/{self.total}", *([f"{self.failed} failed"] if self.failed else [])]
+        parts = [
+            f"{self.total - self.left}/{self.total}",
+            *([f"{self.failed} failed"] if self.failed else []),
+        ]
         if done:
             parts += [f"{done / seconds:.2f} rows/s", spending(self.cost)]
             parts += [f"{clock(seconds / done * self.left)} left"] if self.left else [clock(seconds)]
@@ -147,7 +150,10 @@ class Tally:
 
     def summary(self, path: Path) -> str:
         """What a person wants to know at the end."""
-        parts = [f"{self.kept + self.good} of {self.total} answered ({self.kept} before)", f"{self.failed} failed"]
+        parts = [
+            f"{self.kept + self.good} of {self.total} answered ({self.kept} before)",
+            f"{self.failed} failed",
+        ]
         parts += [f"{self.left} left"]
         if self.good + self.failed:
             parts += [spending(self.cost), clock(time.perf_counter() - self.started)]
@@ -156,7 +162,9 @@ class Tally:
 
 def spending(cost: Cost) -> str:
     """FLOPs in a unit that fits, and dollars where there are any."""
-    scale = next((unit for unit in ((1e15, "P"), (1e12, "T"), (1e9, "G")) if cost.flops >= unit[0]), (1e6, "M"))
+    scale = next(
+        (unit for unit in ((1e15, "P"), (1e12, "T"), (1e9, "G")) if cost.flops >= unit[0]), (1e6, "M")
+    )
     return f"{cost.flops / scale[0]:.2f} {scale[1]}FLOPs" + (f", ${cost.usd:.4f}" if cost.usd else "")
 
 
@@ -195,7 +203,10 @@ class Batch:
                     async with asyncio.TaskGroup() as workers:
                         for _ in range(batch_size):
                             workers.create_task(work())
-                except* (ArtifactError, ConfigError) as group:  # the output or the input, not one of the items
+                except* (
+                    ArtifactError,
+                    ConfigError,
+                ) as group:  # the output or the input, not one of the items
                     raise group.exceptions[0] from None
 
     def questions(self, items: Iterable[Example | BadExample]) -> Iterator[Example]:
@@ -211,7 +222,7 @@ class Batch:
 
     async def answer(self, item: Example) -> None:
         """Answer one item and write its row; a failure is the row's, not the batch's."""
-        ledger, events, started, reason = Ledger(), list[Event](), time.perf_counter(), None
+        ledger, events, started, reason = UsageLedger(), list[Event](), time.perf_counter(), None
         try:
             async with aclosing(
                 self.ensemble.stream(Request(item.prompt, self.sampling, id=item.id), ledger)
@@ -228,7 +239,7 @@ class Batch:
             selected_models=self.selected(result),
             finish_reason=None if reason else result.finish,
             **extra,
-            spent=[asdict(line) | {"flops": line.cost.flops} for line in result.spent],
+            spent=[asdict(line) | {"flops": line.cost.flops} for line in result.usage.lines],
             seconds=result.seconds,
             error=reason,
         )
@@ -317,7 +328,9 @@ class Show:
 @contextmanager
 def shown(tally: Tally, console: Console) -> Iterator[Show]:
     """Show a run's progress on `console`."""
-    bar = Progress(BarColumn(), TextColumn("{task.description}", markup=False), console=console, transient=True)
+    bar = Progress(
+        BarColumn(), TextColumn("{task.description}", markup=False), console=console, transient=True
+    )
     with bar if console.is_terminal else nullcontext():
         yield Show(tally, console, bar)
 
@@ -333,7 +346,7 @@ def configured(
     """A configuration from a file, from flags, or from a file that flags change.
 
     Args:
-        file: without it, `models` are the configuration; without them too, it is the studio pair's.
+        file: without it, `models` are the configuration; without them too, it is the built-in pair's.
         models: `path:engine:device`, the engine and the device optional.
         max_tokens: of an answer; a question that leaves no room for so many is refused.
         selection, aggregation: methods; a method that is not the file's starts with its default options.
@@ -347,7 +360,7 @@ def configured(
             raise ConfigError("--set changes a file: give --config")
         config = Config(model_specs=specs)
     else:
-        config = Config.read(file or studio.CONFIG, changes)
+        config = Config.read(file or builtin.CONFIG, changes)
     section = config.ensemble
     update: dict[str, Any] = {}
     if selection not in (None, section.model_selection_method):
@@ -355,19 +368,21 @@ def configured(
     if aggregation not in (None, section.output_aggregation_method):
         update |= {"output_aggregation_method": aggregation, "output_aggregation_params": {}}
     if max_tokens is not None:
-        update["generation"] = section.generation.model_copy(update={"max_tokens": max_tokens, "fit_context": False})
+        update["generation"] = section.generation.model_copy(
+            update={"max_tokens": max_tokens, "fit_context": False}
+        )
     models_update = {"model_specs": specs} if specs else {}
     return config.model_copy(update={"ensemble": section.model_copy(update=update), **models_update})
 
 
 def _specs(texts: Iterable[str]) -> list[ModelSpec]:
-    """Models from `path:engine:device`; a path may hold colons (`studio:intern`), and so may a device (`cuda:0`)."""
+    """Models from `path:engine:device`; a path may hold colons (`builtin:intern`), and so may a device (`cuda:0`)."""
     specs: list[ModelSpec] = []
     for text in texts:
         engines = "|".join(map(re.escape, registry.ENGINES))
         found = re.fullmatch(rf"(?P<path>.+?)(:(?P<engine>{engines})(:(?P<device>.+))?)?", text, re.DOTALL)
         path = found["path"] if found else ""
-        _, colon, rest = path.removeprefix("studio:").partition(":")
+        _, colon, rest = path.removeprefix("builtin:").partition(":")
         if not path or colon:
             raise ConfigError(
                 f"--model_specs {text}: {did_you_mean(rest.partition(':')[0], registry.ENGINES, 'engine')}"

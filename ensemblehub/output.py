@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from ensemblehub.config import WHERE_IT_RUNS, Config
-from ensemblehub.dataset import BadExample, Example, plain
+from ensemblehub.data import BadExample, Example, plain
 from ensemblehub.errors import ArtifactError
-from ensemblehub.results import Lines, encoded
+from ensemblehub.journal import Lines, encoded
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,11 @@ class Output:
 
     def _check(self, row: dict[str, Any]) -> None:
         made = row.get("config")
-        if not isinstance(made, dict) or not {"fingerprint"} <= made.keys() or not {"key", "error"} <= row.keys():
+        if (
+            not isinstance(made, dict)
+            or not {"fingerprint"} <= made.keys()
+            or not {"key", "error"} <= row.keys()
+        ):
             raise ArtifactError(f"{self.path} holds what this command did not write; choose another output")
         if made["fingerprint"] != self.fingerprint:
             raise ArtifactError(
@@ -155,7 +159,9 @@ class Output:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         self._lines.close()
 
 
@@ -224,7 +230,9 @@ class Stream:
 
 def fingerprint(config: Config) -> str:
     """Hash of all that decides an answer: not the device it is computed on, nor values that are the default."""
-    decides = config.model_dump(mode="json", exclude_defaults=True, exclude={"experiment", "server", "ensembles"})
+    decides = config.model_dump(
+        mode="json", exclude_defaults=True, exclude={"experiment", "server", "ensembles"}
+    )
     decides.get("ensemble", {}).pop("request_params", None)
     for spec in decides["model_specs"]:
         for name in WHERE_IT_RUNS & spec.keys():

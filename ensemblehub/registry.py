@@ -15,12 +15,12 @@ from typing import Any
 from ensemblehub.errors import ConfigError, did_you_mean, one_line
 
 ENGINES = {
-    "api": "ensemblehub.generators.openai:OpenAIEngine",
+    "api": "ensemblehub.generators.openai.engine:OpenAIEngine",
     "echo": "ensemblehub.generators.echo:EchoEngine",
-    "hf": "ensemblehub.generators.hf:HFEngine",
-    "llama_cpp": "ensemblehub.generators.llama_cpp:LlamaCppEngine",
-    "openai": "ensemblehub.generators.openai:OpenAIEngine",
-    "vllm": "ensemblehub.generators.vllm:VLLMEngine",
+    "hf": "ensemblehub.generators.hf.engine:HFEngine",
+    "llama_cpp": "ensemblehub.generators.llama_cpp.engine:LlamaCppEngine",
+    "openai": "ensemblehub.generators.openai.engine:OpenAIEngine",
+    "vllm": "ensemblehub.generators.vllm.engine:VLLMEngine",
 }
 SELECTIONS = {
     "all": "ensemblehub.ensemble_methods.model_selection.all:All",
@@ -51,18 +51,20 @@ SCORERS = {
     "reward_model": "ensemblehub.scorers.reward_model:RewardModelScorer",
 }
 TASKS = {
-    "aime24": "ensemblehub.tasks.aime24:AIME24",
-    "amc23": "ensemblehub.tasks.amc23:AMC23",
-    "gsm8k": "ensemblehub.tasks.gsm8k:GSM8K",
-    "hendrycks_math": "ensemblehub.tasks.hendrycks_math:MATH",
-    "humaneval": "ensemblehub.tasks.humaneval:HumanEval",
-    "humaneval_plus": "ensemblehub.tasks.humaneval_plus:HumanEvalPlus",
-    "math": "ensemblehub.tasks.hendrycks_math:MATH",
-    "math500": "ensemblehub.tasks.math500:MATH500",
-    "mbpp": "ensemblehub.tasks.mbpp:MBPP",
-    "mbpp_plus": "ensemblehub.tasks.mbpp_plus:MBPPPlus",
-    "studio_math": "ensemblehub.tasks.studio_math:StudioMath",
-    "studio_code": "ensemblehub.tasks.studio_code:StudioCode",
+    "aime24": "ensemblehub.lab.tasks.aime24:AIME24",
+    "amc23": "ensemblehub.lab.tasks.amc23:AMC23",
+    "gsm8k": "ensemblehub.lab.tasks.gsm8k:GSM8K",
+    "hendrycks_math": "ensemblehub.lab.tasks.hendrycks_math:MATH",
+    "humaneval": "ensemblehub.lab.tasks.humaneval:HumanEval",
+    "humaneval_plus": "ensemblehub.lab.tasks.humaneval_plus:HumanEvalPlus",
+    "math": "ensemblehub.lab.tasks.hendrycks_math:MATH",
+    "math500": "ensemblehub.lab.tasks.math500:MATH500",
+    "mbpp": "ensemblehub.lab.tasks.mbpp:MBPP",
+    "mbpp_plus": "ensemblehub.lab.tasks.mbpp_plus:MBPPPlus",
+    "builtin_math": "ensemblehub.lab.tasks.builtin_math:BuiltinMath",
+    "studio_math": "ensemblehub.lab.tasks.builtin_math:BuiltinMath",  # older names
+    "studio_code": "ensemblehub.lab.tasks.builtin_code:BuiltinCode",
+    "builtin_code": "ensemblehub.lab.tasks.builtin_code:BuiltinCode",
 }
 
 

@@ -300,7 +300,7 @@ class Price:
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelInfo:
     """What is known of an engine's model without running it.
 
     Attributes:
@@ -379,8 +379,8 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Spent:
-    """One line of the bill: what one engine spent for one purpose."""
+class UsageLine:
+    """Cost of one engine for one purpose."""
 
     engine: str
     purpose: Purpose
@@ -388,12 +388,24 @@ class Spent:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """Usage of a request by engine and purpose, in order of first use."""
+
+    lines: tuple[UsageLine, ...] = ()
+
+    @property
+    def cost(self) -> Cost:
+        """The sum of all lines."""
+        return sum((line.cost for line in self.lines), Cost())
+
+
+@dataclass(frozen=True)
 class Result:
-    """A whole ride: the stream, folded, and its bill."""
+    """The answer to a request: its stream, folded, and its usage."""
 
     pieces: tuple[Piece, ...]  # merged by author
     verdicts: tuple[Verdict, ...]
-    spent: tuple[Spent, ...]
+    usage: Usage
     seconds: float = 0.0  # wall time
     choices: tuple[Choice, ...] = ()
 
@@ -414,8 +426,8 @@ class Result:
 
     @property
     def cost(self) -> Cost:
-        """The sum of all lines of the bill."""
-        return sum((line.cost for line in self.spent), Cost())
+        """The cost of the request, all engines and purposes together."""
+        return self.usage.cost
 
 
 def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:

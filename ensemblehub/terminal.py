@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
 from contextlib import aclosing
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ensemblehub.config import Config
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble, fold
 from ensemblehub.schema import Chat, Choice, Cost, Event, Request, Result, Verdict
 
 COLOURS = {"insight": "cyan", "answer": "green"}
@@ -65,7 +62,7 @@ def bill(result: Result, estimate: tuple[float, float, float] | None) -> Table:
     table = Table(title="the bill", title_justify="left")
     for column in ("engine", "purpose", "read", "cached", "written", "MFLOPs", "seconds"):
         table.add_column(column, justify="left" if column in ("engine", "purpose") else "right")
-    for line in result.spent:
+    for line in result.usage.lines:
         table.add_row(line.engine, line.purpose, *_cells(line.cost))
     table.add_section()
     table.add_row("all", "", *_cells(result.cost))
@@ -80,14 +77,17 @@ def bill(result: Result, estimate: tuple[float, float, float] | None) -> Table:
 
 def _cells(cost: Cost) -> list[str]:
     return [
-        str(cost.prompt_tokens), str(cost.cached_tokens), str(cost.completion_tokens),
-        f"{cost.flops / 1e6:.1f}", f"{cost.seconds:.3f}",
-    ]  # fmt: skip
+        str(cost.prompt_tokens),
+        str(cost.cached_tokens),
+        str(cost.completion_tokens),
+        f"{cost.flops / 1e6:.1f}",
+        f"{cost.seconds:.3f}",
+    ]
 
 
 async def watch(ensemble: Ensemble, request: Request, console: Console) -> Result:
     """Ride while printing; the whole result at the end."""
-    screen, ledger, events, started = Screen(console), Ledger(), list[Event](), time.perf_counter()
+    screen, ledger, events, started = Screen(console), UsageLedger(), list[Event](), time.perf_counter()
     async with aclosing(ensemble.stream(request, ledger)) as stream:
         async for event in stream:
             events.append(event)
@@ -111,42 +111,8 @@ async def ask(config: Config, chat: Chat, console: Console) -> dict[str, Any]:
             "insight": result.insight,
             "finish_reason": result.finish,
             "verdicts": [asdict(verdict) for verdict in result.verdicts],
-            "spent": [asdict(line) | {"flops": line.cost.flops} for line in result.spent],
+            "spent": [asdict(line) | {"flops": line.cost.flops} for line in result.usage.lines],
             "flops": result.cost.flops,
             "estimated_mentor_alone_flops": estimate,
             "seconds": result.seconds,
         }
-
-
-def comparison(rows: list[dict[str, Any]]) -> Table:
-    """The rows of `summary.json` as a table that fits a terminal."""
-    table = Table(title="tokens by author, and cost against the mentor thinking and concise", title_justify="left")
-    for column in ("method", "accuracy", "95 %", "mentor", "intern", "cost", "concise"):
-        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
-    for row in rows:
-        interval = f"{100 * row['accuracy_low']:.0f}–{100 * row['accuracy_high']:.0f}"
-        tokens = [f"{row['mentor_tokens']:.0f}", f"{row['intern_tokens']:.0f}"]
-        costs = [f"{row['cost_vs_mentor']:.2f}", f"{row['cost_vs_concise']:.2f}"]
-        cells = [row["method"], f"{row['accuracy']:.1%}", interval, *tokens, *costs]
-        table.add_row(*cells, style="bold" if row["method"] == "tandem" else None)
-    return table
-
-
-def demo(config: Config, limit: int, question: int) -> None:
-    """One ride live on a test question, then an evaluation of `limit` questions with table and plot."""
-    from ensemblehub.experiments.pipeline import Pipeline
-
-    console = Console(highlight=False)
-    section = config.experiment.model_copy(update={"results": Path("saves/demo")})
-    pipeline = Pipeline(config.model_copy(update={"experiment": section}))
-    item = pipeline.items("test", question + 1)[question]
-    console.rule("one ride")
-    console.print(Text(f"{item.text}\n", "bold"))
-    asyncio.run(ask(config, pipeline.task.request(item), console))
-    console.print(Text(f"right answer: {item.answer}"))
-    console.rule(f"{limit} test questions: Tandem live, and every baseline on the same questions")
-    pipeline.collect("test", limit, force=True)
-    pipeline.evaluate(limit, force=True, checks=False)
-    pipeline.report()
-    console.print(comparison(json.loads((section.results / "summary.json").read_text())))
-    console.print(f"table, per-question file and plot: {section.results}/ (table.md, rides.jsonl, pareto.png)")

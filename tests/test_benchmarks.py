@@ -81,11 +81,18 @@ def test_streams_that_are_cut_off_or_too_slow_do_not_hold():
 
 def test_the_rate_that_holds_is_below_the_first_that_does_not():
     rows = [
-        {"rate": rate, "failed": {"a": 0}, "first_token_ms": {"a": {"p50": ms}}} for rate, ms in [(25, 10), (50, 21)]
+        {"rate": rate, "failed": {"a": 0}, "first_token_ms": {"a": {"p50": ms}}}
+        for rate, ms in [(25, 10), (50, 21)]
     ]
     assert server_latency.steady(rows, "a") == 25
-    row = {"rate": 100, "failed": {"a": 0}, "added_first_token_ms": {"p50": [1.5, 1, 2], "p99": [12.0, 9, 15]}}
-    assert server_latency.missed(row) == ["100 requests/s: 12.00 ms more to the first token at p99, 2.00 more than 10"]
+    row = {
+        "rate": 100,
+        "failed": {"a": 0},
+        "added_first_token_ms": {"p50": [1.5, 1, 2], "p99": [12.0, 9, 15]},
+    }
+    assert server_latency.missed(row) == [
+        "100 requests/s: 12.00 ms more to the first token at p99, 2.00 more than 10"
+    ]
 
 
 def test_an_engine_that_runs_on_after_its_client_left_is_noticed():
@@ -99,7 +106,9 @@ def test_an_engine_that_runs_on_after_its_client_left_is_noticed():
     assert good["left"] == {"while engines wrote": 1, "before or after": 1}
     assert good["stop_seconds"]["max"] == pytest.approx(0.1)
     assert good["unfinished"] == good["stops_too_late"] == 0
-    bad = server_soak.judged(asked, [*lines, ("<2>", "begun", 9.5), ("<2>", "ended", 12.5), ("<1>", "begun", 10.2)])
+    bad = server_soak.judged(
+        asked, [*lines, ("<2>", "begun", 9.5), ("<2>", "ended", 12.5), ("<1>", "begun", 10.2)]
+    )
     assert bad["stops_too_late"] == bad["unfinished"] == 1
     calm = {"growth": 0.06, "left_behind": {"running": 0}}
     assert server_soak.misses(bad | calm) == [

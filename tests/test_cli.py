@@ -73,7 +73,19 @@ def test_a_mistake_gets_one_line_with_the_nearest_name(config, capsys, old, new,
 
 def test_set_changes_the_file_for_one_run(config, capsys):
     level = "ensemble.output_aggregation_params.judge=fixed:low"
-    main(["ask", "2 + 2?", "-c", str(config), "--json", "-s", level, "--set", 'model_specs.1.replies={"": five}'])
+    main(
+        [
+            "ask",
+            "2 + 2?",
+            "-c",
+            str(config),
+            "--json",
+            "-s",
+            level,
+            "--set",
+            'model_specs.1.replies={"": five}',
+        ]
+    )
     record = json.loads(capsys.readouterr().out)
     assert record["answer"] == "five"
     assert len(record["verdicts"]) == 1
@@ -123,6 +135,16 @@ def test_help_and_version_start_quickly_without_a_backend():
 
 def test_a_question_that_is_no_utf8_is_refused_in_one_line(config):
     for question, given in ((b"caf\xe9", b""), (b"-", b"caf\xe9")):
-        command = [sys.executable, "-X", "utf8", "-m", "ensemblehub", "ask", question, "--config", str(config)]
+        command = [
+            sys.executable,
+            "-X",
+            "utf8",
+            "-m",
+            "ensemblehub",
+            "ask",
+            question,
+            "--config",
+            str(config),
+        ]
         done = subprocess.run(command, input=given, capture_output=True, timeout=60)
         assert (done.returncode, done.stderr) == (2, b"ensemblehub: the question is not UTF-8 text\n")

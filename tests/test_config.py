@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from ensemblehub import sections, studio
-from ensemblehub.config import Config
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub import builtin
+from ensemblehub.config import Config, sections
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.errors import ConfigError
 from ensemblehub.registry import ENGINES, TASKS, build, lookup
 
@@ -38,7 +38,10 @@ def read(tmp_path, text):
         ("model_specs: [{name: a}]\nensemble:\n  generation:\n    max_tokens: 0", "max_tokens"),
         ("model_specs: [{name: a}]\nexperiment: {concurrency: -1}", "concurrency"),
         ("model_specs:\n- {engine: echo}", "some.yaml:1: model_specs: a model needs a path or a name"),
-        ("model_specs: [{name: a}]\nserver:\n  prot: 1", "some.yaml:3: unknown key 'prot'; did you mean 'port'"),
+        (
+            "model_specs: [{name: a}]\nserver:\n  prot: 1",
+            "some.yaml:3: unknown key 'prot'; did you mean 'port'",
+        ),
         ("model_specs: [{name: a}]\nserver:\n  port: 70000", "some.yaml:3: server.port"),
         ("model_specs: [{name: a}]\ndebug: {show_input: 1}", "did you mean 'show_input_details'"),
         ("model_specs: [{name: a}]\nmodel_stats:\n  stat: {}", "did you mean 'stats'"),
@@ -53,7 +56,10 @@ def read(tmp_path, text):
             "model_specs: [{name: a}]\n\nmodel_specs: [{name: b}]",
             "some.yaml:3: not YAML: key 'model_specs' is said twice",
         ),
-        ("model_specs:\n- name: a\n  name: b", "some.yaml:3: not YAML: key 'name' is said twice, first on line 2"),
+        (
+            "model_specs:\n- name: a\n  name: b",
+            "some.yaml:3: not YAML: key 'name' is said twice, first on line 2",
+        ),
         ("? [a]\n: b", "not YAML"),
         ("a: !!int x", "not YAML"),
         ("a: !!timestamp x", "not YAML"),
@@ -82,10 +88,10 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_the_shipped_configuration_builds_and_the_example_is_the_same_file():
-    config = Config.read(studio.CONFIG)
+    config = Config.read(builtin.CONFIG)
     assert config.aggregation.method == "tandem"
     with pytest.raises(ConfigError, match="did you mean 'mentor'"):
-        studio.resolve("studio:mentr")
+        builtin.resolve("builtin:mentr")
 
 
 def test_code_outside_the_package_is_named_by_its_path(tmp_path):
@@ -93,13 +99,16 @@ def test_code_outside_the_package_is_named_by_its_path(tmp_path):
     for name in ("nowhere.at_all:Class", "ensemblehub.generators.echo:Nothing"):
         with pytest.raises(ConfigError, match="cannot load"):
             lookup(ENGINES, name, "engine")
-    with pytest.raises(ConfigError, match="did you mean 'studio_math'"):
-        lookup(TASKS, "studio_maths", "task")
+    with pytest.raises(ConfigError, match="did you mean 'builtin_math'"):
+        lookup(TASKS, "builtin_maths", "task")
 
 
 def test_options_are_checked_by_name_and_type():
     options = lookup(ENGINES, "echo", "engine").options
-    assert build(options, {"replies": {"": "x"}, "price": {"prompt": 1, "completion": 2}}, "m").price.completion == 2
+    assert (
+        build(options, {"replies": {"": "x"}, "price": {"prompt": 1, "completion": 2}}, "m").price.completion
+        == 2
+    )
     with pytest.raises(ConfigError, match="m: unknown option 'dealy'; did you mean 'delay'"):
         build(options, {"dealy": 1}, "m")
     with pytest.raises(ConfigError, match="option 'delay'"):
@@ -122,7 +131,7 @@ def test_a_device_that_is_not_there_is_refused_before_loading(device):
         ({"levels": {"low": "few"}}, "levels"),
         ({"judge": "entropy:"}, "number"),
         ({"judge": "entropy:-1"}, "above 0"),
-        ({"profile": "studoi"}, "did you mean 'studio'"),
+        ({"profile": "bulitin"}, "did you mean 'builtin'"),
         ({"fallback": "bets"}, "fallback"),
     ],
 )
@@ -151,7 +160,10 @@ ECHO = "model_specs:\n- {name: a, engine: echo, parameters: 2}\n- {name: b, engi
             ECHO + "ensemble:\n  output_aggregation_method: lop",
             "some.yaml:5: unknown aggregation 'lop'; did you mean 'loop'",
         ),
-        (ECHO + "ensemble:\n  model_selection_params:\n    l: 1", "some.yaml:6: selection 'all': unknown option 'l'"),
+        (
+            ECHO + "ensemble:\n  model_selection_params:\n    l: 1",
+            "some.yaml:6: selection 'all': unknown option 'l'",
+        ),
         (
             ECHO
             + "ensemble:\n  output_aggregation_method: tandem\n  output_aggregation_params:\n    levels:\n      low: x",
@@ -179,7 +191,8 @@ def test_a_wrong_option_says_its_file_and_line(tmp_path, text, says):
 def test_null_sections_are_their_defaults(tmp_path):
     config = read(
         tmp_path,
-        ECHO + "ensemble:\n  generation:\n  reward_specs:\n  progressive:\nserver:\ndebug: {enable_thinking: }",
+        ECHO
+        + "ensemble:\n  generation:\n  reward_specs:\n  progressive:\nserver:\ndebug: {enable_thinking: }",
     )
     assert config.ensemble == read(tmp_path, ECHO).ensemble
     assert config.server.port == 8000
@@ -189,12 +202,16 @@ def test_a_byte_order_mark_and_anchors_are_read(tmp_path):
     text = "x: &x {engine: echo, delay: 0.5}\n"
     with pytest.raises(ConfigError, match="unknown key 'x'"):
         read(tmp_path, text + ECHO)
-    config = read(tmp_path, "\ufeffmodel_specs:\n- &x {name: a, engine: echo, delay: 0.5}\n- {<<: *x, name: b}")
+    config = read(
+        tmp_path, "\ufeffmodel_specs:\n- &x {name: a, engine: echo, delay: 0.5}\n- {<<: *x, name: b}"
+    )
     assert [(spec.name, spec.options["delay"]) for spec in config.model_specs] == [("a", 0.5), ("b", 0.5)]
 
 
 def test_models_without_a_name_are_called_by_their_path(tmp_path):
-    config = read(tmp_path, "model_specs: [{path: x/y}, {path: x/y}, {name: x/y-2, path: z}, {path: x/y, name: }]")
+    config = read(
+        tmp_path, "model_specs: [{path: x/y}, {path: x/y}, {name: x/y-2, path: z}, {path: x/y, name: }]"
+    )
     assert [spec.name for spec in config.model_specs] == ["x/y", "x/y-3", "x/y-2", "x/y-4"]
 
 
@@ -202,16 +219,21 @@ def test_scorers_stand_at_top_level_or_under_ensemble(tmp_path):
     one, two = "- {path: p, engine: hf_gen, weight: 2.0}", "- {path: p}"
     config = read(tmp_path, ECHO + f"reward_specs:\n{one}\nensemble:\n  reward_specs:\n  {two}")
     assert [(spec.name, spec.engine, spec.weight) for spec in config.reward_specs] == [
-        ("p", "hf_gen", 2.0), ("p-2", "hf_rm", 1.0),
-    ]  # fmt: skip
+        ("p", "hf_gen", 2.0),
+        ("p-2", "hf_rm", 1.0),
+    ]
     assert Config.model_validate(config).reward_specs == config.reward_specs
 
 
 def test_options_of_the_reference_reach_the_aggregation(tmp_path):
-    text = ECHO + "ensemble:\n  max_rounds: 7\n  output_aggregation_method: loop\n  output_aggregation_params: "
+    text = (
+        ECHO + "ensemble:\n  max_rounds: 7\n  output_aggregation_method: loop\n  output_aggregation_params: "
+    )
     assert ensemble(tmp_path, text + "{max_repeat: 2}").aggregation.max_rounds == 7
     assert ensemble(tmp_path, text + "{max_rounds: 3}").aggregation.max_rounds == 3
-    text = ECHO + "ensemble:\n  output_aggregation_method: progressive\n  progressive: {outline_max_tokens: 9}"
+    text = (
+        ECHO + "ensemble:\n  output_aggregation_method: progressive\n  progressive: {outline_max_tokens: 9}"
+    )
     assert ensemble(tmp_path, text).aggregation.outline_max_tokens == 9
     scored = "reward_specs: [{engine: perplexity, model: a}]\nensemble:\n  output_aggregation_method: reward_based\n"
     assert ensemble(tmp_path, ECHO + scored + "  score_threshold: -2.0").aggregation.score_threshold == -2.0
@@ -219,7 +241,9 @@ def test_options_of_the_reference_reach_the_aggregation(tmp_path):
 
 def test_statistics_of_the_reference_reach_the_selection(tmp_path):
     one = "{ppl_mean: 1, ppl_std: 1, conf_mean: 1, conf_std: 1}"
-    text = ECHO + f"model_stats: {{stats: {{a: {one}, b: {one}}}}}\nensemble: {{model_selection_method: zscore"
+    text = (
+        ECHO + f"model_stats: {{stats: {{a: {one}, b: {one}}}}}\nensemble: {{model_selection_method: zscore"
+    )
     assert ensemble(tmp_path, text + "}").selection.stats["b"].ppl_std == 1
     with pytest.raises(ConfigError, match="no statistics of 'b'"):  # its own go before
         ensemble(tmp_path, text + f", model_selection_params: {{stats: {{a: {one}}}}}}}")
@@ -242,13 +266,19 @@ model_specs:
         ensemble(tmp_path, text)
         ensemble(tmp_path, text)
     said = sorted(
-        record.message.removeprefix(f"{tmp_path}/some.yaml:").split(" has no effect")[0] for record in caplog.records
+        record.message.removeprefix(f"{tmp_path}/some.yaml:").split(" has no effect")[0]
+        for record in caplog.records
     )
     assert said == [
-        "10: model_specs.0.padding_side", "3: engine_options.hf",
-        "3: engine_options.hf.low_cpu_mem", "3: engine_options.vllm", "4: model_stats.stats_file",
-        "6: ensemble.max_rounds", "7: ensemble.score_threshold", "8: ensemble.progressive",
-    ]  # fmt: skip
+        "10: model_specs.0.padding_side",
+        "3: engine_options.hf",
+        "3: engine_options.hf.low_cpu_mem",
+        "3: engine_options.vllm",
+        "4: model_stats.stats_file",
+        "6: ensemble.max_rounds",
+        "7: ensemble.score_threshold",
+        "8: ensemble.progressive",
+    ]
     assert read(tmp_path, ECHO).notes == []
 
 
@@ -262,8 +292,18 @@ model_specs:
 """
     config = read(tmp_path, text)
     first, second = map(config.options, config.model_specs)
-    assert first == {"path": "p", "attn_implementation": "eager", "dtype": "float32", "enable_thinking": False}
-    assert second == {"path": "q", "attn_implementation": "sdpa", "dtype": "bfloat16", "enable_thinking": True}
+    assert first == {
+        "path": "p",
+        "attn_implementation": "eager",
+        "dtype": "float32",
+        "enable_thinking": False,
+    }
+    assert second == {
+        "path": "q",
+        "attn_implementation": "sdpa",
+        "dtype": "bfloat16",
+        "enable_thinking": True,
+    }
 
 
 @pytest.mark.parametrize(
@@ -317,7 +357,9 @@ async def asked(whole):
 def test_details_are_printed_where_asked_for(tmp_path, capsys):
     asyncio.run(asked(ensemble(tmp_path, ECHO)))
     assert capsys.readouterr().err == ""
-    asyncio.run(asked(ensemble(tmp_path, ECHO + "debug: {show_input_details: true, show_output_details: true}")))
+    asyncio.run(
+        asked(ensemble(tmp_path, ECHO + "debug: {show_input_details: true, show_output_details: true}"))
+    )
     request, result = map(json.loads, capsys.readouterr().err.splitlines())
     assert request["request"]["prompt"]["messages"][0]["content"] == "?"
     assert result["result"]["text"] == "ok"

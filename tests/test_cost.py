@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemblehub.cost import Ledger, dollars, paper_flops
-from ensemblehub.schema import Card, Cost, Price
+from ensemblehub.cost import UsageLedger, dollars, paper_flops
+from ensemblehub.schema import Cost, ModelInfo, Price
 
 # Table 1 of the paper: method, inference length L_L + L_S, TFLOPs.  The mentor's share of the length is not
 # printed; it follows from the other two and lands on the levels' own budgets.
@@ -23,43 +23,51 @@ def test_paper_table_1_guided(level, length, tflops, budget):
 
 
 def test_flops_by_hand():
-    card = Card(parameters=10, active=10, attention_flops=3.0)
-    assert card.flops(2, 5) == 3 * 20 + 3.0 * (3 + 4 + 5)
-    assert card.flops(5, 5) == 0
-    cost = Ledger().meter("answer").record("m", card, prompt_tokens=4, cached_tokens=3, completion_tokens=3)
+    info = ModelInfo(parameters=10, active=10, attention_flops=3.0)
+    assert info.flops(2, 5) == 3 * 20 + 3.0 * (3 + 4 + 5)
+    assert info.flops(5, 5) == 0
+    cost = (
+        UsageLedger().meter("answer").record("m", info, prompt_tokens=4, cached_tokens=3, completion_tokens=3)
+    )
     assert cost.prefill_flops == 20 + 3 * 4
     assert cost.decode_flops == 2 * 20 + 3 * (5 + 6)  # the prefill yields the first token
 
 
 def test_price():
-    card = Card(price=Price(prompt=2.0, completion=10.0, cached=0.5))
-    assert dollars(card, 1000, 400, 100) == pytest.approx((600 * 2 + 400 * 0.5 + 100 * 10) / 1e6)
-    assert dollars(Card(price=Price(2.0, 10.0)), 1000, 400, 0) == pytest.approx(1000 * 2 / 1e6)
+    info = ModelInfo(price=Price(prompt=2.0, completion=10.0, cached=0.5))
+    assert dollars(info, 1000, 400, 100) == pytest.approx((600 * 2 + 400 * 0.5 + 100 * 10) / 1e6)
+    assert dollars(ModelInfo(price=Price(2.0, 10.0)), 1000, 400, 0) == pytest.approx(1000 * 2 / 1e6)
 
 
 costs = st.builds(
-    Cost, *(st.integers(0, 1000) for _ in range(4)), *(st.integers(0, 10**9).map(float) for _ in range(2)),
-    st.just(0.0), st.just(0.0), st.just(1),
-)  # fmt: skip
+    Cost,
+    *(st.integers(0, 1000) for _ in range(4)),
+    *(st.integers(0, 10**9).map(float) for _ in range(2)),
+    st.just(0.0),
+    st.just(0.0),
+    st.just(1),
+)
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["insight", "judge", "answer"]), costs)))
 def test_parts_add_up_to_the_total(calls):
-    ledger = Ledger()
+    ledger = UsageLedger()
     for engine, purpose, cost in calls:
         ledger.add(engine, purpose, cost)
-    assert sum((line.cost for line in ledger.spent), Cost()) == ledger.total
+    assert sum((line.cost for line in ledger.usage.lines), Cost()) == ledger.total
     assert ledger.total.calls == len(calls)
 
 
 def test_what_an_earlier_request_left_in_a_cache_is_told_apart_from_what_this_one_did():
-    card = Card(parameters=10, active=10)  # 20 FLOPs a token
-    first, again = Ledger(), Ledger()
+    info = ModelInfo(parameters=10, active=10)  # 20 FLOPs a token
+    first, again = UsageLedger(), UsageLedger()
     for ledger, cached in ((first, (0, 2, 3)), (again, (3, 4, 3))):
         read, write = ledger.meter("judge"), ledger.meter("answer")
-        read.record("m", card, prompt_tokens=3, cached_tokens=cached[0], ids=[1, 2, 9])
-        read.record("m", card, prompt_tokens=4, cached_tokens=cached[1], ids=[1, 2, 3, 9])
-        write.record("m", card, prompt_tokens=4, cached_tokens=cached[2], completion_tokens=2, ids=[1, 2, 3, 9, 5, 6])
+        read.record("m", info, prompt_tokens=3, cached_tokens=cached[0], ids=[1, 2, 9])
+        read.record("m", info, prompt_tokens=4, cached_tokens=cached[1], ids=[1, 2, 3, 9])
+        write.record(
+            "m", info, prompt_tokens=4, cached_tokens=cached[2], completion_tokens=2, ids=[1, 2, 3, 9, 5, 6]
+        )
     assert first.total.spared_flops == 0
     assert again.total.spared_flops == 20 * (3 + 2)  # the second call began like the first for two tokens
     assert again.total.flops < first.total.flops
@@ -67,19 +75,19 @@ def test_what_an_earlier_request_left_in_a_cache_is_told_apart_from_what_this_on
 
 
 def test_the_cache_of_one_engine_is_not_that_of_another():
-    card, ledger = Card(parameters=10, active=10), Ledger()
+    info, ledger = ModelInfo(parameters=10, active=10), UsageLedger()
     meter = ledger.meter("judge")
-    meter.record("a", card, prompt_tokens=5, ids=[1, 2, 3, 4, 5])
-    cost = meter.record("b", card, prompt_tokens=5, cached_tokens=5, ids=[1, 2, 3, 4, 5])
+    meter.record("a", info, prompt_tokens=5, ids=[1, 2, 3, 4, 5])
+    cost = meter.record("b", info, prompt_tokens=5, cached_tokens=5, ids=[1, 2, 3, 4, 5])
     assert cost.spared_flops == 20 * 5
 
 
 def test_without_ids_the_lengths_of_calls_bound_what_is_this_requests_own():
-    card, ledger = Card(parameters=10, active=10), Ledger()
+    info, ledger = ModelInfo(parameters=10, active=10), UsageLedger()
     meter = ledger.meter("answer")
-    assert meter.record("api", card, prompt_tokens=6, cached_tokens=4).spared_flops == 20 * 4
-    assert meter.record("api", card, prompt_tokens=9, cached_tokens=8).spared_flops == 20 * 2
-    assert meter.record("api", card, prompt_tokens=9, cached_tokens=7).spared_flops == 0
+    assert meter.record("api", info, prompt_tokens=6, cached_tokens=4).spared_flops == 20 * 4
+    assert meter.record("api", info, prompt_tokens=9, cached_tokens=8).spared_flops == 20 * 2
+    assert meter.record("api", info, prompt_tokens=9, cached_tokens=7).spared_flops == 0
 
 
 ids = st.lists(st.integers(0, 2), max_size=8)
@@ -87,7 +95,7 @@ ids = st.lists(st.integers(0, 2), max_size=8)
 
 @given(st.lists(st.tuples(ids, st.integers(0, 8)), max_size=5))
 def test_what_is_reused_is_the_longest_common_start_within_what_was_cached(calls):
-    ledger, before = Ledger(), []
+    ledger, before = UsageLedger(), []
     for tokens, cached in calls:
         starts = [n for n in range(min(cached, len(tokens)) + 1) for one in before if one[:n] == tokens[:n]]
         assert ledger.reused("m", tokens, cached) == max(starts, default=0)

@@ -10,8 +10,8 @@ from ensemblehub.doctor import examine
 
 pytest.importorskip("transformers")
 
-PAIR = "model_specs:\n- {path: studio:mentor}\n- {path: studio:intern}\n"
-SCORED = "reward_specs:\n- {path: studio:intern, engine: hf_gen, weight: 0.5}\nensemble:\n  output_aggregation_method: "
+PAIR = "model_specs:\n- {path: builtin:mentor}\n- {path: builtin:intern}\n"
+SCORED = "reward_specs:\n- {path: builtin:intern, engine: hf_gen, weight: 0.5}\nensemble:\n  output_aggregation_method: "
 
 
 def examined(tmp_path, text):
@@ -33,22 +33,24 @@ def environment(monkeypatch):
 
 def test_models_are_known_without_their_weights(tmp_path):
     mentor, intern = examined(tmp_path, PAIR).members
-    assert (mentor.name, mentor.engine, mentor.path) == ("studio:mentor", "hf", "studio:mentor")
+    assert (mentor.name, mentor.engine, mentor.path) == ("builtin:mentor", "hf", "builtin:mentor")
     assert mentor.parameters == 2_004_928
     assert mentor.weights == 4 * mentor.parameters
-    assert mentor.kv_per_1000_tokens == 1000 * 2 * 4 * 6 * 32 * 4  # keys and values, layers, heads, width, bytes
+    assert (
+        mentor.kv_per_1000_tokens == 1000 * 2 * 4 * 6 * 32 * 4
+    )  # keys and values, layers, heads, width, bytes
     assert mentor.context == 2048
-    assert intern.can == ("decode", "logprobs", "prefix", "score")
+    assert intern.capabilities == ("decode", "logprobs", "prefix", "score")
 
 
 def test_no_weights_are_read(tmp_path):
     import shutil
 
-    from ensemblehub import studio
+    from ensemblehub import builtin
 
     folder = tmp_path / "bare"
     folder.mkdir()
-    shutil.copy(os.path.join(studio.resolve("studio:intern"), "config.json"), folder)
+    shutil.copy(os.path.join(builtin.resolve("builtin:intern"), "config.json"), folder)
     report = examined(tmp_path, f"model_specs: [{{path: {folder}}}]")
     assert report.ok
     assert report.members[0].parameters == 375_392
@@ -56,11 +58,11 @@ def test_no_weights_are_read(tmp_path):
 
 def test_strategies_parts_and_scorers(tmp_path):
     report = examined(tmp_path, PAIR + "ensemble:\n  output_aggregation_method: tandem")
-    assert report.parts == {"mentor": "studio:mentor", "intern": "studio:intern"}
+    assert report.parts == {"mentor": "builtin:mentor", "intern": "builtin:intern"}
     report = examined(tmp_path, PAIR + SCORED + "best_of\n  model_selection_method: model_judgment")
-    assert report.selection.needs == ("decode",)
-    assert report.selection.least == 1
-    assert [(one["name"], one["weight"]) for one in report.scorers] == [("studio:intern", 0.5)]
+    assert report.selection.requires == ("decode",)
+    assert report.selection.min_engines == 1
+    assert [(one["name"], one["weight"]) for one in report.scorers] == [("builtin:intern", 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -71,9 +73,15 @@ def test_strategies_parts_and_scorers(tmp_path):
             PAIR + "ensemble:\n  model_selection_method: random\n  output_aggregation_method: tandem",
             "which selection random may drop",
         ),
-        (PAIR + "- {name: e, engine: echo}\nensemble:\n  output_aggregation_method: gac", "needs decode of engine 'e'"),
+        (
+            PAIR + "- {name: e, engine: echo}\nensemble:\n  output_aggregation_method: gac",
+            "needs decode of engine 'e'",
+        ),
         (PAIR + "- {path: ./nowhere}", "some.yaml:4: cannot load './nowhere'"),
-        (PAIR + "- {path: studio:intern, dtyp: x}", "some.yaml:4: model 'studio:intern-2': unknown option 'dtyp'"),
+        (
+            PAIR + "- {path: builtin:intern, dtyp: x}",
+            "some.yaml:4: model 'builtin:intern-2': unknown option 'dtyp'",
+        ),
         (PAIR + "ensemble:\n  output_aggregation_method: lop", "did you mean 'loop'"),
         (PAIR + "esemble: {}", "some.yaml:4: unknown key 'esemble'; did you mean 'ensemble'"),
     ],
@@ -93,9 +101,11 @@ def test_a_missing_capability_stands_beside_the_need(tmp_path):
 
 
 def test_all_problems_are_told_at_once(tmp_path):
-    report = examined(tmp_path, PAIR + "- {name: x, engine: ecko}\nensemble: {output_aggregation_params: {engin: x}}")
+    report = examined(
+        tmp_path, PAIR + "- {name: x, engine: ecko}\nensemble: {output_aggregation_params: {engin: x}}"
+    )
     assert len(report.problems) == 2
-    assert [member.name for member in report.members] == ["studio:mentor", "studio:intern"]
+    assert [member.name for member in report.members] == ["builtin:mentor", "builtin:intern"]
 
 
 def test_notes_tell_what_is_in_vain(tmp_path):
@@ -107,7 +117,7 @@ def test_notes_tell_what_is_in_vain(tmp_path):
 
 
 def test_a_hub_name_that_is_not_cached_is_one_line(tmp_path):
-    text = "model_specs:\n- {path: nobody/nothing}\n- {path: studio:intern}\n"
+    text = "model_specs:\n- {path: nobody/nothing}\n- {path: builtin:intern}\n"
     text += "reward_specs:\n- {path: nobody/scorer}\nensemble: {output_aggregation_method: best_of}"
     (tmp_path / "some.yaml").write_text(text)
     environment = {**os.environ, "HF_HOME": str(tmp_path)}
@@ -155,7 +165,7 @@ def test_set_changes_the_file(tmp_path, capsys):
 
 
 def test_the_form_of_the_sandbox_is_said(tmp_path, capsys, monkeypatch):
-    from ensemblehub.tasks.sandbox import isolation
+    from ensemblehub.lab.tasks.sandbox import isolation
 
     path = tmp_path / "some.yaml"
     path.write_text(PAIR)
@@ -166,4 +176,6 @@ def test_the_form_of_the_sandbox_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ENSEMBLEHUB_SANDBOX", "none")
     code, printed = run([path, "--json"], capsys)
     assert code == 0  # only benchmarks of code need it
-    assert json.loads(printed)["sandbox"].startswith("none: ENSEMBLEHUB_SANDBOX: unknown form of sandbox 'none'")
+    assert json.loads(printed)["sandbox"].startswith(
+        "none: ENSEMBLEHUB_SANDBOX: unknown form of sandbox 'none'"
+    )

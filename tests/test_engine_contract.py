@@ -22,19 +22,26 @@ def report(engine, test, *, does=True, failed=False, when="call"):
 def test_what_passed_what_was_refused_and_what_failed_stand_apart():
     recorder = contract.Recorder()
     for one in (
-        report("hf", "test_a"), report("hf", "test_b", failed=True), report("echo", "test_a", does=False),
-        report("hf", "test_a", when="setup"), SimpleNamespace(when="call", user_properties=[]),
-    ):  # fmt: skip
+        report("hf", "test_a"),
+        report("hf", "test_b", failed=True),
+        report("echo", "test_a", does=False),
+        report("hf", "test_a", when="setup"),
+        SimpleNamespace(when="call", user_properties=[]),
+    ):
         recorder.pytest_runtest_logreport(one)
     found = {
-        name: {"date": "2026-01-01", "versions": {"torch": "2"}, "tests": rows} for name, rows in recorder.rows.items()
+        name: {"date": "2026-01-01", "versions": {"torch": "2"}, "tests": rows}
+        for name, rows in recorder.rows.items()
     }
     table = contract.table(found).splitlines()
     assert table[0] == "| | test | `echo` | `hf` |"
     assert table[2] == "| *score* | about test_a (`test_a`) | refused | yes |"
     assert table[3] == "|  | about test_b (`test_b`) | not run | **fails** |"
     page = f"before\n{contract.BEGIN}\nold\n{contract.END}\nafter"
-    assert contract.written(page, found) == f"before\n{contract.BEGIN}\n{contract.table(found)}\n{contract.END}\nafter"
+    assert (
+        contract.written(page, found)
+        == f"before\n{contract.BEGIN}\n{contract.table(found)}\n{contract.END}\nafter"
+    )
 
 
 def test_the_page_has_the_table_that_was_kept():

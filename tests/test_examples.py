@@ -10,7 +10,7 @@ import ensemblehub
 from ensemblehub import registry
 from ensemblehub.config import Config
 from ensemblehub.doctor import examine
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.errors import ConfigError
 from ensemblehub.schema import Sampling
 
@@ -39,7 +39,7 @@ def test_an_example_builds_says_nothing_in_vain_and_is_short(path):
     Ensemble.from_config(config)
     assert config.notes == []
     lines = path.read_text().splitlines()
-    assert path.stem == "studio_tandem" or len(lines) <= 30
+    assert path.stem == "builtin_tandem" or len(lines) <= 30
     assert lines[0].startswith("#")
     assert "deepseek-ai/DeepSeek-R1-Distill-Qwen" in path.read_text()
 
@@ -55,7 +55,7 @@ def test_an_example_answers(path):
     assert result.cost.completion_tokens > 0
 
 
-@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem != "studio_tandem"], ids=named)
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem != "builtin_tandem"], ids=named)
 def test_an_example_is_called_by_its_methods(path):
     config = Config.read(path)
     assert path.stem == f"{config.selection.method}_{config.aggregation.method}"
@@ -81,7 +81,7 @@ def test_the_pair_with_a_mentor_behind_an_api_is_explained_without_its_key(monke
     assert report.ok
     assert report.members[0].path == "openai/gpt-4o"
     engine = Ensemble.from_config(
-        Config.read(HETERO, [f"model_specs.1.path={ROOT}/ensemblehub/studio/weights/intern"])
+        Config.read(HETERO, [f"model_specs.1.path={ROOT}/ensemblehub/builtin/weights/intern"])
     ).engines[0]
     with pytest.raises(ConfigError, match="the environment variable OPENROUTER_API_KEY is not set"):
         asyncio.run(engine.load())
@@ -113,7 +113,10 @@ def local(path, tiny, *more):
     config = Config.read(path)
     changes = [
         f"{key}.{index}.path={tiny(spec.options['path'])}"
-        for key, specs in (("model_specs", config.model_specs), ("ensemble.reward_specs", config.reward_specs))
+        for key, specs in (
+            ("model_specs", config.model_specs),
+            ("ensemble.reward_specs", config.reward_specs),
+        )
         for index, spec in enumerate(specs)
     ]
     return Config.read(path, [*changes, *more])
@@ -125,13 +128,17 @@ def test_a_file_of_the_references_shape_builds_and_answers(path, tiny):
 
     async def ride():
         async with Ensemble.from_config(config) as ensemble:
-            assert ensemble.engines[0].settings.enable_thinking is config.model_specs[0].options["enable_thinking"]
+            assert (
+                ensemble.engines[0].settings.enable_thinking
+                is config.model_specs[0].options["enable_thinking"]
+            )
             return await ensemble.answer("the quick brown fox")
 
     assert asyncio.run(ride()).cost.completion_tokens > 0
     assert [note.split(" has")[0].split()[-1] for note in config.notes] == [
-        "model_specs.0.padding_side", "engine_options.hf.low_cpu_mem",
-    ]  # fmt: skip
+        "model_specs.0.padding_side",
+        "engine_options.hf.low_cpu_mem",
+    ]
 
 
 def test_the_references_keys_reach_their_places(tiny):

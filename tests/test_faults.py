@@ -11,18 +11,23 @@ pytest.importorskip("torch")
 pytest.importorskip("fastapi")
 
 from benchmarks import faults
-from ensemblehub import studio
+from ensemblehub import builtin
 from ensemblehub.config import Config
 
 
 @pytest.mark.slow
 def test_models_that_break_cost_errors_or_insights_and_never_a_wrong_answer(tmp_path, monkeypatch):
-    asked = ["--questions", "4", *(f"--fault={name}" for name in ("nan", "slow", "cut", "too_many", "garbled"))]
+    asked = [
+        "--questions",
+        "4",
+        *(f"--fault={name}" for name in ("nan", "slow", "cut", "too_many", "garbled")),
+    ]
     monkeypatch.setattr(sys, "argv", ["faults", "hf", "openai", *asked, "--out", str(tmp_path)])
     assert faults.main() == 0
     rows = json.loads((tmp_path / "faults.json").read_text())
     assert all(
-        row["as without"] + row["intern alone"] + sum(row["errors"].values()) == row["asked"] == 4 for row in rows
+        row["as without"] + row["intern alone"] + sum(row["errors"].values()) == row["asked"] == 4
+        for row in rows
     )
     found = {(row["engine"], row["role"], row["fault"], row["degrades"]): row for row in rows}
     cut = "the connection breaks in the middle"
@@ -44,11 +49,11 @@ def test_models_that_break_cost_errors_or_insights_and_never_a_wrong_answer(tmp_
 
 def test_a_text_that_should_not_be_is_noticed():
     async def work():
-        table, config = faults.Table(2), Config.read(studio.CONFIG)
+        table, config = faults.Table(2), Config.read(builtin.CONFIG)
         table.home = await table.rightly(config)
         table.alone = table.home
         await table.add(
-            "hf", "mentor", "other words", Config.read(studio.CONFIG, [f"{faults.PARAMS}.levels={{low: 3}}"])
+            "hf", "mentor", "other words", Config.read(builtin.CONFIG, [f"{faults.PARAMS}.levels={{low: 3}}"])
         )
         return table
 

@@ -7,12 +7,12 @@ import pytest
 
 from ensemblehub.cli import main as command
 from ensemblehub.config import Config
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.config.sections import Generation
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.errors import ContextOverflowError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.schema import Chat, Message, Request, Sampling
-from ensemblehub.sections import Generation
 
 REPLY = "a b c d e f g h"
 LONG = "one two three four five six"
@@ -26,7 +26,7 @@ def answered(context, **sampling):
     request = Request(Chat((Message("user", LONG),)), *([Sampling(**sampling)] if sampling else []))
 
     async def main():
-        pieces = [piece async for piece in engine(context).stream(request, Ledger().meter("answer"))]
+        pieces = [piece async for piece in engine(context).stream(request, UsageLedger().meter("answer"))]
         return "".join(piece.text for piece in pieces), pieces[-1].finish
 
     return asyncio.run(main())
@@ -87,7 +87,7 @@ def test_tandem_keeps_room_for_its_insight_and_cuts_the_answer(tmp_path):
     path = written(tmp_path, "tandem", context=0, big=0, levels={"low": 3}, judge="fixed:low")
     result = ask(path, " ".join(["w"] * 30))
     assert result.text == REPLY
-    read = max(line.cost.prompt_tokens for line in result.spent if line.engine == "small")
+    read = max(line.cost.prompt_tokens for line in result.usage.lines if line.engine == "small")
     tight = written(tmp_path, "tandem", context=read + 5, big=0, levels={"low": 3}, judge="fixed:low")
     assert ask(tight, " ".join(["w"] * 30)).text == "a b c d e"
     strict = "{max_tokens: 50, fit_context: false}"
@@ -105,7 +105,9 @@ def test_the_flag_of_infer_is_asked_for_and_the_file_is_a_default(tmp_path, caps
             command([*flags, *more])
         assert ended.value.code == status
         row = json.loads(out.read_text())
-        assert (row["predict"], row["finish_reason"]) == (("a b c d e f", "length") if not status else (None, None))
+        assert (row["predict"], row["finish_reason"]) == (
+            ("a b c d e f", "length") if not status else (None, None)
+        )
     assert "7 in the completion" in row["error"]
     capsys.readouterr()
 
@@ -128,9 +130,10 @@ def test_the_server_cuts_its_default_and_refuses_what_a_client_asks_for(tmp_path
 
     async def main():
         transport = httpx.ASGITransport(app=app, client=("127.0.0.1", 1))
-        async with app.router.lifespan_context(app), httpx.AsyncClient(
-            transport=transport, base_url="http://127.0.0.1"
-        ) as client:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+        ):
             while (await client.get("/health")).status_code != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             asks = ({}, {"max_tokens": 6}, {"max_tokens": 7}, {"max_completion_tokens": 7})

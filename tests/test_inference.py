@@ -9,7 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
-from ensemblehub import inference, output, results
+from ensemblehub import inference, journal, output
 from ensemblehub.cli import main
 from ensemblehub.config import Config
 from ensemblehub.errors import ArtifactError, ConfigError
@@ -61,14 +61,21 @@ def test_every_item_gets_its_row(paths):
     assert len(row.pop("key")) == 32
     assert len(row["config"].pop("fingerprint")) == 16
     assert row == {
-        "id": "x", "number": 2, "prompt": "two", "predict": "It is 4.", "label": "2", "selected_models": ["a", "b"],
-        "method": "single", "config": {"model_selection": "all", "output_aggregation": "single"},
-        "finish_reason": "stop", "error": None,
+        "id": "x",
+        "number": 2,
+        "prompt": "two",
+        "predict": "It is 4.",
+        "label": "2",
+        "selected_models": ["a", "b"],
+        "method": "single",
+        "config": {"model_selection": "all", "output_aggregation": "single"},
+        "finish_reason": "stop",
+        "error": None,
         "attribution": {
             "summary": "[R01:a]",
             "segments": [{"round": 1, "model": "a", "purpose": "answer", "text": "It is 4.", "length": 3}],
         },
-    }  # fmt: skip
+    }
 
 
 def test_a_second_run_does_only_what_is_missing(paths):
@@ -91,8 +98,11 @@ def test_items_are_known_by_content_not_by_place(paths):
     tally = infer(echo(), source, out, console=QUIET)
     assert (tally.kept, tally.good) == (2, 2)
     assert sorted((row["number"], row["prompt"]) for row in rows(out)) == [
-        (1, "zero"), (2, "one"), (3, "one"), (4, "one"),
-    ]  # fmt: skip
+        (1, "zero"),
+        (2, "one"),
+        (3, "one"),
+        (4, "one"),
+    ]
     assert [row["prompt"] for row in rows(out.with_name("out.stale.jsonl"))] == ["two"]
 
 
@@ -108,9 +118,11 @@ def test_the_output_describes_the_input_as_it_is_now(paths):
     assert (tally.total, tally.kept, tally.good) == (4, 3, 1)
     found = sorted(rows(out), key=lambda row: row["number"])
     assert [(row["number"], row["id"], row["label"], row["prompt"]) for row in found] == [
-        (1, "r5", "new 5", "question 5"), (2, "r3", "new 3", "question 3"), (3, "r1", "new 1", "question 1"),
+        (1, "r5", "new 5", "question 5"),
+        (2, "r3", "new 3", "question 3"),
+        (3, "r1", "new 1", "question 1"),
         (4, "4", None, "question 7"),
-    ]  # fmt: skip
+    ]
     assert [row["predict"] for row in found[:3]] == [before[row["prompt"]] for row in found[:3]]
     aside = out.with_name("out.stale.jsonl")
     assert [row["id"] for row in rows(aside)] == ["q0", "q2", "q4"]
@@ -125,14 +137,14 @@ def test_a_kill_while_rows_are_moved_aside_loses_and_doubles_none(paths, monkeyp
     source, out = paths
     infer(echo(), source, out, console=QUIET)
     written(source, ["one"])
-    whole = getattr(results.Lines, killed_after)
+    whole = getattr(journal.Lines, killed_after)
 
     def killed(self, *arguments):
         whole(self, *arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(results.Lines, killed_after, killed)
+        patch.setattr(journal.Lines, killed_after, killed)
         with pytest.raises(KeyboardInterrupt):
             infer(echo(), source, out, console=QUIET)
     infer(echo(), source, out, console=QUIET)
@@ -164,7 +176,10 @@ def test_force_keeps_the_old_answers_until_the_input_has_been_read(paths):
 
 
 def test_bad_items_and_failures_are_rows_that_are_tried_again(tmp_path):
-    source, out = written(tmp_path / "in.json", ["fine", {"no": "question"}, "also fine"]), tmp_path / "out.jsonl"
+    source, out = (
+        written(tmp_path / "in.json", ["fine", {"no": "question"}, "also fine"]),
+        tmp_path / "out.jsonl",
+    )
     console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
     tally = infer(echo(fail_after=1), source, out, console=console)
     assert (tally.good, tally.failed, tally.exit_code) == (0, 3, 1)
@@ -244,7 +259,9 @@ def test_where_it_runs_is_not_what_it_says():
     assert output.fingerprint(Config.model_validate(defaults)) == print_of()
 
 
-@pytest.mark.parametrize("content", ["my notes", "my notes\n", '{"a": 1}\n', "[1]\n", '{"key": 1, "error": 0}\n{"a'])
+@pytest.mark.parametrize(
+    "content", ["my notes", "my notes\n", '{"a": 1}\n', "[1]\n", '{"key": 1, "error": 0}\n{"a']
+)
 def test_a_file_of_somebody_else_is_not_touched(paths, content):
     source, out = paths
     out.parent.mkdir(parents=True)
@@ -312,11 +329,13 @@ def test_progress_says_rate_cost_and_time_left():
 
 
 def test_flags_make_a_configuration():
-    models = ["studio:intern", "studio:intern:hf:cpu", "Qwen/Qwen2.5-0.5B:hf:cuda:0"]
+    models = ["builtin:intern", "builtin:intern:hf:cpu", "Qwen/Qwen2.5-0.5B:hf:cuda:0"]
     config = configured(None, (), models, "all", "tandem", 77)
     assert [(spec.name, spec.engine) for spec in config.model_specs] == [
-        ("intern", "hf"), ("intern-2", "hf"), ("Qwen2.5-0.5B", "hf"),
-    ]  # fmt: skip
+        ("intern", "hf"),
+        ("intern-2", "hf"),
+        ("Qwen2.5-0.5B", "hf"),
+    ]
     assert config.model_specs[2].options == {"path": "Qwen/Qwen2.5-0.5B", "device": "cuda:0"}
     assert config.aggregation.method == "tandem"
     assert config.ensemble.generation.max_tokens == 77
@@ -331,7 +350,7 @@ def test_flags_change_a_file(tmp_path):
     changed = configured(file, (), (), None, "tandem")
     assert (changed.aggregation.method, changed.aggregation.params) == ("tandem", {})
     assert [spec.name for spec in changed.model_specs] == ["a", "b"]
-    assert len(configured(None).model_specs) == 2  # the studio pair
+    assert len(configured(None).model_specs) == 2  # the built-in pair
 
 
 def command(*arguments):
@@ -341,7 +360,9 @@ def command(*arguments):
 def slow(tmp_path, delay, count):
     config = tmp_path / "c.yaml"
     config.write_text(json.dumps({"model_specs": [{"name": "a", "engine": "echo", "delay": delay}]}))
-    values = [{"id": f"q{n}", "prompt": f"question {n // 2 * 2}"} if n % 3 else "the same" for n in range(count)]
+    values = [
+        {"id": f"q{n}", "prompt": f"question {n // 2 * 2}"} if n % 3 else "the same" for n in range(count)
+    ]
     return config, written(tmp_path / "in.json", values), tmp_path / "saves" / "out.jsonl"
 
 
@@ -377,7 +398,9 @@ def test_killed_at_ten_random_moments_every_item_has_one_good_row(tmp_path):
     for _ in range(10):
         child = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         size = out.stat().st_size if out.exists() else 0
-        patience = 60 if dice.random() < 0.8 else dice.uniform(0, 2)  # mostly until it writes, else while it starts
+        patience = (
+            60 if dice.random() < 0.8 else dice.uniform(0, 2)
+        )  # mostly until it writes, else while it starts
         until = time.monotonic() + patience
         while time.monotonic() < until:
             if out.exists() and out.stat().st_size > size:
@@ -440,7 +463,9 @@ def piped(tmp_path, target, source="in.json", shell=""):
     config, data, _ = slow(tmp_path, 0, 3)
     if source == "-":
         shell = f"cat {data} | "
-    words = command("--config", config, "--input_path", source if source == "-" else data, "--output_path", target)
+    words = command(
+        "--config", config, "--input_path", source if source == "-" else data, "--output_path", target
+    )
     return subprocess.run(
         ["bash", "-c", f"{shell}{' '.join(words)}"], capture_output=True, text=True, timeout=60, cwd=tmp_path
     )
@@ -469,4 +494,4 @@ def test_devices_and_pipes_as_output(tmp_path):
     gone = piped(tmp_path, "pipe", shell="head -c 1 pipe > /dev/null & ")
     assert "Traceback" not in gone.stderr
     with pytest.raises(ArtifactError, match="not a regular file"):
-        results.Lines(tmp_path / "pipe")
+        journal.Lines(tmp_path / "pipe")

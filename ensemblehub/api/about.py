@@ -31,7 +31,7 @@ def telling(app: FastAPI, catalog: Catalog, admission: Admission, monitor: Monit
     """What is served, and how the server is."""
     created = int(time.time())
 
-    def card(served: Served) -> dict[str, Any]:
+    def info(served: Served) -> dict[str, Any]:
         kind = "model" if served.alone else "ensemble"
         about = {"kind": kind, "method": served.aggregation.method, "members": _members(served)}
         return {
@@ -46,20 +46,24 @@ def telling(app: FastAPI, catalog: Catalog, admission: Admission, monitor: Monit
     @app.get("/v1/models", response_model=replies.ModelList, tags=["OpenAI"])
     async def models() -> Response:
         """The ensembles, and each of their models alone."""
-        return JSON({"object": "list", "data": [card(served) for served in catalog.served.values()]})
+        return JSON({"object": "list", "data": [info(served) for served in catalog.served.values()]})
 
     @app.get("/v1/models/{name:path}", response_model=replies.Model, tags=["OpenAI"])
     async def model(name: str) -> Response:
         """One of them."""
-        return JSON(card(catalog.find(name)))
+        return JSON(info(catalog.find(name)))
 
     @app.get("/v1/ensemble/config", response_model=replies.Configuration, tags=["ensembles"])
     async def configuration() -> Response:
         """How each ensemble is made up, and what a request may change."""
         ensembles = [_described(served) for served in catalog.ensembles]
-        return JSON({"version": __version__, "ensembles": ensembles, "members": [_member(e) for e in catalog.engines]})
+        return JSON(
+            {"version": __version__, "ensembles": ensembles, "members": [_member(e) for e in catalog.engines]}
+        )
 
-    @app.get("/health", response_model=replies.Health, responses={503: {"model": replies.Health}}, tags=["server"])
+    @app.get(
+        "/health", response_model=replies.Health, responses={503: {"model": replies.Health}}, tags=["server"]
+    )
     async def health() -> Response:
         """200 when requests are answered, 503 before and after."""
         return JSON({"status": state.word}, 200 if state.word == "ready" else 503)
@@ -119,11 +123,14 @@ def _described(served: Served) -> dict[str, Any]:
 
 
 def _member(engine: Engine) -> dict[str, Any]:
-    card = engine.card
+    info = engine.info
     return {
-        "id": engine.name, "parameters": card.parameters,
-        "token_flops": card.token_flops, "context": card.context, "can": sorted(engine.can),
-    }  # fmt: skip
+        "id": engine.name,
+        "parameters": info.parameters,
+        "token_flops": info.token_flops,
+        "context": info.context,
+        "can": sorted(engine.capabilities),
+    }
 
 
 def tokenizing(app: FastAPI, catalog: Catalog) -> None:
@@ -142,13 +149,15 @@ def tokenizing(app: FastAPI, catalog: Catalog) -> None:
         engine = await asyncio.to_thread(reader, body.model, _cutting)
         tokenizer = tokenizer_of(engine)
         ids = await beside(tokenizer.encode, body.prompt, body.add_special_tokens)
-        return JSON({"tokens": ids, "count": len(ids), "max_model_len": engine.card.context, "model": engine.name})
+        return JSON(
+            {"tokens": ids, "count": len(ids), "max_model_len": engine.info.context, "model": engine.name}
+        )
 
     @app.post("/detokenize", response_model=replies.Detokenized, tags=["tokenizer"])
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
         engine = await asyncio.to_thread(reader, body.model, _cutting)
-        unknown = next((index for index in body.tokens if index >= engine.card.vocabulary), None)
+        unknown = next((index for index in body.tokens if index >= engine.info.vocabulary), None)
         if unknown is not None:
             raise Problem(400, f"{engine.name}: there is no token id {unknown}", "invalid_value", "tokens")
         return JSON({"prompt": await beside(tokenizer_of(engine).decode, body.tokens), "model": engine.name})
@@ -162,7 +171,9 @@ def tokenizing(app: FastAPI, catalog: Catalog) -> None:
         engine = await asyncio.to_thread(reader, model, _ends)
         own = tokenizer_of(engine).settings()
         others = [] if model is not None else [tokenizer_of(one).settings() for one in catalog.engines]
-        return JSON({key: value for key, value in own.items() if all(one.get(key) == value for one in others)})
+        return JSON(
+            {key: value for key, value in own.items() if all(one.get(key) == value for one in others)}
+        )
 
 
 def _cutting(tokenizer: Tokenizer) -> str:
@@ -171,7 +182,9 @@ def _cutting(tokenizer: Tokenizer) -> str:
 
 def _ends(tokenizer: Tokenizer) -> tuple[str, dict[str, Any]]:
     """How it cuts, and its tokens for the start and the end of a text."""
-    return _cutting(tokenizer), {key: one for key, one in tokenizer.settings().items() if key.endswith("_token")}
+    return _cutting(tokenizer), {
+        key: one for key, one in tokenizer.settings().items() if key.endswith("_token")
+    }
 
 
 def _said(engine: Engine, about: Callable[[Tokenizer], Any]) -> Any:

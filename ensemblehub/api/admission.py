@@ -109,7 +109,9 @@ class Admission:
 
     def _full(self, why: str) -> Problem:
         seconds = max(1, math.ceil(self._seconds * (self.queued + 1) / self.max_running))
-        return Problem(429, f"the server is busy: {why}", "overloaded", headers={"Retry-After": str(min(seconds, 600))})
+        return Problem(
+            429, f"the server is busy: {why}", "overloaded", headers={"Retry-After": str(min(seconds, 600))}
+        )
 
 
 class Entry:

@@ -22,11 +22,11 @@ from ensemblehub.api.lengths import lengths
 from ensemblehub.api.monitoring import Monitor
 from ensemblehub.api.problems import Problem, problem_of, public
 from ensemblehub.api.protocol import ChatRequest, CompletionRequest, Generate
+from ensemblehub.config.sections import Generation, ServerSection
 from ensemblehub.ensemble_methods.base import tokenizer_of
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Capability, Choice, Event, Prompt, Request, Scored, Text, TokenIds
-from ensemblehub.sections import Generation, ServerSection
 
 log = logging.getLogger(__name__)
 Told = tuple[Answer, Event | Scored]
@@ -36,7 +36,9 @@ Tell = Callable[[Answer, Event | Scored], Awaitable[None]]
 class Answering:
     """Answers requests, each within the limits and on the record."""
 
-    def __init__(self, catalog: Catalog, settings: ServerSection, admission: Admission, monitor: Monitor) -> None:
+    def __init__(
+        self, catalog: Catalog, settings: ServerSection, admission: Admission, monitor: Monitor
+    ) -> None:
         self.catalog, self.settings, self.admission, self.monitor = catalog, settings, admission, monitor
 
     async def prepare(self, body: Generate, request_id: str, entry: Entry) -> Job:
@@ -62,7 +64,9 @@ class Answering:
         entry.admit(len(prompts) * count)
         answers: list[Answer] = []
         passed_on = _passed_on(body, served)
-        requests = [Request(prompt, sampling, prefix, request_id, extra=passed_on) for prompt, prefix in prompts]
+        requests = [
+            Request(prompt, sampling, prefix, request_id, extra=passed_on) for prompt, prefix in prompts
+        ]
         limits = (self.settings.max_prompt_tokens, sampling.max_tokens)
         counts = await lengths(served.reader, requests, *limits)
         names = () if body.include_reasoning is False else self.settings.reasoning_fields
@@ -88,7 +92,9 @@ class Answering:
             name = "max_tokens" if body.max_tokens == max_tokens else "max_completion_tokens"
             raise Problem(400, f"{name} is at most {limits.max_output_tokens} here", "out_of_bounds", name)
         if len(body.stops) > limits.max_stop:
-            raise Problem(400, f"at most {limits.max_stop} stop strings are taken here", "out_of_bounds", "stop")
+            raise Problem(
+                400, f"at most {limits.max_stop} stop strings are taken here", "out_of_bounds", "stop"
+            )
         if answers > limits.max_answers:
             text = f"at most {limits.max_answers} answers (prompts times n) are given at a time here, not {answers}"
             raise Problem(400, text, "out_of_bounds", "n")
@@ -100,7 +106,10 @@ class Answering:
             _require(engines, "logprobs", name, "logprobs")
             if extracting:
                 raise Problem(
-                    400, "logprobs of a part of the answer are not given: set extract_after to []", None, "logprobs"
+                    400,
+                    "logprobs of a part of the answer are not given: set extract_after to []",
+                    None,
+                    "logprobs",
                 )
         if isinstance(body, ChatRequest):
             if body.continue_final_message:
@@ -121,7 +130,9 @@ class Answering:
             first = min(limits.first_token_timeout, limits.timeout)
             async with asyncio.timeout(first) as limit, aclosing(self._events(job)) as events:
                 async for answer, event in events:
-                    if job.first is None and (is_answer(event) or is_insight(event) or isinstance(event, Scored)):
+                    if job.first is None and (
+                        is_answer(event) or is_insight(event) or isinstance(event, Scored)
+                    ):
                         job.first = time.perf_counter() - job.started
                         limit.reschedule(asyncio.get_running_loop().time() + limits.timeout - job.first)
                     await tell(answer, event)
@@ -129,7 +140,9 @@ class Answering:
             job.outcome = "disconnected"
             raise
         except TimeoutError as error:
-            what = f"no token within {first:g} s" if job.first is None else f"no end within {limits.timeout:g} s"
+            what = (
+                f"no token within {first:g} s" if job.first is None else f"no end within {limits.timeout:g} s"
+            )
             job.outcome = "timeout"
             raise Problem(504, what, "timeout") from error
         except Exception as error:
@@ -210,9 +223,12 @@ async def _merged(
 
 def _require(engines: Sequence[Engine], capability: Capability, name: str, param: str) -> None:
     for engine in engines:
-        if capability not in engine.can:
+        if capability not in engine.capabilities:
             raise Problem(
-                400, f"{name!r} cannot honour {param}: {engine.name} lacks {capability!r}", "unsupported", param
+                400,
+                f"{name!r} cannot honour {param}: {engine.name} lacks {capability!r}",
+                "unsupported",
+                param,
             )
 
 
@@ -222,7 +238,7 @@ def _passed_on(body: Generate, served: Served) -> dict[str, Any]:
         return {}
     aggregation = served.ensemble.aggregation
     engine = aggregation.chosen(served.ensemble.engines) if isinstance(aggregation, Single) else None
-    if body.tool_choice == "none" and not (engine and "tools" in engine.can):
+    if body.tool_choice == "none" and not (engine and "tools" in engine.capabilities):
         return {name: value for name, value in body.passed_on.items() if name == "response_format"}
     return body.passed_on
 

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeGuard
 
 from ensemblehub.api.catalog import Served
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble, attribution, fold
+from ensemblehub.config.sections import Generation
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble, attribution, fold
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import (
     Alternative,
@@ -25,12 +26,11 @@ from ensemblehub.schema import (
     Result,
     Scored,
     ScoredToken,
-    Spent,
     Token,
+    UsageLine,
     Verdict,
     merged,
 )
-from ensemblehub.sections import Generation
 
 Kind = Literal["chat", "text"]
 Written = Token | ScoredToken
@@ -63,7 +63,7 @@ class Answer:
     echoed: str | None = None
     as_ids: bool = False
     context_tokens: int | None = None
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: UsageLedger = field(default_factory=UsageLedger)
     events: list[Event] = field(default_factory=list)
     read: Scored | None = None
     started: float = field(default_factory=time.perf_counter)
@@ -109,7 +109,9 @@ class Answer:
         """The engine that answers: the first one, until there is some text of another."""
         authors = [event.engine for event in self.events if is_answer(event)]
         name = authors[-1].partition("+")[0] if authors else ""
-        return next((engine for engine in self.ensemble.engines if engine.name == name), self.ensemble.engines[0])
+        return next(
+            (engine for engine in self.ensemble.engines if engine.name == name), self.ensemble.engines[0]
+        )
 
     @property
     def read_tokens(self) -> int:
@@ -228,7 +230,9 @@ def _told(answer: Answer) -> dict[str, Any]:
     return untold
 
 
-def choice(answer: Answer, part: Mapping[str, Any], finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+def choice(
+    answer: Answer, part: Mapping[str, Any], finish: str | None = None, logprobs: Any = None
+) -> dict[str, Any]:
     """A list of one choice."""
     return {"choices": [{"index": answer.index, **part, "logprobs": logprobs, "finish_reason": finish}]}
 
@@ -262,9 +266,12 @@ def whole(kind: Kind, answer: Answer) -> dict[str, Any]:
         body = {"message": {"role": "assistant", "content": content, "refusal": None, **thought, **called}}
     known = logprobs(kind, answer, [*read, *tokens])
     return {
-        "index": answer.index, **body, "logprobs": known, "finish_reason": result.finish or "length",
+        "index": answer.index,
+        **body,
+        "logprobs": known,
+        "finish_reason": result.finish or "length",
         "metadata": metadata,
-    }  # fmt: skip
+    }
 
 
 def logprobs(kind: Kind, answer: Answer, tokens: Sequence[Written]) -> dict[str, Any] | None:
@@ -382,7 +389,7 @@ def _answered(answer: Answer) -> int:
 def dollars(answers: Sequence[Answer]) -> float | None:
     """What the answers cost in US dollars; None where no price is known."""
     spent = sum(call.cost.usd for answer in answers for call in answer.ledger.calls)
-    priced = any(engine.card.price for answer in answers for engine in answer.ensemble.engines)
+    priced = any(engine.info.price for answer in answers for engine in answer.ensemble.engines)
     return spent if spent or priced else None
 
 
@@ -392,7 +399,7 @@ def cost(answers: Sequence[Answer]) -> dict[str, Any]:
     The two are compared cold: `cold_flops` is what these calls cost, and the estimate what the mentor costs, where no
     cache holds anything of an earlier request.
     """
-    ledger = Ledger([call for answer in answers for call in answer.ledger.calls])
+    ledger = UsageLedger([call for answer in answers for call in answer.ledger.calls])
     total, alone = ledger.total, estimated(answers)
     return {
         "flops": total.flops,
@@ -400,7 +407,7 @@ def cost(answers: Sequence[Answer]) -> dict[str, Any]:
         "usd": total.usd,
         "seconds": total.seconds,
         "estimated": total.estimated,
-        "spent": [_line(line) for line in ledger.spent],
+        "spent": [_line(line) for line in ledger.usage.lines],
         "estimated_mentor_alone_flops": alone,
         "estimated_saving": 1 - total.cold_flops / alone[0] if alone and alone[0] else None,
     }
@@ -410,14 +417,25 @@ def estimated(answers: Iterable[Answer]) -> list[float] | None:
     """Estimated FLOPs of the mentor alone for all answers: expected, and the ends of the 95 % intervals added up."""
     found = [answer.estimated_alone for answer in answers]
     known = [one for one in found if one is not None]
-    return [sum(values) for values in zip(*known, strict=True)] if known and len(known) == len(found) else None
+    return (
+        [sum(values) for values in zip(*known, strict=True)] if known and len(known) == len(found) else None
+    )
 
 
-def _line(line: Spent) -> dict[str, Any]:
+def _line(line: UsageLine) -> dict[str, Any]:
     one = line.cost
     return {
-        "engine": line.engine, "purpose": line.purpose, "calls": one.calls, "prompt_tokens": one.prompt_tokens,
-        "cached_tokens": one.cached_tokens, "completion_tokens": one.completion_tokens,
-        "discarded_tokens": one.discarded_tokens, "flops": one.flops, "prefill_flops": one.prefill_flops,
-        "decode_flops": one.decode_flops, "usd": one.usd, "seconds": one.seconds, "estimated": one.estimated,
-    }  # fmt: skip
+        "engine": line.engine,
+        "purpose": line.purpose,
+        "calls": one.calls,
+        "prompt_tokens": one.prompt_tokens,
+        "cached_tokens": one.cached_tokens,
+        "completion_tokens": one.completion_tokens,
+        "discarded_tokens": one.discarded_tokens,
+        "flops": one.flops,
+        "prefill_flops": one.prefill_flops,
+        "decode_flops": one.decode_flops,
+        "usd": one.usd,
+        "seconds": one.seconds,
+        "estimated": one.estimated,
+    }

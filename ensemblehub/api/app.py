@@ -60,7 +60,10 @@ _PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-OBJECTS = {"chat": ("chat.completion", "chat.completion.chunk"), "text": ("text_completion", "text_completion")}
+OBJECTS = {
+    "chat": ("chat.completion", "chat.completion.chunk"),
+    "text": ("text_completion", "text_completion"),
+}
 
 
 def create_app(
@@ -110,10 +113,15 @@ def create_app(
             await catalog.close()
 
     app = FastAPI(
-        title="ensemblehub", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        title="ensemblehub",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
         description="An OpenAI-compatible API over ensembles of language models.",
-        responses=ERRORS, generate_unique_id_function=lambda route: route.name,
-    )  # fmt: skip
+        responses=ERRORS,
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.router.route_class = JSONRoute
     _generating(app, answering, Journal.of(config))
     telling(app, catalog, admission, monitor, state)
@@ -121,13 +129,21 @@ def create_app(
     _showing(app)
     _failing(app)
     app.add_middleware(
-        Guard, keys=keys, max_body_bytes=settings.max_body_bytes, state=state, admission=admission, monitor=monitor
+        Guard,
+        keys=keys,
+        max_body_bytes=settings.max_body_bytes,
+        state=state,
+        admission=admission,
+        monitor=monitor,
     )
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
-        )  # fmt: skip
+        )
     return app
 
 
@@ -141,7 +157,9 @@ def _generating(app: FastAPI, answering: Answering, journal: Journal) -> None:
             raise problem_of(error, body.prompt_field) from error
         request.state.job = job
         if body.stream:
-            return EventStream(lambda emit: _streamed(job, answering, emit, journal), answering.settings.keep_alive)
+            return EventStream(
+                lambda emit: _streamed(job, answering, emit, journal), answering.settings.keep_alive
+            )
         try:
             await while_connected(request.receive, answering.write(job, _silent))
         except Disconnected:
@@ -164,7 +182,12 @@ async def _silent(_: Answer, __: object) -> None:
 
 
 def _head(job: Job, streamed: bool) -> dict[str, Any]:
-    return {"id": job.id, "object": OBJECTS[job.kind][streamed], "created": job.created, "model": job.served.name}
+    return {
+        "id": job.id,
+        "object": OBJECTS[job.kind][streamed],
+        "created": job.created,
+        "model": job.served.name,
+    }
 
 
 def _whole(job: Job) -> dict[str, Any]:
@@ -198,7 +221,9 @@ async def _streamed(job: Job, answering: Answering, emit: Emit, journal: Journal
 
     async def close(finish: str | None) -> None:
         for answer in job.answers:
-            if answer.untold or (finish and answer.index not in ended):  # an echoed prompt has no end of its own
+            if answer.untold or (
+                finish and answer.index not in ended
+            ):  # an echoed prompt has no end of its own
                 await emit(event(head | closing(job.kind, answer, None if answer.index in ended else finish)))
 
     try:
@@ -228,9 +253,12 @@ def _showing(app: FastAPI) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return get_swagger_ui_html(
-            openapi_url="/openapi.json", title="ensemblehub", swagger_js_url="/docs/swagger-ui-bundle.js",
-            swagger_css_url="/docs/swagger-ui.css", swagger_favicon_url="/docs/favicon.png",
-        )  # fmt: skip
+            openapi_url="/openapi.json",
+            title="ensemblehub",
+            swagger_js_url="/docs/swagger-ui-bundle.js",
+            swagger_css_url="/docs/swagger-ui.css",
+            swagger_favicon_url="/docs/favicon.png",
+        )
 
     app.mount("/docs", StaticFiles(directory=_DOCS))
 

@@ -12,21 +12,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ensemblehub import ensemble as joining
 from ensemblehub import registry
 from ensemblehub.api.problems import Problem
 from ensemblehub.api.protocol import EnsembleOptions
 from ensemblehub.config import DEFAULT, Config
-from ensemblehub.ensemble_methods import ensemble as joining
+from ensemblehub.config.sections import Bound, StrategySpec
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.base import ScoringAggregation
-from ensemblehub.ensemble_methods.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.generators.base import Engine
-from ensemblehub.results import LEVEL_0
 from ensemblehub.schema import Request
-from ensemblehub.sections import Bound, StrategySpec
+from ensemblehub.tandem.insights import LEVEL_0
 
 _VARIANTS = 64  # changed ensembles that are kept
 
@@ -72,13 +72,17 @@ class Catalog:
         self.config = config
         self.engines: list[Engine] = [joining.engine_of(config, spec) for spec in config.model_specs]
         names = [DEFAULT, *config.ensembles]
-        scoring = any(isinstance(joining.aggregation_of(config.named(name)), ScoringAggregation) for name in names)
+        scoring = any(
+            isinstance(joining.aggregation_of(config.named(name)), ScoringAggregation) for name in names
+        )
         specs = config.reward_specs if scoring else []
         self.scorers = [joining.scorer_of(config, spec, self.engines) for spec in specs]
         served = [self._ensemble(name) for name in names] + [self._alone(engine) for engine in self.engines]
         self.served = {one.name: one for one in served}
         if len(self.served) < len(served):
-            raise ConfigError(f"a model is called {DEFAULT!r}, which is the name of the ensemble; give it another")
+            raise ConfigError(
+                f"a model is called {DEFAULT!r}, which is the name of the ensemble; give it another"
+            )
         self._varied: OrderedDict[tuple[str, str], Ensemble] = OrderedDict()
 
     @property
@@ -88,11 +92,15 @@ class Catalog:
 
     async def load(self) -> None:
         """Load the weights of every engine and scorer."""
-        await asyncio.gather(*(engine.load() for engine in self.engines), *(one.load() for one in self.scorers))
+        await asyncio.gather(
+            *(engine.load() for engine in self.engines), *(one.load() for one in self.scorers)
+        )
 
     async def close(self) -> None:
         """Free every engine and scorer."""
-        await asyncio.gather(*(engine.close() for engine in self.engines), *(one.close() for one in self.scorers))
+        await asyncio.gather(
+            *(engine.close() for engine in self.engines), *(one.close() for one in self.scorers)
+        )
 
     def find(self, name: str) -> Served:
         """What is served as `name`.
@@ -125,11 +133,15 @@ class Catalog:
 
     def _method(self, served: Served, method: str) -> Served:
         if served.alone:
-            raise Problem(400, f"{served.name!r} is one model; a method goes with an ensemble", None, "ensemble.method")
+            raise Problem(
+                400, f"{served.name!r} is one model; a method goes with an ensemble", None, "ensemble.method"
+            )
         by_method = {one.aggregation.method: one for one in reversed(self.ensembles)}
         known = by_method | {one.name: one for one in self.ensembles}
         if method not in known:
-            raise Problem(400, f"not configured here: {did_you_mean(method, known, 'method')}", None, "ensemble.method")
+            raise Problem(
+                400, f"not configured here: {did_you_mean(method, known, 'method')}", None, "ensemble.method"
+            )
         return known[method]
 
     def _allowed(self, served: Served, name: str, value: Any) -> None:
@@ -137,7 +149,9 @@ class Catalog:
         bound, at = served.bounds.get(name), f"ensemble.params.{name}"
         if bound is None:
             allowed = ", ".join(served.bounds) or "none"
-            raise Problem(400, f"a request may not set {name!r} of {served.name!r}; it may set: {allowed}", None, at)
+            raise Problem(
+                400, f"a request may not set {name!r} of {served.name!r}; it may set: {allowed}", None, at
+            )
         if not bound.admits(value):
             raise Problem(400, f"{name} must be {bound}, not {json.dumps(value)}", "out_of_bounds", at)
 
@@ -145,7 +159,9 @@ class Catalog:
         key = (served.name, json.dumps(params, sort_keys=True))
         if key not in self._varied:
             kind = type(served.ensemble.aggregation)
-            spec = StrategySpec(method=served.aggregation.method, params={**served.aggregation.params, **params})
+            spec = StrategySpec(
+                method=served.aggregation.method, params={**served.aggregation.params, **params}
+            )
             aggregation = registry.build(kind, spec.params, f"aggregation {spec.method!r}")
             self._varied[key] = served.ensemble.varied(aggregation)
             while len(self._varied) > _VARIANTS:
@@ -159,7 +175,9 @@ class Catalog:
         bounds = config.ensemble.request_params
         for option in bounds:
             if not hasattr(ensemble.aggregation, option):
-                raise ConfigError(f"{name}: request_params: {config.aggregation.method!r} has no option {option!r}")
+                raise ConfigError(
+                    f"{name}: request_params: {config.aggregation.method!r} has no option {option!r}"
+                )
         return Served(name, ensemble, config.selection.method, config.aggregation, bounds=bounds)
 
     def _alone(self, engine: Engine) -> Served:

@@ -36,7 +36,9 @@ def half_character(body: Any) -> str | None:
         at, value = waiting.pop()
         if isinstance(value, str) and has_halves(value):
             return at
-        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        inner = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        )
         for name, one in inner:
             if isinstance(name, str) and has_halves(name):
                 return at

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ensemblehub.api.problems import Problem
-from ensemblehub.sections import ServerSection
+from ensemblehub.config.sections import ServerSection
 
 _LINGER = 5.0  # seconds for which the rest of a refused request is read and thrown away
 _UPGRADE = re.compile(rb"\nupgrade:", re.IGNORECASE)
@@ -111,13 +111,17 @@ class Connection(HttpToolsProtocol):
         return not self.busy or self._stalled or (self._part is Part.BODY and self._active is self.cycle)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, Lingering(transport, lambda: self._part is not Part.IDLE)))
+        super().connection_made(
+            cast(asyncio.Transport, Lingering(transport, lambda: self._part is not Part.IDLE))
+        )
         self._within(self.limits.head_timeout)
         if len(self.connections) > self.limits.connections:
             self._make_room()
 
     def _make_room(self) -> None:
-        others = [one for one in self.connections if isinstance(one, Connection) and one is not self and one.waits]
+        others = [
+            one for one in self.connections if isinstance(one, Connection) and one is not self and one.waits
+        ]
         if others:
             min(others, key=lambda one: one.since).abandon()
             return
@@ -198,7 +202,9 @@ class Connection(HttpToolsProtocol):
 
     def _too_large(self) -> Problem:
         most = self.limits.head_bytes
-        return Problem(431, f"the URL and the headers of a request have at most {most} bytes here", "head_too_large")
+        return Problem(
+            431, f"the URL and the headers of a request have at most {most} bytes here", "head_too_large"
+        )
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
@@ -259,7 +265,9 @@ class Connection(HttpToolsProtocol):
     # Refusals that no application sees.
 
     def send_400_response(self, msg: str) -> None:
-        self.refuse(self._refusal or Problem(400, "this is not HTTP as the server understands it", "invalid_http"))
+        self.refuse(
+            self._refusal or Problem(400, "this is not HTTP as the server understands it", "invalid_http")
+        )
 
     def refuse(self, problem: Problem) -> None:
         """Answer what is being read with an error, once the responses before it are sent; read no further request."""
@@ -272,7 +280,9 @@ class Connection(HttpToolsProtocol):
             self._last().keep_alive = False
         else:
             if self.busy:
-                self.cycle.disconnected = True  # as if its client had left: the response is the one written here
+                self.cycle.disconnected = (
+                    True  # as if its client had left: the response is the one written here
+                )
                 self.cycle.message_event.set()
             self.transport.write(_response(problem))
             self.transport.close()

@@ -36,7 +36,9 @@ class Foreign(NamedTuple):
 _FORMAT = "use response_format"
 _SAMPLER = "this sampler is not offered"
 FOREIGN: dict[str, Foreign] = {
-    "add_special_tokens": Foreign("special tokens are added as the model's tokenizer says", (True,), counts=True),
+    "add_special_tokens": Foreign(
+        "special tokens are added as the model's tokenizer says", (True,), counts=True
+    ),
     "allowed_token_ids": Foreign("tokens cannot be restricted; logit_bias may do"),
     "audio": Foreign("only text is written"),
     "bad_words": Foreign("words cannot be forbidden; logit_bias may do"),

@@ -123,13 +123,19 @@ class Guard:
             peer = (scope.get("client") or ("127.0.0.1", 0))[0]
             host = headers.get("host", "localhost")
             if not (_loopback(peer) and (host in _LOCAL or host.rpartition(":")[0] in _LOCAL)):
-                raise Problem(403, "without an API key only loopback is served: start the server with --api-key")
+                raise Problem(
+                    403, "without an API key only loopback is served: start the server with --api-key"
+                )
             return
         given = _given_keys(headers, scope["method"])
-        right = [hmac.compare_digest(one, key) for one in given for key in self._keys]  # all: time tells nothing
+        right = [
+            hmac.compare_digest(one, key) for one in given for key in self._keys
+        ]  # all: time tells nothing
         if not any(right):
             scheme = (
-                'Basic realm="the API key is the password"' if scope["path"].startswith(_FOR_BROWSERS) else "Bearer"
+                'Basic realm="the API key is the password"'
+                if scope["path"].startswith(_FOR_BROWSERS)
+                else "Bearer"
             )
             text = "an API key is needed: send Authorization: Bearer KEY" if not given else "wrong API key"
             raise Problem(401, text, "invalid_api_key", headers={"WWW-Authenticate": scheme})
@@ -141,7 +147,12 @@ class Guard:
         if status >= 400:
             self.monitor.refused.labels(str(status)).inc()
         job = scope["state"].get("job")
-        details = {"request_id": name, "method": scope["method"], "path": scope["path"], "status": status or 499}
+        details = {
+            "request_id": name,
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status or 499,
+        }
         details |= {"seconds": round(seconds, 6), **(job.summary() if job else {})}
         line = f"{scope['method']} {quote(scope['path'])} {details['status']}"
         log.log(logging.INFO if job or status >= 400 else logging.DEBUG, line, extra={"details": details})
@@ -155,7 +166,9 @@ def _check_type(headers: Headers) -> None:
     """
     kind, charset = _media_type(headers.get("content-type", ""))
     if kind != "application/json":
-        raise Problem(415, "the body must be JSON: send Content-Type: application/json", "unsupported_media_type")
+        raise Problem(
+            415, "the body must be JSON: send Content-Type: application/json", "unsupported_media_type"
+        )
     if charset not in ("utf-8", "utf8", "us-ascii"):
         raise Problem(415, f"the body must be JSON in UTF-8, not {charset}", "unsupported_media_type")
     coding = headers.get("content-encoding", "identity").strip().lower()

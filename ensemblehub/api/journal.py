@@ -36,8 +36,10 @@ class Journal:
                 "id": job.id,
                 "model": job.served.name,
                 "request": job.body.model_dump(exclude_none=True),
-                "answers": [{"text": one.text, "insight": one.insight, "finish": one.finish} for one in results],
-                "spent": [spent for one in results for spent in one.spent],
+                "answers": [
+                    {"text": one.text, "insight": one.insight, "finish": one.finish} for one in results
+                ],
+                "spent": [spent for one in results for spent in one.usage.lines],
             }
             with self.path.open("ab") as file:
                 file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))

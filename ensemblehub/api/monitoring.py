@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from ensemblehub.api.admission import Admission
 from ensemblehub.api.answers import estimated
 from ensemblehub.api.job import Job
 from ensemblehub.api.state import State
-from ensemblehub.schema import Piece, Spent, Verdict
+from ensemblehub.schema import Piece, UsageLine, Verdict
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -27,13 +34,19 @@ class Monitor:
         registry = self.registry = CollectorRegistry()
         kinds = ("engine", "purpose")
         self.requests = Counter(
-            "ensemblehub_requests", "Requests by their outcome", ["model", "endpoint", "outcome"], registry=registry
+            "ensemblehub_requests",
+            "Requests by their outcome",
+            ["model", "endpoint", "outcome"],
+            registry=registry,
         )
         self.refused = Counter(
             "ensemblehub_errors", "Responses with an error, by HTTP status", ["status"], registry=registry
         )
         self.tokens = Counter(
-            "ensemblehub_tokens", "Tokens read, cached, written and discarded", [*kinds, "kind"], registry=registry
+            "ensemblehub_tokens",
+            "Tokens read, cached, written and discarded",
+            [*kinds, "kind"],
+            registry=registry,
         )
         self.flops = Counter("ensemblehub_flops", "Floating-point operations", kinds, registry=registry)
         self.dollars = Counter("ensemblehub_dollars", "US dollars", kinds, registry=registry)
@@ -67,7 +80,10 @@ class Monitor:
             "ensemblehub_request_seconds", "Whole requests", ["model"], buckets=_SECONDS, registry=registry
         )
         self.verdicts = Counter(
-            "ensemblehub_verdicts", "The judge's verdicts", ["model", "level", "sufficient"], registry=registry
+            "ensemblehub_verdicts",
+            "The judge's verdicts",
+            ["model", "level", "sufficient"],
+            registry=registry,
         )
         for name, help_, value in (
             ("running", "Answers being written", lambda: admission.running),
@@ -91,16 +107,18 @@ class Monitor:
                     self.verdicts.labels(model, event.level, str(event.sufficient).lower()).inc()
                 elif isinstance(event, Piece):
                     written += len(event.tokens)
-            self._spent(answer.ledger.spent)
+            self._spent(answer.ledger.usage.lines)
         if job.first is not None:
             self.first.labels(model).observe(job.first)
             if written > 1:
                 self.pace.labels(model).observe((seconds - job.first) / (written - 1))
         if job.outcome == "ok" and (alone := estimated(job.answers)):
             self.alone.labels(model).inc(alone[0])
-            self.saving.labels(model).inc(alone[0] - sum(answer.ledger.total.cold_flops for answer in job.answers))
+            self.saving.labels(model).inc(
+                alone[0] - sum(answer.ledger.total.cold_flops for answer in job.answers)
+            )
 
-    def _spent(self, spent: tuple[Spent, ...]) -> None:
+    def _spent(self, spent: tuple[UsageLine, ...]) -> None:
         for line in spent:
             one, labels = line.cost, (line.engine, line.purpose)
             for kind in ("prompt", "cached", "completion", "discarded"):

@@ -49,16 +49,22 @@ class Problem(HTTPException):
     """
 
     def __init__(
-        self, status: int, message: str, code: str | None = None, param: str | None = None,
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(status, _told(message, _MESSAGE), dict(headers or {}))
         self.code, self.param = code, None if param is None else _told(param, _PARAM)
 
     @property
     def body(self) -> dict[str, Any]:
         """The error object."""
-        kind = _TYPES.get(self.status_code, "server_error" if self.status_code >= 500 else "invalid_request_error")
+        kind = _TYPES.get(
+            self.status_code, "server_error" if self.status_code >= 500 else "invalid_request_error"
+        )
         return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:

@@ -102,7 +102,11 @@ class ChatMessage(Open):
     @model_validator(mode="before")
     @classmethod
     def _content(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("role") in ("system", "developer", "user") and "content" not in data:
+        if (
+            isinstance(data, Mapping)
+            and data.get("role") in ("system", "developer", "user")
+            and "content" not in data
+        ):
             raise ValueError(f"a message of role {data['role']} needs content")
         return data
 
@@ -265,17 +269,25 @@ class ChatRequest(Generate):
     @property
     def passed_on(self) -> dict[str, Any]:
         """Fields that only an engine's own server understands."""
-        tools = {"tools": self.tools, "tool_choice": self.tool_choice, "parallel_tool_calls": self.parallel_tool_calls}
+        tools = {
+            "tools": self.tools,
+            "tool_choice": self.tool_choice,
+            "parallel_tool_calls": self.parallel_tool_calls,
+        }
         form = self.response_format or {}
         found = {"response_format": form} if form.get("type", "text") != "text" else {}
-        return found | ({name: value for name, value in tools.items() if value is not None} if self.tools else {})
+        return found | (
+            {name: value for name, value in tools.items() if value is not None} if self.tools else {}
+        )
 
     @property
     def calls_tools(self) -> bool:
         """Whether tools may be called, or were called before."""
         several = [one for one in self.messages if isinstance(one, list)]
         messages = [message for one in several for message in one] or self.messages
-        called = any(isinstance(one, ChatMessage) and (one.role == "tool" or one.tool_calls) for one in messages)
+        called = any(
+            isinstance(one, ChatMessage) and (one.role == "tool" or one.tool_calls) for one in messages
+        )
         return bool(self.tools and self.tool_choice != "none") or called
 
     @property
@@ -295,7 +307,9 @@ class ChatRequest(Generate):
         *before, last = messages
         if last.role != "assistant" or not before:
             raise Problem(
-                400, "continue_final_message needs a last message of the assistant's, after another", "unsupported"
+                400,
+                "continue_final_message needs a last message of the assistant's, after another",
+                "unsupported",
             )
         return Chat(tuple(before), self.thinking), last.content
 
@@ -315,7 +329,8 @@ class CompletionRequest(Generate):
     logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
     echo: StrictBool | None = None
     return_tokens_as_token_ids: StrictBool | None = Field(
-        default=None, description="With logprobs: tokens as `token_id:N`; those of an API have no ids and stay text."
+        default=None,
+        description="With logprobs: tokens as `token_id:N`; those of an API have no ids and stay text.",
     )
     suffix: Literal[""] | None = None
     best_of: StrictInt | None = Field(default=None, ge=1)

@@ -80,7 +80,9 @@ def _decoded(raw: bytes) -> Any:
         return json.loads(raw.decode(encoding))
     except UnicodeDecodeError as error:
         byte = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
-        raise Problem(400, f"the body is not UTF-8 ({byte}): JSON is sent in UTF-8", "invalid_encoding") from error
+        raise Problem(
+            400, f"the body is not UTF-8 ({byte}): JSON is sent in UTF-8", "invalid_encoding"
+        ) from error
     except RecursionError as error:
         raise _too_deep() from error
     except ValueError as error:
@@ -96,7 +98,9 @@ def _shaped(given: Any) -> Any:
         below: list[Any] = []
         for one in level:
             if isinstance(one, dict) and len(one) > _MOST_FIELDS:
-                raise Problem(400, f"an object has at most {_MOST_FIELDS} fields here, not {len(one)}", "invalid_value")
+                raise Problem(
+                    400, f"an object has at most {_MOST_FIELDS} fields here, not {len(one)}", "invalid_value"
+                )
             inner = one.values() if isinstance(one, dict) else one
             below += [value for value in inner if isinstance(value, dict | list)]
         level = below

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ensemblehub.sections import Bound
+from ensemblehub.config.sections import Bound
 
 
 class Reply(BaseModel):
@@ -48,7 +48,9 @@ class Model(Reply):
     object: Literal["model"]
     created: int
     owned_by: str
-    max_model_len: int | None = Field(default=None, description="Longest prompt and answer together, in tokens.")
+    max_model_len: int | None = Field(
+        default=None, description="Longest prompt and answer together, in tokens."
+    )
     ensemble: ModelAbout
 
 
@@ -304,7 +306,9 @@ class CostDetails(Reply):
     """Every call of every engine, and what the mentor alone would have cost, where a judge knows it."""
 
     flops: float
-    cold_flops: float = Field(description="FLOPs of the same calls where no cache holds anything of earlier requests.")
+    cold_flops: float = Field(
+        description="FLOPs of the same calls where no cache holds anything of earlier requests."
+    )
     usd: float
     seconds: float
     estimated: bool
@@ -365,4 +369,6 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 _STATUSES = (400, 401, 403, 404, 413, 415, 429, 500, 502, 503, 504, "default")
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": Error} for status in _STATUSES}
 _ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-PLAIN: dict[int | str, dict[str, Any]] = {status: {"content": _ERROR} for status in _STATUSES}  # where 200 is no JSON
+PLAIN: dict[int | str, dict[str, Any]] = {
+    status: {"content": _ERROR} for status in _STATUSES
+}  # where 200 is no JSON

@@ -19,8 +19,8 @@ from types import FrameType
 from typing import Any, cast
 
 from ensemblehub.config import Config
+from ensemblehub.config.sections import ServerSection
 from ensemblehub.errors import ConfigError, EngineError, MissingExtraError
-from ensemblehub.sections import ServerSection
 
 try:
     import uvicorn
@@ -56,7 +56,9 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, but being told to stop is no failure: the signal is not raised again at the end."""
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield
         finally:
@@ -197,7 +199,11 @@ class Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         details = {key: value for key, value in getattr(record, "details", {}).items() if value is not None}
-        said = [f"{key}={_value(value)}" for key, value in details.items() if key not in ("method", "path", "status")]
+        said = [
+            f"{key}={_value(value)}"
+            for key, value in details.items()
+            if key not in ("method", "path", "status")
+        ]
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
         text = " ".join([f"{stamp} {record.levelname.lower()}: {printable(record.getMessage())}", *said])
         if not record.exc_info:
@@ -225,9 +231,12 @@ class Objects(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": record.created, "level": record.levelname.lower(), "logger": record.name,
-            "message": record.getMessage(), **getattr(record, "details", {}),
-        }  # fmt: skip
+            "time": record.created,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "details", {}),
+        }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import CapabilityError, ConfigError, RequestError, did_you_mean
 from ensemblehub.generators.base import Engine, Tokenizer
 from ensemblehub.schema import Capability, Chat, Event, Piece, Prompt, Request, Scored, Token, TokenIds
@@ -21,13 +21,13 @@ Granularity = Literal["token", "segment", "response"]
 class Selection(ABC):
     """Which engines take part in answering a request."""
 
-    needs: ClassVar[frozenset[Capability]] = frozenset()
+    requires: ClassVar[frozenset[Capability]] = frozenset()
 
     @abstractmethod
-    async def select(self, request: Request, engines: Sequence[Engine], meter: Meter) -> list[Engine]:
+    async def select(self, request: Request, engines: Sequence[Engine], meter: UsageMeter) -> list[Engine]:
         """The engines that take part, in order of preference."""
 
-    def least(self, engines: Sequence[Engine]) -> int:
+    def min_engines(self, engines: Sequence[Engine]) -> int:
         """How many of `engines` take part at least, whatever the request; all of them means all always do."""
         return 1
 
@@ -38,7 +38,7 @@ class Selection(ABC):
             ConfigError: says what is missing and how to get it.
         """
         for engine in engines:
-            require(engine, self.needs, f"selection {name_of(self)}")
+            require(engine, self.requires, f"selection {name_of(self)}")
 
 
 class Aggregation(ABC):
@@ -49,15 +49,17 @@ class Aggregation(ABC):
     """
 
     granularity: ClassVar[Granularity]
-    needs: ClassVar[frozenset[Capability]] = frozenset()
-    least: ClassVar[int] = 1  # engines it needs to mean anything
+    requires: ClassVar[frozenset[Capability]] = frozenset()
+    min_engines: ClassVar[int] = 1  # engines it needs to mean anything
 
     @abstractmethod
-    def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
+    def run(
+        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+    ) -> AsyncGenerator[Event, None]:
         """Answer `request`; `meter.ledger` takes the bill."""
 
     def echo(
-        self, request: Request, engines: Sequence[Engine], meter: Meter, context: int | None = None
+        self, request: Request, engines: Sequence[Engine], meter: UsageMeter, context: int | None = None
     ) -> AsyncGenerator[Event | Scored, None]:
         """Read a raw prompt and give every token's log-likelihood, as one `Scored`; then go on writing.
 
@@ -70,7 +72,9 @@ class Aggregation(ABC):
         """
         raise RequestError(f"{name_of(self)} chooses between whole texts and has no log-likelihood")
 
-    def estimated_alone(self, request: Request, engines: Sequence[Engine]) -> tuple[float, float, float] | None:
+    def estimated_alone(
+        self, request: Request, engines: Sequence[Engine]
+    ) -> tuple[float, float, float] | None:
         """Estimated FLOPs of the mentor answering alone: expected, and a 95 % interval; None where nothing tells."""
         return None
 
@@ -93,7 +97,7 @@ class Aggregation(ABC):
             CapabilityError: names the engine, the strategy and what is missing.
         """
         for engine in engines:
-            require(engine, self.needs, name_of(self))
+            require(engine, self.requires, name_of(self))
 
 
 class ScoringAggregation(Aggregation):
@@ -126,15 +130,17 @@ def check_together(engines: Sequence[Engine], selection: Selection, aggregation:
     """
     selection.check(engines)
     aggregation.check(engines)
-    least = selection.least(engines)
+    min_engines = selection.min_engines(engines)
     roles = aggregation.roles(engines)
-    if roles and least < len(engines):
+    if roles and min_engines < len(engines):
         names = " and ".join(repr(engine.name) for engine in roles)
-        raise ConfigError(f"{name_of(aggregation)} needs {names}, which selection {name_of(selection)} may drop")
-    if least < aggregation.least:
         raise ConfigError(
-            f"{name_of(aggregation)} needs at least {aggregation.least} engines, and selection "
-            f"{name_of(selection)} may leave {least} of {len(engines)}"
+            f"{name_of(aggregation)} needs {names}, which selection {name_of(selection)} may drop"
+        )
+    if min_engines < aggregation.min_engines:
+        raise ConfigError(
+            f"{name_of(aggregation)} needs at least {aggregation.min_engines} engines, and selection "
+            f"{name_of(selection)} may leave {min_engines} of {len(engines)}"
         )
 
 
@@ -158,7 +164,7 @@ def ids_of(prompt: Prompt, engine: Engine) -> list[int]:
     if isinstance(prompt, Chat):
         raise RequestError("a raw prompt is needed, not a chat")
     ids = list(prompt.ids) if isinstance(prompt, TokenIds) else tokenizer_of(engine).encode(prompt.text)
-    unknown = next((index for index in ids if index >= (engine.card.vocabulary or index + 1)), None)
+    unknown = next((index for index in ids if index >= (engine.info.vocabulary or index + 1)), None)
     if unknown is not None:
         raise RequestError(f"{engine.name}: there is no token id {unknown}")
     return ids
@@ -169,14 +175,18 @@ def given(request: Request, ids: Sequence[int], engine: Engine) -> Request:
     tokenizer = tokenizer_of(engine)
     tokens = tuple(Token(tokenizer.decode([index]), index) for index in ids)
     written = Piece("".join(token.text for token in tokens), engine.name, "answer", tokens)
-    return replace(request, prefix=request.prefix + written.text, written=(*request.written, written) if ids else ())
+    return replace(
+        request, prefix=request.prefix + written.text, written=(*request.written, written) if ids else ()
+    )
 
 
-def require(engine: Engine, needs: frozenset[Capability], strategy: str) -> None:
+def require(engine: Engine, requires: frozenset[Capability], strategy: str) -> None:
     """Raise a `CapabilityError` unless `engine` can do all that `strategy` needs of it."""
-    missing = sorted(needs - engine.can)
+    missing = sorted(requires - engine.capabilities)
     if missing:
-        raise CapabilityError(f"{strategy} needs {', '.join(missing)} of engine {engine.name!r}, which it lacks")
+        raise CapabilityError(
+            f"{strategy} needs {', '.join(missing)} of engine {engine.name!r}, which it lacks"
+        )
 
 
 def check_k(k: int, engines: Sequence[Engine], strategy: str) -> None:
@@ -210,7 +220,7 @@ def by_size(engines: Sequence[Engine], role: str) -> list[Engine]:
     Raises:
         ConfigError: there are several, and the size of one is unknown.
     """
-    unknown = [engine.name for engine in engines if not engine.card.parameters]
+    unknown = [engine.name for engine in engines if not engine.info.parameters]
     if unknown and len(engines) > 1:
         strategy, _, option = role.partition(": ")
         name = f"name the engine with `{option}`, or " if option else ""
@@ -218,4 +228,4 @@ def by_size(engines: Sequence[Engine], role: str) -> list[Engine]:
             f"{strategy} goes by the models' sizes, and the size of {', '.join(map(repr, unknown))} is unknown: "
             f"{name}set `parameters` of the model in model_specs"
         )
-    return sorted(engines, key=lambda engine: -engine.card.parameters)
+    return sorted(engines, key=lambda engine: -engine.info.parameters)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from ensemblehub.cost import Ledger, Meter
+from ensemblehub.cost import UsageLedger, UsageMeter
 from ensemblehub.ensemble_methods.base import together
 from ensemblehub.ensemble_methods.turns import refuse_ids
 from ensemblehub.errors import ConfigError
@@ -28,7 +28,7 @@ class Candidate:
     request: Request
     name: str
     pieces: list[Piece] = field(default_factory=list)
-    bill: Ledger = field(default_factory=Ledger)
+    bill: UsageLedger = field(default_factory=UsageLedger)
 
     @property
     def finished(self) -> bool:
@@ -51,7 +51,7 @@ class Candidate:
         tokens = tuple(token for piece in self.pieces for token in piece.tokens)
         return Piece(self.text, self.engine.name, "answer", tokens, self.pieces[-1].finish)
 
-    async def write(self, meter: Meter) -> None:
+    async def write(self, meter: UsageMeter) -> None:
         """Let the engine write it to its end; cancelling stops the engine."""
         try:
             async with aclosing(self.engine.stream(self.request, self.bill.meter("propose"))) as pieces:
@@ -60,7 +60,7 @@ class Candidate:
         finally:
             meter.ledger.calls.extend(self.bill.calls)
 
-    def discard(self, meter: Meter) -> None:
+    def discard(self, meter: UsageMeter) -> None:
         """Bill what it wrote as tokens that nobody used."""
         written = self.bill.total
         unused = written.completion_tokens - written.discarded_tokens
@@ -82,20 +82,21 @@ def drafts(request: Request, engines: Iterable[Engine], samples: int) -> list[Ca
         samples = 1
     return [
         Candidate(
-            engine, request.seeded("sample", engine.name, number),
+            engine,
+            request.seeded("sample", engine.name, number),
             f"{engine.name}#{number}" if samples > 1 else engine.name,
         )
         for engine in engines
         for number in range(1, samples + 1)
-    ]  # fmt: skip
+    ]
 
 
-async def write_all(candidates: Sequence[Candidate], meter: Meter) -> None:
+async def write_all(candidates: Sequence[Candidate], meter: UsageMeter) -> None:
     """Write all candidates at the same time; the first failure ends the others and is raised as it is."""
     await together(candidate.write(meter) for candidate in candidates)
 
 
-async def arriving(candidates: Sequence[Candidate], meter: Meter) -> AsyncGenerator[Candidate, None]:
+async def arriving(candidates: Sequence[Candidate], meter: UsageMeter) -> AsyncGenerator[Candidate, None]:
     """Write all candidates at the same time and yield each as it is finished; closing ends the others."""
     writing = {asyncio.ensure_future(candidate.write(meter)): candidate for candidate in candidates}
     waiting = set(writing)

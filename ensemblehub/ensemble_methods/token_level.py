@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, ids_of, name_of, tokenizer_of
 from ensemblehub.ensemble_methods.mixing import choose
 from ensemblehub.ensemble_methods.union_vocabulary import Probabilities, Union, View, union_of
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Decoder, Engine, Tokenizer
-from ensemblehub.generators.hf_text import TextFlow, alternatives
+from ensemblehub.generators.text.detokenizer import TextFlow, alternatives
 from ensemblehub.schema import (
     Capability,
     Event,
@@ -69,7 +69,7 @@ class TokenLevel(Aggregation):
     """
 
     granularity: ClassVar[Granularity] = "token"
-    needs: ClassVar[frozenset[Capability]] = frozenset({"decode"})
+    requires: ClassVar[frozenset[Capability]] = frozenset({"decode"})
     weights: Mapping[str, float] = field(default_factory=dict)
     every: Literal["token", "disputed"] = "token"
     draft: int = 8
@@ -80,13 +80,17 @@ class TokenLevel(Aggregation):
 
     async def choose(self, answer: Answer) -> list[Chosen]:
         """The next tokens, at least one."""
-        return await (answer.disputed(self.mix, self.draft) if self.every == "disputed" else answer.mixed(self.mix))
+        return await (
+            answer.disputed(self.mix, self.draft) if self.every == "disputed" else answer.mixed(self.mix)
+        )
 
     def settled(self, members: Sequence[Member], parts: Sequence[Probabilities]) -> Probabilities:
         """The distribution that the next token is drawn from when all members are asked."""
         return self.mix(members, parts) if len(parts) > 1 else parts[0]
 
-    async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
+    async def run(
+        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+    ) -> AsyncGenerator[Event, None]:
         self._refuse(request.sampling)
         answer = Answer(dict.fromkeys(engines, request), self.weights, meter.ledger.meter("answer"))
         try:
@@ -114,12 +118,18 @@ class TokenLevel(Aggregation):
                 if finish is not None:
                     tokens += flow.flush()
                 if tokens or finish:
-                    yield Piece("".join(token.text for token in tokens), chosen.author, "answer", tuple(tokens), finish)
+                    yield Piece(
+                        "".join(token.text for token in tokens),
+                        chosen.author,
+                        "answer",
+                        tuple(tokens),
+                        finish,
+                    )
                 if finish is not None:
                     break
 
     async def echo(
-        self, request: Request, engines: Sequence[Engine], meter: Meter, context: int | None = None
+        self, request: Request, engines: Sequence[Engine], meter: UsageMeter, context: int | None = None
     ) -> AsyncGenerator[Event | Scored, None]:
         """The log-likelihood is that of the mixture from which each token would have been drawn.
 
@@ -139,7 +149,9 @@ class TokenLevel(Aggregation):
         try:
             parts = await answer.forced(self.settled, ids[1:])
             own = answer.members[0].view.vocabulary
-            tokens = [ScoredToken(tokenizer.decode(ids[:1]), ids[0], None, None, 0, 0, 0, part=own.part(ids[0]))]
+            tokens = [
+                ScoredToken(tokenizer.decode(ids[:1]), ids[0], None, None, 0, 0, 0, part=own.part(ids[0]))
+            ]
             for index, (entry, mixture) in zip(ids[1:], parts, strict=True):
                 logprob = float(np.log(max(mixture[entry], _TINY)))
                 top = alternatives(answer.union.vocabulary, likeliest(mixture, max(1, most)))
@@ -222,7 +234,8 @@ class Spelling:
         start, offset = self._start()
         fresh, old = self._view.spell(text[offset:], self._encode), self.ids[start:]
         same = next(
-            (at for at, (a, b) in enumerate(zip(fresh, old, strict=False)) if a != b), min(len(fresh), len(old))
+            (at for at, (a, b) in enumerate(zip(fresh, old, strict=False)) if a != b),
+            min(len(fresh), len(old)),
         )
         kept = start + same
         self.ids[kept:] = fresh[same:]
@@ -292,7 +305,9 @@ class Answer:
         written: tokens written, each an entry of the union.
     """
 
-    def __init__(self, requests: Mapping[Engine, Request], weights: Mapping[str, float], meter: Meter) -> None:
+    def __init__(
+        self, requests: Mapping[Engine, Request], weights: Mapping[str, float], meter: UsageMeter
+    ) -> None:
         asked = [engine for engine in requests if weights.get(engine.name, 1.0) > 0]
         if not asked:
             raise RequestError("all engines that take part have weight 0")
@@ -301,7 +316,9 @@ class Answer:
         self._random = random.Random(self.sampling.seed)
         decoders = [engine.decoder(requests[engine], meter) for engine in asked]
         vocabularies = [decoder.vocabulary for decoder in decoders]
-        sizes = [engine.card.vocabulary or len(one.tokens) for engine, one in zip(asked, vocabularies, strict=True)]
+        sizes = [
+            engine.info.vocabulary or len(one.tokens) for engine, one in zip(asked, vocabularies, strict=True)
+        ]
         self.union = union_of(vocabularies, sizes)
         own = [weights.get(engine.name, 1.0) for engine in asked]
         parts = zip(asked, decoders, own, self.union.views, strict=True)
@@ -342,13 +359,20 @@ class Answer:
             plans = [self._plan(member, drafts) for member in self.members]
             reach = min(len(states) for _, states, _ in plans)
             lines = await _together(
-                [member.read(own, states[:reach]) for member, (own, states, _) in zip(self.members, plans, strict=True)]
+                [
+                    member.read(own, states[:reach])
+                    for member, (own, states, _) in zip(self.members, plans, strict=True)
+                ]
             )
             for at in range(reach):
                 for member, (_, _, complete) in zip(self.members, plans, strict=True):
                     if not complete[at]:
-                        raise RequestError(f"{member.engine.name} cannot cover the bytes before token {len(found) + 1}")
-                parts = [self._mapped(member, own[at]) for member, own in zip(self.members, lines, strict=True)]
+                        raise RequestError(
+                            f"{member.engine.name} cannot cover the bytes before token {len(found) + 1}"
+                        )
+                parts = [
+                    self._mapped(member, own[at]) for member, own in zip(self.members, lines, strict=True)
+                ]
                 found.append((entries[at], mix(self.members, parts)))
                 self._settle(drafts[at], given=True)
             del entries[:reach]
@@ -365,7 +389,9 @@ class Answer:
         entry = self.union.index.get(first.view.vocabulary.tokens[index])
         if entry is None:
             name = first.engine.name
-            raise RequestError(f"token id {index} is a control token of {name!r}, which means nothing to the others")
+            raise RequestError(
+                f"token id {index} is a control token of {name!r}, which means nothing to the others"
+            )
         return entry
 
     async def disputed(self, mix: Mix, most: int) -> list[Chosen]:
@@ -389,7 +415,11 @@ class Answer:
             able = [index for index, (_, _, complete) in enumerate(plans) if complete[at]]
             parts = [own[at], *(self._mapped(others[index], lines[index][at]) for index in able)]
             agreed = len({int(part.argmax()) for part in parts}) == 1
-            choice = drafts[at] if agreed else self._pick(mix, [drafter, *(others[index] for index in able)], parts)
+            choice = (
+                drafts[at]
+                if agreed
+                else self._pick(mix, [drafter, *(others[index] for index in able)], parts)
+            )
             accepted.append(self._settle(choice))
             if choice.entry != drafts[at].entry:
                 break
@@ -430,7 +460,9 @@ class Answer:
         return [self._mapped(member, line) for member, line in zip(members, lines, strict=True)]
 
     def _mapped(self, member: Member, logprobs: Any) -> Probabilities:
-        early = self.written < self.sampling.min_tokens or (self.sampling.ignore_eos and not self.union.shared)
+        early = self.written < self.sampling.min_tokens or (
+            self.sampling.ignore_eos and not self.union.shared
+        )
         return member.view.probabilities(logprobs, self.union.vocabulary.end if early else ())
 
     def _pick(self, mix: Mix, members: Sequence[Member], parts: Sequence[Probabilities]) -> Chosen:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import ClassVar
 
-from ensemblehub.cost import Ledger
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, name_of
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Engine
-from ensemblehub.generators.stops import Gate
+from ensemblehub.generators.text.stops import Gate
 from ensemblehub.schema import Capability, Finish, Piece, Request, TokenIds
 
 
@@ -80,7 +80,7 @@ class Segments(Aggregation):
     """
 
     granularity: ClassVar[Granularity] = "segment"
-    needs: ClassVar[frozenset[Capability]] = frozenset({"prefix"})
+    requires: ClassVar[frozenset[Capability]] = frozenset({"prefix"})
 
     max_tokens: int | None = None
     max_rounds: int = 500
@@ -107,7 +107,11 @@ class Segments(Aggregation):
         return replace(request, sampling=replace(request.sampling, max_tokens=limit))
 
     async def written(
-        self, request: Request, engines: Sequence[Engine], ledger: Ledger, following: Callable[[SoFar], Turn]
+        self,
+        request: Request,
+        engines: Sequence[Engine],
+        ledger: UsageLedger,
+        following: Callable[[SoFar], Turn],
     ) -> AsyncGenerator[Piece, None]:
         """The answer, each piece with its turn in `round`, the last one with `finish`.
 
@@ -176,7 +180,7 @@ def ask(request: Request, turn: Turn, so_far: SoFar) -> Request:
 def room(engine: Engine, request: Request, wanted: int) -> int:
     """How many of `wanted` tokens the engine's context has room for behind the request."""
     read = engine.count(request)
-    return wanted if read is None or not engine.card.context else min(wanted, engine.card.context - read)
+    return wanted if read is None or not engine.info.context else min(wanted, engine.info.context - read)
 
 
 def refuse(request: Request, engines: Sequence[Engine]) -> None:
@@ -201,4 +205,6 @@ def refuse_ids(request: Request, engines: Sequence[Engine]) -> None:
         raise RequestError(f"max_tokens must be at least 1, not {sampling.max_tokens}")
     ids = isinstance(request.prompt, TokenIds) or sampling.logit_bias or sampling.stop_token_ids
     if ids and len(engines) > 1:
-        raise RequestError("token ids (as prompt, logit_bias or stop_token_ids) mean other things to other models")
+        raise RequestError(
+            "token ids (as prompt, logit_bias or stop_token_ids) mean other things to other models"
+        )

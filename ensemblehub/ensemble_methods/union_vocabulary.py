@@ -40,7 +40,9 @@ class View:
     ) -> None:
         self.vocabulary, self.size, self._source, self._more = vocabulary, size, source, more
         self._straight = bool(len(source) == size and np.array_equal(source, np.arange(size)))
-        self._spelled: dict[frozenset[int], NDArray[np.intp]] = {}  # ids of the entries that were banned so far
+        self._spelled: dict[
+            frozenset[int], NDArray[np.intp]
+        ] = {}  # ids of the entries that were banned so far
         self.heads: dict[int, int | None] = {}  # entries this member lacks: the entry of their first token
 
     def probabilities(self, logprobs: Any, banned: Collection[int] = ()) -> Probabilities:
@@ -93,7 +95,10 @@ class View:
         while data:
             text, stray, data = _split(data)
             for run, own in ((text, encode(text.decode()) if text else []), (stray, [])):
-                if self.length(own) != len(run) or b"".join(map(self.vocabulary.tokens.__getitem__, own)) != run:
+                if (
+                    self.length(own) != len(run)
+                    or b"".join(map(self.vocabulary.tokens.__getitem__, own)) != run
+                ):
                     own = self._longest(run)
                 ids += own
                 if self.length(own) < len(run):
@@ -157,7 +162,9 @@ def union_of(vocabularies: Sequence[Vocabulary], sizes: Sequence[int]) -> Union:
     answer become one entry, and other special ids get no mass: one model's controls mean nothing to another.
     """
     pairs = zip(vocabularies, sizes, strict=True)
-    return _made(tuple(_Key(one.fingerprint, one.end, min(size, len(one.tokens)), one) for one, size in pairs))
+    return _made(
+        tuple(_Key(one.fingerprint, one.end, min(size, len(one.tokens)), one) for one, size in pairs)
+    )
 
 
 @lru_cache(maxsize=16)
@@ -179,7 +186,9 @@ def _shared(keys: Sequence[_Key]) -> Union:
     first, size = keys[0], min(key.size for key in keys)  # some models pad their vocabulary
     straight = View(first.vocabulary, size, np.arange(size, dtype=np.intp))
     tokens = first.vocabulary.tokens[:size]
-    vocabulary = Vocabulary(tokens, first.vocabulary.special, first.end, first.fingerprint, first.vocabulary.names)
+    vocabulary = Vocabulary(
+        tokens, first.vocabulary.special, first.end, first.fingerprint, first.vocabulary.names
+    )
     index = {tokens[token]: token for token in _spelling(first.vocabulary, size)}
     return Union(vocabulary, (straight,) * len(keys), index, True)
 

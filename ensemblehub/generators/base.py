@@ -11,9 +11,9 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from ensemblehub.cost import Ledger, Meter
+from ensemblehub.cost import UsageLedger, UsageMeter
 from ensemblehub.errors import CapabilityError, ContextOverflowError
-from ensemblehub.schema import Capability, Card, Piece, Request, Scored
+from ensemblehub.schema import Capability, ModelInfo, Piece, Request, Scored
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,11 @@ class Engine(ABC):
 
     options: ClassVar[type]  # frozen dataclass of the engine's own YAML options
     name: str
-    card: Card
-    can: frozenset[Capability] = frozenset()
+    info: ModelInfo
+    capabilities: frozenset[Capability] = frozenset()
 
     @abstractmethod
-    def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
+    def stream(self, request: Request, meter: UsageMeter) -> AsyncGenerator[Piece, None]:
         """Write the answer piece by piece; the last piece carries `finish`.
 
         Closing the iterator stops the model and bills what it wrote.  A piece never splits a UTF-8
@@ -174,9 +174,9 @@ class Engine(ABC):
         Raises:
             CapabilityError: it calls no tools, or keeps to no format.
         """
-        if request.extra.get("tools") and "tools" not in self.can:
+        if request.extra.get("tools") and "tools" not in self.capabilities:
             raise CapabilityError(f"engine {self.name!r} calls no tools")
-        if request.extra.get("response_format") and "response_format" not in self.can:
+        if request.extra.get("response_format") and "response_format" not in self.capabilities:
             raise CapabilityError(f"engine {self.name!r} keeps to no response_format")
 
     def fits(self, read: int | None, written: int) -> None:
@@ -185,8 +185,8 @@ class Engine(ABC):
         Raises:
             ContextOverflowError: they do not.
         """
-        if read is not None and 0 < self.card.context < read + written:
-            raise ContextOverflowError.of(self.name, self.card.context, read, written)
+        if read is not None and 0 < self.info.context < read + written:
+            raise ContextOverflowError.of(self.name, self.info.context, read, written)
 
     def fitted(self, request: Request, read: int | None) -> Request:
         """The request with a `max_tokens` for which there is room; a default is cut to the room there is.
@@ -199,12 +199,12 @@ class Engine(ABC):
         """
         sampling = request.sampling
         self.fits(read, sampling.required)
-        if read is None or not self.card.context:
+        if read is None or not self.info.context:
             return request
-        room = min(sampling.max_tokens, self.card.context - read)
+        room = min(sampling.max_tokens, self.info.context - read)
         return replace(request, sampling=replace(sampling, max_tokens=room))
 
-    async def score(self, request: Request, meter: Meter) -> Scored:
+    async def score(self, request: Request, meter: UsageMeter) -> Scored:
         """Read the rendered prompt (with `request.prefix`) in one forward pass and return every token's
         logprob and entropy; nothing is written.
 
@@ -213,7 +213,7 @@ class Engine(ABC):
         """
         raise CapabilityError(f"engine {self.name!r} cannot score a prompt")
 
-    def decoder(self, request: Request, meter: Meter) -> Decoder:
+    def decoder(self, request: Request, meter: UsageMeter) -> Decoder:
         """A row for token-level methods.
 
         Raises:
@@ -250,13 +250,13 @@ class Engine(ABC):
         """What a user should know of how it runs, a sentence each."""
         return ()
 
-    async def probe(self, ledger: Ledger) -> Sequence[Finding]:
+    async def probe(self, ledger: UsageLedger) -> Sequence[Finding]:
         """Ask the model what it can do, where that is not known from its files; the bill goes to the ledger."""
         return ()
 
     def describe(self) -> str:
         """One line for a person: which model, where and how it runs."""
-        return f"{self.name}: {self.card.parameters:,} parameters"
+        return f"{self.name}: {self.info.parameters:,} parameters"
 
     async def load(self) -> None:
         """Make ready (load weights); called once before the first request and harmless to repeat."""

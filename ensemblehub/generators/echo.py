@@ -14,15 +14,15 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import EngineError, RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import (
     Alternative,
     Capability,
-    Card,
     Chat,
     Finish,
+    ModelInfo,
     Piece,
     Price,
     Request,
@@ -66,14 +66,14 @@ class EchoEngine(Engine):
     """Plays a script."""
 
     options: ClassVar[type] = EchoOptions
-    can: frozenset[Capability] = frozenset({"prefix", "logprobs", "score"})
+    capabilities: frozenset[Capability] = frozenset({"prefix", "logprobs", "score"})
 
     def __init__(self, name: str, options: EchoOptions) -> None:
         self.name, self.script = name, options
-        self.card = Card(options.parameters, options.parameters, 0.0, options.context, 0, options.price)
+        self.info = ModelInfo(options.parameters, options.parameters, 0.0, options.context, 0, options.price)
         self.written = 0  # tokens written since the engine was made, to prove that a closed stream stops
 
-    async def stream(self, request: Request, meter: Meter) -> AsyncGenerator[Piece, None]:
+    async def stream(self, request: Request, meter: UsageMeter) -> AsyncGenerator[Piece, None]:
         self.offers(request)
         prompt = _words(self._rendered(request))
         reply, finish = self._reply(self.fitted(request, len(prompt)))
@@ -98,11 +98,15 @@ class EchoEngine(Engine):
         finally:
             seconds = asyncio.get_running_loop().time() - started
             meter.record(
-                self.name, self.card, prompt_tokens=len(prompt), completion_tokens=written,
-                discarded_tokens=written - delivered, seconds=seconds,
-            )  # fmt: skip
+                self.name,
+                self.info,
+                prompt_tokens=len(prompt),
+                completion_tokens=written,
+                discarded_tokens=written - delivered,
+                seconds=seconds,
+            )
 
-    async def score(self, request: Request, meter: Meter) -> Scored:
+    async def score(self, request: Request, meter: UsageMeter) -> Scored:
         sure = any(mark in self._rendered(request) for mark in self.script.confident)
         logprob, entropy = (-0.01, 0.01) if sure else (self.script.logprob, self.script.entropy)
         best = logprob if sure or self.script.best is None else self.script.best
@@ -115,9 +119,11 @@ class EchoEngine(Engine):
                 values = (logprob, entropy) if known else (None, None)
                 likeliest = best if known else None
                 top = (Alternative(word if best == logprob else "", best),) if known else ()
-                tokens.append(ScoredToken(word, None, values[0], values[1], index, position, end, likeliest, top))
+                tokens.append(
+                    ScoredToken(word, None, values[0], values[1], index, position, end, likeliest, top)
+                )
                 position += len(word)
-        meter.record(self.name, self.card, prompt_tokens=len(tokens))
+        meter.record(self.name, self.info, prompt_tokens=len(tokens))
         return Scored(tuple(tokens))
 
     def count(self, request: Request) -> int | None:

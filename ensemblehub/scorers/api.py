@@ -10,17 +10,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import ConfigError, EngineError, MissingExtraError, RequestError
-from ensemblehub.generators.api_errors import one_line
 from ensemblehub.generators.base import Engine
-from ensemblehub.generators.openai_reply import Usage
-from ensemblehub.generators.patience import Patience
-from ensemblehub.schema import Card, Chat, Message, Price, Request, TokenIds
+from ensemblehub.generators.openai.errors import one_line
+from ensemblehub.generators.openai.patience import Patience
+from ensemblehub.generators.openai.reply import Usage
+from ensemblehub.schema import Chat, Message, ModelInfo, Price, Request, TokenIds
 from ensemblehub.scorers.base import Scorer
 
 if TYPE_CHECKING:
-    from ensemblehub.generators.endpoint import Endpoint
+    from ensemblehub.generators.openai.endpoint import Endpoint
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ class APIOptions:
         if parts.username or parts.password:
             raise ConfigError(f"path: name no user in the URL ({parts.hostname}); use api_key_env")
         if self.timeout <= 0 or self.tries < 1 or self.backoff < 0 or self.longest_wait < 0:
-            raise ConfigError("timeout must be above 0, tries at least 1, backoff and longest_wait at least 0")
+            raise ConfigError(
+                "timeout must be above 0, tries at least 1, backoff and longest_wait at least 0"
+            )
 
 
 class APIScorer(Scorer):
@@ -73,14 +75,14 @@ class APIScorer(Scorer):
 
     def __init__(self, name: str, options: APIOptions, engines: Sequence[Engine] = ()) -> None:
         self.name, self.settings = name, options
-        self.card = Card(price=options.price)
+        self.info = ModelInfo(price=options.price)
         self._url, _, self._query = options.path.partition("?")  # a query may hold a secret
 
     @property
     def model(self) -> str:
         return self.settings.model or self._url
 
-    async def score(self, request: Request, texts: Sequence[str], meter: Meter) -> list[float]:
+    async def score(self, request: Request, texts: Sequence[str], meter: UsageMeter) -> list[float]:
         body = self.body(request, texts)
         started, read = time.perf_counter(), None
         try:
@@ -90,7 +92,9 @@ class APIScorer(Scorer):
             return self._scores(answer, len(texts))
         finally:
             seconds = time.perf_counter() - started
-            meter.record(self.name, self.card, prompt_tokens=read or 0, seconds=seconds, estimated=read is None)
+            meter.record(
+                self.name, self.info, prompt_tokens=read or 0, seconds=seconds, estimated=read is None
+            )
 
     def body(self, request: Request, texts: Sequence[str]) -> dict[str, Any]:
         """What is posted.
@@ -102,7 +106,10 @@ class APIScorer(Scorer):
             raise RequestError(f"scorer {self.name!r} cannot read the token ids of another model")
         prompt = request.prompt
         asked = prompt.messages if isinstance(prompt, Chat) else (Message("user", prompt.text),)
-        question, replies = "\n\n".join(message.content for message in asked), [request.prefix + text for text in texts]
+        question, replies = (
+            "\n\n".join(message.content for message in asked),
+            [request.prefix + text for text in texts],
+        )
         named = {} if self.settings.model is None else {"model": self.settings.model}
         if self.settings.form == "completions":
             return named | {"prompt": question, "completions": replies}
@@ -119,7 +126,11 @@ class APIScorer(Scorer):
             raise self._failure(f"{len(given)} scores for {count} texts")
         values: list[Any] = [one.get("score") if isinstance(one, dict) else one for one in given]
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not abs(value) <= sys.float_info.max
+            ):
                 raise self._failure(f"a score is {value!r:.40}, not a finite number")
         return [float(value) for value in values]
 
@@ -129,15 +140,19 @@ class APIScorer(Scorer):
     @cached_property
     def _endpoint(self) -> Endpoint:
         try:
-            from ensemblehub.generators.endpoint import Endpoint, key_of
+            from ensemblehub.generators.openai.endpoint import Endpoint, key_of
         except MissingExtraError as error:
             raise MissingExtraError(str(error).replace("[openai]", "[hf]")) from error
         settings, whose = self.settings, f"scorer {self.name!r}"
         waits = settings.tries * 3 * settings.timeout + (settings.tries - 1) * settings.longest_wait
         patience = Patience(
-            connect=settings.timeout, first_token=settings.timeout, total=waits, tries=settings.tries,
-            backoff=settings.backoff, longest_wait=settings.longest_wait,
-        )  # fmt: skip
+            connect=settings.timeout,
+            first_token=settings.timeout,
+            total=waits,
+            tries=settings.tries,
+            backoff=settings.backoff,
+            longest_wait=settings.longest_wait,
+        )
         return Endpoint(whose, self._url, key_of(settings.api_key_env, whose), patience, secret=self._query)
 
     async def load(self) -> None:

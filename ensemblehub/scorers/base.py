@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Request
 
@@ -33,7 +33,7 @@ class Scorer(ABC):
         """Which model judges, said as `Engine.model` says it: a model is not asked about its own text."""
 
     @abstractmethod
-    async def score(self, request: Request, texts: Sequence[str], meter: Meter) -> list[float]:
+    async def score(self, request: Request, texts: Sequence[str], meter: UsageMeter) -> list[float]:
         """One score per text.
 
         Args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import CapabilityError, ConfigError, EngineError, did_you_mean
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Chat, Price, Request
@@ -59,17 +59,19 @@ class PerplexityScorer(Scorer):
             raise ConfigError(f"scorer {name!r} needs either `model:` (one of model_specs) or `path:`")
         self._owned = options.model is None
         self._engine = _own(name, options) if options.model is None else _named(name, options.model, engines)
-        if "score" not in self._engine.can:
-            raise CapabilityError(f"scorer {name!r} needs score of engine {self._engine.name!r}, which it lacks")
+        if "score" not in self._engine.capabilities:
+            raise CapabilityError(
+                f"scorer {name!r} needs score of engine {self._engine.name!r}, which it lacks"
+            )
 
     @cached_property
     def model(self) -> str:
         return self._engine.model
 
-    async def score(self, request: Request, texts: Sequence[str], meter: Meter) -> list[float]:
+    async def score(self, request: Request, texts: Sequence[str], meter: UsageMeter) -> list[float]:
         return await together(self._score(request, text, meter) for text in texts)
 
-    async def _score(self, request: Request, text: str, meter: Meter) -> float:
+    async def _score(self, request: Request, text: str, meter: UsageMeter) -> float:
         scored = await self._engine.score(request.continued(text), meter)
         answer = len(request.prompt.messages) if isinstance(request.prompt, Chat) else 1
         tokens = scored.of(answer, len(request.prefix)) or scored.of(answer)
@@ -100,7 +102,7 @@ def _named(name: str, model: str, engines: Sequence[Engine]) -> Engine:
 
 
 def _own(name: str, options: PerplexityOptions) -> Engine:
-    from ensemblehub.generators.hf import HFEngine, HFOptions
+    from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 
     given = {key: value for key, value in vars(options).items() if key != "model"}
     return HFEngine(name, HFOptions(**given))

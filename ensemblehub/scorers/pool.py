@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import EngineError
 from ensemblehub.schema import Request
 from ensemblehub.scorers.base import Scorer, together
@@ -33,7 +33,7 @@ class Pool:
     normalization: Normalization = "none"
 
     async def score(
-        self, request: Request, texts: Sequence[str], meter: Meter, authors: Sequence[str] = ()
+        self, request: Request, texts: Sequence[str], meter: UsageMeter, authors: Sequence[str] = ()
     ) -> list[float]:
         """The weighted mean of the scorers' scores, one per text.
 
@@ -63,7 +63,9 @@ class Pool:
                 shares[index] += weight
         return [total / share for total, share in zip(totals, shares, strict=True)]
 
-    async def _judged(self, scorer: Scorer, request: Request, texts: Sequence[str], meter: Meter) -> list[float]:
+    async def _judged(
+        self, scorer: Scorer, request: Request, texts: Sequence[str], meter: UsageMeter
+    ) -> list[float]:
         """One scorer's normalised scores."""
         if not texts:
             return []

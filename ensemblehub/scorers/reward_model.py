@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import (
     ConfigError,
     ContextOverflowError,
@@ -28,7 +28,7 @@ from ensemblehub.errors import (
     one_line,
 )
 from ensemblehub.generators.base import Engine
-from ensemblehub.generators.rendering import Renderer
+from ensemblehub.generators.text.rendering import Renderer
 from ensemblehub.schema import Chat, Message, Price, Request, TokenIds
 from ensemblehub.scorers.base import Scorer
 
@@ -36,8 +36,8 @@ try:
     import torch
     import transformers
 
-    from ensemblehub.generators import hf_loading
-    from ensemblehub.generators.hf_loading import HFOptions
+    from ensemblehub.generators.hf import loading as hf_loading
+    from ensemblehub.generators.hf.loading import HFOptions
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[hf]'") from error
 
@@ -56,7 +56,7 @@ class RewardModelOptions:
     r"""Options of the reward model scorer.
 
     Attributes:
-        path: hub id or folder; `studio:prm` is the one that ships.
+        path: hub id or folder; `builtin:prm` is the one that ships.
         kind: `process` judges every step, `outcome` the whole reply.  Sequence classification is always an outcome
             model and token classification a process model; custom code is a process model unless this says not.
         reduce: how the steps' probabilities become one score.
@@ -97,13 +97,26 @@ class RewardModelOptions:
         except re.error as error:
             raise ConfigError(f"step_separator {self.step_separator!r}: {error}") from error
         if groups or not self.step_separator:
-            raise ConfigError(f"step_separator {self.step_separator!r} must match something and capture no group")
+            raise ConfigError(
+                f"step_separator {self.step_separator!r} must match something and capture no group"
+            )
 
     @property
     def loading(self) -> HFOptions:
         """What the loading of transformers models reads of these."""
-        shared = ("path", "device", "dtype", "quantization", "trust_remote_code", "max_memory", "threads", "price")
-        return HFOptions(**{name: getattr(self, name) for name in shared}, attn_implementation=self.attn_implementation)
+        shared = (
+            "path",
+            "device",
+            "dtype",
+            "quantization",
+            "trust_remote_code",
+            "max_memory",
+            "threads",
+            "price",
+        )
+        return HFOptions(
+            **{name: getattr(self, name) for name in shared}, attn_implementation=self.attn_implementation
+        )
 
 
 @dataclass
@@ -142,14 +155,14 @@ class RewardModelScorer(Scorer):
         self.name, self.settings = name, options
         self._config = hf_loading.pretrained(transformers.AutoConfig, options.loading)
         self._auto, self.kind = _kind(options, self._config)
-        self.card = hf_loading.card_of(options.loading, self._config, self._auto)
+        self.info = hf_loading.info_of(options.loading, self._config, self._auto)
         self._worker = ThreadPoolExecutor(1, f"scorer {name}")  # tokenizer and network are used there only
 
     @cached_property
     def model(self) -> str:
         return hf_loading.identity(self.settings.loading)
 
-    async def score(self, request: Request, texts: Sequence[str], meter: Meter) -> list[float]:
+    async def score(self, request: Request, texts: Sequence[str], meter: UsageMeter) -> list[float]:
         job = Job([request.continued(text) for text in texts])
         try:
             running = asyncio.get_running_loop().run_in_executor(self._worker, self._compute, job)
@@ -165,7 +178,9 @@ class RewardModelScorer(Scorer):
             job.closed = True
             await asyncio.wait([running])  # what was computed is billed, whoever has left meanwhile
             for length in job.lengths.values():
-                meter.record(self.name, self.card, prompt_tokens=length, seconds=job.seconds / len(job.lengths))
+                meter.record(
+                    self.name, self.info, prompt_tokens=length, seconds=job.seconds / len(job.lengths)
+                )
         return [job.scores[place] for place in range(len(texts))]
 
     def _compute(self, job: Job) -> None:
@@ -191,9 +206,11 @@ class RewardModelScorer(Scorer):
         steps, mark = [request.prefix], ""
         if self.kind == "process":
             mark = self.settings.step_token
-            steps = [step for step in re.split(self.settings.step_separator, request.prefix) if step.strip()] or [""]
+            steps = [
+                step for step in re.split(self.settings.step_separator, request.prefix) if step.strip()
+            ] or [""]
         rendered = self._renderer.reply(self._chat(request), steps, mark)
-        limit = self.settings.max_length or self.card.context
+        limit = self.settings.max_length or self.info.context
         if 0 < limit < len(rendered.ids):
             told = f"{len(rendered.ids)} tokens exceed the {limit} of scorer {self.name!r}"
             raise ContextOverflowError(f"{ContextOverflowError.WORDS} exceeded: {told}")
@@ -236,7 +253,9 @@ class RewardModelScorer(Scorer):
             return float(logits.softmax(-1)[1])
         if self.kind == "outcome" and logits.shape == (1,):
             return float(logits.sigmoid() if self.settings.sigmoid else logits)
-        raise EngineError(f"scorer {self.name!r}: logits of shape {tuple(logits.shape)} are not of a {self.kind} model")
+        raise EngineError(
+            f"scorer {self.name!r}: logits of shape {tuple(logits.shape)} are not of a {self.kind} model"
+        )
 
     @cached_property
     def _renderer(self) -> Renderer:
@@ -245,7 +264,9 @@ class RewardModelScorer(Scorer):
             raise ConfigError(f"{self.settings.path}: the reward model's tokenizer has no chat template")
         token = self.settings.step_token
         if self.kind == "process" and token not in tokenizer.get_added_vocab():
-            raise ConfigError(f"{self.settings.path}: step_token {token!r} is no special token of its tokenizer")
+            raise ConfigError(
+                f"{self.settings.path}: step_token {token!r} is no special token of its tokenizer"
+            )
         return Renderer(tokenizer)
 
     @cached_property
@@ -296,5 +317,7 @@ def _classes(options: RewardModelOptions, config: Any) -> tuple[Any, Kind]:
             "or custom code"
         )
     if not options.trust_remote_code:
-        raise ConfigError(f"{options.path}: {architecture} is custom code; set trust_remote_code: true to run it")
+        raise ConfigError(
+            f"{options.path}: {architecture} is custom code; set trust_remote_code: true to run it"
+        )
     return transformers.AutoModel, "process"

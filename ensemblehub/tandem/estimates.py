@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ensemblehub.schema import Card
+from ensemblehub.schema import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Length:
         low, high = np.percentile(y - intercept - slope * x, [2.5, 97.5])
         return asdict(cls(float(intercept), float(slope), float(low), float(high), len(x)))
 
-    def flops(self, card: Card, prompt_tokens: int) -> tuple[float, float, float]:
+    def flops(self, info: ModelInfo, prompt_tokens: int) -> tuple[float, float, float]:
         """Estimated FLOPs of the mentor answering alone: expected, and the ends of the 95 % interval."""
         expected = self.intercept + self.slope * prompt_tokens
         written = [max(1, round(expected + off)) for off in (0.0, self.low, self.high)]
-        mean, low, high = (card.flops(0, prompt_tokens + tokens - 1) for tokens in written)
+        mean, low, high = (info.flops(0, prompt_tokens + tokens - 1) for tokens in written)
         return mean, low, high
 
 
 def estimated_mentor_alone(
-    estimates: Mapping[str, Any], card: Card, prompt_tokens: int
+    estimates: Mapping[str, Any], info: ModelInfo, prompt_tokens: int
 ) -> tuple[float, float, float] | None:
     """See `Length.flops`; None where nothing was collected for this judge."""
     stored = estimates.get("mentor_alone_tokens")
-    return Length(**stored).flops(card, prompt_tokens) if stored else None
+    return Length(**stored).flops(info, prompt_tokens) if stored else None

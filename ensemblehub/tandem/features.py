@@ -47,7 +47,8 @@ def features(perplexity: Vector, entropy: Vector) -> Vector:
 def _statistics(values: Vector) -> Vector:
     low, median, high = np.percentile(values, [25, 50, 75])
     return np.array(
-        [values.mean(), values.std(), median, values.max(), values.min(), low, high, _trend(values)], np.float64
+        [values.mean(), values.std(), median, values.max(), values.min(), low, high, _trend(values)],
+        np.float64,
     )
 
 

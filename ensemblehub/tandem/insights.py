@@ -15,14 +15,17 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ensemblehub.builtin import prompts
 from ensemblehub.errors import RequestError
 from ensemblehub.schema import Chat, Message, Request, Scored, ScoredToken, Text
-from ensemblehub.studio import corpus
 
 InsightMode = Literal["prompt", "continuation"]
 Scope = Literal["question+insight", "insight"]
+LEVEL_0 = "none"  # the level at which the intern sees no insight
 SECTIONS = ("Goal", "Planning", "Retrieval", "Action")
-_HEADING = re.compile(rf"^[\s>#*\-\d.)]*({'|'.join(SECTIONS)})\b[*\s]*[:：]?[*]*", re.MULTILINE | re.IGNORECASE)
+_HEADING = re.compile(
+    rf"^[\s>#*\-\d.)]*({'|'.join(SECTIONS)})\b[*\s]*[:：]?[*]*", re.MULTILINE | re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,15 @@ PROFILES: dict[str, Profile] = {
     "qwen3": Profile(_REQUEST, _GUIDE, _HEADER, thinking=True, opening="<think>\nGoal:"),
     "qwen3-no-think": Profile(_REQUEST, _GUIDE, _HEADER, thinking=False, opening="Goal:"),
     "gpt-oss": Profile(
-        _REQUEST + "\n\nReasoning: low", _GUIDE, _HEADER,
+        _REQUEST + "\n\nReasoning: low",
+        _GUIDE,
+        _HEADER,
         marks=r"<\|(?:start|end|channel|message|return)\|>|(?<=\|>)(?:assistant|analysis|final|commentary)",
     ),
-    "studio": Profile(corpus.INSIGHT_REQUEST, corpus.INSIGHT_GUIDE, corpus.INSIGHT_HEADER, thinking=False),
-}  # fmt: skip
+    "builtin": Profile(
+        prompts.INSIGHT_REQUEST, prompts.INSIGHT_GUIDE, prompts.INSIGHT_HEADER, thinking=False
+    ),
+}
 
 
 def chat_of(request: Request) -> Chat:
@@ -97,7 +104,13 @@ def mentor_request(request: Request, profile: Profile, tokens: int) -> Request:
     """Ask the mentor for `tokens` tokens of insight at most; stop strings and biases are the answer's own."""
     chat = replace(_with_system(chat_of(request), profile.request), thinking=profile.thinking)
     sampling = replace(
-        request.sampling, max_tokens=tokens, fit_context=False, min_tokens=0, stop=(), logit_bias={}, top_logprobs=0
+        request.sampling,
+        max_tokens=tokens,
+        fit_context=False,
+        min_tokens=0,
+        stop=(),
+        logit_bias={},
+        top_logprobs=0,
     )
     return replace(request, prompt=chat, sampling=sampling, prefix=profile.opening)
 
@@ -159,7 +172,9 @@ def unstructured(insight: str) -> str:
 def _spans(insight: str) -> list[tuple[re.Match[str], int]]:
     """Every GPRA heading, and where its section ends."""
     found = list(_HEADING.finditer(insight))
-    return list(zip(found, [*(match.start() for match in found[1:]), len(insight)][: len(found)], strict=True))
+    return list(
+        zip(found, [*(match.start() for match in found[1:]), len(insight)][: len(found)], strict=True)
+    )
 
 
 def _with_system(chat: Chat, text: str) -> Chat:

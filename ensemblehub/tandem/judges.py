@@ -70,9 +70,11 @@ class Readings:
         """Those at the given indices, or where a mask holds."""
         chosen = np.arange(len(self.level))[at]
         return Readings(
-            self.table[chosen], [self.sequences[index] for index in chosen], self.level[chosen],
+            self.table[chosen],
+            [self.sequences[index] for index in chosen],
+            self.level[chosen],
             self.mentor_tokens[chosen],
-        )  # fmt: skip
+        )
 
 
 class Judge(ABC):
@@ -101,7 +103,9 @@ class Judge(ABC):
         table, level, tokens = readings.table, readings.level, readings.mentor_tokens
         return np.array(
             [
-                self.probability(Reading(int(level[index]), int(tokens[index]), *np.asarray(sequence, np.float64)))
+                self.probability(
+                    Reading(int(level[index]), int(tokens[index]), *np.asarray(sequence, np.float64))
+                )
                 for index, sequence in enumerate(readings.sequences)
             ]
         ).reshape(len(table))
@@ -139,7 +143,9 @@ class FeatureJudge(Judge):
         return self.probabilities(readings.table, readings.level, readings.mentor_tokens)
 
     def probability(self, reading: Reading) -> float:
-        table = features(reading.perplexity, reading.entropy).astype(np.float32)  # the precision of collected data
+        table = features(reading.perplexity, reading.entropy).astype(
+            np.float32
+        )  # the precision of collected data
         return float(self.probabilities(table, reading.level, reading.mentor_tokens))
 
 
@@ -245,7 +251,9 @@ class Inputs:
             index = np.broadcast_to(np.asarray(level), table.shape[:-1])
             columns.append((index[..., None] == np.arange(self.levels)).astype(np.float64))
         if self.length:
-            columns.append(np.broadcast_to(np.asarray(mentor_tokens, np.float64), table.shape[:-1])[..., None])
+            columns.append(
+                np.broadcast_to(np.asarray(mentor_tokens, np.float64), table.shape[:-1])[..., None]
+            )
         return np.concatenate(columns, axis=-1)
 
 
@@ -296,7 +304,11 @@ class Classifier(FeatureJudge):
         widths = [inputs.width, *(len(bias) for _, bias in layers)]
         wanted = [*zip(widths[1:], widths[:-1], strict=True)]
         mean, std = arrays["mean"], arrays["std"]
-        if not layers or [weight.shape for weight, _ in layers] != wanted or any(b.ndim != 1 for _, b in layers):
+        if (
+            not layers
+            or [weight.shape for weight, _ in layers] != wanted
+            or any(b.ndim != 1 for _, b in layers)
+        ):
             raise ValueError("layers that do not fit its inputs")
         if mean.shape != (inputs.width,) or std.shape != mean.shape or not (std > 0).all() or widths[-1] != 1:
             raise ValueError("means, deviations or outputs that do not fit its inputs")

@@ -76,7 +76,9 @@ class SequenceJudge(Judge):
             for start in range(0, len(order), BATCH):
                 at = order[start : start + BATCH]
                 x, lengths = padded([readings.sequences[index] for index in at], self.mean, self.std)
-                context = torch.from_numpy(self.context.matrix(readings.level[at], readings.mentor_tokens[at]))
+                context = torch.from_numpy(
+                    self.context.matrix(readings.level[at], readings.mentor_tokens[at])
+                )
                 found[at] = self.network(x, lengths, context).double().numpy()
         return found
 
@@ -92,7 +94,9 @@ class SequenceJudge(Judge):
         torch = torch_module()
         with torch.random.fork_rng(devices=[]):  # an untrained network draws its weights
             made = build(self.kind, self.context.width)
-        made.load_state_dict({name: torch.from_numpy(np.array(weight)) for name, weight in self.weights.items()})
+        made.load_state_dict(
+            {name: torch.from_numpy(np.array(weight)) for name, weight in self.weights.items()}
+        )
         return made.eval()
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
@@ -103,9 +107,14 @@ class SequenceJudge(Judge):
     @classmethod
     def restored(cls, arrays: Arrays, options: Mapping[str, Any], /) -> Self:
         weights = {
-            name.removeprefix("network."): array for name, array in arrays.items() if name.startswith("network.")
+            name.removeprefix("network."): array
+            for name, array in arrays.items()
+            if name.startswith("network.")
         }
-        curve, (mean, std) = Curve.restored(options["curve"], arrays["curve"]), (arrays["mean"], arrays["std"])
+        curve, (mean, std) = (
+            Curve.restored(options["curve"], arrays["curve"]),
+            (arrays["mean"], arrays["std"]),
+        )
         if mean.shape != (2,) or std.shape != (2,) or not (std > 0).all():
             raise ValueError("means or deviations that do not fit two inputs")
         judge = cls(Context(**options["context"]), mean, std, weights, curve)
@@ -178,7 +187,9 @@ def build(kind: str, context: int) -> Any:
                 recurrent = nn.LSTM if kind == "lstm" else nn.GRU
                 self.body = recurrent(2, HIDDEN, num_layers=2, batch_first=True, dropout=DROPOUT)
             elif kind == "cnn":
-                self.body = nn.ModuleList(nn.Conv1d(a, b, 3, padding=1) for a, b in ((2, 32), (32, 64), (64, HIDDEN)))
+                self.body = nn.ModuleList(
+                    nn.Conv1d(a, b, 3, padding=1) for a, b in ((2, 32), (32, 64), (64, HIDDEN))
+                )
             else:
                 self.embed, self.position = nn.Linear(2, HIDDEN), nn.Embedding(LONGEST, HIDDEN)
                 layer = nn.TransformerEncoderLayer(HIDDEN, 4, 256, DROPOUT, "gelu", batch_first=True)
@@ -216,5 +227,7 @@ def torch_module() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise MissingExtraError("a judge over sequences needs PyTorch: pip install 'ensemblehub[hf]'") from error
+        raise MissingExtraError(
+            "a judge over sequences needs PyTorch: pip install 'ensemblehub[hf]'"
+        ) from error
     return torch

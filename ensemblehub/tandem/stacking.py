@@ -63,7 +63,9 @@ class Stack(Judge):
         members: dict[str, Trained] = {}
         for kind, own in options["members"].items():
             prefix = f"{kind}/"
-            parts = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+            parts = {
+                name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)
+            }
             member = registry.lookup(JUDGES, kind, "judge")
             if not issubclass(member, Classifier | GradientBoosting | SequenceJudge):
                 raise ValueError(f"a member {kind!r}, which cannot be one")

@@ -18,15 +18,14 @@ from pydantic import FiniteFloat
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from ensemblehub import registry, studio
+from ensemblehub import builtin, registry
 from ensemblehub.artifacts import content_of, parsed, write_whole
 from ensemblehub.errors import ArtifactError, ConfigError, MissingExtraError, did_you_mean
 from ensemblehub.tandem.estimates import Length
 from ensemblehub.tandem.features import FEATURE_NAMES
 from ensemblehub.tandem.judges import JUDGES, Arrays, EntropyRule, Fixed, Judge, PerplexityRule, Reading
-from ensemblehub.tandem.training import train_judge
 
-__all__ = ["Artifact", "Judge", "Reading", "load", "resolve", "train_judge"]
+__all__ = ["Artifact", "Judge", "Reading", "load", "resolve"]
 
 FORMAT = 1
 AGAIN = "train it again"
@@ -61,21 +60,32 @@ class Artifact:
     estimates: Mapping[str, Any] = field(default_factory=dict)
 
     def check(
-        self, mentor: str, intern: str, prompts: str, strict: bool = False, levels: Mapping[str, int] | None = None
+        self,
+        mentor: str,
+        intern: str,
+        prompts: str,
+        strict: bool = False,
+        levels: Mapping[str, int] | None = None,
     ) -> list[str]:
         """What does not match the pair (and the levels, if given) that wants to use this judge, a sentence each.
 
         Raises:
             ArtifactError: something does not match, and `strict` is set.
         """
-        asked = {"mentor": (self.mentor, mentor), "intern": (self.intern, intern), "prompts": (self.prompts, prompts)}
+        asked = {
+            "mentor": (self.mentor, mentor),
+            "intern": (self.intern, intern),
+            "prompts": (self.prompts, prompts),
+        }
         found = [
             f"the judge was made for {what} {made_for!r}, not {used!r}: its probabilities may be off"
             for what, (made_for, used) in asked.items()
             if made_for and made_for != used
         ]
         if levels is not None and self.levels and list(levels.items()) != list(self.levels.items()):
-            found.append(f"the judge was made for levels {dict(self.levels)}, not {dict(levels)}: train it again")
+            found.append(
+                f"the judge was made for levels {dict(self.levels)}, not {dict(levels)}: train it again"
+            )
         if found and strict:
             raise ArtifactError(f"{found[0]} (strict)")
         return found
@@ -165,7 +175,15 @@ def load(folder: Path) -> Artifact:
         return _artifact(record, safetensors.load(weights))
     except MissingExtraError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, ConfigError, SafetensorError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        ConfigError,
+        SafetensorError,
+    ) as error:
         raise ArtifactError(f"{named} is damaged ({' '.join(str(error).split())}): {AGAIN}") from error
 
 
@@ -191,7 +209,7 @@ def resolve(judge: str, levels: Sequence[str]) -> Artifact:
 
     Args:
         judge: `entropy:X` or `perplexity:X` (sufficient when the intern's mean is at most X), `fixed:LEVEL`,
-            or the folder of a trained one (`studio:NAME` stands for one that ships).
+            or the folder of a trained one (`builtin:NAME` stands for one that ships).
         levels: names of all levels in order, level 0 first.
 
     Raises:
@@ -209,4 +227,4 @@ def resolve(judge: str, levels: Sequence[str]) -> Artifact:
         if value not in levels:
             raise ConfigError(f"judge {judge!r}: {did_you_mean(value, levels, 'level')}")
         return Artifact(Fixed(list(levels).index(value)), thresholds=dict.fromkeys(levels, 1.0))
-    return load(Path(studio.resolve(judge)))
+    return load(Path(builtin.resolve(judge)))

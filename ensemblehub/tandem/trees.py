@@ -49,10 +49,13 @@ class Trees:
         feature = np.where(table("children_left", -1, np.int32) < 0, -1, table("feature", -1, np.int32))
         rate = np.clip(fitted.init_.class_prior_[1], 1e-9, 1 - 1e-9)
         return cls(
-            feature, table("threshold", 0.0, np.float64), table("children_left", -1, np.int32),
-            table("children_right", -1, np.int32), fitted.learning_rate * table("value", 0.0, np.float64),
+            feature,
+            table("threshold", 0.0, np.float64),
+            table("children_left", -1, np.int32),
+            table("children_right", -1, np.int32),
+            fitted.learning_rate * table("value", 0.0, np.float64),
             float(np.log(rate / (1 - rate))),
-        )  # fmt: skip
+        )
 
     def check(self, columns: int) -> None:
         """A `ValueError` where the trees are none over so many columns: a walk would leave them or never end."""

@@ -6,7 +6,7 @@ The reference's command and flags, over `ensemblehub collect`:
     python scripts/mentor_guided/collect_progressive_data.py --dataset math500 --split train --mentor-type local \\
         --parallel --num-workers 4 --mentor-gpus "0,1,2,3" --intern-gpus "4,5,6,7"
 
-    PAIR=studio python scripts/mentor_guided/collect_progressive_data.py --dataset math500 --limit 50    # offline
+    PAIR=builtin python scripts/mentor_guided/collect_progressive_data.py --dataset math500 --limit 50    # offline
 
 Kill it whenever you like: the same command goes on where it stopped.
 """
@@ -22,9 +22,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ensemblehub.errors import EnsembleHubError
-from ensemblehub.experiments import reference_format
-from ensemblehub.experiments.paper.study import Study
-from ensemblehub.experiments.parallel import placements
+from ensemblehub.lab.paper.study import Study
+from ensemblehub.lab.pipeline import reference_format
+from ensemblehub.lab.pipeline.parallel import placements
 
 KEY = "OPENROUTER_API_KEY"
 
@@ -39,13 +39,27 @@ def parser() -> argparse.ArgumentParser:
         help="hendrycks_math, math500, humaneval, or any of ours (default: %(default)s); "
         "math500 is divided 400 to 100 and humaneval 130 to 34, by seed 42",
     )
-    add("--split", default="all", choices=["train", "test", "calibration", "all"], help="(default: %(default)s)")
+    add(
+        "--split",
+        default="all",
+        choices=["train", "test", "calibration", "all"],
+        help="(default: %(default)s)",
+    )
     add("--mentor-type", default="local", choices=["local", "api"], help="(default: %(default)s)")
     add("--mentor-model", default="deepseek-ai/DeepSeek-R1-Distill-Qwen-32B", help="(default: %(default)s)")
     add("--intern-model", default="deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", help="(default: %(default)s)")
-    add("--api-model", default="gpt-4o", help="mentor behind OpenRouter, for --mentor-type api (default: %(default)s)")
+    add(
+        "--api-model",
+        default="gpt-4o",
+        help="mentor behind OpenRouter, for --mentor-type api (default: %(default)s)",
+    )
     add("--api-key", help=f"its key; better in the environment, as {KEY}")
-    add("--output-dir", type=Path, default=Path("data/acte_experiments/collected"), help="(default: %(default)s)")
+    add(
+        "--output-dir",
+        type=Path,
+        default=Path("data/acte_experiments/collected"),
+        help="(default: %(default)s)",
+    )
     add("--parallel", action="store_true", help="collect by worker processes")
     add("--num-workers", type=int, default=0, help="how many (default: one per GPU of the mentors)")
     add("--gpus", default="", help="GPUs for both models, such as 0,1,2,3, shared evenly")
@@ -53,10 +67,14 @@ def parser() -> argparse.ArgumentParser:
     add("--intern-gpus", default="", help="GPUs for the interns")
     add("--mentor-device", help="device of the mentor without --parallel, such as cuda:0")
     add("--intern-device", help="device of the intern without --parallel")
-    add("--pair", default=os.environ.get("PAIR"), help="studio, or a YAML file, in place of the models above (or PAIR)")
+    add(
+        "--pair",
+        default=os.environ.get("PAIR"),
+        help="builtin, or a YAML file, in place of the models above (or PAIR)",
+    )
     add("--data", type=Path, help="file or folder of the benchmark, where it is not in data/")
     add("--limit", type=int, help="only so many questions of each split")
-    add("--max_tokens", "--max-tokens", type=int, help="of an answer (default: 4096, the studio's 768)")
+    add("--max_tokens", "--max-tokens", type=int, help="of an answer (default: 4096, the built-in 768)")
     add("--force", action="store_true", help="start anew")
     return flags
 
@@ -88,7 +106,9 @@ def main() -> None:
         if options.parallel:
             places = placements(options.num_workers, options.gpus, options.mentor_gpus, options.intern_gpus)
         study = study_of(options).of(limit=options.limit, max_tokens=options.max_tokens, force=options.force)
-        mentor = (options.api_model if options.mentor_type == "api" else options.mentor_model).rpartition("/")[2]
+        mentor = (options.api_model if options.mentor_type == "api" else options.mentor_model).rpartition(
+            "/"
+        )[2]
         mentor = Path(options.pair).stem if options.pair else mentor
         pipeline = study.pipeline()
         known = [one for one in pipeline.task.splits if one != "all"]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the exp_*.sh share: run.sh TABLE PAIR DATASET [flags of `ensemblehub paper`].
 #
-#   PAIR=studio   the models that ship with the package instead, offline, in minutes, on 300 questions (LIMIT) of every split
+#   PAIR=builtin   the models that ship with the package instead, offline, in minutes, on 300 questions (LIMIT) of every split
 #   PAIR=FILE     a YAML file with a pair of your own
 #   PYTHON=...    another interpreter than the environment of `make install`
 #
@@ -14,7 +14,7 @@ shift 3
 if [ -z "${PYTHON:-}" ]; then if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi; fi
 flags=()
 case "$pair" in
-    studio*) flags+=(--limit "${LIMIT:-300}"); export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ;;
+    builtin*) flags+=(--limit "${LIMIT:-300}"); export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ;;
     *) for tokens in ${MAX_TOKENS:-4096 32768}; do flags+=(--max_tokens "$tokens"); done
        if [ -n "${LIMIT:-}" ]; then flags+=(--limit "$LIMIT"); fi ;;
 esac

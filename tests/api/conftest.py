@@ -59,7 +59,7 @@ def anyio_backend():
 
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory):
-    """`serve(yaml, *flags)` starts `ensemblehub serve` and waits until it is ready; None serves the studio pair."""
+    """`serve(yaml, *flags)` starts `ensemblehub serve` and waits until it is ready; None serves the built-in pair."""
     servers = []
 
     def start(text=None, *flags, env=None, ready=True, descriptors=None):

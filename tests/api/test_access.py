@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 import httpx2 as httpx
 import pytest
 
-from ensemblehub.sections import ServerSection
+from ensemblehub.config.sections import ServerSection
 
 ECHO = """
 model_specs:
@@ -39,7 +39,9 @@ def guarded(serve):
 
 @pytest.fixture(scope="module")
 def open_one(serve):
-    return serve(ECHO + "server: {host: 0.0.0.0, max_body_bytes: 3000, cors_origins: ['https://page.example']}")
+    return serve(
+        ECHO + "server: {host: 0.0.0.0, max_body_bytes: 3000, cors_origins: ['https://page.example']}"
+    )
 
 
 @pytest.mark.parametrize("path", GETS)
@@ -92,7 +94,10 @@ def test_a_page_elsewhere_cannot_post_without_being_asked_first(open_one):
     )
     assert plain.status_code == 415
     asked = {"Origin": "https://other.example", "Access-Control-Request-Method": "POST"}
-    assert "access-control-allow-origin" not in httpx.options(open_one.url + "/v1/completions", headers=asked).headers
+    assert (
+        "access-control-allow-origin"
+        not in httpx.options(open_one.url + "/v1/completions", headers=asked).headers
+    )
     asked["Origin"] = "https://page.example"
     allowed = httpx.options(open_one.url + "/v1/completions", headers=asked)
     assert allowed.headers["access-control-allow-origin"] == "https://page.example"
@@ -118,7 +123,9 @@ def test_a_body_that_is_too_large_is_refused_whether_or_not_it_says_so(open_one,
 def test_a_request_id_is_taken_up_or_made_and_logged(open_one):
     given = open_one.post("/v1/chat/completions", ASK, headers={"X-Request-Id": "mine-1"})
     assert given.headers["x-request-id"] == "mine-1"
-    made = open_one.post("/v1/chat/completions", ASK, headers={"X-Request-Id": "no good\tid"}).headers["x-request-id"]
+    made = open_one.post("/v1/chat/completions", ASK, headers={"X-Request-Id": "no good\tid"}).headers[
+        "x-request-id"
+    ]
     assert re.fullmatch(r"[0-9a-f]{32}", made)
     open_one.said("request_id=mine-1")
     open_one.said(made)
@@ -223,7 +230,9 @@ def test_json_in_utf8_is_taken_however_it_is_called(open_one, kind):
 @pytest.mark.parametrize("stream", [False, True])
 def test_http_1_0_gets_no_chunks(open_one, stream):
     body = json.dumps({**ASK, "stream": stream}).encode()
-    with socket.create_connection((urlsplit(open_one.url).hostname, urlsplit(open_one.url).port), 20) as connection:
+    with socket.create_connection(
+        (urlsplit(open_one.url).hostname, urlsplit(open_one.url).port), 20
+    ) as connection:
         connection.sendall(
             b"POST /v1/chat/completions HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n" % len(body) + body
@@ -252,7 +261,20 @@ def test_a_connection_is_kept_for_longer_than_clients_keep_theirs(open_one):
 
 
 FORGED = "12:00:00 info: POST /v1/chat/completions 200 request_id=forged"
-SIGNS = ["\n", "\r", "\x1b[2K\x1b[1A", "\x85", "\u2028", "\u2029", "\x0b", "\x0c", "\x00", "\u202e", "\x9b31m", "\x7f"]
+SIGNS = [
+    "\n",
+    "\r",
+    "\x1b[2K\x1b[1A",
+    "\x85",
+    "\u2028",
+    "\u2029",
+    "\x0b",
+    "\x0c",
+    "\x00",
+    "\u202e",
+    "\x9b31m",
+    "\x7f",
+]
 
 
 @pytest.mark.parametrize("sign", SIGNS)
@@ -275,5 +297,7 @@ def test_nothing_from_outside_makes_a_line_of_the_log_or_hides_one(open_one, sig
 
 def test_a_path_cannot_look_like_a_detail(open_one):
     answer = open_one.get("/v1/models/x%20200%20request_id=mine%20model=other")
-    line = next(line for line in open_one.said(answer.headers["x-request-id"]).splitlines() if "model%3Dother" in line)
+    line = next(
+        line for line in open_one.said(answer.headers["x-request-id"]).splitlines() if "model%3Dother" in line
+    )
     assert line.split(" request_id=")[1].startswith(answer.headers["x-request-id"])

@@ -112,7 +112,10 @@ async def test_places_are_given_in_the_order_of_arrival():
     assert order == list(range(20))
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 3), st.integers(0, 9)), max_size=40), st.integers(0, 6))
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 3), st.integers(0, 9)), max_size=40),
+    st.integers(0, 6),
+)
 def test_whoever_leaves_when_nothing_is_lost_and_no_bound_is_passed(steps, max_queued):
     async def play():
         admission, done = Admission(2, max_queued, 60), asyncio.Event()

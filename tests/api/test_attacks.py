@@ -83,7 +83,10 @@ def watched(server):
         (b"GET /health HTTP/1.1\r\n", b"X-Many: of them\r\n" * 4096),
         (b"GET /health HTTP/1.1\r\n" + b"N" * 1000, b"n" * 65536),
         (b"GET /", b"path/" * 13000),
-        (b"POST /health HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X-Trailer: of them\r\n" * 4096),
+        (
+            b"POST /health HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+            b"X-Trailer: of them\r\n" * 4096,
+        ),
     ],
     ids=["one line", "many lines", "one name", "URL", "trailers"],
 )
@@ -178,7 +181,9 @@ def test_a_body_longer_than_it_says_costs_nothing_but_the_connection(server):
     assert json.loads(said.partition(b"\r\n\r\n")[2])["choices"]
 
 
-@pytest.mark.parametrize("junk", [b"\x16\x03\x01\x02\x00\x01\x00", b"hello\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize(
+    "junk", [b"\x16\x03\x01\x02\x00\x01\x00", b"hello\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n"]
+)
 def test_what_is_no_http_is_told_so_as_an_error_object(server, junk):
     with reach(server) as connection:
         connection.sendall(junk)
@@ -206,7 +211,10 @@ def test_a_client_that_waits_for_100_continue_is_asked_or_refused_first(server):
     body = b'{"prompt": "x", "max_tokens": 2}'
     for kind, first in ((b"application/json", b"HTTP/1.1 100 "), (b"text/csv", b"HTTP/1.1 415 ")):
         with reach(server) as connection:
-            head = POST.replace(b"application/json", kind) + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+            head = (
+                POST.replace(b"application/json", kind)
+                + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+            )
             connection.sendall(head % len(body))
             assert connection.recv(65536).startswith(first)
             if b"100" in first:
@@ -216,7 +224,9 @@ def test_a_client_that_waits_for_100_continue_is_asked_or_refused_first(server):
 
 def test_an_upgrade_that_is_offered_is_ignored(server):
     body = b'{"prompt": "x", "max_tokens": 2}'
-    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+    offer = (
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+    )
     with reach(server) as connection:
         connection.sendall(POST + offer + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
@@ -236,7 +246,9 @@ def test_idle_connections_make_room_where_there_are_few_descriptors(serve):
     with contextlib.ExitStack() as stack:
         for number in range(400):
             connection = stack.enter_context(reach(few))
-            connection.sendall(HEALTH if number % 3 == 0 else b"GET / HTTP/1.1\r\nX-Slow: "[: 30 * (number % 3 - 1)])
+            connection.sendall(
+                HEALTH if number % 3 == 0 else b"GET / HTTP/1.1\r\nX-Slow: "[: 30 * (number % 3 - 1)]
+            )
             if number % 50 == 0:
                 assert few.get("/health").status_code == 200
         for _ in range(10):
@@ -246,7 +258,11 @@ def test_idle_connections_make_room_where_there_are_few_descriptors(serve):
 
 def test_beyond_the_bound_idle_connections_are_closed_first_and_those_at_work_never(serve):
     words = " ".join(["w"] * 100)
-    slow = ECHO.replace("It is 4.", words).replace("engine: echo", "engine: echo, delay: 0.05").replace("200}", "4}")
+    slow = (
+        ECHO.replace("It is 4.", words)
+        .replace("engine: echo", "engine: echo, delay: 0.05")
+        .replace("200}", "4}")
+    )
     small = serve(slow)
     body = json.dumps({"prompt": "x", "stream": True}).encode()
     with contextlib.ExitStack() as stack:
@@ -331,7 +347,9 @@ def test_a_large_wrong_body_is_cheap_and_its_error_short(server, name):
 )
 @pytest.mark.parametrize("path", [TEXT, "/tokenize"])
 def test_a_body_that_is_no_json_object_in_utf8_says_what_is_wrong(server, body, says, path):
-    refused = httpx.post(server.url + path, content=body, headers={"Content-Type": "application/json"}, timeout=60)
+    refused = httpx.post(
+        server.url + path, content=body, headers={"Content-Type": "application/json"}, timeout=60
+    )
     assert refused.status_code == 400
     assert says in refused.json()["error"]["message"]
 
@@ -368,7 +386,9 @@ def real(serve):
 
 def long_body(words, chat):
     text = words * (1_900_000 // (len(json.dumps(words)) - 2))
-    return CHAT if chat else TEXT, {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+    return CHAT if chat else TEXT, {"messages": [{"role": "user", "content": text}]} if chat else {
+        "prompt": text
+    }
 
 
 def test_prompts_that_are_refused_leave_nothing_in_memory(real):
@@ -387,7 +407,9 @@ def test_prompts_that_are_refused_leave_nothing_in_memory(real):
     assert real.memory < before + 120
     with watched(real) as worst, concurrent.futures.ThreadPoolExecutor(8) as pool:
         path, body = long_body(WORDS["words"], True)
-        assert {answer.status_code for answer in pool.map(lambda _: real.post(path, body), range(16))} == {400}
+        assert {answer.status_code for answer in pool.map(lambda _: real.post(path, body), range(16))} == {
+            400
+        }
     assert worst[0] < 4
     assert real.memory < before + 200
 

@@ -7,13 +7,15 @@ from ensemblehub.api.catalog import Catalog
 from ensemblehub.api.problems import Problem
 from ensemblehub.api.protocol import EnsembleOptions
 from ensemblehub.config import Config
+from ensemblehub.config.sections import Bound
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.errors import ConfigError
-from ensemblehub.sections import Bound
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "server" / "several.yaml"
 ECHO = {
-    "model_specs": [{"name": name, "engine": "echo", "parameters": place} for place, name in enumerate("abc", 1)],
+    "model_specs": [
+        {"name": name, "engine": "echo", "parameters": place} for place, name in enumerate("abc", 1)
+    ],
     "ensemble": {
         "output_aggregation_method": "tandem",
         "output_aggregation_params": {"levels": {"low": 2, "high": 4}, "judge": "fixed:high", "mentor": "c"},
@@ -78,7 +80,9 @@ def test_a_request_changes_parameters_within_the_bounds_and_nothing_else(catalog
     assert changed.ensemble.aggregation.max_new_tokens_per_round == 4
     assert catalog.served["turns"].ensemble.aggregation.max_new_tokens_per_round == 500
     assert changed.ensemble.engines == catalog.served["turns"].ensemble.engines
-    assert catalog.chosen("turns", options(params={"max_new_tokens_per_round": 4})).ensemble is changed.ensemble
+    assert (
+        catalog.chosen("turns", options(params={"max_new_tokens_per_round": 4})).ensemble is changed.ensemble
+    )
     both = catalog.chosen("ensemble", options(params={"judge": "fixed:low", "thresholds": {"low": 0.5}}))
     assert both.ensemble.aggregation.mentor == "c"  # what is not changed stays
     assert both.ensemble.aggregation.limits["low"] == 0.5

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from ensemblehub.api.answers import Answer, chunk, closing, logprobs
-from ensemblehub.generators.stops import Gate
+from ensemblehub.config.sections import Generation
+from ensemblehub.generators.text.stops import Gate
 from ensemblehub.schema import Alternative, Choice, Piece, Request, Scored, Text, Token, Verdict
-from ensemblehub.sections import Generation
 
 VERDICT = Verdict("low", 2, 0.25, 0.5, False)
 CHOICE = Choice("models", ("a",), (), "because")
@@ -59,13 +59,21 @@ def texts(chunks, key="content"):
 
 def test_verdicts_and_choices_travel_with_the_next_text():
     events = [
-        VERDICT, piece("Goal", "insight"), piece(" add", "insight"), VERDICT, CHOICE, CHOICE, piece("It"),
+        VERDICT,
+        piece("Goal", "insight"),
+        piece(" add", "insight"),
+        VERDICT,
+        CHOICE,
+        CHOICE,
+        piece("It"),
         piece(" is", finish="stop"),
-    ]  # fmt: skip
+    ]
     found = folded(answer(), events)
     assert texts(found, "reasoning_content") == ["Goal", " add", None, None]
     assert texts(found) == [None, None, "It", " is"]
-    told = [(len(one["ensemble"].get("verdicts", [])), len(one["ensemble"].get("choices", []))) for one in found]
+    told = [
+        (len(one["ensemble"].get("verdicts", [])), len(one["ensemble"].get("choices", []))) for one in found
+    ]
     assert told == [(1, 0), (0, 0), (1, 2), (0, 0)]
     assert found[0]["ensemble"]["verdicts"] == [
         {"level": "low", "mentor_tokens": 2, "probability": 0.25, "threshold": 0.5, "sufficient": False}
@@ -101,7 +109,9 @@ def test_an_insight_that_ends_without_text_leaves_no_empty_chunk():
 def test_an_answer_behind_a_mark_comes_at_once_with_all_it_took():
     call = {"index": 0, "function": {"name": "add"}}
     called = Piece("", "a", "answer", (Token(""),), None, tool_calls=(call,))
-    found = folded(answer(marks=["=>"]), [piece("x"), called, piece(" => "), piece("y"), piece("", finish="stop")])
+    found = folded(
+        answer(marks=["=>"]), [piece("x"), called, piece(" => "), piece("y"), piece("", finish="stop")]
+    )
     (last,) = found
     assert last["choices"][0]["delta"] == {"content": "y", "tool_calls": [call]}
     assert last["ensemble"]["tokens"] == 5
@@ -115,7 +125,9 @@ def test_a_scored_prompt_brings_what_was_judged_before_it():
     assert len(found[0]["ensemble"]["verdicts"]) == 1
 
 
-PARTS = Token("", 3, -0.5, None, (Alternative("\ufffd", -0.5, 3, b"\xf0\x9f"), Alternative("a", -1.0, 4)), b"\xf0\x9f")
+PARTS = Token(
+    "", 3, -0.5, None, (Alternative("\ufffd", -0.5, 3, b"\xf0\x9f"), Alternative("a", -1.0, 4)), b"\xf0\x9f"
+)
 WHOLE = Token("\U0001f600", 5, -0.25, None, (Alternative("\ufffd", -0.25, 5, b"\x98\x80"),), b"\x98\x80")
 
 
@@ -144,7 +156,12 @@ def test_logprobs_of_a_completion_name_parts_of_characters_by_their_bytes():
 )
 def test_what_a_stop_string_cuts_off_has_no_bytes(stop, texts, parts):
     gate = Gate([stop])
-    tokens = [one for token in (Token("a"), PARTS, WHOLE, Token("b")) if not gate.stopped for one in gate.push(token)]
+    tokens = [
+        one
+        for token in (Token("a"), PARTS, WHOLE, Token("b"))
+        if not gate.stopped
+        for one in gate.push(token)
+    ]
     assert [token.text for token in tokens][:3] == texts
     assert [token.part for token in tokens][:3] == parts
 
@@ -156,7 +173,9 @@ def server(serve):
 
 def streamed(server, path, body):
     text = server.post(path, {**body, "stream": True}).text
-    return [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line.startswith("data: {")]
+    return [
+        json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line.startswith("data: {")
+    ]
 
 
 def chunks(server, model="ensemble"):
@@ -167,7 +186,9 @@ def chunks(server, model="ensemble"):
 @pytest.mark.parametrize("model", ["ensemble", "turns", "votes", "dropped", "marked", "big"])
 def test_no_chunk_in_mid_stream_is_empty_and_a_whole_reply_says_the_same(server, model):
     found = chunks(server, model=model)
-    whole = server.post("/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "2 + 2?"}]})
+    whole = server.post(
+        "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "2 + 2?"}]}
+    )
     (choice,) = whole.json()["choices"]
     first, *rest = (one["choices"][0] for one in found)
     assert first["delta"] == {"role": "assistant", "content": ""}
@@ -180,7 +201,9 @@ def test_no_chunk_in_mid_stream_is_empty_and_a_whole_reply_says_the_same(server,
 
 
 def test_a_thought_is_one_piece_for_clients_that_end_it_at_anything_else(server):
-    kinds = ["thought" if "reasoning_content" in one["choices"][0]["delta"] else "other" for one in chunks(server)]
+    kinds = [
+        "thought" if "reasoning_content" in one["choices"][0]["delta"] else "other" for one in chunks(server)
+    ]
     thoughts = kinds.count("thought")
     assert kinds == ["other"] + ["thought"] * thoughts + ["other"] * (len(kinds) - thoughts - 1)
     assert thoughts == 8

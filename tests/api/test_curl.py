@@ -39,7 +39,9 @@ pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl
 
 
 def curl(*arguments, fails=False):
-    done = subprocess.run(["curl", "-sS", "--max-time", "60", *arguments], capture_output=True, text=True, timeout=90)
+    done = subprocess.run(
+        ["curl", "-sS", "--max-time", "60", *arguments], capture_output=True, text=True, timeout=90
+    )
     assert bool(done.returncode) == fails, done.stderr
     return done.stdout
 
@@ -78,7 +80,9 @@ def start(tmp_path):
         plain = {key: value for key, value in os.environ.items() if key not in ("API_HOST", "API_PORT")}
         env = {**plain, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **surroundings}
         with log.open("w") as file:
-            process = subprocess.Popen([*launch, *command, *flags], stdout=file, stderr=file, cwd=ROOT, env=env)
+            process = subprocess.Popen(
+                [*launch, *command, *flags], stdout=file, stderr=file, cwd=ROOT, env=env
+            )
         started.append(process)
         process.said = log.read_text
         return process
@@ -130,7 +134,8 @@ def test_a_server_answers_curl_however_it_is_started(start, how):
     chunks = events(asked(url, {**HELLO, "stream": True}, "-N"))
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert (
-        "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == choice["message"]["content"]
+        "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+        == choice["message"]["content"]
     )
     server.send_signal(signal.SIGINT)
     assert server.wait(40) == 0
@@ -154,7 +159,17 @@ def test_the_stream_is_not_held_back(start, echo):
     slow = ["--set", "model_specs.1.delay=0.5"]
     url = address(start(echo, *slow, API_PORT="0"))
     body = json.dumps({**HELLO, "stream": True})
-    command = ["curl", "-sSN", "--max-time", "60", url + CHAT, "-H", "Content-Type: application/json", "-d", body]
+    command = [
+        "curl",
+        "-sSN",
+        "--max-time",
+        "60",
+        url + CHAT,
+        "-H",
+        "Content-Type: application/json",
+        "-d",
+        body,
+    ]
     came = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
@@ -179,7 +194,10 @@ def test_the_address_comes_from_the_environment_and_flags_go_before_it(start, ec
     assert address(start(echo, API_HOST="localhost", API_PORT=str(port))) == f"http://127.0.0.1:{port}"
     curl(f"http://127.0.0.1:{port}/health")
     flags = ["--port", str(other), "--host", "127.0.0.1"]
-    assert address(start(echo, *flags, API_HOST="203.0.113.7", API_PORT=str(port))) == f"http://127.0.0.1:{other}"
+    assert (
+        address(start(echo, *flags, API_HOST="203.0.113.7", API_PORT=str(port)))
+        == f"http://127.0.0.1:{other}"
+    )
     three = address(start(echo, "--set", f"server.port={port}", API_PORT="0"))
     assert three != f"http://127.0.0.1:{port}"
 
@@ -230,7 +248,17 @@ def test_being_told_to_stop_lets_an_answer_in_flight_end(start, echo, told, stre
     server = start(echo, "--set", "model_specs.1.delay=0.4", API_PORT="0")
     url = address(server)
     body = json.dumps({**HELLO, "stream": stream})
-    command = ["curl", "-sSN", "--max-time", "60", url + CHAT, "-H", "Content-Type: application/json", "-d", body]
+    command = [
+        "curl",
+        "-sSN",
+        "--max-time",
+        "60",
+        url + CHAT,
+        "-H",
+        "Content-Type: application/json",
+        "-d",
+        body,
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         begun = time.monotonic()
         while json.loads(curl(url + "/status"))["running"] == 0:

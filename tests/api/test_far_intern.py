@@ -6,18 +6,18 @@ import json
 import pytest
 from test_hetero import rides
 
-from ensemblehub import studio
+from ensemblehub import builtin
 from ensemblehub.cli import main
 from ensemblehub.config import Config
-from ensemblehub.cost import Ledger
-from ensemblehub.generators.hf import HFEngine, HFOptions
-from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
+from ensemblehub.cost import UsageLedger
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
+from ensemblehub.generators.openai.engine import OpenAIEngine, OpenAIOptions
+from ensemblehub.lab.tasks.builtin_math import BuiltinMath
 from ensemblehub.schema import Chat, Message, Request, Text, TokenIds
-from ensemblehub.tasks.studio_math import StudioMath
 
 CLOSE = 1e-4  # nats
-PATH = studio.resolve("studio:intern")
-QUESTIONS = [StudioMath().request(item) for item in StudioMath().items("test", 4)]
+PATH = builtin.resolve("builtin:intern")
+QUESTIONS = [BuiltinMath().request(item) for item in BuiltinMath().items("test", 4)]
 PROMPTS = [
     *map(Request, QUESTIONS),
     Request(QUESTIONS[0], prefix="There are"),
@@ -38,11 +38,11 @@ def read(server, *requests, **options):
     async def main():
         given = {"score": "echo", "tokenizer": PATH, "dialect": "vllm", **options}
         far = OpenAIEngine("far", OpenAIOptions("intern", base_url=f"{server.url}/v1", **given))
-        home, ledger = HFEngine("home", HFOptions(PATH, device="cpu")), Ledger()
+        home, ledger = HFEngine("home", HFOptions(PATH, device="cpu")), UsageLedger()
         found = []
         for request in requests:
             away = await far.score(request, ledger.meter("judge"))
-            found.append((away, await home.score(request, Ledger().meter("judge"))))
+            found.append((away, await home.score(request, UsageLedger().meter("judge"))))
         await asyncio.gather(far.close(), home.close())
         return found, ledger
 
@@ -63,7 +63,9 @@ def test_every_token_is_read_as_at_home_entropies_included(server):
                 assert getattr(one, name) == pytest.approx(getattr(other, name), abs=CLOSE)
     costs = [call.cost for call in ledger.calls]
     assert [cost.prompt_tokens for cost in costs] == [len(away.tokens) for away, _ in found]
-    assert not any(cost.completion_tokens or cost.estimated for cost in costs)  # it was asked to write nothing
+    assert not any(
+        cost.completion_tokens or cost.estimated for cost in costs
+    )  # it was asked to write nothing
     again, ledger = read(server, PROMPTS[0], entropy_top_k=0)
     assert ledger.total.cached_tokens > 0
     assert again[0][0] == found[0][0]
@@ -97,8 +99,8 @@ def test_raw_text_needs_no_tokenizer(server):
 def test_a_ride_with_an_intern_behind_an_api_is_that_of_the_pair_at_home(server):
     far = ["engine=openai", "path=intern", "dialect=vllm", f"base_url={server.url}/v1", "score=echo"]
     far += ["entropy_top_k=0", f"tokenizer={PATH}"]
-    away = rides(Config.read(studio.CONFIG, [f"model_specs.1.{change}" for change in far]))
-    home = rides(Config.read(studio.CONFIG))
+    away = rides(Config.read(builtin.CONFIG, [f"model_specs.1.{change}" for change in far]))
+    home = rides(Config.read(builtin.CONFIG))
     for one, other in zip(away, home, strict=True):
         assert (one.insight, one.text) == (other.insight, other.text)
         assert [verdict.level for verdict in one.verdicts] == [verdict.level for verdict in other.verdicts]
@@ -120,16 +122,25 @@ def test_what_the_server_can_do_is_seen_by_asking_it(server, tmp_path, capsys):
     code, report, found = probed()
     assert code == 0
     assert {name for name, one in found.items() if one["seen"]} == {
-        "models", "streaming", "usage", "logprobs", "prefix", "score"
-    }  # fmt: skip
+        "models",
+        "streaming",
+        "usage",
+        "logprobs",
+        "prefix",
+        "score",
+    }
     options = report["probes"][0]["options"]
     assert options == {
-        "dialect": "vllm", "prefix": "continue_final_message", "logprobs": True, "score": "echo", "entropy_top_k": 0,
+        "dialect": "vllm",
+        "prefix": "continue_final_message",
+        "logprobs": True,
+        "score": "echo",
+        "entropy_top_k": 0,
         "context": 2048,
-    }  # fmt: skip
+    }
     assert "it wrote what it had written before" in found["prefix"]["sentence"]
     assert " tokens read and " in report["probes"][0]["cost"]
-    more = ", dialect: vllm, logprobs: true, score: echo, entropy_top_k: 0, tokenizer: 'studio:intern'"
+    more = ", dialect: vllm, logprobs: true, score: echo, entropy_top_k: 0, tokenizer: 'builtin:intern'"
     assert probed(more)[0] == 0
     code, report, _ = probed(more + ", tools: true")
     assert code == 2

@@ -69,7 +69,9 @@ def asked(path):
 # What clients were seen to send
 
 
-@pytest.mark.parametrize("seen", RECORDED, ids=lambda seen: f"{seen['client']}: {json.dumps(seen['body'])[-40:]}")
+@pytest.mark.parametrize(
+    "seen", RECORDED, ids=lambda seen: f"{seen['client']}: {json.dumps(seen['body'])[-40:]}"
+)
 def test_what_a_client_was_seen_to_send_is_answered(server, seen):
     answer = server.post(seen["path"], seen["body"])
     if seen["body"].get("stream"):
@@ -82,19 +84,37 @@ def test_what_a_client_was_seen_to_send_is_answered(server, seen):
 
 
 OWN = {
-    "content": "It is 4.", "role": "assistant", "refusal": None, "annotations": [], "audio": None, "images": [],
-    "function_call": None, "tool_calls": None, "reasoning_content": INSIGHT, "reasoning": {"text": INSIGHT},
-    "reasoning_details": [{"type": "reasoning.text", "text": INSIGHT}], "thinking_blocks": [], "id": "msg_1",
-    "provider_specific_fields": {"reasoning_content": INSIGHT, "refusal": None}, "name": None, "prefix": False,
-}  # fmt: skip
+    "content": "It is 4.",
+    "role": "assistant",
+    "refusal": None,
+    "annotations": [],
+    "audio": None,
+    "images": [],
+    "function_call": None,
+    "tool_calls": None,
+    "reasoning_content": INSIGHT,
+    "reasoning": {"text": INSIGHT},
+    "reasoning_details": [{"type": "reasoning.text", "text": INSIGHT}],
+    "thinking_blocks": [],
+    "id": "msg_1",
+    "provider_specific_fields": {"reasoning_content": INSIGHT, "refusal": None},
+    "name": None,
+    "prefix": False,
+}
 
 
 @pytest.mark.parametrize(
     "message",
     [
         OWN,
-        {**OWN, "content": [{"type": "text", "text": "It is 4.", "cache_control": {"type": "ephemeral"}, "x": 1}]},
-        {**OWN, "content": [{"type": "thinking", "thinking": "hm"}, {"type": "output_text", "text": "It is 4."}]},
+        {
+            **OWN,
+            "content": [{"type": "text", "text": "It is 4.", "cache_control": {"type": "ephemeral"}, "x": 1}],
+        },
+        {
+            **OWN,
+            "content": [{"type": "thinking", "thinking": "hm"}, {"type": "output_text", "text": "It is 4."}],
+        },
         {"role": "assistant", "content": None, "refusal": "It is 4."},
         {"role": "assistant", "content": [{"type": "refusal", "refusal": "It is 4."}]},
         {"role": "assistant", "content": "It is 4.", "tool_calls": []},
@@ -129,21 +149,63 @@ def test_what_would_change_a_message_is_refused(server, message, says):
 
 
 NEUTRAL = {
-    "min_p": 0, "top_k": -1, "repetition_penalty": 1.0, "presence_penalty": 0, "frequency_penalty": 0.0, "n": 1,
-    "logit_bias": {}, "stop": [], "stop_token_ids": [], "min_tokens": 0, "ignore_eos": False, "stream": False,
-    "stream_options": {"include_usage": False}, "length_penalty": 1.0,
+    "min_p": 0,
+    "top_k": -1,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0,
+    "frequency_penalty": 0.0,
+    "n": 1,
+    "logit_bias": {},
+    "stop": [],
+    "stop_token_ids": [],
+    "min_tokens": 0,
+    "ignore_eos": False,
+    "stream": False,
+    "stream_options": {"include_usage": False},
+    "length_penalty": 1.0,
     "ensemble": {"method": None, "params": {"judge": None}},
-    "use_beam_search": False, "include_stop_str_in_output": False, "bad_words": [], "guided_json": "", "foo": False,
-    "truncate_prompt_tokens": None, "bar": {}, "baz": 0, "temprature": None, "reasoning_effort": None, "extra_body": {},
-    "include_reasoning": True, "return_token_ids": False, "typical_p": 1, "x_trace": "a", "prompt_cache_retentions": 1,
-}  # fmt: skip
+    "use_beam_search": False,
+    "include_stop_str_in_output": False,
+    "bad_words": [],
+    "guided_json": "",
+    "foo": False,
+    "truncate_prompt_tokens": None,
+    "bar": {},
+    "baz": 0,
+    "temprature": None,
+    "reasoning_effort": None,
+    "extra_body": {},
+    "include_reasoning": True,
+    "return_token_ids": False,
+    "typical_p": 1,
+    "x_trace": "a",
+    "prompt_cache_retentions": 1,
+}
 OF_CHATS = {
-    "tools": [], "tool_choice": "none", "parallel_tool_calls": True, "response_format": {"type": "text"},
-    "functions": [], "function_call": "auto", "modalities": ["text"], "logprobs": False, "top_logprobs": 0,
-    "audio": None, "echo": False, "chat_template_kwargs": {"enable_thinking": None}, "documents": [],
-    "add_generation_prompt": True, "continue_final_message": False,
-}  # fmt: skip
-OF_TEXTS = {"echo": False, "suffix": "", "best_of": 1, "logprobs": False, "add_special_tokens": True, "tools": []}
+    "tools": [],
+    "tool_choice": "none",
+    "parallel_tool_calls": True,
+    "response_format": {"type": "text"},
+    "functions": [],
+    "function_call": "auto",
+    "modalities": ["text"],
+    "logprobs": False,
+    "top_logprobs": 0,
+    "audio": None,
+    "echo": False,
+    "chat_template_kwargs": {"enable_thinking": None},
+    "documents": [],
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+}
+OF_TEXTS = {
+    "echo": False,
+    "suffix": "",
+    "best_of": 1,
+    "logprobs": False,
+    "add_special_tokens": True,
+    "tools": [],
+}
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
@@ -157,7 +219,9 @@ def test_null_and_neutral_values_of_any_field_ask_for_nothing(server, path, stre
         answer = server.post(path, {**asked(path), **more, "stream": stream})
         if stream:
             parts = [choice for one in events(answer) for choice in one["choices"]]
-            said = "".join(one["delta"].get("content") or "" if path == CHAT else one["text"] for one in parts)
+            said = "".join(
+                one["delta"].get("content") or "" if path == CHAT else one["text"] for one in parts
+            )
         else:
             assert answer.status_code == 200, answer.text
             (choice,) = answer.json()["choices"]
@@ -167,7 +231,9 @@ def test_null_and_neutral_values_of_any_field_ask_for_nothing(server, path, stre
 
 @pytest.mark.parametrize("path", [CHAT, TEXT, "/tokenize", "/detokenize"])
 def test_what_would_change_an_answer_and_cannot_be_honoured_is_refused_by_name(server, path):
-    given = {CHAT: ASK, TEXT: {"prompt": "x"}, "/tokenize": {"prompt": "x"}, "/detokenize": {"tokens": [1]}}[path]
+    given = {CHAT: ASK, TEXT: {"prompt": "x"}, "/tokenize": {"prompt": "x"}, "/detokenize": {"tokens": [1]}}[
+        path
+    ]
     for name, foreign in FOREIGN.items():
         if (path, name) == ("/tokenize", "add_special_tokens"):
             continue  # there it is a field
@@ -181,12 +247,22 @@ def test_what_would_change_an_answer_and_cannot_be_honoured_is_refused_by_name(s
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("temprature", "temperature"), ("maxTokens", "max_tokens"), ("top-p", "top_p"), ("streem", "stream"),
-        ("max_new_tokens", "max_tokens"), ("sedd", "seed"), ("reasoning_efort", "reasoning_effort"),
-        ("presencePenalty", "presence_penalty"), ("stops", "stop"), ("stop_sequences", None), ("horizon", None),
-        ("num_samples", None), ("effort", None), ("prompt_template", None),
+        ("temprature", "temperature"),
+        ("maxTokens", "max_tokens"),
+        ("top-p", "top_p"),
+        ("streem", "stream"),
+        ("max_new_tokens", "max_tokens"),
+        ("sedd", "seed"),
+        ("reasoning_efort", "reasoning_effort"),
+        ("presencePenalty", "presence_penalty"),
+        ("stops", "stop"),
+        ("stop_sequences", None),
+        ("horizon", None),
+        ("num_samples", None),
+        ("effort", None),
+        ("prompt_template", None),
     ],
-)  # fmt: skip
+)
 def test_a_misspelling_is_told_what_it_may_mean_and_nothing_else(server, name, meant):
     for path in (CHAT, TEXT):
         message = refused(server.post(path, {**asked(path), name: 1}), "unknown_field")["message"]
@@ -199,7 +275,11 @@ def test_a_misspelling_is_told_what_it_may_mean_and_nothing_else(server, name, m
 
 def test_an_object_of_many_fields_or_of_a_long_name_is_refused_at_once(server):
     many = {f"temperatur{number}": 0 for number in range(10_000)}
-    for body in ({**ASK, **many}, {"messages": [{**ASK["messages"][0], **many}]}, {**ASK, "stream_options": many}):
+    for body in (
+        {**ASK, **many},
+        {"messages": [{**ASK["messages"][0], **many}]},
+        {**ASK, "stream_options": many},
+    ):
         started = time.monotonic()
         assert "at most 256 fields" in refused(server.post(CHAT, body), "invalid_value")["message"]
         refused(server.post(CHAT, {**ASK, "a" * 500_000: 1}), "unknown_field")
@@ -234,22 +314,30 @@ def test_usage_so_far_goes_with_every_chunk_where_it_is_asked_for(server, path):
 @pytest.mark.parametrize(
     ("effort", "insight", "levels"),
     [
-        ("none", None, []), ("minimal", "Goal: add.", ["low"]), ("low", "Goal: add.", ["low"]),
-        ("medium", "Goal: add.", ["low"]), ("high", INSIGHT, ["low", "high"]), ("xhigh", INSIGHT, ["low", "high"]),
+        ("none", None, []),
+        ("minimal", "Goal: add.", ["low"]),
+        ("low", "Goal: add.", ["low"]),
+        ("medium", "Goal: add.", ["low"]),
+        ("high", INSIGHT, ["low", "high"]),
+        ("xhigh", INSIGHT, ["low", "high"]),
         ("", INSIGHT, ["low", "high"]),
     ],
-)  # fmt: skip
+)
 def test_an_effort_is_the_highest_level_of_a_tandem(server, path, effort, insight, levels):
     (choice,) = server.post(path, {**asked(path), "reasoning_effort": effort}).json()["choices"]
     assert (choice["message"] if path == CHAT else choice).get("reasoning_content") == insight
     assert [one["level"] for one in choice["metadata"]["verdicts"]] == levels
     for model in ("votes", "small", "turns"):
-        assert server.post(path, {**asked(path), "reasoning_effort": effort, "model": model}).status_code == 200
+        assert (
+            server.post(path, {**asked(path), "reasoning_effort": effort, "model": model}).status_code == 200
+        )
 
 
 def test_an_effort_that_is_none_is_refused(server):
     for model in ("ensemble", "small"):
-        error = refused(server.post(CHAT, {**ASK, "reasoning_effort": "lots", "model": model}), "invalid_value")
+        error = refused(
+            server.post(CHAT, {**ASK, "reasoning_effort": "lots", "model": model}), "invalid_value"
+        )
         assert error["param"] == "reasoning_effort"
 
 
@@ -260,7 +348,9 @@ def test_the_insight_goes_out_under_the_names_that_the_server_is_told(serve):
     for names in (["reasoning"], ["reasoning_content", "reasoning"]):
         server = serve(f"{CONFIG}\nserver: {{reasoning_fields: {json.dumps(names)}}}", env=ON_PATH)
         message = server.post(CHAT, ASK).json()["choices"][0]["message"]
-        assert {name: text for name, text in message.items() if "reasoning" in name} == dict.fromkeys(names, INSIGHT)
+        assert {name: text for name, text in message.items() if "reasoning" in name} == dict.fromkeys(
+            names, INSIGHT
+        )
         found = events(server.post(CHAT, {**ASK, "stream": True}))
         deltas = [line["delta"] for one in found for line in one["choices"]]
         for name in ("reasoning_content", "reasoning"):
@@ -285,7 +375,9 @@ def test_the_cost_is_a_number_of_dollars_or_null_and_its_details_have_a_name_of_
     assert (line["engine"], line["completion_tokens"]) == ("small", 3)
     both = server.post(CHAT, ASK).json()["usage"]
     assert both["cost"] == pytest.approx(sum(one["usd"] for one in both["cost_details"]["spent"]))
-    assert server.post(CHAT, {**ASK, "model": "caller"}).json()["usage"]["cost"] is None  # nobody knows a price
+    assert (
+        server.post(CHAT, {**ASK, "model": "caller"}).json()["usage"]["cost"] is None
+    )  # nobody knows a price
 
 
 def test_models_say_how_long_prompt_and_answer_may_be(server):
@@ -327,7 +419,13 @@ def test_an_overflow_is_said_in_openais_words_on_every_route(server, path, model
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_tool_call_has_no_content_and_counts_its_tokens(server, stream):
-    ask = {**ASK, "model": "caller", "tools": TOOLS, "stream": stream, "stream_options": {"include_usage": True}}
+    ask = {
+        **ASK,
+        "model": "caller",
+        "tools": TOOLS,
+        "stream": stream,
+        "stream_options": {"include_usage": True},
+    }
     answer = server.post(CHAT, ask)
     if stream:
         found = events(answer)

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import ensemblehub
-from ensemblehub import studio
+from ensemblehub import builtin
 from ensemblehub.config import Config
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.ensemble import Ensemble
+from ensemblehub.lab.builtin import word_problems
 from ensemblehub.schema import Chat, Message, Request
-from ensemblehub.studio import word_problems
 
 FAR = ["model_specs.0.engine=openai", "model_specs.0.path=mentor", "model_specs.0.dialect=vllm"]
 
@@ -33,20 +33,24 @@ def rides(config, count=12):
 
 def far(url, *changes):
     params = [f"ensemble.output_aggregation_params.{change}" for change in changes]
-    return Config.read(studio.CONFIG, [*FAR, f"model_specs.0.base_url={url}/v1", *params])
+    return Config.read(builtin.CONFIG, [*FAR, f"model_specs.0.base_url={url}/v1", *params])
 
 
 def test_the_ride_is_the_same_and_a_mentor_that_is_stopped_stops_over_there(serve):
     server = serve()
     away = rides(far(server.url, "strict=false"))
-    home = rides(Config.read(studio.CONFIG))
+    home = rides(Config.read(builtin.CONFIG))
     for one, other in zip(away, home, strict=True):
         assert one.insight == other.insight
         assert [verdict.level for verdict in one.verdicts] == [verdict.level for verdict in other.verdicts]
         assert one.text == other.text
-    asked = [one for one in away if any(line.purpose == "insight" for line in one.spent)]
+    asked = [one for one in away if any(line.purpose == "insight" for line in one.usage.lines)]
     assert asked
-    stopped = [one for one in asked if any(line.cost.estimated for line in one.spent if line.purpose == "insight")]
+    stopped = [
+        one
+        for one in asked
+        if any(line.cost.estimated for line in one.usage.lines if line.purpose == "insight")
+    ]
     end = time.monotonic() + 5
     while server.get("/status").json()["running"]:
         assert time.monotonic() < end
@@ -62,7 +66,9 @@ def test_the_ride_is_the_same_and_a_mentor_that_is_stopped_stops_over_there(serv
 
 def test_without_the_mentor_the_intern_answers_alone_where_so_configured():
     nobody = far("http://127.0.0.1:9", "on_mentor_error=intern")
-    (ride,) = rides(nobody.model_copy(update={"model_specs": [quick(nobody.model_specs[0]), nobody.model_specs[1]]}), 1)
+    (ride,) = rides(
+        nobody.model_copy(update={"model_specs": [quick(nobody.model_specs[0]), nobody.model_specs[1]]}), 1
+    )
     assert ride.text
     assert ride.insight == ""
 
@@ -74,9 +80,16 @@ def quick(spec):
 def test_the_example_of_a_mentor_behind_an_api_rides_with_another_address_and_small_models(serve):
     example = Path(ensemblehub.__file__).parents[1] / "examples" / "hetero_openrouter.yaml"
     models = ["model_specs.0.path=mentor", f"model_specs.0.base_url={serve().url}/v1"]
-    models += ["model_specs.1.path=studio:intern", "model_specs.1.device=cpu", "ensemble.generation.max_tokens=64"]
+    models += [
+        "model_specs.1.path=builtin:intern",
+        "model_specs.1.device=cpu",
+        "ensemble.generation.max_tokens=64",
+    ]
     config = Config.read(example, [*models, "ensemble.output_aggregation_params.levels={low: 24, high: 64}"])
     for ride in rides(config, 2):
         assert ride.insight
         assert ride.text
-        assert {(line.engine, line.purpose) for line in ride.spent} >= {("mentor", "insight"), ("intern", "answer")}
+        assert {(line.engine, line.purpose) for line in ride.usage.lines} >= {
+            ("mentor", "insight"),
+            ("intern", "answer"),
+        }

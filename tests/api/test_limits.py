@@ -38,14 +38,21 @@ def journal(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slow(serve, journal):
-    limits = {"max_stop": 2, "max_answers": 3, "max_output_tokens": 500, "max_prompt_tokens": 30, "keep_alive": 0.2}
+    limits = {
+        "max_stop": 2,
+        "max_answers": 3,
+        "max_output_tokens": 500,
+        "max_prompt_tokens": 30,
+        "keep_alive": 0.2,
+    }
     return serve(yaml(journal, **limits), env=HERE)
 
 
 @pytest.fixture(scope="module")
 def busy(serve, journal):
     return serve(
-        yaml(journal, max_running=1, max_queued=1, max_queued_tokens=40, timeout=3, first_token_timeout=1), env=HERE
+        yaml(journal, max_running=1, max_queued=1, max_queued_tokens=40, timeout=3, first_token_timeout=1),
+        env=HERE,
     )
 
 
@@ -73,7 +80,9 @@ async def test_a_client_that_leaves_stops_every_engine_within_a_second(slow, jou
         asking.cancel()
         left = time.time()
     await until(
-        lambda: sum(what == "begins" for what, *_ in noted(journal)[before:]) * 2 == len(noted(journal)[before:])
+        lambda: (
+            sum(what == "begins" for what, *_ in noted(journal)[before:]) * 2 == len(noted(journal)[before:])
+        )
     )
     events = noted(journal)[before:]
     assert sum(what == "stopped" for what, *_ in events) >= 2
@@ -123,7 +132,9 @@ def test_what_cannot_be_honoured_is_refused_by_name(slow, change, says, code):
 def test_a_silent_stream_is_kept_alive(serve):
     words = yaml(keep_alive=0.1).replace("delay: 0.02", "delay: 0.35").replace("low: 20", "low: 1")
     server = serve(words, env=HERE)
-    with httpx.stream("POST", server.url + CHAT, json={**ASK, "stream": True, "max_tokens": 2}, timeout=30) as answer:
+    with httpx.stream(
+        "POST", server.url + CHAT, json={**ASK, "stream": True, "max_tokens": 2}, timeout=30
+    ) as answer:
         lines = [line for line in answer.iter_lines() if line]
     assert lines[0] == ": keep-alive"
     assert lines.count(": keep-alive") >= 5
@@ -138,7 +149,10 @@ async def test_beyond_the_queue_there_is_429_at_once_and_nothing_is_lost(busy):
         long = {**ask, "messages": [{"role": "user", "content": "word " * 41}]}
         refused = await client.post(busy.url + CHAT, json=long)
         assert refused.status_code == 429
-        assert "tokens wait" in refused.json()["error"]["message"] or "prompts of" in refused.json()["error"]["message"]
+        assert (
+            "tokens wait" in refused.json()["error"]["message"]
+            or "prompts of" in refused.json()["error"]["message"]
+        )
         second = asyncio.create_task(client.post(busy.url + CHAT, json={**ask, "max_tokens": 5}))
         await until(lambda: busy.get("/status").json()["queued"] == 1)
         started = time.monotonic()
@@ -154,7 +168,9 @@ async def test_beyond_the_queue_there_is_429_at_once_and_nothing_is_lost(busy):
 async def test_deadlines_end_a_request_and_what_waited_goes_on(busy, journal):
     async with httpx.AsyncClient(timeout=30) as client:
         started = time.monotonic()
-        long = asyncio.create_task(client.post(busy.url + CHAT, json={**ASK, "model": "big", "max_tokens": 400}))
+        long = asyncio.create_task(
+            client.post(busy.url + CHAT, json={**ASK, "model": "big", "max_tokens": 400})
+        )
         await until(lambda: busy.get("/status").json()["running"] == 1)
         waiting = await client.post(busy.url + CHAT, json={**ASK, "model": "big", "max_tokens": 5})
         assert waiting.status_code == 504
@@ -170,7 +186,10 @@ async def test_deadlines_end_a_request_and_what_waited_goes_on(busy, journal):
 
 async def test_a_deadline_in_a_stream_is_its_last_event(busy):
     body = {**ASK, "model": "big", "stream": True, "max_tokens": 400}
-    async with httpx.AsyncClient(timeout=30) as client, client.stream("POST", busy.url + CHAT, json=body) as answer:
+    async with (
+        httpx.AsyncClient(timeout=30) as client,
+        client.stream("POST", busy.url + CHAT, json=body) as answer,
+    ):
         lines = [line async for line in answer.aiter_lines() if line]
     assert answer.status_code == 200
     assert "no end within 3 s" in json.loads(lines[-2].removeprefix("data: "))["error"]["message"]
@@ -213,7 +232,11 @@ async def test_a_drain_that_is_cut_tells_every_client_and_says_one_line_a_reques
     assert time.monotonic() - begun < 6
     for answer, stream in zip(answers, [True, False, True, False], strict=True):
         assert answer.status_code == (200 if stream else 503)
-        last = answer.text.removesuffix("\n\ndata: [DONE]\n\n").rpartition("data: ")[2] if stream else answer.text
+        last = (
+            answer.text.removesuffix("\n\ndata: [DONE]\n\n").rpartition("data: ")[2]
+            if stream
+            else answer.text
+        )
         assert json.loads(last)["error"]["code"] == "server_stopped"
     log = server.said()
     for number in range(4):
@@ -331,7 +354,9 @@ def test_metrics_and_status_say_what_was_done(serve):
     answer = server.post(CHAT, {**ASK, "max_tokens": 5}).json()
     server.post(CHAT, {**ASK, "nonsense": 1})
     server.said(" 400")  # the line, and the count of what was refused, come after the answer
-    lines = dict(line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines() if not line.startswith("#"))
+    lines = dict(
+        line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines() if not line.startswith("#")
+    )
     assert lines['ensemblehub_requests_total{endpoint="chat",model="ensemble",outcome="ok"}'] == "1.0"
     assert lines['ensemblehub_errors_total{status="400"}'] == "1.0"
     assert lines['ensemblehub_verdicts_total{level="low",model="ensemble",sufficient="true"}'] == "1.0"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ensemblehub import studio
-from ensemblehub.studio import word_problems
+from ensemblehub import builtin
+from ensemblehub.lab.builtin import word_problems
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lm_eval")]
 MIXED = Path(__file__).parents[2] / "examples" / "all_gac.yaml"
 TASKS = {
-    "studio_writes": """
+    "builtin_writes": """
 output_type: generate_until
 doc_to_text: "{{question}}"
 doc_to_target: "{{answer}}"
@@ -25,7 +25,7 @@ filter_list:
     filter: [{function: regex, regex_pattern: "(-?[0-9]+)", group_select: -1}, {function: take_first}]
 metric_list: [{metric: exact_match}]
 """,
-    "studio_chooses": """
+    "builtin_chooses": """
 output_type: multiple_choice
 doc_to_text: "{{question}} The answer is"
 doc_to_choice: choices
@@ -44,7 +44,11 @@ def tasks(tmp_path_factory):
         problem = word_problems.draw(rng, steps=1 + number % 2)
         right = int(problem.answer)
         rows.append(
-            {"question": problem.text, "answer": str(right), "choices": [f"{right}", f"{right + 1}", f"{right + 7}"]}
+            {
+                "question": problem.text,
+                "answer": str(right),
+                "choices": [f"{right}", f"{right + 1}", f"{right + 7}"],
+            }
         )
     (folder / "questions.jsonl").write_text("".join(json.dumps({**row, "gold": 0}) + "\n" for row in rows))
     for name, text in TASKS.items():
@@ -73,8 +77,15 @@ def evaluated(tasks, out, names, model, arguments, *flags, fails=False):
     ]
     command += ["--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())]
     command += ["--output_path", str(out), "--log_samples", *flags]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENAI_API_KEY": "none"}
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **offline}, timeout=240, cwd=out)
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "OPENAI_API_KEY": "none",
+    }
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **offline}, timeout=240, cwd=out
+    )
     if fails:
         assert done.returncode
         return done.stderr + done.stdout
@@ -85,7 +96,9 @@ def evaluated(tasks, out, names, model, arguments, *flags, fails=False):
     for name in names:
         (file,) = out.rglob(f"samples_{name}_*.jsonl")
         samples[name] = [json.loads(line)["resps"] for line in file.read_text().splitlines()]
-    return {name: {key: value for key, value in metrics[name].items() if key != "alias"} for name in names}, samples
+    return {
+        name: {key: value for key, value in metrics[name].items() if key != "alias"} for name in names
+    }, samples
 
 
 def through(server, model, **more):
@@ -95,7 +108,7 @@ def through(server, model, **more):
 @pytest.fixture(scope="module")
 def at_home(tasks, tmp_path_factory):
     """The same model, run by the harness itself."""
-    arguments = {"pretrained": studio.resolve("studio:intern"), "dtype": "float32"}
+    arguments = {"pretrained": builtin.resolve("builtin:intern"), "dtype": "float32"}
     return evaluated(tasks, tmp_path_factory.mktemp("hf"), TASKS, "hf", arguments, "--device", "cpu")
 
 
@@ -103,16 +116,18 @@ def at_home(tasks, tmp_path_factory):
     ("more", "flags"),
     [
         ({}, []),  # the tokenizer is found by itself, and prompts come as ids
-        ({"tokenizer": studio.resolve("studio:intern"), "num_concurrent": 2}, ["--batch_size", "4"]),
-        ({"tokenizer": studio.resolve("studio:intern"), "tokenized_requests": False}, []),
+        ({"tokenizer": builtin.resolve("builtin:intern"), "num_concurrent": 2}, ["--batch_size", "4"]),
+        ({"tokenizer": builtin.resolve("builtin:intern"), "tokenized_requests": False}, []),
     ],
     ids=["remote tokenizer", "batches", "words"],
 )
 def test_a_single_model_scores_through_the_server_as_at_home(server, tasks, tmp_path, at_home, more, flags):
-    metrics, samples = evaluated(tasks, tmp_path, TASKS, "local-completions", through(server, "intern", **more), *flags)
+    metrics, samples = evaluated(
+        tasks, tmp_path, TASKS, "local-completions", through(server, "intern", **more), *flags
+    )
     assert metrics == at_home[0]
-    assert samples["studio_writes"] == at_home[1]["studio_writes"]
-    for ours, theirs in zip(samples["studio_chooses"], at_home[1]["studio_chooses"], strict=True):
+    assert samples["builtin_writes"] == at_home[1]["builtin_writes"]
+    for ours, theirs in zip(samples["builtin_chooses"], at_home[1]["builtin_chooses"], strict=True):
         for [(value, greedy)], [(other, greedy_too)] in zip(ours, theirs, strict=True):
             assert float(value) == pytest.approx(float(other), abs=1e-3)
             assert greedy == greedy_too
@@ -120,12 +135,12 @@ def test_a_single_model_scores_through_the_server_as_at_home(server, tasks, tmp_
 
 def test_models_of_different_tokenizers_have_a_log_likelihood_together(serve, tasks, tmp_path, at_home):
     mixing = serve(MIXED.read_text())
-    named = through(mixing, "ensemble", tokenizer=studio.resolve("studio:intern"))
+    named = through(mixing, "ensemble", tokenizer=builtin.resolve("builtin:intern"))
     metrics, samples = evaluated(tasks, tmp_path, TASKS, "local-completions", named)
-    assert 0 <= metrics["studio_chooses"]["acc,none"] <= 1
-    assert all(text for [[text]] in samples["studio_writes"])
-    mixed = [float(value) for one in samples["studio_chooses"] for [(value, _)] in one]
-    alone = [float(value) for one in at_home[1]["studio_chooses"] for [(value, _)] in one]
+    assert 0 <= metrics["builtin_chooses"]["acc,none"] <= 1
+    assert all(text for [[text]] in samples["builtin_writes"])
+    mixed = [float(value) for one in samples["builtin_chooses"] for [(value, _)] in one]
+    alone = [float(value) for one in at_home[1]["builtin_chooses"] for [(value, _)] in one]
     assert all(value < 0 for value in mixed)
     assert mixed != pytest.approx(alone, abs=0.01)
     direct = []
@@ -141,17 +156,24 @@ def test_models_of_different_tokenizers_have_a_log_likelihood_together(serve, ta
 
     # the harness asks for "the" tokenizer and names no model: of several, none is told in place of another
     remote = through(mixing, "guest", tokenizer_backend="remote", max_retries=1)
-    said = evaluated(tasks, tmp_path, ["studio_chooses"], "local-completions", remote, fails=True)
+    said = evaluated(tasks, tmp_path, ["builtin_chooses"], "local-completions", remote, fails=True)
     assert "/tokenizer_info failed" in said
 
 
 def test_tandem_answers_chats_and_says_what_its_log_likelihood_needs(server, tasks, tmp_path):
     chat = {"model": "ensemble", "base_url": f"{server.url}/v1/chat/completions"}
     flags = ["--apply_chat_template", "--gen_kwargs", "max_gen_toks=200"]
-    metrics, _ = evaluated(tasks, tmp_path, ["studio_writes"], "local-chat-completions", chat, *flags)
-    assert metrics["studio_writes"]["exact_match,last"] >= 0.5  # the pair solves problems of one and two steps
+    metrics, _ = evaluated(tasks, tmp_path, ["builtin_writes"], "local-chat-completions", chat, *flags)
+    assert (
+        metrics["builtin_writes"]["exact_match,last"] >= 0.5
+    )  # the pair solves problems of one and two steps
     more = {"max_retries": 1}
     said = evaluated(
-        tasks, tmp_path, ["studio_chooses"], "local-completions", through(server, "ensemble", **more), fails=True
+        tasks,
+        tmp_path,
+        ["builtin_chooses"],
+        "local-completions",
+        through(server, "ensemble", **more),
+        fails=True,
     )
     assert "ensemble.context_tokens" in said

@@ -7,7 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-spec = importlib.util.spec_from_file_location("faulty", Path(__file__).parents[1] / "generators" / "faulty.py")
+spec = importlib.util.spec_from_file_location(
+    "faulty", Path(__file__).parents[1] / "generators" / "faulty.py"
+)
 faulty = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(faulty)
 
@@ -23,8 +25,15 @@ MALFORMED = [
     (200, {"content-type": "text/html"}, "<p>log in</p>"),
     (200, {"content-type": "text/event-stream", "content-encoding": "br"}, "\x0b\x02\x80"),
 ]
-BILLS = [{"prompt_tokens": value, "completion_tokens": value} for value in (10**400, -1, float("nan"), "4", [])]
-HALVES = [faulty.said("4 \ud83d"), faulty.said("\ude00"), faulty.said("\ud83d"), faulty.said(finish="eos_token")]
+BILLS = [
+    {"prompt_tokens": value, "completion_tokens": value} for value in (10**400, -1, float("nan"), "4", [])
+]
+HALVES = [
+    faulty.said("4 \ud83d"),
+    faulty.said("\ude00"),
+    faulty.said("\ud83d"),
+    faulty.said(finish="eos_token"),
+]
 
 
 def config(url):
@@ -59,7 +68,9 @@ def test_infer_and_ask_write_what_halves_stand_for(tmp_path):
 
     async def run(*command):
         options = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, "env": os.environ}
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "ensemblehub", *command, **options)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "ensemblehub", *command, **options
+        )
         output, errors = await process.communicate()
         return process.returncode, output.decode(), errors.decode()
 
@@ -67,7 +78,12 @@ def test_infer_and_ask_write_what_halves_stand_for(tmp_path):
         async with faulty.upstream(HALVES) as (_, url):
             (tmp_path / "far.yaml").write_text(config(url))
             given = ("--config", str(tmp_path / "far.yaml"))
-            files = ("--input_path", str(tmp_path / "items.jsonl"), "--output_path", str(tmp_path / "out.jsonl"))
+            files = (
+                "--input_path",
+                str(tmp_path / "items.jsonl"),
+                "--output_path",
+                str(tmp_path / "out.jsonl"),
+            )
             return await asyncio.gather(run("infer", *given, *files), run("ask", "2 + 2?", *given, "--json"))
 
     for code, _, errors in (found := asyncio.run(both())):

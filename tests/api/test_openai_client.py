@@ -13,7 +13,7 @@ import torch
 from openai.types.chat import ChatCompletion
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ensemblehub import studio
+from ensemblehub import builtin
 
 ECHO = """
 model_specs:
@@ -35,15 +35,15 @@ ensembles:
     output_aggregation_params: {levels: {low: 2, high: 4}, judge: "fixed:high"}
     on_error: drop
 """
-STUDIO = """
+BUILTIN = """
 model_specs:
-  - {name: mentor, engine: hf, path: "studio:mentor"}
-  - {name: intern, engine: hf, path: "studio:intern"}
-  - {name: guest, engine: hf, path: "studio:guest"}
+  - {name: mentor, engine: hf, path: "builtin:mentor"}
+  - {name: intern, engine: hf, path: "builtin:intern"}
+  - {name: guest, engine: hf, path: "builtin:guest"}
 ensemble:
   models: [mentor, intern]
   output_aggregation_method: tandem
-  output_aggregation_params: {profile: studio, levels: {low: 24, medium: 64}, judge: "fixed:low"}
+  output_aggregation_params: {profile: builtin, levels: {low: 24, medium: 64}, judge: "fixed:low"}
 ensembles:
   together: {models: [intern, guest], output_aggregation_method: gac}
   twins: {models: [mentor, intern], output_aggregation_method: gac}
@@ -68,7 +68,9 @@ def user(text=QUESTION):
 
 
 def client_of(server, **options):
-    return openai.OpenAI(base_url=f"{server.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 60, **options})
+    return openai.OpenAI(
+        base_url=f"{server.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 60, **options}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,25 +86,29 @@ def client(echo):
 
 @pytest.fixture
 async def asking(echo):
-    async with openai.AsyncOpenAI(base_url=f"{echo.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    async with openai.AsyncOpenAI(
+        base_url=f"{echo.url}/v1", api_key="none", max_retries=0, timeout=60
+    ) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def pair(serve):
-    """A client of the studio models."""
-    with client_of(serve(STUDIO)) as client:
+    """A client of the built-in models."""
+    with client_of(serve(BUILTIN)) as client:
         yield client
 
 
 @functools.cache
 def tokenizer(name="intern"):
-    return AutoTokenizer.from_pretrained(studio.resolve(f"studio:{name}"))
+    return AutoTokenizer.from_pretrained(builtin.resolve(f"builtin:{name}"))
 
 
 @functools.cache
 def weights(name):
-    return AutoModelForCausalLM.from_pretrained(studio.resolve(f"studio:{name}"), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        builtin.resolve(f"builtin:{name}"), dtype=torch.float32
+    ).eval()
 
 
 def logprobs(name, ids):
@@ -253,7 +259,12 @@ def test_the_sdks_own_accumulator_understands_a_stream(client):
 
 @pytest.mark.parametrize("usage", [False, True])
 def test_a_stream_ends_with_done_and_nothing_behind_it(client, usage):
-    ask = {"model": "ensemble", "messages": user("2 + 2?"), "stream": True, "stream_options": {"include_usage": usage}}
+    ask = {
+        "model": "ensemble",
+        "messages": user("2 + 2?"),
+        "stream": True,
+        "stream_options": {"include_usage": usage},
+    }
     with client.chat.completions.with_streaming_response.create(**ask) as raw:
         lines = [line for line in raw.iter_lines() if line]
     assert raw.headers["content-type"].startswith("text/event-stream")
@@ -285,7 +296,7 @@ def test_the_role_comes_first_and_every_chunk_names_its_engine(client):
             assert (by["engine"], by["purpose"]) == ("big", "insight")
 
 
-def test_the_studio_pair_streams_what_it_says_whole(pair):
+def test_the_builtin_pair_streams_what_it_says_whole(pair):
     ask = {"model": "ensemble", "messages": user(), "max_tokens": 60}
     pair.chat.completions.create(**ask)  # from here on, everything that can be kept is
     whole, read = pair.chat.completions.create(**ask), streamed(pair, **ask)
@@ -321,9 +332,14 @@ def test_n_answers_are_drawn_from_one_seed_and_each_is_billed(pair):
 
 @pytest.mark.parametrize("model", ["intern", "twins", "together"])
 def test_min_p_leaves_out_what_is_too_improbable(pair, model):
-    likely = pair.chat.completions.create(
-        model=model, messages=user(HARD), max_tokens=1, logprobs=True, top_logprobs=20
-    ).choices[0].logprobs.content[0].top_logprobs  # fmt: skip
+    likely = (
+        pair.chat.completions.create(
+            model=model, messages=user(HARD), max_tokens=1, logprobs=True, top_logprobs=20
+        )
+        .choices[0]
+        .logprobs.content[0]
+        .top_logprobs
+    )
     best, second = likely[0], likely[1]
     share = math.exp((second.logprob - best.logprob) / 2)  # of the second at temperature 2
 
@@ -346,7 +362,9 @@ def test_a_seed_settles_what_an_ensemble_draws(pair, model):
     assert len(set(texts[0])) == 2
 
 
-@pytest.mark.parametrize("narrow", [{"extra_body": {"top_k": 1}}, {"top_p": 1e-6}, {"extra_body": {"min_p": 1}}])
+@pytest.mark.parametrize(
+    "narrow", [{"extra_body": {"top_k": 1}}, {"top_p": 1e-6}, {"extra_body": {"min_p": 1}}]
+)
 def test_drawing_from_the_likeliest_token_alone_is_greedy(pair, narrow):
     ask = {"model": "intern", "messages": user(HARD), "max_tokens": 24}
     greedy = pair.chat.completions.create(**ask).choices[0].message.content
@@ -414,18 +432,22 @@ def test_max_completion_tokens_limits_insight_and_answer_together(client, limits
     assert (read.said("reasoning_content"), read.said("content")) == (insight or "", answer)
     assert choice.finish_reason == read.finish() == finish
     assert whole.usage.completion_tokens == read.usage.completion_tokens <= limits["max_completion_tokens"]
-    text = client.completions.create(model="ensemble", prompt="2 + 2?", **{"max_tokens": 16, "extra_body": limits})
+    text = client.completions.create(
+        model="ensemble", prompt="2 + 2?", **{"max_tokens": 16, "extra_body": limits}
+    )
     assert (getattr(text.choices[0], "reasoning_content", None), text.choices[0].text) == (insight, answer)
 
 
 def test_max_completion_tokens_limits_a_model_alone(pair):
-    reply = pair.chat.completions.create(model="intern", messages=user(), max_completion_tokens=3, max_tokens=9)
+    reply = pair.chat.completions.create(
+        model="intern", messages=user(), max_completion_tokens=3, max_tokens=9
+    )
     assert reply.usage.completion_tokens == 3
     assert reply.choices[0].finish_reason == "length"
 
 
 @pytest.mark.parametrize("most", [2, 30])
-def test_max_completion_tokens_limits_what_the_studio_pair_writes(pair, most):
+def test_max_completion_tokens_limits_what_the_builtin_pair_writes(pair, most):
     reply = pair.chat.completions.create(model="ensemble", messages=user(), max_completion_tokens=most)
     details = reply.usage.completion_tokens_details
     assert reply.usage.completion_tokens == most
@@ -435,12 +457,17 @@ def test_max_completion_tokens_limits_what_the_studio_pair_writes(pair, most):
 
 @pytest.mark.parametrize("model", ["intern", "twins"])
 def test_a_chat_has_logprobs(pair, model):
-    reply = pair.chat.completions.create(model=model, messages=user(), max_tokens=6, logprobs=True, top_logprobs=3)
+    reply = pair.chat.completions.create(
+        model=model, messages=user(), max_tokens=6, logprobs=True, top_logprobs=3
+    )
     entries = reply.choices[0].logprobs.content
     assert "".join(entry.token for entry in entries) == reply.choices[0].message.content
     assert b"".join(bytes(entry.bytes) for entry in entries).decode() == reply.choices[0].message.content
     for entry in entries:
-        assert [entry.token, entry.logprob] == [entry.top_logprobs[0].token, entry.top_logprobs[0].logprob]  # greedy
+        assert [entry.token, entry.logprob] == [
+            entry.top_logprobs[0].token,
+            entry.top_logprobs[0].logprob,
+        ]  # greedy
         values = [one.logprob for one in entry.top_logprobs]
         assert len(values) == 3
         assert values == sorted(values, reverse=True)
@@ -452,7 +479,9 @@ def test_a_chat_has_logprobs(pair, model):
 
 
 def test_logprobs_of_a_chat_are_the_models_own(pair):
-    reply = pair.chat.completions.create(model="intern", messages=user(), max_tokens=8, logprobs=True, top_logprobs=2)
+    reply = pair.chat.completions.create(
+        model="intern", messages=user(), max_tokens=8, logprobs=True, top_logprobs=2
+    )
     entries = reply.choices[0].logprobs.content
     read = chat_ids()
     ids = [*read, *tokenizer().encode("".join(entry.token for entry in entries))]
@@ -547,7 +576,9 @@ def test_conversations_are_answered_together(pair):
     texts = [reply.choices[0].message.content for reply in alone]
     body = {"model": "intern", "messages": [user(QUESTION), user(OTHER)]}
     posted = pair.post("/chat/completions", body=body, cast_to=ChatCompletion)
-    extra = pair.chat.completions.create(model="intern", messages=[], extra_body={"messages": body["messages"]})
+    extra = pair.chat.completions.create(
+        model="intern", messages=[], extra_body={"messages": body["messages"]}
+    )
     for reply in (posted, extra):
         assert [choice.message.content for choice in reply.choices] == texts
         assert [choice.index for choice in reply.choices] == [0, 1]
@@ -595,7 +626,9 @@ def test_text_completions_have_logprobs_in_the_old_form(pair, count):
     reply = pair.completions.create(model="intern", prompt="There are 8", max_tokens=4, logprobs=count)
     known, text = reply.choices[0].logprobs, reply.choices[0].text
     assert "".join(known.tokens) == text
-    assert [text[at:][: len(token)] for at, token in zip(known.text_offset, known.tokens, strict=True)] == known.tokens
+    assert [
+        text[at:][: len(token)] for at, token in zip(known.text_offset, known.tokens, strict=True)
+    ] == known.tokens
     read = tokenizer().encode("There are 8")
     ids = [*read, *tokenizer().encode(text)]
     assert known.token_logprobs == pytest.approx(likelihoods(logprobs("intern", ids), ids)[-4:], abs=1e-4)
@@ -605,7 +638,10 @@ def test_text_completions_have_logprobs_in_the_old_form(pair, count):
 
 
 def test_echo_repeats_the_prompt(client, pair):
-    assert client.completions.create(model="small", prompt="Go on: ", echo=True).choices[0].text == "Go on: " + ANSWER
+    assert (
+        client.completions.create(model="small", prompt="Go on: ", echo=True).choices[0].text
+        == "Go on: " + ANSWER
+    )
     ask = {"model": "intern", "prompt": "There are 8", "max_tokens": 4}
     plain = pair.completions.create(**ask).choices[0].text
     assert pair.completions.create(**ask, echo=True).choices[0].text == "There are 8" + plain
@@ -635,7 +671,13 @@ def test_a_request_chooses_a_method_and_a_parameter(client):
 @pytest.mark.parametrize(
     ("model", "options", "code", "param", "says"),
     [
-        ("ensemble", {"params": {"judge": "fixed:none"}}, "out_of_bounds", "params.judge", "fixed:low, fixed:high"),
+        (
+            "ensemble",
+            {"params": {"judge": "fixed:none"}},
+            "out_of_bounds",
+            "params.judge",
+            "fixed:low, fixed:high",
+        ),
         ("ensemble", {"params": {"levels": {"low": 1}}}, None, "params.levels", "it may set: judge"),
         ("turns", {"params": {"max_rounds": 1}}, None, "params.max_rounds", "it may set: none"),
         ("ensemble", {"method": "gac"}, None, "method", "not configured here"),
@@ -643,9 +685,13 @@ def test_a_request_chooses_a_method_and_a_parameter(client):
         ("ensemble", {"model_specs": []}, "invalid_value", "model_specs", "not permitted"),
     ],
 )
-def test_what_a_request_may_not_say_about_the_ensemble_is_refused(client, model, options, code, param, says, stream):
+def test_what_a_request_may_not_say_about_the_ensemble_is_refused(
+    client, model, options, code, param, says, stream
+):
     with pytest.raises(openai.BadRequestError, match=says) as refused:
-        client.chat.completions.create(model=model, messages=user(), stream=stream, extra_body={"ensemble": options})
+        client.chat.completions.create(
+            model=model, messages=user(), stream=stream, extra_body={"ensemble": options}
+        )
     assert (refused.value.code, refused.value.param) == (code, f"ensemble.{param}")
 
 
@@ -672,7 +718,9 @@ def test_completion_tokens_are_those_of_insight_and_answer(pair, most, finish):
     assert choice.finish_reason == finish
     assert usage.completion_tokens_details.reasoning_tokens == insight
     assert usage.completion_tokens == insight + answer
-    written = {(line["engine"], line["purpose"]): line["completion_tokens"] for line in usage.cost_details["spent"]}
+    written = {
+        (line["engine"], line["purpose"]): line["completion_tokens"] for line in usage.cost_details["spent"]
+    }
     assert written == {("judge", "judge"): 0, ("mentor", "insight"): insight, ("intern", "answer"): answer}
 
 
@@ -738,7 +786,9 @@ def test_a_context_that_overflows_is_said_in_openais_words(pair, model):
         lambda: pair.completions.create(model=model, prompt=long, max_tokens=0, **echo),
     ]
     for ask in asks:
-        with pytest.raises(openai.BadRequestError, match="This model's maximum context length is 2048") as refused:
+        with pytest.raises(
+            openai.BadRequestError, match="This model's maximum context length is 2048"
+        ) as refused:
             ask()
         assert refused.value.code == "context_length_exceeded"
         assert refused.value.param in ("messages", "prompt")
@@ -759,7 +809,10 @@ async def test_a_key_is_needed_where_one_is_set(serve):
         lambda one: one.chat.completions.create(model="small", messages=user()),
     )
     for call in calls:
-        with client_of(server, api_key="sesam") as client, pytest.raises(openai.AuthenticationError) as refused:
+        with (
+            client_of(server, api_key="sesam") as client,
+            pytest.raises(openai.AuthenticationError) as refused,
+        ):
             call(client)
         assert refused.value.code == "invalid_api_key"
         with client_of(server, api_key="sesame") as client:
@@ -784,7 +837,10 @@ def test_beyond_the_queue_there_is_a_rate_limit_error_that_says_when_to_come_aga
             client.chat.completions.create(**ask, stream=stream)
         assert refused.value.code == "overloaded"
         assert refused.value.type == "rate_limit_error"
-        assert int(refused.value.response.headers["retry-after"]) in (1, 2)  # about as long as one answer takes
+        assert int(refused.value.response.headers["retry-after"]) in (
+            1,
+            2,
+        )  # about as long as one answer takes
         assert Stream(first).said("content") == "1 2 3 4 5 6 7 8"  # the one that was there first lost nothing
         with pytest.raises(openai.RateLimitError):
             client.chat.completions.create(**ask, n=2, stream=stream)
@@ -922,7 +978,9 @@ def test_a_prompt_that_is_only_read_has_no_token_written(pair):
     read = [*tokenizer().encode("There are"), tokenizer().eos_token_id]
     for prompt in (tokenizer().encode(SEQUENCE), read):
         reply = pair.completions.create(model="twins", prompt=prompt, echo=True, logprobs=1, max_tokens=0)
-        lines = [(line["prompt_tokens"], line["completion_tokens"]) for line in reply.usage.cost_details["spent"]]
+        lines = [
+            (line["prompt_tokens"], line["completion_tokens"]) for line in reply.usage.cost_details["spent"]
+        ]
         assert lines == [(len(prompt), 0)] * 2
 
 
@@ -958,7 +1016,9 @@ def test_other_tokenizers_read_the_same_bytes_or_the_prompt_is_refused(pair):
 def test_a_streamed_log_likelihood_is_the_same(pair):
     for model in ("intern", "twins"):
         (known,) = scored(pair, model, SEQUENCE, 1)
-        chunks = pair.completions.create(model=model, prompt=SEQUENCE, echo=True, logprobs=1, max_tokens=1, stream=True)
+        chunks = pair.completions.create(
+            model=model, prompt=SEQUENCE, echo=True, logprobs=1, max_tokens=1, stream=True
+        )
         parts = [chunk.choices[0] for chunk in chunks]
         found = [one.logprobs for one in parts if one.logprobs]
         assert [token for one in found for token in one.tokens] == known.tokens
@@ -994,9 +1054,13 @@ def test_tandem_has_to_know_where_the_context_ends(pair):
             scored(pair, "ensemble", read, extra_body={"ensemble": {"context_tokens": wrong}})
     for max_tokens in (0, 1):
         reply = pair.completions.create(
-            model="ensemble", prompt=read, echo=True, logprobs=1, max_tokens=max_tokens,
+            model="ensemble",
+            prompt=read,
+            echo=True,
+            logprobs=1,
+            max_tokens=max_tokens,
             extra_body={"ensemble": {"context_tokens": len(context)}},
-        )  # fmt: skip
+        )
         (choice,) = reply.choices
         values = choice.logprobs.token_logprobs
         assert values[: len(context)] == [None] * len(context)
@@ -1012,9 +1076,13 @@ def test_insights_of_a_log_likelihood_come_from_the_context_alone(pair):
     found = []
     for rest in ("Facts: bowls = 8", "Facts: bowls = 3", "A bird."):
         reply = pair.completions.create(
-            model="ensemble", prompt=[*context, *tokenizer().encode(rest)], echo=True, logprobs=1, max_tokens=0,
+            model="ensemble",
+            prompt=[*context, *tokenizer().encode(rest)],
+            echo=True,
+            logprobs=1,
+            max_tokens=0,
             extra_body={"ensemble": {"context_tokens": len(context)}},
-        )  # fmt: skip
+        )
         values = reply.choices[0].logprobs.token_logprobs[len(context) :]
         found.append((reply.choices[0].reasoning_content, sum(values)))
     assert len({insight for insight, _ in found}) == 1

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from ensemblehub import studio
+from ensemblehub import builtin
 from ensemblehub.tandem.insights import sections
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -20,9 +20,7 @@ QUIET = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
-INSIGHT = (
-    "Goal: mugs\nPlanning: trace mugs, then add\nRetrieval: mugs = bowls + 3; bowls = 8\nAction: mugs = 8 + 3 = 11"
-)
+INSIGHT = "Goal: mugs\nPlanning: trace mugs, then add\nRetrieval: mugs = bowls + 3; bowls = 8\nAction: mugs = 8 + 3 = 11"
 HOSTILE = "<img src=x onerror=alert(1)> is & stays text"
 ECHO = f"""
 model_specs:
@@ -47,8 +45,8 @@ ensembles:
     generation: {{max_tokens: 20}}
   ballot: {{models: [big, small], output_aggregation_method: vote}}
 """
-STUDIO = (
-    studio.CONFIG.read_text()
+BUILTIN = (
+    builtin.CONFIG.read_text()
     + "\nensembles:\n  mixed: {output_aggregation_method: gac, generation: {max_tokens: 60}}\n"
 )
 
@@ -162,7 +160,9 @@ def test_a_ride_can_be_watched(visit, echo):
         return list(dict.fromkeys(one[key] for one in seen))
 
     arriving = ["", "Goal", "Goal Planning", "Goal Planning Retrieval"]
-    assert stages("parts") == [one for one in arriving if one in stages("parts")]  # a busy browser may skip one
+    assert stages("parts") == [
+        one for one in arriving if one in stages("parts")
+    ]  # a busy browser may skip one
     assert len(stages("parts")) > 2
     assert len(stages("insight")) > 5  # a busy machine draws several tokens at once
     assert len(stages("answer")) > 4
@@ -170,7 +170,9 @@ def test_a_ride_can_be_watched(visit, echo):
     assert stages("verdicts") == sorted(stages("verdicts"))
     assert len(stages("verdicts")) > 2
     assert stages("handover") == ["", f"✓{STOPPED}"]
-    assert [one["answer"] for one in seen if not one["handover"]][-1] == 0  # the mentor is stopped before the intern
+    assert [one["answer"] for one in seen if not one["handover"]][
+        -1
+    ] == 0  # the mentor is stopped before the intern
     assert stages("flops") == sorted(stages("flops"))
     assert all("≈" in one["total"] for one in seen if one["status"] != "Done." and one["total"])
     told = stages("status")
@@ -181,8 +183,10 @@ def test_a_ride_can_be_watched(visit, echo):
     assert answer(page) == "Facts: mugs = bowls + 3; bowls = 8\nAnswer: \\boxed{11} and no more"
     expect(page.locator("#answer .boxed")).to_have_text("11")
     assert insight(page) == {
-        "Goal": "mugs", "Planning": "trace mugs, then add", "Retrieval": "mugs = bowls + 3; bowls = 8",
-    }  # fmt: skip
+        "Goal": "mugs",
+        "Planning": "trace mugs, then add",
+        "Retrieval": "mugs = bowls + 3; bowls = 8",
+    }
     assert checkpoints(page) == [
         ["none", "0", "0.33", "1.00", "not yet"],
         ["low", "7", "0.67", "1.00", "not yet"],
@@ -193,7 +197,7 @@ def test_a_ride_can_be_watched(visit, echo):
 
 
 def test_the_final_bill_is_the_servers(visit, serve):
-    page = visit(serve(STUDIO))
+    page = visit(serve(BUILTIN))
     ask(page)
     ended(page)
     usage = save(page)["chunks"][-1]["chunk"]["usage"]
@@ -253,8 +257,12 @@ def test_a_stopped_ride_keeps_what_had_arrived(visit, echo, way):
     saved = save(page)
     assert saved["stopped"] is True
     assert not any(one["chunk"].get("usage") for one in saved["chunks"])
-    written = sum(one["chunk"]["ensemble"].get("tokens", 0) * size for one in saved["chunks"] for size in [sizes(one)])
-    known = [one["chunk"]["ensemble"]["flops"] for one in saved["chunks"] if "verdicts" in one["chunk"]["ensemble"]]
+    written = sum(
+        one["chunk"]["ensemble"].get("tokens", 0) * size for one in saved["chunks"] for size in [sizes(one)]
+    )
+    known = [
+        one["chunk"]["ensemble"]["flops"] for one in saved["chunks"] if "verdicts" in one["chunk"]["ensemble"]
+    ]
     assert float(page.locator("#total").get_attribute("value")) == known[-1] + written
 
 
@@ -337,7 +345,10 @@ def test_a_file_that_is_no_ride_changes_nothing(visit, echo, content, says):
 )
 def test_headings_are_found_as_the_library_finds_them(visit, echo, text):
     start = {"ensemble": {"start": {"method": "tandem", "roles": {"mentor": "big"}}}}
-    whole = {"ensemble": {"engine": "big", "purpose": "insight"}, "choices": [{"delta": {"reasoning_content": text}}]}
+    whole = {
+        "ensemble": {"engine": "big", "purpose": "insight"},
+        "choices": [{"delta": {"reasoning_content": text}}],
+    }
     page = visit(echo)
     open_file(page, json.dumps({**SOUND, "chunks": [{"at": 0, "chunk": start}, {"at": 1, "chunk": whole}]}))
     expect(page.locator("#insight")).to_be_visible()
@@ -350,7 +361,10 @@ def test_headings_are_found_as_the_library_finds_them(visit, echo, text):
 def test_a_ride_with_wild_values_still_opens(visit, echo):
     wild = [
         {"ensemble": {"start": {"method": "tandem", "members": 3, "roles": {"mentor": 1}}}},
-        {"ensemble": {"engine": "big", "purpose": "insight", "tokens": "x"}, "choices": [{"delta": {"content": 5}}]},
+        {
+            "ensemble": {"engine": "big", "purpose": "insight", "tokens": "x"},
+            "choices": [{"delta": {"content": 5}}],
+        },
         {"ensemble": {"verdict": {"level": None, "probability": "high"}}},
         {"ensemble": {"choice": {"chosen": "a", "scores": [None, 1]}}},
         {"ensemble": {"verdicts": "none", "choices": {}, "flops": "many"}},
@@ -438,7 +452,10 @@ def test_a_ride_that_breaks_off_says_so_and_keeps_its_text(visit, echo):
 
 def test_a_long_question_does_not_fill_the_page(visit, echo):
     page = visit(echo, viewport={"width": 320, "height": 700})
-    question = "\n".join(f"{number}. How many mugs are there, and how many bowls?" for number in range(200)) + "x" * 400
+    question = (
+        "\n".join(f"{number}. How many mugs are there, and how many bowls?" for number in range(200))
+        + "x" * 400
+    )
     ask(page, question)
     ended(page)
     assert page.locator("#asked").text_content() == question  # all of it can be read
@@ -495,19 +512,36 @@ def test_an_error_names_what_the_page_can_set(visit, serve, question):
     [
         (429, {"code": "overloaded", "message": "busy"}, {"retry-after": "7"}, "busy. Ask again in 7 s."),
         (503, {"code": "not_ready", "message": "draining"}, {}, "draining. Ask again later."),
-        (404, {"code": "model_not_found", "message": "gone"}, {}, "gone. Reload the page and choose another ensemble."),
+        (
+            404,
+            {"code": "model_not_found", "message": "gone"},
+            {},
+            "gone. Reload the page and choose another ensemble.",
+        ),
         (400, {"param": "ensemble.params.thresholds.low", "message": "no"}, {}, "no. Set another threshold."),
         (400, {"param": "ensemble.params.judge", "message": "no"}, {}, "no. Choose another effort level."),
         (400, {"param": "messages.0.content", "message": "odd"}, {}, "odd. Change the question."),
-        (504, {"code": "timeout", "message": "late"}, {}, "late. Ask again, or choose another ensemble, or a lower"),
-        (500, {"code": "internal_error", "message": "the server's log has more"}, {}, "the server's log has more"),
+        (
+            504,
+            {"code": "timeout", "message": "late"},
+            {},
+            "late. Ask again, or choose another ensemble, or a lower",
+        ),
+        (
+            500,
+            {"code": "internal_error", "message": "the server's log has more"},
+            {},
+            "the server's log has more",
+        ),
         (502, None, {}, "the server replied 502"),
     ],
-)  # fmt: skip
+)
 def test_errors_say_what_can_be_done_about_them(visit, echo, status, error, headers, says):
     page = visit(echo)
     body = "<html>" if error is None else json.dumps({"error": error})
-    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=status, body=body, headers=headers))
+    page.route(
+        "**/v1/chat/completions", lambda route: route.fulfill(status=status, body=body, headers=headers)
+    )
     ask(page)
     ended(page, "failed")
     expect(page.get_by_role("status")).to_contain_text(f"The ride broke off: {says}")
@@ -531,7 +565,9 @@ def test_controls_set_what_the_operator_allows(visit, echo):
     assert asked() == {"params": {"judge": "fixed:low"}}
     ask(page)
     ended(page)
-    expect(page.locator("#handover")).to_contain_text("Mentor stopped after 7 tokens: level low was asked for")
+    expect(page.locator("#handover")).to_contain_text(
+        "Mentor stopped after 7 tokens: level low was asked for"
+    )
     slider = page.get_by_label("Threshold for all levels")
     expect(slider).to_be_disabled()
     page.get_by_role("radio", name="The judge decides").check()
@@ -541,7 +577,9 @@ def test_controls_set_what_the_operator_allows(visit, echo):
     page.keyboard.press("ArrowRight")
     levels = dict.fromkeys(["none", "low", "medium", "high"], 0.01)
     assert asked() == {"params": {"thresholds": levels}}
-    expect(page.locator("#handover")).to_contain_text("No insight is needed: level none suffices (0.33 ≥ 0.01)")
+    expect(page.locator("#handover")).to_contain_text(
+        "No insight is needed: level none suffices (0.33 ≥ 0.01)"
+    )
     page.get_by_role("button", name="Back to calibrated").click()
     expect(slider).to_have_attribute("aria-valuetext", "as calibrated")
     assert asked() is None
@@ -585,7 +623,9 @@ def test_a_screen_reader_is_told(visit, echo):
     assert page.locator("[aria-live] #flow, #flow [aria-live]").count() == 0  # no word for each token
     tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
     named = {"button", "textbox", "combobox", "slider", "radio", "group", "region", "form", "dialog", "table"}
-    found = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in tree if not node["ignored"]]
+    found = [
+        (node["role"]["value"], node.get("name", {}).get("value", "")) for node in tree if not node["ignored"]
+    ]
     assert {"button", "textbox", "combobox", "slider", "radio", "table"} <= {role for role, _ in found}
     assert [role for role, name in found if role in named and not name] == []
     headings = page.get_by_role("heading").evaluate_all("all => all.map((one) => one.tagName)")

@@ -28,14 +28,25 @@ CONFIG = {
         },
         "generation": {"max_tokens": 8},
     },
-    "ensembles": {"turns": {"output_aggregation_method": "loop"}, "votes": {"output_aggregation_method": "vote"}},
+    "ensembles": {
+        "turns": {"output_aggregation_method": "loop"},
+        "votes": {"output_aggregation_method": "vote"},
+    },
     "server": {"max_output_tokens": 8},
 }
 PATHS = [
-    ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/tokenize"), ("POST", "/detokenize"),
-    ("GET", "/tokenizer_info"), ("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("GET", "/v1/ensemble/config"),
-    ("GET", "/health"), ("GET", "/status"), ("GET", "/metrics"),
-]  # fmt: skip
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+    ("GET", "/tokenizer_info"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{name}"),
+    ("GET", "/v1/ensemble/config"),
+    ("GET", "/health"),
+    ("GET", "/status"),
+    ("GET", "/metrics"),
+]
 
 
 CHECKS = [not_a_server_error, response_schema_conformance, content_type_conformance]
@@ -68,7 +79,13 @@ def test_no_request_makes_the_server_fail(described, method, path, mode):
     one, seen = described[path][method], []
 
     @given(case=one.as_strategy(generation_mode=mode))
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+    @settings(
+        max_examples=40,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+        database=None,
+    )
     def ask(case):
         response = case.call(timeout=30)
         seen.append(response.status_code)
@@ -96,11 +113,19 @@ def test_errors_are_declared_as_they_are_and_replies_have_a_schema(server):
 CHAT = {"messages": [{"role": "user", "content": "2 + 2?"}]}
 REPLIES = [
     ("ChatCompletion", "/v1/chat/completions", CHAT),
-    ("ChatCompletion", "/v1/chat/completions", {**CHAT, "model": "small", "logprobs": True, "top_logprobs": 2, "n": 2}),
+    (
+        "ChatCompletion",
+        "/v1/chat/completions",
+        {**CHAT, "model": "small", "logprobs": True, "top_logprobs": 2, "n": 2},
+    ),
     ("ChatCompletion", "/v1/chat/completions", {**CHAT, "model": "votes"}),
     ("ChatCompletion", "/v1/chat/completions", {**CHAT, "model": "turns", "max_tokens": 3}),
     ("TextCompletion", "/v1/completions", {"prompt": "2 + 2?"}),
-    ("TextCompletion", "/v1/completions", {"prompt": ["a b", "c"], "model": "small", "logprobs": 1, "echo": True}),
+    (
+        "TextCompletion",
+        "/v1/completions",
+        {"prompt": ["a b", "c"], "model": "small", "logprobs": 1, "echo": True},
+    ),
     ("Error", "/v1/chat/completions", {**CHAT, "model": "nobody"}),
     ("Error", "/v1/chat/completions", {"messages": []}),
     ("Error", "/tokenize", {"prompt": "a", "model": "small"}),
@@ -128,7 +153,15 @@ def generated(server, tmp_path_factory):
     """A client's models, generated from the description of a running server."""
     folder = tmp_path_factory.mktemp("client")
     (folder / "openapi.json").write_text(server.get("/openapi.json").text)
-    command = [sys.executable, "-m", "datamodel_code_generator", "--input", "openapi.json", "--output", "client.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "datamodel_code_generator",
+        "--input",
+        "openapi.json",
+        "--output",
+        "client.py",
+    ]
     command += ["--input-file-type", "openapi", "--output-model-type", "pydantic_v2.BaseModel"]
     command += ["--formatters", "builtin", "--target-python-version", f"3.{sys.version_info.minor}"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)

@@ -7,24 +7,24 @@ import httpx2 as httpx
 import pytest
 from transformers import AutoTokenizer
 
-from ensemblehub import studio
+from ensemblehub import builtin
 from ensemblehub.api.app import create_app
 from ensemblehub.api.state import State
 
 CONFIG = """
 model_specs:
-  - {name: mentor, engine: hf, path: "studio:mentor"}
-  - {name: intern, engine: hf, path: "studio:intern"}
-  - {name: guest, engine: hf, path: "studio:guest"}
+  - {name: mentor, engine: hf, path: "builtin:mentor"}
+  - {name: intern, engine: hf, path: "builtin:intern"}
+  - {name: guest, engine: hf, path: "builtin:guest"}
 ensemble:
   models: [mentor, intern]
   output_aggregation_method: tandem
-  output_aggregation_params: {profile: studio, levels: {low: 24, medium: 64, high: 128}, judge: "studio:judge",
+  output_aggregation_params: {profile: builtin, levels: {low: 24, medium: 64, high: 128}, judge: "builtin:judge",
     start_with_intern: true}
 ensembles:
   other: {models: [intern, guest], output_aggregation_method: single, output_aggregation_params: {engine: guest}}
   helped: {models: [mentor, guest], output_aggregation_method: tandem,
-    output_aggregation_params: {profile: studio, intern: guest, judge: "fixed:low", levels: {low: 8}}}
+    output_aggregation_params: {profile: builtin, intern: guest, judge: "fixed:low", levels: {low: 8}}}
   mixed: {models: [intern, guest], output_aggregation_method: gac}
   second: {models: [intern, guest], output_aggregation_method: gac,
     output_aggregation_params: {weights: {intern: 0}}}
@@ -38,8 +38,8 @@ def server(serve):
 
 
 def without_weights(path, **params):
-    """What a server of the studio pair, whose two tokenizers cut alike, replies before it has loaded a model."""
-    app = create_app(studio.CONFIG, state=State("ready"))
+    """What a server of the built-in pair, whose two tokenizers cut alike, replies before it has loaded a model."""
+    app = create_app(builtin.CONFIG, state=State("ready"))
 
     async def get():
         transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
@@ -50,16 +50,21 @@ def without_weights(path, **params):
 
 
 def ids(name, text=TEXT):
-    return AutoTokenizer.from_pretrained(studio.resolve(f"studio:{name}")).encode(text)
+    return AutoTokenizer.from_pretrained(builtin.resolve(f"builtin:{name}")).encode(text)
 
 
 @pytest.mark.parametrize(
     ("model", "reader"),
     [
-        ("intern", "intern"), ("guest", "guest"), ("ensemble", "intern"), ("other", "guest"), ("helped", "guest"),
-        ("mixed", "intern"), ("second", "guest"),
+        ("intern", "intern"),
+        ("guest", "guest"),
+        ("ensemble", "intern"),
+        ("other", "guest"),
+        ("helped", "guest"),
+        ("mixed", "intern"),
+        ("second", "guest"),
     ],
-)  # fmt: skip
+)
 def test_a_name_stands_for_the_engine_that_reads_its_prompts(server, model, reader):
     asked = {"prompt": TEXT, "add_special_tokens": False, "model": model}
     reply = server.post("/tokenize", asked).json()
@@ -74,9 +79,11 @@ def test_a_name_stands_for_the_engine_that_reads_its_prompts(server, model, read
 
 def test_without_a_name_different_tokenizers_are_refused(server):
     replies = [
-        server.get("/tokenizer_info"), server.post("/tokenize", {"prompt": "a"}),
-        server.post("/tokenize", {"prompt": "a", "model": None}), server.post("/detokenize", {"tokens": [5]}),
-    ]  # fmt: skip
+        server.get("/tokenizer_info"),
+        server.post("/tokenize", {"prompt": "a"}),
+        server.post("/tokenize", {"prompt": "a", "model": None}),
+        server.post("/detokenize", {"tokens": [5]}),
+    ]
     for reply in replies:
         assert reply.status_code == 400
         error = reply.json()["error"]
@@ -96,9 +103,13 @@ def test_without_a_name_one_tokenizer_answers_for_all():
 def test_parts_of_a_character_carry_their_own_bytes_in_a_chat(server):
     parts = ids("intern", "\u65e5")
     body = {
-        "model": "intern", "messages": [{"role": "user", "content": "?"}], "logprobs": True, "top_logprobs": 20,
-        "max_tokens": 3, "logit_bias": {str(part): 100 for part in parts},
-    }  # fmt: skip
+        "model": "intern",
+        "messages": [{"role": "user", "content": "?"}],
+        "logprobs": True,
+        "top_logprobs": 20,
+        "max_tokens": 3,
+        "logit_bias": {str(part): 100 for part in parts},
+    }
     entries = server.post("/v1/chat/completions", body).json()["choices"][0]["logprobs"]["content"]
     assert {bytes(one["bytes"]) for one in entries} <= {bytes([byte]) for byte in "\u65e5".encode()}
     shown = [one for entry in entries for one in entry["top_logprobs"]]
@@ -124,14 +135,21 @@ def test_the_bytes_of_all_tokens_are_those_of_the_text(server):
     body = {"model": "mixed", "messages": messages, "logprobs": True, "max_tokens": 24}
     (choice,) = server.post("/v1/chat/completions", body).json()["choices"]
     entries = choice["logprobs"]["content"]
-    assert b"".join(bytes(entry["bytes"]) for entry in entries).decode(errors="replace") == choice["message"]["content"]
+    assert (
+        b"".join(bytes(entry["bytes"]) for entry in entries).decode(errors="replace")
+        == choice["message"]["content"]
+    )
     assert "".join(entry["token"] for entry in entries) == choice["message"]["content"]
 
 
 HALF = json.loads('"\\ud83d"')
 CHAT = {"model": "intern", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
 BODIES = {
-    "message": ("chat", {**CHAT, "messages": [{"role": "user", "content": f"a{HALF}b"}]}, "messages.0.content"),
+    "message": (
+        "chat",
+        {**CHAT, "messages": [{"role": "user", "content": f"a{HALF}b"}]},
+        "messages.0.content",
+    ),
     "part": (
         "chat",
         {**CHAT, "messages": [{"role": "user", "content": [{"type": "text", "text": HALF}]}]},
@@ -147,14 +165,22 @@ BODIES = {
         },
         "messages.1.content",
     ),
-    "name": ("chat", {**CHAT, "messages": [{"role": "user", "content": "hi", "name": HALF}]}, "messages.0.name"),
+    "name": (
+        "chat",
+        {**CHAT, "messages": [{"role": "user", "content": "hi", "name": HALF}]},
+        "messages.0.name",
+    ),
     "call": (
         "chat",
         {**CHAT, "messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": HALF}]}]},
         "messages.0.tool_calls.0.id",
     ),
     "stop": ("chat", {**CHAT, "stop": ["x", HALF]}, "stop.1"),
-    "tools": ("chat", {**CHAT, "tools": [{"type": "function", "function": {"name": HALF}}]}, "tools.0.function.name"),
+    "tools": (
+        "chat",
+        {**CHAT, "tools": [{"type": "function", "function": {"name": HALF}}]},
+        "tools.0.function.name",
+    ),
     "key": ("chat", {**CHAT, "response_format": {HALF: 1}}, "response_format"),
     "schema": ("chat", {**CHAT, "response_format": {"type": HALF}}, "response_format.type"),
     "model": ("chat", {**CHAT, "model": HALF}, "model"),
@@ -187,6 +213,9 @@ def test_whole_pairs_and_what_looks_like_one_are_text(server):
     raw = r'{"model": "intern", "prompt": "\ud83d\ude00 \\ud83d", "add_special_tokens": false}'
     reply = server.post("/tokenize", None, content=raw, headers={"content-type": "application/json"})
     tokens = reply.json()["tokens"]
-    assert server.post("/detokenize", {"tokens": tokens, "model": "intern"}).json()["prompt"] == "\U0001f600 \\ud83d"
+    assert (
+        server.post("/detokenize", {"tokens": tokens, "model": "intern"}).json()["prompt"]
+        == "\U0001f600 \\ud83d"
+    )
     big = {**CHAT, "seed": 10**30}  # a number that is too large is another error
     assert "surrogate" not in server.post("/v1/chat/completions", big).json()["error"]["message"]

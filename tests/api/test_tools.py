@@ -9,7 +9,9 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-spec = importlib.util.spec_from_file_location("faulty", Path(__file__).parents[1] / "generators" / "faulty.py")
+spec = importlib.util.spec_from_file_location(
+    "faulty", Path(__file__).parents[1] / "generators" / "faulty.py"
+)
 faulty = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(faulty)
 
@@ -23,7 +25,12 @@ def call(arguments, **first):
     return faulty.said(tool_calls=[{"index": 0, **first, "function": function}])
 
 
-SCRIPT = [call("", id="c1", type="function"), call('{"a": 2,'), call(' "b": 2}'), faulty.said(finish="tool_calls")]
+SCRIPT = [
+    call("", id="c1", type="function"),
+    call('{"a": 2,'),
+    call(' "b": 2}'),
+    faulty.said(finish="tool_calls"),
+]
 SCRIPT += [faulty.bill(), faulty.event("[DONE]")]
 
 
@@ -41,7 +48,10 @@ def config(url):
                 },
                 {"name": "near", "engine": "echo"},
             ],
-            "ensemble": {"output_aggregation_method": "single", "output_aggregation_params": {"engine": "far"}},
+            "ensemble": {
+                "output_aggregation_method": "single",
+                "output_aggregation_params": {"engine": "far"},
+            },
             "ensembles": {"votes": {"output_aggregation_method": "vote"}},
         }
     )
@@ -63,7 +73,11 @@ def test_tools_are_called_streamed_or_not(serve):
     (whole, streamed), asked = through(serve, [body, {**body, "model": "ensemble", "stream": True}])
     choice = whole.json()["choices"][0]
     (made,) = choice["message"]["tool_calls"]
-    assert made == {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 2}'}}
+    assert made == {
+        "id": "c1",
+        "type": "function",
+        "function": {"name": "add", "arguments": '{"a": 2, "b": 2}'},
+    }
     assert choice["finish_reason"] == "tool_calls"
     chunks = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
     parts = [part for one in chunks for part in one["choices"][0]["delta"].get("tool_calls", [])]
@@ -88,7 +102,9 @@ def test_a_tool_call_of_an_api_has_no_content_and_counts_the_tokens_that_it_bill
 
 def test_tools_that_may_not_be_called_are_shown_to_an_api_and_dropped_elsewhere(serve):
     body = {**ASK, "tools": TOOLS, "tool_choice": "none", "parallel_tool_calls": False}
-    answers, asked = through(serve, [body, {**body, "model": "near"}, {**body, "model": "votes"}], faulty.answer())
+    answers, asked = through(
+        serve, [body, {**body, "model": "near"}, {**body, "model": "votes"}], faulty.answer()
+    )
     assert [one.status_code for one in answers] == [200, 200, 200]
     assert asked[0]["tools"] == TOOLS
     assert asked[0]["tool_choice"] == "none"
@@ -134,7 +150,8 @@ def test_numbers_that_no_encoder_likes_are_no_failure_and_half_a_pair_is_refused
             server = serve(config(url))
             headers = {"Content-Type": "application/json"}
             return [
-                await asyncio.to_thread(httpx.post, server.url + CHAT, content=body, headers=headers) for body in bodies
+                await asyncio.to_thread(httpx.post, server.url + CHAT, content=body, headers=headers)
+                for body in bodies
             ], api.asked
 
     (answer, refused), asked = asyncio.run(ask())
@@ -144,22 +161,26 @@ def test_numbers_that_no_encoder_likes_are_no_failure_and_half_a_pair_is_refused
 
 
 SCHEMA = {
-    "type": "object", "properties": {"a": {"enum": [1, 2]}, "b": {"enum": [3, 4]}}, "required": ["a", "b"],
+    "type": "object",
+    "properties": {"a": {"enum": [1, 2]}, "b": {"enum": [3, 4]}},
+    "required": ["a", "b"],
     "additionalProperties": False,
-}  # fmt: skip
+}
 
 
 @pytest.fixture
 def shows_tools(tmp_path):
     """The mentor with a template that shows tools, and its blank tokens, of which it would write JSON without end."""
     transformers = pytest.importorskip("transformers")
-    from ensemblehub import studio
+    from ensemblehub import builtin
 
-    folder = shutil.copytree(studio.resolve("studio:mentor"), tmp_path / "mentor")
+    folder = shutil.copytree(builtin.resolve("builtin:mentor"), tmp_path / "mentor")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = "{% if tools %}{{ tools | tojson }}{% endif %}" + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
-    return folder, {str(index): -100 for index in range(len(tokenizer)) if not tokenizer.decode([index]).strip()}
+    return folder, {
+        str(index): -100 for index in range(len(tokenizer)) if not tokenizer.decode([index]).strip()
+    }
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
@@ -168,7 +189,9 @@ def test_a_model_in_vllm_calls_tools_and_keeps_to_a_format(serve, shows_tools):
     options = {"dtype": "float32", "block_size": 32, "enforce_eager": True, "tool_parser": "hermes"}
     spec = {"name": "near", "engine": "vllm", "path": str(folder), **options}
     method = {"output_aggregation_method": "single", "output_aggregation_params": {"engine": "near"}}
-    server = serve(json.dumps({"model_specs": [spec], "ensemble": method}), env={"VLLM_CPU_KVCACHE_SPACE": "1"})
+    server = serve(
+        json.dumps({"model_specs": [spec], "ensemble": method}), env={"VLLM_CPU_KVCACHE_SPACE": "1"}
+    )
     try:
         ask = {"messages": ASK["messages"], "logit_bias": blank, "max_tokens": 200}
         tool = {"type": "function", "function": {"name": "add", "parameters": SCHEMA, "strict": True}}
@@ -183,8 +206,12 @@ def test_a_model_in_vllm_calls_tools_and_keeps_to_a_format(serve, shows_tools):
         assert whole["usage"]["completion_tokens"] > 10
         streamed = server.post(CHAT, {**body, "stream": True, "stream_options": {"include_usage": True}})
         events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
-        parts = [part for one in events for line in one["choices"] for part in line["delta"].get("tool_calls", [])]
-        assert "".join(part["function"].get("arguments", "") for part in parts) == made["function"]["arguments"]
+        parts = [
+            part for one in events for line in one["choices"] for part in line["delta"].get("tool_calls", [])
+        ]
+        assert (
+            "".join(part["function"].get("arguments", "") for part in parts) == made["function"]["arguments"]
+        )
         assert events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
         schema = {"type": "json_schema", "json_schema": {"name": "sum", "schema": SCHEMA}}
         answer = server.post(CHAT, {**ask, "response_format": schema}).json()

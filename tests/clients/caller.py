@@ -8,7 +8,7 @@ from ensemblehub.schema import Piece
 
 
 class CallingEngine(EchoEngine):
-    can = EchoEngine.can | {"tools"}
+    can = EchoEngine.capabilities | {"tools"}
 
     async def stream(self, request, meter):
         tools = request.extra.get("tools") if request.extra.get("tool_choice") != "none" else None
@@ -18,10 +18,14 @@ class CallingEngine(EchoEngine):
                     yield piece
             return
         name = tools[0]["function"]["name"]
-        parts = [{"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": ""}}]
-        parts += [{"index": 0, "function": {"arguments": bit}} for bit in (json.dumps({"a": 2, "b": 2})[:7], "")]
+        parts = [
+            {"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": ""}}
+        ]
+        parts += [
+            {"index": 0, "function": {"arguments": bit}} for bit in (json.dumps({"a": 2, "b": 2})[:7], "")
+        ]
         parts[-1]["function"]["arguments"] = json.dumps({"a": 2, "b": 2})[7:]
         for part in parts:
             yield Piece("", self.name, meter.purpose, tool_calls=(part,))
         yield Piece("", self.name, meter.purpose, (), "tool_calls")
-        meter.record(self.name, self.card, prompt_tokens=self.count(request), completion_tokens=12)
+        meter.record(self.name, self.info, prompt_tokens=self.count(request), completion_tokens=12)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # nothing is fetched
-litellm = pytest.importorskip("litellm", reason="the clients have an environment of their own: make test-clients")
+litellm = pytest.importorskip(
+    "litellm", reason="the clients have an environment of their own: make test-clients"
+)
 openai = pytest.importorskip("openai")
 langchain_openai = pytest.importorskip("langchain_openai")
 pydantic_ai = pytest.importorskip("pydantic_ai")
@@ -53,7 +55,9 @@ def test_litellm_talks_for_three_turns(url, provider, stream):
     turns, said = [user("2 + 2?")], []
     for question in ("Sure?", "Sure? Really?", None):
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="(?s).*erializ.*")  # of a usage that is not what it expects
+            warnings.filterwarnings(
+                "error", message="(?s).*erializ.*"
+            )  # of a usage that is not what it expects
             reply = litellm.completion(messages=turns, **ask)
             reply = litellm.stream_chunk_builder(list(reply), messages=turns) if stream else reply
             message = reply.model_dump()["choices"][0]["message"]

@@ -6,8 +6,8 @@ from contextlib import aclosing
 import pytest
 
 from ensemblehub import registry
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.model_selection.random import Random
 from ensemblehub.ensemble_methods.output_aggregation.best_of import BestOf
@@ -38,7 +38,10 @@ class Broken(Longest):
 
 
 def members(*replies, **options):
-    return [EchoEngine(name, EchoOptions({"": reply}, **options)) for name, reply in zip("abcd", replies, strict=False)]
+    return [
+        EchoEngine(name, EchoOptions({"": reply}, **options))
+        for name, reply in zip("abcd", replies, strict=False)
+    ]
 
 
 def best(engines, pool=None, ledger=None, prefix="", aggregation=None, **sampling):
@@ -55,7 +58,7 @@ def test_the_best_is_kept_and_the_others_are_billed_as_discarded():
     assert choice.chosen == ("b",)
     assert choice.scores == (("a", 3.0), ("b", 13.0), ("c", 7.0))
     assert choice.reason == "b scores 13, the best of 3"
-    bill = {(line.engine, line.purpose): line.cost for line in result.spent}
+    bill = {(line.engine, line.purpose): line.cost for line in result.usage.lines}
     assert [bill[name, "propose"].completion_tokens for name in "abc"] == [1, 3, 2]
     assert [bill[name, "propose"].discarded_tokens for name in "abc"] == [1, 0, 2]
     assert bill["judge", "score"].prompt_tokens == 7
@@ -99,7 +102,9 @@ def test_at_temperature_0_each_engine_writes_one_sample():
 def test_limits_of_the_request_hold_for_every_candidate():
     result = best(members("a b c d", "a b STOP c d e"), max_tokens=3, stop=("STOP",))
     assert (result.text, result.finish) == ("a b c", "length")
-    assert result.cost.completion_tokens == 3 + 3  # the white space before the stop string is a token of its own
+    assert (
+        result.cost.completion_tokens == 3 + 3
+    )  # the white space before the stop string is a token of its own
 
 
 def test_candidates_are_written_at_the_same_time():
@@ -118,7 +123,7 @@ def test_candidates_are_written_at_the_same_time():
 
 @pytest.mark.parametrize("fault", ["member", "scorer"])
 def test_a_failure_is_raised_as_it_is_and_everything_is_billed(fault):
-    engines, ledger = members("one two three " * 9, "one"), Ledger()
+    engines, ledger = members("one two three " * 9, "one"), UsageLedger()
     if fault == "member":
         engines[0] = EchoEngine("a", EchoOptions({"": "one two three"}, fail_after=2))
     pool = Longest() if fault == "member" else Broken()
@@ -127,7 +132,9 @@ def test_a_failure_is_raised_as_it_is_and_everything_is_billed(fault):
     async def run():
         return [event async for event in hub.stream(Request(CHAT), ledger)]
 
-    with pytest.raises(EngineError, match="a failed after 2 tokens" if fault == "member" else "the scorer failed"):
+    with pytest.raises(
+        EngineError, match="a failed after 2 tokens" if fault == "member" else "the scorer failed"
+    ):
         asyncio.run(run())
     assert ledger.total.completion_tokens == sum(engine.written for engine in engines)
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from ensemblehub import registry
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.builtin.prompts import CANDIDATES_HEADER
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.model_selection.random import Random
 from ensemblehub.ensemble_methods.output_aggregation.fuse import Fuse
 from ensemblehub.errors import ConfigError, EngineError, RequestError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
+from ensemblehub.lab.builtin import samples, skills
 from ensemblehub.schema import Chat, Message, Request, Sampling, Text, TokenIds
-from ensemblehub.studio import samples, skills
 
 QUESTION = "How many {candidates} are there?"
 CHAT = Chat((Message("system", "Be brief."), Message("user", QUESTION)), thinking=False)
@@ -39,7 +40,11 @@ class Spy(EchoEngine):
 
 def trio(**options):
     replies = {"Candidate answers": "fused by b", "": "b says\n\\boxed{2}"}
-    return [Spy("a", "a says\n\\boxed{1}"), Spy("b", replies, 9_000_000, **options), Spy("c", "c says nothing")]
+    return [
+        Spy("a", "a says\n\\boxed{1}"),
+        Spy("b", replies, 9_000_000, **options),
+        Spy("c", "c says nothing"),
+    ]
 
 
 def fuse(engines, fusing=None, prompt=CHAT, prefix="", **sampling):
@@ -55,9 +60,12 @@ def test_the_largest_writes_from_everybodys_proposals():
     request, purpose = engines[1].asked[-1]
     assert purpose == "answer"
     listed = "1. a says\n\\boxed{1}\n2. b says\n\\boxed{2}\n3. c says nothing"
-    assert request.prompt.messages == (CHAT.messages[0], Message("user", f"{QUESTION}\nCandidate answers:\n{listed}"))
+    assert request.prompt.messages == (
+        CHAT.messages[0],
+        Message("user", f"{QUESTION}\nCandidate answers:\n{listed}"),
+    )
     assert request.prompt.thinking is False
-    bill = {(line.engine, line.purpose): line.cost.completion_tokens for line in result.spent}
+    bill = {(line.engine, line.purpose): line.cost.completion_tokens for line in result.usage.lines}
     assert bill == {("a", "propose"): 3, ("b", "propose"): 3, ("c", "propose"): 3, ("b", "answer"): 3}
     assert result.cost.discarded_tokens == 0  # every proposal was read
 
@@ -87,7 +95,12 @@ def test_fuser_and_proposers_by_name():
     result = fuse(engines, Fuse(fuser="c", proposers=("b", "a"), template=LISTED))
     assert result.text == "c says nothing"
     assert [len(engine.asked) for engine in engines] == [1, 1, 1]
-    assert engines[2].asked[0][0].prompt.messages[-1].content.endswith("1. b says\n\\boxed{2}\n2. a says\n\\boxed{1}")
+    assert (
+        engines[2]
+        .asked[0][0]
+        .prompt.messages[-1]
+        .content.endswith("1. b says\n\\boxed{2}\n2. a says\n\\boxed{1}")
+    )
 
 
 def test_further_layers_see_the_proposals_of_the_layer_before():
@@ -121,7 +134,10 @@ def test_at_temperature_0_each_proposer_writes_one_sample():
 
 
 def test_the_request_limits_and_prefix_hold_for_the_answer():
-    engines = [Spy("a", "It is one two three"), Spy("b", {"Candidate": "It is one END", "": "It is"}, 2_000_000)]
+    engines = [
+        Spy("a", "It is one two three"),
+        Spy("b", {"Candidate": "It is one END", "": "It is"}, 2_000_000),
+    ]
     result = fuse(engines, prefix="It is", max_tokens=2, stop=("END",))
     request, _ = engines[1].asked[-1]
     assert request.prefix == "It is"
@@ -131,10 +147,12 @@ def test_the_request_limits_and_prefix_hold_for_the_answer():
 
 def test_the_answer_is_streamed_and_closing_it_stops_the_fuser():
     engines = [Spy("a", "one"), Spy("b", {"Candidate": "word " * 500, "": "two"}, 2_000_000)]
-    ledger = Ledger()
+    ledger = UsageLedger()
 
     async def run():
-        async with aclosing(Ensemble(engines, All(), Fuse(template=LISTED)).stream(Request(CHAT), ledger)) as events:
+        async with aclosing(
+            Ensemble(engines, All(), Fuse(template=LISTED)).stream(Request(CHAT), ledger)
+        ) as events:
             async for _ in events:
                 break
 
@@ -161,16 +179,16 @@ def test_raw_text_stays_raw_and_what_has_no_words_is_refused_before_it_costs():
     assert len(engines[0].asked) == asked
 
 
-def test_the_studio_template_is_what_the_studio_models_are_taught():
+def test_the_builtin_template_is_what_the_builtin_models_are_taught():
     own = [samples.Answered(number, f"Work: {number}\nAnswer: {number}", True) for number in range(20)]
     taught = skills.Skills(own, [own, own], plain=False)
     shown = set()
     for seed in range(8):
         prompt = taught.choosing(random.Random(seed)).prompt
-        question, _, listed = prompt.partition(skills.CANDIDATES)
+        question, _, listed = prompt.partition(CANDIDATES_HEADER)
         places = [line for line in listed.splitlines() if line[:1].isdigit()]
         shown.add("last_line" if len(places) == len(listed.splitlines()) else "full")
-        asked = Fuse(template="studio").filled(question, listed)
+        asked = Fuse(template="builtin").filled(question, listed)
         assert asked == prompt
     assert shown == {"last_line", "full"}
 
@@ -183,7 +201,7 @@ def test_the_studio_template_is_what_the_studio_models_are_taught():
         ({"proposers": ["a", "a"]}, "a proposer is named twice"),
         ({"layers": 0}, "layers must be at least 1, not 0"),
         ({"samples": 0}, "samples must be at least 1, not 0"),
-        ({"template": "studi"}, "did you mean 'studio'"),
+        ({"template": "builti"}, "did you mean 'builtin'"),
         ({"template": "Look: {candidates}"}, "the template lacks {question}"),
         ({"template": "Look at it."}, "the template lacks {candidates} and {question}"),
     ],
@@ -204,8 +222,8 @@ def test_a_selection_that_may_drop_a_named_engine_is_refused():
     assert asyncio.run(Ensemble(trio(), Random(k=2), Fuse()).answer("How many?")).text
 
 
-def test_the_studio_models_fuse_and_vote_from_yaml(tmp_path: Path):
-    models = "model_specs:\n- {name: intern, path: studio:intern}\n- {name: mentor, path: studio:mentor}\n"
+def test_the_builtin_models_fuse_and_vote_from_yaml(tmp_path: Path):
+    models = "model_specs:\n- {name: intern, path: builtin:intern}\n- {name: mentor, path: builtin:mentor}\n"
     generation = "  generation: {max_tokens: 96, temperature: 0.8, seed: 4}\n"
     question = "There are 3 mugs. There are 2 more plates than mugs. How many plates are there?"
 
@@ -216,16 +234,20 @@ def test_the_studio_models_fuse_and_vote_from_yaml(tmp_path: Path):
 
         async def go():
             async with Ensemble.from_config(path) as hub:
-                return await hub.answer(Request(Chat((Message("user", question),)), Sampling(96, 0, 0.8, seed=4)))
+                return await hub.answer(
+                    Request(Chat((Message("user", question),)), Sampling(96, 0, 0.8, seed=4))
+                )
 
         return asyncio.run(go())
 
     voted = ride("vote", "{samples: 3}")
     assert voted.choices[0].chosen[0].startswith(("intern#", "mentor#"))
     assert voted.choices[0] == ride("vote", "{samples: 3}").choices[0]  # seeded: the same every time
-    assert sum(line.cost.calls for line in voted.spent) == 6
-    fused = ride("fuse", "{template: studio, show: last_line}")
-    assert {(line.engine, line.purpose) for line in fused.spent} == {
-        ("intern", "propose"), ("mentor", "propose"), ("mentor", "answer"),
-    }  # fmt: skip
+    assert sum(line.cost.calls for line in voted.usage.lines) == 6
+    fused = ride("fuse", "{template: builtin, show: last_line}")
+    assert {(line.engine, line.purpose) for line in fused.usage.lines} == {
+        ("intern", "propose"),
+        ("mentor", "propose"),
+        ("mentor", "answer"),
+    }
     assert fused.finish in ("stop", "length")

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ensemblehub.config import Config
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.errors import EngineError
 from ensemblehub.schema import Chat, Message, Request, Sampling
 
@@ -18,7 +18,11 @@ def ensemble(aggregation, on_error="drop", *, fails=("a",), after=0, engines="ab
         | ({"fail_after": after} if name in fails else {})
         for place, name in enumerate(engines)
     ]
-    section = {"output_aggregation_method": aggregation, "output_aggregation_params": params, "on_error": on_error}
+    section = {
+        "output_aggregation_method": aggregation,
+        "output_aggregation_params": params,
+        "on_error": on_error,
+    }
     return Ensemble.from_config(Config.model_validate({"model_specs": specs, "ensemble": section}))
 
 
@@ -39,7 +43,7 @@ def test_the_next_engine_goes_on_behind_what_is_written(after):
     (choice,) = result.choices
     assert choice.chosen == ("b", "c")
     assert choice.reason.startswith("dropped a: a failed after")
-    written = {line.engine: line.cost.completion_tokens for line in result.spent}
+    written = {line.engine: line.cost.completion_tokens for line in result.usage.lines}
     assert written == {"a": after, "b": 6 - after}
 
 

@@ -5,8 +5,8 @@ from contextlib import aclosing
 
 import pytest
 
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.progressive import Progressive
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, RequestError
@@ -42,7 +42,9 @@ def pair():
 
 def answer(strategy, engines, request="What is 2 + {2}?", **sampling):
     if isinstance(request, str):
-        request = Request(Chat((Message("system", "Be brief."), Message("user", request))), Sampling(**sampling))
+        request = Request(
+            Chat((Message("system", "Be brief."), Message("user", request))), Sampling(**sampling)
+        )
     return asyncio.run(Ensemble(engines, All(), strategy).answer(request))
 
 
@@ -65,8 +67,11 @@ def test_by_length_a_round_may_be_shorter_than_the_stretch():
     strategy = Progressive(switch_mode="length", length_thresholds=(5,), max_new_tokens_per_round=3)
     result = answer(strategy, three()[:2])
     assert [(piece.engine, len(piece.tokens)) for piece in result.pieces] == [
-        ("large", 3), ("large", 2), ("small", 3), ("small", 3),
-    ]  # fmt: skip
+        ("large", 3),
+        ("large", 2),
+        ("small", 3),
+        ("small", 3),
+    ]
 
 
 def test_by_token_each_new_mark_hands_on_and_a_repeated_one_does_not():
@@ -102,10 +107,17 @@ def test_the_outline_goes_into_the_smallest_ones_prompt_and_not_into_the_answer(
         Message("user", "Plan: What is 2 + {2}? Only {this}."),
     )
     assert second.prompt.messages[-1].content == "What is 2 + {2}? Outline: first add then check"
-    assert (first.sampling.max_tokens, first.sampling.stop, first.sampling.ignore_eos) == (7, ("</think>",), False)
+    assert (first.sampling.max_tokens, first.sampling.stop, first.sampling.ignore_eos) == (
+        7,
+        ("</think>",),
+        False,
+    )
     assert (second.sampling.max_tokens, second.sampling.stop, second.sampling.seed) == (9, ("check", "."), 3)
     assert first.sampling.seed not in (None, 3)
-    assert [(line.engine, line.purpose) for line in result.spent] == [("large", "insight"), ("small", "answer")]
+    assert [(line.engine, line.purpose) for line in result.usage.lines] == [
+        ("large", "insight"),
+        ("small", "answer"),
+    ]
     assert [(piece.round, piece.finish) for piece in result.pieces] == [(1, None), (2, "stop")]
 
 
@@ -127,15 +139,18 @@ def test_templates_by_language_hold_question_and_outline(language, word):
 
 def test_a_profile_gives_the_words_its_models_know():
     small, large = engines = pair()
-    answer(Progressive(profile="studio"), engines, Request(Text("Why?")))
-    assert large.asked[0].prompt.messages == (Message("system", "Give insights only."), Message("user", "Why?"))
+    answer(Progressive(profile="builtin"), engines, Request(Text("Why?")))
+    assert large.asked[0].prompt.messages == (
+        Message("system", "Give insights only."),
+        Message("user", "Why?"),
+    )
     assert small.asked[0].prompt.messages[0] == Message("system", "Use the insights.")
     assert small.asked[0].prompt.messages[1].content.startswith("Why?\nInsights:\nfirst add")
 
 
 def test_closing_while_the_outline_is_written_starts_no_answer():
     small, large = pair()
-    ledger = Ledger()
+    ledger = UsageLedger()
 
     async def read():
         stream = Progressive().run(Request(Text("Why?")), [small, large], ledger.meter("answer"))
@@ -178,8 +193,8 @@ def test_token_ids_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"profile": "studo"}, "did you mean 'studio'"),
-        ({"profile": "studio", "final_prompt_template": "{question}{outline}"}, "not both"),
+        ({"profile": "bulitin"}, "did you mean 'builtin'"),
+        ({"profile": "builtin", "final_prompt_template": "{question}{outline}"}, "not both"),
         ({"outline_prompt_template": "Plan it."}, "no {question}"),
         ({"final_prompt_template": "{question}"}, "no {outline}"),
         ({"switch_mode": "length", "length_thresholds": ()}, "rising lengths"),
@@ -199,7 +214,9 @@ def test_options_that_cannot_work_are_refused(options, message):
 def test_options_come_from_yaml():
     given = {"switch_mode": "token", "special_tokens": ["<a>", "<b>"], "length_thresholds": [10, 20]}
     strategy = build(Progressive, given, "progressive")
-    assert strategy == Progressive(switch_mode="token", special_tokens=("<a>", "<b>"), length_thresholds=(10, 20))
+    assert strategy == Progressive(
+        switch_mode="token", special_tokens=("<a>", "<b>"), length_thresholds=(10, 20)
+    )
     with pytest.raises(ConfigError, match="switch_mode"):
         build(Progressive, {"switch_mode": "size"}, "progressive")
     assert Progressive().length_thresholds == (1000, 2000, 3000)

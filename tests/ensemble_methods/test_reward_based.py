@@ -6,8 +6,8 @@ from contextlib import aclosing
 import pytest
 
 from ensemblehub.config import Config
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.reward_based import RewardBased
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError
@@ -90,13 +90,17 @@ def test_the_best_proposal_of_each_round_is_kept():
         ("Two or two make", [" five.", " four."]),
     ]
     assert [(piece.round, piece.text) for piece in result.pieces if piece.text] == [
-        (1, "Two or"), (2, " two make"), (3, " four."),
-    ]  # fmt: skip
+        (1, "Two or"),
+        (2, " two make"),
+        (3, " four."),
+    ]
 
 
 def test_losing_proposals_are_billed_as_discarded():
-    result = answer(ensemble(two(), Likes(**{"or": 1.0, "make": 1.0, "four": 1.0}), max_new_tokens_per_round=2))
-    cost = {(line.engine, line.purpose): line.cost for line in result.spent}
+    result = answer(
+        ensemble(two(), Likes(**{"or": 1.0, "make": 1.0, "four": 1.0}), max_new_tokens_per_round=2)
+    )
+    cost = {(line.engine, line.purpose): line.cost for line in result.usage.lines}
     assert (cost["a", "propose"].completion_tokens, cost["a", "propose"].discarded_tokens) == (5, 5)
     assert (cost["b", "propose"].completion_tokens, cost["b", "propose"].discarded_tokens) == (5, 0)
     assert cost["a", "propose"].calls == 3
@@ -146,7 +150,7 @@ def test_below_the_threshold_the_answer_ends_with_what_it_has():
     assert (result.text, result.finish) == ("Two or two make", "stop")
     assert result.choices[-1].chosen == ()
     assert "below score_threshold 0.5" in result.choices[-1].reason
-    unused = {line.engine: line.cost.discarded_tokens for line in result.spent}
+    unused = {line.engine: line.cost.discarded_tokens for line in result.usage.lines}
     assert unused == {"a": 5, "b": 1}
 
 
@@ -205,7 +209,9 @@ def test_seeds_and_prefix_are_passed_on():
 
 
 def test_a_member_whose_context_is_full_is_skipped_and_the_last_writes_the_rest():
-    small = Member("small", {"": "one two~", "one two": " three~"}, context=6)  # the question takes three of them
+    small = Member(
+        "small", {"": "one two~", "one two": " three~"}, context=6
+    )  # the question takes three of them
     large = Member("large", {"": "two~", "one two": " three four~", "one two three four": " five six seven"})
     result = answer(ensemble([small, large], Likes(one=1.0, four=1.0), max_new_tokens_per_round=2))
     assert result.text == "one two three four five six seven"
@@ -214,7 +220,7 @@ def test_a_member_whose_context_is_full_is_skipped_and_the_last_writes_the_rest(
     assert small.asked[1].sampling.max_tokens == 1
     assert large.asked[-1].sampling.max_tokens == 100 - 4
     assert [choice.chosen for choice in result.choices] == [("small",), ("large",)]
-    assert {line.purpose for line in result.spent if line.engine == "large"} == {"propose", "answer"}
+    assert {line.purpose for line in result.usage.lines if line.engine == "large"} == {"propose", "answer"}
 
 
 def test_a_member_that_only_finds_out_when_asked_is_skipped_too():
@@ -235,7 +241,10 @@ def test_one_member_writes_at_once_and_unscored():
 
 
 def test_a_context_that_is_full_ends_the_answer_or_refuses_it():
-    members = [Member("a", "one two three four", context=5), Member("b", "one two three four five", context=5)]
+    members = [
+        Member("a", "one two three four", context=5),
+        Member("b", "one two three four five", context=5),
+    ]
     result = answer(ensemble(members, Likes(), max_new_tokens_per_round=9))
     assert (result.text, result.finish) == ("one two", "length")
     with pytest.raises(ContextOverflowError, match="no room"):
@@ -245,7 +254,7 @@ def test_a_context_that_is_full_ends_the_answer_or_refuses_it():
 def test_failures_of_members_and_scorers_are_errors_and_billed():
     slow = Member("slow", "one two three four", delay=0.02)
     broken = Member("broken", "one two three", delay=0.01, fail_after=1)
-    ledger = Ledger()
+    ledger = UsageLedger()
 
     async def use(hub):
         async with aclosing(hub.stream(ask(), ledger)) as events:
@@ -267,7 +276,7 @@ def test_failures_of_members_and_scorers_are_errors_and_billed():
 @pytest.mark.parametrize("after", [Choice, Piece])
 def test_closing_early_stops_everything(after):
     a, b = two()
-    ledger = Ledger()
+    ledger = UsageLedger()
 
     async def until(hub):
         async with aclosing(hub.stream(ask(), ledger)) as events:
@@ -286,7 +295,7 @@ def test_cancelling_bills_every_token(where):
     members[1].table = "two three"
     rm = Likes()
     rm.delay = 60
-    ledger = Ledger()
+    ledger = UsageLedger()
 
     async def cancelled():
         async def use():
@@ -334,4 +343,4 @@ def test_from_yaml_with_a_model_that_judges(tmp_path):
     result = answer(Ensemble.from_config(Config.read(file)))
     assert result.text == "three four"  # (-0.01 + exp(-0.01)) / 2 against (-1 + exp(-1)) / 2
     assert dict(result.choices[0].scores) == pytest.approx({"a": -0.31606, "b": 0.49002}, abs=1e-4)
-    assert [(line.engine, line.purpose) for line in result.spent][-1] == ("b", "score")
+    assert [(line.engine, line.purpose) for line in result.usage.lines][-1] == ("b", "score")

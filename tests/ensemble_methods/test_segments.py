@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.base import Selection
-from ensemblehub.ensemble_methods.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.loop import Loop
 from ensemblehub.ensemble_methods.output_aggregation.random import Random
@@ -130,7 +130,12 @@ def test_switch_needs_two():
 def test_options_are_named_as_in_yaml_and_checked(name, option):
     kind = lookup(AGGREGATIONS, name, "aggregation")
     strategy = build(kind, {option: 7, "max_rounds": 9, "max_repeat": 2, "max_tokens": 99}, name)
-    assert (getattr(strategy, option), strategy.max_rounds, strategy.max_repeat, strategy.max_tokens) == (7, 9, 2, 99)
+    assert (getattr(strategy, option), strategy.max_rounds, strategy.max_repeat, strategy.max_tokens) == (
+        7,
+        9,
+        2,
+        99,
+    )
     with pytest.raises(ConfigError, match=f"{name}: {option} must be at least 1, not 0"):
         Ensemble([engine("a"), engine("b")], All(), build(kind, {option: 0}, name))
 

@@ -12,18 +12,18 @@ pytest.importorskip("sklearn")
 
 from ensemblehub.cli import main
 from ensemblehub.config import Config
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection import learned
 from ensemblehub.ensemble_methods.model_selection.learned import Artifact, Learned, Member
 from ensemblehub.errors import ArtifactError, ConfigError
-from ensemblehub.experiments import selection as learning
-from ensemblehub.experiments.selection import Answers
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
+from ensemblehub.lab.pipeline import selection as learning
+from ensemblehub.lab.pipeline.calibration import Objective
+from ensemblehub.lab.pipeline.selection import Answers
+from ensemblehub.lab.tasks.base import Grade, Item, Task
 from ensemblehub.schema import Chat, Message
-from ensemblehub.tandem.calibration import Aim
 from ensemblehub.tandem.features import FEATURE_NAMES
-from ensemblehub.tasks.base import Grade, Item, Task
 
 YAML = """
 model_specs:
@@ -90,7 +90,7 @@ def test_from_collecting_to_answers(config, tmp_path, capsys):
         result = asyncio.run(ensemble.answer(question))
         assert result.choices[0].chosen == (name,)
         assert result.text == "it is right"
-        spent = [(line.engine, line.purpose) for line in result.spent]
+        spent = [(line.engine, line.purpose) for line in result.usage.lines]
         assert spent == [("small", "select"), ("selection", "select"), (name, "answer")]
 
     asked = EasyOrHard.seen
@@ -127,8 +127,8 @@ def answers(n=400, seed=0):
 
 def test_thresholds_serve_the_aim():
     train, held = answers(), answers(seed=1)
-    _, accurate = learning.learn(train, held, Aim.parse("max-accuracy"))
-    _, thrifty = learning.learn(train, held, Aim.parse("budget:0.3"))
+    _, accurate = learning.learn(train, held, Objective.parse("max-accuracy"))
+    _, thrifty = learning.learn(train, held, Objective.parse("budget:0.3"))
     best = accurate["calibration"]
     assert best["accuracy"] > held.correct.mean(axis=0).max()  # better than either alone
     assert best["cost_vs_dearest"] < 1
@@ -138,19 +138,25 @@ def test_thresholds_serve_the_aim():
 
 def test_an_artifact_survives_the_disk_bit_by_bit(tmp_path):
     train = answers()
-    artifact, _ = learning.learn(train, answers(seed=1), Aim())
+    artifact, _ = learning.learn(train, answers(seed=1), Objective())
     artifact.save(tmp_path)
     again = learned.load(tmp_path)
     assert again.reader == "cheap"
     for name, member in artifact.members.items():
-        said = [one.members[name].predictor.probabilities(train.table, 0, train.tokens) for one in (artifact, again)]
+        said = [
+            one.members[name].predictor.probabilities(train.table, 0, train.tokens)
+            for one in (artifact, again)
+        ]
         assert np.array_equal(*said)
         assert again.members[name].threshold == member.threshold
         assert again.members[name].metrics == member.metrics
 
 
 def engines():
-    return [EchoEngine(name, EchoOptions({"": name}, parameters=size)) for name, size in (("a", 3), ("b", 2), ("c", 1))]
+    return [
+        EchoEngine(name, EchoOptions({"": name}, parameters=size))
+        for name, size in (("a", 3), ("b", 2), ("c", 1))
+    ]
 
 
 def predicted(**chances):
@@ -163,7 +169,10 @@ def predicted(**chances):
 
 def chosen(folder, among=None, **options):
     selection = Learned(str(folder), **options)
-    return [one.name for one in asyncio.run(selection.select(ASK, among or engines(), Ledger().meter("select")))]
+    return [
+        one.name
+        for one in asyncio.run(selection.select(ASK, among or engines(), UsageLedger().meter("select")))
+    ]
 
 
 ASK = learning.Request(Chat((Message("user", "what is it"),)))
@@ -194,7 +203,9 @@ def test_what_does_not_fit_is_refused_before_loading(tmp_path):
     made.save(tmp_path)
     Learned(str(tmp_path)).check(engines())
     assert "unknown engine 'c'" in refusal(tmp_path, engines()[:2])
-    assert "was made for a, b, c, not 'd' (d)" in refusal(tmp_path, [*engines(), EchoEngine("d", EchoOptions())])
+    assert "was made for a, b, c, not 'd' (d)" in refusal(
+        tmp_path, [*engines(), EchoEngine("d", EchoOptions())]
+    )
     other = {**made.members, "b": replace(made.members["b"], model="bee@12")}
     replace(made, members=other).save(tmp_path)
     assert "was made for bee@12, not 'b' (b)" in refusal(tmp_path)

@@ -5,8 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.model_judgment import ModelJudgment
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.errors import CapabilityError, ConfigError, EngineError, RequestError
@@ -68,7 +68,7 @@ WHOLE = {b"yes": 0.3, b" Yes": 0.1, b"YES.": 0.05, b"No": 0.15, b" no": 0.1, b"n
 
 
 def score(engine, selection=None, ask=None):
-    meter = Ledger().meter("answer")
+    meter = UsageLedger().meter("answer")
     return asyncio.run((selection or ModelJudgment()).confidence(engine, ask or Request(Text("?")), meter))
 
 
@@ -82,7 +82,9 @@ def test_all_spellings_of_the_words_count_and_no_longer_words():
 
 def test_a_word_of_several_tokens_counts_by_its_first():
     """y|es and N|o: 0.5 + 0.1 − 0.25 = 0.35."""
-    assert score(Speller("parts", {(): {b"y": 0.5, b"Ye": 0.1, b"N": 0.25, b"x": 0.15}})) == pytest.approx(0.35)
+    assert score(Speller("parts", {(): {b"y": 0.5, b"Ye": 0.1, b"N": 0.25, b"x": 0.15}})) == pytest.approx(
+        0.35
+    )
 
 
 def test_white_space_of_its_own_is_followed_to_the_word():
@@ -110,7 +112,9 @@ UNABLE = Speller("unable", {(): {b"yes": 0.2, b"no": 0.8}})
 
 
 def chosen(selection, engines=(UNABLE, UNSURE, SURE), ask=Request(Text("?"))):  # noqa: B008
-    return [one.name for one in asyncio.run(selection.select(ask, list(engines), Ledger().meter("select")))]
+    return [
+        one.name for one in asyncio.run(selection.select(ask, list(engines), UsageLedger().meter("select")))
+    ]
 
 
 def test_the_surest_come_first_less_their_usual_score():

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.random import Random
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.errors import ConfigError
@@ -18,7 +18,10 @@ ENGINES = [EchoEngine(name, EchoOptions({"": f"I am {name}"})) for name in ("a",
 
 def drawn(selection, text="question", seed=None):
     request = Request(Text(text), Sampling(seed=seed))
-    return [engine.name for engine in asyncio.run(selection.select(request, ENGINES, Ledger().meter("select")))]
+    return [
+        engine.name
+        for engine in asyncio.run(selection.select(request, ENGINES, UsageLedger().meter("select")))
+    ]
 
 
 def test_a_seed_fixes_the_choice_for_a_question_and_not_over_questions():

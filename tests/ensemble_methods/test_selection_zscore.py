@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection import zscore
 from ensemblehub.ensemble_methods.model_selection.zscore import Reading, Stats, ZScore
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
@@ -35,20 +35,22 @@ STATS = {
 
 
 def chosen(selection, engines=ENGINES, ledger=None):
-    meter = (ledger or Ledger()).meter("select")
+    meter = (ledger or UsageLedger()).meter("select")
     return [one.name for one in asyncio.run(selection.select(ASK, engines, meter))]
 
 
 def test_z_is_that_of_the_formula():
     readings = [Reading(4, 0.5), Reading(2, 0.8), Reading(1.5, 0.4)]
-    assert [STATS[name].z(one) for name, one in zip("abc", readings, strict=True)] == pytest.approx([-1, 4, 0])
+    assert [STATS[name].z(one) for name, one in zip("abc", readings, strict=True)] == pytest.approx(
+        [-1, 4, 0]
+    )
 
 
 def test_the_most_familiar_come_first_and_their_reading_is_billed():
-    ledger = Ledger()
+    ledger = UsageLedger()
     assert chosen(ZScore(k=3, stats=STATS), ledger=ledger) == ["b", "c", "a"]
     assert chosen(ZScore(k=1, stats=STATS)) == ["b"]
-    assert [(line.engine, line.purpose, line.cost.prompt_tokens) for line in ledger.spent] == [
+    assert [(line.engine, line.purpose, line.cost.prompt_tokens) for line in ledger.usage.lines] == [
         (name, "select", 5) for name in "abc"
     ]
 
@@ -63,8 +65,8 @@ def test_the_automatic_k_is_three_only_where_most_find_the_question_unusual():
     eight_of_ten = nine_of_ten | {"1": Stats(5, 1, 0.5, 1)}
     assert len(chosen(ZScore(stats=eight_of_ten), ten)) == 2
     assert chosen(ZScore(stats=STATS), ENGINES[:1]) == ["a"]
-    assert ZScore(stats=STATS).least(ENGINES) == 2
-    assert ZScore(stats=STATS).least(ENGINES[:1]) == 1
+    assert ZScore(stats=STATS).min_engines(ENGINES) == 2
+    assert ZScore(stats=STATS).min_engines(ENGINES[:1]) == 1
 
 
 class Fixed(Engine):
@@ -88,22 +90,29 @@ def test_only_the_words_of_the_user_count():
     log = math.log
     reader = Fixed(
         [
-            (None, None, None), (0, log(0.01), log(0.02)), (None, log(0.3), log(0.4)), (1, log(1 / 2), log(0.5)),
-            (1, log(1 / 8), log(0.9)), (2, log(0.001), log(0.002)),
+            (None, None, None),
+            (0, log(0.01), log(0.02)),
+            (None, log(0.3), log(0.4)),
+            (1, log(1 / 2), log(0.5)),
+            (1, log(1 / 8), log(0.9)),
+            (2, log(0.001), log(0.002)),
         ]
-    )  # fmt: skip
+    )
     chat = Chat((Message("system", "s"), Message("user", "u"), Message("assistant", "a")))
-    reading = asyncio.run(zscore.read(reader, Request(chat, prefix="so"), Ledger().meter("select")))
+    reading = asyncio.run(zscore.read(reader, Request(chat, prefix="so"), UsageLedger().meter("select")))
     assert (reading.ppl, reading.conf) == pytest.approx((4, 0.7))
 
 
 @pytest.mark.parametrize(
     ("tokens", "message"),
-    [([(None, None, None)], "the question is empty"), ([(0, -1.0, None)], "'fixed' gives no likeliest tokens")],
+    [
+        ([(None, None, None)], "the question is empty"),
+        ([(0, -1.0, None)], "'fixed' gives no likeliest tokens"),
+    ],
 )
 def test_a_question_that_cannot_be_read_is_one_line(tokens, message):
     with pytest.raises(RequestError, match=message):
-        asyncio.run(zscore.read(Fixed(tokens), ASK, Ledger().meter("select")))
+        asyncio.run(zscore.read(Fixed(tokens), ASK, UsageLedger().meter("select")))
 
 
 def test_a_failing_engine_ends_the_selection_with_its_own_error():
@@ -133,7 +142,7 @@ def test_impossible_options_are_refused_before_loading():
     assert "from 1 to 3" in refusal({"stats": STATS, "k": 4})
     assert "'b' is not above 0" in refusal({"stats": STATS | {"b": Stats(1, 0, 1, 1)}})
     writer = Fixed([])
-    writer.can = frozenset()
+    writer.capabilities = frozenset()
     assert "needs score of engine 'fixed'" in refusal({"stats": STATS}, CapabilityError, [writer])
 
 
@@ -144,7 +153,9 @@ def test_statistics_of_another_model_or_a_damaged_file_are_refused(tmp_path):
     Ensemble(ENGINES, build(ZScore, {"stats_file": str(file)}, "here"), Single())
     file.write_text(json.dumps(whole | {"b": whole["b"] | {"model": "bee@123"}}))
     assert "'b' are of bee@123, not b" in refusal({"stats_file": str(file)}, ArtifactError)
-    Ensemble(ENGINES, build(ZScore, {"stats_file": str(file), "stats": {"b": vars(STATS["b"])}}, "here"), Single())
+    Ensemble(
+        ENGINES, build(ZScore, {"stats_file": str(file), "stats": {"b": vars(STATS["b"])}}, "here"), Single()
+    )
     file.write_text(json.dumps({"a": {"ppl_mean": 3}}))
     assert "a.ppl_std: Field required" in refusal({"stats_file": str(file)}, ArtifactError)
     file.write_text("{")

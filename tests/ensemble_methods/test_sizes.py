@@ -3,14 +3,14 @@
 import pytest
 
 from ensemblehub.config import Config
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.output_aggregation.fuse import Fuse
 from ensemblehub.ensemble_methods.output_aggregation.progressive import Progressive
 from ensemblehub.ensemble_methods.output_aggregation.switch import Switch
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ConfigError
-from ensemblehub.experiments.selection import smallest
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
+from ensemblehub.lab.pipeline.selection import smallest
 
 
 def sized(**sizes):

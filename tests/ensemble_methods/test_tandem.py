@@ -8,15 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble, fold
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.schema import Chat, Cost, Message, Piece, Request, Sampling, Text, TokenIds, Verdict
 
-INSIGHT = "Goal: add two numbers. Planning: count on. Retrieval: two and two. Action: two then three then four"
+INSIGHT = (
+    "Goal: add two numbers. Planning: count on. Retrieval: two and two. Action: two then three then four"
+)
 ANSWER = "Two and two make \\boxed{4}"
 LEVELS = {"low": 3, "medium": 6, "high": 9}
 
@@ -39,7 +41,10 @@ def test_the_mentor_is_stopped_at_the_level_that_suffices():
     hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1"), intern={"confident": ("numbers.",)})
     result = answer(hub)
     assert result.insight == "Goal: add two numbers. Planning: count"
-    assert [(verdict.level, verdict.sufficient) for verdict in result.verdicts] == [("low", False), ("medium", True)]
+    assert [(verdict.level, verdict.sufficient) for verdict in result.verdicts] == [
+        ("low", False),
+        ("medium", True),
+    ]
     assert hub.engines[0].written == 6
     assert result.text == ANSWER
 
@@ -49,7 +54,7 @@ def test_level_0_calls_no_mentor():
     result = answer(hub)
     assert [verdict.level for verdict in result.verdicts] == ["none"]
     assert hub.engines[0].written == 0
-    assert {line.engine for line in result.spent} == {"small", "judge"}
+    assert {line.engine for line in result.usage.lines} == {"small", "judge"}
 
 
 def test_never_sufficient_answers_from_the_best_level():
@@ -64,7 +69,7 @@ def test_fallback_mentor_answers_itself():
     hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1", fallback="mentor"))
     result = answer(hub)
     assert result.text == INSIGHT
-    assert {line.engine for line in result.spent if line.purpose == "answer"} == {"big"}
+    assert {line.engine for line in result.usage.lines if line.purpose == "answer"} == {"big"}
 
 
 def test_a_mentor_that_ends_early_is_the_last_checkpoint_and_is_not_asked_again():
@@ -79,7 +84,7 @@ def test_a_mentor_that_ends_early_is_the_last_checkpoint_and_is_not_asked_again(
 def test_a_fixed_level_reads_nothing(judge):
     result = answer(ensemble(Tandem(levels=LEVELS, judge=judge)))
     assert len(result.insight.split()) == LEVELS[judge.removeprefix("fixed:")]
-    assert all(line.cost.prompt_tokens == 0 for line in result.spent if line.purpose == "judge")
+    assert all(line.cost.prompt_tokens == 0 for line in result.usage.lines if line.purpose == "judge")
 
 
 def test_the_intern_reads_the_insight_last_and_level_0_is_the_same_without_it():
@@ -92,7 +97,9 @@ def test_the_intern_reads_the_insight_last_and_level_0_is_the_same_without_it():
 
     big, small = pair()
     hub = Ensemble(
-        [big, Spy("small", small.script)], All(), Tandem(levels=LEVELS, judge="entropy:0.1", start_with_intern=True)
+        [big, Spy("small", small.script)],
+        All(),
+        Tandem(levels=LEVELS, judge="entropy:0.1", start_with_intern=True),
     )
     answer(hub)
     for shorter, longer in pairwise(seen):
@@ -112,7 +119,9 @@ def test_continuation_puts_the_insight_into_the_interns_own_turn():
                     yield piece
 
     hub = Ensemble(
-        [big, Spy("small", small.script)], All(), Tandem(levels=LEVELS, judge="fixed:low", insight_mode="continuation")
+        [big, Spy("small", small.script)],
+        All(),
+        Tandem(levels=LEVELS, judge="fixed:low", insight_mode="continuation"),
     )
     answer(hub)
     assert asked[0].prefix == "Goal: add two"
@@ -126,11 +135,15 @@ def test_an_engine_error_in_mid_ride_is_an_error_and_never_an_answer():
 
 
 def test_on_mentor_error_the_intern_answers_alone_if_so_configured():
-    hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1", on_mentor_error="intern"), mentor={"fail_after": 4})
+    hub = ensemble(
+        Tandem(levels=LEVELS, judge="entropy:0.1", on_mentor_error="intern"), mentor={"fail_after": 4}
+    )
     result = answer(hub)
     assert result.text == ANSWER
-    assert next(line for line in result.spent if line.engine == "big").cost.completion_tokens == 4
-    failing_intern = ensemble(Tandem(levels=LEVELS, judge="fixed:low", on_mentor_error="intern"), {"fail_after": 1})
+    assert next(line for line in result.usage.lines if line.engine == "big").cost.completion_tokens == 4
+    failing_intern = ensemble(
+        Tandem(levels=LEVELS, judge="fixed:low", on_mentor_error="intern"), {"fail_after": 1}
+    )
     with pytest.raises(EngineError):
         answer(failing_intern)
 
@@ -149,7 +162,7 @@ async def events_of(hub, ledger, stop=None):
 @given(st.integers(1, 25), st.sampled_from(["entropy:0.1", "fixed:medium"]), st.integers(0, 3))
 def test_closing_early_stops_every_model_and_bills_what_was_written(stop, judge, lookahead):
     hub = ensemble(Tandem(levels=LEVELS, judge=judge), mentor={"lookahead": lookahead})
-    ledger = Ledger()
+    ledger = UsageLedger()
     events = asyncio.run(events_of(hub, ledger, stop))
     pieces = [event for event in events if isinstance(event, Piece)]
     for engine in hub.engines:
@@ -157,25 +170,33 @@ def test_closing_early_stops_every_model_and_bills_what_was_written(stop, judge,
         costs = [call.cost for call in ledger.calls if call.engine == engine.name and call.purpose != "judge"]
         assert engine.written == read
         assert sum(cost.completion_tokens - cost.discarded_tokens for cost in costs) == read
-    assert sum((line.cost for line in ledger.spent), Cost()) == ledger.total
+    assert sum((line.cost for line in ledger.usage.lines), Cost()) == ledger.total
 
 
 def test_the_stream_folded_is_the_answer():
-    hub, ledger = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1")), Ledger()
+    hub, ledger = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1")), UsageLedger()
     events = asyncio.run(events_of(hub, ledger))
     streamed, buffered = fold(events, ledger, 0.0), answer(hub)
     assert streamed.text == buffered.text
     assert streamed.insight == buffered.insight
-    assert [line.cost.completion_tokens for line in streamed.spent] == [
-        line.cost.completion_tokens for line in buffered.spent
+    assert [line.cost.completion_tokens for line in streamed.usage.lines] == [
+        line.cost.completion_tokens for line in buffered.usage.lines
     ]
-    assert "".join(event.text for event in events if isinstance(event, Piece) and event.purpose == "answer") == ANSWER
+    assert (
+        "".join(event.text for event in events if isinstance(event, Piece) and event.purpose == "answer")
+        == ANSWER
+    )
     assert any(isinstance(event, Verdict) for event in events)
 
 
 @pytest.mark.parametrize(
     ("effort", "levels", "written"),
-    [("none", [], 0), ("low", ["low"], 3), ("medium", ["low", "medium"], 6), ("high", ["low", "medium", "high"], 9)],
+    [
+        ("none", [], 0),
+        ("low", ["low"], 3),
+        ("medium", ["low", "medium"], 6),
+        ("high", ["low", "medium", "high"], 9),
+    ],
 )
 def test_an_effort_is_the_highest_level_that_is_read(effort, levels, written):
     hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.5", effort=effort))
@@ -185,7 +206,9 @@ def test_an_effort_is_the_highest_level_that_is_read(effort, levels, written):
 
 
 def test_an_effort_leaves_the_judge_free_to_stop_before_it():
-    hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1", effort="high"), intern={"confident": ("numbers.",)})
+    hub = ensemble(
+        Tandem(levels=LEVELS, judge="entropy:0.1", effort="high"), intern={"confident": ("numbers.",)}
+    )
     assert [verdict.level for verdict in answer(hub).verdicts] == ["low", "medium"]
     hub = ensemble(Tandem(levels=LEVELS, judge="entropy:2.0", start_with_intern=True, effort="none"))
     assert answer(hub).verdicts == ()  # with no choice there is nothing to judge
@@ -208,12 +231,16 @@ def test_insight_and_answer_share_a_limit(most, mode):
 
 def test_a_limit_of_both_makes_room_in_the_context():
     sampling = Sampling(max_tokens=500, max_completion_tokens=12)
-    hub = ensemble(Tandem(levels=LEVELS, judge="fixed:high"), intern={"context": 100}, mentor={"context": 200})
-    assert asyncio.run(hub.answer(Request(Chat((Message("user", "2 + 2?"),)), sampling))).text == "Two and two"
+    hub = ensemble(
+        Tandem(levels=LEVELS, judge="fixed:high"), intern={"context": 100}, mentor={"context": 200}
+    )
+    assert (
+        asyncio.run(hub.answer(Request(Chat((Message("user", "2 + 2?"),)), sampling))).text == "Two and two"
+    )
 
 
 def test_context_is_checked_before_anything_is_spent():
-    hub, ledger = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1"), intern={"context": 40}), Ledger()
+    hub, ledger = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1"), intern={"context": 40}), UsageLedger()
     with pytest.raises(ContextOverflowError, match="small"):
         asyncio.run(events_of(hub, ledger))
     assert not ledger.calls
@@ -243,7 +270,9 @@ def test_roles_and_capabilities_are_checked_before_loading():
     with pytest.raises(CapabilityError, match="score"):
         Ensemble([big, Mute("small", small.script)], All(), tandem)
     with pytest.raises(CapabilityError, match="prefix"):
-        Ensemble([big, Mute("small", small.script)], All(), Tandem(judge="fixed:low", insight_mode="continuation"))
+        Ensemble(
+            [big, Mute("small", small.script)], All(), Tandem(judge="fixed:low", insight_mode="continuation")
+        )
 
 
 def test_thresholds_by_level():

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import END, ToyEngine, fixed, scripted
 
-from ensemblehub.cost import Ledger
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods import mixing
-from ensemblehub.ensemble_methods.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.distribution import Distribution
 from ensemblehub.ensemble_methods.output_aggregation.gac import GaC
@@ -50,10 +50,19 @@ CASES = [
         },
     ),
     (Distribution(), {"a": 0.35, "ab": 0.15, "b": 0.3, "c": 0.1, "": 0.1}),
-    (Distribution(method="max"), {"a": 0.5 / 1.6, "ab": 0.3 / 1.6, "b": 0.5 / 1.6, "c": 0.2 / 1.6, "": 0.1 / 1.6}),
+    (
+        Distribution(method="max"),
+        {"a": 0.5 / 1.6, "ab": 0.3 / 1.6, "b": 0.5 / 1.6, "c": 0.2 / 1.6, "": 0.1 / 1.6},
+    ),
     (
         Distribution(method="geometric"),
-        {"a": math.sqrt(0.1) / GEOMETRIC, "ab": 0, "b": math.sqrt(0.05) / GEOMETRIC, "c": 0, "": 0.1 / GEOMETRIC},
+        {
+            "a": math.sqrt(0.1) / GEOMETRIC,
+            "ab": 0,
+            "b": math.sqrt(0.05) / GEOMETRIC,
+            "c": 0,
+            "": 0.1 / GEOMETRIC,
+        },
     ),
     (
         Distribution(top_k=1),
@@ -114,7 +123,9 @@ def test_a_token_that_one_lacks_has_the_probability_of_its_first_token_there():
 def test_one_vocabulary_is_mixed_id_by_id():
     tokens = ["a", "b", "<x>", END]
     one = ToyEngine("one", tokens, fixed([0.1, 0.2, 0.6, 0.1]), special=(2,), fingerprint="same")
-    two = ToyEngine("two", [*tokens, "padding"], fixed([0.1, 0.3, 0.5, 0.1, 0.0]), special=(2,), fingerprint="same")
+    two = ToyEngine(
+        "two", [*tokens, "padding"], fixed([0.1, 0.3, 0.5, 0.1, 0.0]), special=(2,), fingerprint="same"
+    )
     result = answer((one, two), GaC(), max_tokens=2)
     assert [token.id for piece in result.pieces for token in piece.tokens] == [2, 2]  # a control of both
     assert result.text == ""
@@ -128,7 +139,10 @@ def test_all_ends_are_one_entry_and_equal_spellings_add_up():
     two = ToyEngine("two", ["b", "a", "a", END], fixed([0.3, 0.25, 0.25, 0.2]))
     union = union_of([one.vocabulary, two.vocabulary], [3, 4])
     assert union.vocabulary.tokens == (b"a", b"b", b"")
-    parts = [view.probabilities(np.log(engine.rule(()))) for view, engine in zip(union.views, (one, two), strict=True)]
+    parts = [
+        view.probabilities(np.log(engine.rule(())))
+        for view, engine in zip(union.views, (one, two), strict=True)
+    ]
     assert parts[0] == pytest.approx([0.4, 0, 0.6], abs=1e-6)
     assert parts[1] == pytest.approx([0.5, 0.3, 0.2], abs=1e-6)
     assert union.views[1].id_of(0) == 2
@@ -150,7 +164,9 @@ def test_chosen_text_that_retokenises_is_dropped_and_appended():
 def test_an_unfinished_character_waits_where_it_cannot_be_spelled():
     """The first writes "é" in two bytes; the second knows only the whole and sits out in between."""
     first = [b"\xc3", b"\xa9", b"!", END]
-    one = ToyEngine("one", first, fixed([0.9, 0, 0.05, 0.05], [0, 0.9, 0.05, 0.05], [0, 0, 0.9, 0.1], [0, 0, 0.1, 0.9]))
+    one = ToyEngine(
+        "one", first, fixed([0.9, 0, 0.05, 0.05], [0, 0.9, 0.05, 0.05], [0, 0, 0.9, 0.1], [0, 0, 0.1, 0.9])
+    )
     two = ToyEngine("two", ["é", "!", END], fixed([0.1, 0.1, 0.8], [0, 0.6, 0.4], [0, 0.1, 0.9]))
     result = answer((one, two), GaC(weights={"one": 5}))
     assert result.text == "é!"
@@ -162,7 +178,9 @@ def test_an_unfinished_character_waits_where_it_cannot_be_spelled():
 
 
 def test_alternatives_of_a_mixture_keep_the_bytes_of_parts_of_characters():
-    one = ToyEngine("one", [b"\xc3", b"\xa9", "a", END], fixed([0.5, 0.3, 0.2, 0], [0, 1, 0, 0], [0, 0, 0, 1]))
+    one = ToyEngine(
+        "one", [b"\xc3", b"\xa9", "a", END], fixed([0.5, 0.3, 0.2, 0], [0, 1, 0, 0], [0, 0, 0, 1])
+    )
     two = ToyEngine("two", ["é", b"\xc3", "a", END], fixed([0.1, 0.6, 0.3, 0], [0, 0, 0, 1], [0, 0, 0, 1]))
     first = answer((one, two), GaC(), max_tokens=3, top_logprobs=9).pieces[0].tokens[0]
     assert {other.part or other.text for other in first.top} == {b"\xc3", b"\xa9", "a", "é"}
@@ -208,7 +226,11 @@ PIECES = ["a", "b", "c", " ", "ab", "bc", " a", "abc", "ca", " b", "bb", b"\xc3"
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(0, 10**9), st.integers(1, 9), st.sampled_from(["mean", "geometric", "max", "weighted", "unite"]))
+@given(
+    st.integers(0, 10**9),
+    st.integers(1, 9),
+    st.sampled_from(["mean", "geometric", "max", "weighted", "unite"]),
+)
 def test_ensembling_disputed_tokens_only_writes_the_same_text(seed, draft, name):
     rng = random.Random(seed)
     count = rng.choice([2, 2, 3])
@@ -216,10 +238,12 @@ def test_ensembling_disputed_tokens_only_writes_the_same_text(seed, draft, name)
     hub = [wild(str(n), rng, [*letters, *rng.sample(PIECES[4:], 5)]) for n in range(count)]
     options = {"weights": {"0": rng.choice([1, 2.5])}}
     methods = {
-        "mean": lambda **o: GaC(**o), "weighted": lambda **o: GaC(method="weighted", **o),
-        "max": lambda **o: GaC(method="max", **o), "geometric": lambda **o: Distribution(method="geometric", **o),
+        "mean": lambda **o: GaC(**o),
+        "weighted": lambda **o: GaC(method="weighted", **o),
+        "max": lambda **o: GaC(method="max", **o),
+        "geometric": lambda **o: Distribution(method="geometric", **o),
         "unite": lambda **o: Distribution(top_k=3, **o),
-    }  # fmt: skip
+    }
     tokens = rng.choice([1, 12, 30])
     every = answer(hub, methods[name](**options), max_tokens=tokens)
     some = answer(hub, methods[name](**options, every="disputed", draft=draft), max_tokens=tokens)
@@ -227,7 +251,9 @@ def test_ensembling_disputed_tokens_only_writes_the_same_text(seed, draft, name)
     assert sum(len(piece.tokens) for piece in some.pieces) == sum(len(piece.tokens) for piece in every.pieces)
     for engine in hub:
         assert all(decoder.closed for decoder in engine.decoders)
-        if "\ufffd" not in every.text:  # what each was stepped with is the answer, but for its last characters
+        if (
+            "\ufffd" not in every.text
+        ):  # what each was stepped with is the answer, but for its last characters
             assert every.text.encode().startswith(engine.decoders[0].text.rstrip(b"\xc3"))
 
 
@@ -310,16 +336,19 @@ async def early(hub, method, ledger):
 
 @pytest.mark.parametrize("every", ["token", "disputed"])
 def test_closing_early_closes_and_bills_every_decoder(every):
-    hub, ledger = engines(), Ledger()
+    hub, ledger = engines(), UsageLedger()
     asyncio.run(early(hub, GaC(every=every), ledger))
     assert [engine.decoders[0].closed for engine in hub] == [1, 1]
-    assert {(line.engine, line.purpose) for line in ledger.spent} == {("one", "answer"), ("two", "answer")}
+    assert {(line.engine, line.purpose) for line in ledger.usage.lines} == {
+        ("one", "answer"),
+        ("two", "answer"),
+    }
 
 
 @pytest.mark.parametrize("failing", [0, 1])
 @pytest.mark.parametrize("every", ["token", "disputed"])
 def test_a_failing_engine_is_an_error_and_all_is_billed(failing, every):
-    hub, ledger = engines(), Ledger()
+    hub, ledger = engines(), UsageLedger()
     hub[failing].fail_at = 2
 
     async def main():
@@ -378,7 +407,9 @@ def test_choosing_from_a_mixture():
     mixed = np.array([0.1, 0.4, 0.0, 0.3, 0.2], np.float32)
 
     def drawn(**sampling):
-        return [mixing.choose(mixed, Sampling(temperature=1.0, **sampling), u) for u in (0.0, 0.2, 0.55, 0.95)]
+        return [
+            mixing.choose(mixed, Sampling(temperature=1.0, **sampling), u) for u in (0.0, 0.2, 0.55, 0.95)
+        ]
 
     assert mixing.choose(mixed, Sampling(), 0.99) == 1
     assert drawn() == [0, 1, 3, 4]  # cumulated .1 .5 .5 .8 1

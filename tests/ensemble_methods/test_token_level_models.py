@@ -9,30 +9,30 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from ensemblehub import studio
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub import builtin
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.distribution import Distribution
 from ensemblehub.ensemble_methods.output_aggregation.gac import GaC
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.errors import EngineError
-from ensemblehub.generators.hf import HFEngine, HFOptions
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
+from ensemblehub.lab.builtin import corpus, word_problems
 from ensemblehub.schema import Request, Sampling, Text
-from ensemblehub.studio import corpus, word_problems
 
 RNG = random.Random(5)
 QUESTIONS = [corpus.prompt(word_problems.draw(RNG, steps=3).text, think=False) for _ in range(4)]
 
 
-PATHS = {name: f"studio:{name}" for name in ("mentor", "intern", "guest")} | {"again": "studio:mentor"}
+PATHS = {name: f"builtin:{name}" for name in ("mentor", "intern", "guest")} | {"again": "builtin:mentor"}
 
 
 def run(names, work):
     """`work` with loaded engines of these names."""
 
     async def main():
-        engines = [HFEngine(name, HFOptions(studio.resolve(PATHS[name]))) for name in names]
+        engines = [HFEngine(name, HFOptions(builtin.resolve(PATHS[name]))) for name in names]
         try:
             return await work(*engines)
         finally:
@@ -59,12 +59,14 @@ def test_a_model_with_itself_writes_and_costs_what_it_does_alone():
         alone = await answers([mentor], Single())
         both = await answers([mentor, again], GaC())
         assert texts(both) == texts(alone)
-        assert texts(await answers([mentor, again], Distribution(method="geometric", top_k=10))) == texts(alone)
+        assert texts(await answers([mentor, again], Distribution(method="geometric", top_k=10))) == texts(
+            alone
+        )
         assert texts(await answers([mentor, again], GaC(every="disputed"))) == texts(alone)
         ended = await answers([mentor], Single(), max_tokens=30, ignore_eos=True)
         assert texts(await answers([mentor, again], GaC(), max_tokens=30, ignore_eos=True)) == texts(ended)
         for one, two in zip(alone, both, strict=True):
-            (own,), pair = one.spent, two.spent
+            (own,), pair = one.usage.lines, two.usage.lines
             for line in pair:
                 assert line.purpose == "answer"
                 assert line.cost.completion_tokens == own.cost.completion_tokens
@@ -96,7 +98,7 @@ def test_different_vocabularies_agree_on_what_is_disputed():
             assert texts(disputed) == texts(each)
             assert {result.finish for result in each} == {"stop"}
             assert all(result.text.count("\\boxed{") == 1 for result in each)
-            counts += [[line.cost.completion_tokens for line in result.spent] for result in each]
+            counts += [[line.cost.completion_tokens for line in result.usage.lines] for result in each]
         assert any(one != two for one, two in counts)  # they do not spell it alike
 
     run(["mentor", "guest"], work)
@@ -120,7 +122,9 @@ def test_sampling_is_the_seeds_whoever_shares_the_steps():
         warm = {"temperature": 1.0, "top_p": 0.95, "seed": 3, "max_tokens": 30}
         for method in (GaC(), GaC(every="disputed")):
             crowd = texts(await answers([mentor, guest], method, **warm))
-            alone = [(await answers([mentor, guest], method, [question], **warm))[0] for question in QUESTIONS]
+            alone = [
+                (await answers([mentor, guest], method, [question], **warm))[0] for question in QUESTIONS
+            ]
             assert texts(alone) == crowd
 
     run(["mentor", "guest"], work)
@@ -148,13 +152,15 @@ def test_concurrent_requests_share_forward_passes():
 
 def test_closing_early_frees_the_rows_and_bills_them():
     async def work(mentor, intern):
-        ledger = Ledger()
+        ledger = UsageLedger()
         hub = Ensemble([mentor, intern], All(), GaC())
         async with aclosing(hub.stream(request(QUESTIONS[0]), ledger)) as events:
             async for _ in events:
                 break
-        assert {line.engine for line in ledger.spent} == {"mentor", "intern"}
-        assert all(line.cost.prompt_tokens == mentor.count(request(QUESTIONS[0])) for line in ledger.spent)
+        assert {line.engine for line in ledger.usage.lines} == {"mentor", "intern"}
+        assert all(
+            line.cost.prompt_tokens == mentor.count(request(QUESTIONS[0])) for line in ledger.usage.lines
+        )
         async with asyncio.timeout(10):
             while mentor._scheduler._rows or intern._scheduler._rows:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
@@ -175,11 +181,11 @@ def test_a_failing_model_is_an_error_and_the_other_is_billed():
             return forward(*args, **options)
 
         model.forward = failing
-        ledger = Ledger()
+        ledger = UsageLedger()
         with pytest.raises(EngineError, match="intern: the model failed: broken"):
             async for _ in Ensemble([mentor, intern], All(), GaC()).stream(request(QUESTIONS[0]), ledger):
                 pass
-        assert {line.engine for line in ledger.spent} == {"mentor", "intern"}
+        assert {line.engine for line in ledger.usage.lines} == {"mentor", "intern"}
         assert ledger.total.completion_tokens >= 4
 
     run(["mentor", "intern"], work)

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble, fold
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble, fold
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
-from ensemblehub.generators.stops import Gate
-from ensemblehub.schema import Card, Piece, Request, Sampling, Text, Token, TokenIds
+from ensemblehub.generators.text.stops import Gate
+from ensemblehub.schema import ModelInfo, Piece, Request, Sampling, Text, Token, TokenIds
 
 STORY = "one two three four five six seven eight nine ten"
 
@@ -62,7 +62,7 @@ class Stubborn(Recorder):
 class Scripted(Engine):
     """Gives the next of its turns, each a list of (text, tokens), and then ends the answer."""
 
-    name, card, can = "scripted", Card(), frozenset({"prefix"})
+    name, info, can = "scripted", ModelInfo(), frozenset({"prefix"})
 
     def __init__(self, *turns):
         self.turns = list(turns)
@@ -75,7 +75,7 @@ class Scripted(Engine):
 
 def collect(strategy, engines, sampling=None, prompt=None, prefix=""):
     request = Request(prompt or Text("Count."), sampling or Sampling(), prefix)
-    ledger, pieces = Ledger(), []
+    ledger, pieces = UsageLedger(), []
 
     async def read():
         async with aclosing(strategy.run(request, engines, ledger.meter("answer"))) as stream:
@@ -138,7 +138,9 @@ def test_turns_stop_where_one_engine_would(words, stop, length):
 
     class Turns(Segments):
         def run(self, request, engines, meter):
-            return self.written(request, engines, meter.ledger, lambda so_far: Turn(engines[so_far.rounds % 2], length))
+            return self.written(
+                request, engines, meter.ledger, lambda so_far: Turn(engines[so_far.rounds % 2], length)
+            )
 
     result, pieces = collect(
         Turns(max_repeat=0), [Recorder("a", text), Recorder("b", text)], Sampling(stop=(stop, "none of this"))
@@ -231,7 +233,7 @@ def test_a_turn_ends_behind_a_mark_that_spans_turns():
 
 
 def test_closing_stops_the_writer_and_bills_it():
-    engines, ledger = [EchoEngine(name, EchoOptions({"": STORY})) for name in "ab"], Ledger()
+    engines, ledger = [EchoEngine(name, EchoOptions({"": STORY})) for name in "ab"], UsageLedger()
 
     async def read():
         stream = Alternate().run(Request(Text("Count.")), engines, ledger.meter("answer"))
@@ -245,10 +247,12 @@ def test_closing_stops_the_writer_and_bills_it():
 
 
 def test_a_failure_is_not_an_answer_and_is_billed():
-    ledger, engines = Ledger(), [Recorder("a"), Recorder("b", fail_after=1)]
+    ledger, engines = UsageLedger(), [Recorder("a"), Recorder("b", fail_after=1)]
 
     async def read():
-        return [piece async for piece in Alternate().run(Request(Text("Count.")), engines, ledger.meter("answer"))]
+        return [
+            piece async for piece in Alternate().run(Request(Text("Count.")), engines, ledger.meter("answer"))
+        ]
 
     with pytest.raises(EngineError, match="b failed"):
         asyncio.run(read())

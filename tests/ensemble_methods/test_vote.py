@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemblehub import registry
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.model_selection.random import Random
 from ensemblehub.ensemble_methods.output_aggregation.vote import Vote, partied, settled
@@ -25,7 +25,9 @@ NAMES = "abcdefgh"
 def members(*replies, **options):
     """Engines a, b, c, ... with these replies; an option is one value for all, or a list."""
     return [
-        EchoEngine(NAMES[index], EchoOptions({"": reply}, **{key: value[index] for key, value in options.items()}))
+        EchoEngine(
+            NAMES[index], EchoOptions({"": reply}, **{key: value[index] for key, value in options.items()})
+        )
         for index, reply in enumerate(replies)
     ]
 
@@ -56,10 +58,12 @@ def test_the_majority_is_of_equal_answers_not_of_equal_texts():
 def test_the_answer_is_one_piece_by_its_author_and_losers_are_discarded():
     engines = members(boxed(1), boxed(2, words=3), boxed(2))
     result = vote(engines)
-    assert [(piece.engine, piece.purpose, piece.text) for piece in result.pieces] == [("b", "answer", boxed(2, 3))]
+    assert [(piece.engine, piece.purpose, piece.text) for piece in result.pieces] == [
+        ("b", "answer", boxed(2, 3))
+    ]
     assert len(result.pieces[0].tokens) == 6
-    bill = {line.engine: line.cost for line in result.spent}
-    assert {line.purpose for line in result.spent} == {"propose"}
+    bill = {line.engine: line.cost for line in result.usage.lines}
+    assert {line.purpose for line in result.usage.lines} == {"propose"}
     assert {name: cost.completion_tokens for name, cost in bill.items()} == {"a": 3, "b": 6, "c": 3}
     assert {name: cost.discarded_tokens for name, cost in bill.items()} == {"a": 3, "b": 0, "c": 0}
     assert {name: cost.calls for name, cost in bill.items()} == {"a": 1, "b": 1, "c": 1}
@@ -108,10 +112,18 @@ def test_a_reply_that_was_cut_off_does_not_vote_and_says_so_when_given():
     ("options", "replies", "winner"),
     [
         ({"extract": "last_line"}, ("x\n12", "y\nB", "z\n\n 12.0 \n"), "x\n12"),
-        ({"extract": "regex", "pattern": r"#### (\S+)"}, ("#### 1 #### 3", "3", "#### 4", "#### 3.0"), "#### 1 #### 3"),
+        (
+            {"extract": "regex", "pattern": r"#### (\S+)"},
+            ("#### 1 #### 3", "3", "#### 4", "#### 3.0"),
+            "#### 1 #### 3",
+        ),
         ({"extract": "regex", "pattern": r"\d+"}, ("is 1", "was 5, is 2", "2"), "was 5, is 2"),
         ({"extract": "text"}, ("1/2", "0.5", " 0.5\n"), "0.5"),
-        ({"extract": "text"}, ("no", "<think>a</think>\nyes", "<think>b</think>yes"), "<think>a</think>\nyes"),
+        (
+            {"extract": "text"},
+            ("no", "<think>a</think>\nyes", "<think>b</think>yes"),
+            "<think>a</think>\nyes",
+        ),
     ],
 )
 def test_how_an_answer_is_read(options, replies, winner):
@@ -156,10 +168,12 @@ def test_one_engine_is_enough_with_samples_and_not_without():
 @pytest.mark.parametrize("early", [False, True])
 def test_a_failing_member_fails_the_vote_and_stops_the_others(early):
     engines = members(boxed(1, 500), boxed(1, 500), boxed(2, 9), fail_after=[None, None, 4])
-    ledger = Ledger()
+    ledger = UsageLedger()
 
     async def run():
-        async with aclosing(Ensemble(engines, All(), Vote(stop_early=early)).stream(Request(CHAT), ledger)) as events:
+        async with aclosing(
+            Ensemble(engines, All(), Vote(stop_early=early)).stream(Request(CHAT), ledger)
+        ) as events:
             async for _ in events:
                 raise AssertionError("nothing may be answered")
 
@@ -170,7 +184,7 @@ def test_a_failing_member_fails_the_vote_and_stops_the_others(early):
 
 
 def test_cancelling_stops_every_engine_and_bills_what_it_wrote():
-    engines, ledger = members(boxed(1, 500), boxed(1, 500), delay=[0.001, 0.001]), Ledger()
+    engines, ledger = members(boxed(1, 500), boxed(1, 500), delay=[0.001, 0.001]), UsageLedger()
 
     async def run():
         await asyncio.wait_for(anext(Ensemble(engines, All(), Vote()).stream(Request(CHAT), ledger)), 0.05)
@@ -187,7 +201,7 @@ def test_stop_early_ends_what_cannot_change_the_answer():
     assert result.text == boxed(1)
     assert engines[2].written < 250  # all of it would take five seconds
     assert choice(result).reason == "2 of 3 agree on 1; 1 stopped early"
-    bill = {line.engine: line.cost for line in result.spent}
+    bill = {line.engine: line.cost for line in result.usage.lines}
     assert bill["c"].completion_tokens == bill["c"].discarded_tokens == engines[2].written
     engines = members(boxed(1), boxed(1), boxed(2, 500))
     vote(engines)
@@ -233,11 +247,17 @@ def count(answers, value):
     return sum(answer is not None and Fraction(answer) == value for answer in answers)
 
 
-@given(st.lists(ANSWERS, max_size=7).flatmap(lambda answers: st.tuples(st.just(answers), st.permutations(answers))))
+@given(
+    st.lists(ANSWERS, max_size=7).flatmap(
+        lambda answers: st.tuples(st.just(answers), st.permutations(answers))
+    )
+)
 def test_the_order_of_candidates_never_changes_who_wins_but_for_ties(drawn):
     first, second = (partied(answers, [1.0] * len(answers), exact) for answers in drawn)
     answers = drawn[0]
-    votes = sorted((count(answers, value) for value in {Fraction(one) for one in answers if one}), reverse=True)
+    votes = sorted(
+        (count(answers, value) for value in {Fraction(one) for one in answers if one}), reverse=True
+    )
     assert sorted(len(party.members) for party in first) == sorted(votes)
     assert bool(first) == bool(second) == bool(votes)
     if votes and votes.count(votes[0]) == 1:
@@ -248,7 +268,9 @@ def test_the_order_of_candidates_never_changes_who_wins_but_for_ties(drawn):
 @given(st.data())
 def test_settled_is_said_exactly_when_no_answers_of_the_others_change_winner_or_words(data):
     answers = data.draw(st.lists(st.sampled_from([None, "1", "2", "3"]), min_size=1, max_size=5))
-    weights = data.draw(st.lists(st.sampled_from([0.0, 1.0, 2.5]), min_size=len(answers), max_size=len(answers)))
+    weights = data.draw(
+        st.lists(st.sampled_from([0.0, 1.0, 2.5]), min_size=len(answers), max_size=len(answers))
+    )
     waiting = data.draw(st.lists(st.integers(0, len(answers) - 1), unique=True, max_size=3).map(sorted))
     known = [None if place in waiting else answer for place, answer in enumerate(answers)]
     parties = partied(known, weights, exact)
@@ -268,7 +290,10 @@ def test_settled_is_said_exactly_when_no_answers_of_the_others_change_winner_or_
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(ANSWERS, st.integers(0, 40)), min_size=2, max_size=6), st.sampled_from([{}, {"b": 2.0}]))
+@given(
+    st.lists(st.tuples(ANSWERS, st.integers(0, 40)), min_size=2, max_size=6),
+    st.sampled_from([{}, {"b": 2.0}]),
+)
 def test_stopping_early_gives_the_same_answer_and_bills_every_token(plan, weights):
     def engines():
         return members(*(boxed(answer, words) if answer else "so " * words + "?" for answer, words in plan))
@@ -278,13 +303,19 @@ def test_stopping_early_gives_the_same_answer_and_bills_every_token(plan, weight
     early = vote(asked, Vote(weights=weights, stop_early=True))
     assert (early.text, early.pieces[0].engine) == (whole.text, whole.pieces[0].engine)
     assert set(choice(early).chosen) <= set(choice(whole).chosen)
-    assert early.cost.completion_tokens == sum(engine.written for engine in asked) <= whole.cost.completion_tokens
+    assert (
+        early.cost.completion_tokens
+        == sum(engine.written for engine in asked)
+        <= whole.cost.completion_tokens
+    )
     assert early.cost.discarded_tokens <= early.cost.completion_tokens
 
 
 def test_events_are_the_choice_and_then_the_answer():
     async def run():
-        async with aclosing(Ensemble(members(boxed(1), boxed(1)), All(), Vote()).stream("How many?")) as events:
+        async with aclosing(
+            Ensemble(members(boxed(1), boxed(1)), All(), Vote()).stream("How many?")
+        ) as events:
             return [event async for event in events]
 
     decided, answer = asyncio.run(run())

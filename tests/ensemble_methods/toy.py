@@ -6,7 +6,7 @@ import numpy as np
 
 from ensemblehub.errors import EngineError
 from ensemblehub.generators.base import Decoder, Distribution, Engine, Vocabulary
-from ensemblehub.schema import Card
+from ensemblehub.schema import ModelInfo
 
 END = b"<end>"
 
@@ -23,7 +23,7 @@ class ToyEngine(Engine):
         spelled = tuple(b"" if index in special else token for index, token in enumerate(tokens))
         self.name, self.rule = name, rule
         self.vocabulary = Vocabulary(spelled, special, end, fingerprint or f"{name}: {tokens}")
-        self.card = Card(1000, 1000, 0.0, context, len(tokens))
+        self.info = ModelInfo(1000, 1000, 0.0, context, len(tokens))
         self.decoders = []
         self.fail_at = None
 
@@ -46,7 +46,9 @@ class ToyDecoder(Decoder):
 
     def _after(self, ids):
         with np.errstate(divide="ignore"):
-            return Distribution(np.log(np.asarray(self.engine.rule(tuple(ids)), np.float64)).astype(np.float32))
+            return Distribution(
+                np.log(np.asarray(self.engine.rule(tuple(ids)), np.float64)).astype(np.float32)
+            )
 
     def _change(self, append, drop):
         assert not self.closed
@@ -86,7 +88,9 @@ class ToyDecoder(Decoder):
     def close(self):
         self.closed += 1
         if self.closed == 1:
-            self.meter.record(self.engine.name, self.engine.card, prompt_tokens=3, completion_tokens=len(self.ids))
+            self.meter.record(
+                self.engine.name, self.engine.info, prompt_tokens=3, completion_tokens=len(self.ids)
+            )
 
 
 def fixed(*steps):

@@ -5,9 +5,9 @@ import json
 import time
 from contextlib import aclosing, asynccontextmanager, suppress
 
-from ensemblehub.cost import Ledger
-from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
-from ensemblehub.generators.patience import Patience
+from ensemblehub.cost import UsageLedger
+from ensemblehub.generators.openai.engine import OpenAIEngine, OpenAIOptions
+from ensemblehub.generators.openai.patience import Patience
 from ensemblehub.schema import Chat, Message, Request
 
 WORDS = ["It", " is", " 4", "."]
@@ -19,13 +19,23 @@ def event(data):
 
 def said(text="", finish=None, **delta):
     return event(
-        {"choices": [{"index": 0, "delta": {**({"content": text} if text else {}), **delta}, "finish_reason": finish}]}
+        {
+            "choices": [
+                {
+                    "index": 0,
+                    "delta": {**({"content": text} if text else {}), **delta},
+                    "finish_reason": finish,
+                }
+            ]
+        }
     )
 
 
 def bill(read=7, written=4, cached=0, **more):
     details = {"prompt_tokens_details": {"cached_tokens": cached}}
-    return event({"choices": [], "usage": {"prompt_tokens": read, "completion_tokens": written, **details, **more}})
+    return event(
+        {"choices": [], "usage": {"prompt_tokens": read, "completion_tokens": written, **details, **more}}
+    )
 
 
 def answer(*words, finish="stop", usage=True):
@@ -109,14 +119,16 @@ async def upstream(*scripts):
 
 
 CHAT = Chat((Message("system", "Be brief."), Message("user", "2 + 2?")))
-QUICK = Patience(connect=1, first_token=0.4, inter_token=0.4, total=3, tries=3, backoff=0.01, breaker_seconds=0.3)
+QUICK = Patience(
+    connect=1, first_token=0.4, inter_token=0.4, total=3, tries=3, backoff=0.01, breaker_seconds=0.3
+)
 
 
 class Asked:
     """What came of one or more requests to an API that plays scripts."""
 
     def __init__(self, *scripts, request=None, read=None, times=1, **options):
-        self.pieces, self.ledger, self.error, self.request = [], Ledger(), None, request or Request(CHAT)
+        self.pieces, self.ledger, self.error, self.request = [], UsageLedger(), None, request or Request(CHAT)
         self.read = read
         asyncio.run(self._ask(scripts, times, {"patience": QUICK, **options}))
 

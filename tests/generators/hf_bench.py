@@ -7,8 +7,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ensemblehub.cost import Ledger
-from ensemblehub.generators.hf import HFEngine, HFOptions
+from ensemblehub.cost import UsageLedger
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 
 SPECIALS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 TEMPLATE = (
@@ -27,20 +27,31 @@ def make_tokenizer():
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=12)) for _ in range(200)]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=SPECIALS, show_progress=False,
+        vocab_size=400,
+        special_tokens=SPECIALS,
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>")
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>"
+    )
     fast.chat_template = TEMPLATE
     return fast
 
 
 SHAPE = {
-    "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "eos_token_id": 1, "pad_token_id": 0,
-    "bos_token_id": None, "initializer_range": 0.2,
-}  # fmt: skip
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "initializer_range": 0.2,
+}
 
 
 def save(folder, config, seed=0):
@@ -78,7 +89,7 @@ class Bench:
 
     def __init__(self, path, **options):
         self.engine = HFEngine("tiny", HFOptions(path, device="cpu", **options))
-        self.ledger = Ledger()
+        self.ledger = UsageLedger()
         self.meter = self.ledger.meter("answer")
         self.passes = []  # (rows, new tokens) of each forward pass
 

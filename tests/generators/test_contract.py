@@ -1,4 +1,4 @@
-"""The contract of `generators/base.py`, over every engine that is installed: the same tests, with the studio's mentor.
+"""The contract of `generators/base.py`, over every engine that is installed: the same tests, with the built-in mentor.
 
 What an engine writes and reads is held against the `hf` engine's, `echo` against its script.  Where an engine cannot do
 something, it must say so.  `python -m benchmarks.engine_contract` keeps what came out in `docs/engines.md`.
@@ -18,16 +18,16 @@ pytest.importorskip("transformers")
 import numpy as np
 
 from benchmarks import engines
-from ensemblehub import studio
+from ensemblehub import builtin
 from ensemblehub.config import Config
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.errors import CapabilityError, ContextOverflowError, EnsembleHubError
+from ensemblehub.lab.tasks.builtin_math import BuiltinMath
 from ensemblehub.registry import ENGINES, lookup
 from ensemblehub.schema import Chat, Message, Request, Sampling
-from ensemblehub.tasks.studio_math import StudioMath
 
-ITEMS = list(StudioMath().items("test", 16))
+ITEMS = list(BuiltinMath().items("test", 16))
 CLOSE = 1e-3  # nats
 WAIT = 300  # seconds for one test, or a start
 
@@ -38,18 +38,22 @@ class Subject:
     def __init__(self, name, specs):
         self.name, self.specs = name, specs
         self.engine = self.made()
-        self.reference = self.made() if name == "echo" else self.made("hf", path="studio:mentor", device="cpu")
-        self.ledger, self._runner = Ledger(), asyncio.Runner()
+        self.reference = (
+            self.made() if name == "echo" else self.made("hf", path="builtin:mentor", device="cpu")
+        )
+        self.ledger, self._runner = UsageLedger(), asyncio.Runner()
 
     def made(self, kind=None, **options):
         """Another engine like it, or one of another kind."""
-        text = Config.read(studio.CONFIG, [f"model_specs.0={self.spec(kind, **options)}"])
+        text = Config.read(builtin.CONFIG, [f"model_specs.0={self.spec(kind, **options)}"])
         spec = text.model_specs[0]
         engine = lookup(ENGINES, spec.engine, "engine")
         return engine(spec.name, engine.options(**spec.options))
 
     def spec(self, kind=None, **options):
-        return json.dumps({"name": "mentor", "engine": kind, **options} if kind else self.specs("mentor") | options)
+        return json.dumps(
+            {"name": "mentor", "engine": kind, **options} if kind else self.specs("mentor") | options
+        )
 
     def run(self, work):
         return self._runner.run(asyncio.wait_for(work, WAIT))
@@ -61,7 +65,7 @@ class Subject:
         await asyncio.gather(self.engine.close(), self.reference.close())
 
     def can(self, ability):
-        return ability in self.engine.can
+        return ability in self.engine.capabilities
 
     @property
     def scripted(self):
@@ -86,7 +90,9 @@ class Subject:
 @pytest.fixture(scope="module", params=engines.NAMES)
 def started(request):
     lacking = engines.missing(request.param)
-    if lacking and "vllm" not in request.param and request.param != "llama_cpp":  # which need another environment
+    if (
+        lacking and "vllm" not in request.param and request.param != "llama_cpp"
+    ):  # which need another environment
         pytest.fail(lacking)
     if lacking:
         pytest.skip(lacking)
@@ -110,13 +116,13 @@ def able(subject, request, record_property):
     """Whether the engine can do what the test is about; what came out is written down."""
     mark = request.node.get_closest_marker("ability")
     ability, needs = mark.args[0], mark.kwargs.get("needs", mark.args[0])
-    does = needs in ("stream", "bill", "ride") or subject.can(needs)
+    does = needs in ("stream", "bill", "ride") or subject.capabilities(needs)
     record_property("contract", [subject.name, ability, request.function.__doc__, does])
     return does
 
 
 def question(index=0, **sampling):
-    return Request(StudioMath().request(ITEMS[index]), Sampling(**{"max_tokens": 40} | sampling))
+    return Request(BuiltinMath().request(ITEMS[index]), Sampling(**{"max_tokens": 40} | sampling))
 
 
 @contextmanager
@@ -144,7 +150,11 @@ def test_text(subject, able):
             assert [piece.finish for piece in pieces] == [None] * (len(pieces) - 1) + ["length"]
             assert {piece.purpose for piece in pieces} == {"answer"}
             assert {piece.engine for piece in pieces} == {subject.engine.name}
-            assert all("".join(token.text for token in piece.tokens) == piece.text for piece in pieces if piece.tokens)
+            assert all(
+                "".join(token.text for token in piece.tokens) == piece.text
+                for piece in pieces
+                if piece.tokens
+            )
 
     subject.run(work())
 
@@ -349,7 +359,8 @@ def test_score(subject, able):
         assert cost.completion_tokens == cost.discarded_tokens
         assert cost.prompt_tokens == len(ours.tokens) == len(theirs.tokens)
         places = [
-            [(one.id, one.text, one.message, one.start, one.end) for one in read.tokens] for read in (ours, theirs)
+            [(one.id, one.text, one.message, one.start, one.end) for one in read.tokens]
+            for read in (ours, theirs)
         ]
         assert places[0] == places[1]
         assert ours.tokens[0].logprob is None
@@ -412,26 +423,32 @@ def test_decoder(subject, able):
 # Formats and tools
 
 SCHEMA = {
-    "type": "object", "properties": {"boats": {"enum": [1, 2, 3]}, "sails": {"enum": ["red", "white"]}},
-    "required": ["boats", "sails"], "additionalProperties": False,
-}  # fmt: skip
+    "type": "object",
+    "properties": {"boats": {"enum": [1, 2, 3]}, "sails": {"enum": ["red", "white"]}},
+    "required": ["boats", "sails"],
+    "additionalProperties": False,
+}
 TOOL = {"type": "function", "function": {"name": "count", "parameters": SCHEMA, "strict": True}}
 
 
 def keeping(subject, **extra):
     """A question whose answer has no white space, of which these small models write JSON without end."""
-    tokenizer = studio_tokenizer(subject)
+    tokenizer = builtin_tokenizer(subject)
     blank = [index for index, text in tokenizer if not text.strip()]
     return replace(question(11, max_tokens=200, logit_bias=dict.fromkeys(blank, -100.0)), extra=extra)
 
 
-def studio_tokenizer(subject):
+def builtin_tokenizer(subject):
     return [] if subject.scripted else enumerate(subject.reference.vocabulary.tokens)
 
 
 def fits_schema(text):
     value = json.loads(text)
-    return set(value) == {"boats", "sails"} and value["boats"] in (1, 2, 3) and value["sails"] in ("red", "white")
+    return (
+        set(value) == {"boats", "sails"}
+        and value["boats"] in (1, 2, 3)
+        and value["sails"] in ("red", "white")
+    )
 
 
 @pytest.mark.ability("response_format")
@@ -450,7 +467,9 @@ def test_format(subject, able):
         assert pieces[-1].finish == "stop"
         assert len(pieces) > 5
         with refusing(subject):
-            await subject.text(keeping(subject, response_format={"type": "json_schema", "json_schema": {"name": "x"}}))
+            await subject.text(
+                keeping(subject, response_format={"type": "json_schema", "json_schema": {"name": "x"}})
+            )
 
     subject.run(work())
 
@@ -465,11 +484,13 @@ def test_tools(subject, able, monkeypatch):
             with refusing(subject, CapabilityError):
                 await subject.text(asked)
             return
-        with refusing(subject):  # the template of the studio's models knows no tools
+        with refusing(subject):  # the template of the built-in models knows no tools
             await subject.text(asked)
         tokenizer = subject.engine.tokenizer.tokenizer
         monkeypatch.setattr(
-            tokenizer, "chat_template", "{% if tools %}{{ tools | tojson }}{% endif %}" + tokenizer.chat_template
+            tokenizer,
+            "chat_template",
+            "{% if tools %}{{ tools | tojson }}{% endif %}" + tokenizer.chat_template,
         )
         pieces = await subject.pieces(asked)
         calls = [part for piece in pieces for part in piece.tool_calls]
@@ -477,7 +498,9 @@ def test_tools(subject, able, monkeypatch):
         assert fits_schema("".join(part["function"].get("arguments", "") for part in calls))
         assert pieces[-1].finish == "tool_calls"
         assert "".join(piece.text for piece in pieces) == ""
-        assert subject.ledger.calls[-1].cost.completion_tokens >= sum(len(piece.tokens) for piece in pieces) > 5
+        assert (
+            subject.ledger.calls[-1].cost.completion_tokens >= sum(len(piece.tokens) for piece in pieces) > 5
+        )
         free = await subject.pieces(replace(question(11), extra={"tools": [TOOL], "tool_choice": "auto"}))
         assert "".join(piece.text for piece in free)
         assert free[-1].finish == "length"
@@ -517,10 +540,10 @@ def test_bill(subject, able):
 def test_card(subject, able):
     """its size and context are known before anything is loaded, and it says in one line what it is"""
     fresh, loaded = subject.made(), subject.engine
-    assert fresh.card == loaded.card
+    assert fresh.info == loaded.info
     assert "\n" not in fresh.describe()
     if not subject.name.startswith("openai"):  # an API tells no size
-        assert fresh.card.parameters > 1e6
+        assert fresh.info.parameters > 1e6
     subject.run(fresh.close())
     subject.run(fresh.close())  # harmless
 
@@ -531,7 +554,10 @@ def test_card(subject, able):
 def rides(config, count=6):
     async def work():
         async with Ensemble.from_config(config) as ensemble:
-            asked = [Request(StudioMath().request(item), replace(ensemble.sampling, max_tokens=120)) for item in ITEMS]
+            asked = [
+                Request(BuiltinMath().request(item), replace(ensemble.sampling, max_tokens=120))
+                for item in ITEMS
+            ]
             return [await ensemble.answer(one) for one in asked[:count]]
 
     return asyncio.run(work())
@@ -545,17 +571,17 @@ def told(results):
 def test_mentor(subject, able):
     """as Tandem's mentor beside an `hf` intern it gives the ride that two `hf` engines give"""
     home = ["model_specs.0.device=cpu"]
-    away = rides(Config.read(studio.CONFIG, [f"model_specs.0={subject.spec()}"]))
+    away = rides(Config.read(builtin.CONFIG, [f"model_specs.0={subject.spec()}"]))
     if subject.scripted:
         assert all(engines.ECHO.startswith(ride.insight) and ride.insight for ride in away)
     elif subject.name != "openai_bare":  # which cannot be asked not to think
-        assert told(away) == told(rides(Config.read(studio.CONFIG, home)))
-    assert all(any(line.purpose == "insight" for line in ride.spent) for ride in away)
+        assert told(away) == told(rides(Config.read(builtin.CONFIG, home)))
+    assert all(any(line.purpose == "insight" for line in ride.usage.lines) for ride in away)
     assert len({ride.verdicts[-1].level for ride in away}) > 1 or subject.scripted
     stopped = [ride for ride in away if ride.verdicts[-1].level in ("low", "medium")]
     budgets = {"low": 24, "medium": 64}
     for ride in stopped:
-        (insight,) = [line.cost for line in ride.spent if line.purpose == "insight"]
+        (insight,) = [line.cost for line in ride.usage.lines if line.purpose == "insight"]
         assert insight.completion_tokens - insight.discarded_tokens <= budgets[ride.verdicts[-1].level]
 
 
@@ -564,13 +590,13 @@ def test_intern(subject, able):
     """as Tandem's intern it reads, judges and answers as the `hf` engine does, or is refused before weights load"""
     params = "ensemble.output_aggregation_params"
     roles = [f"{params}.mentor=intern", f"{params}.intern=mentor", f"{params}.judge=perplexity:1.6"]
-    hf = '{"name": "intern", "engine": "hf", "path": "studio:intern", "device": "cpu"}'
-    config = Config.read(studio.CONFIG, [f"model_specs.0={subject.spec()}", f"model_specs.1={hf}", *roles])
+    hf = '{"name": "intern", "engine": "hf", "path": "builtin:intern", "device": "cpu"}'
+    config = Config.read(builtin.CONFIG, [f"model_specs.0={subject.spec()}", f"model_specs.1={hf}", *roles])
     if not able:
         with refusing(subject, CapabilityError):
             rides(config, 1)
     elif subject.scripted:
         assert all(ride.text and engines.ECHO.startswith(ride.text) for ride in rides(config))
     else:
-        home = Config.read(studio.CONFIG, ["model_specs.0.device=cpu", f"model_specs.1={hf}", *roles])
+        home = Config.read(builtin.CONFIG, ["model_specs.0.device=cpu", f"model_specs.1={hf}", *roles])
         assert told(rides(config)) == told(rides(home))

@@ -13,12 +13,12 @@ import transformers
 
 from benchmarks import architectures as benchmark
 from benchmarks.tiny_configs import tiny
-from ensemblehub.cost import Ledger
+from ensemblehub.cost import UsageLedger
 from ensemblehub.doctor import examine
 from ensemblehub.errors import ConfigError
-from ensemblehub.generators import hf_architectures
-from ensemblehub.generators.hf import HFEngine, HFOptions
-from ensemblehub.generators.hf_architectures import SAME, entry_of, support_of
+from ensemblehub.generators.hf import architectures as hf_architectures
+from ensemblehub.generators.hf.architectures import SAME, entry_of, support_of
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 
 
 def saved(kind, folder, **changes):
@@ -38,7 +38,7 @@ def loaded(path, **options):
     async def main():
         await engine.load()
         try:
-            return await benchmark.written(engine, benchmark.LONG, Ledger())
+            return await benchmark.written(engine, benchmark.LONG, UsageLedger())
         finally:
             await engine.close()
 
@@ -56,7 +56,9 @@ def test_what_runs_under_eager_alone_falls_back_to_it_and_says_so_once(kind, tmp
     with caplog.at_level(logging.WARNING, "ensemblehub"):
         benchmark.compare(kind, loaded(path), expected(path))
     said = [record.getMessage() for record in caplog.records if record.name.startswith("ensemblehub")]
-    assert said == [f"tiny: {kind} runs with attn_implementation: eager (sdpa: transformers has no sdpa for it)"]
+    assert said == [
+        f"tiny: {kind} runs with attn_implementation: eager (sdpa: transformers has no sdpa for it)"
+    ]
     (tmp_path / "some.yaml").write_text(f"model_specs:\n- {{path: '{path}', name: m}}\n")
     report = examine(tmp_path / "some.yaml")
     assert report.ok
@@ -82,7 +84,9 @@ def test_what_writes_other_text_is_refused_by_name_before_weights_load(kind, cha
     with pytest.raises(ConfigError, match=says) as refused:
         HFEngine("tiny", HFOptions(path, attn_implementation=kernel))
     assert "\n" not in str(refused.value)
-    (tmp_path / "some.yaml").write_text(f"model_specs:\n- {{path: '{path}', attn_implementation: {kernel}}}\n")
+    (tmp_path / "some.yaml").write_text(
+        f"model_specs:\n- {{path: '{path}', attn_implementation: {kernel}}}\n"
+    )
     report = examine(tmp_path / "some.yaml")
     assert len(report.problems) == 1
     assert kind in report.problems[0] or "linear_attention" in report.problems[0]
@@ -131,7 +135,17 @@ def test_the_table_is_whole_and_a_run_of_it_goes_on_where_it_was(tmp_path, monke
         assert {line["kind"] for line in table["architectures"]} == set(benchmark.NAMES)
     for line in table["architectures"]:
         assert "untried" in line or {"sdpa", "eager"} <= line.keys()
-    for kind in ("llama", "qwen2", "qwen3", "mistral", "mixtral", "phi3", "gemma3_text", "gemma4_text", "olmo2"):
+    for kind in (
+        "llama",
+        "qwen2",
+        "qwen3",
+        "mistral",
+        "mixtral",
+        "phi3",
+        "gemma3_text",
+        "gemma4_text",
+        "olmo2",
+    ):
         assert any(line["kind"] == kind and line["sdpa"] == SAME for line in table["architectures"])
     out = tmp_path / "ensemblehub/generators/architectures.json"
     out.parent.mkdir(parents=True)

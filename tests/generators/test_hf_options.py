@@ -11,12 +11,12 @@ pytest.importorskip("transformers")
 import torch
 import transformers
 
-from ensemblehub import studio
+from ensemblehub import builtin
 from ensemblehub.config import Config
-from ensemblehub.ensemble_methods.ensemble import engine_of
+from ensemblehub.ensemble import engine_of
 from ensemblehub.errors import AbsentError, ConfigError, MissingExtraError, one_line
-from ensemblehub.generators import hf_loading
-from ensemblehub.generators.hf import HFEngine, HFOptions
+from ensemblehub.generators.hf import loading as hf_loading
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 from ensemblehub.schema import Chat, Message, Request
 
 QUESTION = (Message("user", "the quick brown fox"),)
@@ -28,7 +28,13 @@ def text(engine, thinking=None):
 
 @pytest.mark.parametrize(
     ("option", "asked", "thinks"),
-    [(None, None, False), (True, None, True), (False, None, False), (True, False, False), (False, True, True)],
+    [
+        (None, None, False),
+        (True, None, True),
+        (False, None, False),
+        (True, False, False),
+        (False, True, True),
+    ],
 )
 def test_enable_thinking_is_for_chats_that_do_not_say(qwen, option, asked, thinks):
     assert ("Think: " in text(HFEngine("m", HFOptions(qwen, enable_thinking=option)), asked)) is thinks
@@ -85,7 +91,7 @@ def test_max_memory_loads_with_accelerate(qwen):
 def test_footprint(request, monkeypatch, family):
     path = request.getfixturevalue(family)
     engine = HFEngine("m", HFOptions(path, device="cpu", dtype="bfloat16"))
-    parameters, table = engine.card.parameters, engine.card.vocabulary * 48
+    parameters, table = engine.info.parameters, engine.info.vocabulary * 48
     width = 16 if family == "qwen" else 12
     assert engine.footprint.weights == 2 * parameters
     assert engine.footprint.token == 2 * 3 * 2 * width * 2  # keys and values, layers, heads, width, bytes
@@ -94,7 +100,7 @@ def test_footprint(request, monkeypatch, family):
     tables = table if family == "qwen" else 2 * table  # qwen's head is its embedding
     for bits, size in (("8bit", 1), ("4bit", 9 / 16)):
         options = HFOptions(path, dtype="bfloat16", quantization=bits)
-        footprint = hf_loading.footprint_of(options, engine._config, engine.card)
+        footprint = hf_loading.footprint_of(options, engine._config, engine.info)
         assert footprint.weights == 2 * tables + int((parameters - tables) * size)
 
 
@@ -124,7 +130,7 @@ def test_a_path_in_the_home_folder_is_found_everywhere(qwen, tmp_path, monkeypat
     assert config.server.api_key_file == home / "keys"
     assert (config.experiment.data, config.experiment.results) == (home / "data", home / "results")
     assert engine_of(config, config.model_specs[0]).model == engine.model
-    assert studio.resolve("~/judge") == str(home / "judge")
+    assert builtin.resolve("~/judge") == str(home / "judge")
 
 
 async def loaded(engine):
@@ -142,7 +148,9 @@ async def loaded(engine):
         (None, None, None, {1}),
     ],
 )
-def test_what_ends_an_answer_is_what_any_of_the_files_says(qwen, tmp_path, generation, model, tokenizer, ends):
+def test_what_ends_an_answer_is_what_any_of_the_files_says(
+    qwen, tmp_path, generation, model, tokenizer, ends
+):
     folder = tmp_path / "m"
     shutil.copytree(qwen, folder)
     files = {"generation_config.json": ("eos_token_id", generation), "config.json": ("eos_token_id", model)}
@@ -154,7 +162,9 @@ def test_what_ends_an_answer_is_what_any_of_the_files_says(qwen, tmp_path, gener
 
 
 def test_an_error_of_several_lines_is_told_whole_in_one(tmp_path):
-    with pytest.raises(ConfigError, match=r"from one of: \(1\) .* convert a slow tokenizer to a fast one\.$") as error:
+    with pytest.raises(
+        ConfigError, match=r"from one of: \(1\) .* convert a slow tokenizer to a fast one\.$"
+    ) as error:
         hf_loading.tokenizer_of(HFOptions(str(tmp_path), device="cpu"))
     assert "\n" not in str(error.value)
     assert one_line(ValueError("one of:\n (1) a\n\n (2) b")) == "one of: (1) a (2) b"
@@ -164,9 +174,14 @@ def test_an_error_of_several_lines_is_told_whole_in_one(tmp_path):
 
 def test_a_kernel_that_transformers_has_not_for_a_scorers_model_is_replaced(tmp_path, caplog):
     config = transformers.Gemma2Config(
-        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
     auto = transformers.AutoModelForSequenceClassification
     auto.from_config(config).save_pretrained(tmp_path)
     network = hf_loading.load_network(HFOptions(str(tmp_path), device="cpu"), config, auto)

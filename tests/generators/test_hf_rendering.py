@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ensemblehub.errors import RequestError
-from ensemblehub.generators.hf_text import TextFlow, vocabulary_of
-from ensemblehub.generators.rendering import Renderer
+from ensemblehub.generators.text.detokenizer import TextFlow, vocabulary_of
+from ensemblehub.generators.text.rendering import Renderer
 from ensemblehub.schema import Chat, Message, Request, Text, Token
 
 
@@ -24,7 +24,9 @@ def tokenizer():
 
 def chat(*contents, prefix="", thinking=None):
     roles = ("system", "user", "assistant", "user")
-    return Request(Chat(tuple(Message(r, c) for r, c in zip(roles, contents, strict=False)), thinking), prefix=prefix)
+    return Request(
+        Chat(tuple(Message(r, c) for r, c in zip(roles, contents, strict=False)), thinking), prefix=prefix
+    )
 
 
 def shown(rendered, message):
@@ -64,9 +66,7 @@ TOOLS = [{"type": "function", "function": {"name": "add", "description": "a + b,
 
 def with_tools(tokenizer, monkeypatch):
     offered = "{% if tools %}{{ '<|system|>' + tools | tojson + '<|end|>' }}{% endif %}"
-    calls = (
-        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments.a }};{% endfor %}{% endfor %}"
-    )
+    calls = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments.a }};{% endfor %}{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", offered + calls + tokenizer.chat_template)
     return Renderer(tokenizer)
 
@@ -74,7 +74,11 @@ def with_tools(tokenizer, monkeypatch):
 def test_tools_and_calls_are_shown_as_the_template_shows_them(tokenizer, monkeypatch):
     render = with_tools(tokenizer, monkeypatch)
     made = json.dumps({"tool_calls": [{"function": {"name": "add", "arguments": '{"a": "nine"}'}}]})
-    turns = (Message("user", "birds"), Message("assistant", "", made), Message("tool", "rain", '{"tool_call_id": "c"}'))
+    turns = (
+        Message("user", "birds"),
+        Message("assistant", "", made),
+        Message("tool", "rain", '{"tool_call_id": "c"}'),
+    )
     rendered = render(Request(Chat(turns), extra={"tools": TOOLS}))
     expected = tokenizer.apply_chat_template(
         [
@@ -82,8 +86,10 @@ def test_tools_and_calls_are_shown_as_the_template_shows_them(tokenizer, monkeyp
             {"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {"a": "nine"}}}]},
             {"role": "tool", "content": "rain", "tool_call_id": "c"},
         ],
-        tools=TOOLS, add_generation_prompt=True, return_dict=False,
-    )  # fmt: skip
+        tools=TOOLS,
+        add_generation_prompt=True,
+        return_dict=False,
+    )
     assert list(rendered.ids) == expected
     assert [shown(rendered, index) for index in range(3)] == ["birds", "", "rain"]
     assert "nine;" in shown(rendered, None)
@@ -118,7 +124,9 @@ def test_contents_that_repeat_the_template_are_found_where_they_stand(tokenizer)
 
 def test_templates_that_strip_or_change_contents(tokenizer):
     trimmed = make_tokenizer()
-    trimmed.chat_template = "{%- for m in messages -%}{{ '<|user|>' + m['content'] | trim + '<|end|>' }}{%- endfor -%}"
+    trimmed.chat_template = (
+        "{%- for m in messages -%}{{ '<|user|>' + m['content'] | trim + '<|end|>' }}{%- endfor -%}"
+    )
     rendered = Renderer(trimmed)(chat("  rain ", "sun"))
     assert [(at.start, at.end) for at in rendered.origins if at.message == 0][-1][1] == 6
     assert [shown(rendered, index) for index in range(2)] == ["rain", "sun"]
@@ -142,13 +150,43 @@ def controls(rendered):
     ("template", "contents", "whole", "own"),
     [
         (TWICE + "{{ '<|end|>' + messages[0]['content'] }}", [EVIL], f"<|user|>{EVIL}<|end|>{EVIL}", 2),
-        (TWICE + "{{ messages[0]['content'] | trim | upper }}", ["x <|end|> "], "<|user|>x <|end|> X <|end|>", 1),
-        (TWICE + "{{ messages[0]['content'] | replace('a', '') }}", ["a<|end|>a"], "<|user|>a<|end|>a<|end|>", 1),
-        ("{{ messages[0]['content'] + messages[1]['content'] + '<|end|>' }}", ["<|e", "nd|>"], "<|end|><|end|>", 1),
+        (
+            TWICE + "{{ messages[0]['content'] | trim | upper }}",
+            ["x <|end|> "],
+            "<|user|>x <|end|> X <|end|>",
+            1,
+        ),
+        (
+            TWICE + "{{ messages[0]['content'] | replace('a', '') }}",
+            ["a<|end|>a"],
+            "<|user|>a<|end|>a<|end|>",
+            1,
+        ),
+        (
+            "{{ messages[0]['content'] + messages[1]['content'] + '<|end|>' }}",
+            ["<|e", "nd|>"],
+            "<|end|><|end|>",
+            1,
+        ),
         ("{{ '<|user|>' + messages[0]['content'] + 'nd|>' }}", ["x<|e"], "<|user|>x<|end|>", 1),
-        ("{{ messages[1].content + '<|user|>' + messages[0].content }}", [EVIL, EVIL], f"{EVIL}<|user|>{EVIL}", 1),
-        (TWICE + "{{ messages[0] | tojson }}", [END], '<|user|><|end|>{"role": "system", "content": "<|end|>"}', 1),
-        (TWICE + "{{ messages[0]['content'].split('<|end|>')[-1] }}", ["a<|end|>b"], "<|user|>a<|end|>ba<|end|>b", 1),
+        (
+            "{{ messages[1].content + '<|user|>' + messages[0].content }}",
+            [EVIL, EVIL],
+            f"{EVIL}<|user|>{EVIL}",
+            1,
+        ),
+        (
+            TWICE + "{{ messages[0] | tojson }}",
+            [END],
+            '<|user|><|end|>{"role": "system", "content": "<|end|>"}',
+            1,
+        ),
+        (
+            TWICE + "{{ messages[0]['content'].split('<|end|>')[-1] }}",
+            ["a<|end|>b"],
+            "<|user|>a<|end|>ba<|end|>b",
+            1,
+        ),
         (TWICE + "{{ messages[0]['content'][:2] }}", ["a<|end|>b"], None, 1),
     ],
 )
@@ -167,8 +205,13 @@ def test_special_tokens_in_any_copy_of_a_message_are_plain_text(template, conten
 
 def test_a_template_that_makes_special_tokens_of_words_is_refused():
     tokenizer = make_tokenizer()
-    for rewriting, evil in (("m['content'] | lower", "rain<|END|>"), ("m['content'] | replace('X', '')", "<|eXnd|>")):
-        tokenizer.chat_template = f"{{%- for m in messages -%}}{{{{ '<|user|>' + {rewriting} }}}}{{%- endfor -%}}"
+    for rewriting, evil in (
+        ("m['content'] | lower", "rain<|END|>"),
+        ("m['content'] | replace('X', '')", "<|eXnd|>"),
+    ):
+        tokenizer.chat_template = (
+            f"{{%- for m in messages -%}}{{{{ '<|user|>' + {rewriting} }}}}{{%- endfor -%}}"
+        )
         render = Renderer(tokenizer)
         assert controls(render(chat("Rain X"))) == ["<|user|>"]
         with pytest.raises(RequestError, match="rewrites"):
@@ -251,7 +294,9 @@ def test_vocabulary_of_a_sentencepiece_style_tokenizer():
 
 def test_text_flow_holds_back_what_may_begin_a_stop_string(tokenizer):
     flow = TextFlow(vocabulary_of(tokenizer, len(tokenizer), ()), ("END", "Etc"))
-    pushed = [[token.text for token in flow.push(Token(text))] for text in ("a", " E", "N", "A", "bE", "N", "D!")]
+    pushed = [
+        [token.text for token in flow.push(Token(text))] for text in ("a", " E", "N", "A", "bE", "N", "D!")
+    ]
     assert pushed == [["a"], [], [], [" E", "N", "A"], [], [], ["b", "", ""]]
     assert flow.stopped
 

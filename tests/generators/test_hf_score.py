@@ -59,12 +59,16 @@ def test_score_is_that_of_a_direct_pass(family, bench, request):
 
 
 def test_a_long_prompt_is_read_in_parts(bench, monkeypatch):
-    monkeypatch.setattr("ensemblehub.generators.hf_scheduler._CHUNK", 64)
+    monkeypatch.setattr("ensemblehub.generators.batching.scheduler._CHUNK", 64)
 
     async def main():
         async with bench() as b:
             one = ask("be brief", sentence(0, 200))
-            for ids in (b.engine.render(one).ids, (7,), tuple(range(9, 138))):  # 129: one token beyond two parts
+            for ids in (
+                b.engine.render(one).ids,
+                (7,),
+                tuple(range(9, 138)),
+            ):  # 129: one token beyond two parts
                 check(b, await b.engine.score(Request(TokenIds(ids)), b.meter), ids)
             b.passes.clear()
             await b.engine.score(ask("so", sentence(4, 200)), b.meter)
@@ -77,7 +81,10 @@ def test_an_extended_reading_computes_only_the_new_tokens(bench):
     async def main():
         async with bench() as b:
             question, insight = sentence(1, 20), sentence(2, 30)
-            levels = [question, *(f"{question}\nInsights:\n{insight[:cut]}" for cut in (20, 60, 90, len(insight)))]
+            levels = [
+                question,
+                *(f"{question}\nInsights:\n{insight[:cut]}" for cut in (20, 60, 90, len(insight))),
+            ]
             read = []
             for text in levels:
                 one = ask("Use the insights.", text)
@@ -177,10 +184,18 @@ def test_decoder_equals_a_fresh_pass_through_appends_and_drops(bench):
             decoder = b.engine.decoder(one, b.meter)
             ids, rng = list(b.engine.render(one).ids), random.Random(0)
             prompt = len(ids)
-            for append, drop in [((), 0), ((5,), 0), ((6, 7, 8), 0), ((), 2), ((9,), 1), ((), 0), ((4, 4), 2)]:
+            for append, drop in [
+                ((), 0),
+                ((5,), 0),
+                ((6, 7, 8), 0),
+                ((), 2),
+                ((9,), 1),
+                ((), 0),
+                ((4, 4), 2),
+            ]:
                 ids = [*ids[: len(ids) - drop], *append]
                 got = (await decoder.step(append, drop)).logprobs
-                assert got.shape == (b.engine.card.vocabulary,)
+                assert got.shape == (b.engine.info.vocabulary,)
                 assert str(got.dtype) == "float32"
                 assert torch.allclose(torch.from_numpy(got).double(), b.fresh(ids)[-1], atol=1e-5)
             with pytest.raises(RequestError, match="cannot drop"):
@@ -190,7 +205,12 @@ def test_decoder_equals_a_fresh_pass_through_appends_and_drops(bench):
             decoder.close()
             decoder.close()
             cost = b.spent()
-            assert (cost.prompt_tokens, cost.completion_tokens, cost.discarded_tokens, cost.calls) == (prompt, 8, 5, 1)
+            assert (cost.prompt_tokens, cost.completion_tokens, cost.discarded_tokens, cost.calls) == (
+                prompt,
+                8,
+                5,
+                1,
+            )
             with pytest.raises(RequestError, match="closed"):
                 await decoder.step()
 
@@ -212,16 +232,20 @@ def test_reading_a_draft_is_one_pass_and_gives_every_distribution(bench, monkeyp
                 assert len(got) == len(append)
                 fresh = b.fresh(ids)
                 for at, one_got in enumerate(got):
-                    assert torch.allclose(torch.from_numpy(one_got.logprobs).double(), fresh[kept + at], atol=1e-5)
+                    assert torch.allclose(
+                        torch.from_numpy(one_got.logprobs).double(), fresh[kept + at], atol=1e-5
+                    )
             b.passes.clear()
-            assert torch.allclose(torch.from_numpy((await decoder.step()).logprobs).double(), fresh[-1], atol=1e-5)
+            assert torch.allclose(
+                torch.from_numpy((await decoder.step()).logprobs).double(), fresh[-1], atol=1e-5
+            )
             assert not b.passes  # it was known
             with pytest.raises(RequestError, match="nothing to read"):
                 await decoder.read(())
             decoder.close()
 
     run(main())
-    monkeypatch.setattr("ensemblehub.generators.hf_scheduler._CHUNK", 8)
+    monkeypatch.setattr("ensemblehub.generators.batching.scheduler._CHUNK", 8)
 
     async def in_parts():
         async with bench() as b:
@@ -337,9 +361,9 @@ def test_parts_add_up_to_the_total(bench):
                     pass
             total = b.ledger.total
             assert total.calls == 4
-            assert total.flops == pytest.approx(sum(line.cost.flops for line in b.ledger.spent))
-            assert math.isclose(total.seconds, sum(line.cost.seconds for line in b.ledger.spent))
-            assert {line.purpose for line in b.ledger.spent} == {"judge", "answer"}
+            assert total.flops == pytest.approx(sum(line.cost.flops for line in b.ledger.usage.lines))
+            assert math.isclose(total.seconds, sum(line.cost.seconds for line in b.ledger.usage.lines))
+            assert {line.purpose for line in b.ledger.usage.lines} == {"judge", "answer"}
 
     run(main())
 
@@ -350,7 +374,9 @@ def test_texts_and_ids_are_prompts_too(bench):
             ids = b.engine.render(Request(Text("the quick<|end|> brown"))).ids
             assert 1 in ids  # a raw text may hold special tokens
             few = Sampling(max_tokens=9)
-            assert await b.ids(Request(Text("the quick<|end|> brown"), few)) == await b.ids(Request(TokenIds(ids), few))
+            assert await b.ids(Request(Text("the quick<|end|> brown"), few)) == await b.ids(
+                Request(TokenIds(ids), few)
+            )
             scored = await b.engine.score(Request(Text("the quick"), prefix=" brown"), b.meter)
             assert "".join(token.text for token in scored.of(0)) == "the quick"
             assert "".join(token.text for token in scored.of(1)) == " brown"

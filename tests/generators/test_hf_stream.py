@@ -16,13 +16,15 @@ import torch
 from hf_bench import WORDS, run
 
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError
-from ensemblehub.generators import hf_sampling
-from ensemblehub.generators.hf import HFEngine, HFOptions
+from ensemblehub.generators.batching import sampling as hf_sampling
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 from ensemblehub.schema import Chat, Message, Request, Sampling, Text, TokenIds
 
 
 def ask(content, **sampling):
-    return Request(Chat((Message("user", content),)), Sampling(**{"max_tokens": 12, "ignore_eos": True} | sampling))
+    return Request(
+        Chat((Message("user", content),)), Sampling(**{"max_tokens": 12, "ignore_eos": True} | sampling)
+    )
 
 
 def prompts(count):
@@ -83,7 +85,9 @@ def test_prefix_cache_changes_no_text_and_continuing_reuses_the_answer(bench):
             assert again.cached_tokens == again.prompt_tokens - 1
             # The answer so far is re-tokenised, so only as much as gives the same tokens is reused.
             head = "".join(
-                token.text for piece in await b.pieces(ask("lazy dogs sing", max_tokens=9)) for token in piece.tokens
+                token.text
+                for piece in await b.pieces(ask("lazy dogs sing", max_tokens=9))
+                for token in piece.tokens
             )
             b.spent()
             await b.text(ask("lazy dogs sing", max_tokens=5).continued(head))
@@ -97,7 +101,9 @@ def test_stop_strings_never_show_even_across_tokens(bench):
         async with bench() as b:
             whole = await b.text(ask("nine small birds", max_tokens=40))
             tokens = [
-                token.text for piece in await b.pieces(ask("nine small birds", max_tokens=40)) for token in piece.tokens
+                token.text
+                for piece in await b.pieces(ask("nine small birds", max_tokens=40))
+                for token in piece.tokens
             ]
             assert whole == "".join(tokens)
             for start, length in [(3, 2), (7, 5), (10, 9), (15, 1)]:
@@ -145,7 +151,9 @@ def test_seeds_reproduce_whoever_shares_the_step(bench):
         async with bench() as b:
             warm = {"temperature": 1.0, "max_tokens": 16}
             alone = await b.ids(ask("the quick brown", seed=7, **warm))
-            crowd = await asyncio.gather(*[b.ids(ask("the quick brown", seed=seed, **warm)) for seed in range(12)])
+            crowd = await asyncio.gather(
+                *[b.ids(ask("the quick brown", seed=seed, **warm)) for seed in range(12)]
+            )
             assert crowd[7] == alone
             assert len({tuple(ids) for ids in crowd}) > 6
             greedy = await b.ids(ask("the quick brown", max_tokens=16))
@@ -172,11 +180,15 @@ def test_temperature_samples_the_distribution(bench):
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
-        ({"min_p": 0.6}, [0, 1, 0, 1, 0]), ({"min_p": 0.25}, [1, 1, 0, 1, 1]), ({"min_p": 1.0}, [0, 1, 0, 0, 0]),
-        ({"min_p": 0.4, "top_k": 2}, [0, 1, 0, 1, 0]), ({"min_p": 0.4, "top_p": 0.9}, [0, 1, 0, 1, 1]),
-        ({"min_p": 0.4, "top_p": 0.7}, [0, 1, 0, 1, 0]), ({}, [1, 1, 0, 1, 1]),
+        ({"min_p": 0.6}, [0, 1, 0, 1, 0]),
+        ({"min_p": 0.25}, [1, 1, 0, 1, 1]),
+        ({"min_p": 1.0}, [0, 1, 0, 0, 0]),
+        ({"min_p": 0.4, "top_k": 2}, [0, 1, 0, 1, 0]),
+        ({"min_p": 0.4, "top_p": 0.9}, [0, 1, 0, 1, 1]),
+        ({"min_p": 0.4, "top_p": 0.7}, [0, 1, 0, 1, 0]),
+        ({}, [1, 1, 0, 1, 1]),
     ],
-)  # fmt: skip
+)
 def test_min_p_leaves_out_tokens_by_their_share_of_the_likeliest(options, kept):
     rows = torch.tensor([[0.1, 0.4, 0.0, 0.3, 0.2]] * 2)
     left = hf_sampling._limited([Sampling(temperature=1.0, **options), Sampling(temperature=1.0)], rows)
@@ -190,12 +202,19 @@ def test_penalties_and_bias_are_those_of_transformers(bench):
             one = ask("over lazy dogs", repetition_penalty=1.7, max_tokens=20)
             tensor = torch.tensor([b.engine.render(one).ids])
             wanted = b.model.network.generate(
-                tensor, attention_mask=torch.ones_like(tensor), max_new_tokens=20, do_sample=False,
-                repetition_penalty=1.7, eos_token_id=None,
-            )  # fmt: skip
+                tensor,
+                attention_mask=torch.ones_like(tensor),
+                max_new_tokens=20,
+                do_sample=False,
+                repetition_penalty=1.7,
+                eos_token_id=None,
+            )
             assert await b.ids(one) == wanted[0, tensor.shape[1] :].tolist()
             assert await b.ids(ask("over lazy dogs", logit_bias={9: 1e4}, max_tokens=3)) == [9, 9, 9]
-            assert len(set(await b.ids(ask("over", logit_bias={9: 500.0}, presence_penalty=1e4, max_tokens=9)))) == 9
+            assert (
+                len(set(await b.ids(ask("over", logit_bias={9: 500.0}, presence_penalty=1e4, max_tokens=9))))
+                == 9
+            )
 
     run(main())
 
@@ -221,7 +240,9 @@ def test_parts_of_characters_keep_their_bytes(bench):
     async def main():
         async with bench() as b:
             spelled = b.engine.vocabulary.tokens
-            broken = [index for index, data in enumerate(spelled) if "\ufffd" in data.decode(errors="replace")]
+            broken = [
+                index for index, data in enumerate(spelled) if "\ufffd" in data.decode(errors="replace")
+            ]
             parts = {index: spelled[index] for index in broken}
             assert len(parts) > 100
             one = ask("over", top_logprobs=len(spelled), logit_bias=dict.fromkeys(parts, 1e4), max_tokens=6)
@@ -370,7 +391,11 @@ def test_overflow_and_bad_requests_are_refused_before_anything_is_computed(bench
             assert not b.passes
             assert not b.ledger.calls
             assert (
-                len(await b.ids(Request(TokenIds(tuple(range(10, 300))), Sampling(max_tokens=222, ignore_eos=True))))
+                len(
+                    await b.ids(
+                        Request(TokenIds(tuple(range(10, 300))), Sampling(max_tokens=222, ignore_eos=True))
+                    )
+                )
                 == 222
             )
 
@@ -388,7 +413,9 @@ def test_a_default_is_cut_to_the_room_there_is(bench):
                 assert sum(len(piece.tokens) for piece in pieces) == room
                 assert pieces[-1].finish == "length"
                 b.spent()
-            with pytest.raises(ContextOverflowError, match=r"513 tokens .512 in the prompt, 1 in the completion"):
+            with pytest.raises(
+                ContextOverflowError, match=r"513 tokens .512 in the prompt, 1 in the completion"
+            ):
                 await b.ids(Request(TokenIds((5,) * 512), Sampling(fit_context=True)))
 
     run(main())
@@ -427,7 +454,9 @@ def test_logits_that_are_not_numbers_are_an_error_and_the_engine_lives_on(bench,
                     await b.engine.decoder(ask("the quick brown fox"), b.meter).step()
 
             b.model.forward = spoiling
-            with pytest.raises(EngineError, match=r"tiny: the model failed: its logits are not numbers \(NaN\)$"):
+            with pytest.raises(
+                EngineError, match=r"tiny: the model failed: its logits are not numbers \(NaN\)$"
+            ):
                 await asked()
             b.model.forward = forward
             await asked()
@@ -439,7 +468,10 @@ def test_logits_that_are_not_numbers_are_an_error_and_the_engine_lives_on(bench,
 def test_a_row_whose_logits_are_not_numbers_takes_no_other_with_it(bench):
     async def main():
         async with bench(lookahead=12) as b:
-            calm, other = ask("lazy dogs", temperature=1.0, seed=3), ask("the quick brown fox", temperature=1.0, seed=4)
+            calm, other = (
+                ask("lazy dogs", temperature=1.0, seed=3),
+                ask("the quick brown fox", temperature=1.0, seed=4),
+            )
             expected = await b.ids(calm)
             forward, submit, together = b.model.forward, b.engine._scheduler.submit, []
             come = threading.Semaphore(0)
@@ -501,7 +533,9 @@ def test_close_ends_the_thread_and_fails_running_rows(bench):
             assert b.cost.calls == 1
             with pytest.raises(EngineError, match="closed"):
                 await b.text(ask("the quick"))
-        started = {thread for thread in set(threading.enumerate()) - before if thread.name.startswith("ensemblehub")}
+        started = {
+            thread for thread in set(threading.enumerate()) - before if thread.name.startswith("ensemblehub")
+        }
         assert not started
 
     run(main())
@@ -511,9 +545,9 @@ def test_card_is_known_before_weights(qwen):
     engine = HFEngine("tiny", HFOptions(qwen, device="cpu"))
     network = hf_bench.transformers.AutoModelForCausalLM.from_pretrained(qwen)
     total = sum(weight.numel() for weight in network.parameters())
-    assert engine.card.parameters == engine.card.active == total  # the tied head counts, the table does not
-    assert engine.card.attention_flops == 4 * 3 * 4 * 16
-    assert (engine.card.context, engine.card.vocabulary) == (512, network.config.vocab_size)
+    assert engine.info.parameters == engine.info.active == total  # the tied head counts, the table does not
+    assert engine.info.attention_flops == 4 * 3 * 4 * 16
+    assert (engine.info.context, engine.info.vocabulary) == (512, network.config.vocab_size)
     assert "cpu, float32, not quantised" in engine.describe()
     assert not any(thread.name.startswith("ensemblehub") for thread in threading.enumerate())
 
@@ -525,7 +559,7 @@ def test_experts_that_are_not_asked_are_not_active(tmp_path):
     engine = HFEngine("moe", HFOptions(hf_bench.save(tmp_path, config), device="cpu"))
     experts = 3 * 8 * 3 * 48 * 32
     embedding = config.vocab_size * 48
-    assert engine.card.parameters - engine.card.active == embedding + experts * 6 // 8
+    assert engine.info.parameters - engine.info.active == embedding + experts * 6 // 8
 
     async def main():
         async with hf_bench.Bench(str(tmp_path)) as b:

@@ -8,12 +8,12 @@ pytest.importorskip("torch")
 
 from hf_bench import make_tokenizer, run
 
-from ensemblehub import studio
-from ensemblehub.cost import Ledger
+from ensemblehub import builtin
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.output_aggregation.loop import Loop
 from ensemblehub.ensemble_methods.turns import Segments, Turn
-from ensemblehub.generators.hf import HFEngine, HFOptions
-from ensemblehub.generators.rendering import Renderer
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
+from ensemblehub.generators.text.rendering import Renderer
 from ensemblehub.schema import Chat, Message, Piece, Request, Sampling, Text, Token
 
 QUESTION = Chat((Message("user", "There are 3 mugs and twice as many cups. How many cups are there?"),))
@@ -32,7 +32,7 @@ def write(strategy, paths, request):
     async def read():
         engines = [HFEngine(name, HFOptions(path, device="cpu")) for name, path in paths.items()]
         await asyncio.gather(*(engine.load() for engine in engines))
-        ledger = Ledger()
+        ledger = UsageLedger()
         try:
             pieces = [piece async for piece in strategy.run(request, engines, ledger.meter("answer"))]
         finally:
@@ -51,7 +51,9 @@ def computed(calls):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_each_engine_computes_each_token_once(qwen, llama, temperature):
     """Random models write tokens that no tokenizer would, and ends of text in the middle."""
-    request = Request(Text("the quick brown fox"), Sampling(320, temperature=temperature, seed=1, ignore_eos=True))
+    request = Request(
+        Text("the quick brown fox"), Sampling(320, temperature=temperature, seed=1, ignore_eos=True)
+    )
     pieces, ledger, _ = write(Loop(max_new_tokens_per_round=32), {"a": qwen, "b": llama}, request)
     assert sum(len(piece.tokens) for piece in pieces) == 320
     assert len(ledger.calls) == 10
@@ -64,7 +66,7 @@ def test_each_engine_computes_each_token_once(qwen, llama, temperature):
 
 
 def test_chunks_of_one_engine_are_what_it_writes_in_one_go():
-    paths = {"mentor": studio.resolve("studio:mentor")}
+    paths = {"mentor": builtin.resolve("builtin:mentor")}
     request = Request(QUESTION, Sampling(150, ignore_eos=True))  # beyond its end of text
     chunks, ledger, prompt = write(Chunks(), paths, request)
     whole, _, _ = write(Loop(), paths, request)
@@ -81,8 +83,10 @@ def renderer():
 
 
 def turns(*parts):
-    return tuple(Piece("".join(text for text, _ in tokens), name, "answer", tuple(Token(*one) for one in tokens))
-                 for name, tokens in parts)  # fmt: skip
+    return tuple(
+        Piece("".join(text for text, _ in tokens), name, "answer", tuple(Token(*one) for one in tokens))
+        for name, tokens in parts
+    )
 
 
 def rendered(renderer, written, prefix=None, author="me"):
@@ -121,7 +125,9 @@ def test_turns_that_are_not_the_end_of_the_prefix_do_not_count(renderer, prefix)
 def test_a_character_cut_at_the_end_of_a_turn_is_left_out_and_an_end_of_text_is_not(renderer):
     first, second = renderer.inside("é")
     o, end = renderer.inside("o")[0], renderer.tokenizer.eos_token_id
-    whole = turns(("me", [("o", o), ("", end)]), ("me", [("", first), ("é", second)]), ("me", [("o", o), ("", first)]))
+    whole = turns(
+        ("me", [("o", o), ("", end)]), ("me", [("", first), ("é", second)]), ("me", [("o", o), ("", first)])
+    )
     assert list(rendered(renderer, whole).ids[1:]) == [o, end, first, second, o]
 
 
@@ -130,8 +136,8 @@ def test_tokens_without_ids_are_read_as_text(renderer):
     assert list(rendered(renderer, written).ids)[1:] == renderer.inside(" lazy")
 
 
-def test_sixteen_turns_of_the_studio_pair_cost_no_more_than_each_reading_all_of_it_once():
-    paths = {name: studio.resolve(f"studio:{name}") for name in ("mentor", "intern")}
+def test_sixteen_turns_of_the_builtin_pair_cost_no_more_than_each_reading_all_of_it_once():
+    paths = {name: builtin.resolve(f"builtin:{name}") for name in ("mentor", "intern")}
     pieces, ledger, prompt = write(
         Loop(max_new_tokens_per_round=64), paths, Request(QUESTION, Sampling(1024, ignore_eos=True))
     )

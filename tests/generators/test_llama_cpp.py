@@ -23,18 +23,18 @@ import torch
 from hf_bench import WORDS, run
 from transformers import AutoModelForCausalLM
 
-from ensemblehub import studio
+from ensemblehub import builtin
 from ensemblehub.cli import main as command
 from ensemblehub.config import Config
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError
-from ensemblehub.generators.gguf_export import export
-from ensemblehub.generators.hf import HFEngine, HFOptions
-from ensemblehub.generators.llama_cpp import LlamaCppEngine, LlamaCppOptions
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
+from ensemblehub.generators.llama_cpp.engine import LlamaCppEngine, LlamaCppOptions
+from ensemblehub.generators.llama_cpp.gguf_export import export
+from ensemblehub.lab.tasks.builtin_math import BuiltinMath
 from ensemblehub.schema import Chat, Message, Request, Sampling, Text, TokenIds
-from ensemblehub.tasks.studio_math import StudioMath
 
 CLOSE = 2e-4  # nats
 
@@ -123,23 +123,26 @@ def test_the_card_is_that_of_the_hf_engine_before_anything_is_loaded(qwen, llama
     for folder in (qwen, llama):
         engine = LlamaCppEngine("tiny", LlamaCppOptions(str(exported(folder))))
         theirs = HFEngine("tiny", HFOptions(folder, device="cpu"))
-        assert engine.card == theirs.card
+        assert engine.info == theirs.info
         assert engine.footprint.token == 2 * theirs.footprint.token / 4  # float16, not float32
         assert "llama.cpp on cpu, F32" in engine.describe()
         assert engine.model.startswith(f"{Path(folder).name}@")
         assert engine.count(ask("the quick")) == theirs.count(ask("the quick"))
     assert not any(thread.name.startswith("ensemblehub") for thread in threading.enumerate())
-    assert LlamaCppEngine("tiny", LlamaCppOptions(str(exported(qwen)), n_ctx=64)).card.context == 64
+    assert LlamaCppEngine("tiny", LlamaCppOptions(str(exported(qwen)), n_ctx=64)).info.context == 64
 
 
 def test_sampling_is_that_of_the_hf_engine(bench):
     async def main():
         async with bench() as b:
             ways = [
-                {"temperature": 1.0, "seed": 7}, {"temperature": 0.8, "top_p": 0.9, "top_k": 30, "seed": 3},
-                {"repetition_penalty": 1.7}, {"presence_penalty": 3.0, "frequency_penalty": 1.0},
-                {"logit_bias": {9: 1e4}}, {"temperature": 2.0, "top_k": 1},
-            ]  # fmt: skip
+                {"temperature": 1.0, "seed": 7},
+                {"temperature": 0.8, "top_p": 0.9, "top_k": 30, "seed": 3},
+                {"repetition_penalty": 1.7},
+                {"presence_penalty": 3.0, "frequency_penalty": 1.0},
+                {"logit_bias": {9: 1e4}},
+                {"temperature": 2.0, "top_k": 1},
+            ]
             for way in ways:
                 one = ask("over lazy dogs", max_tokens=16, **way)
                 assert await b.ids(one) == [token.id for token in await b.theirs(one)]
@@ -339,7 +342,10 @@ def test_an_extended_reading_computes_only_the_new_tokens(bench):
     async def main():
         async with bench() as b:
             question, insight = sentences(1, 20)[0], " ".join(WORDS * 2)
-            levels = [question, *(f"{question}\nInsights:\n{insight[:cut]}" for cut in (20, 60, 90, len(insight)))]
+            levels = [
+                question,
+                *(f"{question}\nInsights:\n{insight[:cut]}" for cut in (20, 60, 90, len(insight))),
+            ]
             read = []
             for text in levels:
                 one = ask("Use the insights.", text)
@@ -397,7 +403,15 @@ def test_a_decoder_steps_drops_and_reads_as_the_hf_engines(bench):
             ours, theirs = b.engine.decoder(one, b.meter), b.hf.decoder(one, b.ledger.meter("propose"))
             assert ours.vocabulary == theirs.vocabulary
             assert ours.encode(" birds<|end|>é") == theirs.encode(" birds<|end|>é")
-            for append, drop in [((), 0), ((5,), 0), ((6, 7, 8), 0), ((), 2), ((9,), 1), ((), 0), ((4, 4), 2)]:
+            for append, drop in [
+                ((), 0),
+                ((5,), 0),
+                ((6, 7, 8), 0),
+                ((), 2),
+                ((9,), 1),
+                ((), 0),
+                ((4, 4), 2),
+            ]:
                 got, wanted = await ours.step(append, drop), await theirs.step(append, drop)
                 assert got.logprobs.shape == wanted.logprobs.shape
                 assert np.allclose(got.logprobs, wanted.logprobs, atol=CLOSE)
@@ -409,7 +423,7 @@ def test_a_decoder_steps_drops_and_reads_as_the_hf_engines(bench):
                 await ours.step((), 200)
             ours.close()
             theirs.close()
-            spent = {line.purpose: line.cost for line in b.ledger.spent}
+            spent = {line.purpose: line.cost for line in b.ledger.usage.lines}
             for name in ("prompt_tokens", "completion_tokens", "discarded_tokens", "calls"):
                 assert getattr(spent["answer"], name) == getattr(spent["propose"], name)
             with pytest.raises(RequestError, match="closed"):
@@ -430,8 +444,15 @@ def test_overflow_and_bad_requests_are_refused_before_anything_is_computed(bench
                 await b.text(Request(TokenIds((5, 400)), Sampling(max_tokens=2)))
             assert not b.passes
             assert not b.ledger.calls
-            full = [Request(TokenIds(ids[: 290 - i]), Sampling(max_tokens=222 + i, ignore_eos=True)) for i in range(3)]
-            assert list(map(len, await asyncio.gather(*map(b.ids, full)))) == [222, 223, 224]  # the cache is full
+            full = [
+                Request(TokenIds(ids[: 290 - i]), Sampling(max_tokens=222 + i, ignore_eos=True))
+                for i in range(3)
+            ]
+            assert list(map(len, await asyncio.gather(*map(b.ids, full)))) == [
+                222,
+                223,
+                224,
+            ]  # the cache is full
 
     run(main())
 
@@ -513,7 +534,7 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path, qwen, exported):
         run(load(tokenizer=str(tmp_path)))
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="is not the tokenizer of"):
-        run(load(tokenizer=studio.resolve("studio:intern")))
+        run(load(tokenizer=builtin.resolve("builtin:intern")))
     other = tmp_path / "other.gguf"
     other.write_bytes(exported(qwen).read_bytes().replace(b"qwen3", b"qwenX"))
     engine = LlamaCppEngine("other", LlamaCppOptions(str(other), tokenizer=qwen))
@@ -530,16 +551,18 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path, qwen, exported):
 
 @pytest.mark.parametrize(("kind", "close"), [("f16", 0.02), ("bf16", 0.2), ("q8_0", 0.5)])
 def test_smaller_files_say_nearly_the_same(kind, close, tmp_path, monkeypatch, capsys):
-    folder = studio.resolve("studio:intern")
-    command(["export-gguf", "studio:intern", str(tmp_path), "--kind", kind])
+    folder = builtin.resolve("builtin:intern")
+    command(["export-gguf", "builtin:intern", str(tmp_path), "--kind", kind])
     assert str(tmp_path / "model.gguf") in capsys.readouterr().out
-    one = Request(StudioMath().request(next(StudioMath().items("test", 1))), Sampling(max_tokens=40))
+    one = Request(BuiltinMath().request(next(BuiltinMath().items("test", 1))), Sampling(max_tokens=40))
 
     async def main():
         async with Bench(tmp_path / "model.gguf", folder, kv="f16") as b:
             assert kind.upper() in b.engine.describe()
             ours, theirs = await b.engine.score(one, b.meter), await b.hf.score(one, b.meter)
-            gaps = [abs(a.logprob - c.logprob) for a, c in zip(ours.tokens[1:], theirs.tokens[1:], strict=True)]
+            gaps = [
+                abs(a.logprob - c.logprob) for a, c in zip(ours.tokens[1:], theirs.tokens[1:], strict=True)
+            ]
             assert np.mean(gaps) < close
 
     run(main())
@@ -559,19 +582,19 @@ def test_what_cannot_be_exported_is_said(sliding, mistral, tmp_path, capsys):
 
 
 def test_a_ride_with_a_llama_cpp_intern_is_the_ride_with_hf(exported, tmp_path):
-    items = list(StudioMath().items("test", 6))
-    tandem = Tandem(**{**Config.read(studio.CONFIG).aggregation.params, "judge": "entropy:0.35"})
+    items = list(BuiltinMath().items("test", 6))
+    tandem = Tandem(**{**Config.read(builtin.CONFIG).aggregation.params, "judge": "entropy:0.35"})
 
     def rides(intern):
         async def main():
-            mentor = HFEngine("mentor", HFOptions(studio.resolve("studio:mentor"), device="cpu"))
+            mentor = HFEngine("mentor", HFOptions(builtin.resolve("builtin:mentor"), device="cpu"))
             async with Ensemble([mentor, intern], All(), tandem) as hub:
-                asked = [Request(StudioMath().request(item), Sampling(max_tokens=300)) for item in items]
+                asked = [Request(BuiltinMath().request(item), Sampling(max_tokens=300)) for item in items]
                 return await asyncio.gather(*map(hub.answer, asked))
 
         return run(main())
 
-    folder = studio.resolve("studio:intern")
+    folder = builtin.resolve("builtin:intern")
     ours = rides(LlamaCppEngine("intern", LlamaCppOptions(str(exported(folder)), threads=1, kv="f32")))
     theirs = rides(HFEngine("intern", HFOptions(folder, device="cpu")))
     assert len({result.verdicts[-1].level for result in theirs}) > 1

@@ -6,16 +6,23 @@ from dataclasses import replace
 import pytest
 from faulty import CHAT, CUT, QUICK, STALL, WORDS, Asked, answer, bill, event, said, upstream
 
-from ensemblehub.cost import Ledger
+from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
-from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
-from ensemblehub.generators.patience import Breaker, Failure, Patience
+from ensemblehub.generators.openai.engine import OpenAIEngine, OpenAIOptions
+from ensemblehub.generators.openai.patience import Breaker, Failure, Patience
 from ensemblehub.schema import Price, Request, Sampling, Text, TokenIds
 
 
 def test_an_answer_is_streamed_and_billed_as_the_provider_says():
     asked = Asked(
-        [said("It"), said(" is"), said(" 4."), said(finish="stop"), bill(9, 5, cached=4, cost=0.25), event("[DONE]")]
+        [
+            said("It"),
+            said(" is"),
+            said(" 4."),
+            said(finish="stop"),
+            bill(9, 5, cached=4, cost=0.25),
+            event("[DONE]"),
+        ]
     )
     assert [piece.text for piece in asked.pieces] == ["It", " is", " 4.", ""]
     assert asked.pieces[-1].finish == "stop"
@@ -25,7 +32,10 @@ def test_an_answer_is_streamed_and_billed_as_the_provider_says():
     assert cost.flops == pytest.approx(2 * 7e9 * (9 - 4 + 5 - 1))  # the size is in the name
     body = asked.api.asked[0]
     assert body["path"] == "/v1/chat/completions"
-    assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
+    assert body["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "2 + 2?"},
+    ]
     assert body["stream_options"] == {"include_usage": True}
     assert body["max_tokens"] == 512
 
@@ -33,7 +43,14 @@ def test_an_answer_is_streamed_and_billed_as_the_provider_says():
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 @pytest.mark.parametrize(("option", "text"), [("inline", "<think>Add.</think>4"), ("drop", "4")])
 def test_thoughts_stand_before_the_answer_as_local_models_write_them(field, option, text):
-    script = [said(**{field: "Ad"}), said(**{field: "d."}), said("4"), said(finish="stop"), bill(), event("[DONE]")]
+    script = [
+        said(**{field: "Ad"}),
+        said(**{field: "d."}),
+        said("4"),
+        said(finish="stop"),
+        bill(),
+        event("[DONE]"),
+    ]
     assert Asked(script, reasoning=option).text == text
 
 
@@ -47,23 +64,39 @@ def test_a_length_and_a_tool_call_are_ends_of_their_own():
 
 def test_every_field_of_a_request_is_sent_or_refused():
     sampling = Sampling(
-        max_tokens=9, temperature=0.5, top_p=0.9, seed=3, stop=("a", "b"), logit_bias={5: -1.0}, presence_penalty=0.1,
+        max_tokens=9,
+        temperature=0.5,
+        top_p=0.9,
+        seed=3,
+        stop=("a", "b"),
+        logit_bias={5: -1.0},
+        presence_penalty=0.1,
         frequency_penalty=0.2,
-    )  # fmt: skip
+    )
     request = Request(CHAT, sampling, extra={"tools": [{"type": "function"}]})
     options = {"max_tokens_field": "max_completion_tokens", "extra_body": {"provider": "x"}, "tools": True}
     body = Asked(answer(), request=request, **options).api.asked[0]
     for key, value in {
-        "max_completion_tokens": 9, "temperature": 0.5, "top_p": 0.9, "seed": 3, "stop": ["a", "b"], "provider": "x",
-        "logit_bias": {"5": -1.0}, "presence_penalty": 0.1, "frequency_penalty": 0.2, "tools": [{"type": "function"}],
-    }.items():  # fmt: skip
+        "max_completion_tokens": 9,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": 3,
+        "stop": ["a", "b"],
+        "provider": "x",
+        "logit_bias": {"5": -1.0},
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.2,
+        "tools": [{"type": "function"}],
+    }.items():
         assert body[key] == value
     more = Request(CHAT, Sampling(top_k=5, min_p=0.1, ignore_eos=True, stop_token_ids=(7,)))
     assert isinstance(Asked(answer(), request=more).error, RequestError)
     body = Asked(answer(), request=more, dialect="vllm").api.asked[0]
     assert (body["top_k"], body["min_p"], body["ignore_eos"], body["stop_token_ids"]) == (5, 0.1, True, [7])
     assert isinstance(Asked(answer(), request=Request(TokenIds((1,)))).error, RequestError)
-    assert isinstance(Asked(answer(), request=request).error, CapabilityError)  # no word that the API calls tools
+    assert isinstance(
+        Asked(answer(), request=request).error, CapabilityError
+    )  # no word that the API calls tools
 
 
 def test_what_the_api_has_no_word_for_is_said_once(caplog):
@@ -93,7 +126,11 @@ def test_a_raw_prompt_goes_to_the_other_route():
 @pytest.mark.parametrize(
     ("options", "last", "more"),
     [
-        ({"prefix": "continue_final_message"}, {}, {"continue_final_message": True, "add_generation_prompt": False}),
+        (
+            {"prefix": "continue_final_message"},
+            {},
+            {"continue_final_message": True, "add_generation_prompt": False},
+        ),
         ({"dialect": "vllm"}, {}, {"continue_final_message": True, "add_generation_prompt": False}),
         ({"prefix": "assistant"}, {}, {}),
         ({"prefix": "flag"}, {"prefix": True}, {}),
@@ -106,9 +143,9 @@ def test_an_answer_is_continued_in_the_way_the_server_understands(options, last,
 
 
 def test_what_an_api_cannot_do_is_known_before_it_is_asked():
-    assert OpenAIEngine("far", OpenAIOptions("m")).can == frozenset()
+    assert OpenAIEngine("far", OpenAIOptions("m")).capabilities == frozenset()
     options = OpenAIOptions("m", dialect="vllm", logprobs=True, tools=True, response_format=True)
-    assert OpenAIEngine("far", options).can == {"prefix", "logprobs", "tools", "response_format"}
+    assert OpenAIEngine("far", options).capabilities == {"prefix", "logprobs", "tools", "response_format"}
     asked = Asked(answer(), request=Request(CHAT, prefix="It"))
     assert "cannot continue" in str(asked.error)
     assert asked.api.asked == []
@@ -120,7 +157,9 @@ def test_logprobs_come_with_their_alternatives():
         "logprob": -0.5,
         "top_logprobs": [{"token": "4", "logprob": -0.5}, {"token": "5", "logprob": -2}],
     }
-    chunk = event({"choices": [{"delta": {"content": "4"}, "logprobs": {"content": [entry]}, "finish_reason": None}]})
+    chunk = event(
+        {"choices": [{"delta": {"content": "4"}, "logprobs": {"content": [entry]}, "finish_reason": None}]}
+    )
     asked = Asked([chunk, *answer()[-3:]], logprobs=True, request=Request(CHAT, Sampling(top_logprobs=2)))
     (token,) = asked.pieces[0].tokens
     assert (token.logprob, [one.text for one in token.top]) == (-0.5, ["4", "5"])
@@ -138,7 +177,11 @@ FAULTS = {
     "busy for ever": ([REFUSALS[0]], 3, "slow down"),
     "broken for ever": ([REFUSALS[1]], 3, "HTTP 500 oops"),
     "a proxy's page": ([REFUSALS[2]], 3, "bad gateway"),
-    "a page that says 200": ([(200, {"content-type": "text/html"}, "<p>login</p>")], 1, "no stream but text/html"),
+    "a page that says 200": (
+        [(200, {"content-type": "text/html"}, "<p>login</p>")],
+        1,
+        "no stream but text/html",
+    ),
     "silence": ([[STALL]], 3, "no answer in time"),
     "silence behind the head": ([[b": hello\n\n", STALL]], 3, "it stalled"),
     "a stall in the middle": ([[said("It"), STALL]], 1, "it stalled"),
@@ -151,9 +194,17 @@ FAULTS = {
     "an error in the stream": ([[said("It"), event({"error": {"message": "overloaded"}})]], 1, "overloaded"),
     "an endless line": ([[said("It"), *[b"data: " + b"x" * 400_000] * 4]], 1, "more than"),
     "filtered": ([[said("It"), said(finish="content_filter"), event("[DONE]")]], 1, "content_filter"),
-    "nothing": ([[event({"choices": [{"delta": None}]}), event({"choices": None}), event({})]], 1, "broke off"),
-    "a stray shape": ([[said("It"), event({"choices": "x"})]], 1, "malformed reply: `choices`: it is no list"),
-}  # fmt: skip
+    "nothing": (
+        [[event({"choices": [{"delta": None}]}), event({"choices": None}), event({})]],
+        1,
+        "broke off",
+    ),
+    "a stray shape": (
+        [[said("It"), event({"choices": "x"})]],
+        1,
+        "malformed reply: `choices`: it is no list",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -204,7 +255,8 @@ def test_an_endpoint_that_keeps_failing_is_left_alone_and_tried_again_later():
 
 
 @pytest.mark.parametrize(
-    "script", [[said("It"), 0.05, said(" is"), STALL], [part for word in WORDS * 50 for part in (said(word), 0.02)]]
+    "script",
+    [[said("It"), 0.05, said(" is"), STALL], [part for word in WORDS * 50 for part in (said(word), 0.02)]],
 )
 def test_closing_the_stream_ends_the_request_and_marks_the_bill_as_an_estimate(script):
     asked = Asked(script, read=2, price=Price(1.0, 2.0))
@@ -244,7 +296,10 @@ def test_keys_come_from_the_environment_and_are_never_shown(monkeypatch):
 def test_the_references_form_of_a_model_is_understood(monkeypatch):
     options = OpenAIOptions("deepseek/deepseek-r1:free:https://openrouter.ai/api/v1:$MY_KEY")
     engine = OpenAIEngine("far", options)
-    assert (engine.address.model, engine.address.url) == ("deepseek/deepseek-r1:free", "https://openrouter.ai/api/v1")
+    assert (engine.address.model, engine.address.url) == (
+        "deepseek/deepseek-r1:free",
+        "https://openrouter.ai/api/v1",
+    )
     assert engine.address.key_variable == "MY_KEY"
     plain = OpenAIEngine("far", OpenAIOptions("gpt-4o", base_url="https://openrouter.ai/api/v1/"))
     assert plain.address.key_variable == "OPENROUTER_API_KEY"
@@ -264,14 +319,14 @@ def test_the_references_form_of_a_model_is_understood(monkeypatch):
     ],
 )
 def test_a_size_in_the_name_is_taken_and_no_other(name, size):
-    assert OpenAIEngine("far", OpenAIOptions(name)).card.parameters == size
-    assert OpenAIEngine("far", OpenAIOptions(name, parameters=5)).card.parameters == 5
+    assert OpenAIEngine("far", OpenAIOptions(name)).info.parameters == size
+    assert OpenAIEngine("far", OpenAIOptions(name, parameters=5)).info.parameters == 5
 
 
 def test_known_models_have_their_price():
-    price = OpenAIEngine("far", OpenAIOptions("gpt-4o")).card.price
+    price = OpenAIEngine("far", OpenAIOptions("gpt-4o")).info.price
     assert 0 < price.prompt < price.completion
-    assert OpenAIEngine("far", OpenAIOptions("some-model")).card.price is None
+    assert OpenAIEngine("far", OpenAIOptions("some-model")).info.price is None
 
 
 def test_requests_at_the_same_time_are_limited():
@@ -280,7 +335,7 @@ def test_requests_at_the_same_time_are_limited():
             engine = OpenAIEngine("far", OpenAIOptions("m", base_url=url, concurrency=2, patience=QUICK))
 
             async def one():
-                return [piece async for piece in engine.stream(Request(CHAT), Ledger().meter("answer"))]
+                return [piece async for piece in engine.stream(Request(CHAT), UsageLedger().meter("answer"))]
 
             started = time.monotonic()
             found = await asyncio.gather(*[one() for _ in range(6)])
@@ -308,7 +363,9 @@ def test_parts_of_a_character_keep_the_bytes_that_an_api_gives():
     part = {"token": "\\xf0\\x9f", "logprob": -0.5, "bytes": [0xF0, 0x9F]}
     others = [{"token": "a", "logprob": -1, "bytes": [97]}, {"token": "b", "logprob": -2}]
     entry = {**part, "top_logprobs": [part, *others]}
-    chunk = event({"choices": [{"delta": {"content": "4"}, "logprobs": {"content": [entry]}, "finish_reason": None}]})
+    chunk = event(
+        {"choices": [{"delta": {"content": "4"}, "logprobs": {"content": [entry]}, "finish_reason": None}]}
+    )
     asked = Asked([chunk, *answer()[-3:]], logprobs=True, request=Request(CHAT, Sampling(top_logprobs=3)))
     (token,) = asked.pieces[0].tokens
     assert token.part == b"\xf0\x9f"

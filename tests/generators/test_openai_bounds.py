@@ -10,10 +10,10 @@ import time
 import pytest
 from faulty import CHAT, QUICK, STALL, Asked, answer, event, said, upstream
 
-from ensemblehub.cost import Ledger
+from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import ContextOverflowError, EngineError, RequestError
-from ensemblehub.generators.api_errors import ErrorReply, one_line, retry_after
-from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
+from ensemblehub.generators.openai.engine import OpenAIEngine, OpenAIOptions
+from ensemblehub.generators.openai.errors import ErrorReply, one_line, retry_after
 from ensemblehub.schema import Request, Sampling, Text
 
 DONE = event("[DONE]")
@@ -46,7 +46,9 @@ def test_a_provider_that_ignores_stop_strings_is_cut_at_them():
         assert (cut(script).text, cut(script).pieces[-1].finish) == ("It is 4", "stop")
     assert cut([said("It is 4\n"), said(finish="stop"), DONE]).text == "It is 4\n"
     assert (
-        cut([said("ab\n\nc"), said(finish="stop"), DONE], extra_body={"include_stop_str_in_output": True}).text
+        cut(
+            [said("ab\n\nc"), said(finish="stop"), DONE], extra_body={"include_stop_str_in_output": True}
+        ).text
         == "ab\n\nc"
     )
 
@@ -57,7 +59,9 @@ def test_stop_strings_do_not_end_thoughts():
 
 
 def test_a_provider_that_ignores_max_tokens_is_cut_there(caplog):
-    asked = Asked([said(" word") for _ in range(500)] + [STALL], request=Request(CHAT, Sampling(max_tokens=8)))
+    asked = Asked(
+        [said(" word") for _ in range(500)] + [STALL], request=Request(CHAT, Sampling(max_tokens=8))
+    )
     assert (asked.error, asked.text, asked.pieces[-1].finish) == (None, " word" * 8, "length")
     assert (asked.cost.completion_tokens, asked.cost.estimated, asked.api.left) == (8, True, 1)
     assert "far: the provider writes more than max_tokens, 8; the answer ends there" in caplog.messages
@@ -76,7 +80,9 @@ def test_max_tokens_counts_the_tokens_that_the_api_names():
 
 
 def test_what_is_within_max_tokens_is_not_cut():
-    exact = Asked([*[said("x")] * 8, said(finish="stop"), DONE], request=Request(CHAT, Sampling(max_tokens=8)))
+    exact = Asked(
+        [*[said("x")] * 8, said(finish="stop"), DONE], request=Request(CHAT, Sampling(max_tokens=8))
+    )
     assert (exact.text, exact.pieces[-1].finish) == ("x" * 8, "stop")
     small = [
         chunk([{"delta": {"content": "x"}}], usage={"prompt_tokens": 1, "completion_tokens": 1 + i // 4})
@@ -93,7 +99,9 @@ def test_what_is_within_max_tokens_is_not_cut():
     thoughts = [*[delta(reasoning_content="x")] * 20, said("4"), said(finish="stop"), DONE]
     few = Request(CHAT, Sampling(max_tokens=8))
     assert Asked(thoughts, request=few).pieces[-1].finish == "stop"
-    assert Asked(thoughts, request=few, max_tokens_field="max_completion_tokens").pieces[-1].finish == "length"
+    assert (
+        Asked(thoughts, request=few, max_tokens_field="max_completion_tokens").pieces[-1].finish == "length"
+    )
 
 
 # ---- deadlines and bounds
@@ -144,7 +152,7 @@ def test_what_unpacks_without_end_is_bounded_and_blocks_nobody(body, status):
 
             async def ask():
                 with pytest.raises(EngineError):
-                    async for _ in engine.stream(Request(CHAT), Ledger().meter("answer")):
+                    async for _ in engine.stream(Request(CHAT), UsageLedger().meter("answer")):
                         pass
 
             task = asyncio.create_task(ask())
@@ -182,9 +190,9 @@ def test_a_body_that_drips_is_given_up():
         engine = OpenAIEngine("far", OpenAIOptions("m", base_url=url, patience=patience, score="echo"))
         for status in (200, 500):  # noqa: B007  # `drip` reads it
             for work in (
-                engine.score(Request(Text("x")), Ledger().meter("judge")),
+                engine.score(Request(Text("x")), UsageLedger().meter("judge")),
                 engine.listed(),
-                anext(engine.stream(Request(CHAT), Ledger().meter("answer"))),
+                anext(engine.stream(Request(CHAT), UsageLedger().meter("answer"))),
             ):
                 started = time.monotonic()
                 with pytest.raises(EngineError):
@@ -221,7 +229,10 @@ def test_bytes_that_are_no_utf8_are_replaced():
         ({"detail": "no"}, "no"),
         ({"detail": [{"loc": ["body"], "msg": "no"}]}, "no"),
         ([{"error": {"message": "no"}}], "no"),
-        ({"error": {"message": "Provider returned error", "metadata": {"raw": "no"}}}, "Provider returned error: no"),
+        (
+            {"error": {"message": "Provider returned error", "metadata": {"raw": "no"}}},
+            "Provider returned error: no",
+        ),
         ({"error": {"message": ["a"]}}, '{"error": {"message": ["a"]}}'),
         ([], "[]"),
         ("no", '"no"'),
@@ -232,7 +243,11 @@ def test_a_refusal_says_why_in_any_form(body, says):
 
 
 def test_a_refusal_is_one_line_of_text_and_bounded():
-    for body in ("\x1b[31mred\x07\r\nnext\u2028line", "[" * 60_000, json.dumps({"error": {"message": "x" * 10**6}})):
+    for body in (
+        "\x1b[31mred\x07\r\nnext\u2028line",
+        "[" * 60_000,
+        json.dumps({"error": {"message": "x" * 10**6}}),
+    ):
         said_so = str(Asked((403, {}, body)).error)
         assert said_so.isprintable()
         assert len(said_so) < 700

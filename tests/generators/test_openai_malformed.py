@@ -9,14 +9,14 @@ from contextlib import aclosing
 import httpx2
 import pytest
 
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.loop import Loop
 from ensemblehub.errors import EngineError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
-from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
-from ensemblehub.generators.patience import Patience
+from ensemblehub.generators.openai.engine import OpenAIEngine, OpenAIOptions
+from ensemblehub.generators.openai.patience import Patience
 from ensemblehub.schema import Chat, Message, Piece, Request, Sampling, Text
 
 CHAT = Chat((Message("user", "2 + 2?"),))
@@ -60,7 +60,12 @@ USAGE = {
     "prompt_tokens_details": {"cached_tokens": 4},
     "completion_tokens_details": {"reasoning_tokens": 1},
 }
-ENTRY = {"token": "It", "logprob": -0.5, "bytes": [73, 116], "top_logprobs": [{"token": "It", "logprob": -0.5}]}
+ENTRY = {
+    "token": "It",
+    "logprob": -0.5,
+    "bytes": [73, 116],
+    "top_logprobs": [{"token": "It", "logprob": -0.5}],
+}
 CALL = {"index": 0, "id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 HEAD = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "system_fingerprint": None}
 TOP = {"tokens": ["It"], "token_logprobs": [-0.5], "top_logprobs": [{"It": -0.5}], "text_offset": [0]}
@@ -78,7 +83,11 @@ STREAM = [
         ],
         "usage": None,
     },
-    {"choices": [{"index": 0, "delta": {"content": [{"type": "text", "text": " is"}], "function_call": None}}]},
+    {
+        "choices": [
+            {"index": 0, "delta": {"content": [{"type": "text", "text": " is"}], "function_call": None}}
+        ]
+    },
     {"choices": [{"index": 0, "delta": {"tool_calls": [CALL]}, "finish_reason": None}]},
     {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
     {"choices": [], "usage": USAGE, "x_groq": {"id": "r"}},
@@ -87,7 +96,13 @@ TEXTS = [
     {"choices": [{"index": 0, "text": "It", "logprobs": TOP, "finish_reason": None}]},
     {"choices": [{"index": 0, "text": " is", "logprobs": None, "finish_reason": "stop"}], "usage": USAGE},
 ]
-MESSAGE = {"role": "assistant", "content": "It is", "reasoning_content": "Hm", "refusal": None, "tool_calls": [CALL]}
+MESSAGE = {
+    "role": "assistant",
+    "content": "It is",
+    "reasoning_content": "Hm",
+    "refusal": None,
+    "tool_calls": [CALL],
+}
 WHOLE = {
     **HEAD,
     "choices": [{"index": 0, "message": MESSAGE, "logprobs": {"content": [ENTRY]}, "finish_reason": "stop"}],
@@ -178,17 +193,26 @@ def api(monkeypatch):
 
 def engine_of(**options):
     patience = Patience(first_token=5, inter_token=5, total=5, tries=1, breaker_failures=10**9)
-    given = {"logprobs": True, "score": "echo", "entropy_top_k": 2, "tools": True, "patience": patience, **options}
+    given = {
+        "logprobs": True,
+        "score": "echo",
+        "entropy_top_k": 2,
+        "tools": True,
+        "patience": patience,
+        **options,
+    }
     return OpenAIEngine("far", OpenAIOptions("m", base_url="http://127.0.0.1:9/v1", **given))
 
 
 async def outcome(engine, form):
     """The text, the error and the bill of one request."""
-    ledger, text, error = Ledger(), "", None
+    ledger, text, error = UsageLedger(), "", None
     request = Request(Text("It is") if form in ("read", "texts") else CHAT, Sampling(max_tokens=50))
     try:
         if form == "read":
-            text = "".join(token.text for token in (await engine.score(request, ledger.meter("judge"))).tokens)
+            text = "".join(
+                token.text for token in (await engine.score(request, ledger.meter("judge"))).tokens
+            )
         else:
             async with aclosing(engine.stream(request, ledger.meter("answer"))) as pieces:
                 async for piece in pieces:
@@ -242,7 +266,9 @@ def test_a_field_of_another_type_is_tolerated_or_an_error_of_one_line(api, form,
                     truth.completion_tokens,
                     truth.usd,
                 )
-                other = value in (None, 0, 7, 1.5) or ("prompt_tokens_details" in path and isinstance(value, dict))
+                other = value in (None, 0, 7, 1.5) or (
+                    "prompt_tokens_details" in path and isinstance(value, dict)
+                )
                 assert same or cost.estimated or other, where
         await engine.close()
 
@@ -280,7 +306,12 @@ NAMES = ["retry-after", "content-type", "content-encoding", "transfer-encoding",
 
 def test_an_odd_header_is_tolerated_or_an_error_of_one_line(api):
     asked = [("stream", 200), ("whole", 200), ("stream", 429), ("whole", 503), ("read", 200)]
-    cases = [(form, FORMS[form], status, {name: value}) for name in NAMES for value in VALUES for form, status in asked]
+    cases = [
+        (form, FORMS[form], status, {name: value})
+        for name in NAMES
+        for value in VALUES
+        for form, status in asked
+    ]
     for text, error, ledger in outcomes(api, cases):
         assert (error is None) == bool(text)
         assert error is None or str(error).isprintable()

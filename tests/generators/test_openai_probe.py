@@ -6,12 +6,12 @@ import json
 import pytest
 from faulty import CUT, STALL, answer, bill, event, said, upstream
 
-from ensemblehub import studio
-from ensemblehub.cost import Ledger
+from ensemblehub import builtin
+from ensemblehub.cost import UsageLedger
 from ensemblehub.doctor import examine
-from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
-from ensemblehub.generators.openai_probe import Probe
-from ensemblehub.generators.patience import Patience
+from ensemblehub.generators.openai.engine import OpenAIEngine, OpenAIOptions
+from ensemblehub.generators.openai.patience import Patience
+from ensemblehub.generators.openai.probe import Probe
 
 QUICK = Patience(connect=1, first_token=0.4, inter_token=0.4, total=2, tries=1, backoff=0.01)
 JSON = {"content-type": "application/json"}
@@ -25,7 +25,11 @@ def refusal(said, status=400):
 def reply(asked, able):
     """An API that can do what `able` says, and ignores what it does not understand, as many do."""
     if asked["path"].endswith("/models"):
-        return (200, JSON, json.dumps({"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 900}, {"id": "n"}]}))
+        return (
+            200,
+            JSON,
+            json.dumps({"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 900}, {"id": "n"}]}),
+        )
     if asked["path"].endswith("/completions") and "messages" not in asked:
         return _read(asked, able)
     last = asked["messages"][-1]
@@ -41,7 +45,11 @@ def reply(asked, able):
     elif "response_format" in asked and "response_format" in able:
         words = ['{"city":', ' "Paris"}']
     elif asked.get("logprobs") and "logprobs" in able:
-        told = {"content": [{"token": "The", "logprob": -0.1, "top_logprobs": [{"token": "The", "logprob": -0.1}] * 2}]}
+        told = {
+            "content": [
+                {"token": "The", "logprob": -0.1, "top_logprobs": [{"token": "The", "logprob": -0.1}] * 2}
+            ]
+        }
         chunk = {"choices": [{"delta": {"content": "The"}, "logprobs": told, "finish_reason": None}]}
         return [event(chunk), *answer(usage="usage" in able)[-3:]]
     return answer(*words, usage="usage" in able)
@@ -67,7 +75,7 @@ class Probed:
     """What was found of an API that plays a script, and who asked what."""
 
     def __init__(self, script, **options):
-        self.ledger = Ledger()
+        self.ledger = UsageLedger()
         asyncio.run(self._ask(script, options))
 
     async def _ask(self, script, options):
@@ -96,12 +104,25 @@ def api(*able, **options):
 def test_all_that_an_able_endpoint_can_do_is_seen_with_the_options_to_write():
     probed = api(*ABLE)
     assert probed.seen == {
-        "models", "streaming", "usage", "logprobs", "prefix", "score", "tools", "response_format"
-    }  # fmt: skip
+        "models",
+        "streaming",
+        "usage",
+        "logprobs",
+        "prefix",
+        "score",
+        "tools",
+        "response_format",
+    }
     assert probed.options == {
-        "dialect": "vllm", "context": 900, "logprobs": True, "prefix": "continue_final_message", "score": "echo",
-        "entropy_top_k": 5, "tools": True, "response_format": True,
-    }  # fmt: skip
+        "dialect": "vllm",
+        "context": 900,
+        "logprobs": True,
+        "prefix": "continue_final_message",
+        "score": "echo",
+        "entropy_top_k": 5,
+        "tools": True,
+        "response_format": True,
+    }
     assert probed.wrong == set()
     assert "after 'The capital of France is Par' it wrote 'is.'" in probed.findings["prefix"].sentence
     assert "those of the 5 likeliest" in probed.findings["score"].sentence
@@ -121,7 +142,13 @@ def test_an_endpoint_that_only_writes_is_told_so_and_nothing_is_wrong_unless_dec
     assert "bills are estimates" in probed.findings["usage"].sentence
     assert "continue_final_message: it began anew" in probed.findings["prefix"].sentence
     assert "no such route" in probed.findings["score"].sentence
-    declared = {"prefix": "assistant", "logprobs": True, "score": "echo", "tools": True, "response_format": True}
+    declared = {
+        "prefix": "assistant",
+        "logprobs": True,
+        "score": "echo",
+        "tools": True,
+        "response_format": True,
+    }
     assert api(**declared).wrong == {"prefix", "logprobs", "score", "tools", "response_format"}
 
 
@@ -160,13 +187,27 @@ FAULTS = {
     "the key is refused": (refusal("no such key", 401), "models", "it refuses the key"),
     "silence": ([STALL], "models", "no answer in time"),
     "a page": ((200, {"content-type": "text/html"}, "<p>login</p>"), "models", "not JSON"),
-    "a cut": (lambda asked: [CUT] if "messages" in asked else reply(asked, ABLE), "streaming", "does not answer"),
-    "garbage": (lambda asked: [event("x")] if "messages" in asked else reply(asked, ABLE), "streaming", "not JSON"),
-    "no stream": (
-        lambda asked: (200, JSON, "{}") if "messages" in asked else reply(asked, ABLE), "streaming", "broke off"
+    "a cut": (
+        lambda asked: [CUT] if "messages" in asked else reply(asked, ABLE),
+        "streaming",
+        "does not answer",
     ),
-    "busy": (lambda asked: refusal("slow", 429) if "messages" in asked else reply(asked, ABLE), "streaming", "slow"),
-}  # fmt: skip
+    "garbage": (
+        lambda asked: [event("x")] if "messages" in asked else reply(asked, ABLE),
+        "streaming",
+        "not JSON",
+    ),
+    "no stream": (
+        lambda asked: (200, JSON, "{}") if "messages" in asked else reply(asked, ABLE),
+        "streaming",
+        "broke off",
+    ),
+    "busy": (
+        lambda asked: refusal("slow", 429) if "messages" in asked else reply(asked, ABLE),
+        "streaming",
+        "slow",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -180,13 +221,20 @@ def test_an_endpoint_that_cannot_be_asked_is_one_finding_and_no_failure(fault):
 
 def test_a_model_that_is_not_listed_is_no_problem_where_it_answers():
     def script(asked):
-        return (200, JSON, '{"data": [{"id": "other"}]}') if asked["path"] == "/v1/models" else reply(asked, ABLE)
+        return (
+            (200, JSON, '{"data": [{"id": "other"}]}')
+            if asked["path"] == "/v1/models"
+            else reply(asked, ABLE)
+        )
 
     probed = Probed(script)
     assert "m is not among the 1 models it lists (other)" in probed.findings["models"].sentence
     assert "streaming" in probed.seen
     assert probed.wrong == set()
-    assert "streaming" in Probed(lambda one: refusal("?", 404) if "messages" not in one else reply(one, ABLE)).seen
+    assert (
+        "streaming"
+        in Probed(lambda one: refusal("?", 404) if "messages" not in one else reply(one, ABLE)).seen
+    )
 
 
 def test_the_key_is_in_no_finding(monkeypatch):
@@ -222,8 +270,8 @@ def test_the_doctor_tells_a_dead_endpoint_in_one_line_and_asks_it_nothing_unless
 def test_a_tokenizer_may_be_that_of_a_model_that_ships(tmp_path):
     from ensemblehub.config import Config
 
-    (spec,) = Config.read(written(tmp_path, "http://x/v1", tokenizer="studio:intern")).model_specs
-    assert spec.options["tokenizer"] == studio.resolve("studio:intern")
+    (spec,) = Config.read(written(tmp_path, "http://x/v1", tokenizer="builtin:intern")).model_specs
+    assert spec.options["tokenizer"] == builtin.resolve("builtin:intern")
 
 
 @pytest.mark.parametrize(
@@ -233,6 +281,6 @@ def test_a_list_of_models_of_any_shape_is_a_finding(value):
     entry = {"id": "m", "owned_by": "vllm", "max_model_len": 2048}
     for listed in (value, [value], *([{**entry, name: value}] for name in entry)):
         engine = OpenAIEngine("far", OpenAIOptions("m"))
-        found = Probe(engine, Ledger(), engine.settings)._read_list({"data": listed}, "m")
+        found = Probe(engine, UsageLedger(), engine.settings)._read_list({"data": listed}, "m")
         assert found.sentence.isprintable()
         assert 0 < found.options.get("context", 1) <= 10**9

@@ -7,7 +7,7 @@ import pytest
 from faulty import CHAT, CUT, STALL, Asked, answer, bill, event, said
 
 from ensemblehub.errors import EngineError
-from ensemblehub.generators.openai_reply import finish_of
+from ensemblehub.generators.openai.reply import finish_of
 from ensemblehub.schema import Price, Request, Text
 
 DONE = event("[DONE]")
@@ -54,12 +54,21 @@ def test_providers_words_for_an_end(words, finish):
 
 
 def test_an_empty_finish_reason_is_no_end():
-    script = [said("It", finish=""), said(" is", finish=""), said(" 4", finish=""), said(finish="stop"), bill(), DONE]
+    script = [
+        said("It", finish=""),
+        said(" is", finish=""),
+        said(" 4", finish=""),
+        said(finish="stop"),
+        bill(),
+        DONE,
+    ]
     asked = Asked(script)
     assert (asked.error, asked.text, asked.pieces[-1].finish) == (None, "It is 4", "stop")
 
 
-@pytest.mark.parametrize(("word", "finish"), [("eos_token", "stop"), ("end_turn", "stop"), ("MAX_TOKENS", "length")])
+@pytest.mark.parametrize(
+    ("word", "finish"), [("eos_token", "stop"), ("end_turn", "stop"), ("MAX_TOKENS", "length")]
+)
 def test_an_answer_ends_by_its_providers_word(word, finish):
     asked = Asked(answer(finish=word))
     assert (asked.error, asked.text, asked.pieces[-1].finish) == (None, "It is 4.", finish)
@@ -74,7 +83,8 @@ def test_an_answer_is_not_lost_for_a_word_that_nobody_knows(caplog):
 def test_that_an_answer_was_cut_is_not_taken_back():
     assert Asked([said("It"), said(finish="length"), said(finish="stop"), DONE]).pieces[-1].finish == "length"
     assert (
-        Asked([said("It", "STOP"), said(" is", "STOP"), said(finish="MAX_TOKENS"), DONE]).pieces[-1].finish == "length"
+        Asked([said("It", "STOP"), said(" is", "STOP"), said(finish="MAX_TOKENS"), DONE]).pieces[-1].finish
+        == "length"
     )
 
 
@@ -99,7 +109,10 @@ CONTENTS = {
     "strings": (["It", " is"], "It is"),
     "refusal": ([{"type": "refusal", "refusal": "It is"}], "It is"),
     "thinking": (
-        [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}, {"type": "text", "text": "It is"}],
+        [
+            {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]},
+            {"type": "text", "text": "It is"},
+        ],
         "<think>Hm</think>It is",
     ),
     "reference": ([{"type": "text", "text": "It is"}, {"type": "reference", "reference_ids": [1]}], "It is"),
@@ -120,7 +133,9 @@ def test_content_in_parts_is_text(form, way):
 
 
 def test_a_part_that_is_no_text_is_an_error():
-    asked = Asked([delta(content=[{"type": "image_url", "image_url": {"url": "x"}}]), said(finish="stop"), DONE])
+    asked = Asked(
+        [delta(content=[{"type": "image_url", "image_url": {"url": "x"}}]), said(finish="stop"), DONE]
+    )
     assert "`choices.0.delta.content`: a part that is no text (image_url)" in str(asked.error)
 
 
@@ -141,7 +156,12 @@ STREAMS = {
         DONE,
     ],
     "ollama": [delta("", role="assistant", content="4"), delta("stop", role="assistant", content=""), DONE],
-    "sglang": [delta("", role="assistant", content=""), delta("", content="4", tool_calls=None), delta("stop"), DONE],
+    "sglang": [
+        delta("", role="assistant", content=""),
+        delta("", content="4", tool_calls=None),
+        delta("stop"),
+        DONE,
+    ],
     "tgi": [delta(None, role="assistant", content="4"), delta("eos_token", content="")],
     "llama.cpp": [
         delta(role="assistant", content=None),
@@ -165,7 +185,9 @@ STREAMS = {
         ),
         DONE,
     ],
-    "gemini": [chunk([{"delta": {"content": "4", "role": "assistant"}, "finish_reason": "STOP", "index": 0}])],
+    "gemini": [
+        chunk([{"delta": {"content": "4", "role": "assistant"}, "finish_reason": "STOP", "index": 0}])
+    ],
     "minimax": [said("4"), chunk([{"message": {"content": "4"}, "finish_reason": "stop"}]), DONE],
     "no index, new ids": [
         chunk([{"delta": {"content": "4"}}], id=3),
@@ -188,7 +210,11 @@ STREAMS = {
     "byte order mark": [b"\xef\xbb\xbf" + said("4"), said(finish="stop"), DONE],
     "CR": [said("4").replace(b"\n", b"\r"), said(finish="stop").replace(b"\n", b"\r"), DONE],
     "CRLF": [said("4").replace(b"\n", b"\r\n"), said(finish="stop").replace(b"\n", b"\r\n"), DONE],
-    "lines": [b'data: {\ndata: "choices": [{"delta":\ndata: {"content": "4"}}]}\n\n', said(finish="stop"), DONE],
+    "lines": [
+        b'data: {\ndata: "choices": [{"delta":\ndata: {"content": "4"}}]}\n\n',
+        said(finish="stop"),
+        DONE,
+    ],
     "no blank lines": [said("4").rstrip() + b"\n", said(finish="stop").rstrip() + b"\n", b"data: [DONE]\n"],
     "no last line end": [said("4"), said(finish="stop").rstrip()],
     "fields besides": [b"id: 1\nretry: 5\nevent: message\n" + said("4"), said(finish="stop"), DONE],
@@ -211,7 +237,13 @@ def test_a_stream_may_be_cut_anywhere(size):
 
 
 def test_of_several_answers_the_first_is_taken():
-    script = [delta(index=1, content="5"), delta(index=0, content="4"), delta("stop", index=1), delta("length"), DONE]
+    script = [
+        delta(index=1, content="5"),
+        delta(index=0, content="4"),
+        delta("stop", index=1),
+        delta("length"),
+        DONE,
+    ]
     asked = Asked(script, extra_body={"n": 2})
     assert (asked.text, asked.pieces[-1].finish) == ("4", "length")
 
@@ -257,17 +289,25 @@ def test_halves_of_a_character_are_joined_or_replaced_wherever_text_comes(parts,
     thought = Asked([*[delta(reasoning_content=part) for part in parts], *end])
     assert thought.text == f"<think>{text}"
     calls = [
-        delta(tool_calls=[{"index": 0, "id": "c", "function": {"name": "f", "arguments": part}}]) for part in parts
+        delta(tool_calls=[{"index": 0, "id": "c", "function": {"name": "f", "arguments": part}}])
+        for part in parts
     ]
     made = [call for piece in Asked([*calls, *end]).pieces for call in piece.tool_calls]
     assert "".join(call["function"]["arguments"] for call in made) == text
 
 
 def test_halves_in_tokens_names_and_reasons_are_replaced():
-    entries = [{"token": part, "logprob": -1, "top_logprobs": [{"token": HIGH, "logprob": -2}]} for part in (HIGH, LOW)]
-    script = [chunk([{"delta": {"content": one["token"]}, "logprobs": {"content": [one]}}]) for one in entries]
+    entries = [
+        {"token": part, "logprob": -1, "top_logprobs": [{"token": HIGH, "logprob": -2}]}
+        for part in (HIGH, LOW)
+    ]
+    script = [
+        chunk([{"delta": {"content": one["token"]}, "logprobs": {"content": [one]}}]) for one in entries
+    ]
     asked = Asked([*script, said(finish="stop"), DONE], logprobs=True)
-    assert asked.text == "".join(token.text for piece in asked.pieces for token in piece.tokens) == "\U0001f600"
+    assert (
+        asked.text == "".join(token.text for piece in asked.pieces for token in piece.tokens) == "\U0001f600"
+    )
     tokens = [token for piece in asked.pieces for token in piece.tokens]
     assert [(token.logprob, token.top[0].text) for token in tokens] == [(-1, "\ufffd")] * 2
     call = {
@@ -292,7 +332,8 @@ def test_halves_in_tokens_names_and_reasons_are_replaced():
 
 def usage_of(usage, **options):
     asked = Asked(
-        [said("It"), said(" is"), said(finish="stop"), event({"choices": [], "usage": usage}), DONE], **options
+        [said("It"), said(" is"), said(finish="stop"), event({"choices": [], "usage": usage}), DONE],
+        **options,
     )
     assert asked.error is None
     return asked.cost
@@ -305,7 +346,12 @@ def usage_of(usage, **options):
         {"prompt_tokens": "9", "completion_tokens": "5", "cost": "0.25"},
         {"prompt_tokens": 9, "completion_tokens": 5, "cost": {"usd": 0.25, "flops": 1}},
         {"prompt_tokens": 9, "completion_tokens": 5, "cost": None, "cost_details": {"usd": 0.25}},
-        {"prompt_tokens": 9, "completion_tokens": 5, "cost": 0.25, "cost_details": {"upstream_inference_cost": None}},
+        {
+            "prompt_tokens": 9,
+            "completion_tokens": 5,
+            "cost": 0.25,
+            "cost_details": {"upstream_inference_cost": None},
+        },
         {"input_tokens": 9, "output_tokens": 5, "cost": {"total_cost": 0.25}},
     ],
 )
@@ -315,11 +361,15 @@ def test_usage_is_read_in_every_form(usage):
     assert not cost.estimated
 
 
-@pytest.mark.parametrize("value", [-1, math.nan, math.inf, 10**400, 1e30, True, "many", "\u00b2", [], {}, None])
+@pytest.mark.parametrize(
+    "value", [-1, math.nan, math.inf, 10**400, 1e30, True, "many", "\u00b2", [], {}, None]
+)
 @pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
 def test_usage_that_cannot_be_is_guessed_and_marked(name, value):
     cost = usage_of({"prompt_tokens": 9, "completion_tokens": 5, name: value})
-    expected = {"prompt_tokens": 9, "completion_tokens": 5} | {name: {"prompt_tokens": 4, "completion_tokens": 2}[name]}
+    expected = {"prompt_tokens": 9, "completion_tokens": 5} | {
+        name: {"prompt_tokens": 4, "completion_tokens": 2}[name]
+    }
     assert (cost.prompt_tokens, cost.completion_tokens) == tuple(expected.values())
     assert cost.estimated
 
@@ -361,7 +411,8 @@ def test_usage_in_other_places_is_found():
 
 def test_what_was_billed_so_far_is_an_estimate_where_the_stream_is_closed():
     parts = [
-        chunk([{"delta": {"content": "x"}}], usage={"prompt_tokens": 9, "completion_tokens": i}) for i in range(1, 9)
+        chunk([{"delta": {"content": "x"}}], usage={"prompt_tokens": 9, "completion_tokens": i})
+        for i in range(1, 9)
     ]
     asked = Asked([*parts, STALL], read=2)
     assert asked.cost.estimated

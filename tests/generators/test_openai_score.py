@@ -7,11 +7,11 @@ import math
 import pytest
 from faulty import STALL, upstream
 
-from ensemblehub import studio
-from ensemblehub.cost import Ledger
+from ensemblehub import builtin
+from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
-from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
-from ensemblehub.generators.patience import Patience
+from ensemblehub.generators.openai.engine import OpenAIEngine, OpenAIOptions
+from ensemblehub.generators.openai.patience import Patience
 from ensemblehub.schema import Chat, Message, Request, Text
 
 pytest.importorskip("transformers")
@@ -37,7 +37,7 @@ class Read:
     """What came of reading a prompt with an API that plays scripts."""
 
     def __init__(self, *scripts, prompt=RAW, prefix="", **options):
-        self.ledger, self.scored, self.error = Ledger(), None, None
+        self.ledger, self.scored, self.error = UsageLedger(), None, None
         asyncio.run(self._read(scripts, Request(prompt, prefix=prefix), options))
 
     async def _read(self, scripts, request, options):
@@ -68,8 +68,11 @@ def test_a_raw_text_is_read_in_the_servers_own_tokens():
     assert [token.text for token in read.tokens] == TOKENS
     assert [token.logprob for token in read.tokens] == [None, HALF, -3.0, HALF]
     assert [(token.message, token.start, token.end) for token in read.tokens] == [
-        (0, 0, 1), (0, 1, 3), (0, 3, 5), (0, 5, 7)
-    ]  # fmt: skip
+        (0, 0, 1),
+        (0, 1, 3),
+        (0, 3, 5),
+        (0, 5, 7),
+    ]
     assert (read.tokens[2].best, read.tokens[2].top[0].text) == (HALF, " +")
 
 
@@ -98,29 +101,50 @@ def test_exact_entropies_are_taken_where_the_server_gives_them():
     assert [token.entropy for token in read.tokens] == [None, 0.5, 0.25, 1.0]
     assert read.api.asked[0]["logprobs"] == 1
     for given in ({}, {"entropies": [None, 0.5, None, 1.0, 0.0]}):
-        assert "gives no exact entropies: set `entropy_top_k`" in str(Read(said(**given), entropy_top_k=0).error)
+        assert "gives no exact entropies: set `entropy_top_k`" in str(
+            Read(said(**given), entropy_top_k=0).error
+        )
 
 
 def test_the_start_of_an_answer_is_a_message_of_its_own():
     read = Read(said(), prompt=Text("2 + "), prefix="2 =")
     assert read.api.asked[0]["prompt"] == "2 + 2 ="
     assert [(token.message, token.start, token.end) for token in read.tokens] == [
-        (0, 0, 1), (0, 1, 3), (0, 3, 5), (1, 1, 3)
-    ]  # fmt: skip
+        (0, 0, 1),
+        (0, 1, 3),
+        (0, 3, 5),
+        (1, 1, 3),
+    ]
 
 
 def test_tokens_that_are_no_text_alone_and_those_that_the_server_adds_have_their_place():
     tokens = ["<s>", "a", "\ufffd", "\ufffd", "b"]
-    read = Read(said(tokens=[*tokens, "c"], logprobs=(None, *[HALF] * 5), top=[{"a": HALF, "b": -1.0}] * 6,
-                     usage={"prompt_tokens": 5, "completion_tokens": 1}), prompt=Text("a\u2603b"))  # fmt: skip
+    read = Read(
+        said(
+            tokens=[*tokens, "c"],
+            logprobs=(None, *[HALF] * 5),
+            top=[{"a": HALF, "b": -1.0}] * 6,
+            usage={"prompt_tokens": 5, "completion_tokens": 1},
+        ),
+        prompt=Text("a\u2603b"),
+    )
     assert [(token.message, token.start, token.end) for token in read.tokens] == [
-        (None, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 1), (0, 2, 3)
-    ]  # fmt: skip
+        (None, 0, 0),
+        (0, 0, 1),
+        (0, 1, 1),
+        (0, 1, 1),
+        (0, 2, 3),
+    ]
 
 
 def test_what_it_writes_behind_the_prompt_is_billed_as_discarded():
     cost = Read(said()).cost
-    assert (cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens, cost.discarded_tokens) == (4, 2, 1, 1)
+    assert (cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens, cost.discarded_tokens) == (
+        4,
+        2,
+        1,
+        1,
+    )
     assert cost.flops == pytest.approx(2 * 1e9 * (4 - 2))
     assert (cost.calls, cost.estimated) == (1, False)
     cost = Read(said(usage=None)).cost
@@ -128,7 +152,7 @@ def test_what_it_writes_behind_the_prompt_is_billed_as_discarded():
 
 
 def test_a_chat_is_sent_in_the_models_own_ids():
-    read = Read(said(), prompt=CHAT, tokenizer=studio.resolve("studio:intern"), dialect="vllm")
+    read = Read(said(), prompt=CHAT, tokenizer=builtin.resolve("builtin:intern"), dialect="vllm")
     renderer = read.engine.tokenizer
     asked = read.api.asked[0]
     assert asked["prompt"] == list(renderer(Request(CHAT)).ids)
@@ -137,7 +161,7 @@ def test_a_chat_is_sent_in_the_models_own_ids():
 
 
 def test_a_reading_in_ids_has_origins_texts_and_alternatives():
-    engine = OpenAIEngine("far", OpenAIOptions("m", tokenizer=studio.resolve("studio:intern")))
+    engine = OpenAIEngine("far", OpenAIOptions("m", tokenizer=builtin.resolve("builtin:intern")))
     rendered = engine.tokenizer(Request(CHAT))
     ids, text = rendered.ids, engine.tokenizer.decode(rendered.ids)
     names = [f"token_id:{index}" for index in ids]
@@ -149,7 +173,7 @@ def test_a_reading_in_ids_has_origins_texts_and_alternatives():
         return (200, {}, json.dumps(body))
 
     def read(*told):
-        return Read(answer(*told), prompt=CHAT, tokenizer=studio.resolve("studio:intern"), dialect="vllm")
+        return Read(answer(*told), prompt=CHAT, tokenizer=builtin.resolve("builtin:intern"), dialect="vllm")
 
     good = read(names, text)
     assert [token.id for token in good.tokens] == list(ids)
@@ -171,7 +195,7 @@ def test_without_a_tokenizer_only_raw_text_is_read():
 
 
 def test_an_api_that_is_not_declared_to_score_is_not_asked():
-    assert "score" not in OpenAIEngine("far", OpenAIOptions("m")).can
+    assert "score" not in OpenAIEngine("far", OpenAIOptions("m")).capabilities
     read = Read(said(), score="none")
     assert isinstance(read.error, CapabilityError)
     assert read.api.asked == []
@@ -180,16 +204,25 @@ def test_an_api_that_is_not_declared_to_score_is_not_asked():
 PLAIN = (200, {}, json.dumps({"choices": [{"text": "2 + 2 = 4", "logprobs": None}], "usage": USAGE}))
 WRONG = {
     "logprobs are ignored": (PLAIN, "gave no logprobs of the prompt, so it cannot score"),
-    "the prompt is not repeated": (said(tokens=[" 4"], logprobs=[HALF], top=[{}]), "did not repeat the prompt"),
-    "a logprob is missing": (said(logprobs=(None, HALF, None, HALF, -0.1), top=[{}] * 5), "no logprob of some tokens"),
+    "the prompt is not repeated": (
+        said(tokens=[" 4"], logprobs=[HALF], top=[{}]),
+        "did not repeat the prompt",
+    ),
+    "a logprob is missing": (
+        said(logprobs=(None, HALF, None, HALF, -0.1), top=[{}] * 5),
+        "no logprob of some tokens",
+    ),
     "a list is short": (said(logprobs=(None, HALF)), "logprobs of 5 tokens for the 4"),
-    "too few of the likeliest": (said(top=[{"a": HALF}] * 5), "gives 1 of the likeliest tokens of a prompt, not 2"),
+    "too few of the likeliest": (
+        said(top=[{"a": HALF}] * 5),
+        "gives 1 of the likeliest tokens of a prompt, not 2",
+    ),
     "other shapes": ((200, {}, '{"choices": {"0": 1}}'), "gave no logprobs"),
     "numbers that are none": (said(logprobs=(None, "a", True, math.nan, 1)), "text that is no logprob"),
     "other text": (said(tokens=["x"] * 5), "did not repeat the prompt"),
     "not JSON": ((200, {}, "oops"), "not JSON"),
     "broken": ((500, {}, "oops"), "HTTP 500"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", WRONG)
@@ -206,7 +239,7 @@ def test_a_reading_that_is_cancelled_is_billed_as_read_and_marked():
     async def ask():
         async with upstream([STALL]) as (api, url):
             engine = OpenAIEngine("far", OpenAIOptions("m", base_url=url, score="echo"))
-            ledger = Ledger()
+            ledger = UsageLedger()
             task = asyncio.create_task(engine.score(Request(Text("x" * 40)), ledger.meter("judge")))
             await asyncio.sleep(0.2)
             task.cancel()
@@ -222,7 +255,7 @@ def test_a_reading_that_is_cancelled_is_billed_as_read_and_marked():
 
 
 def test_what_does_not_fit_the_context_is_known_before_it_is_asked():
-    given = {"tokenizer": studio.resolve("studio:intern"), "dialect": "vllm", "context": 10}
+    given = {"tokenizer": builtin.resolve("builtin:intern"), "dialect": "vllm", "context": 10}
     read = Read(said(), prompt=CHAT, **given)
     assert isinstance(read.error, ContextOverflowError)
     assert "maximum context length is 10 tokens" in str(read.error)

@@ -1,6 +1,6 @@
 import threading
 
-from ensemblehub.generators.recent import Recent
+from ensemblehub.generators.text.recent import Recent
 
 
 def test_what_was_asked_last_is_kept_up_to_a_weight():

@@ -18,10 +18,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from ensemblehub import studio
+from ensemblehub import builtin
 from ensemblehub.config import Config
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import (
@@ -32,41 +32,43 @@ from ensemblehub.errors import (
     MissingExtraError,
     RequestError,
 )
-from ensemblehub.generators import vllm as module
 from ensemblehub.generators.entropies import entropy_of
-from ensemblehub.generators.hf import HFEngine, HFOptions
-from ensemblehub.generators.vllm import VLLMEngine, VLLMOptions
-from ensemblehub.generators.vllm_flight import WriteFlight
-from ensemblehub.generators.vllm_structure import Structure, parser_of
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
+from ensemblehub.generators.vllm import engine as module
+from ensemblehub.generators.vllm.engine import VLLMEngine, VLLMOptions
+from ensemblehub.generators.vllm.in_flight import WriteFlight
+from ensemblehub.generators.vllm.structure import Structure, parser_of
+from ensemblehub.lab.tasks.builtin_math import BuiltinMath
 from ensemblehub.schema import Chat, Message, Piece, Request, Sampling, Text, Token, TokenIds
-from ensemblehub.tasks.studio_math import StudioMath
 
-ITEMS = list(StudioMath().items("test", 32))
+ITEMS = list(BuiltinMath().items("test", 32))
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 CLOSE = 1e-3  # nats
 WAIT = 600  # seconds; a start takes a minute on an idle machine
 needs_vllm = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vllm is not installed; `make test-vllm` installs a build for CPUs"
+    importlib.util.find_spec("vllm") is None,
+    reason="vllm is not installed; `make test-vllm` installs a build for CPUs",
 )
 
 
 def engine(name, **options):
     options = {"dtype": "float32", "block_size": 32, "enforce_eager": True} | options
-    return VLLMEngine(name, VLLMOptions(studio.resolve(f"studio:{name}"), **options))
+    return VLLMEngine(name, VLLMOptions(builtin.resolve(f"builtin:{name}"), **options))
 
 
 class Pair:
-    """Both engines of the studio pair, in vLLM and in the hf engine, with one event loop for all tests."""
+    """Both engines of the built-in pair, in vLLM and in the hf engine, with one event loop for all tests."""
 
     def __init__(self):
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         self.names = ("mentor", "intern")
         self.vllm = {name: engine(name) for name in self.names}
         self.hf = {
-            name: HFEngine(name, HFOptions(studio.resolve(f"studio:{name}"), device="cpu")) for name in self.names
+            name: HFEngine(name, HFOptions(builtin.resolve(f"builtin:{name}"), device="cpu"))
+            for name in self.names
         }
         self.ours, self.theirs = self.vllm["intern"], self.hf["intern"]
-        self.ledger = Ledger()
+        self.ledger = UsageLedger()
         self.meter = self.ledger.meter("answer")
         self._runner = asyncio.Runner()
 
@@ -114,7 +116,7 @@ def pair(started):
 
 
 def question(index=0, **sampling):
-    return Request(StudioMath().request(ITEMS[index]), Sampling(**{"max_tokens": 80} | sampling))
+    return Request(BuiltinMath().request(ITEMS[index]), Sampling(**{"max_tokens": 80} | sampling))
 
 
 def endless(index=0, **sampling):
@@ -126,7 +128,9 @@ def endless(index=0, **sampling):
 
 def install(monkeypatch, found):
     """As if vLLM were installed, or not."""
-    monkeypatch.setattr(module, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: found)))
+    monkeypatch.setattr(
+        module, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: found))
+    )
 
 
 def test_the_extra_is_named_where_vllm_is_not_installed(monkeypatch):
@@ -136,7 +140,12 @@ def test_the_extra_is_named_where_vllm_is_not_installed(monkeypatch):
 
 
 def test_options_that_cannot_be_meant_are_refused():
-    for options in ({"tensor_parallel_size": 0}, {"max_model_len": 0}, {"entropy_top_k": 0}, {"block_size": -1}):
+    for options in (
+        {"tensor_parallel_size": 0},
+        {"max_model_len": 0},
+        {"entropy_top_k": 0},
+        {"block_size": -1},
+    ):
         with pytest.raises(ConfigError, match="at least 1"):
             VLLMOptions("x", **options)
     with pytest.raises(ConfigError, match="share above 0"):
@@ -145,9 +154,13 @@ def test_options_that_cannot_be_meant_are_refused():
 
 def test_parallel_and_memory_options_reach_vllm():
     options = VLLMOptions(
-        "x", tensor_parallel_size=4, pipeline_parallel_size=2, gpu_memory_utilization=0.4, max_model_len=900,
+        "x",
+        tensor_parallel_size=4,
+        pipeline_parallel_size=2,
+        gpu_memory_utilization=0.4,
+        max_model_len=900,
         extra={"kv_cache_dtype": "fp8"},
-    )  # fmt: skip
+    )
     given = options.arguments
     assert (given["tensor_parallel_size"], given["pipeline_parallel_size"]) == (4, 2)
     assert (given["gpu_memory_utilization"], given["max_model_len"]) == (0.4, 900)
@@ -158,20 +171,25 @@ def test_parallel_and_memory_options_reach_vllm():
 def test_an_entropy_of_the_likeliest_is_a_lower_bound():
     logprobs = [math.log(share) for share in (0.5, 0.25, 0.125, 0.125)]
     assert entropy_of(logprobs, whole=True) == pytest.approx(1.75 * math.log(2))
-    assert entropy_of(logprobs[:2], whole=False) == pytest.approx(1.5 * math.log(2))  # 1/2, 1/4 and the rest, 1/4
+    assert entropy_of(logprobs[:2], whole=False) == pytest.approx(
+        1.5 * math.log(2)
+    )  # 1/2, 1/4 and the rest, 1/4
     assert entropy_of([0.0, -math.inf], whole=True) == 0.0
 
 
 def test_the_card_and_the_name_say_what_the_hf_engines_say_and_how_entropies_are_taken(monkeypatch):
     install(monkeypatch, object())
-    ours, theirs = engine("intern"), HFEngine("intern", HFOptions(studio.resolve("studio:intern"), device="cpu"))
-    assert (ours.card, ours.model) == (theirs.card, theirs.model)
-    assert engine("intern", max_model_len=64).card.context == 64
+    ours, theirs = (
+        engine("intern"),
+        HFEngine("intern", HFOptions(builtin.resolve("builtin:intern"), device="cpu")),
+    )
+    assert (ours.info, ours.model) == (theirs.info, theirs.model)
+    assert engine("intern", max_model_len=64).info.context == 64
     assert "in vLLM on 4 GPUs" in engine("intern", tensor_parallel_size=4).describe()
     monkeypatch.setattr(module, "SMALL", 100)
     assert engine("intern", entropy_top_k=5).model == f"{theirs.model} (entropy of the 5 likeliest)"
     with pytest.raises(CapabilityError, match="no next-token distributions"):
-        ours.decoder(question(), Ledger().meter("answer"))
+        ours.decoder(question(), UsageLedger().meter("answer"))
 
 
 # With vLLM
@@ -300,7 +318,7 @@ def test_alternatives_are_those_of_the_hf_engine(pair):
             for mine, other in zip(ours.tokens, theirs.tokens, strict=True):
                 assert [top.id for top in mine.top] == [top.id for top in other.top]
                 assert [top.text for top in mine.top] == [top.text for top in other.top]
-        every = await pair.pieces(question(3, top_logprobs=pair.ours.card.vocabulary, max_tokens=4))
+        every = await pair.pieces(question(3, top_logprobs=pair.ours.info.vocabulary, max_tokens=4))
         exact = await pair.pieces(question(3, max_tokens=4), pair.theirs)
         for ours, theirs in zip(every, exact, strict=True):
             assert ours.tokens[0].entropy == pytest.approx(theirs.tokens[0].entropy, abs=CLOSE)
@@ -318,7 +336,9 @@ def test_an_answer_goes_on_from_a_prefix(pair):
             assert await pair.text(one) == await pair.text(one, pair.theirs)
         pieces = await pair.pieces(endless(max_tokens=5))
         turn = pieces[0]
-        written = Request(question().prompt, Sampling(max_tokens=5, ignore_eos=True), turn.text, written=(turn,))
+        written = Request(
+            question().prompt, Sampling(max_tokens=5, ignore_eos=True), turn.text, written=(turn,)
+        )
         assert pair.ours.render(written).ids[-1] == turn.tokens[0].id
 
     pair.run(main())
@@ -340,9 +360,11 @@ def test_score_is_that_of_the_hf_engine(pair):
         for one, ours in zip(asked, await asyncio.gather(*map(pair.score, asked)), strict=True):
             bill = pair.ledger.calls
             assert all(call.cost.completion_tokens == call.cost.discarded_tokens == 1 for call in bill)
-            theirs = await pair.theirs.score(one, Ledger().meter("judge"))
+            theirs = await pair.theirs.score(one, UsageLedger().meter("judge"))
             same = [(token.id, token.text, token.message, token.start, token.end) for token in ours.tokens]
-            assert same == [(token.id, token.text, token.message, token.start, token.end) for token in theirs.tokens]
+            assert same == [
+                (token.id, token.text, token.message, token.start, token.end) for token in theirs.tokens
+            ]
             assert ours.tokens[0].logprob is ours.tokens[0].entropy is None
             for mine, other in zip(ours.tokens[1:], theirs.tokens[1:], strict=True):
                 for name in ("logprob", "entropy", "best"):
@@ -394,7 +416,9 @@ def test_32_questions_at_once_are_answered_as_alone(pair):
         asked = [question(index) for index in range(32)]
         together = await asyncio.gather(*map(pair.text, asked))
         alone = [await pair.text(one, pair.theirs) for one in asked]
-        assert sum(ours == theirs for ours, theirs in zip(together, alone, strict=True)) >= 31  # batches round anew
+        assert (
+            sum(ours == theirs for ours, theirs in zip(together, alone, strict=True)) >= 31
+        )  # batches round anew
         assert all(together)
 
     pair.run(main())
@@ -402,8 +426,8 @@ def test_32_questions_at_once_are_answered_as_alone(pair):
 
 @needs_vllm
 def test_rides_of_the_pair_are_those_of_the_hf_pair(pair):
-    tandem = Tandem(**Config.read(studio.CONFIG).aggregation.params)
-    asked = [Request(StudioMath().request(item), Sampling(max_tokens=300)) for item in ITEMS[:20]]
+    tandem = Tandem(**Config.read(builtin.CONFIG).aggregation.params)
+    asked = [Request(BuiltinMath().request(item), Sampling(max_tokens=300)) for item in ITEMS[:20]]
 
     async def rides(engines):
         hub = Ensemble(list(engines.values()), All(), tandem)
@@ -423,15 +447,17 @@ def test_rides_of_the_pair_are_those_of_the_hf_pair(pair):
     assert len({ride.verdicts[-1].level for ride in ours}) > 1
     for mine, other in zip(ours, theirs, strict=True):
         for verdict, same in zip(mine.verdicts, other.verdicts, strict=False):
-            assert verdict.probability == pytest.approx(same.probability, abs=CLOSE) or mine.text != other.text
+            assert (
+                verdict.probability == pytest.approx(same.probability, abs=CLOSE) or mine.text != other.text
+            )
 
 
 @needs_vllm
 def test_a_mentor_writes_on_while_the_intern_reads_and_the_surplus_is_discarded_unseen(pair):
-    params = Config.read(studio.CONFIG).aggregation.params
+    params = Config.read(builtin.CONFIG).aggregation.params
     changed = {"levels": {"low": 8, "high": 128}, "judge": "entropy:1000", "start_with_intern": False}
     tandem = Tandem(**{**params, **changed})
-    asked = [Request(StudioMath().request(item), Sampling(max_tokens=60)) for item in ITEMS[:4]]
+    asked = [Request(BuiltinMath().request(item), Sampling(max_tokens=60)) for item in ITEMS[:4]]
 
     async def rides(engines):
         hub = Ensemble(list(engines.values()), All(), tandem)
@@ -439,14 +465,16 @@ def test_a_mentor_writes_on_while_the_intern_reads_and_the_surplus_is_discarded_
 
     for mine, other in zip(pair.run(rides(pair.vllm)), pair.run(rides(pair.hf)), strict=True):
         assert (mine.insight, mine.text) == (other.insight, other.text)
-        (surplus,) = [line.cost for line in mine.spent if line.purpose == "insight"]
+        (surplus,) = [line.cost for line in mine.usage.lines if line.purpose == "insight"]
         assert surplus.completion_tokens - surplus.discarded_tokens == mine.verdicts[-1].mentor_tokens == 8
         assert surplus.discarded_tokens > 0
 
 
 def written(*parts, finish=None):
     """Pieces of one token each; an id alone is a control token, which has no text."""
-    tokens = [Token("", part) if isinstance(part, int) else Token(part, 100 + at) for at, part in enumerate(parts)]
+    tokens = [
+        Token("", part) if isinstance(part, int) else Token(part, 100 + at) for at, part in enumerate(parts)
+    ]
     ends = [None] * (len(tokens) - 1) + [finish]
     return [Piece(one.text, "m", "answer", (one,), end) for one, end in zip(tokens, ends, strict=True)]
 
@@ -459,7 +487,9 @@ def test_calls_are_found_in_what_is_written_also_between_control_tokens(pair):
     call = ['{"name": "add", ', '"arguments": ', '{"a": ', "2}", "}"]
     for marks in ((7, 8), ("<tool_call>", "</tool_call>")):
         structure = Structure("m", request, (1, 2), parser, tokenizer, names)
-        told = [structure.piece(one) for one in written("I ", "add.", marks[0], *call, marks[1], 9, finish="stop")]
+        told = [
+            structure.piece(one) for one in written("I ", "add.", marks[0], *call, marks[1], 9, finish="stop")
+        ]
         assert "".join(one.text for one in told) == "I add."
         parts = [part["function"] for one in told for part in one.tool_calls]
         assert [part["name"] for part in parts if part.get("name")] == ["add"]
@@ -476,7 +506,10 @@ def test_calls_are_found_in_what_is_written_also_between_control_tokens(pair):
     ("extra", "words"),
     [
         ({"tools": [{"type": "function"}]}, "tools.0.function: Field required"),
-        ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "sub"}}}, "does not match"),
+        (
+            {"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "sub"}}},
+            "does not match",
+        ),
         ({"response_format": {"type": "json_schema"}}, "'json_schema' field must be provided"),
         ({"response_format": {"type": "yaml"}}, "response_format.type: Input should be"),
     ],
@@ -484,7 +517,9 @@ def test_calls_are_found_in_what_is_written_also_between_control_tokens(pair):
 def test_formats_and_tools_that_vllm_does_not_understand_are_one_line(pair, extra, words):
     tokenizer = pair.theirs.tokenizer.tokenizer
     with pytest.raises(RequestError) as found:
-        Structure("m", replace(question(), extra=extra), (1,), parser_of("m", "hermes", tokenizer), tokenizer, {})
+        Structure(
+            "m", replace(question(), extra=extra), (1,), parser_of("m", "hermes", tokenizer), tokenizer, {}
+        )
     assert words in str(found.value)
     assert "\n" not in str(found.value)
 

@@ -18,21 +18,22 @@ pytest.importorskip("psutil")  # vLLM needs it
 import httpx2 as httpx
 
 from benchmarks import engines
-from ensemblehub import studio
+from ensemblehub import builtin
 from ensemblehub.config import Config
-from ensemblehub.cost import Ledger
-from ensemblehub.ensemble_methods.ensemble import Ensemble
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble
 from ensemblehub.errors import ContextOverflowError, EngineError, RequestError
-from ensemblehub.generators.hf import HFEngine, HFOptions
-from ensemblehub.generators.openai import OpenAIEngine, OpenAIOptions
+from ensemblehub.generators.hf.engine import HFEngine, HFOptions
+from ensemblehub.generators.openai.engine import OpenAIEngine, OpenAIOptions
+from ensemblehub.lab.tasks.builtin_math import BuiltinMath
 from ensemblehub.schema import Chat, Message, Request, Sampling, Text
-from ensemblehub.tasks.studio_math import StudioMath
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vllm is not installed; `make test-vllm` installs a build for CPUs"
+    importlib.util.find_spec("vllm") is None,
+    reason="vllm is not installed; `make test-vllm` installs a build for CPUs",
 )
-MENTOR = studio.resolve("studio:mentor")
-ITEMS = list(StudioMath().items("test", 12))
+MENTOR = builtin.resolve("builtin:mentor")
+ITEMS = list(BuiltinMath().items("test", 12))
 CLOSE = 1e-3  # nats
 START = 30  # seconds until a busy machine has begun a request
 
@@ -46,11 +47,13 @@ def server():
 def running(server):
     """Requests that vLLM computes now."""
     told = httpx.get(server.url + "/metrics", timeout=5).text
-    return sum(float(one) for one in re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", told, re.MULTILINE))
+    return sum(
+        float(one) for one in re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", told, re.MULTILINE)
+    )
 
 
 def question(index=0, **sampling):
-    return Request(StudioMath().request(ITEMS[index]), Sampling(**{"max_tokens": 80} | sampling))
+    return Request(BuiltinMath().request(ITEMS[index]), Sampling(**{"max_tokens": 80} | sampling))
 
 
 class Both:
@@ -59,7 +62,7 @@ class Both:
     def __init__(self, server, **options):
         given = {"dialect": "vllm", "logprobs": True, "score": "echo", "tokenizer": MENTOR, **options}
         self.far = OpenAIEngine("far", OpenAIOptions("mentor", base_url=f"{server.url}/v1", **given))
-        self.home, self.ledger = HFEngine("home", HFOptions(MENTOR, device="cpu")), Ledger()
+        self.home, self.ledger = HFEngine("home", HFOptions(MENTOR, device="cpu")), UsageLedger()
 
     def run(self, work):
         async def closed():
@@ -83,7 +86,9 @@ def test_greedy_answers_are_those_of_the_hf_engine_with_their_logprobs(server):
             ours, theirs = await both.pieces(question(index)), await both.pieces(question(index), both.home)
             assert "".join(piece.text for piece in ours) == "".join(piece.text for piece in theirs)
             assert ours[-1].finish == theirs[-1].finish
-            ours, theirs = ([token for piece in pieces for token in piece.tokens] for pieces in (ours, theirs))
+            ours, theirs = (
+                [token for piece in pieces for token in piece.tokens] for pieces in (ours, theirs)
+            )
             for mine, other in zip(ours, theirs, strict=False):
                 assert mine.logprob == pytest.approx(other.logprob, abs=CLOSE)
 
@@ -91,15 +96,21 @@ def test_greedy_answers_are_those_of_the_hf_engine_with_their_logprobs(server):
 
 
 def test_rides_with_a_mentor_behind_the_server_are_those_of_the_pair_at_home(server):
-    far = ["engine=openai", "path=mentor", "dialect=vllm", f"base_url={server.url}/v1", "tokenizer=studio:mentor"]
+    far = [
+        "engine=openai",
+        "path=mentor",
+        "dialect=vllm",
+        f"base_url={server.url}/v1",
+        "tokenizer=builtin:mentor",
+    ]
 
     async def rides(config):
         async with Ensemble.from_config(config) as ensemble:
-            asked = [Request(StudioMath().request(item), Sampling(max_tokens=300)) for item in ITEMS]
+            asked = [Request(BuiltinMath().request(item), Sampling(max_tokens=300)) for item in ITEMS]
             return [await ensemble.answer(one) for one in asked]
 
-    away = asyncio.run(rides(Config.read(studio.CONFIG, [f"model_specs.0.{one}" for one in far])))
-    home = asyncio.run(rides(Config.read(studio.CONFIG)))
+    away = asyncio.run(rides(Config.read(builtin.CONFIG, [f"model_specs.0.{one}" for one in far])))
+    home = asyncio.run(rides(Config.read(builtin.CONFIG)))
     told = [
         [(ride.insight, ride.text, [verdict.level for verdict in ride.verdicts]) for ride in results]
         for results in (away, home)
@@ -113,31 +124,38 @@ def test_rides_with_a_mentor_behind_the_server_are_those_of_the_pair_at_home(ser
 def test_a_ride_that_has_insight_enough_frees_the_mentor_over_there(server):
     far = [f"model_specs.0.{one}" for one in ("engine=openai", "path=mentor", f"base_url={server.url}/v1")]
     stopping = [
-        f"ensemble.output_aggregation_params.{one}" for one in ("judge=fixed:low", "levels={low: 6, high: 128}")
+        f"ensemble.output_aggregation_params.{one}"
+        for one in ("judge=fixed:low", "levels={low: 6, high: 128}")
     ]
 
     async def ride():
-        async with Ensemble.from_config(Config.read(studio.CONFIG, [*far, *stopping])) as ensemble:
-            found = await ensemble.answer(Request(StudioMath().request(ITEMS[3]), Sampling(max_tokens=60)))
+        async with Ensemble.from_config(Config.read(builtin.CONFIG, [*far, *stopping])) as ensemble:
+            found = await ensemble.answer(Request(BuiltinMath().request(ITEMS[3]), Sampling(max_tokens=60)))
             async with asyncio.timeout(2):
                 while await asyncio.to_thread(running, server):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             return found
 
-    (insight,) = [line.cost for line in asyncio.run(ride()).spent if line.purpose == "insight"]
+    (insight,) = [line.cost for line in asyncio.run(ride()).usage.lines if line.purpose == "insight"]
     assert insight.completion_tokens == 6
     assert insight.estimated  # it was left before the server told its usage
 
 
 def test_a_prompt_is_read_as_the_hf_engine_reads_it(server):
     async def work(both):
-        asked = [*map(question, range(6)), question(0).continued("There are"), Request(Text("There are 3 mugs."))]
+        asked = [
+            *map(question, range(6)),
+            question(0).continued("There are"),
+            Request(Text("There are 3 mugs.")),
+        ]
         asked.append(Request(Chat((Message("user", "What is <|end|> \u2603?"),))))
         for one in asked:
             ours = await both.far.score(one, both.ledger.meter("judge"))
-            theirs = await both.home.score(one, Ledger().meter("judge"))
+            theirs = await both.home.score(one, UsageLedger().meter("judge"))
             same = [(token.id, token.text, token.message, token.start, token.end) for token in ours.tokens]
-            assert same == [(token.id, token.text, token.message, token.start, token.end) for token in theirs.tokens]
+            assert same == [
+                (token.id, token.text, token.message, token.start, token.end) for token in theirs.tokens
+            ]
             assert ours.tokens[0].logprob is ours.tokens[0].entropy is None
             for mine, other in zip(ours.tokens[1:], theirs.tokens[1:], strict=True):
                 assert mine.logprob == pytest.approx(other.logprob, abs=CLOSE)
@@ -145,7 +163,9 @@ def test_a_prompt_is_read_as_the_hf_engine_reads_it(server):
                 assert mine.top[0].id == other.top[0].id
                 assert other.entropy - 3 < mine.entropy <= other.entropy + 1e-5  # of 20 in 992: a lower bound
         bills = [call.cost for call in both.ledger.calls]
-        assert all(bill.completion_tokens == bill.discarded_tokens == 1 and not bill.estimated for bill in bills)
+        assert all(
+            bill.completion_tokens == bill.discarded_tokens == 1 and not bill.estimated for bill in bills
+        )
 
     Both(server).run(work)
 
@@ -164,7 +184,7 @@ def test_a_tokenizer_of_another_model_is_found_out(server):
         with pytest.raises(EngineError, match="`tokenizer` is not that of its model"):
             await both.far.score(question(), both.ledger.meter("judge"))
 
-    Both(server, tokenizer=studio.resolve("studio:guest")).run(work)
+    Both(server, tokenizer=builtin.resolve("builtin:guest")).run(work)
 
 
 def test_cached_tokens_are_the_servers(server):
@@ -233,7 +253,9 @@ def test_what_does_not_fit_is_the_requests_fault(server):
 
     Both(server, context=2048).run(work)
     with pytest.raises(RequestError, match="2048"):  # where the context is not known here, the server refuses
-        Both(server).run(lambda both: both.far.score(Request(Text("sails " * 2100)), both.ledger.meter("judge")))
+        Both(server).run(
+            lambda both: both.far.score(Request(Text("sails " * 2100)), both.ledger.meter("judge"))
+        )
 
 
 def test_what_the_server_can_do_is_seen_by_asking_it(server):
@@ -247,7 +269,9 @@ def test_what_the_server_can_do_is_seen_by_asking_it(server):
     assert not any(one.declared and not one.seen for one in found.values())
     assert "tool choice" in found["tools"].sentence
     assert found["models"].options == {"context": 2048}
-    bare = {one.ability: one for one in Both(server, dialect="openai", score="none", tokenizer=None).run(work)}
+    bare = {
+        one.ability: one for one in Both(server, dialect="openai", score="none", tokenizer=None).run(work)
+    }
     assert bare["models"].options == {"dialect": "vllm", "context": 2048}
     assert bare["prefix"].options == {"prefix": "continue_final_message"}
     assert bare["score"].options == {"score": "echo", "entropy_top_k": 20}

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from ensemblehub.cost import Ledger
+from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import ConfigError, EngineError, RequestError
 from ensemblehub.schema import Chat, Message, Price, Request, TokenIds
 from ensemblehub.scorers.api import APIOptions, APIScorer
@@ -81,7 +81,7 @@ def scored(url, request=CHAT, ledger=None, **options):
         scorer = APIScorer("judge", APIOptions(url, **({"backoff": 0.01} | options)))
         await scorer.load()
         try:
-            return await scorer.score(request, TEXTS, (ledger or Ledger()).meter("score"))
+            return await scorer.score(request, TEXTS, (ledger or UsageLedger()).meter("score"))
         finally:
             await scorer.close()
 
@@ -188,7 +188,9 @@ def test_no_server_is_an_error():
 
 def test_the_key_is_sent_and_in_no_error(serving, monkeypatch):
     monkeypatch.setenv("RM_KEY", "s3cret\n")
-    server = serving((403, {}, b"no access for s3cret or abc=1"), GOOD)  # some servers say what they were sent
+    server = serving(
+        (403, {}, b"no access for s3cret or abc=1"), GOOD
+    )  # some servers say what they were sent
     with pytest.raises(EngineError, match=r"HTTP 403 no access for \*\*\* or \*\*\*$"):
         scored(f"{server.url}?abc=1", api_key_env="RM_KEY")
     scored(server.url, api_key_env="RM_KEY")
@@ -201,7 +203,7 @@ def test_the_key_is_sent_and_in_no_error(serving, monkeypatch):
 
 
 def test_calls_are_billed_also_when_they_fail(serving):
-    ledger, price = Ledger(), Price(2.0, 0.0)
+    ledger, price = UsageLedger(), Price(2.0, 0.0)
     server = serving(GOOD | {"usage": {"prompt_tokens": 500_000}}, GOOD, (400, {}, b""))
     scored(server.url, ledger=ledger, price=price)
     scored(server.url, ledger=ledger, price=price)
@@ -209,8 +211,10 @@ def test_calls_are_billed_also_when_they_fail(serving):
         scored(server.url, ledger=ledger, price=price)
     costs = [call.cost for call in ledger.calls]
     assert [(cost.prompt_tokens, cost.usd, cost.estimated) for cost in costs] == [
-        (500_000, 1.0, False), (0, 0.0, True), (0, 0.0, True),
-    ]  # fmt: skip
+        (500_000, 1.0, False),
+        (0, 0.0, True),
+        (0, 0.0, True),
+    ]
 
 
 def test_the_model_that_judges():

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from ensemblehub.cost import Ledger
+from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import CapabilityError, ConfigError, EngineError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.schema import Chat, Message, Request, Scored, ScoredToken, Text
@@ -15,7 +15,7 @@ QUESTION = Request(Chat((Message("user", "How many?"),)))
 
 
 def scored(scorer, request, texts, ledger=None):
-    return asyncio.run(scorer.score(request, texts, (ledger or Ledger()).meter("score")))
+    return asyncio.run(scorer.score(request, texts, (ledger or UsageLedger()).meter("score")))
 
 
 class Scripted(EchoEngine):
@@ -30,7 +30,8 @@ class Scripted(EchoEngine):
         known = [(token, *self.table.get(token.text.strip(), (-9.0, -9.0))) for token in read.tokens]
         return Scored(
             tuple(
-                ScoredToken(t.text, None, logprob, 0.0, t.message, t.start, t.end, best) for t, logprob, best in known
+                ScoredToken(t.text, None, logprob, 0.0, t.message, t.start, t.end, best)
+                for t, logprob, best in known
             )
         )
 
@@ -39,7 +40,9 @@ def test_only_the_tokens_of_the_text_count():
     engine = Scripted({"two": (-1.0, math.log(0.8)), "three": (-2.0, math.log(0.4)), "so": (-5.0, -5.0)})
     scorer = PerplexityScorer("ppl", PerplexityOptions(model="m"), [engine])
     for request in (QUESTION.continued("so"), Request(Text("How many?"), prefix="so")):
-        assert scored(scorer, request, [" two three", " two"]) == pytest.approx([(-1.5 + 0.6) / 2, (-1.0 + 0.8) / 2])
+        assert scored(scorer, request, [" two three", " two"]) == pytest.approx(
+            [(-1.5 + 0.6) / 2, (-1.0 + 0.8) / 2]
+        )
 
 
 def test_an_empty_text_is_judged_by_the_answer_so_far():
@@ -51,9 +54,11 @@ def test_an_empty_text_is_judged_by_the_answer_so_far():
 
 
 def test_the_engine_bills_what_it_reads():
-    ledger, engine = Ledger(), EchoEngine("m", EchoOptions())
+    ledger, engine = UsageLedger(), EchoEngine("m", EchoOptions())
     scored(PerplexityScorer("ppl", PerplexityOptions(model="m"), [engine]), QUESTION, ["a b", "c"], ledger)
-    assert [(line.engine, line.purpose, line.cost.prompt_tokens) for line in ledger.spent] == [("m", "score", 7)]
+    assert [(line.engine, line.purpose, line.cost.prompt_tokens) for line in ledger.usage.lines] == [
+        ("m", "score", 7)
+    ]
 
 
 def test_an_engine_that_does_not_tell_the_likeliest_token_is_an_error():
@@ -69,7 +74,7 @@ def test_wrong_options_are_refused_before_loading():
             PerplexityScorer("ppl", options, [engine])
     with pytest.raises(ConfigError, match="did you mean 'mentor'"):
         PerplexityScorer("ppl", PerplexityOptions(model="mentr"), [engine])
-    engine.can = frozenset({"prefix"})
+    engine.capabilities = frozenset({"prefix"})
     with pytest.raises(CapabilityError, match="needs score of engine 'mentor'"):
         PerplexityScorer("ppl", PerplexityOptions(model="mentor"), [engine])
 
@@ -83,9 +88,9 @@ def test_a_missing_folder_is_one_line_before_loading(tmp_path):
 
 def test_a_model_of_its_own_against_a_direct_forward_pass():
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    from ensemblehub import studio
+    from ensemblehub import builtin
 
-    path, text = studio.resolve("studio:intern"), " There are 3 mugs.\nAnswer: 3"
+    path, text = builtin.resolve("builtin:intern"), " There are 3 mugs.\nAnswer: 3"
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     turns = [{"role": "user", "content": "How many?"}]
@@ -97,7 +102,7 @@ def test_a_model_of_its_own_against_a_direct_forward_pass():
         logprobs = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     own = [logprobs[place - 1, ids[place]].item() for place in range(start, len(ids))]
     best = [logprobs[place - 1].max().exp().item() for place in range(start, len(ids))]
-    ledger = Ledger()
+    ledger = UsageLedger()
 
     async def ask():
         scorer = PerplexityScorer("ppl", PerplexityOptions(path=path, device="cpu"), [])
@@ -108,6 +113,6 @@ def test_a_model_of_its_own_against_a_direct_forward_pass():
             await scorer.close()
 
     assert asyncio.run(ask()) == pytest.approx([(sum(own) / len(own) + sum(best) / len(best)) / 2], abs=1e-4)
-    assert [line.engine for line in ledger.spent] == ["ppl"]
+    assert [line.engine for line in ledger.usage.lines] == ["ppl"]
     assert ledger.total.prompt_tokens == len(ids)
     assert ledger.total.prefill_flops > 0

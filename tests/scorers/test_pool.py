@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemblehub.cost import Ledger
+from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import EngineError
 from ensemblehub.schema import Request, Text
 from ensemblehub.scorers.base import Scorer
@@ -36,7 +36,7 @@ class Fixed(Scorer):
 
 
 def score(pool, texts, authors=()):
-    return asyncio.run(pool.score(Request(Text("q")), texts, Ledger().meter("score"), authors))
+    return asyncio.run(pool.score(Request(Text("q")), texts, UsageLedger().meter("score"), authors))
 
 
 def test_the_weighted_mean():
@@ -75,7 +75,9 @@ def test_each_scorer_normalises_over_the_texts_it_judges():
     x, y = Fixed("x", {"a": 99.0, "b": 2.0, "c": 4.0}), Fixed("y", {"a": 1.0, "b": 0.0, "c": 3.0})
     # x judges b and c: 0 and 1; y judges a, b, c: 1/3, 0, 1
     expected = [1 / 3, 0.0, 1.0]
-    assert score(Pool((x, y), (1.0, 1.0), "minmax"), ["a", "b", "c"], ["x", "z", "z"]) == pytest.approx(expected)
+    assert score(Pool((x, y), (1.0, 1.0), "minmax"), ["a", "b", "c"], ["x", "z", "z"]) == pytest.approx(
+        expected
+    )
 
 
 @pytest.mark.parametrize("scores", [{"a": float("nan")}, {"a": float("inf")}])

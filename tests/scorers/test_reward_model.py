@@ -8,23 +8,29 @@ import time
 
 import pytest
 
-from ensemblehub.cost import Ledger
+from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError
 from ensemblehub.schema import Chat, Message, Request, Text, TokenIds
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from ensemblehub import studio  # noqa: E402
+from ensemblehub import builtin  # noqa: E402
 from ensemblehub.scorers.reward_model import RewardModelOptions, RewardModelScorer  # noqa: E402
 
 STEP = "<extra_0>"
 REPLY = "Facts: 3 mugs; 4 cups\nWork: 3 + 4 = 7\n\nAnswer: 7"
 QUESTION = Request(Chat((Message("user", "How many?"),)))
 SHAPE = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "initializer_range": 0.5,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.5,
+}
 CUSTOM = """
 import torch
 from transformers import Qwen3Model, Qwen3PreTrainedModel
@@ -44,7 +50,7 @@ class Qwen3ForProcessRewardModel(Qwen3PreTrainedModel):
 
 
 def make_tokenizer():
-    tokenizer = transformers.AutoTokenizer.from_pretrained(studio.resolve("studio:mentor"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(builtin.resolve("builtin:mentor"))
     tokenizer.add_special_tokens({"additional_special_tokens": [STEP]})
     return tokenizer
 
@@ -65,12 +71,16 @@ def prm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def orm(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("orm"), transformers.AutoModelForSequenceClassification, 1, pad_token_id=0)
+    return save(
+        tmp_path_factory.mktemp("orm"), transformers.AutoModelForSequenceClassification, 1, pad_token_id=0
+    )
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("pair"), transformers.AutoModelForSequenceClassification, 2, pad_token_id=0)
+    return save(
+        tmp_path_factory.mktemp("pair"), transformers.AutoModelForSequenceClassification, 2, pad_token_id=0
+    )
 
 
 def scorer_of(path, **options):
@@ -81,7 +91,7 @@ def scored(scorer, request, texts, ledger=None):
     async def ask():
         await scorer.load()
         try:
-            return await scorer.score(request, texts, (ledger or Ledger()).meter("score"))
+            return await scorer.score(request, texts, (ledger or UsageLedger()).meter("score"))
         finally:
             await scorer.close()
 
@@ -101,7 +111,9 @@ def by_hand(path, reply, separator="\n\n", **about):
     ids = conversation("".join(step + STEP for step in re.split(separator, reply)), **about)
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0]
-    places = [place for place, index in enumerate(ids) if index == make_tokenizer().convert_tokens_to_ids(STEP)]
+    places = [
+        place for place, index in enumerate(ids) if index == make_tokenizer().convert_tokens_to_ids(STEP)
+    ]
     return logits[places].softmax(-1)[:, 1].tolist(), len(ids)
 
 
@@ -120,20 +132,20 @@ def test_a_process_model_by_hand(prm, reduce, reduced):
 def test_texts_of_different_lengths_are_padded_and_each_is_billed_once(prm):
     texts = [REPLY, "Answer: 7", REPLY + "\n\nIndeed", "7", " 8"]
     hands = [by_hand(prm, text) for text in texts]
-    ledger = Ledger()
+    ledger = UsageLedger()
     scores = scored(scorer_of(prm, batch_size=2), QUESTION, texts, ledger)
     assert scores == pytest.approx([sum(steps) / len(steps) for steps, _ in hands], abs=1e-5)
-    assert [(line.engine, line.purpose) for line in ledger.spent] == [("rm", "score")]
+    assert [(line.engine, line.purpose) for line in ledger.usage.lines] == [("rm", "score")]
     assert sorted(call.cost.prompt_tokens for call in ledger.calls) == sorted(length for _, length in hands)
     assert ledger.total.prefill_flops > 0 == ledger.total.decode_flops
     assert ledger.total.seconds > 0
 
 
 def test_the_card_counts_the_head_and_not_the_embedding(prm):
-    card = scorer_of(prm).card
+    info = scorer_of(prm).info
     model = transformers.AutoModelForTokenClassification.from_pretrained(prm)
-    assert card.parameters == sum(weight.numel() for weight in model.parameters())
-    assert card.active == card.parameters - model.get_input_embeddings().weight.numel()
+    assert info.parameters == sum(weight.numel() for weight in model.parameters())
+    assert info.active == info.parameters - model.get_input_embeddings().weight.numel()
 
 
 def test_the_answer_so_far_is_judged_with_the_text(prm):
@@ -146,9 +158,13 @@ def test_system_prompts_and_raw_text(prm):
     asked = Request(Chat((Message("system", "Own."), Message("user", "How many?"))))
     for option, shown in ((None, "Own."), ("Other.", "Other.")):
         steps, _ = by_hand(prm, REPLY, system=shown)
-        assert scored(scorer_of(prm, system=option), asked, [REPLY]) == pytest.approx([sum(steps) / 2], abs=1e-5)
+        assert scored(scorer_of(prm, system=option), asked, [REPLY]) == pytest.approx(
+            [sum(steps) / 2], abs=1e-5
+        )
     steps, _ = by_hand(prm, REPLY)
-    assert scored(scorer_of(prm), Request(Text("How many?")), [REPLY]) == pytest.approx([sum(steps) / 2], abs=1e-5)
+    assert scored(scorer_of(prm), Request(Text("How many?")), [REPLY]) == pytest.approx(
+        [sum(steps) / 2], abs=1e-5
+    )
 
 
 def test_special_tokens_in_question_and_reply_are_only_text(prm):
@@ -209,7 +225,7 @@ def test_what_cannot_be_a_reward_model_is_refused_before_loading(prm, orm, tmp_p
         scorer_of(str(tmp_path / "nowhere"))
     assert "\n" not in str(raised.value)
     with pytest.raises(ConfigError, match="Qwen3ForCausalLM is no reward model"):
-        scorer_of(studio.resolve("studio:mentor"))
+        scorer_of(builtin.resolve("builtin:mentor"))
     with pytest.raises(ConfigError, match="is no process model"):
         scorer_of(orm, kind="process")
     with pytest.raises(ConfigError, match="3 labels"):
@@ -235,8 +251,8 @@ def test_a_closed_scorer_and_a_failing_model_are_errors(prm):
     scorer = scorer_of(prm)
     scored(scorer, QUESTION, ["a"])
     with pytest.raises(EngineError, match="closed"):
-        asyncio.run(scorer.score(QUESTION, ["a"], Ledger().meter("score")))
-    broken, ledger = scorer_of(prm, batch_size=1), Ledger()
+        asyncio.run(scorer.score(QUESTION, ["a"], UsageLedger().meter("score")))
+    broken, ledger = scorer_of(prm, batch_size=1), UsageLedger()
     forward, seen = broken._forward, []
 
     def failing(rows):
@@ -252,7 +268,7 @@ def test_a_closed_scorer_and_a_failing_model_are_errors(prm):
 
 
 def test_a_cancelled_call_stops_and_bills_what_was_computed(prm):
-    scorer, ledger = scorer_of(prm, batch_size=1), Ledger()
+    scorer, ledger = scorer_of(prm, batch_size=1), UsageLedger()
     forward, seen = scorer._forward, []
 
     def slow(rows):
@@ -280,7 +296,7 @@ def test_concurrent_calls_give_what_single_ones_give(prm):
     texts = [[REPLY], ["7", "8"], [REPLY[:20]]]
 
     async def ask(together):
-        scorer, meter = scorer_of(prm), Ledger().meter("score")
+        scorer, meter = scorer_of(prm), UsageLedger().meter("score")
         calls = [scorer.score(QUESTION, each, meter) for each in texts]
         found = await asyncio.gather(*calls) if together else [await call for call in calls]
         await scorer.close()

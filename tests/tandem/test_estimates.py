@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from ensemblehub.schema import Card
+from ensemblehub.schema import ModelInfo
 from ensemblehub.tandem.estimates import Length, estimated_mentor_alone
 
-CARD = Card(parameters=100, active=100, attention_flops=2.0)
+CARD = ModelInfo(parameters=100, active=100, attention_flops=2.0)
 
 
 def test_a_line_with_an_interval():

@@ -17,7 +17,9 @@ def read(*pairs):
 
 
 def named(perplexity, entropy):
-    return dict(zip(FEATURE_NAMES, features(np.array(perplexity, float), np.array(entropy, float)), strict=True))
+    return dict(
+        zip(FEATURE_NAMES, features(np.array(perplexity, float), np.array(entropy, float)), strict=True)
+    )
 
 
 def test_there_are_sixteen_names_perplexity_first():
@@ -44,7 +46,15 @@ def test_nothing_to_read_is_a_clear_error():
 
 def test_statistics_by_hand():
     found = named([1, 2, 3, 10], [4, 0, 2, 2])
-    expected = {"mean": 4, "std": math.sqrt(12.5), "median": 2.5, "max": 10, "min": 1, "p25": 1.75, "p75": 4.75}
+    expected = {
+        "mean": 4,
+        "std": math.sqrt(12.5),
+        "median": 2.5,
+        "max": 10,
+        "min": 1,
+        "p25": 1.75,
+        "p75": 4.75,
+    }
     assert {name: found[f"perplexity_{name}"] for name in expected} == pytest.approx(expected)
     assert found["perplexity_trend"] == pytest.approx(6.5 - 1.5)
     assert found["entropy_mean"] == 2

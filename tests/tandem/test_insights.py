@@ -5,7 +5,9 @@ from ensemblehub.schema import Chat, Message, Request, Sampling, Scored, ScoredT
 from ensemblehub.tandem import insights
 from ensemblehub.tandem.insights import PROFILES, intern_request, mentor_request, sections, shown
 
-ASK = Request(Chat((Message("system", "Be kind."), Message("user", "2 + 2?"))), Sampling(max_tokens=50, stop=("\n",)))
+ASK = Request(
+    Chat((Message("system", "Be kind."), Message("user", "2 + 2?"))), Sampling(max_tokens=50, stop=("\n",))
+)
 
 
 @pytest.mark.parametrize("name", PROFILES)

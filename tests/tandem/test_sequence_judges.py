@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from ensemblehub.errors import ArtifactError
-from ensemblehub.tandem import sufficiency, training
+from ensemblehub.lab.judges import training
+from ensemblehub.lab.judges.training import KINDS, train_judge
+from ensemblehub.tandem import sufficiency
 from ensemblehub.tandem.judges import Inputs, Reading, Readings
 from ensemblehub.tandem.sequence_judges import LONGEST, SEQUENCE_JUDGES
-from ensemblehub.tandem.training import KINDS, train_judge
 from ensemblehub.tandem.trees import Trees
 
 pytest.importorskip("sklearn")
@@ -70,14 +71,18 @@ def test_what_a_reading_is_batched_with_does_not_change_it(kind, judges, reading
         assert alone == pytest.approx(together[index], abs=1e-6)
         if kind in SEQUENCE_JUDGES:
             level, tokens = int(readings[0].level[index]), int(readings[0].mentor_tokens[index])
-            assert judge.probability(Reading(level, tokens, *sequence)) == pytest.approx(together[index], abs=1e-6)
+            assert judge.probability(Reading(level, tokens, *sequence)) == pytest.approx(
+                together[index], abs=1e-6
+            )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gb", *SEQUENCE_JUDGES, "ensemble"])
 def test_a_saved_judge_says_the_same(kind, judges, readings, tmp_path):
     judge, _ = judges[kind]
-    sufficiency.Artifact(judge, mentor="m", intern="i", prompts="p", levels={"none": 0, "low": 24}).save(tmp_path)
+    sufficiency.Artifact(judge, mentor="m", intern="i", prompts="p", levels={"none": 0, "low": 24}).save(
+        tmp_path
+    )
     again = sufficiency.load(tmp_path)
     assert again.judge.kind == kind
     assert (again.judge.probabilities_of(readings[0]) == judge.probabilities_of(readings[0])).all()

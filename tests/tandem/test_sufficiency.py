@@ -29,14 +29,23 @@ def network(curve=None):
     random, inputs = np.random.default_rng(0), Inputs(levels=3)
     shapes = [(64, inputs.width), (32, 64), (1, 32)]
     layers = tuple(
-        (random.normal(0, 0.3, s).astype(np.float32), random.normal(0, 0.1, s[0]).astype(np.float32)) for s in shapes
+        (random.normal(0, 0.3, s).astype(np.float32), random.normal(0, 0.1, s[0]).astype(np.float32))
+        for s in shapes
     )
     isotonic = Curve("isotonic", np.array([[-2.0, 0.0, 3.0], [0.1, 0.4, 0.9]]))
-    return MLP(inputs, random.normal(size=inputs.width), np.full(inputs.width, 1.7), layers, curve or isotonic)
+    return MLP(
+        inputs, random.normal(size=inputs.width), np.full(inputs.width, 1.7), layers, curve or isotonic
+    )
 
 
 def artifact(judge=None, **changes):
-    made = {"mentor": "big", "intern": "small", "prompts": "abc", "levels": LEVELS, "data": {"split": "train", "n": 7}}
+    made = {
+        "mentor": "big",
+        "intern": "small",
+        "prompts": "abc",
+        "levels": LEVELS,
+        "data": {"split": "train", "n": 7},
+    }
     return Artifact(judge or network(), **(made | changes))
 
 
@@ -107,12 +116,15 @@ def test_logistic_by_hand():
 def test_many_readings_at_once_equal_one_at_a_time():
     judge, random = network(), np.random.default_rng(1)
     readings = [
-        [Reading(level, 30 * level, 1 + random.random(50), random.random(50)) for level in range(3)] for _ in range(4)
+        [Reading(level, 30 * level, 1 + random.random(50), random.random(50)) for level in range(3)]
+        for _ in range(4)
     ]
     table = np.array([[features(one.perplexity, one.entropy) for one in row] for row in readings], np.float32)
     at_once = judge.probabilities(table, np.arange(3), np.array([[0, 30, 60]] * 4))
     assert at_once.shape == (4, 3)
-    assert at_once == pytest.approx(np.array([[judge.probability(one) for one in row] for row in readings]), abs=1e-12)
+    assert at_once == pytest.approx(
+        np.array([[judge.probability(one) for one in row] for row in readings]), abs=1e-12
+    )
 
 
 def test_platt_and_isotonic_curves_by_hand():
@@ -127,7 +139,9 @@ def test_platt_and_isotonic_curves_by_hand():
 
 @pytest.mark.parametrize("curve", [None, Curve("platt", np.array([[0.7], [0.1]])), Curve()])
 def test_a_saved_judge_says_the_same_bit_for_bit(tmp_path, curve):
-    saved = artifact(network(curve), thresholds={"none": 1.01, "low": 0.6}, scope="insight", estimates={"length": 3})
+    saved = artifact(
+        network(curve), thresholds={"none": 1.01, "low": 0.6}, scope="insight", estimates={"length": 3}
+    )
     saved.save(tmp_path / "judge")
     loaded = load(tmp_path / "judge")
     assert loaded.judge.probability(reading()) == saved.judge.probability(reading())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.ensemble_methods.base import Selection
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Request
@@ -15,8 +15,8 @@ from ensemblehub.schema import Request
 class All(Selection):
     """Every engine takes part, in the order of the configuration."""
 
-    async def select(self, request: Request, engines: Sequence[Engine], meter: Meter) -> list[Engine]:
+    async def select(self, request: Request, engines: Sequence[Engine], meter: UsageMeter) -> list[Engine]:
         return list(engines)
 
-    def least(self, engines: Sequence[Engine]) -> int:
+    def min_engines(self, engines: Sequence[Engine]) -> int:
         return len(engines)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from pydantic import FiniteFloat
 
-from ensemblehub import studio
+from ensemblehub import builtin
 from ensemblehub.artifacts import content_of, parsed, write_whole
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.ensemble_methods.base import Selection, by_name, require
 from ensemblehub.ensemble_methods.model_selection import question
 from ensemblehub.errors import ArtifactError, ConfigError
@@ -73,9 +73,12 @@ class Artifact:
         """Write the folder; the file appears whole."""
         members = {name: _written(member) for name, member in self.members.items()}
         record = {
-            "format": FORMAT, "reader": self.reader, "features": list(FEATURE_NAMES), "members": members,
+            "format": FORMAT,
+            "reader": self.reader,
+            "features": list(FEATURE_NAMES),
+            "members": members,
             "data": dict(self.data),
-        }  # fmt: skip
+        }
         write_whole(folder / FILE, json.dumps(record, indent=1) + "\n")
 
 
@@ -146,7 +149,7 @@ class Learned(Selection):
     """The cheapest model whose predicted probability of a right answer suffices; else the one with the highest.
 
     Attributes:
-        artifact: folder that `ensemblehub train --selection` filled (`studio:NAME` stands for one that ships).
+        artifact: folder that `ensemblehub train --selection` filled (`builtin:NAME` stands for one that ships).
         threshold: the probability that suffices, for every model; by default each model's own, chosen on
             calibration data for `experiment.aim`.
     """
@@ -154,7 +157,7 @@ class Learned(Selection):
     artifact: str = ""
     threshold: float | None = None
 
-    async def select(self, request: Request, engines: Sequence[Engine], meter: Meter) -> list[Engine]:
+    async def select(self, request: Request, engines: Sequence[Engine], meter: UsageMeter) -> list[Engine]:
         reader = by_name(engines, self.made.reader, "selection learned: reader")
         tokens = await question.read(reader, request, meter)
         said = self.made.probabilities(Reading(0, len(tokens), *sequences(tokens)))
@@ -191,4 +194,4 @@ class Learned(Selection):
         """The artifact."""
         if not self.artifact:
             raise ConfigError(f"selection learned needs `artifact: FOLDER`, which `{COMMAND}` fills")
-        return load(Path(studio.resolve(self.artifact)))
+        return load(Path(builtin.resolve(self.artifact)))

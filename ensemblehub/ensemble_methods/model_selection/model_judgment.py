@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.ensemble_methods.base import Selection, by_name, check_k, require, together
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Decoder, Engine, Vocabulary
@@ -39,19 +39,21 @@ class ModelJudgment(Selection):
         minus_mean: a model's usual score by engine name, taken off its score; 0 for engines that are not named.
     """
 
-    needs: ClassVar[frozenset[Capability]] = frozenset({"decode"})
+    requires: ClassVar[frozenset[Capability]] = frozenset({"decode"})
     k: int = 1
     template: str = "{question}\n\nCan you answer this correctly? Reply with yes or no."
     opening: str = ""
     minus_mean: Mapping[str, float] = field(default_factory=dict)
 
-    async def select(self, request: Request, engines: Sequence[Engine], meter: Meter) -> list[Engine]:
+    async def select(self, request: Request, engines: Sequence[Engine], meter: UsageMeter) -> list[Engine]:
         ask = replace(request, prompt=self.asked(request.prompt), prefix=self.opening)
         found = await together(self.confidence(engine, ask, meter) for engine in engines)
         scores = {engine.name: score for engine, score in zip(engines, found, strict=True)}
-        return sorted(engines, key=lambda engine: self.minus_mean.get(engine.name, 0.0) - scores[engine.name])[: self.k]
+        return sorted(
+            engines, key=lambda engine: self.minus_mean.get(engine.name, 0.0) - scores[engine.name]
+        )[: self.k]
 
-    async def confidence(self, engine: Engine, ask: Request, meter: Meter) -> float:
+    async def confidence(self, engine: Engine, ask: Request, meter: UsageMeter) -> float:
         """P(yes) − P(no) of one model, from −1 to 1."""
         with closing(engine.decoder(ask, meter.ledger.meter("select"))) as decoder:
             return await yes_minus_no(decoder)
@@ -65,12 +67,14 @@ class ModelJudgment(Selection):
         if isinstance(prompt, Text):
             return Text(self.template.replace(QUESTION, prompt.text))
         if not isinstance(prompt, Chat) or not prompt.messages:
-            raise RequestError("selection model_judgment needs a question in words: text, or a chat with a message")
+            raise RequestError(
+                "selection model_judgment needs a question in words: text, or a chat with a message"
+            )
         *before, last = prompt.messages
         last = replace(last, content=self.template.replace(QUESTION, last.content))
         return Chat((*before, last), thinking=False)
 
-    def least(self, engines: Sequence[Engine]) -> int:
+    def min_engines(self, engines: Sequence[Engine]) -> int:
         return self.k
 
     def check(self, engines: Sequence[Engine]) -> None:
@@ -104,7 +108,9 @@ async def yes_minus_no(decoder: Decoder) -> float:
 def words(vocabulary: Vocabulary) -> tuple[Mask, Mask, Mask]:
     """Which ids begin the word yes, which no, and which are white space alone, each (vocabulary,)."""
     texts = [token.decode("utf-8", "replace") for token in vocabulary.tokens]
-    yes, no = (np.array([_begins(text.strip().lower(), word) for text in texts], bool) for word in ("yes", "no"))
+    yes, no = (
+        np.array([_begins(text.strip().lower(), word) for text in texts], bool) for word in ("yes", "no")
+    )
     return yes, no, np.array([bool(text) and not text.strip() for text in texts], bool)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Chat, Request, ScoredToken
 
 
-async def read(engine: Engine, request: Request, meter: Meter) -> tuple[ScoredToken, ...]:
+async def read(engine: Engine, request: Request, meter: UsageMeter) -> tuple[ScoredToken, ...]:
     """The tokens of the user's messages with their predictions; those without one (the very first) are left out.
 
     Raises:

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ensemblehub import studio
+from ensemblehub import builtin
 from ensemblehub.artifacts import content_of, parsed
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.ensemble_methods.base import Selection, check_k, together
 from ensemblehub.ensemble_methods.model_selection import question
 from ensemblehub.errors import ArtifactError, ConfigError, RequestError
@@ -71,15 +71,15 @@ class ZScore(Selection):
         k: how many take part; `auto`: 3 where the perplexity of at least 90 % of the models lies above their
             own mean, else 2, and never more than there are.
         stats: statistics by engine name; they go before those of the file.
-        stats_file: the JSON that `ensemblehub stats` writes (`studio:NAME` stands for one that ships).
+        stats_file: the JSON that `ensemblehub stats` writes (`builtin:NAME` stands for one that ships).
     """
 
-    needs: ClassVar[frozenset[Capability]] = frozenset({"score"})
+    requires: ClassVar[frozenset[Capability]] = frozenset({"score"})
     k: int | Literal["auto"] = "auto"
     stats: Mapping[str, Stats] = field(default_factory=dict)
     stats_file: str | None = None
 
-    async def select(self, request: Request, engines: Sequence[Engine], meter: Meter) -> list[Engine]:
+    async def select(self, request: Request, engines: Sequence[Engine], meter: UsageMeter) -> list[Engine]:
         readings = await together(read(engine, request, meter) for engine in engines)
         known = [self.known[engine.name] for engine in engines]
         scores = {engine.name: own.z(one) for engine, own, one in zip(engines, known, readings, strict=True)}
@@ -87,7 +87,7 @@ class ZScore(Selection):
         k = (3 if unusual >= MOSTLY else 2) if self.k == "auto" else self.k
         return sorted(engines, key=lambda engine: -scores[engine.name])[:k]
 
-    def least(self, engines: Sequence[Engine]) -> int:
+    def min_engines(self, engines: Sequence[Engine]) -> int:
         return min(2, len(engines)) if self.k == "auto" else self.k
 
     def check(self, engines: Sequence[Engine]) -> None:
@@ -108,10 +108,10 @@ class ZScore(Selection):
     @cached_property
     def known(self) -> dict[str, Stats]:
         """Statistics by engine name, from the file and the options."""
-        return {**(load(Path(studio.resolve(self.stats_file))) if self.stats_file else {}), **self.stats}
+        return {**(load(Path(builtin.resolve(self.stats_file))) if self.stats_file else {}), **self.stats}
 
 
-async def read(engine: Engine, request: Request, meter: Meter) -> Reading:
+async def read(engine: Engine, request: Request, meter: UsageMeter) -> Reading:
     """Perplexity and confidence of the user's messages.
 
     Raises:
@@ -120,7 +120,9 @@ async def read(engine: Engine, request: Request, meter: Meter) -> Reading:
     tokens = await question.read(engine, request, meter)
     values = np.array([(token.logprob, token.best) for token in tokens], np.float64)  # None becomes NaN
     if np.isnan(values).any():
-        raise RequestError(f"engine {engine.name!r} gives no likeliest tokens, and selection zscore needs them")
+        raise RequestError(
+            f"engine {engine.name!r} gives no likeliest tokens, and selection zscore needs them"
+        )
     return Reading(float(np.exp(-values[:, 0].mean())), float(np.exp(values[:, 1]).mean()))
 
 

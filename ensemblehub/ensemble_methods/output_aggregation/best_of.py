@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.ensemble_methods.base import Granularity, ScoringAggregation
 from ensemblehub.ensemble_methods.candidates import check_samples, drafts, least_engines, write_all
 from ensemblehub.generators.base import Engine
@@ -28,13 +28,17 @@ class BestOf(ScoringAggregation):
     samples: int = 1
     exclude_self_scoring: bool = True
 
-    async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
+    async def run(
+        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+    ) -> AsyncGenerator[Event, None]:
         candidates = drafts(request, engines, self.samples)
         await write_all(candidates, meter)
         texts = [candidate.text for candidate in candidates]
         authors = [candidate.engine.model for candidate in candidates] if self.exclude_self_scoring else []
         scores = await self.scorers.score(request, texts, meter.ledger.meter("score"), authors)
-        ranking = sorted(zip(candidates, scores, strict=True), key=lambda pair: -pair[1])  # equals keep their order
+        ranking = sorted(
+            zip(candidates, scores, strict=True), key=lambda pair: -pair[1]
+        )  # equals keep their order
         (best, score), *others = ranking
         for loser, _ in others:
             loser.discard(meter)
@@ -46,7 +50,7 @@ class BestOf(ScoringAggregation):
         yield best.answer
 
     @property
-    def least(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
+    def min_engines(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
         return least_engines(self.samples)
 
     def check(self, engines: Sequence[Engine]) -> None:

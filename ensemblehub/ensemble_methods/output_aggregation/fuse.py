@@ -13,14 +13,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from ensemblehub.cost import Meter
+from ensemblehub.answers.equality import final_answer
+from ensemblehub.builtin.prompts import CANDIDATES_HEADER
+from ensemblehub.cost import UsageMeter
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, by_size
 from ensemblehub.ensemble_methods.candidates import Candidate, check_samples, drafts, least_engines, write_all
 from ensemblehub.errors import ConfigError, RequestError, did_you_mean
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Chat, Event, Prompt, Request, Text
-from ensemblehub.studio import skills
-from ensemblehub.tasks.answers import final_answer
 
 TEMPLATES = {
     "instruct": """{question}
@@ -32,7 +32,7 @@ reliability.
 
 Answers of the models:
 {candidates}""",
-    "studio": "{question}" + skills.CANDIDATES + "{candidates}",
+    "builtin": "{question}" + CANDIDATES_HEADER + "{candidates}",
 }
 _PLACES = re.compile(r"\{(question|candidates)\}")
 
@@ -48,7 +48,7 @@ class Fuse(Aggregation):
         layers: rounds of proposals; from the second on, proposers see the proposals of the round before
             as the fuser sees those of the last.
         template: what stands in place of the last message: `instruct` (the instructions of mixture-of-agents),
-            `studio` (the words the built-in models know), or a text with {question} and {candidates}.
+            `builtin` (the words the built-in models know), or a text with {question} and {candidates}.
         show: how a proposal is shown: in `full`, its `last_line`, or its final `answer` (in full where it has none).
             What stands before `</think>` is never shown.
     """
@@ -61,7 +61,9 @@ class Fuse(Aggregation):
     template: str = "instruct"
     show: Literal["full", "last_line", "answer"] = "full"
 
-    async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
+    async def run(
+        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+    ) -> AsyncGenerator[Event, None]:
         fuser = self.fusing(engines)
         proposers = [by_name(engines, name, "fuse: proposers") for name in self.proposers] or engines
         self.asked(request.prompt, ())  # what cannot be fused is refused before anything is spent
@@ -112,7 +114,9 @@ class Fuse(Aggregation):
             return TEMPLATES[self.template]
         missing = {"question", "candidates"} - set(_PLACES.findall(self.template))
         if missing:
-            raise ConfigError(f"fuse: the template lacks {' and '.join(f'{{{name}}}' for name in sorted(missing))}")
+            raise ConfigError(
+                f"fuse: the template lacks {' and '.join(f'{{{name}}}' for name in sorted(missing))}"
+            )
         return self.template
 
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
@@ -130,10 +134,12 @@ class Fuse(Aggregation):
 
     def fusing(self, engines: Sequence[Engine]) -> Engine:
         """The engine that fuses: by name, else the largest."""
-        return by_name(engines, self.fuser, "fuse: fuser") if self.fuser else by_size(engines, "fuse: fuser")[0]
+        return (
+            by_name(engines, self.fuser, "fuse: fuser") if self.fuser else by_size(engines, "fuse: fuser")[0]
+        )
 
     @property
-    def least(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
+    def min_engines(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
         return least_engines(self.samples)
 
     def check(self, engines: Sequence[Engine]) -> None:

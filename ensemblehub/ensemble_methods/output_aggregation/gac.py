@@ -70,6 +70,8 @@ class GaC(TokenLevel):
         if not self.weights.get(self.gate, 1.0):
             raise ConfigError(f"gac: the gate {self.gate!r} has weight 0")
         if self.every == "disputed":
-            raise ConfigError("gac: `gate` and `every: disputed` both decide when to ensemble; use one of them")
+            raise ConfigError(
+                "gac: `gate` and `every: disputed` both decide when to ensemble; use one of them"
+            )
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"gac: threshold must be between 0 and 1, not {self.threshold}")

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from ensemblehub.cost import Ledger, Meter
+from ensemblehub.cost import UsageLedger, UsageMeter
 from ensemblehub.ensemble_methods.base import by_size, name_of, require
 from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn, refuse
 from ensemblehub.errors import ConfigError, did_you_mean
@@ -48,8 +48,8 @@ class Progressive(Segments):
         max_tokens, max_rounds, max_repeat: as for `loop`.
     """
 
-    needs: ClassVar[frozenset[Capability]] = frozenset()  # depends on the mode: see `check`
-    least: ClassVar[int] = 2
+    requires: ClassVar[frozenset[Capability]] = frozenset()  # depends on the mode: see `check`
+    min_engines: ClassVar[int] = 2
 
     switch_mode: Literal["outline", "length", "token"] = "outline"
     outline_max_tokens: int = 500
@@ -61,7 +61,9 @@ class Progressive(Segments):
     special_tokens: tuple[str, ...] = ("</think>",)
     max_new_tokens_per_round: int | None = None
 
-    def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Piece, None]:
+    def run(
+        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+    ) -> AsyncGenerator[Piece, None]:
         models = by_size(engines, name_of(self))
         if self.switch_mode == "outline":
             return self.outlined(self.limited(request), models[0], models[-1], meter.ledger)
@@ -83,7 +85,7 @@ class Progressive(Segments):
         return Turn(models[done], self.max_new_tokens_per_round, unseen if done < len(models) - 1 else ())
 
     async def outlined(
-        self, request: Request, large: Engine, small: Engine, ledger: Ledger
+        self, request: Request, large: Engine, small: Engine, ledger: UsageLedger
     ) -> AsyncGenerator[Piece, None]:
         """The outline, which is no part of the answer, then the answer."""
         sampling, most = request.sampling, request.sampling.max_completion_tokens or sys.maxsize
@@ -133,20 +135,26 @@ class Progressive(Segments):
         super().check(engines)
         whole = self.max_new_tokens_per_round is None
         self.at_least(
-            1, outline_max_tokens=self.outline_max_tokens, max_new_tokens_per_round=self.max_new_tokens_per_round
+            1,
+            outline_max_tokens=self.outline_max_tokens,
+            max_new_tokens_per_round=self.max_new_tokens_per_round,
         )
         if self.switch_mode == "outline":
             self.check_words()
-            needs: frozenset[Capability] = frozenset({"prefix"} if self.words.opening else ())
-            require(by_size(engines, name_of(self))[0], needs, name_of(self))
+            requires: frozenset[Capability] = frozenset({"prefix"} if self.words.opening else ())
+            require(by_size(engines, name_of(self))[0], requires, name_of(self))
             return
         for engine in by_size(engines, name_of(self))[whole:]:  # the largest begins, whatever is selected
             require(engine, frozenset({"prefix"}), name_of(self))
         lengths = self.length_thresholds
         if self.switch_mode == "length" and (not lengths or [0, *lengths] != sorted({0, *lengths})):
-            raise ConfigError(f"progressive: length_thresholds must be rising lengths in tokens, not {list(lengths)}")
+            raise ConfigError(
+                f"progressive: length_thresholds must be rising lengths in tokens, not {list(lengths)}"
+            )
         if self.switch_mode == "token" and not (self.special_tokens and all(self.special_tokens)):
-            raise ConfigError("progressive: special_tokens must name at least one string, and none that is empty")
+            raise ConfigError(
+                "progressive: special_tokens must name at least one string, and none that is empty"
+            )
 
     def check_words(self) -> None:
         """Refuse a profile or templates that cannot be used.

@@ -6,13 +6,13 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.ensemble_methods.base import ScoringAggregation, together
 from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn, ask, joined, refuse_ids
 from ensemblehub.errors import ConfigError, ContextOverflowError
 from ensemblehub.generators.base import Engine
-from ensemblehub.generators.stops import Gate
+from ensemblehub.generators.text.stops import Gate
 from ensemblehub.schema import Choice, Event, Finish, Piece, Request
 
 
@@ -40,7 +40,9 @@ class RewardBased(Segments, ScoringAggregation):
     exclude_self_scoring: bool = True
     score_threshold: float | None = None
 
-    async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
+    async def run(
+        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+    ) -> AsyncGenerator[Event, None]:
         request = self.limited(request)
         refuse_ids(request, engines)
         so_far, gate, members = SoFar(request.prefix), Gate[Piece](request.sampling.stop), list(engines)
@@ -74,18 +76,24 @@ class RewardBased(Segments, ScoringAggregation):
 
     def able(self, request: Request, members: list[Engine], so_far: SoFar) -> bool:
         """Drop the members whose context is full; whether any are left."""
-        members[:] = [engine for engine in members if ask(request, Turn(engine), so_far).sampling.max_tokens > 0]
+        members[:] = [
+            engine for engine in members if ask(request, Turn(engine), so_far).sampling.max_tokens > 0
+        ]
         return bool(members)
 
     async def round(
-        self, request: Request, members: list[Engine], so_far: SoFar, meter: Meter
+        self, request: Request, members: list[Engine], so_far: SoFar, meter: UsageMeter
     ) -> AsyncGenerator[Event, None]:
         """One round: the choice and the text that is kept, if any; drops members that find their context full."""
         length = self.max_new_tokens_per_round if len(members) > 1 else None
-        proposals = [Candidate(engine, ask(request, Turn(engine, length), so_far), engine.name) for engine in members]
+        proposals = [
+            Candidate(engine, ask(request, Turn(engine, length), so_far), engine.name) for engine in members
+        ]
         if len(members) == 1:
             try:
-                async with aclosing(members[0].stream(proposals[0].request, meter.ledger.meter("answer"))) as pieces:
+                async with aclosing(
+                    members[0].stream(proposals[0].request, meter.ledger.meter("answer"))
+                ) as pieces:
                     async for piece in pieces:
                         yield piece
             except ContextOverflowError:
@@ -107,7 +115,7 @@ class RewardBased(Segments, ScoringAggregation):
             yield winner.answer
 
     async def choose(
-        self, request: Request, proposals: Sequence[Candidate], so_far: SoFar, meter: Meter
+        self, request: Request, proposals: Sequence[Candidate], so_far: SoFar, meter: UsageMeter
     ) -> tuple[Candidate | None, Choice]:
         """The proposal to keep, None where the best is below the threshold, and why."""
         begun = [proposal for proposal in proposals if proposal.text.strip()] if not so_far.text else []
@@ -143,7 +151,7 @@ class RewardBased(Segments, ScoringAggregation):
             )
 
 
-async def written(proposal: Candidate, meter: Meter) -> bool:
+async def written(proposal: Candidate, meter: UsageMeter) -> bool:
     """Write a proposal; whether its engine's context had room for it."""
     try:
         await proposal.write(meter)

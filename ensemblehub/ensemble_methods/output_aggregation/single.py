@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, require
 from ensemblehub.ensemble_methods.output_aggregation.distribution import Distribution
 from ensemblehub.errors import RequestError
@@ -26,17 +26,19 @@ class Single(Aggregation):
     granularity: ClassVar[Granularity] = "response"
     engine: str | None = None
 
-    async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
+    async def run(
+        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+    ) -> AsyncGenerator[Event, None]:
         engine = self.chosen(engines)
         async with aclosing(engine.stream(request, meter.ledger.meter("answer"))) as answer:
             async for piece in answer:
                 yield piece
 
     async def echo(
-        self, request: Request, engines: Sequence[Engine], meter: Meter, context: int | None = None
+        self, request: Request, engines: Sequence[Engine], meter: UsageMeter, context: int | None = None
     ) -> AsyncGenerator[Event | Scored, None]:
         engine, most = self.chosen(engines), request.sampling.top_logprobs
-        if most > 1 and "decode" not in engine.can:
+        if most > 1 and "decode" not in engine.capabilities:
             raise RequestError(f"{engine.name} gives one alternative per token of a prompt, not {most}")
         if most > 1:
             async with aclosing(Distribution().echo(request, [engine], meter)) as events:

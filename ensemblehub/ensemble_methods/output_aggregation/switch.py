@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ensemblehub.cost import Meter
+from ensemblehub.cost import UsageMeter
 from ensemblehub.ensemble_methods.base import by_size, name_of, require
 from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn
 from ensemblehub.generators.base import Engine
@@ -23,12 +23,14 @@ class Switch(Segments):
         max_rounds, max_repeat: as for `loop`; there are two turns.
     """
 
-    needs: ClassVar[frozenset[Capability]] = frozenset()  # of all but the largest: see `check`
-    least: ClassVar[int] = 2
+    requires: ClassVar[frozenset[Capability]] = frozenset()  # of all but the largest: see `check`
+    min_engines: ClassVar[int] = 2
 
     switch_after_tokens: int = 500
 
-    def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Piece, None]:
+    def run(
+        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+    ) -> AsyncGenerator[Piece, None]:
         large, *_, small = by_size(engines, name_of(self))
 
         def following(so_far: SoFar) -> Turn:

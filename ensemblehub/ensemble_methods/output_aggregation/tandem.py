@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from ensemblehub.cost import Ledger, Meter
+from ensemblehub.cost import UsageLedger, UsageMeter
 from ensemblehub.ensemble_methods.base import (
     Aggregation,
     Granularity,
@@ -28,10 +28,21 @@ from ensemblehub.ensemble_methods.base import (
 )
 from ensemblehub.errors import ConfigError, EngineError, RequestError, did_you_mean
 from ensemblehub.generators.base import Engine
-from ensemblehub.results import LEVEL_0
-from ensemblehub.schema import Capability, Chat, Cost, Event, Message, Piece, Request, Scored, ScoredToken, Verdict
+from ensemblehub.schema import (
+    Capability,
+    Chat,
+    Cost,
+    Event,
+    Message,
+    Piece,
+    Request,
+    Scored,
+    ScoredToken,
+    Verdict,
+)
 from ensemblehub.tandem import features, insights, sufficiency
 from ensemblehub.tandem.estimates import estimated_mentor_alone
+from ensemblehub.tandem.insights import LEVEL_0
 from ensemblehub.tandem.judges import Reading
 from ensemblehub.tandem.sufficiency import Artifact
 
@@ -124,7 +135,9 @@ class Tandem(Aggregation):
     on_mentor_error: Literal["raise", "intern"] = "raise"
     strict: bool = False
 
-    async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
+    async def run(
+        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+    ) -> AsyncGenerator[Event, None]:
         mentor, intern = self.roles(engines)
         self.check_context(request, mentor, intern)
         guidance = Guidance()
@@ -137,7 +150,7 @@ class Tandem(Aggregation):
                 yield piece
 
     async def guide(
-        self, request: Request, mentor: Engine, intern: Engine, ledger: Ledger, guidance: Guidance
+        self, request: Request, mentor: Engine, intern: Engine, ledger: UsageLedger, guidance: Guidance
     ) -> AsyncGenerator[Event, None]:
         """The mentor's insights and the verdicts on them, up to the one that is used: `guidance.chosen`."""
         longest = self.longest(request)
@@ -163,7 +176,7 @@ class Tandem(Aggregation):
         guidance.chosen = ALONE if insight.failed else self.choose(judged)
 
     async def echo(
-        self, request: Request, engines: Sequence[Engine], meter: Meter, context: int | None = None
+        self, request: Request, engines: Sequence[Engine], meter: UsageMeter, context: int | None = None
     ) -> AsyncGenerator[Event | Scored, None]:
         """The log-likelihood is the intern's, given insights that come from the context alone.
 
@@ -189,7 +202,9 @@ class Tandem(Aggregation):
             async for event in events:
                 yield event
         chosen = guidance.chosen or ALONE
-        told = given(insights.intern_request(asked, self.words, chosen.insight, self.insight_mode), rest, intern)
+        told = given(
+            insights.intern_request(asked, self.words, chosen.insight, self.insight_mode), rest, intern
+        )
         head = tuple(ScoredToken(tokenizer.decode([one]), one, None, None, 0, 0, 0) for one in ids[:context])
         if rest:
             scored = await intern.score(told, meter.ledger.meter("score"))
@@ -210,7 +225,7 @@ class Tandem(Aggregation):
         return max(judged, key=lambda checkpoint: checkpoint.verdict.probability)
 
     def answer(
-        self, request: Request, mentor: Engine, intern: Engine, chosen: Checkpoint | None, meter: Meter
+        self, request: Request, mentor: Engine, intern: Engine, chosen: Checkpoint | None, meter: UsageMeter
     ) -> AsyncGenerator[Piece, None]:
         """The answer's stream: the intern's from the chosen insight, or the mentor's own."""
         if chosen is None:
@@ -219,7 +234,7 @@ class Tandem(Aggregation):
         return intern.stream(ask, meter.ledger.meter("answer"))
 
     async def judged(
-        self, level: str, insight: Insight, request: Request, intern: Engine, ledger: Ledger
+        self, level: str, insight: Insight, request: Request, intern: Engine, ledger: UsageLedger
     ) -> Checkpoint:
         """Let the intern read the question and the insight so far, and judge whether they suffice."""
         text = insights.shown(insight.text, self.words)
@@ -227,13 +242,17 @@ class Tandem(Aggregation):
         if self.verdicts.judge.reads:
             ask = insights.intern_request(request, self.words, text, self.insight_mode)
             scored = await intern.score(ask, ledger.meter("judge"))
-            read = features.sequences(insights.read_tokens(scored, request, self.insight_mode, self.verdicts.scope))
+            read = features.sequences(
+                insights.read_tokens(scored, request, self.insight_mode, self.verdicts.scope)
+            )
         started = time.perf_counter()
         probability = self.verdicts.judge.probability(Reading(self.index[level], insight.tokens, *read))
         seconds = time.perf_counter() - started
         ledger.add("judge", "judge", Cost(decode_flops=self.verdicts.judge.flops, seconds=seconds, calls=1))
         threshold = self.limits[level]
-        return Checkpoint(Verdict(level, insight.tokens, probability, threshold, probability >= threshold), text)
+        return Checkpoint(
+            Verdict(level, insight.tokens, probability, threshold, probability >= threshold), text
+        )
 
     def chosen(self, verdicts: Sequence[Verdict]) -> str:
         """The level whose insight the answer came from; "mentor" where the mentor answered itself."""
@@ -243,7 +262,9 @@ class Tandem(Aggregation):
     def check(self, engines: Sequence[Engine]) -> None:
         budgets = list(self.levels.values())
         if not budgets or budgets != sorted(set(budgets)) or budgets[0] < 1:
-            raise ConfigError(f"tandem: levels must be rising token budgets, such as low: 100, not {dict(self.levels)}")
+            raise ConfigError(
+                f"tandem: levels must be rising token budgets, such as low: 100, not {dict(self.levels)}"
+            )
         if self.effort is not None and self.effort not in self.index:
             raise ConfigError(f"tandem: effort: {did_you_mean(self.effort, self.index, 'level')}")
         for level in self.thresholds or {}:
@@ -251,18 +272,24 @@ class Tandem(Aggregation):
                 raise ConfigError(f"tandem: thresholds: {did_you_mean(level, self.index, 'level')}")
         mentor, intern = self.roles(engines)
         require(mentor, frozenset({"prefix"}) if self.words.opening else frozenset(), "tandem (mentor)")
-        needs: set[Capability] = {"score"} if self.verdicts.judge.reads else set()
+        requires: set[Capability] = {"score"} if self.verdicts.judge.reads else set()
         require(
-            intern, frozenset(needs | ({"prefix"} if self.insight_mode == "continuation" else set())), "tandem (intern)"
+            intern,
+            frozenset(requires | ({"prefix"} if self.insight_mode == "continuation" else set())),
+            "tandem (intern)",
         )
         levels = {LEVEL_0: 0, **self.levels}
-        for warning in self.verdicts.check(mentor.model, intern.model, self.words.fingerprint, self.strict, levels):
+        for warning in self.verdicts.check(
+            mentor.model, intern.model, self.words.fingerprint, self.strict, levels
+        ):
             log.warning(warning)
 
-    def estimated_alone(self, request: Request, engines: Sequence[Engine]) -> tuple[float, float, float] | None:
+    def estimated_alone(
+        self, request: Request, engines: Sequence[Engine]
+    ) -> tuple[float, float, float] | None:
         mentor, _ = self.roles(engines)
         read = mentor.count(request)
-        return None if read is None else estimated_mentor_alone(self.verdicts.estimates, mentor.card, read)
+        return None if read is None else estimated_mentor_alone(self.verdicts.estimates, mentor.info, read)
 
     def reader(self, engines: Sequence[Engine]) -> Engine:
         return self.roles(engines)[1]
@@ -278,8 +305,12 @@ class Tandem(Aggregation):
         """
         mentor = by_name(engines, self.mentor, "tandem: mentor") if self.mentor else None
         intern = by_name(engines, self.intern, "tandem: intern") if self.intern else None
-        mentor = mentor or by_size([one for one in engines if one is not intern] or engines, "tandem: mentor")[0]
-        intern = intern or by_size([one for one in engines if one is not mentor] or engines, "tandem: intern")[-1]
+        mentor = (
+            mentor or by_size([one for one in engines if one is not intern] or engines, "tandem: mentor")[0]
+        )
+        intern = (
+            intern or by_size([one for one in engines if one is not mentor] or engines, "tandem: intern")[-1]
+        )
         if mentor is intern:
             raise ConfigError(f"tandem needs a mentor and an intern, but both would be {mentor.name!r}")
         return mentor, intern

@@ -16,13 +16,13 @@ from functools import lru_cache
 from textwrap import shorten
 from typing import ClassVar, Literal
 
-from ensemblehub.cost import Meter
+from ensemblehub.answers.equality import equal_answers, final_answer
+from ensemblehub.cost import UsageMeter
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name
 from ensemblehub.ensemble_methods.candidates import Candidate, arriving, check_samples, drafts, least_engines
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Choice, Event, Request
-from ensemblehub.tasks.answers import equal_answers, final_answer
 
 Same = Callable[[str, str], bool]
 Rank = tuple[int, float, int]
@@ -75,7 +75,9 @@ class Vote(Aggregation):
     pattern: str = ""
     stop_early: bool = False
 
-    async def run(self, request: Request, engines: Sequence[Engine], meter: Meter) -> AsyncGenerator[Event, None]:
+    async def run(
+        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+    ) -> AsyncGenerator[Event, None]:
         candidates = drafts(request, engines, self.samples)
         weights = [self.weights.get(candidate.engine.name, 1.0) for candidate in candidates]
         same, parties, waiting = lru_cache(maxsize=None)(self.same), list[Party](), set(candidates)
@@ -85,8 +87,12 @@ class Vote(Aggregation):
                 if waiting and not self.stop_early:
                     continue
                 answers = [None if one in waiting else self.read(one.reply) for one in candidates]
-                parties = await asyncio.to_thread(partied, answers, weights, same)  # algebra can take its time
-                if settled(parties, weights, [place for place, one in enumerate(candidates) if one in waiting]):
+                parties = await asyncio.to_thread(
+                    partied, answers, weights, same
+                )  # algebra can take its time
+                if settled(
+                    parties, weights, [place for place, one in enumerate(candidates) if one in waiting]
+                ):
                     break
         winner = parties[0].members if parties else (0,)
         for place, candidate in enumerate(candidates):
@@ -101,7 +107,11 @@ class Vote(Aggregation):
             return final_answer(reply)
         if self.extract == "regex":
             found = list(re.finditer(self.pattern, reply))
-            return ((found[-1][1] if found[-1].re.groups else found[-1][0]) or "").strip() or None if found else None
+            return (
+                ((found[-1][1] if found[-1].re.groups else found[-1][0]) or "").strip() or None
+                if found
+                else None
+            )
         return (reply.rpartition("\n")[2] if self.extract == "last_line" else " ".join(reply.split())) or None
 
     def same(self, left: str, right: str) -> bool:
@@ -111,7 +121,7 @@ class Vote(Aggregation):
         return equal_answers(left, right) or equal_answers(right, left)
 
     @property
-    def least(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
+    def min_engines(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
         return least_engines(self.samples)
 
     def check(self, engines: Sequence[Engine]) -> None:
@@ -145,7 +155,8 @@ def partied(answers: Sequence[str | None], weights: Sequence[float], same: Same)
         else:
             party.append(place)
     found = [
-        Party(answers[party[0]] or "", tuple(party), math.fsum(weights[place] for place in party)) for party in parties
+        Party(answers[party[0]] or "", tuple(party), math.fsum(weights[place] for place in party))
+        for party in parties
     ]
     return sorted(found, key=lambda party: party.rank, reverse=True)
 
@@ -163,17 +174,23 @@ def settled(parties: Sequence[Party], weights: Sequence[float], waiting: Sequenc
     return all(leader.rank > rank for rank in best)
 
 
-def verdict(candidates: Sequence[Candidate], parties: Sequence[Party], winner: Sequence[int], stopped: int) -> Choice:
+def verdict(
+    candidates: Sequence[Candidate], parties: Sequence[Party], winner: Sequence[int], stopped: int
+) -> Choice:
     """The choice and its reason in words."""
     votes = {place: len(party.members) for party in parties for place in party.members}
     scores = [(one.name, float(votes.get(place, 0))) for place, one in enumerate(candidates)]
     silent = len(candidates) - len(votes) - stopped
     notes = [
-        reason(parties, candidates) if parties else f"no reply has a readable answer; {candidates[0].name}'s is given"
+        reason(parties, candidates)
+        if parties
+        else f"no reply has a readable answer; {candidates[0].name}'s is given"
     ]
     notes += [f"{silent} without a readable answer"] if silent and parties else []
     notes += [f"{stopped} stopped early"] if stopped else []
-    return Choice("answer", tuple(candidates[place].name for place in winner), tuple(scores), "; ".join(notes))
+    return Choice(
+        "answer", tuple(candidates[place].name for place in winner), tuple(scores), "; ".join(notes)
+    )
 
 
 def reason(parties: Sequence[Party], candidates: Sequence[Candidate]) -> str:

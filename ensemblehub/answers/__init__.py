@@ -1,0 +1,1 @@
+"""Answers: what a text's final answer is, and whether two answers are equal."""

@@ -1,0 +1,28 @@
+"""The models that ship with the package, as `builtin:NAME`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ensemblehub.errors import ConfigError, did_you_mean
+
+SHIPPED = ("mentor", "intern", "guest", "prm", "judge", "selection", "statistics.json")
+_PREFIXES = ("builtin:", "studio:")  # the second is the older spelling
+_WEIGHTS = Path(__file__).parent / "weights"
+CONFIG = Path(__file__).parent / "builtin_tandem.yaml"
+
+
+def resolve(path: str) -> str:
+    """`path`, with `builtin:NAME` standing for what ships with the package and `~` for the home folder.
+
+    Raises:
+        ConfigError: nothing of that name ships.
+    """
+    prefix = next(filter(path.startswith, _PREFIXES), None)
+    if prefix is None:
+        return os.path.expanduser(path)
+    name = path.removeprefix(prefix)
+    if name not in SHIPPED:
+        raise ConfigError(did_you_mean(name, SHIPPED, "built-in model"))
+    return str(_WEIGHTS / name)

@@ -1,0 +1,119 @@
+"""How the next token of each row is chosen, for all rows of a step at once.
+
+Randomness is one uniform number per token from the row's own seeded generator, looked up in the
+cumulative distribution: a row draws the same token whoever shares its step.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ensemblehub.schema import Sampling
+
+
+@dataclass(eq=False)
+class Choice:
+    """The state of one row's choosing: its options, its generator and what it has written.
+
+    Attributes:
+        prompt: ids of the prompt (for the repetition penalty).
+        end: ids that `min_tokens` forbids.
+    """
+
+    sampling: Sampling
+    prompt: Sequence[int]
+    end: frozenset[int]
+    written: Counter[int] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        seed = random.getrandbits(63) if self.sampling.seed is None else self.sampling.seed
+        self._generator = torch.Generator().manual_seed(seed % 2**63)
+        self._uniforms: list[float] = []
+        self._seen = set(self.prompt) if self.sampling.repetition_penalty != 1.0 else set()
+        self._penalised = bool(self.sampling.presence_penalty or self.sampling.frequency_penalty)
+
+    def uniform(self) -> float:
+        """The next number in [0, 1) of the row's own generator."""
+        if not self._uniforms:
+            self._uniforms = torch.rand(64, generator=self._generator).tolist()[::-1]
+        return self._uniforms.pop()
+
+    def wrote(self, index: int) -> None:
+        """Remember a written token."""
+        self.written[index] += 1
+        if self._seen:
+            self._seen.add(index)
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether the next logits are changed by biases, penalties or `min_tokens`."""
+        return bool(self._forbidden() or self._seen or self._penalised or self.sampling.logit_bias)
+
+    def adjust(self, logits: torch.Tensor) -> None:
+        """Change one row's logits (vocabulary,) in place."""
+        sampling = self.sampling
+        for index, bias in sampling.logit_bias.items():
+            logits[index] += bias
+        if self._seen:
+            seen = torch.tensor(sorted(self._seen), device=logits.device)
+            scores, penalty = logits[seen], sampling.repetition_penalty
+            logits[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+        if self._penalised and self.written:
+            ids = torch.tensor(list(self.written), device=logits.device)
+            counts = torch.tensor(list(self.written.values()), device=logits.device)
+            logits[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+        if forbidden := self._forbidden():
+            logits[torch.tensor(sorted(forbidden), device=logits.device)] = float("-inf")
+
+    def _forbidden(self) -> frozenset[int]:
+        return self.end if self.written.total() < self.sampling.min_tokens else frozenset()
+
+
+def choose(choices: Sequence[Choice], logits: torch.Tensor) -> torch.Tensor:
+    """The next id of each row, (rows,), from logits (rows, vocabulary) in float32."""
+    if any(choice.adjusts for choice in choices):
+        logits = logits.clone()
+        for choice, row in zip(choices, logits, strict=True):
+            if choice.adjusts:
+                choice.adjust(row)
+    chosen = logits.argmax(-1)
+    warm = [index for index, choice in enumerate(choices) if choice.sampling.temperature > 0]
+    if warm:
+        rows = torch.tensor(warm, device=logits.device)
+        chosen[rows] = _draw([choices[index] for index in warm], logits[rows])
+    return chosen
+
+
+def _draw(choices: Sequence[Choice], logits: torch.Tensor) -> torch.Tensor:
+    temperature = logits.new_tensor([[choice.sampling.temperature] for choice in choices])
+    probabilities = torch.softmax(logits / temperature, -1)
+    if any(choice.sampling.limits for choice in choices):
+        probabilities = _limited([choice.sampling for choice in choices], probabilities)
+    cumulated = probabilities.cumsum(-1)
+    total = cumulated[:, -1:]
+    target = logits.new_tensor([[choice.uniform()] for choice in choices]) * total
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+    # of probabilities that are not numbers it is an id beyond the last; whoever chose learns it by the logprob
+    return torch.searchsorted(cumulated, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def _limited(samplings: Sequence[Sampling], probabilities: torch.Tensor) -> torch.Tensor:
+    """Zero what min-p, then top-k, then top-p leave out; the top token always stays."""
+    size, device = probabilities.shape[-1], probabilities.device
+    ordered, order = probabilities.sort(stable=True, dim=-1, descending=True)
+    min_p = torch.tensor([[sampling.min_p] for sampling in samplings], device=device, dtype=ordered.dtype)
+    ordered = ordered.masked_fill(ordered < min_p * ordered[:, :1], 0.0)
+    top_k = torch.tensor(
+        [[sampling.top_k if sampling.top_k > 0 else size] for sampling in samplings], device=device
+    )
+    ordered = ordered.masked_fill(torch.arange(size, device=device) >= top_k, 0.0)
+    ordered = ordered / ordered.sum(-1, keepdim=True)
+    top_p = torch.tensor([[sampling.top_p] for sampling in samplings], device=device, dtype=ordered.dtype)
+    out = ordered.cumsum(-1) - ordered >= top_p
+    out[:, 0] = False
+    return torch.zeros_like(probabilities).scatter_(-1, order, ordered.masked_fill(out, 0.0))

@@ -1,0 +1,1 @@
+"""Text and tokens: chat templates, character spans, detokenization and stop strings."""

@@ -1,0 +1,102 @@
+"""From token ids to text: what each id stands for, and text that never splits a character or a stop string.
+
+Knows tokenizers; knows no model.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ensemblehub.generators.base import Vocabulary
+from ensemblehub.generators.text.stops import Gate
+from ensemblehub.schema import Alternative, Token
+
+_BYTE = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
+
+
+def vocabulary_of(tokenizer: Any, size: int, end: Iterable[int]) -> Vocabulary:
+    """What the ids 0 to `size - 1` of a fast tokenizer mean.
+
+    Special tokens stand for no text.  Ids that the model has and the tokenizer has not are empty.
+    """
+    strings = {index: string for string, index in tokenizer.get_vocab().items()}
+    added = tokenizer.added_tokens_decoder
+    special = frozenset(index for index, token in added.items() if token.special) | frozenset(
+        tokenizer.all_special_ids
+    )
+    spell = _speller(tokenizer)
+    tokens = []
+    for index in range(max(size, max(strings, default=-1) + 1)):
+        if index in special or index not in strings:
+            tokens.append(b"")
+        elif index in added:
+            tokens.append(added[index].content.encode())
+        else:
+            tokens.append(spell(index, strings[index]))
+    mapping = json.dumps([sorted(strings.items()), sorted(special)]).encode()
+    names = {index: str(tokenizer.convert_ids_to_tokens(index)) for index in special}
+    return Vocabulary(tuple(tokens), special, frozenset(end), hashlib.sha256(mapping).hexdigest(), names)
+
+
+def alternatives(vocabulary: Vocabulary, top: Iterable[tuple[int, float]]) -> tuple[Alternative, ...]:
+    """Ids and logprobs with the ids as they are shown."""
+    return tuple(
+        Alternative(vocabulary.shown(index), value, index, vocabulary.part(index)) for index, value in top
+    )
+
+
+def _speller(tokenizer: Any) -> Any:
+    """A function from (id, token string) to the bytes of the token inside a text."""
+    decoder = str(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
+    if "ByteLevel" in decoder:
+        letters = _byte_letters()
+        return lambda _, string: bytes(letters[letter] for letter in string if letter in letters)
+    if "ByteFallback" in decoder or "Metaspace" in decoder or "▁" in decoder:
+        return lambda _, string: _spell_metaspace(string)
+    return lambda index, _: _spell_after_anchor(tokenizer, index)
+
+
+def _spell_metaspace(string: str) -> bytes:
+    byte = _BYTE.match(string)
+    return bytes([int(byte.group(1), 16)]) if byte else string.replace("▁", " ").encode()
+
+
+def _spell_after_anchor(tokenizer: Any, index: int) -> bytes:
+    """Any other tokenizer: what the token adds to a text, which shows the white space before it."""
+    anchor = tokenizer.encode("a", add_special_tokens=False)
+    whole, head = tokenizer.decode([*anchor, index]), tokenizer.decode(anchor)
+    return str(whole).removeprefix(head).encode()
+
+
+def _byte_letters() -> dict[str, int]:
+    """The printable letters by which byte-level BPE (GPT-2) writes bytes."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable}
+    return letters | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+class TextFlow(Gate[Token]):
+    """Text of one row as it is written; the texts of the released tokens, joined, are the text.
+
+    A token whose bytes complete no character has an empty text; the token that completes it has it all.
+    Tokens that may turn out to begin a stop string are held back.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str]) -> None:
+        super().__init__(stop)
+        self._spelling = vocabulary.tokens
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def text(self, index: int) -> str:
+        """The text that the next token, `index`, completes."""
+        return self._decode(self._spelling[index])

@@ -1,0 +1,180 @@
+"""Append-only JSONL files that lose and repeat nothing: a journal of finished rows, and the file below it."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ensemblehub.artifacts import differences, entries, sync_folder, told
+from ensemblehub.errors import ArtifactError
+from ensemblehub.surrogates import whole
+
+
+class Lines:
+    """An append-only JSONL file that one process writes at a time.
+
+    Every line is synced before it counts.  Opening changes nothing in a file; `mend` cuts off a torn last line
+    (the process was killed while writing).
+
+    Attributes:
+        found: the lines that were there when it was opened.
+    """
+
+    def __init__(self, path: Path, force: bool = False) -> None:
+        """Open or create, and keep every other process out until it is closed; `force` empties it.
+
+        Raises:
+            ArtifactError: another process is writing it, it cannot be opened, or it is damaged.
+        """
+        self.path = path
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ArtifactError(f"cannot write {path}: it is not a regular file")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _locked(path)
+            if force:
+                self._file.truncate(0)
+            self._file.seek(0)
+            content = self._file.read()
+        except BlockingIOError as error:
+            raise ArtifactError(f"{path} is being written by another process") from error
+        except OSError as error:
+            raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+        try:
+            self.found, self._torn = entries(content)
+        except ValueError as error:
+            self.close()
+            anew = "mend it, or use --force to start it anew"
+            raise ArtifactError(f"{path} is damaged ({error}); {anew}") from error
+
+    def mend(self) -> None:
+        """Cut off a torn last line; one that only lacks its newline gets it."""
+        if self._torn > 0:
+            self._file.truncate(os.fstat(self._file.fileno()).st_size - self._torn)
+        elif self._torn:
+            self._write(b"\n")
+        self._torn = 0
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line; when this returns, it survives a kill.
+
+        Raises:
+            ArtifactError: it cannot be written (the disk is full, say); the file is as it was.
+        """
+        self._write(encoded(line))
+
+    def replace(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Put `lines` in place of all that is there, in one step: a kill leaves the old file or the new one."""
+        real = self.path.resolve()
+        part, old = real.with_name(f"{real.name}.part"), self._file
+        try:
+            self._file = _locked(part)
+            self._file.truncate(0)
+            self._write(b"".join(map(encoded, lines)))
+            part.replace(real)
+            sync_folder(real)
+        except OSError as error:
+            raise ArtifactError(f"cannot write {part}: {error.strerror or error}") from error
+        finally:
+            old.close()
+        self._torn = 0
+
+    def _write(self, data: bytes) -> None:
+        size, rest = os.fstat(self._file.fileno()).st_size, memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(size)  # else the next line would go on behind half of this one
+            raise ArtifactError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Close the file and let others write it."""
+        self._file.close()
+
+
+def _locked(path: Path) -> io.FileIO:
+    """The file at `path`, opened for appending and locked; `BlockingIOError` if another process has it."""
+    while True:
+        file = io.FileIO(path, "a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            sync_folder(path)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            file.close()  # it was replaced or removed between opening and locking: open what is there now
+        except OSError:
+            file.close()
+            raise
+        else:
+            file.close()
+
+
+def encoded(line: dict[str, Any]) -> bytes:
+    """A line of JSONL."""
+    return whole(json.dumps(line, ensure_ascii=False)).encode() + b"\n"
+
+
+class Journal:
+    """Finished rows in a `Lines` file, keyed by `id`, for one fingerprint of settings (its first line)."""
+
+    def __init__(self, path: Path, fingerprint: dict[str, Any], force: bool = False) -> None:
+        """Open or create, and keep every other process out until it is closed.
+
+        Args:
+            fingerprint: all that decides what a row says; JSON.
+
+        Raises:
+            ArtifactError: another process is writing it, it is damaged, or it was made with other settings and
+                `force` is not set; nothing in it was changed.
+        """
+        self.path = path
+        self._lines = Lines(path, force)
+        try:
+            self._check(fingerprint)
+            self.rows: dict[str, dict[str, Any]] = {row["id"]: row for row in self._lines.found[1:]}
+            self._lines.mend()
+            if not self._lines.found:
+                self._lines.append({"settings": fingerprint})
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self, fingerprint: dict[str, Any]) -> None:
+        settings, rows = settings_of(self.path, self._lines.found) if self._lines.found else (fingerprint, [])
+        for number, row in enumerate(rows, 2):
+            if not isinstance(row.get("id"), str):
+                raise ArtifactError(f"{self.path} is damaged (line {number}: no id); {ANEW}")
+        if differing := list(differences(settings, fingerprint)):
+            raise ArtifactError(f"{self.path} was begun with other settings: {told(differing)}; {ANEW}")
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a finished row; when this returns, the row survives a kill."""
+        self._lines.append(row)
+        self.rows[row["id"]] = row
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+
+ANEW = "use --force to start it anew"
+
+
+def settings_of(path: Path, found: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The settings and the rows of a journal.
+
+    Raises:
+        ArtifactError: it does not begin with settings.
+    """
+    settings = found[0].get("settings") if found else None
+    if not isinstance(settings, dict):
+        raise ArtifactError(f"{path} holds no settings in its first line, so it is no journal; {ANEW}")
+    return settings, found[1:]

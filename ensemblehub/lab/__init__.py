@@ -1,0 +1,1 @@
+"""The laboratory: what measures and trains. Nothing outside this package imports it."""

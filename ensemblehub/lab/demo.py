@@ -1,0 +1,53 @@
+"""`ensemblehub demo`: one run of Tandem in the terminal, then a quick evaluation with its table and plot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ensemblehub.config import Config
+from ensemblehub.terminal import ask
+
+
+def comparison(rows: list[dict[str, Any]]) -> Table:
+    """The rows of `summary.json` as a table that fits a terminal."""
+    table = Table(
+        title="tokens by author, and cost against the mentor thinking and concise", title_justify="left"
+    )
+    for column in ("method", "accuracy", "95 %", "mentor", "intern", "cost", "concise"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    for row in rows:
+        interval = f"{100 * row['accuracy_low']:.0f}–{100 * row['accuracy_high']:.0f}"
+        tokens = [f"{row['mentor_tokens']:.0f}", f"{row['intern_tokens']:.0f}"]
+        costs = [f"{row['cost_vs_mentor']:.2f}", f"{row['cost_vs_concise']:.2f}"]
+        cells = [row["method"], f"{row['accuracy']:.1%}", interval, *tokens, *costs]
+        table.add_row(*cells, style="bold" if row["method"] == "tandem" else None)
+    return table
+
+
+def demo(config: Config, limit: int, question: int) -> None:
+    """One ride live on a test question, then an evaluation of `limit` questions with table and plot."""
+    from ensemblehub.lab.pipeline.pipeline import Pipeline
+
+    console = Console(highlight=False)
+    section = config.experiment.model_copy(update={"results": Path("saves/demo")})
+    pipeline = Pipeline(config.model_copy(update={"experiment": section}))
+    item = pipeline.items("test", question + 1)[question]
+    console.rule("one ride")
+    console.print(Text(f"{item.text}\n", "bold"))
+    asyncio.run(ask(config, pipeline.task.request(item), console))
+    console.print(Text(f"right answer: {item.answer}"))
+    console.rule(f"{limit} test questions: Tandem live, and every baseline on the same questions")
+    pipeline.collect("test", limit, force=True)
+    pipeline.evaluate(limit, force=True, checks=False)
+    pipeline.report()
+    console.print(comparison(json.loads((section.results / "summary.json").read_text())))
+    console.print(
+        f"table, per-question file and plot: {section.results}/ (table.md, rides.jsonl, pareto.png)"
+    )

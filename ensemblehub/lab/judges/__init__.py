@@ -1,0 +1,1 @@
+"""Training and comparing of sufficiency judges."""

@@ -1,0 +1,73 @@
+"""Statistics of answers and of judges.  Knows neither."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ensemblehub.errors import MissingExtraError
+
+_Z95 = 1.959963984540054
+
+
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    share, spread = successes / n, _Z95**2 / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = _Z95 * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return max(0.0, min(share, centre - half)), min(
+        1.0, max(share, centre + half)
+    )  # rounding must not cut it off
+
+
+def paired_bootstrap(
+    a: ArrayLike, b: ArrayLike, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of `mean(a - b)`, questions drawn with replacement; a, b of shape (questions,)."""
+    differences = np.asarray(a, float) - np.asarray(b, float)
+    values, counts = np.unique(differences, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(differences), counts / counts.sum(), resamples)
+    low, high = np.percentile(draws @ values / len(differences), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error over `bins` bins of equal mass."""
+    order = np.argsort(np.asarray(probabilities, float), kind="stable")
+    gaps = [
+        len(part)
+        * abs(np.mean(np.asarray(labels, float)[part]) - np.mean(np.asarray(probabilities, float)[part]))
+        for part in np.array_split(order, bins)
+        if len(part)
+    ]
+    return float(sum(gaps) / len(order))
+
+
+def judge_report(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
+    """AUC, F1 at 0.5, Brier score beside the base rate's, calibration error in 15 equal-mass bins, n.
+
+    AUC is NaN where only one label occurs.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn import metrics
+    except ImportError as error:
+        raise MissingExtraError("judge reports need scikit-learn: pip install 'ensemblehub[eval]'") from error
+    truth: NDArray[Any] = np.asarray(labels, int).ravel()
+    guess = np.asarray(probabilities, float).ravel()
+    rate = float(truth.mean())
+    return {
+        "n": float(len(truth)),
+        "auc": float(metrics.roc_auc_score(truth, guess)) if 0 < rate < 1 else math.nan,
+        "f1": float(metrics.f1_score(truth, guess >= 0.5, zero_division=0)),
+        "brier": float(np.mean((guess - truth) ** 2)),
+        "brier_base_rate": rate * (1 - rate),
+        "calibration_error": calibration_error(truth, guess),
+    }

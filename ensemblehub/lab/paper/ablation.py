@@ -1,0 +1,136 @@
+"""The insight-type ablation: a section is taken out of the recorded insight before the intern reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from ensemblehub.artifacts import parsed
+from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.journal import ANEW, Journal
+from ensemblehub.lab.paper.study import Study, collected
+from ensemblehub.lab.paper.tables import Table
+from ensemblehub.lab.pipeline import report, splits
+from ensemblehub.lab.pipeline.collect import fold
+from ensemblehub.lab.pipeline.pipeline import Pipeline, as_json
+from ensemblehub.lab.pipeline.progress import progress
+from ensemblehub.lab.pipeline.records import Collected, Run
+from ensemblehub.schema import Request
+from ensemblehub.tandem import insights
+from ensemblehub.tandem.insights import LEVEL_0
+
+COLUMNS = ("method", "n", "accuracy", "difference", "intern_tokens", "leak_share", "truncated_share")
+FULL = "full insight"
+VARIANTS: dict[str, Callable[[str], str]] = {
+    **{f"no {section.lower()}": partial(insights.without, section=section) for section in insights.SECTIONS},
+    "unstructured": insights.unstructured,
+}
+
+
+def run(study: Study) -> list[Table]:
+    """The intern after each variant of the whole insight; differences are to the full one."""
+    pipeline = study.pipeline()
+    data = collected(study, pipeline, "test")
+    runs = answers(study, pipeline, data)
+    answered = [
+        replace(report.fixed(data, FULL, list(data.levels)[-1])),
+        *(
+            report.of_runs(
+                data, name, [runs[f"{row.id}/{name}"] for row in data.rows], {name: len(data.rows)}
+            )
+            for name in VARIANTS
+        ),
+        report.fixed(data, "no insight", LEVEL_0),
+    ]
+    baselines = [report.fixed(data, name, name) for name in ("mentor", "mentor_concise")]
+    steps = [row.steps for row in data.rows]
+    rows = report.summary(study.benchmark, [*answered, *baselines], steps, against=FULL)
+    sections = [insights.sections(row.insight) for row in data.rows]
+    had = ", ".join(f"{name} {sum(name in found for found in sections)}" for name in insights.SECTIONS)
+    notes = [
+        report.notes(data, None, "the full insight")[0],
+        f"Of {len(sections)} insights so many have the section: {had}.",
+    ]
+    return [
+        Table(
+            "ablation",
+            f"{study.benchmark} without a part of the insight",
+            rows[: len(answered)],
+            COLUMNS,
+            notes,
+            "ablation",
+        )
+    ]
+
+
+def answers(study: Study, pipeline: Pipeline, data: Collected) -> dict[str, Run]:
+    """The intern's run for every question and variant, by `QUESTION/VARIANT`; kept in `ablation.jsonl`."""
+    items = {item.id: item for item in pipeline.collected_items(data)}
+    ensemble, tandem = pipeline.ensemble(judge=f"fixed:{LEVEL_0}")  # none is asked here
+    settings = pipeline.deciding(ensemble.engines) | {
+        "prompts": tandem.words.fingerprint,
+        "variants": list(VARIANTS),
+    }
+    settings |= {"asked": splits.asked(*items.values()), "collected": data.header}
+    path = study.folder / "ablation.jsonl"
+    journal = Journal(path, as_json(settings), study.force)
+    missing = [
+        (f"{row.id}/{name}", items[row.id], row.runs[list(data.levels)[-1]], change(row.insight))
+        for row in data.rows
+        for name, change in VARIANTS.items()
+        if f"{row.id}/{name}" not in journal.rows
+    ]
+    try:
+        with progress("ablation", len(data.rows) * len(VARIANTS), len(journal.rows)) as step:
+            asyncio.run(_answer(pipeline, ensemble, tandem, missing, journal, step))
+    finally:
+        journal.close()
+    return {
+        key: parsed(Run, json.dumps(row.get("run")), f"{path}: {key}", ANEW)
+        for key, row in journal.rows.items()
+    }
+
+
+async def _answer(
+    pipeline: Pipeline,
+    ensemble: Ensemble,
+    tandem: Tandem,
+    missing: list[Any],
+    journal: Journal,
+    step: Callable[[], None],
+) -> None:
+    _, intern = tandem.roles(ensemble.engines)
+    room = asyncio.Semaphore(pipeline.settings.concurrency)
+
+    async def one(key: str, item: Any, full: Run, insight: str) -> None:
+        async with room:
+            ask = Request(pipeline.task.request(item), pipeline.sampling, id=item.id)
+            request = insights.intern_request(ask, tandem.words, insight, tandem.insight_mode)
+            text, finish, cost = await fold(intern, request)
+            grade = await asyncio.to_thread(pipeline.task.grade, item, text)
+            leak = await asyncio.to_thread(pipeline.task.leaks, item, insight)
+            done = replace(
+                full,
+                correct=grade.correct,
+                finish=finish,
+                intern_read=cost.prompt_tokens,
+                intern_tokens=cost.completion_tokens,
+                seconds=cost.seconds,
+                leak=leak,
+                text=text,
+            )
+            journal.append({"id": key, "run": asdict(done)})
+            step()
+
+    await intern.load()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for arguments in missing:
+                tasks.create_task(one(*arguments))
+    finally:
+        await ensemble.close()

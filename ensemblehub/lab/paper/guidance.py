@@ -1,0 +1,76 @@
+"""Figure 5: accuracy by the length of the insight, every length a cut of one mentor stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ensemblehub.lab.paper.study import Study, collected
+from ensemblehub.lab.paper.tables import Row, Table
+from ensemblehub.lab.pipeline import report
+from ensemblehub.tandem.insights import LEVEL_0
+
+COLUMNS = (
+    "method",
+    "n",
+    "accuracy",
+    "difference",
+    "mentor_tokens",
+    "intern_tokens",
+    "tflops",
+    "cost_vs_mentor",
+    "leak_share",
+    "truncated_share",
+)
+POINTS = 8
+
+
+def run(study: Study) -> list[Table]:
+    """The intern after each length, up to the highest level's; a picture beside the table."""
+    _, tandem = study.pipeline().ensemble(judge=f"fixed:{LEVEL_0}")  # none is asked here
+    highest = tandem.budgets[-1][1]
+    lengths = sorted({max(1, round(highest * part / POINTS)) for part in range(1, POINTS + 1)})
+    levels = "{" + ", ".join(f"after_{length}: {length}" for length in lengths) + "}"
+    pipeline = study.pipeline("guidance", f"ensemble.output_aggregation_params.levels={levels}")
+    data = collected(study, pipeline, "test")
+    names = {"intern": LEVEL_0} | {f"after_{length}": f"after_{length}" for length in lengths}
+    answered = [report.fixed(data, name, run) for name, run in names.items()]
+    answered += [report.fixed(data, name, name) for name in ("mentor", "mentor_concise")]
+    rows = report.summary(study.benchmark, answered, [row.steps for row in data.rows])
+    plot(rows, study.folder / "guidance.svg")
+    notes = [
+        report.notes(data, None)[0],
+        "after_N: at most N tokens of the mentor's insight, as one stream wrote them.",
+    ]
+    return [
+        Table("guidance", f"{study.benchmark} by the length of the insight", rows, COLUMNS, notes, "guidance")
+    ]
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Accuracy against mentor tokens, with the mentor alone as a line."""
+    plt = report.pyplot()
+    figure, axes = plt.subplots(figsize=(6.4, 4))
+    line = [row for row in rows if not row["method"].startswith("mentor")]
+    middle = [100 * row["accuracy"] for row in line]
+    low = [100 * (row["accuracy"] - row["accuracy_low"]) for row in line]
+    high = [100 * (row["accuracy_high"] - row["accuracy"]) for row in line]
+    axes.errorbar(
+        [row["mentor_tokens"] for row in line],
+        middle,
+        [low, high],
+        fmt="o-",
+        capsize=2,
+        label="intern, guided",
+    )
+    for row, style in zip(
+        [row for row in rows if row["method"].startswith("mentor")], ("--", ":"), strict=False
+    ):
+        axes.axhline(
+            100 * row["accuracy"], linestyle=style, color="0.5", label=row["method"].replace("_", " ")
+        )
+    axes.set(xlabel="mean tokens of insight", ylabel="accuracy, % (95 % interval)")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)

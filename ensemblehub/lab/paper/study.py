@@ -1,0 +1,188 @@
+"""What a table is made from: a pair, a benchmark, a folder; and what every table starts with.
+
+Knows the pairs by name.  A `Study` gives pipelines; what they collect is kept under `folder` and never made twice.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ensemblehub import builtin, registry
+from ensemblehub.config import Config
+from ensemblehub.errors import ArtifactError, ConfigError, did_you_mean
+from ensemblehub.lab.pipeline import report
+from ensemblehub.lab.pipeline.calibration import Objective
+from ensemblehub.lab.pipeline.evaluate import TandemRun
+from ensemblehub.lab.pipeline.pipeline import Pipeline
+from ensemblehub.lab.pipeline.records import Collected
+from ensemblehub.lab.pipeline.report import Answered
+from ensemblehub.tandem import sufficiency
+
+_FOLDER = Path(__file__).parent / "pairs"
+BUILTIN = "builtin"
+PAIRS: dict[str, tuple[Path, tuple[str, ...]]] = {
+    BUILTIN: (builtin.CONFIG, ()),
+    "builtin-guest": (builtin.CONFIG, ("model_specs.1.path=builtin:guest",)),
+    **{file.stem: (file, ()) for file in sorted(_FOLDER.glob("*.yaml"))},
+}
+# What stands for a public benchmark where the built-in pair, which knows no other problems, is asked.
+STANDS_FOR = {"humaneval": "builtin_code", "humaneval_plus": "builtin_code", "mbpp": "builtin_code"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What one table is made from.
+
+    Attributes:
+        pair: a name in `PAIRS`, or a YAML file of one's own that runs Tandem.
+        task: the benchmark; with a built-in pair, a public one means the built-in of its kind.
+        out: folder under which everything is kept, one folder for each benchmark and pair.
+        data: file or folder of the benchmark, where it is not to be found.
+        judge: an artifact's folder or a rule that is used as it is; by default one is trained.
+        limit: only so many questions of every split.
+        max_tokens: of an answer; the pair's own by default.
+        changes: further changes to the pair's file.
+        force: start anew, even over data made with other settings.
+    """
+
+    pair: str
+    task: str
+    out: Path
+    data: Path | None = None
+    judge: str | None = None
+    limit: int | None = None
+    max_tokens: int | None = None
+    changes: tuple[str, ...] = ()
+    force: bool = False
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the pair ships with the package."""
+        return self.pair.startswith(BUILTIN)
+
+    @property
+    def benchmark(self) -> str:
+        """The benchmark that is really asked."""
+        if not self.is_builtin or self.task.startswith(BUILTIN):
+            return self.task
+        return STANDS_FOR.get(self.task, "builtin_math")
+
+    @property
+    def folder(self) -> Path:
+        """Where what belongs to this study is kept."""
+        name = self.benchmark if self.pair == BUILTIN else f"{self.benchmark}_{Path(self.pair).stem}"
+        return self.out / (f"{name}_{self.max_tokens}" if self.max_tokens else name)
+
+    def pipeline(self, part: str = "", *changes: str) -> Pipeline:
+        """The pipeline over the pair's file, changed; what it writes lies in `folder`/`part`.
+
+        Raises:
+            ConfigError: no such pair, or the file is wrong.
+        """
+        folder = self.folder / part
+        own = [f"experiment.task={self.benchmark}", f"experiment.results={json.dumps(str(folder))}"]
+        own += [f"experiment.data={json.dumps(str(self.data))}"] if self.data else []
+        own += [f"ensemble.generation.max_tokens={self.max_tokens}"] if self.max_tokens else []
+        judge = json.dumps(self.judge or str(folder / "judge"))
+        own += [f"ensemble.output_aggregation_params.judge={judge}"]
+        file, base = self._file()
+        config = Config.read(file, [*base, *own, *self.changes, *changes])
+        check_keys(config)
+        return Pipeline(config)
+
+    def _file(self) -> tuple[Path, tuple[str, ...]]:
+        if self.pair in PAIRS:
+            return PAIRS[self.pair]
+        if not self.pair.endswith((".yaml", ".yml")):
+            raise ConfigError(f"{did_you_mean(self.pair, PAIRS, 'pair')}; or a YAML file")
+        return Path(self.pair), ()
+
+    def of(self, **changes: Any) -> Study:
+        """The same study with something else in place."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Ridden:
+    """A pair's collected test split and Tandem's live rides over it."""
+
+    pipeline: Pipeline
+    test: Collected
+    rides: list[TandemRun]
+
+    def methods(self) -> list[Answered]:
+        """Every method of the main table, Tandem last."""
+        return report.methods(self.test, self.rides)
+
+    @property
+    def steps(self) -> list[int]:
+        """Needed steps of every question."""
+        return [row.steps for row in self.test.rows]
+
+    @property
+    def highest(self) -> str:
+        """The fixed hand-off at the highest level, by its name in tables."""
+        return f"fixed_{list(self.test.levels)[-1]}"
+
+    @property
+    def where(self) -> str:
+        """The conditions, for a note."""
+        return report.notes(self.test, None)[0]
+
+
+def check_keys(config: Config) -> None:
+    """Look for the key of every API, before anything is loaded or fetched.
+
+    Raises:
+        ConfigError: the environment variable is not set.
+    """
+    for spec in config.model_specs:
+        if spec.engine in ("openai", "api"):
+            from ensemblehub.generators.openai.endpoint import key_of
+            from ensemblehub.generators.openai.engine import Address, OpenAIOptions
+
+            options: OpenAIOptions = registry.build(OpenAIOptions, spec.options, f"model {spec.name!r}")
+            key_of(Address.of(options).key_variable, f"model {spec.name!r}")
+
+
+def collected(study: Study, pipeline: Pipeline, split: str) -> Collected:
+    """A split of the study, collected unless it is there."""
+    return pipeline.collect(split, study.limit, study.force)
+
+
+def trained(study: Study, pipeline: Pipeline) -> None:
+    """The study's own judge, trained on `train` and calibrated on `calibration`, unless it is there or one is given."""
+    if study.judge is None and (study.force or not _calibrated(pipeline)):
+        collected(study, pipeline, "train")
+        collected(study, pipeline, "calibration")
+        pipeline.train()
+        pipeline.calibrate()
+
+
+def _calibrated(pipeline: Pipeline) -> bool:
+    """Whether the judge is there, of the kind that is asked for, and calibrated for the aim that is asked for."""
+    if not (pipeline.judge_folder / "judge.json").exists():
+        return False
+    artifact, asked = sufficiency.load(pipeline.judge_folder), pipeline.settings
+    made = artifact.data.get("calibrated")
+    aim = made.get("aim") if isinstance(made, dict) else None
+    kind, preset = artifact.judge.kind, artifact.metrics.get("preset", asked.preset)
+    return (kind, preset, aim) == (asked.judge, asked.preset, str(Objective.parse(asked.aim)))
+
+
+def ridden(study: Study, part: str = "", *changes: str) -> Ridden:
+    """Collect, train, calibrate and ride live: what most tables start with.
+
+    Raises:
+        ArtifactError: there is not one question in the test split.
+    """
+    pipeline = study.pipeline(part, *changes)
+    test = collected(study, pipeline, "test")
+    if not test.rows:
+        raise ArtifactError(f"{study.benchmark} has no test questions")
+    trained(study, pipeline)
+    rides = pipeline.ride(test, pipeline.collected_items(test), "rides", study.force)
+    return Ridden(pipeline, test, rides)

@@ -1,0 +1,54 @@
+"""Table 5: the classifier that was trained on math, unchanged on code; beside it one trained on code."""
+
+from __future__ import annotations
+
+from ensemblehub.errors import ArtifactError
+from ensemblehub.lab.paper.study import Study, ridden
+from ensemblehub.lab.paper.tables import Table
+from ensemblehub.lab.pipeline import report
+
+COLUMNS = (
+    "method",
+    "n",
+    "accuracy",
+    "difference",
+    "mentor_tokens",
+    "intern_tokens",
+    "tflops",
+    "cost_vs_mentor",
+    "cost_vs_fixed",
+    "leak_share",
+    "truncated_share",
+    "levels",
+)
+
+
+def run(study: Study) -> list[Table]:
+    """Both Tandems live on the code benchmark; differences are to the fixed hand-off at the highest level.
+
+    Raises:
+        ArtifactError: the judge trained on math is not there.
+    """
+    code = study.of(task="humaneval") if not study.benchmark.endswith("code") else study
+    foreign = study.judge or (
+        "builtin:judge" if study.pair == "builtin" else str(study.of(task="math500").folder / "judge")
+    )
+    own = ridden(code.of(judge=None))
+    try:
+        items = own.pipeline.collected_items(own.test)
+        moved = own.pipeline.ride(own.test, items, "rides_transferred", study.force, judge=foreign)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{error}; `ensemblehub paper main --pair {study.pair}` trains the judge on math"
+        ) from error
+    answered = [*own.methods(), report.tandem(own.test, moved, "tandem_transferred")]
+    rows = report.summary(code.benchmark, answered, own.steps, own.highest)
+    fixed = next(row for row in rows if row["method"] == own.highest)
+    for row in rows:
+        row["cost_vs_fixed"] = row["cost_vs_mentor"] / fixed["cost_vs_mentor"]
+    notes = [
+        report.notes(own.test, None, own.highest)[0],
+        f"`tandem_transferred` is judged by `{foreign}` with the thresholds "
+        "chosen on math, nothing of it changed; `tandem` by one trained and calibrated on code.",
+    ]
+    return [Table("transfer", f"From math to {code.benchmark}", rows, COLUMNS, notes, "transfer")]

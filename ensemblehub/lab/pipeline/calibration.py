@@ -1,0 +1,227 @@
+"""Choosing one threshold per level on calibration data, for a stated aim.
+
+Searches the whole grid of candidates over collected outcomes (`cascade.py`).  Knows no engine, no judge
+and no file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+
+from ensemblehub.errors import ConfigError, did_you_mean
+from ensemblehub.lab.pipeline.cascade import (
+    MENTOR,
+    Bools,
+    Fallback,
+    Floats,
+    Indices,
+    Outcomes,
+    Replay,
+    expectation,
+    oracle,
+    random_mix,
+    replay,
+)
+
+__all__ = [
+    "MENTOR",
+    "Calibrated",
+    "Fallback",
+    "Objective",
+    "Outcomes",
+    "Replay",
+    "calibrate",
+    "oracle",
+    "random_mix",
+    "replay",
+]
+
+AimName = Literal["max-accuracy", "budget", "min-accuracy"]
+ALWAYS, NEVER = 0.0, 1.01  # thresholds that every and no probability reaches
+QUANTILES = 20  # threshold candidates per level, besides never
+CONFIDENCE = 0.9  # one-sided, of `min-accuracy`
+SMOOTHINGS = 2
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What thresholds are chosen for.
+
+    `max-accuracy`; `budget`: most accurate at a mean cost of at most `value` times the mentor's own;
+    `min-accuracy`: cheapest with an accuracy of at least `value`.
+    """
+
+    name: AimName = "max-accuracy"
+    value: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(AimName):
+            raise ConfigError(did_you_mean(self.name, get_args(AimName), "aim"))
+        if (self.value is None) != (self.name == "max-accuracy"):
+            problem = "needs a number, NAME:X" if self.value is None else "takes no number"
+            raise ConfigError(f"aim {self.name!r} {problem}")
+        if self.value is not None and not (self.value > 0 and (self.name == "budget" or self.value <= 1)):
+            raise ConfigError(f"aim {self.name!r} cannot be {self.value}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`max-accuracy`, `budget:SHARE` or `min-accuracy:VALUE`.
+
+        Raises:
+            ConfigError: something else.
+        """
+        name, colon, value = text.partition(":")
+        try:
+            return cls(name, float(value) if colon else None)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ConfigError(f"aim {text!r}: {value!r} is not a number") from error
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}:{self.value:g}"
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Thresholds, one per level, and what they bring on the calibration data (see `cascade.expectation`)."""
+
+    thresholds: Floats
+    expected: dict[str, Any]
+
+
+def calibrate(outcomes: Outcomes, aim: Objective) -> Calibrated:
+    """The thresholds that serve the aim best, from the whole grid of candidates.
+
+    Accuracies are compared after smoothing over neighbouring thresholds, so that a peak made by a few
+    questions does not win over a plateau; costs are not smoothed, so a budget holds on the calibration data.
+    `min-accuracy` asks that the lower end of a one-sided 90 % interval reaches the value; where none does,
+    the most accurate thresholds are taken if they reach it themselves.  Equal accuracies: the cheapest.
+
+    Raises:
+        ConfigError: no thresholds serve the aim; names the best that can be had.
+    """
+    thresholds = _search(outcomes, aim)
+    return Calibrated(thresholds, expectation(outcomes, thresholds) | _cross_validated(outcomes, aim))
+
+
+def _search(outcomes: Outcomes, aim: Objective) -> Floats:
+    grids = [candidates(column) for column in outcomes.heard.T]
+    accuracy, cost = surface(outcomes, grids)
+    best = np.unravel_index(_choose(accuracy, smoothed(accuracy), cost, aim, outcomes), cost.shape)
+    return np.array([grid[index] for grid, index in zip(grids, best, strict=True)])
+
+
+def _cross_validated(outcomes: Outcomes, aim: Objective) -> dict[str, float | None]:
+    """Accuracy and cost on questions that the thresholds were not chosen on; None where a fold cannot serve the aim."""
+    fold = np.arange(len(outcomes.cost)) % FOLDS
+    correct, cost = list[Bools](), list[Floats]()
+    try:
+        for index in range(min(FOLDS, len(fold) - 1)):
+            thresholds = _search(outcomes.part(fold != index), aim)
+            ride = replay(outcomes.part(fold == index), thresholds)
+            correct.append(ride.correct)
+            cost.append(ride.cost)
+    except ConfigError:
+        correct.clear()
+    unseen = bool(correct)
+    return {
+        "cross_validated_accuracy": float(np.concatenate(correct).mean()) if unseen else None,
+        "cross_validated_cost": float(np.concatenate(cost).mean() / outcomes.mentor_cost.mean())
+        if unseen
+        else None,
+    }
+
+
+def _choose(accuracy: Floats, smooth: Floats, cost: Floats, aim: Objective, outcomes: Outcomes) -> int:
+    """Flat index into the grid."""
+    allowed, value = np.ones(cost.shape, bool), aim.value or 0.0
+    if aim.name == "budget":
+        share = cost / outcomes.mentor_cost.mean()
+        allowed = share <= value
+        if not allowed.any():
+            raise ConfigError(
+                f"no thresholds keep the budget of {value:g}: the cheapest cost {share.min():.3f}"
+            )
+    if aim.name == "min-accuracy":
+        surely = _lower_end(smooth, len(outcomes.cost)) >= value
+        if surely.any():
+            return int(np.where(surely, cost, np.inf).argmin())
+        if accuracy.max() < value:
+            raise ConfigError(
+                f"no thresholds reach an accuracy of {value:g}: the best is {accuracy.max():.4f}"
+            )
+        allowed = accuracy >= value
+    # Sums of floats differ in their last digits; accuracies that close are equal.
+    equal = allowed & (smooth >= smooth[allowed].max() - 1e-9)
+    return int(np.where(equal, cost, np.inf).argmin())
+
+
+def _lower_end(accuracy: Floats, n: int) -> Floats:
+    """Lower end of Wilson's one-sided interval, element by element."""
+    z = NormalDist().inv_cdf(CONFIDENCE)
+    spread = z * np.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
+    return np.asarray((accuracy + z * z / (2 * n) - spread) / (1 + z * z / n))
+
+
+def candidates(probabilities: Floats, quantiles: int = QUANTILES) -> Floats:
+    """Thresholds worth trying at one level: always, midpoints between neighbours at quantiles, never."""
+    distinct = np.unique(probabilities[probabilities >= 0])
+    if not len(distinct):
+        return np.array([NEVER])
+    wanted = np.quantile(
+        probabilities[probabilities >= 0], np.arange(1, quantiles) / quantiles, method="higher"
+    )
+    above = np.searchsorted(distinct, np.unique(wanted))
+    # Between two probabilities rather than on one: a live probability may differ in its last digit.
+    between = (distinct[above[above > 0] - 1] + distinct[above[above > 0]]) / 2
+    return np.concatenate([[ALWAYS], between, [NEVER]])
+
+
+def surface(outcomes: Outcomes, grids: list[Floats]) -> tuple[Floats, Floats]:
+    """Mean accuracy and mean cost of every combination of thresholds, each of shape (len(grid) per level).
+
+    A question stops at level l under thresholds (j_0 … j_l) if its probability lies below j_k at all k < l
+    and not below j_l: sums over a histogram of the questions, cumulated upwards along the first l axes and
+    downwards along the last.  No combination is replayed by itself.
+    """
+    heard = outcomes.heard
+    reached = [
+        np.searchsorted(grid, column, side="right") for grid, column in zip(grids, heard.T, strict=True)
+    ]
+    _, right, cost = outcomes.unanswered()
+    sums = []
+    for stopping, otherwise in zip(outcomes.stopped(), (right, cost), strict=True):
+        total = _cumulated(reached, grids, otherwise, len(grids))
+        for level in range(len(grids)):
+            part = _cumulated(reached[: level + 1], grids[: level + 1], stopping[:, level], level)
+            total = total + part.reshape(part.shape + (1,) * (len(grids) - level - 1))
+        sums.append(total / len(heard))
+    return sums[0], sums[1]
+
+
+def _cumulated(reached: list[Indices], grids: list[Floats], weights: Floats, below: int) -> Floats:
+    """Sum of `weights` over questions below the threshold on the first `below` axes and not below on the rest."""
+    shape = tuple(len(grid) + 1 for grid in grids)
+    table = np.bincount(np.ravel_multi_index(tuple(reached), shape), weights, int(np.prod(shape))).reshape(
+        shape
+    )
+    for axis in range(len(shape)):
+        if axis < below:  # threshold j is missed by those that reached at most j of the ascending thresholds
+            table = np.take(table.cumsum(axis), np.arange(shape[axis] - 1), axis)
+        else:
+            table = np.take(np.flip(np.flip(table, axis).cumsum(axis), axis), np.arange(1, shape[axis]), axis)
+    return np.asarray(table)
+
+
+def smoothed(values: Floats) -> Floats:
+    """Means over neighbours, weights 1, 2, 1 along every axis and the edges repeated, `SMOOTHINGS` times."""
+    for axis in SMOOTHINGS * list(range(values.ndim)):
+        index = np.arange(values.shape[axis])
+        before = np.take(values, np.maximum(index - 1, 0), axis)
+        after = np.take(values, np.minimum(index + 1, index[-1]), axis)
+        values = (before + 2 * values + after) / 4
+    return values

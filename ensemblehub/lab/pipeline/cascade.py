@@ -1,0 +1,141 @@
+"""The cascade of levels, replayed on collected outcomes: what thresholds would have brought.
+
+Everything is arithmetic; nothing runs a model.  Costs are in any one unit (FLOPs, seconds, dollars), the
+same for all arrays.  Knows no engine, no judge and no file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ensemblehub.lab import metrics
+
+Fallback = Literal["best", "last", "mentor"]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Indices = NDArray[np.int64]
+
+MENTOR = -1  # the level of an answer that the mentor wrote itself
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What every level would have brought, for n questions and L levels in the order they are visited.
+
+    Attributes:
+        probabilities: the judge's, (n, L).
+        correct: the intern answers right from that level, (n, L).
+        cost: of answering from that level without a judge: all work up to there and the answer, (n, L).
+        judging: of having judged the levels up to and including that one, beyond what an answer from it
+            needs anyway, (n, L).
+        reached: the part of `cost` that is spent on reaching the level, whoever answers: the mentor's
+            insight and the intern's reading up to there, (n, L).  An answer from an earlier level pays it too.
+        mentor_correct, mentor_cost: of the mentor answering by itself, (n,).
+        visited: False where a ride does not stop at that level, because the mentor had already ended,
+            (n, L); the first level is always visited, and none after one that is not.
+        fallback: who answers when no level suffices: the level with the highest probability, the last
+            visited one, or the mentor.
+    """
+
+    probabilities: Floats
+    correct: Bools
+    cost: Floats
+    judging: Floats
+    reached: Floats
+    mentor_correct: Bools
+    mentor_cost: Floats
+    visited: Bools
+    fallback: Fallback = "best"
+
+    def part(self, mask: Bools) -> Outcomes:
+        """The same for the questions where `mask` holds."""
+        arrays: dict[str, Any] = {
+            name: value[mask] for name, value in vars(self).items() if name != "fallback"
+        }
+        return replace(self, **arrays)
+
+    @property
+    def heard(self) -> Floats:
+        """The probabilities, −1 where no ride hears one, so that no threshold is met there."""
+        return np.where(self.visited, self.probabilities, -1.0)
+
+    def stopped(self) -> tuple[Floats, Floats]:
+        """Whether right (1 or 0) and the whole cost when a ride stops at a level, each (n, L)."""
+        return self.correct.astype(np.float64), self.cost + self.judging
+
+    def unanswered(self) -> tuple[Indices, Floats, Floats]:
+        """Level, whether right and the whole cost of a question where no level suffices, each (n,)."""
+        heard, row = self.heard, np.arange(len(self.heard))
+        last = (heard >= 0).sum(axis=1) - 1
+        spent = self.reached[row, last] + self.judging[row, last]
+        if self.fallback == "mentor":
+            return np.full(len(row), MENTOR), self.mentor_correct.astype(np.float64), spent + self.mentor_cost
+        level = heard.argmax(axis=1) if self.fallback == "best" else last
+        whole = self.cost[row, level] - self.reached[row, level] + spent
+        return level, self.correct[row, level].astype(np.float64), whole
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The cascade replayed, each (n,): level index (−1: the mentor's own answer), whole cost, right or not."""
+
+    chosen: Indices
+    cost: Floats
+    correct: Bools
+
+
+def replay(outcomes: Outcomes, thresholds: ArrayLike) -> Replay:
+    """Visit the levels in order and stop at the first whose probability reaches its threshold, shape (L,)."""
+    enough = outcomes.heard >= np.asarray(thresholds, np.float64)
+    stops, row = enough.any(axis=1), np.arange(len(enough))
+    first = enough.argmax(axis=1)
+    right, cost = outcomes.stopped()
+    level, right_otherwise, cost_otherwise = outcomes.unanswered()
+    return Replay(
+        np.where(stops, first, level),
+        np.where(stops, cost[row, first], cost_otherwise),
+        np.where(stops, right[row, first], right_otherwise) > 0,
+    )
+
+
+def expectation(outcomes: Outcomes, thresholds: ArrayLike) -> dict[str, Any]:
+    """Mean accuracy and cost of a replay with 95 % bootstrap intervals, and the share of every level.
+
+    The intervals are of the thresholds as given; that they were chosen on the same data is not in them.
+    """
+    ride, shares = replay(outcomes, thresholds), {}
+    for level in np.unique(ride.chosen):
+        shares["mentor" if level == MENTOR else str(level)] = float((ride.chosen == level).mean())
+    mentor = float(outcomes.mentor_cost.mean())
+    accuracy, cost = (
+        metrics.paired_bootstrap(ride.correct, 0.0),
+        metrics.paired_bootstrap(ride.cost / mentor, 0.0),
+    )
+    return {
+        "accuracy": float(ride.correct.mean()),
+        "accuracy_interval": list(accuracy),
+        "cost_vs_mentor": float(ride.cost.mean()) / mentor,
+        "cost_interval": list(cost),
+        "mentor_accuracy": float(outcomes.mentor_correct.mean()),
+        "shares": shares,
+    }
+
+
+def oracle(correct: ArrayLike, cost: ArrayLike) -> Indices:
+    """The cheapest right level of every question, or the cheapest of all; (n, L) twice to indices (n,)."""
+    price = np.asarray(cost, np.float64)
+    right = np.asarray(correct, bool)
+    allowed = right | ~right.any(axis=1, keepdims=True)
+    return np.asarray(np.where(allowed, price, np.inf).argmin(axis=1))
+
+
+def random_mix(correct: ArrayLike, cost: ArrayLike, shares: ArrayLike) -> tuple[float, float]:
+    """Expected accuracy and mean cost of levels drawn at random with `shares` (L,), questions regardless."""
+    weights = np.asarray(shares, np.float64)
+    by_level = [np.asarray(values, np.float64).mean(axis=0) for values in (correct, cost)]
+    accuracy, price = (float(means @ weights / weights.sum()) for means in by_level)
+    return accuracy, price

@@ -1,0 +1,225 @@
+"""Collect what a judge is trained and calibrated on, and the baselines of every table.
+
+Per question: the mentor's insight once, cut at every level (true prefixes of one stream); the intern's
+reading (perplexity and entropy) and its graded answer at every level; the mentor's own answer, long and
+concise.  Every finished question is synced to a journal, so a killed run loses at most the questions in
+flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemblehub.artifacts import parsed
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.errors import ArtifactError
+from ensemblehub.generators.base import Engine
+from ensemblehub.journal import ANEW, Journal
+from ensemblehub.lab.pipeline.records import FEATURES, Collected, Row, Run
+from ensemblehub.lab.pipeline.splits import digest
+from ensemblehub.lab.tasks.base import Item, Task
+from ensemblehub.schema import Cost, Piece, Request, Sampling
+from ensemblehub.tandem import features, insights
+from ensemblehub.tandem.insights import LEVEL_0
+
+Reading = NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An insight cut at a level: its text, what the mentor read and wrote for it, and engine seconds."""
+
+    text: str = ""
+    read: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+async def collect(
+    tandem: Tandem,
+    engines: list[Engine],
+    task: Task,
+    items: Iterable[Item],
+    sampling: Sampling,
+    journal: Journal,
+    concurrency: int,
+    progress: Callable[[], None],
+) -> None:
+    """Collect every item that the journal does not hold yet, `concurrency` at a time."""
+    collector = Collector(tandem, engines, task, sampling)
+    room = asyncio.Semaphore(concurrency)
+
+    async def one(item: Item) -> None:
+        async with room:
+            journal.append(await collector.collect(item))
+            progress()
+
+    async with asyncio.TaskGroup() as tasks:
+        for item in items:
+            if item.id not in journal.rows:
+                tasks.create_task(one(item))
+
+
+class Collector:
+    """Collects one question at a time; holds no state between questions."""
+
+    def __init__(self, tandem: Tandem, engines: list[Engine], task: Task, sampling: Sampling) -> None:
+        self.tandem, self.task, self.sampling = tandem, task, sampling
+        self.mentor, self.intern = tandem.roles(engines)
+
+    async def collect(self, item: Item) -> dict[str, Any]:
+        """Everything about one question, as a JSON row."""
+        ask = Request(self.task.request(item), self.sampling, id=item.id)
+        cuts = await self.insight(ask)
+        runs: dict[str, Run] = {}
+        readings: dict[str, Any] = {}
+        closing, known = 0, dict[str, str]()
+        for level, cut in cuts.items():
+            same = known.setdefault(cut.text, level)
+            if same == level:
+                runs[level], readings[level], closing = await self.level(item, ask, cut)
+            else:  # the mentor ended before this level: nothing new to read
+                runs[level], readings[level] = replace(runs[same], mentor_tokens=cut.tokens), readings[same]
+        runs["mentor"] = await self.alone(item, ask)
+        concise = replace(self.task.request(item), thinking=False)
+        runs["mentor_concise"] = await self.alone(item, replace(ask, prompt=concise))
+        whole = list(cuts.values())[-1].text
+        row = Row(item.id, item.subject, item.level, item.steps, whole, closing, runs, digest(item))
+        return asdict(row) | {"readings": readings}
+
+    async def insight(self, ask: Request) -> dict[str, Cut]:
+        """The mentor's insight, written once, as it stands at every level; the empty one first."""
+        words, ledger = self.tandem.words, UsageLedger()
+        request = insights.mentor_request(ask, words, max(self.tandem.levels.values()))
+        pieces: list[Piece] = []
+        async with aclosing(self.mentor.stream(request, ledger.meter("insight"))) as stream:
+            async for piece in stream:
+                pieces.append(piece)
+        total, cuts = ledger.total, {LEVEL_0: Cut()}
+        for level, budget in self.tandem.levels.items():
+            text, tokens = "", 0
+            for piece in pieces:
+                if tokens >= budget:
+                    break
+                text, tokens = text + piece.text, tokens + len(piece.tokens)
+            seconds = total.seconds * tokens / max(1, total.completion_tokens)
+            cuts[level] = Cut(insights.shown(text, words), total.prompt_tokens, tokens, seconds)
+        return cuts
+
+    async def level(self, item: Item, ask: Request, cut: Cut) -> tuple[Run, Any, int]:
+        """The intern's answer and reading at one level, and the count of closing template tokens."""
+        request = insights.intern_request(ask, self.tandem.words, cut.text, self.tandem.insight_mode)
+        scored = await self.intern.score(request, UsageLedger().meter("judge"))
+        tokens = insights.read_tokens(scored, ask, self.tandem.insight_mode, "question+insight")
+        perplexity, entropy = features.sequences(tokens)
+        closing = next((n for n, token in enumerate(reversed(scored.tokens)) if token.message is not None), 0)
+        text, finish, cost = await fold(self.intern, request)
+        grade = await asyncio.to_thread(self.task.grade, item, text)
+        leak = await asyncio.to_thread(self.task.leaks, item, cut.text)
+        run = Run(
+            grade.correct,
+            finish,
+            cut.read,
+            cut.tokens,
+            cost.prompt_tokens,
+            cost.completion_tokens,
+            cost.seconds + cut.seconds,
+            leak,
+            text,
+            len(cut.text),
+        )
+        reading = {
+            "features": features.features(perplexity, entropy).tolist(),
+            "sequences": _pack(np.stack([perplexity, entropy]).astype(np.float16)),
+        }
+        return run, reading, closing
+
+    async def alone(self, item: Item, request: Request) -> Run:
+        """The mentor's own answer."""
+        text, finish, cost = await fold(self.mentor, request)
+        grade = await asyncio.to_thread(self.task.grade, item, text)
+        return Run(
+            grade.correct, finish, cost.prompt_tokens, cost.completion_tokens, 0, 0, cost.seconds, False, text
+        )
+
+
+async def fold(engine: Engine, request: Request) -> tuple[str, Any, Cost]:
+    """One engine's whole answer, how it ended, and its bill."""
+    ledger, pieces = UsageLedger(), list[Piece]()
+    async with aclosing(engine.stream(request, ledger.meter("answer"))) as stream:
+        async for piece in stream:
+            pieces.append(piece)
+    return "".join(piece.text for piece in pieces), pieces[-1].finish if pieces else None, ledger.total
+
+
+def settings(
+    tandem: Tandem, engines: list[Engine], task: str, split: str, sampling: Sampling
+) -> dict[str, Any]:
+    """What collected data was made with; data made with anything else is not mixed with it."""
+    mentor, intern = tandem.roles(engines)
+    return {
+        "task": task,
+        "split": split,
+        "mentor": mentor.model,
+        "intern": intern.model,
+        "cards": {"mentor": asdict(mentor.info), "intern": asdict(intern.info)},
+        "prompts": tandem.words.fingerprint,
+        "insight_mode": tandem.insight_mode,
+        "levels": {LEVEL_0: 0, **tandem.levels},
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+    }
+
+
+def finish(journal: Journal, header: dict[str, Any], order: list[str], folder: Path, split: str) -> Collected:
+    """Turn a complete journal into the compressed form that is committed, and remove it.
+
+    Raises:
+        ArtifactError: a row of the journal is damaged, or the files cannot be written.
+    """
+    try:
+        collected = _folded([journal.rows[item] for item in order], header, journal.path)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{journal.path} is damaged ({error}): use --force to start it anew") from error
+    collected.save(folder, split)
+    journal.close()
+    journal.path.unlink()
+    return collected
+
+
+def _folded(rows: list[dict[str, Any]], header: dict[str, Any], path: Path) -> Collected:
+    """The journal's rows as they are kept; a damaged one is found before the journal goes."""
+    levels = list(header["levels"])
+    kept = [parsed(Row, json.dumps(row), f"{path}: {row['id']}", ANEW) for row in rows]
+    table = np.array([[row["readings"][level]["features"] for level in levels] for row in rows], np.float64)
+    sequences = [[_unpack(row["readings"][level]["sequences"]) for level in levels] for row in rows]
+    if rows and table.shape != (len(rows), len(levels), FEATURES):
+        raise ValueError(f"features of shape {table.shape}")
+    if not (np.abs(table) <= np.finfo(np.float32).max).all():
+        raise ValueError("features that are no numbers of single precision")
+    if any(not one.size or not np.isfinite(one).all() for question in sequences for one in question):
+        raise ValueError("sequences without numbers")
+    if any(name not in row.runs for row in kept for name in (*levels, "mentor", "mentor_concise")):
+        raise ValueError("a question without one of its runs")
+    return Collected(
+        header, kept, table.astype(np.float32).reshape(len(rows), len(levels), FEATURES), sequences
+    )
+
+
+def _pack(array: Reading) -> str:
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def _unpack(text: str) -> Reading:
+    return np.frombuffer(base64.b64decode(text, validate=True), np.float16).reshape(2, -1)

@@ -1,0 +1,229 @@
+"""Run Tandem live on a split, and take the baselines from collected data after proving them equal.
+
+Costs are cold: what one ride reuses of another ride's prefix (the template's opening, say) is charged as
+if it had been computed, so that a table does not depend on the order of the questions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ensemblehub.artifacts import content_of, entries, parsed
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import Ensemble, fold
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.errors import ArtifactError
+from ensemblehub.journal import Journal, settings_of
+from ensemblehub.lab.pipeline.records import Row
+from ensemblehub.lab.tasks.base import Item, Task
+from ensemblehub.schema import Event, ModelInfo, Request, Result, Sampling, UsageLine
+from ensemblehub.tandem.insights import LEVEL_0
+
+AGAIN = "run `ensemblehub evaluate --force`"
+
+
+@dataclass(frozen=True)
+class TandemRun:
+    """One live ride, graded and billed.
+
+    Attributes:
+        chosen: the level the answer came from.
+        probabilities: the judge's, by visited level.
+        flops: full ledger, cold; `judging_flops` the part that judging added.
+        seconds: the engines' own time; `wall` the ride's.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"allow_inf_nan": False}
+
+    id: str
+    correct: bool
+    chosen: str
+    probabilities: dict[str, float]
+    mentor_tokens: int
+    intern_tokens: int
+    flops: float
+    judging_flops: float
+    seconds: float
+    judging_seconds: float
+    wall: float
+    leak: bool
+    finish: str | None
+    answer: str | None
+    text: str
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any], path: Path) -> TandemRun:
+        """The inverse of `dataclasses.asdict` for a row of the journal at `path`.
+
+        Raises:
+            ArtifactError: a field is missing or of another type.
+        """
+        return parsed(cls, json.dumps(row), f"{path}: {row.get('id')}", AGAIN)
+
+
+async def ride(ensemble: Ensemble, task: Task, item: Item, sampling: Sampling) -> TandemRun:
+    """Answer one question live."""
+    ledger, started, events = UsageLedger(), time.perf_counter(), list[Event]()
+    async for event in ensemble.stream(Request(task.request(item), sampling, id=item.id), ledger):
+        events.append(event)
+    result = fold(events, ledger, time.perf_counter() - started)
+    grade = await asyncio.to_thread(task.grade, item, result.text)
+    assert isinstance(ensemble.aggregation, Tandem)
+    mentor, intern = ensemble.aggregation.roles(ensemble.engines)
+    chosen = ensemble.aggregation.chosen(result.verdicts)
+    bill = Bill.of(ledger.calls, {mentor.name: mentor.info, intern.name: intern.info}, intern.name)
+    return TandemRun(
+        item.id,
+        grade.correct,
+        chosen,
+        {verdict.level: verdict.probability for verdict in result.verdicts},
+        _written(result, mentor.name),
+        _written(result, intern.name),
+        bill.flops,
+        bill.judging_flops,
+        bill.seconds,
+        bill.judging_seconds,
+        result.seconds,
+        task.leaks(item, result.insight),
+        result.finish,
+        grade.answer,
+        result.text,
+    )
+
+
+def _written(result: Result, engine: str) -> int:
+    return sum(line.cost.completion_tokens for line in result.usage.lines if line.engine == engine)
+
+
+@dataclass(frozen=True)
+class Bill:
+    """A ride's cold cost and the part that judging added (DESIGN: what is computed beyond what the same
+    answer at the chosen level needs without a judge; reading that the answer reuses is not judging)."""
+
+    flops: float
+    judging_flops: float
+    seconds: float
+    judging_seconds: float
+
+    @classmethod
+    def of(cls, calls: Sequence[UsageLine], cards: dict[str, ModelInfo], intern: str) -> Bill:
+        """Add up the calls of one ride."""
+        cold = list(_cold(calls, cards))
+        judged = [call.cost for call in cold if call.purpose == "judge"]
+        read = sum(cost.prefill_flops for cost in judged)
+        reused = sum(
+            cards[intern].flops(0, call.cost.cached_tokens)
+            for call in cold
+            if call.purpose == "answer" and call.engine == intern
+        )
+        judging = sum(cost.flops for cost in judged) - reused
+        reading_seconds = sum(cost.seconds for cost in judged if cost.prefill_flops)
+        classifier_seconds = sum(cost.seconds for cost in judged if not cost.prefill_flops)
+        seconds = sum(call.cost.seconds for call in cold)
+        share = (read - reused) / read if read else 0.0
+        return cls(
+            sum(call.cost.flops for call in cold),
+            judging,
+            seconds,
+            classifier_seconds + reading_seconds * share,
+        )
+
+
+def _cold(calls: Sequence[UsageLine], cards: dict[str, ModelInfo]) -> list[UsageLine]:
+    """The calls, with the first of each engine charged for the whole of its prompt."""
+    seen, cold = set[str](), list[UsageLine]()
+    for call in calls:
+        if call.engine in cards and call.engine not in seen:
+            seen.add(call.engine)
+            whole = cards[call.engine].flops(0, call.cost.prompt_tokens)
+            call = replace(call, cost=replace(call.cost, cached_tokens=0, prefill_flops=whole))
+        cold.append(call)
+    return cold
+
+
+async def evaluate(
+    ensemble: Ensemble,
+    task: Task,
+    items: Sequence[Item],
+    sampling: Sampling,
+    journal: Journal,
+    concurrency: int,
+    progress: Callable[[], None],
+) -> list[TandemRun]:
+    """Ride every question, `concurrency` at a time; finished rides are synced to the journal."""
+    room = asyncio.Semaphore(concurrency)
+
+    async def one(item: Item) -> None:
+        async with room:
+            done = await ride(ensemble, task, item, sampling)
+            journal.append(asdict(done))
+            progress()
+
+    async with asyncio.TaskGroup() as tasks:
+        for item in items:
+            if item.id not in journal.rows:
+                tasks.create_task(one(item))
+    return [TandemRun.from_json(journal.rows[item.id], journal.path) for item in items]
+
+
+def read_rides(path: Path) -> tuple[dict[str, Any], list[TandemRun]]:
+    """What a journal of rides was made with, and the rides; a torn last line does not count.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    try:
+        found, _ = entries(content_of(path, "run `ensemblehub evaluate`"))
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged ({error}): {AGAIN}") from error
+    settings, rows = settings_of(path, found)
+    rides = {row.get("id"): TandemRun.from_json(row, path) for row in rows}
+    return settings, list(rides.values())
+
+
+async def reproduced(
+    ensemble: Ensemble,
+    task: Task,
+    items: Sequence[Item],
+    rows: dict[str, Row],
+    sampling: Sampling,
+    concurrency: int,
+) -> dict[str, int]:
+    """How many collected baseline answers a live run writes again, letter by letter, by method."""
+    from ensemblehub.lab.pipeline.collect import Collector
+
+    assert isinstance(ensemble.aggregation, Tandem)
+    collector = Collector(ensemble.aggregation, ensemble.engines, task, sampling)
+    room = asyncio.Semaphore(concurrency)
+
+    async def one(item: Item) -> dict[str, bool]:
+        async with room:
+            again = Row.from_json(
+                {key: value for key, value in (await collector.collect(item)).items() if key != "readings"}
+            )
+        return {name: run.text == rows[item.id].runs[name].text for name, run in again.runs.items()}
+
+    same = await asyncio.gather(*(one(item) for item in items))
+    return {name: sum(row[name] for row in same) for name in same[0]} if same else {}
+
+
+async def overhead(
+    ensemble: Ensemble, task: Task, items: Sequence[Item], sampling: Sampling
+) -> dict[str, Any]:
+    """One ride at a time: wall time over the engines' own time, and judging's share of the wall time."""
+    rides = [await ride(ensemble, task, item, sampling) for item in items]
+    wall, busy = sum(one.wall for one in rides), sum(one.seconds for one in rides)
+    return {
+        "rides": len(rides),
+        "wall_over_engine_seconds": wall / busy,
+        "judging_share_of_wall": sum(one.judging_seconds for one in rides) / wall,
+    }
+
+
+__all__ = ["LEVEL_0", "Bill", "TandemRun", "evaluate", "overhead", "read_rides", "reproduced", "ride"]

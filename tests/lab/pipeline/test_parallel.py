@@ -1,0 +1,251 @@
+"""Collecting by worker processes: as one process does it, whoever is killed."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ensemblehub.errors import ConfigError
+from ensemblehub.lab.pipeline.parallel import Placement, placements
+from ensemblehub.lab.pipeline.records import Collected
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("parallel")]
+ROOT = Path(__file__).parents[3]
+SCRIPT = ROOT / "scripts" / "mentor_guided" / "collect_progressive_data.py"
+LIMIT = 24
+
+
+def command(folder, *more, limit=LIMIT):
+    flags = ["--split", "test", "--limit", str(limit), "--set", f"experiment.results={folder}"]
+    return [
+        sys.executable,
+        "-m",
+        "ensemblehub",
+        "collect",
+        *flags,
+        "--set",
+        "experiment.concurrency=4",
+        *more,
+    ]
+
+
+def run(arguments, **options):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        arguments, capture_output=True, text=True, timeout=300, env=env, cwd=ROOT, **options
+    )
+
+
+def start(arguments):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    heard = functools.partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a background job starts deaf to it
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        cwd=ROOT,
+        preexec_fn=heard,
+    )
+
+
+def workers(process):
+    """The collecting children, not what watches them."""
+    return [one for one in psutil.Process(process.pid).children() if "spawn_main" in " ".join(one.cmdline())]
+
+
+def rows_in(folder):
+    file = folder / "collected" / "test.partial.jsonl"
+    return len(file.read_text().splitlines()) - 1 if file.exists() else 0
+
+
+def until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def content(folder):
+    """What was collected, without what it took."""
+    data = Collected.load(folder / "collected", "test")
+    rows = [asdict(row) for row in data.rows]
+    for row in rows:
+        for one in row["runs"].values():
+            one.pop("seconds")
+    return (
+        data.header,
+        rows,
+        data.features.tobytes(),
+        [part.tobytes() for row in data.sequences for part in row],
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    done = run(command(folder))
+    assert done.returncode == 0, done.stderr
+    return content(folder)
+
+
+def test_a_killed_worker_s_questions_are_taken_up_by_the_other(alone, tmp_path):
+    process = start(command(tmp_path, "--parallel", "--num-workers", "2"))
+    until(lambda: rows_in(tmp_path) >= 3)
+    workers(process)[0].send_signal(signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "died (exit status -9)" in said
+    assert content(tmp_path) == alone
+
+
+def test_a_killed_parent_leaves_no_worker_and_one_process_goes_on_where_two_stopped(alone, tmp_path):
+    process = start(command(tmp_path, "--parallel", "--num-workers", "2"))
+    until(lambda: rows_in(tmp_path) >= 3)
+    left = workers(process)
+    process.kill()
+    process.wait()
+    until(lambda: not any(one.is_running() and one.status() != "zombie" for one in left), 60)
+    before = rows_in(tmp_path)
+    done = run(command(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert 3 <= before < LIMIT
+    assert content(tmp_path) == alone
+
+
+def test_ctrl_c_stops_all_workers_and_keeps_what_is_done(tmp_path):
+    process = start(command(tmp_path, "--parallel", "--num-workers", "2", limit=200))
+    until(lambda: rows_in(tmp_path) >= 3)
+    left = workers(process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert not any(one.is_running() and one.status() != "zombie" for one in left)
+    assert rows_in(tmp_path) >= 3
+
+
+def test_when_all_workers_die_it_is_one_line_and_the_journal_stays(tmp_path):
+    process = start(command(tmp_path, "--parallel", "--num-workers", "1", limit=200))
+    until(lambda: rows_in(tmp_path) >= 1)
+    workers(process)[0].send_signal(signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said.strip().splitlines()[-1].startswith("ensemblehub: all workers died")
+    assert rows_in(tmp_path) >= 1
+
+
+def test_the_reference_s_script_writes_the_reference_s_files(tmp_path):
+    flags = ["--pair", "builtin", "--dataset", "humaneval", "--split", "test", "--limit", "6"]
+    done = run(
+        [
+            sys.executable,
+            str(SCRIPT),
+            *flags,
+            "--output-dir",
+            str(tmp_path),
+            "--parallel",
+            "--num-workers",
+            "1",
+        ]
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "builtin_code_test_builtin"
+    assert {file.name for file in folder.iterdir()} == {
+        f"builtin_code_test_{name}.json"
+        for name in ("tokens0", "tokens24", "tokens64", "tokens128", "mentor_only")
+    }
+    low, high = (json.loads((folder / f"builtin_code_test_tokens{n}.json").read_text()) for n in (24, 128))
+    assert len(low) == 6
+    for one, other in zip(low, high, strict=True):
+        assert set(one) == {
+            "question",
+            "ground_truth",
+            "mentor_tokens",
+            "mentor_response",
+            "intern_response",
+            "ppl",
+            "entropy",
+            "is_correct",
+            "mentor_length",
+            "intern_length",
+            "test",
+            "entry_point",
+        }
+        assert other["mentor_response"].startswith(one["mentor_response"])
+        assert 0 < one["mentor_tokens"] <= 24
+        assert len(one["ppl"]) == len(one["entropy"]) > len(one["question"].split())
+    alone = json.loads((folder / "builtin_code_test_mentor_only.json").read_text())
+    assert all(row["mentor_response"] and not row["intern_response"] for row in alone)
+
+
+def test_the_script_teaches_and_says_what_is_missing(tmp_path):
+    text = run([sys.executable, str(SCRIPT), "--help"]).stdout
+    flags = "dataset split mentor-type mentor-model intern-model api-model api-key output-dir parallel num-workers"
+    for flag in [*flags.split(), "gpus", "mentor-gpus", "intern-gpus", "mentor-device", "intern-device"]:
+        assert f"--{flag}" in text
+    env = {key: value for key, value in os.environ.items() if key not in ("OPENROUTER_API_KEY", "PAIR")}
+    flags = ["--mentor-type", "api", "--dataset", "math500", "--output-dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *flags], capture_output=True, text=True, env=env, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("the environment variable OPENROUTER_API_KEY is not set")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "placed"),
+    [
+        ((2,), [Placement(), Placement()]),
+        (
+            (0, "", "0,1", "2,3"),
+            [
+                Placement(("0", "2"), {"device": "cuda:0"}, {"device": "cuda:1"}),
+                Placement(("1", "3"), {"device": "cuda:0"}, {"device": "cuda:1"}),
+            ],
+        ),
+        ((1, "", "0,1,2", "3"), [Placement(("0", "1", "2", "3"), {"num_gpus": 3}, {"device": "cuda:3"})]),
+        (
+            (2, "4,5"),
+            [
+                Placement(("4",), {"device": "cuda:0"}, {"device": "cuda:0"}),
+                Placement(("5",), {"device": "cuda:0"}, {"device": "cuda:0"}),
+            ],
+        ),
+        ((1, "", "", "6,7"), [Placement(("6", "7"), {}, {"num_gpus": 2})]),
+        (
+            (1, "", "0", "1,2"),
+            [Placement(("0", "1", "2"), {"device": "cuda:0"}, {"max_memory": {1: "80GiB", 2: "80GiB"}})],
+        ),
+    ],
+)
+def test_gpus_are_shared_evenly(arguments, placed):
+    assert placements(*arguments) == placed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((2, "", "0,1,2", ""), "cannot share evenly"),
+        ((0, "", "0,1", "1,2"), "GPU 1 is in"),
+        ((0, "0", "1", ""), "for both models"),
+        ((0, "0,x", "", ""), "numbers with commas"),
+        ((0, "0,0", "", ""), "each once"),
+    ],
+)
+def test_lists_that_cannot_be_are_named(arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        placements(*arguments)

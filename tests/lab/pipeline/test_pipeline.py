@@ -1,0 +1,242 @@
+"""The whole pipeline on scripted engines, killed in the middle and resumed."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ensemblehub import builtin
+from ensemblehub.config import Config
+from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.lab.pipeline import report
+from ensemblehub.lab.pipeline.calibration import replay as cascade
+from ensemblehub.lab.pipeline.pipeline import Pipeline
+from ensemblehub.lab.pipeline.records import Collected, Row
+from ensemblehub.lab.pipeline.replay import outcomes
+from ensemblehub.tandem import sufficiency
+
+YAML = """
+model_specs:
+  - name: big
+    engine: echo
+    parameters: 9000000
+    delay: {delay}
+    replies: {{"": "Goal: x Planning: y Retrieval: z Action: w so the answer is \\\\boxed{{9}}"}}
+  - name: small
+    engine: echo
+    parameters: 1000000
+    confident: [harbour, boats]
+    replies:
+      boats: "it is \\\\boxed{{4}}"
+      "Goal: x Planning:": "it is \\\\boxed{{9}}"
+      "": "it is \\\\boxed{{12}}"
+ensemble:
+  output_aggregation_method: tandem
+  output_aggregation_params:
+    levels: {{low: 2, high: 4}}
+    start_with_intern: true
+    judge: {folder}/judge
+experiment:
+  task: builtin_math
+  results: {folder}/results
+  judge: logistic
+  aim: budget:0.9
+  concurrency: 8
+"""
+
+
+def configured(folder, delay=0.0):
+    path = folder / "echo.yaml"
+    path.write_text(YAML.format(folder=folder, delay=delay))
+    return path
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    return Pipeline(Config.read(configured(tmp_path)))
+
+
+def test_from_collecting_to_the_table(pipeline, tmp_path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    for split in ("train", "calibration", "test"):
+        pipeline.collect(split, 150)
+    assert pipeline.train()["n"] > 0
+    chosen = pipeline.calibrate()
+    assert chosen["cost_vs_mentor"] <= 0.9
+    assert set(chosen["thresholds"]) == {"none", "low", "high"}
+    rides = pipeline.evaluate(60)
+    assert len(rides) == 60
+    table = pipeline.report()
+    rows = {row["method"]: row for row in json.loads((tmp_path / "results/summary.json").read_text())}
+    assert list(rows) == [
+        "intern",
+        "mentor",
+        "mentor_concise",
+        "fixed_low",
+        "fixed_high",
+        "random_mix",
+        "oracle",
+        "tandem",
+    ]
+    assert rows["mentor"]["cost_vs_mentor"] == 1.0
+    assert rows["oracle"]["accuracy"] >= max(
+        rows[name]["accuracy"] for name in ("intern", "fixed_low", "fixed_high")
+    )
+    assert sum(rows["tandem"]["levels"].values()) == 60
+    assert all(row["n"] == 60 for row in rows.values())
+    assert "tandem" in table
+    assert (tmp_path / "results/pareto.svg").read_text().startswith("<?xml")
+    checks = json.loads((tmp_path / "results/checks.json").read_text())
+    assert all(count == checks["checked"] for count in checks["reproduced"].values())
+
+
+def test_replaying_collected_data_equals_riding_live(pipeline, tmp_path):
+    pytest.importorskip("sklearn")
+    for split in ("train", "calibration", "test"):
+        pipeline.collect(split, 150)
+    pipeline.train()
+    pipeline.calibrate()
+    rides = pipeline.evaluate(80)
+    data = Collected.load(tmp_path / "results/collected", "test").part(list(range(80)))
+    artifact = sufficiency.load(tmp_path / "judge")
+    levels = ["none", "low", "high"]
+    replayed = cascade(
+        outcomes(data, artifact.judge, levels, "best"), [artifact.thresholds[level] for level in levels]
+    )
+    assert [levels[index] for index in replayed.chosen] == [ride.chosen for ride in rides]
+    assert replayed.correct.tolist() == [ride.correct for ride in rides]
+
+
+def test_collecting_again_reads_what_is_there_and_refuses_other_settings(pipeline, tmp_path):
+    first = pipeline.collect("train", 10)
+    assert pipeline.collect("train", 10).rows == first.rows
+    with pytest.raises(ArtifactError, match="--force"):
+        pipeline.collect("train", 11)
+    assert len(pipeline.collect("train", 11, force=True).rows) == 11
+    with pytest.raises(ConfigError, match="did you mean 'test'"):
+        pipeline.collect("tets", 5)
+
+
+def test_a_killed_collection_resumes_without_losing_or_repeating_a_question(tmp_path):
+    path = configured(tmp_path, delay=0.004)
+    command = [
+        sys.executable,
+        "-m",
+        "ensemblehub",
+        "collect",
+        "--split",
+        "train",
+        "--limit",
+        "60",
+        "-c",
+        str(path),
+    ]
+    journal = tmp_path / "results/collected/train.partial.jsonl"
+    for _ in range(3):
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = journal.stat().st_size if journal.exists() else 0
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and child.poll() is None:
+            if journal.exists() and journal.stat().st_size > before + 2000:
+                break
+            time.sleep(0.01)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = Collected.load(tmp_path / "results/collected", "train").rows
+    assert [row.id for row in rows] == [f"builtin_math/train/{index:05d}" for index in range(60)]
+    assert not journal.exists()
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path):
+    path = configured(tmp_path, delay=0.02)
+    command = [
+        sys.executable,
+        "-m",
+        "ensemblehub",
+        "collect",
+        "--split",
+        "train",
+        "--limit",
+        "400",
+        "-c",
+        str(path),
+    ]
+    heard = functools.partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a background job starts deaf to it
+    child = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
+    journal, deadline = tmp_path / "results/collected/train.partial.jsonl", time.monotonic() + 60
+    while time.monotonic() < deadline and (not journal.exists() or journal.stat().st_size < 4000):
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "goes on" in errors
+    assert "Traceback" not in errors
+
+
+def test_reporting_without_data_names_the_command(pipeline):
+    with pytest.raises(ArtifactError, match="ensemblehub collect --split test"):
+        pipeline.report()
+    with pytest.raises(ArtifactError, match="ensemblehub collect --split train"):
+        pipeline.train()
+
+
+def test_the_table_shows_small_and_large_costs():
+    row = {
+        "method": "m",
+        "n": 1,
+        "accuracy": 0.5,
+        "accuracy_low": 0.4,
+        "accuracy_high": 0.6,
+        "difference": 0.01,
+        "difference_low": 0.0,
+        "difference_high": 0.02,
+        "mentor_tokens": 1.0,
+        "intern_tokens": 2.0,
+        "tflops": 2e-4,
+        "tflops_paper": 12.0,
+        "cost_vs_mentor": 0.5,
+        "cost_vs_concise": 1.25,
+        "leak_share": 0.01,
+        "truncated_share": 0.0,
+        "judging_share": 0.02,
+    }
+    text = report.markdown([row])
+    for part in ("50.00% [40.00%, 60.00%]", "+1.00 [+0.00, +2.00]", "0.200 GFLOPs", "12.00", "1.250", "2.0%"):
+        assert part in text
+
+
+def test_training_leaves_out_what_is_for_calibration(tmp_path):
+    rows = [
+        {
+            "problem": f"{number}?",
+            "solution": "\\boxed{1}",
+            "answer": "1",
+            "subject": "Algebra",
+            "unique_id": f"{number}",
+        }
+        for number in range(40)
+    ]
+    (tmp_path / "math500.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = ["experiment.task=math500", f"experiment.data={tmp_path}"]
+    pipeline = Pipeline(Config.read(builtin.CONFIG, changes))
+    train, held = (pipeline.items(split, None) for split in ("train", "calibration"))
+    collected = [Row(item.id, "", 0, 0, "", 0, {}) for item in train]
+    data = Collected(
+        {"levels": {}}, collected, np.zeros((len(train), 0, 16), np.float32), [[] for _ in train]
+    )
+    kept = {row.id for row in pipeline._apart(data).rows}
+    assert (len(train), len(held), len(kept)) == (32, 8, 24)
+    assert kept == {item.id for item in train} - {item.id for item in held}
