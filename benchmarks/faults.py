@@ -27,7 +27,7 @@ from benchmarks import engines
 from benchmarks.fault_proxy import FAULTS, FaultProxy
 from ensemblehub import builtin
 from ensemblehub.config import Config
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import EnsembleHubError
 from ensemblehub.lab.tasks.builtin_math import BuiltinMath
 from ensemblehub.schema import Request, Result
@@ -59,12 +59,12 @@ class Table:
 
     async def ridden(self, config: Config) -> list[tuple[Result | BaseException, float]]:
         """Every question at once: its ride, or what it raised, and its seconds."""
-        async with Ensemble.from_config(config) as ensemble:
+        async with AsyncEnsemble.from_config(config) as ensemble:
 
             async def one(request: Request) -> tuple[Result | BaseException, float]:
                 started = time.perf_counter()
                 try:
-                    return await ensemble.answer(request), time.perf_counter() - started
+                    return await ensemble.generate(request), time.perf_counter() - started
                 except Exception as error:
                     return error, time.perf_counter() - started
 

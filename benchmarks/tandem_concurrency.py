@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks import engines
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble, fold
+from ensemblehub.ensemble import AsyncEnsemble, fold
 from ensemblehub.lab.pipeline.evaluate import Bill
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks.base import Item
@@ -41,10 +41,10 @@ AIM = 0.90  # of the insight text is never computed twice, on engines with a pre
 Ridden = list[tuple[Result, UsageLedger]]
 
 
-async def ridden(config: Config, items: Sequence[Item], at_once: int) -> tuple[float, Ridden, Ensemble]:
+async def ridden(config: Config, items: Sequence[Item], at_once: int) -> tuple[float, Ridden, AsyncEnsemble]:
     """Seconds for all the questions with fresh engines, and every ride with its bill."""
     task, room = BuiltinMath(), asyncio.Semaphore(at_once)
-    async with Ensemble.from_config(config) as ensemble:
+    async with AsyncEnsemble.from_config(config) as ensemble:
 
         async def one(item: Item) -> tuple[Result, UsageLedger]:
             async with room:
@@ -58,7 +58,7 @@ async def ridden(config: Config, items: Sequence[Item], at_once: int) -> tuple[f
         return time.perf_counter() - started, rides, ensemble
 
 
-def shares(rides: Ridden, ensemble: Ensemble) -> dict[str, float]:
+def shares(rides: Ridden, ensemble: AsyncEnsemble) -> dict[str, float]:
     """What the intern computed once, what came from the cache, what judging cost, what was discarded."""
     closing = Collected.load(COLLECTED, "test").rows[0].closing  # template tokens after the insight
     cards = {engine.name: engine.info for engine in ensemble.engines}

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.__main__ import ours, prompts
 from ensemblehub import builtin
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods import mixing
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.distribution import Distribution
@@ -35,7 +35,7 @@ SIZE = 150_000
 
 async def together(engines: Sequence[HFEngine], method: TokenLevel, texts: list[str], tokens: int) -> float:
     """Seconds the ensemble takes."""
-    ensemble = Ensemble(engines, All(), method)
+    ensemble = AsyncEnsemble(engines, All(), method)
 
     async def one(text: str) -> None:
         request = Request(Text(text), Sampling(max_tokens=tokens, ignore_eos=True))

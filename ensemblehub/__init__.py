@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Ensemble", "__version__"]
+__all__ = ["AsyncEnsemble", "__version__"]
 
 if TYPE_CHECKING:
-    from ensemblehub.ensemble import Ensemble
+    from ensemblehub.ensemble import AsyncEnsemble
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Ensemble":
-        from ensemblehub.ensemble import Ensemble
+    if name == "AsyncEnsemble":
+        from ensemblehub.ensemble import AsyncEnsemble
 
-        return Ensemble
+        return AsyncEnsemble
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -50,7 +50,7 @@ from ensemblehub.scorers.pool import Pool
 log = logging.getLogger(__name__)
 
 
-class Ensemble:
+class AsyncEnsemble:
     """Engines that answer together.
 
     Use it as an async context manager, or call `load` and `close`.  Capabilities and roles are checked
@@ -69,7 +69,7 @@ class Ensemble:
     @classmethod
     def from_config(
         cls, config: Config | str | Path, engines: Sequence[Engine] = (), scorers: Sequence[Scorer] = ()
-    ) -> Ensemble:
+    ) -> AsyncEnsemble:
         """Build from a configuration or the path of a YAML file; loads no weights.
 
         Args:
@@ -93,7 +93,7 @@ class Ensemble:
         self.generation, self.debug = config.ensemble.generation, config.debug
         self.sampling, self.on_error = self.generation.sampling(self.context), config.ensemble.on_error
 
-    def varied(self, aggregation: Aggregation) -> Ensemble:
+    def varied(self, aggregation: Aggregation) -> AsyncEnsemble:
         """The same with another aggregation, asking the same scorers.
 
         Raises:
@@ -124,7 +124,7 @@ class Ensemble:
         """The shortest context among the engines, in tokens; 0 where none is known."""
         return min((engine.info.context for engine in self.engines if engine.info.context), default=0)
 
-    async def __aenter__(self) -> Ensemble:
+    async def __aenter__(self) -> AsyncEnsemble:
         await self.load()
         return self
 
@@ -214,7 +214,7 @@ class Ensemble:
             async for event in events:
                 yield event
 
-    async def answer(self, request: Request | str) -> Result:
+    async def generate(self, request: Request | str) -> Result:
         """The whole answer: the stream, folded, with its bill."""
         ledger, started = UsageLedger(), time.perf_counter()
         events: list[Event] = []

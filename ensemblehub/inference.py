@@ -26,7 +26,7 @@ from ensemblehub.config import Config
 from ensemblehub.config.sections import ModelSpec
 from ensemblehub.cost import UsageLedger
 from ensemblehub.data import BadExample, Example, read_items
-from ensemblehub.ensemble import Ensemble, attribution, fold
+from ensemblehub.ensemble import AsyncEnsemble, attribution, fold
 from ensemblehub.errors import ArtifactError, ConfigError, did_you_mean
 from ensemblehub.output import Output
 from ensemblehub.schema import Cost, Event, Request, Result
@@ -58,7 +58,7 @@ def infer(
     source = Source(input_path, max_examples)
     if output_path.is_file() and output_path.samefile(input_path):
         raise ConfigError(f"{output_path} is the input: choose another output")
-    ensemble = Ensemble.from_config(config)
+    ensemble = AsyncEnsemble.from_config(config)
     console = console or Console(stderr=True, highlight=False)
     if force:
         source.check()  # before what is there is given up
@@ -178,7 +178,7 @@ class Batch:
     """Items on their way through an ensemble into the output."""
 
     def __init__(
-        self, ensemble: Ensemble, config: Config, output: Output, show: Show, attribution: bool = False
+        self, ensemble: AsyncEnsemble, config: Config, output: Output, show: Show, attribution: bool = False
     ) -> None:
         self.ensemble, self.output, self.show, self.attribution = ensemble, output, show, attribution
         self.sampling = ensemble.sampling

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble, fold
+from ensemblehub.ensemble import AsyncEnsemble, fold
 from ensemblehub.schema import Chat, Choice, Cost, Event, Request, Result, Verdict
 
 COLOURS = {"insight": "cyan", "answer": "green"}
@@ -85,7 +85,7 @@ def _cells(cost: Cost) -> list[str]:
     ]
 
 
-async def watch(ensemble: Ensemble, request: Request, console: Console) -> Result:
+async def watch(ensemble: AsyncEnsemble, request: Request, console: Console) -> Result:
     """Ride while printing; the whole result at the end."""
     screen, ledger, events, started = Screen(console), UsageLedger(), list[Event](), time.perf_counter()
     async with aclosing(ensemble.stream(request, ledger)) as stream:
@@ -99,7 +99,7 @@ async def watch(ensemble: Ensemble, request: Request, console: Console) -> Resul
 async def ask(config: Config, chat: Chat, console: Console) -> dict[str, Any]:
     """Answer live on the console; returns the whole ride as a JSON record."""
     generation = config.ensemble.generation
-    async with Ensemble.from_config(config) as ensemble:
+    async with AsyncEnsemble.from_config(config) as ensemble:
         for engine in ensemble.engines:
             console.print(Text(engine.describe(), "dim"))
         request = Request(chat, ensemble.sampling)

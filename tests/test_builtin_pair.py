@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble, fold
+from ensemblehub.ensemble import AsyncEnsemble, fold
 from ensemblehub.lab.builtin import corpus
 from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.evaluate import Bill
@@ -34,13 +34,13 @@ def builtin_pair(**options):
     specs = [spec.model_copy(update=engine) for spec in config.model_specs]
     params = {**config.aggregation.params, **options}
     section = config.ensemble.model_copy(update={"output_aggregation_params": params})
-    return Ensemble.from_config(config.model_copy(update={"ensemble": section, "model_specs": specs}))
+    return AsyncEnsemble.from_config(config.model_copy(update={"ensemble": section, "model_specs": specs}))
 
 
 def answers(hub, items=ITEMS, together=True):
     async def run():
         async with hub:
-            asks = [hub.answer(Request(BuiltinMath().request(item), SAMPLING)) for item in items]
+            asks = [hub.generate(Request(BuiltinMath().request(item), SAMPLING)) for item in items]
             return list(await asyncio.gather(*asks)) if together else [await ask for ask in asks]
 
     return asyncio.run(run())

@@ -6,7 +6,7 @@ import pytest
 
 from ensemblehub import builtin
 from ensemblehub.config import Config, sections
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ConfigError
 from ensemblehub.registry import ENGINES, TASKS, build, lookup
 
@@ -140,11 +140,11 @@ def test_tandem_options(tmp_path, options, says):
     section = {"output_aggregation_method": "tandem", "output_aggregation_params": options}
     config = Config.model_validate({"model_specs": specs, "ensemble": section})
     with pytest.raises(ConfigError, match=says):
-        Ensemble.from_config(config)
+        AsyncEnsemble.from_config(config)
 
 
 def ensemble(tmp_path, text):
-    return Ensemble.from_config(read(tmp_path, text))
+    return AsyncEnsemble.from_config(read(tmp_path, text))
 
 
 ECHO = "model_specs:\n- {name: a, engine: echo, parameters: 2}\n- {name: b, engine: echo, parameters: 1}\n"
@@ -351,7 +351,7 @@ def test_extract_after_keeps_what_is_behind_the_last_mark(tmp_path, text, kept):
 
 
 async def asked(whole):
-    return await whole.answer("?")
+    return await whole.generate("?")
 
 
 def test_details_are_printed_where_asked_for(tmp_path, capsys):
@@ -404,7 +404,7 @@ def test_an_odd_value_is_taken_or_refused_in_one_line(tmp_path, key):
     refusals = []
     for value in ODD:
         try:
-            Ensemble.from_config(Config.read(path, [f"{key}={value}"]))
+            AsyncEnsemble.from_config(Config.read(path, [f"{key}={value}"]))
         except ConfigError as error:
             refusals.append(str(error))
     assert refusals

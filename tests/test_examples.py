@@ -10,7 +10,7 @@ import ensemblehub
 from ensemblehub import registry
 from ensemblehub.config import Config
 from ensemblehub.doctor import examine
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ConfigError
 from ensemblehub.schema import Sampling
 
@@ -36,7 +36,7 @@ def root(monkeypatch):
 @pytest.mark.parametrize("path", EXAMPLES, ids=named)
 def test_an_example_builds_says_nothing_in_vain_and_is_short(path):
     config = Config.read(path)
-    Ensemble.from_config(config)
+    AsyncEnsemble.from_config(config)
     assert config.notes == []
     lines = path.read_text().splitlines()
     assert path.stem == "builtin_tandem" or len(lines) <= 30
@@ -47,8 +47,10 @@ def test_an_example_builds_says_nothing_in_vain_and_is_short(path):
 @pytest.mark.parametrize("path", EXAMPLES, ids=named)
 def test_an_example_answers(path):
     async def ride():
-        async with Ensemble.from_config(Config.read(path, ["ensemble.generation.max_tokens=24"])) as ensemble:
-            return await ensemble.answer(QUESTION)
+        async with AsyncEnsemble.from_config(
+            Config.read(path, ["ensemble.generation.max_tokens=24"])
+        ) as ensemble:
+            return await ensemble.generate(QUESTION)
 
     result = asyncio.run(ride())
     assert result.text
@@ -80,7 +82,7 @@ def test_the_pair_with_a_mentor_behind_an_api_is_explained_without_its_key(monke
     report = examine(HETERO)
     assert report.ok
     assert report.members[0].path == "openai/gpt-4o"
-    engine = Ensemble.from_config(
+    engine = AsyncEnsemble.from_config(
         Config.read(HETERO, [f"model_specs.1.path={ROOT}/ensemblehub/builtin/weights/intern"])
     ).engines[0]
     with pytest.raises(ConfigError, match="the environment variable OPENROUTER_API_KEY is not set"):
@@ -127,12 +129,12 @@ def test_a_file_of_the_references_shape_builds_and_answers(path, tiny):
     config = local(path, tiny, "ensemble.generation.max_tokens=12")
 
     async def ride():
-        async with Ensemble.from_config(config) as ensemble:
+        async with AsyncEnsemble.from_config(config) as ensemble:
             assert (
                 ensemble.engines[0].settings.enable_thinking
                 is config.model_specs[0].options["enable_thinking"]
             )
-            return await ensemble.answer("the quick brown fox")
+            return await ensemble.generate("the quick brown fox")
 
     assert asyncio.run(ride()).cost.completion_tokens > 0
     assert [note.split(" has")[0].split()[-1] for note in config.notes] == [
@@ -143,12 +145,12 @@ def test_a_file_of_the_references_shape_builds_and_answers(path, tiny):
 
 def test_the_references_keys_reach_their_places(tiny):
     folder = ROOT / "examples" / "reference"
-    progressive = Ensemble.from_config(local(folder / "all_progressive.yaml", tiny))
+    progressive = AsyncEnsemble.from_config(local(folder / "all_progressive.yaml", tiny))
     assert progressive.aggregation.outline_max_tokens == 500
     assert progressive.sampling == Sampling(4096, 0, 0.6, 0.95, 50, fit_context=True)
-    rewarded = Ensemble.from_config(local(folder / "all_reward_based.yaml", tiny))
+    rewarded = AsyncEnsemble.from_config(local(folder / "all_reward_based.yaml", tiny))
     assert (rewarded.aggregation.score_threshold, rewarded.aggregation.max_rounds) == (-2.0, 500)
     assert rewarded.sampling.max_tokens == 4096  # null: half of the context
-    small = Ensemble.from_config(local(folder / "test_inference.yaml", tiny))
+    small = AsyncEnsemble.from_config(local(folder / "test_inference.yaml", tiny))
     assert small.engines[0].settings.attn_implementation == "eager"
     assert (small.sampling.seed, small.sampling.max_tokens) == (1234, 256)

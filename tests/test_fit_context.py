@@ -9,7 +9,7 @@ from ensemblehub.cli import main as command
 from ensemblehub.config import Config
 from ensemblehub.config.sections import Generation
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ContextOverflowError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.schema import Chat, Message, Request, Sampling
@@ -64,8 +64,8 @@ ensemble: {{output_aggregation_method: {aggregation}{params}, generation: {gener
 
 def ask(path, question=LONG):
     async def main():
-        async with Ensemble.from_config(path) as ensemble:
-            return await ensemble.answer(question)
+        async with AsyncEnsemble.from_config(path) as ensemble:
+            return await ensemble.generate(question)
 
     return asyncio.run(main())
 

@@ -210,7 +210,7 @@ def test_failed_rows_are_retried_and_superseded(paths, monkeypatch):
 
 def test_any_error_of_one_item_is_that_items_alone(paths, monkeypatch):
     source, out = paths
-    answer = inference.Ensemble.stream
+    answer = inference.AsyncEnsemble.stream
 
     async def stream(self, request, ledger):
         if request.id == "x":
@@ -218,7 +218,7 @@ def test_any_error_of_one_item_is_that_items_alone(paths, monkeypatch):
         async for event in answer(self, request, ledger):
             yield event
 
-    monkeypatch.setattr(inference.Ensemble, "stream", stream)
+    monkeypatch.setattr(inference.AsyncEnsemble, "stream", stream)
     tally = infer(echo(), source, out, console=QUIET)
     assert (tally.good, tally.failed) == (2, 1)
     assert {row["id"]: row["error"] for row in rows(out)}["x"] == "ZeroDivisionError: division by zero"
@@ -455,7 +455,7 @@ def test_nothing_is_loaded_where_nothing_is_to_do(paths, monkeypatch):
     async def load(self):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(inference.Ensemble, "load", load)
+    monkeypatch.setattr(inference.AsyncEnsemble, "load", load)
     assert infer(echo(), source, out, console=QUIET).kept == 3
 
 

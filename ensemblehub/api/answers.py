@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeGuard
 from ensemblehub.api.catalog import Served
 from ensemblehub.config.sections import Generation
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble, attribution, fold
+from ensemblehub.ensemble import AsyncEnsemble, attribution, fold
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import (
     Alternative,
@@ -90,7 +90,7 @@ class Answer:
             self._settled = len(self.events) - 1  # the last piece may go on
 
     @property
-    def ensemble(self) -> Ensemble:
+    def ensemble(self) -> AsyncEnsemble:
         """What answers."""
         return self.served.ensemble
 

@@ -18,7 +18,7 @@ from ensemblehub.api.problems import Problem
 from ensemblehub.api.protocol import EnsembleOptions
 from ensemblehub.config import DEFAULT, Config
 from ensemblehub.config.sections import Bound, StrategySpec
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.base import ScoringAggregation
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
@@ -42,12 +42,12 @@ class Served:
     """
 
     name: str
-    ensemble: Ensemble
+    ensemble: AsyncEnsemble
     selection: str
     aggregation: StrategySpec
     alone: bool = False
     bounds: Mapping[str, Bound] = field(default_factory=dict)
-    base: Ensemble | None = None
+    base: AsyncEnsemble | None = None
 
     @property
     def reader(self) -> Engine:
@@ -83,7 +83,7 @@ class Catalog:
             raise ConfigError(
                 f"a model is called {DEFAULT!r}, which is the name of the ensemble; give it another"
             )
-        self._varied: OrderedDict[tuple[str, str], Ensemble] = OrderedDict()
+        self._varied: OrderedDict[tuple[str, str], AsyncEnsemble] = OrderedDict()
 
     @property
     def ensembles(self) -> list[Served]:
@@ -171,7 +171,7 @@ class Catalog:
 
     def _ensemble(self, name: str) -> Served:
         config = self.config.named(name)
-        ensemble = Ensemble.from_config(config, self.engines, self.scorers)
+        ensemble = AsyncEnsemble.from_config(config, self.engines, self.scorers)
         bounds = config.ensemble.request_params
         for option in bounds:
             if not hasattr(ensemble.aggregation, option):
@@ -181,7 +181,7 @@ class Catalog:
         return Served(name, ensemble, config.selection.method, config.aggregation, bounds=bounds)
 
     def _alone(self, engine: Engine) -> Served:
-        ensemble = Ensemble([engine], All(), Single())
+        ensemble = AsyncEnsemble([engine], All(), Single())
         ensemble.configure(self.config)
         return Served(engine.name, ensemble, "all", StrategySpec(method="single"), alone=True)
 

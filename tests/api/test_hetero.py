@@ -9,7 +9,7 @@ from pathlib import Path
 import ensemblehub
 from ensemblehub import builtin
 from ensemblehub.config import Config
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.lab.builtin import word_problems
 from ensemblehub.schema import Chat, Message, Request
 
@@ -21,11 +21,11 @@ def rides(config, count=12):
     questions = [word_problems.draw(rng, steps=3 + number % 3).text for number in range(count)]
 
     async def ride():
-        async with Ensemble.from_config(config) as ensemble:
+        async with AsyncEnsemble.from_config(config) as ensemble:
             found = []
             for question in questions:
                 sampling = replace(ensemble.sampling, max_tokens=64)
-                found.append(await ensemble.answer(Request(Chat((Message("user", question),)), sampling)))
+                found.append(await ensemble.generate(Request(Chat((Message("user", question),)), sampling)))
             return found
 
     return asyncio.run(ride())

@@ -7,7 +7,7 @@ import pytest
 
 from ensemblehub import registry
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.model_selection.random import Random
 from ensemblehub.ensemble_methods.output_aggregation.best_of import BestOf
@@ -45,8 +45,8 @@ def members(*replies, **options):
 
 
 def best(engines, pool=None, ledger=None, prefix="", aggregation=None, **sampling):
-    hub = Ensemble(engines, All(), (aggregation or BestOf()).judged_by(pool or Longest()))
-    return asyncio.run(hub.answer(Request(CHAT, Sampling(**sampling), prefix)))
+    hub = AsyncEnsemble(engines, All(), (aggregation or BestOf()).judged_by(pool or Longest()))
+    return asyncio.run(hub.generate(Request(CHAT, Sampling(**sampling), prefix)))
 
 
 def test_the_best_is_kept_and_the_others_are_billed_as_discarded():
@@ -127,7 +127,7 @@ def test_a_failure_is_raised_as_it_is_and_everything_is_billed(fault):
     if fault == "member":
         engines[0] = EchoEngine("a", EchoOptions({"": "one two three"}, fail_after=2))
     pool = Longest() if fault == "member" else Broken()
-    hub = Ensemble(engines, All(), BestOf().judged_by(pool))
+    hub = AsyncEnsemble(engines, All(), BestOf().judged_by(pool))
 
     async def run():
         return [event async for event in hub.stream(Request(CHAT), ledger)]
@@ -141,10 +141,10 @@ def test_a_failure_is_raised_as_it_is_and_everything_is_billed(fault):
 
 def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="best_of needs a scorer: add `reward_specs:`"):
-        Ensemble(members("a", "b"), All(), BestOf())
+        AsyncEnsemble(members("a", "b"), All(), BestOf())
     with pytest.raises(ConfigError, match="at least 2 engines"):
-        Ensemble(members("a", "b"), Random(k=1), BestOf().judged_by(Longest()))
+        AsyncEnsemble(members("a", "b"), Random(k=1), BestOf().judged_by(Longest()))
     with pytest.raises(ConfigError, match="samples must be at least 1, not 0"):
-        Ensemble(members("a", "b"), All(), BestOf(samples=0).judged_by(Longest()))
+        AsyncEnsemble(members("a", "b"), All(), BestOf(samples=0).judged_by(Longest()))
     with pytest.raises(ConfigError, match="did you mean 'samples'"):
         registry.build(BestOf, {"smples": 2}, "aggregation 'best_of'")

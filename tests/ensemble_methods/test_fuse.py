@@ -10,7 +10,7 @@ import pytest
 from ensemblehub import registry
 from ensemblehub.builtin.prompts import CANDIDATES_HEADER
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.model_selection.random import Random
 from ensemblehub.ensemble_methods.output_aggregation.fuse import Fuse
@@ -48,8 +48,8 @@ def trio(**options):
 
 
 def fuse(engines, fusing=None, prompt=CHAT, prefix="", **sampling):
-    hub = Ensemble(engines, All(), fusing or Fuse(template=LISTED))
-    return asyncio.run(hub.answer(Request(prompt, Sampling(**sampling), prefix)))
+    hub = AsyncEnsemble(engines, All(), fusing or Fuse(template=LISTED))
+    return asyncio.run(hub.generate(Request(prompt, Sampling(**sampling), prefix)))
 
 
 def test_the_largest_writes_from_everybodys_proposals():
@@ -151,7 +151,7 @@ def test_the_answer_is_streamed_and_closing_it_stops_the_fuser():
 
     async def run():
         async with aclosing(
-            Ensemble(engines, All(), Fuse(template=LISTED)).stream(Request(CHAT), ledger)
+            AsyncEnsemble(engines, All(), Fuse(template=LISTED)).stream(Request(CHAT), ledger)
         ) as events:
             async for _ in events:
                 break
@@ -208,18 +208,18 @@ def test_the_builtin_template_is_what_the_builtin_models_are_taught():
 )
 def test_options_that_cannot_work_are_refused(options, message):
     with pytest.raises(ConfigError) as error:
-        Ensemble(trio(), All(), registry.build(Fuse, options, "fuse"))
+        AsyncEnsemble(trio(), All(), registry.build(Fuse, options, "fuse"))
     assert message in str(error.value)
 
 
 def test_a_selection_that_may_drop_a_named_engine_is_refused():
     with pytest.raises(ConfigError, match="fuse needs 'b', which selection random may drop"):
-        Ensemble(trio(), Random(k=2), Fuse(fuser="b"))
+        AsyncEnsemble(trio(), Random(k=2), Fuse(fuser="b"))
     with pytest.raises(ConfigError, match="fuse needs 'b' and 'a'"):
-        Ensemble(trio(), Random(k=2), Fuse(fuser="b", proposers=("a",)))
+        AsyncEnsemble(trio(), Random(k=2), Fuse(fuser="b", proposers=("a",)))
     with pytest.raises(ConfigError, match="at least 2 engines"):
-        Ensemble(trio(), Random(k=1), Fuse())
-    assert asyncio.run(Ensemble(trio(), Random(k=2), Fuse()).answer("How many?")).text
+        AsyncEnsemble(trio(), Random(k=1), Fuse())
+    assert asyncio.run(AsyncEnsemble(trio(), Random(k=2), Fuse()).generate("How many?")).text
 
 
 def test_the_builtin_models_fuse_and_vote_from_yaml(tmp_path: Path):
@@ -233,8 +233,8 @@ def test_the_builtin_models_fuse_and_vote_from_yaml(tmp_path: Path):
         path.write_text(models + how + generation)
 
         async def go():
-            async with Ensemble.from_config(path) as hub:
-                return await hub.answer(
+            async with AsyncEnsemble.from_config(path) as hub:
+                return await hub.generate(
                     Request(Chat((Message("user", question),)), Sampling(96, 0, 0.8, seed=4))
                 )
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ensemblehub.config import Config
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import EngineError
 from ensemblehub.schema import Chat, Message, Request, Sampling
 
@@ -23,12 +23,12 @@ def ensemble(aggregation, on_error="drop", *, fails=("a",), after=0, engines="ab
         "output_aggregation_params": params,
         "on_error": on_error,
     }
-    return Ensemble.from_config(Config.model_validate({"model_specs": specs, "ensemble": section}))
+    return AsyncEnsemble.from_config(Config.model_validate({"model_specs": specs, "ensemble": section}))
 
 
 def ask(made, **sampling):
     request = Request(Chat((Message("user", "count"),)), Sampling(**sampling))
-    return asyncio.run(made.answer(request))
+    return asyncio.run(made.generate(request))
 
 
 def test_by_default_a_failure_is_the_answers():

@@ -6,7 +6,7 @@ from contextlib import aclosing
 import pytest
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.progressive import Progressive
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, RequestError
@@ -45,7 +45,7 @@ def answer(strategy, engines, request="What is 2 + {2}?", **sampling):
         request = Request(
             Chat((Message("system", "Be brief."), Message("user", request))), Sampling(**sampling)
         )
-    return asyncio.run(Ensemble(engines, All(), strategy).answer(request))
+    return asyncio.run(AsyncEnsemble(engines, All(), strategy).generate(request))
 
 
 def parts(result):
@@ -208,7 +208,7 @@ def test_token_ids_are_refused():
 )
 def test_options_that_cannot_work_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        Ensemble(pair(), All(), Progressive(**options))
+        AsyncEnsemble(pair(), All(), Progressive(**options))
 
 
 def test_options_come_from_yaml():
@@ -225,16 +225,16 @@ def test_options_come_from_yaml():
 @pytest.mark.parametrize("mode", ["length", "token"])
 def test_only_those_that_continue_need_to(mode):
     engines = [Recorder("small", 1), NoPrefix("large", 9)]
-    Ensemble(engines, All(), Progressive(switch_mode=mode))
+    AsyncEnsemble(engines, All(), Progressive(switch_mode=mode))
     with pytest.raises(CapabilityError, match="'large'"):
-        Ensemble(engines, All(), Progressive(switch_mode=mode, max_new_tokens_per_round=9))
+        AsyncEnsemble(engines, All(), Progressive(switch_mode=mode, max_new_tokens_per_round=9))
     with pytest.raises(CapabilityError, match="'small'"):
-        Ensemble([NoPrefix("small", 1), Recorder("large", 9)], All(), Progressive(switch_mode=mode))
-    Ensemble([NoPrefix("small", 1), NoPrefix("large", 9)], All(), Progressive())
+        AsyncEnsemble([NoPrefix("small", 1), Recorder("large", 9)], All(), Progressive(switch_mode=mode))
+    AsyncEnsemble([NoPrefix("small", 1), NoPrefix("large", 9)], All(), Progressive())
     with pytest.raises(CapabilityError, match="'large'"):
-        Ensemble([Recorder("small", 1), NoPrefix("large", 9)], All(), Progressive(profile="qwen3"))
+        AsyncEnsemble([Recorder("small", 1), NoPrefix("large", 9)], All(), Progressive(profile="qwen3"))
 
 
 def test_one_engine_is_not_enough():
     with pytest.raises(ConfigError, match="at least 2"):
-        Ensemble([Recorder("a", 1)], All(), Progressive())
+        AsyncEnsemble([Recorder("a", 1)], All(), Progressive())

@@ -7,7 +7,7 @@ import pytest
 
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.reward_based import RewardBased
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError
@@ -59,7 +59,7 @@ class Likes(Scorer):
 
 def ensemble(members, *scorers, normalization="none", **options):
     pool = Pool(scorers, (1.0,) * len(scorers), normalization)
-    return Ensemble(members, All(), RewardBased(**options).judged_by(pool))
+    return AsyncEnsemble(members, All(), RewardBased(**options).judged_by(pool))
 
 
 def ask(max_tokens=100, prefix="", **sampling):
@@ -67,7 +67,7 @@ def ask(max_tokens=100, prefix="", **sampling):
 
 
 def answer(hub, request=None):
-    return asyncio.run(hub.answer(request or ask()))
+    return asyncio.run(hub.generate(request or ask()))
 
 
 def two():
@@ -117,7 +117,7 @@ def test_proposals_are_written_at_the_same_time():
     async def use():
         nonlocal barrier
         barrier = asyncio.Barrier(2)
-        return await ensemble([Waiting("a", "x"), Waiting("b", "y")], Likes(y=1.0)).answer(ask())
+        return await ensemble([Waiting("a", "x"), Waiting("b", "y")], Likes(y=1.0)).generate(ask())
 
     barrier = None
     assert asyncio.run(use()).text == "y"
@@ -318,7 +318,7 @@ def test_cancelling_bills_every_token(where):
 
 def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="reward_based needs a scorer"):
-        Ensemble(two(), All(), RewardBased())
+        AsyncEnsemble(two(), All(), RewardBased())
     with pytest.raises(ConfigError, match="score_threshold needs score_normalization: none"):
         ensemble(two(), Likes(), normalization="minmax", score_threshold=0.0)
     for option in ("max_new_tokens_per_round", "max_rounds"):
@@ -340,7 +340,7 @@ def test_from_yaml_with_a_model_that_judges(tmp_path):
         "  output_aggregation_method: reward_based\n"
         "  output_aggregation_params: {exclude_self_scoring: false}\n"
     )
-    result = answer(Ensemble.from_config(Config.read(file)))
+    result = answer(AsyncEnsemble.from_config(Config.read(file)))
     assert result.text == "three four"  # (-0.01 + exp(-0.01)) / 2 against (-1 + exp(-1)) / 2
     assert dict(result.choices[0].scores) == pytest.approx({"a": -0.31606, "b": 0.49002}, abs=1e-4)
     assert [(line.engine, line.purpose) for line in result.usage.lines][-1] == ("b", "score")

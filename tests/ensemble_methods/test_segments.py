@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.base import Selection
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.loop import Loop
@@ -35,8 +35,8 @@ def engine(name, parameters=1_000_000, kind=EchoEngine):
 
 
 def answer(strategy, engines, selection=None, **sampling):
-    hub = Ensemble(engines, selection or All(), strategy)
-    return asyncio.run(hub.answer(Request(Text("Count."), Sampling(**sampling))))
+    hub = AsyncEnsemble(engines, selection or All(), strategy)
+    return asyncio.run(hub.generate(Request(Text("Count."), Sampling(**sampling))))
 
 
 def turns(result):
@@ -74,9 +74,9 @@ def test_random_draws_by_the_seed_and_all_alike():
 
 
 def test_random_draws_anew_for_every_question_of_one_seed():
-    hub = Ensemble([engine("a"), engine("b")], All(), Random(max_new_tokens_per_round=60))
+    hub = AsyncEnsemble([engine("a"), engine("b")], All(), Random(max_new_tokens_per_round=60))
     first = {
-        asyncio.run(hub.answer(Request(Text(f"Count to {number}."), Sampling(seed=0)))).pieces[0].engine
+        asyncio.run(hub.generate(Request(Text(f"Count to {number}."), Sampling(seed=0)))).pieces[0].engine
         for number in range(20)
     }
     assert first == {"a", "b"}
@@ -111,7 +111,7 @@ def test_switch_asks_of_the_small_only_that_it_can_continue():
 @pytest.mark.parametrize("strategy", [Loop(), Random()])
 def test_an_engine_that_cannot_continue_is_refused_before_loading(strategy):
     with pytest.raises(CapabilityError, match="needs prefix of engine 'b'"):
-        Ensemble([engine("a"), engine("b", kind=NoPrefix)], All(), strategy)
+        AsyncEnsemble([engine("a"), engine("b", kind=NoPrefix)], All(), strategy)
 
 
 def test_switch_needs_two():
@@ -137,7 +137,7 @@ def test_options_are_named_as_in_yaml_and_checked(name, option):
         99,
     )
     with pytest.raises(ConfigError, match=f"{name}: {option} must be at least 1, not 0"):
-        Ensemble([engine("a"), engine("b")], All(), build(kind, {option: 0}, name))
+        AsyncEnsemble([engine("a"), engine("b")], All(), build(kind, {option: 0}, name))
 
 
 def test_defaults_are_the_references():

@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 from ensemblehub.cli import main
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection import learned
 from ensemblehub.ensemble_methods.model_selection.learned import Artifact, Learned, Member
 from ensemblehub.errors import ArtifactError, ConfigError
@@ -71,7 +71,7 @@ def config(tmp_path):
 def test_from_collecting_to_answers(config, tmp_path, capsys):
     main_arguments = ["train", "--selection", "--config", str(tmp_path / "learned.yaml")]
     with pytest.raises(ArtifactError, match="no learned selection in"):
-        Ensemble.from_config(config)
+        AsyncEnsemble.from_config(config)
     main(main_arguments)
     report = json.loads(capsys.readouterr().out)
     assert list(report["members"]) == ["small", "big"]
@@ -85,9 +85,9 @@ def test_from_collecting_to_answers(config, tmp_path, capsys):
     assert brings["cost_vs_dearest"] < 0.6
     assert brings["dearest"] == "big"
 
-    ensemble = Ensemble.from_config(config)
+    ensemble = AsyncEnsemble.from_config(config)
     for question, name in (("easy x x x x", "small"), ("hard x x x x", "big")):
-        result = asyncio.run(ensemble.answer(question))
+        result = asyncio.run(ensemble.generate(question))
         assert result.choices[0].chosen == (name,)
         assert result.text == "it is right"
         spent = [(line.engine, line.purpose) for line in result.usage.lines]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.model_judgment import ModelJudgment
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.errors import CapabilityError, ConfigError, EngineError, RequestError
@@ -156,9 +156,9 @@ def test_the_question_goes_into_the_template_and_the_conversation_stays():
 )
 def test_what_cannot_be_is_refused_before_loading(selection, message):
     with pytest.raises(ConfigError, match=message):
-        Ensemble([UNABLE, UNSURE, SURE], selection, Single())
+        AsyncEnsemble([UNABLE, UNSURE, SURE], selection, Single())
 
 
 def test_a_model_without_distributions_is_refused_before_loading():
     with pytest.raises(CapabilityError, match="needs decode of engine 'echo'"):
-        Ensemble([EchoEngine("echo", EchoOptions())], ModelJudgment(), Single())
+        AsyncEnsemble([EchoEngine("echo", EchoOptions())], ModelJudgment(), Single())

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.random import Random
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.errors import ConfigError
@@ -54,11 +54,13 @@ def test_weights_set_the_chances():
 )
 def test_what_cannot_be_is_refused_before_loading(selection, message):
     with pytest.raises(ConfigError, match=message):
-        Ensemble(ENGINES, selection, Single())
+        AsyncEnsemble(ENGINES, selection, Single())
 
 
 def test_the_ensemble_says_who_was_chosen_and_answers_with_it():
-    result = asyncio.run(Ensemble(ENGINES, Random(), Single()).answer(Request(Text("?"), Sampling(seed=1))))
+    result = asyncio.run(
+        AsyncEnsemble(ENGINES, Random(), Single()).generate(Request(Text("?"), Sampling(seed=1)))
+    )
     (choice,) = result.choices
     assert isinstance(choice, Choice)
     assert choice.about == "models"

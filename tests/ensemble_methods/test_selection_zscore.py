@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection import zscore
 from ensemblehub.ensemble_methods.model_selection.zscore import Reading, Stats, ZScore
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
@@ -128,7 +128,7 @@ def test_a_failing_engine_ends_the_selection_with_its_own_error():
 def refusal(options, error=ConfigError, engines=ENGINES):
     selection = build(ZScore, options, "selection 'zscore'")
     with pytest.raises(error) as caught:
-        Ensemble(engines, selection, Single())
+        AsyncEnsemble(engines, selection, Single())
     (line,) = str(caught.value).splitlines()
     return line
 
@@ -150,10 +150,10 @@ def test_statistics_of_another_model_or_a_damaged_file_are_refused(tmp_path):
     file = tmp_path / "stats.json"
     whole = {name: vars(own) | {"model": name, "n": 9} for name, own in STATS.items()}
     file.write_text(json.dumps(whole))
-    Ensemble(ENGINES, build(ZScore, {"stats_file": str(file)}, "here"), Single())
+    AsyncEnsemble(ENGINES, build(ZScore, {"stats_file": str(file)}, "here"), Single())
     file.write_text(json.dumps(whole | {"b": whole["b"] | {"model": "bee@123"}}))
     assert "'b' are of bee@123, not b" in refusal({"stats_file": str(file)}, ArtifactError)
-    Ensemble(
+    AsyncEnsemble(
         ENGINES, build(ZScore, {"stats_file": str(file), "stats": {"b": vars(STATS["b"])}}, "here"), Single()
     )
     file.write_text(json.dumps({"a": {"ppl_mean": 3}}))

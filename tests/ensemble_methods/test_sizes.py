@@ -3,7 +3,7 @@
 import pytest
 
 from ensemblehub.config import Config
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.fuse import Fuse
 from ensemblehub.ensemble_methods.output_aggregation.progressive import Progressive
 from ensemblehub.ensemble_methods.output_aggregation.switch import Switch
@@ -66,7 +66,7 @@ def test_an_api_model_without_a_size_in_its_name_is_refused_before_anything_is_a
     data = {"model_specs": specs, "ensemble": {"output_aggregation_method": "tandem"}}
     data["ensemble"]["output_aggregation_params"] = {"judge": "fixed:low"}
     with pytest.raises(ConfigError, match="the size of 'gpt-4o' is unknown: name the engine with `mentor`"):
-        Ensemble.from_config(Config.model_validate(data))
+        AsyncEnsemble.from_config(Config.model_validate(data))
     data["ensemble"]["output_aggregation_params"]["mentor"] = "gpt-4o"
-    ensemble = Ensemble.from_config(Config.model_validate(data))
+    ensemble = AsyncEnsemble.from_config(Config.model_validate(data))
     assert [engine.name for engine in ensemble.aggregation.roles(ensemble.engines)] == ["gpt-4o", "qwen"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble, fold
+from ensemblehub.ensemble import AsyncEnsemble, fold
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
@@ -30,11 +30,11 @@ def pair(intern=None, mentor=None):
 
 
 def ensemble(tandem, intern=None, mentor=None):
-    return Ensemble(pair(intern, mentor), All(), tandem)
+    return AsyncEnsemble(pair(intern, mentor), All(), tandem)
 
 
 def answer(hub, question="2 + 2?"):
-    return asyncio.run(hub.answer(question))
+    return asyncio.run(hub.generate(question))
 
 
 def test_the_mentor_is_stopped_at_the_level_that_suffices():
@@ -96,7 +96,7 @@ def test_the_intern_reads_the_insight_last_and_level_0_is_the_same_without_it():
             return await super().score(request, meter)
 
     big, small = pair()
-    hub = Ensemble(
+    hub = AsyncEnsemble(
         [big, Spy("small", small.script)],
         All(),
         Tandem(levels=LEVELS, judge="entropy:0.1", start_with_intern=True),
@@ -118,7 +118,7 @@ def test_continuation_puts_the_insight_into_the_interns_own_turn():
                 async for piece in pieces:
                     yield piece
 
-    hub = Ensemble(
+    hub = AsyncEnsemble(
         [big, Spy("small", small.script)],
         All(),
         Tandem(levels=LEVELS, judge="fixed:low", insight_mode="continuation"),
@@ -221,7 +221,7 @@ def test_an_effort_leaves_the_judge_free_to_stop_before_it():
 def test_insight_and_answer_share_a_limit(most, mode):
     hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1", insight_mode=mode))
     sampling = Sampling(max_tokens=20, max_completion_tokens=most)
-    result = asyncio.run(hub.answer(Request(Chat((Message("user", "2 + 2?"),)), sampling)))
+    result = asyncio.run(hub.generate(Request(Chat((Message("user", "2 + 2?"),)), sampling)))
     insight, text = result.insight.split(), result.text.split()
     assert len(insight) == min(9, most - 1)
     assert len(text) == min(5, most - len(insight))
@@ -235,7 +235,7 @@ def test_a_limit_of_both_makes_room_in_the_context():
         Tandem(levels=LEVELS, judge="fixed:high"), intern={"context": 100}, mentor={"context": 200}
     )
     assert (
-        asyncio.run(hub.answer(Request(Chat((Message("user", "2 + 2?"),)), sampling))).text == "Two and two"
+        asyncio.run(hub.generate(Request(Chat((Message("user", "2 + 2?"),)), sampling))).text == "Two and two"
     )
 
 
@@ -250,9 +250,9 @@ def test_prompts_of_every_form():
     hub = ensemble(Tandem(levels=LEVELS, judge="fixed:low"))
     chat = Chat((Message("system", "Be kind."), Message("user", "2 + 2?")))
     for prompt in (chat, Text("2 + 2?")):
-        assert asyncio.run(hub.answer(Request(prompt, Sampling(max_tokens=50)))).text == ANSWER
+        assert asyncio.run(hub.generate(Request(prompt, Sampling(max_tokens=50)))).text == ANSWER
     with pytest.raises(RequestError, match="token ids"):
-        asyncio.run(hub.answer(Request(TokenIds((1, 2)))))
+        asyncio.run(hub.generate(Request(TokenIds((1, 2)))))
 
 
 def test_roles_and_capabilities_are_checked_before_loading():
@@ -260,17 +260,17 @@ def test_roles_and_capabilities_are_checked_before_loading():
     tandem = Tandem(levels=LEVELS, judge="entropy:0.1")
     assert tandem.roles([small, big]) == (big, small)
     with pytest.raises(ConfigError, match="both would be"):
-        Ensemble([big], All(), tandem)
+        AsyncEnsemble([big], All(), tandem)
     with pytest.raises(ConfigError, match="did you mean 'small'"):
-        Ensemble([big, small], All(), Tandem(intern="smal", judge="entropy:0.1"))
+        AsyncEnsemble([big, small], All(), Tandem(intern="smal", judge="entropy:0.1"))
 
     class Mute(EchoEngine):
         can = frozenset()
 
     with pytest.raises(CapabilityError, match="score"):
-        Ensemble([big, Mute("small", small.script)], All(), tandem)
+        AsyncEnsemble([big, Mute("small", small.script)], All(), tandem)
     with pytest.raises(CapabilityError, match="prefix"):
-        Ensemble(
+        AsyncEnsemble(
             [big, Mute("small", small.script)], All(), Tandem(judge="fixed:low", insight_mode="continuation")
         )
 

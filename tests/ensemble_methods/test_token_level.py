@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from toy import END, ToyEngine, fixed, scripted
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods import mixing
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.distribution import Distribution
@@ -77,7 +77,7 @@ def engines(first=FIRST, second=SECOND):
 
 def answer(hub, method, prefix="", **sampling):
     request = Request(Text("?"), Sampling(**{"max_tokens": 20} | sampling), prefix)
-    return asyncio.run(Ensemble(hub, All(), method).answer(request))
+    return asyncio.run(AsyncEnsemble(hub, All(), method).generate(request))
 
 
 @pytest.mark.parametrize(("method", "expected"), CASES)
@@ -328,7 +328,7 @@ def test_ignoring_the_end_where_nothing_else_is_possible():
 
 async def early(hub, method, ledger):
     request = Request(Text("?"), Sampling(max_tokens=20))
-    async with aclosing(Ensemble(hub, All(), method).stream(request, ledger)) as events:
+    async with aclosing(AsyncEnsemble(hub, All(), method).stream(request, ledger)) as events:
         async for event in events:
             if isinstance(event, Piece):
                 break
@@ -352,7 +352,9 @@ def test_a_failing_engine_is_an_error_and_all_is_billed(failing, every):
     hub[failing].fail_at = 2
 
     async def main():
-        async for _ in Ensemble(hub, All(), GaC(every=every, draft=2)).stream(Request(Text("?")), ledger):
+        async for _ in AsyncEnsemble(hub, All(), GaC(every=every, draft=2)).stream(
+            Request(Text("?")), ledger
+        ):
             pass
 
     with pytest.raises(EngineError, match=f"{hub[failing].name} failed"):
@@ -377,7 +379,7 @@ def test_a_failing_engine_is_an_error_and_all_is_billed(failing, every):
 )
 def test_options_that_cannot_work_are_refused(method, message):
     with pytest.raises(ConfigError, match=message):
-        Ensemble(engines(), All(), method)
+        AsyncEnsemble(engines(), All(), method)
 
 
 def test_requests_and_engines_that_cannot_work_are_refused():
@@ -400,7 +402,7 @@ def test_requests_and_engines_that_cannot_work_are_refused():
         can = frozenset({"prefix"})
 
     with pytest.raises(CapabilityError, match="gac needs decode of engine 'mute'"):
-        Ensemble([one, Mute("mute", EchoOptions())], All(), GaC())
+        AsyncEnsemble([one, Mute("mute", EchoOptions())], All(), GaC())
 
 
 def test_choosing_from_a_mixture():

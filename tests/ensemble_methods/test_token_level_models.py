@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 
 from ensemblehub import builtin
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.distribution import Distribution
 from ensemblehub.ensemble_methods.output_aggregation.gac import GaC
@@ -46,8 +46,8 @@ def request(question, **sampling):
 
 
 async def answers(engines, method, questions=QUESTIONS, **sampling):
-    hub = Ensemble(engines, All(), method)
-    return await asyncio.gather(*[hub.answer(request(question, **sampling)) for question in questions])
+    hub = AsyncEnsemble(engines, All(), method)
+    return await asyncio.gather(*[hub.generate(request(question, **sampling)) for question in questions])
 
 
 def texts(results):
@@ -106,12 +106,12 @@ def test_different_vocabularies_agree_on_what_is_disputed():
 
 def test_a_prefix_is_continued_and_a_stop_string_is_not_shown():
     async def work(mentor, guest):
-        hub = Ensemble([mentor, guest], All(), GaC())
-        whole = (await hub.answer(request(QUESTIONS[0]))).text
+        hub = AsyncEnsemble([mentor, guest], All(), GaC())
+        whole = (await hub.generate(request(QUESTIONS[0]))).text
         head, tail = whole[: whole.index("Work")], whole[whole.index("Work") :]
-        rest = await hub.answer(request(QUESTIONS[0]).continued(head))
+        rest = await hub.generate(request(QUESTIONS[0]).continued(head))
         assert rest.text == tail
-        stopped = await hub.answer(request(QUESTIONS[0], stop=("swer: \\box",)))
+        stopped = await hub.generate(request(QUESTIONS[0], stop=("swer: \\box",)))
         assert stopped.text == whole[: whole.index("swer: \\box")]
 
     run(["mentor", "guest"], work)
@@ -153,7 +153,7 @@ def test_concurrent_requests_share_forward_passes():
 def test_closing_early_frees_the_rows_and_bills_them():
     async def work(mentor, intern):
         ledger = UsageLedger()
-        hub = Ensemble([mentor, intern], All(), GaC())
+        hub = AsyncEnsemble([mentor, intern], All(), GaC())
         async with aclosing(hub.stream(request(QUESTIONS[0]), ledger)) as events:
             async for _ in events:
                 break
@@ -183,7 +183,9 @@ def test_a_failing_model_is_an_error_and_the_other_is_billed():
         model.forward = failing
         ledger = UsageLedger()
         with pytest.raises(EngineError, match="intern: the model failed: broken"):
-            async for _ in Ensemble([mentor, intern], All(), GaC()).stream(request(QUESTIONS[0]), ledger):
+            async for _ in AsyncEnsemble([mentor, intern], All(), GaC()).stream(
+                request(QUESTIONS[0]), ledger
+            ):
                 pass
         assert {line.engine for line in ledger.usage.lines} == {"mentor", "intern"}
         assert ledger.total.completion_tokens >= 4

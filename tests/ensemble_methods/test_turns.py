@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble, fold
+from ensemblehub.ensemble import AsyncEnsemble, fold
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError
@@ -297,15 +297,15 @@ def test_requests_that_cannot_be_shared_are_refused(prompt, sampling):
 @pytest.mark.parametrize("options", [{"max_tokens": 0}, {"max_rounds": 0}, {"max_repeat": -1}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ConfigError, match=f"{next(iter(options))} must be at least"):
-        Ensemble([Recorder("a"), Recorder("b")], All(), Alternate(**options))
+        AsyncEnsemble([Recorder("a"), Recorder("b")], All(), Alternate(**options))
 
 
 def test_requests_that_run_at_the_same_time_do_not_meet():
     engines = [Recorder("a", delay=0.001), Recorder("b", delay=0.001)]
-    hub = Ensemble(engines, All(), Alternate())
+    hub = AsyncEnsemble(engines, All(), Alternate())
 
     async def both():
-        return await asyncio.gather(*(hub.answer("Count.") for _ in range(3)))
+        return await asyncio.gather(*(hub.generate("Count.") for _ in range(3)))
 
     assert [result.text for result in asyncio.run(both())] == [STORY] * 3
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ensemblehub import registry
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.model_selection.random import Random
 from ensemblehub.ensemble_methods.output_aggregation.vote import Vote, partied, settled
@@ -37,8 +37,8 @@ def boxed(answer, words=0):
 
 
 def vote(engines, options=None, **sampling):
-    hub = Ensemble(engines, All(), options or Vote())
-    return asyncio.run(hub.answer(Request(CHAT, Sampling(**sampling))))
+    hub = AsyncEnsemble(engines, All(), options or Vote())
+    return asyncio.run(hub.generate(Request(CHAT, Sampling(**sampling))))
 
 
 def choice(result):
@@ -132,7 +132,9 @@ def test_how_an_answer_is_read(options, replies, winner):
 
 def test_an_answer_that_continues_a_prefix_is_read_with_it():
     engines = members("It is \\boxed{41}.", "It is \\boxed{42}.", "It is \\boxed{42}!")
-    result = asyncio.run(Ensemble(engines, All(), Vote()).answer(Request(CHAT, prefix="It is \\boxed{4")))
+    result = asyncio.run(
+        AsyncEnsemble(engines, All(), Vote()).generate(Request(CHAT, prefix="It is \\boxed{4"))
+    )
     assert result.text == "2}."
 
 
@@ -160,9 +162,9 @@ def test_samples_have_names_and_seeds_of_their_own_unless_they_would_all_be_the_
 def test_one_engine_is_enough_with_samples_and_not_without():
     assert vote(members(boxed(3)), Vote(samples=3), temperature=1.0).text == boxed(3)
     with pytest.raises(ConfigError, match="needs at least 2 engines"):
-        Ensemble(members(boxed(3)), All(), Vote())
+        AsyncEnsemble(members(boxed(3)), All(), Vote())
     with pytest.raises(ConfigError, match="selection random may leave 1 of 2"):
-        Ensemble(members(boxed(3), boxed(4)), Random(k=1), Vote())
+        AsyncEnsemble(members(boxed(3), boxed(4)), Random(k=1), Vote())
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -172,7 +174,7 @@ def test_a_failing_member_fails_the_vote_and_stops_the_others(early):
 
     async def run():
         async with aclosing(
-            Ensemble(engines, All(), Vote(stop_early=early)).stream(Request(CHAT), ledger)
+            AsyncEnsemble(engines, All(), Vote(stop_early=early)).stream(Request(CHAT), ledger)
         ) as events:
             async for _ in events:
                 raise AssertionError("nothing may be answered")
@@ -187,7 +189,9 @@ def test_cancelling_stops_every_engine_and_bills_what_it_wrote():
     engines, ledger = members(boxed(1, 500), boxed(1, 500), delay=[0.001, 0.001]), UsageLedger()
 
     async def run():
-        await asyncio.wait_for(anext(Ensemble(engines, All(), Vote()).stream(Request(CHAT), ledger)), 0.05)
+        await asyncio.wait_for(
+            anext(AsyncEnsemble(engines, All(), Vote()).stream(Request(CHAT), ledger)), 0.05
+        )
 
     with pytest.raises(TimeoutError):
         asyncio.run(run())
@@ -226,7 +230,7 @@ def test_stop_early_waits_for_an_earlier_engine_whose_words_would_be_given():
 )
 def test_options_that_cannot_work_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        Ensemble(members("1", "2"), All(), registry.build(Vote, options, "vote"))
+        AsyncEnsemble(members("1", "2"), All(), registry.build(Vote, options, "vote"))
 
 
 def test_yaml_options_are_checked():
@@ -314,7 +318,7 @@ def test_stopping_early_gives_the_same_answer_and_bills_every_token(plan, weight
 def test_events_are_the_choice_and_then_the_answer():
     async def run():
         async with aclosing(
-            Ensemble(members(boxed(1), boxed(1)), All(), Vote()).stream("How many?")
+            AsyncEnsemble(members(boxed(1), boxed(1)), All(), Vote()).stream("How many?")
         ) as events:
             return [event async for event in events]
 

@@ -21,7 +21,7 @@ from benchmarks import engines
 from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import CapabilityError, ContextOverflowError, EnsembleHubError
 from ensemblehub.lab.tasks.builtin_math import BuiltinMath
 from ensemblehub.registry import ENGINES, lookup
@@ -553,12 +553,12 @@ def test_card(subject, able):
 
 def rides(config, count=6):
     async def work():
-        async with Ensemble.from_config(config) as ensemble:
+        async with AsyncEnsemble.from_config(config) as ensemble:
             asked = [
                 Request(BuiltinMath().request(item), replace(ensemble.sampling, max_tokens=120))
                 for item in ITEMS
             ]
-            return [await ensemble.answer(one) for one in asked[:count]]
+            return [await ensemble.generate(one) for one in asked[:count]]
 
     return asyncio.run(work())
 

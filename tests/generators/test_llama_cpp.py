@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from ensemblehub import builtin
 from ensemblehub.cli import main as command
 from ensemblehub.config import Config
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError
@@ -588,7 +588,7 @@ def test_a_ride_with_a_llama_cpp_intern_is_the_ride_with_hf(exported, tmp_path):
     def rides(intern):
         async def main():
             mentor = HFEngine("mentor", HFOptions(builtin.resolve("builtin:mentor"), device="cpu"))
-            async with Ensemble([mentor, intern], All(), tandem) as hub:
+            async with AsyncEnsemble([mentor, intern], All(), tandem) as hub:
                 asked = [Request(BuiltinMath().request(item), Sampling(max_tokens=300)) for item in items]
                 return await asyncio.gather(*map(hub.answer, asked))
 

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.loop import Loop
 from ensemblehub.errors import EngineError
@@ -331,7 +331,7 @@ def test_an_odd_header_is_tolerated_or_an_error_of_one_line(api):
 def test_an_engine_whose_replies_are_malformed_is_dropped(api, path, value):
     api.form, api.events = "stream", replaced(STREAM, path, value)
     near = EchoEngine("near", EchoOptions(replies={"2 + 2?": "Four."}))
-    ensemble = Ensemble([engine_of(prefix="assistant"), near], All(), Loop())
+    ensemble = AsyncEnsemble([engine_of(prefix="assistant"), near], All(), Loop())
     ensemble.on_error = "drop"
 
     async def main():

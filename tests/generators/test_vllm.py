@@ -21,7 +21,7 @@ pytest.importorskip("transformers")
 from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import (
@@ -430,7 +430,7 @@ def test_rides_of_the_pair_are_those_of_the_hf_pair(pair):
     asked = [Request(BuiltinMath().request(item), Sampling(max_tokens=300)) for item in ITEMS[:20]]
 
     async def rides(engines):
-        hub = Ensemble(list(engines.values()), All(), tandem)
+        hub = AsyncEnsemble(list(engines.values()), All(), tandem)
         return await asyncio.gather(*map(hub.answer, asked))
 
     async def main():
@@ -460,8 +460,8 @@ def test_a_mentor_writes_on_while_the_intern_reads_and_the_surplus_is_discarded_
     asked = [Request(BuiltinMath().request(item), Sampling(max_tokens=60)) for item in ITEMS[:4]]
 
     async def rides(engines):
-        hub = Ensemble(list(engines.values()), All(), tandem)
-        return [await hub.answer(one) for one in asked]
+        hub = AsyncEnsemble(list(engines.values()), All(), tandem)
+        return [await hub.generate(one) for one in asked]
 
     for mine, other in zip(pair.run(rides(pair.vllm)), pair.run(rides(pair.hf)), strict=True):
         assert (mine.insight, mine.text) == (other.insight, other.text)

@@ -21,7 +21,7 @@ from benchmarks import engines
 from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 from ensemblehub.generators.openai.engine import OpenAIEngine, OpenAIOptions
@@ -105,9 +105,9 @@ def test_rides_with_a_mentor_behind_the_server_are_those_of_the_pair_at_home(ser
     ]
 
     async def rides(config):
-        async with Ensemble.from_config(config) as ensemble:
+        async with AsyncEnsemble.from_config(config) as ensemble:
             asked = [Request(BuiltinMath().request(item), Sampling(max_tokens=300)) for item in ITEMS]
-            return [await ensemble.answer(one) for one in asked]
+            return [await ensemble.generate(one) for one in asked]
 
     away = asyncio.run(rides(Config.read(builtin.CONFIG, [f"model_specs.0.{one}" for one in far])))
     home = asyncio.run(rides(Config.read(builtin.CONFIG)))
@@ -129,8 +129,8 @@ def test_a_ride_that_has_insight_enough_frees_the_mentor_over_there(server):
     ]
 
     async def ride():
-        async with Ensemble.from_config(Config.read(builtin.CONFIG, [*far, *stopping])) as ensemble:
-            found = await ensemble.answer(Request(BuiltinMath().request(ITEMS[3]), Sampling(max_tokens=60)))
+        async with AsyncEnsemble.from_config(Config.read(builtin.CONFIG, [*far, *stopping])) as ensemble:
+            found = await ensemble.generate(Request(BuiltinMath().request(ITEMS[3]), Sampling(max_tokens=60)))
             async with asyncio.timeout(2):
                 while await asyncio.to_thread(running, server):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ensemblehub.artifacts import parsed
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.journal import ANEW, Journal
 from ensemblehub.lab.paper.study import Study, collected
@@ -98,7 +98,7 @@ def answers(study: Study, pipeline: Pipeline, data: Collected) -> dict[str, Run]
 
 async def _answer(
     pipeline: Pipeline,
-    ensemble: Ensemble,
+    ensemble: AsyncEnsemble,
     tandem: Tandem,
     missing: list[Any],
     journal: Journal,

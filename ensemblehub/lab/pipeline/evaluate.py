@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from ensemblehub.artifacts import content_of, entries, parsed
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble, fold
+from ensemblehub.ensemble import AsyncEnsemble, fold
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError
 from ensemblehub.journal import Journal, settings_of
@@ -67,7 +67,7 @@ class TandemRun:
         return parsed(cls, json.dumps(row), f"{path}: {row.get('id')}", AGAIN)
 
 
-async def ride(ensemble: Ensemble, task: Task, item: Item, sampling: Sampling) -> TandemRun:
+async def ride(ensemble: AsyncEnsemble, task: Task, item: Item, sampling: Sampling) -> TandemRun:
     """Answer one question live."""
     ledger, started, events = UsageLedger(), time.perf_counter(), list[Event]()
     async for event in ensemble.stream(Request(task.request(item), sampling, id=item.id), ledger):
@@ -148,7 +148,7 @@ def _cold(calls: Sequence[UsageLine], cards: dict[str, ModelInfo]) -> list[Usage
 
 
 async def evaluate(
-    ensemble: Ensemble,
+    ensemble: AsyncEnsemble,
     task: Task,
     items: Sequence[Item],
     sampling: Sampling,
@@ -188,7 +188,7 @@ def read_rides(path: Path) -> tuple[dict[str, Any], list[TandemRun]]:
 
 
 async def reproduced(
-    ensemble: Ensemble,
+    ensemble: AsyncEnsemble,
     task: Task,
     items: Sequence[Item],
     rows: dict[str, Row],
@@ -214,7 +214,7 @@ async def reproduced(
 
 
 async def overhead(
-    ensemble: Ensemble, task: Task, items: Sequence[Item], sampling: Sampling
+    ensemble: AsyncEnsemble, task: Task, items: Sequence[Item], sampling: Sampling
 ) -> dict[str, Any]:
     """One ride at a time: wall time over the engines' own time, and judging's share of the wall time."""
     rides = [await ride(ensemble, task, item, sampling) for item in items]

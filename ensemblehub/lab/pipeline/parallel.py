@@ -204,12 +204,12 @@ def run(pipe: Connection, config: str, place: Placement) -> None:
 
 def _placed_config(config: Config, place: Placement) -> Config:
     """The configuration with the devices of this worker, for models that run in this process."""
-    from ensemblehub.ensemble import Ensemble
+    from ensemblehub.ensemble import AsyncEnsemble
     from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 
     if not place.gpus:
         return config
-    ensemble = Ensemble.from_config(config)
+    ensemble = AsyncEnsemble.from_config(config)
     assert isinstance(ensemble.aggregation, Tandem)
     mentor, intern = ensemble.aggregation.roles(ensemble.engines)
     options = {mentor.name: place.mentor, intern.name: place.intern}

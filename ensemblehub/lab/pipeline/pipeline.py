@@ -17,7 +17,7 @@ from typing import Any
 from ensemblehub import builtin
 from ensemblehub.artifacts import content_of, differences, parsed, told, write_whole
 from ensemblehub.config import Config
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.base import Engine
@@ -53,7 +53,7 @@ class Pipeline:
         self._hashed: dict[tuple[str, int | None], dict[str, str]] = {}
         self.served: dict[str, str] = {}  # models by engine, where an address that changes does not tell
 
-    def ensemble(self, **options: Any) -> tuple[Ensemble, Tandem]:
+    def ensemble(self, **options: Any) -> tuple[AsyncEnsemble, Tandem]:
         """The configured Tandem, with some of its options replaced.
 
         Raises:
@@ -61,7 +61,7 @@ class Pipeline:
         """
         params = {**self.config.aggregation.params, **options}
         section = self.config.ensemble.model_copy(update={"output_aggregation_params": params})
-        ensemble = Ensemble.from_config(self.config.model_copy(update={"ensemble": section}))
+        ensemble = AsyncEnsemble.from_config(self.config.model_copy(update={"ensemble": section}))
         if not isinstance(ensemble.aggregation, Tandem):
             raise ConfigError("the pipeline runs Tandem: set `output_aggregation_method: tandem`")
         return ensemble, ensemble.aggregation
@@ -98,7 +98,7 @@ class Pipeline:
                 asyncio.run(self._collect(ensemble, tandem, items, journal, step))
         return collecting.finish(journal, header, [item.id for item in items], folder, split)
 
-    def _header(self, split: str, ensemble: Ensemble, tandem: Tandem) -> dict[str, Any]:
+    def _header(self, split: str, ensemble: AsyncEnsemble, tandem: Tandem) -> dict[str, Any]:
         """What a split is collected with, but for its questions."""
         header = collecting.settings(tandem, ensemble.engines, self.task.name, split, self.sampling)
         if about := self.task.about(split):
@@ -174,7 +174,7 @@ class Pipeline:
             return set()
 
     async def _collect(
-        self, ensemble: Ensemble, tandem: Tandem, items: list[Item], journal: Journal, step: Any
+        self, ensemble: AsyncEnsemble, tandem: Tandem, items: list[Item], journal: Journal, step: Any
     ) -> None:
         async with ensemble:
             await collecting.collect(
@@ -371,7 +371,7 @@ class Pipeline:
             journal.close()
 
     async def _evaluate(
-        self, ensemble: Ensemble, items: Sequence[Item], journal: Journal, step: Callable[[], None]
+        self, ensemble: AsyncEnsemble, items: Sequence[Item], journal: Journal, step: Callable[[], None]
     ) -> list[TandemRun]:
         async with ensemble:
             return await evaluating.evaluate(
@@ -380,11 +380,11 @@ class Pipeline:
 
     async def _check(self, collected: Collected, items: list[Item]) -> reporting.Checks:
         rows = {row.id: row for row in collected.rows}
-        async with Ensemble.from_config(self.config) as ensemble:
+        async with AsyncEnsemble.from_config(self.config) as ensemble:
             again = await evaluating.reproduced(
                 ensemble, self.task, items, rows, self.sampling, self.settings.concurrency
             )
-        async with Ensemble.from_config(self.config) as ensemble:  # nothing of these questions is cached
+        async with AsyncEnsemble.from_config(self.config) as ensemble:  # nothing of these questions is cached
             timing = await evaluating.overhead(ensemble, self.task, items[:TIMED], self.sampling)
         return reporting.Checks(len(items), again, **timing, grading=self.task.grading())
 

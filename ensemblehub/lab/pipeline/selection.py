@@ -23,7 +23,7 @@ from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.config.sections import EnsembleSection
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.base import by_size, together
 from ensemblehub.ensemble_methods.model_selection import question
 from ensemblehub.ensemble_methods.model_selection.learned import Artifact, Member
@@ -78,10 +78,10 @@ def train(config: Config, limit: int | None = None, force: bool = False) -> dict
     return report
 
 
-def members(config: Config) -> Ensemble:
+def members(config: Config) -> AsyncEnsemble:
     """The configured engines without the configured strategies, which may need what is yet to be made."""
     plain = EnsembleSection(output_aggregation_method="single", generation=config.ensemble.generation)
-    return Ensemble.from_config(config.model_copy(update={"ensemble": plain, "reward_specs": []}))
+    return AsyncEnsemble.from_config(config.model_copy(update={"ensemble": plain, "reward_specs": []}))
 
 
 def artifact_folder(config: Config) -> Path:

@@ -27,7 +27,7 @@ from ensemblehub import builtin, registry
 from ensemblehub.artifacts import content_of, parsed, write_whole
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import Ensemble, fold
+from ensemblehub.ensemble import AsyncEnsemble, fold
 from ensemblehub.ensemble_methods.base import together
 from ensemblehub.errors import ArtifactError, EngineError, EnsembleHubError
 from ensemblehub.journal import ANEW, Journal
@@ -102,7 +102,7 @@ def run(cell: Cell, task: Task, split: str, limit: int, folder: Path, force: boo
     line: Summary = {"models": cell.models, "selection": cell.selection, "aggregation": cell.aggregation}
     line |= {"split": split, "note": cell.note}
     try:
-        ensemble = Ensemble.from_config(cell.config)
+        ensemble = AsyncEnsemble.from_config(cell.config)
     except EnsembleHubError as error:
         return line | {"refused": str(error)}
     items = list(task.items(split, limit))
@@ -154,7 +154,7 @@ class Answer:
 
 
 async def answer(
-    ensemble: Ensemble,
+    ensemble: AsyncEnsemble,
     task: Task,
     items: Sequence[Item],
     sampling: Sampling,

@@ -8,7 +8,7 @@ import pytest
 
 from ensemblehub.cli import main
 from ensemblehub.config import Config
-from ensemblehub.ensemble import Ensemble
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.zscore import Reading
 from ensemblehub.errors import CapabilityError, ConfigError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
@@ -71,9 +71,9 @@ def test_the_command_writes_what_the_selection_reads(config, tmp_path, capsys):
     assert found["two"]["conf_mean"] == pytest.approx((2 * math.exp(-0.25) + math.exp(-0.01)) / 3)
     assert found["two"]["n"] == 3
     assert not list(output.parent.glob("*.part"))
-    ensemble = Ensemble.from_config(config)
+    ensemble = AsyncEnsemble.from_config(config)
     assert [
-        asyncio.run(ensemble.answer(text)).choices[0].chosen for text in ("the boats go", "the cars go")
+        asyncio.run(ensemble.generate(text)).choices[0].chosen for text in ("the boats go", "the cars go")
     ] == [
         ("one",),
         ("two",),
