@@ -8,11 +8,22 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ensemblehub.artifacts import differences, entries, sync_folder, told
 from ensemblehub.errors import ArtifactError
 from ensemblehub.surrogates import whole
+
+
+class Identified(Protocol):
+    """What has a row in a journal."""
+
+    @property
+    def id(self) -> str:
+        """Key of the row."""
+
+
+ItemT = TypeVar("ItemT", bound=Identified)
 
 
 class Lines:
@@ -154,6 +165,10 @@ class Journal:
                 raise ArtifactError(f"{self.path} is damaged (line {number}: no id); {ANEW}")
         if differing := list(differences(settings, fingerprint)):
             raise ArtifactError(f"{self.path} was begun with other settings: {told(differing)}; {ANEW}")
+
+    def missing(self, items: Iterable[ItemT]) -> list[ItemT]:
+        """The items without a row."""
+        return [item for item in items if item.id not in self.rows]
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a finished row; when this returns, the row survives a kill."""

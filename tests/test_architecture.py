@@ -9,7 +9,7 @@ import ensemblehub
 
 ROOT = Path(ensemblehub.__file__).parent
 ROWS = [
-    {"schema", "errors", "surrogates"},
+    {"schema", "errors", "surrogates", "concurrency"},
     {"builtin"},
     {"config", "registry", "cost"},
     {"artifacts", "journal", "answers", "data", "data_files"},
