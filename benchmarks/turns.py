@@ -62,9 +62,7 @@ async def measure(kind: str, cache: int, chat: Chat, length: int, turn: int) -> 
     request, ledger = Request(chat, Sampling(max_tokens=length, ignore_eos=True)), UsageLedger()
     whole = len(engines) * (engines[0].count(request) + length)
     started, busy = time.perf_counter(), time.process_time()
-    async with aclosing(
-        Loop(max_new_tokens_per_round=turn).run(request, engines, ledger.meter("answer"))
-    ) as pieces:
+    async with aclosing(Loop(max_new_tokens_per_round=turn).run(request, engines, ledger)) as pieces:
         written = sum([len(piece.tokens) async for piece in pieces])
     seconds, busy, tokens = time.perf_counter() - started, time.process_time() - busy, computed(ledger.calls)
     for engine in engines:

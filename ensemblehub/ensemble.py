@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ensemblehub import registry
 from ensemblehub.config import Config
 from ensemblehub.config.sections import DebugSection, Generation, ModelSpec, RewardSpec, StrategySpec
-from ensemblehub.cost import UsageLedger, UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import (
     Aggregation,
     ScoringAggregation,
@@ -148,13 +148,12 @@ class AsyncEnsemble:
         )
         if self.debug.show_input_details:
             _show("request", **asdict(ask))
-        meter = ledger.meter("select")
-        chosen = await self.selection.select(ask, self.engines, meter)
+        chosen = await self.selection.select(ask, self.engines, ledger)
         if not chosen:
             raise RequestError("the selection chose no engine for this request")
         if chosen != self.engines:
             yield Choice("models", tuple(engine.name for engine in chosen))
-        async with aclosing(self._attempts(ask, chosen, meter)) as events:
+        async with aclosing(self._attempts(ask, chosen, ledger)) as events:
             async for event in events:
                 yield event
                 if self.debug.show_output_details:
@@ -172,13 +171,13 @@ class AsyncEnsemble:
             )
 
     async def _attempts(
-        self, request: Request, chosen: list[Engine], meter: UsageMeter
+        self, request: Request, chosen: list[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
         """The answer; where failing engines are to be dropped, the others go on behind what is written."""
         aggregation, so_far, thoughts = self.aggregation, SoFar(""), SoFar("")
         while True:
             try:
-                async with aclosing(aggregation.run(request, chosen, meter)) as events:
+                async with aclosing(aggregation.run(request, chosen, ledger)) as events:
                     async for event in events:
                         yield event
                         if isinstance(event, Piece) and event.visible:
@@ -209,8 +208,8 @@ class AsyncEnsemble:
             raise RequestError(
                 f"selection {name_of(self.selection)} may drop models, so there is no log-likelihood"
             )
-        meter = (ledger or UsageLedger()).meter("score")
-        async with aclosing(self.aggregation.echo(request, self.engines, meter, context)) as events:
+        ledger = ledger or UsageLedger()
+        async with aclosing(self.aggregation.echo(request, self.engines, ledger, context)) as events:
             async for event in events:
                 yield event
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import CapabilityError, ConfigError, RequestError, did_you_mean
 from ensemblehub.generators.base import Engine, Tokenizer
 from ensemblehub.schema import Capability, Chat, Event, Piece, Prompt, Request, Scored, Token, TokenIds
@@ -24,7 +24,7 @@ class Selection(ABC):
     requires: ClassVar[frozenset[Capability]] = frozenset()
 
     @abstractmethod
-    async def select(self, request: Request, engines: Sequence[Engine], meter: UsageMeter) -> list[Engine]:
+    async def select(self, request: Request, engines: Sequence[Engine], ledger: UsageLedger) -> list[Engine]:
         """The engines that take part, in order of preference."""
 
     def min_engines(self, engines: Sequence[Engine]) -> int:
@@ -54,12 +54,12 @@ class Aggregation(ABC):
 
     @abstractmethod
     def run(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
-        """Answer `request`; `meter.ledger` takes the bill."""
+        """Answer `request`; the usage of every engine call is recorded in `ledger`."""
 
     def echo(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter, context: int | None = None
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger, context: int | None = None
     ) -> AsyncGenerator[Event | Scored, None]:
         """Read a raw prompt and give every token's log-likelihood, as one `Scored`; then go on writing.
 

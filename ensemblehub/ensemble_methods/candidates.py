@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from ensemblehub.cost import UsageLedger, UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import together
 from ensemblehub.ensemble_methods.turns import refuse_ids
 from ensemblehub.errors import ConfigError
@@ -51,21 +51,21 @@ class Candidate:
         tokens = tuple(token for piece in self.pieces for token in piece.tokens)
         return Piece(self.text, self.engine.name, "answer", tokens, self.pieces[-1].finish)
 
-    async def write(self, meter: UsageMeter) -> None:
+    async def write(self, ledger: UsageLedger) -> None:
         """Let the engine write it to its end; cancelling stops the engine."""
         try:
             async with aclosing(self.engine.stream(self.request, self.bill.meter("propose"))) as pieces:
                 async for piece in pieces:
                     self.pieces.append(piece)
         finally:
-            meter.ledger.calls.extend(self.bill.calls)
+            ledger.calls.extend(self.bill.calls)
 
-    def discard(self, meter: UsageMeter) -> None:
+    def discard(self, ledger: UsageLedger) -> None:
         """Bill what it wrote as tokens that nobody used."""
         written = self.bill.total
         unused = written.completion_tokens - written.discarded_tokens
         if unused:
-            meter.ledger.add(self.engine.name, "propose", Cost(discarded_tokens=unused))
+            ledger.add(self.engine.name, "propose", Cost(discarded_tokens=unused))
 
 
 def drafts(request: Request, engines: Iterable[Engine], samples: int) -> list[Candidate]:
@@ -91,14 +91,14 @@ def drafts(request: Request, engines: Iterable[Engine], samples: int) -> list[Ca
     ]
 
 
-async def write_all(candidates: Sequence[Candidate], meter: UsageMeter) -> None:
+async def write_all(candidates: Sequence[Candidate], ledger: UsageLedger) -> None:
     """Write all candidates at the same time; the first failure ends the others and is raised as it is."""
-    await together(candidate.write(meter) for candidate in candidates)
+    await together(candidate.write(ledger) for candidate in candidates)
 
 
-async def arriving(candidates: Sequence[Candidate], meter: UsageMeter) -> AsyncGenerator[Candidate, None]:
+async def arriving(candidates: Sequence[Candidate], ledger: UsageLedger) -> AsyncGenerator[Candidate, None]:
     """Write all candidates at the same time and yield each as it is finished; closing ends the others."""
-    writing = {asyncio.ensure_future(candidate.write(meter)): candidate for candidate in candidates}
+    writing = {asyncio.ensure_future(candidate.write(ledger)): candidate for candidate in candidates}
     waiting = set(writing)
     try:
         while waiting:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger, UsageMeter
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, ids_of, name_of, tokenizer_of
 from ensemblehub.ensemble_methods.mixing import choose
 from ensemblehub.ensemble_methods.union_vocabulary import Probabilities, Union, View, union_of
@@ -89,10 +89,10 @@ class TokenLevel(Aggregation):
         return self.mix(members, parts) if len(parts) > 1 else parts[0]
 
     async def run(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
         self._refuse(request.sampling)
-        answer = Answer(dict.fromkeys(engines, request), self.weights, meter.ledger.meter("answer"))
+        answer = Answer(dict.fromkeys(engines, request), self.weights, ledger.meter("answer"))
         try:
             async for piece in self.written(answer):
                 yield piece
@@ -129,7 +129,7 @@ class TokenLevel(Aggregation):
                     break
 
     async def echo(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter, context: int | None = None
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger, context: int | None = None
     ) -> AsyncGenerator[Event | Scored, None]:
         """The log-likelihood is that of the mixture from which each token would have been drawn.
 
@@ -145,7 +145,7 @@ class TokenLevel(Aggregation):
         alike = [tokenizer_of(engine).fingerprint == tokenizer.fingerprint for engine in asked]
         words = head if all(alike) else replace(request, prompt=Text(_start(ids[0], tokenizer, asked[0])))
         prompts = {engine: head if same else words for engine, same in zip(asked, alike, strict=True)}
-        answer = Answer(prompts, self.weights, meter.ledger.meter("score"))
+        answer = Answer(prompts, self.weights, ledger.meter("score"))
         try:
             parts = await answer.forced(self.settled, ids[1:])
             own = answer.members[0].view.vocabulary

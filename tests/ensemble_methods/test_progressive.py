@@ -29,7 +29,7 @@ class Recorder(EchoEngine):
 
 
 class NoPrefix(Recorder):
-    can = frozenset()
+    capabilities = frozenset()
 
 
 def three():
@@ -153,7 +153,7 @@ def test_closing_while_the_outline_is_written_starts_no_answer():
     ledger = UsageLedger()
 
     async def read():
-        stream = Progressive().run(Request(Text("Why?")), [small, large], ledger.meter("answer"))
+        stream = Progressive().run(Request(Text("Why?")), [small, large], ledger)
         async with aclosing(stream):
             await anext(stream)
 

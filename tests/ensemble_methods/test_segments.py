@@ -22,12 +22,12 @@ STORY = " ".join(str(number) for number in range(60))
 class One(Selection):
     """Takes the first engine."""
 
-    async def select(self, request, engines, meter):
+    async def select(self, request, engines, ledger):
         return [engines[0]]
 
 
 class NoPrefix(EchoEngine):
-    can = frozenset()
+    capabilities = frozenset()
 
 
 def engine(name, parameters=1_000_000, kind=EchoEngine):

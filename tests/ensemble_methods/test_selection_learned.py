@@ -169,10 +169,7 @@ def predicted(**chances):
 
 def chosen(folder, among=None, **options):
     selection = Learned(str(folder), **options)
-    return [
-        one.name
-        for one in asyncio.run(selection.select(ASK, among or engines(), UsageLedger().meter("select")))
-    ]
+    return [one.name for one in asyncio.run(selection.select(ASK, among or engines(), UsageLedger()))]
 
 
 ASK = learning.Request(Chat((Message("user", "what is it"),)))

@@ -45,7 +45,7 @@ class Scripted(Decoder):
 class Speller(Engine):
     """A model with a vocabulary and a script of next-token chances."""
 
-    can = frozenset({"decode"})
+    capabilities = frozenset({"decode"})
 
     def __init__(self, name, script, fails=False):
         tokens = sorted({token for chances in script.values() for token in chances})
@@ -68,8 +68,8 @@ WHOLE = {b"yes": 0.3, b" Yes": 0.1, b"YES.": 0.05, b"No": 0.15, b" no": 0.1, b"n
 
 
 def score(engine, selection=None, ask=None):
-    meter = UsageLedger().meter("answer")
-    return asyncio.run((selection or ModelJudgment()).confidence(engine, ask or Request(Text("?")), meter))
+    ledger = UsageLedger()
+    return asyncio.run((selection or ModelJudgment()).confidence(engine, ask or Request(Text("?")), ledger))
 
 
 def test_all_spellings_of_the_words_count_and_no_longer_words():
@@ -112,9 +112,7 @@ UNABLE = Speller("unable", {(): {b"yes": 0.2, b"no": 0.8}})
 
 
 def chosen(selection, engines=(UNABLE, UNSURE, SURE), ask=Request(Text("?"))):  # noqa: B008
-    return [
-        one.name for one in asyncio.run(selection.select(ask, list(engines), UsageLedger().meter("select")))
-    ]
+    return [one.name for one in asyncio.run(selection.select(ask, list(engines), UsageLedger()))]
 
 
 def test_the_surest_come_first_less_their_usual_score():

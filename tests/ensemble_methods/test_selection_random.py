@@ -18,10 +18,7 @@ ENGINES = [EchoEngine(name, EchoOptions({"": f"I am {name}"})) for name in ("a",
 
 def drawn(selection, text="question", seed=None):
     request = Request(Text(text), Sampling(seed=seed))
-    return [
-        engine.name
-        for engine in asyncio.run(selection.select(request, ENGINES, UsageLedger().meter("select")))
-    ]
+    return [engine.name for engine in asyncio.run(selection.select(request, ENGINES, UsageLedger()))]
 
 
 def test_a_seed_fixes_the_choice_for_a_question_and_not_over_questions():

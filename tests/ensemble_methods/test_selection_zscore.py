@@ -35,8 +35,8 @@ STATS = {
 
 
 def chosen(selection, engines=ENGINES, ledger=None):
-    meter = (ledger or UsageLedger()).meter("select")
-    return [one.name for one in asyncio.run(selection.select(ASK, engines, meter))]
+    ledger = ledger or UsageLedger()
+    return [one.name for one in asyncio.run(selection.select(ASK, engines, ledger))]
 
 
 def test_z_is_that_of_the_formula():
@@ -99,7 +99,7 @@ def test_only_the_words_of_the_user_count():
         ]
     )
     chat = Chat((Message("system", "s"), Message("user", "u"), Message("assistant", "a")))
-    reading = asyncio.run(zscore.read(reader, Request(chat, prefix="so"), UsageLedger().meter("select")))
+    reading = asyncio.run(zscore.read(reader, Request(chat, prefix="so"), UsageLedger()))
     assert (reading.ppl, reading.conf) == pytest.approx((4, 0.7))
 
 
@@ -112,7 +112,7 @@ def test_only_the_words_of_the_user_count():
 )
 def test_a_question_that_cannot_be_read_is_one_line(tokens, message):
     with pytest.raises(RequestError, match=message):
-        asyncio.run(zscore.read(Fixed(tokens), ASK, UsageLedger().meter("select")))
+        asyncio.run(zscore.read(Fixed(tokens), ASK, UsageLedger()))
 
 
 def test_a_failing_engine_ends_the_selection_with_its_own_error():

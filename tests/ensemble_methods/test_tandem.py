@@ -265,7 +265,7 @@ def test_roles_and_capabilities_are_checked_before_loading():
         AsyncEnsemble([big, small], All(), Tandem(intern="smal", judge="entropy:0.1"))
 
     class Mute(EchoEngine):
-        can = frozenset()
+        capabilities = frozenset()
 
     with pytest.raises(CapabilityError, match="score"):
         AsyncEnsemble([big, Mute("small", small.script)], All(), tandem)

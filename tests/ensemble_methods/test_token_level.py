@@ -399,7 +399,7 @@ def test_requests_and_engines_that_cannot_work_are_refused():
     assert (cut.finish, sum(len(piece.tokens) for piece in cut.pieces)) == ("length", 7)
 
     class Mute(EchoEngine):
-        can = frozenset({"prefix"})
+        capabilities = frozenset({"prefix"})
 
     with pytest.raises(CapabilityError, match="gac needs decode of engine 'mute'"):
         AsyncEnsemble([one, Mute("mute", EchoOptions())], All(), GaC())

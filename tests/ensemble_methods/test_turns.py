@@ -25,9 +25,9 @@ STORY = "one two three four five six seven eight nine ten"
 class Alternate(Segments):
     """Two tokens each."""
 
-    def run(self, request, engines, meter):
+    def run(self, request, engines, ledger):
         order = cycle(engines)
-        return self.written(request, engines, meter.ledger, lambda _: Turn(next(order), 2))
+        return self.written(request, engines, ledger, lambda _: Turn(next(order), 2))
 
 
 class Recorder(EchoEngine):
@@ -78,7 +78,7 @@ def collect(strategy, engines, sampling=None, prompt=None, prefix=""):
     ledger, pieces = UsageLedger(), []
 
     async def read():
-        async with aclosing(strategy.run(request, engines, ledger.meter("answer"))) as stream:
+        async with aclosing(strategy.run(request, engines, ledger)) as stream:
             async for piece in stream:
                 pieces.append(piece)
 
@@ -137,9 +137,9 @@ def test_turns_stop_where_one_engine_would(words, stop, length):
     text = " ".join(words)
 
     class Turns(Segments):
-        def run(self, request, engines, meter):
+        def run(self, request, engines, ledger):
             return self.written(
-                request, engines, meter.ledger, lambda so_far: Turn(engines[so_far.rounds % 2], length)
+                request, engines, ledger, lambda so_far: Turn(engines[so_far.rounds % 2], length)
             )
 
     result, pieces = collect(
@@ -218,11 +218,11 @@ def test_a_piece_without_tokens_counts_as_one():
 
 def test_a_turn_ends_behind_a_mark_that_spans_turns():
     class Marked(Segments):
-        def run(self, request, engines, meter):
+        def run(self, request, engines, ledger):
             def following(so_far: SoFar) -> Turn:
                 return Turn(engines["five six" in so_far.text], 5, ("five six",))
 
-            return self.written(request, engines, meter.ledger, following)
+            return self.written(request, engines, ledger, following)
 
     result, _ = collect(Marked(), [Recorder("a"), Recorder("b")])
     assert [(piece.engine, piece.text) for piece in result.pieces] == [
@@ -236,7 +236,7 @@ def test_closing_stops_the_writer_and_bills_it():
     engines, ledger = [EchoEngine(name, EchoOptions({"": STORY})) for name in "ab"], UsageLedger()
 
     async def read():
-        stream = Alternate().run(Request(Text("Count.")), engines, ledger.meter("answer"))
+        stream = Alternate().run(Request(Text("Count.")), engines, ledger)
         async with aclosing(stream):
             for _ in range(3):
                 await anext(stream)
@@ -250,9 +250,7 @@ def test_a_failure_is_not_an_answer_and_is_billed():
     ledger, engines = UsageLedger(), [Recorder("a"), Recorder("b", fail_after=1)]
 
     async def read():
-        return [
-            piece async for piece in Alternate().run(Request(Text("Count.")), engines, ledger.meter("answer"))
-        ]
+        return [piece async for piece in Alternate().run(Request(Text("Count.")), engines, ledger)]
 
     with pytest.raises(EngineError, match="b failed"):
         asyncio.run(read())

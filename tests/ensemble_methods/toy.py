@@ -14,7 +14,7 @@ END = b"<end>"
 class ToyEngine(Engine):
     """`rule(ids)` gives the probabilities of the next token, by id."""
 
-    can = frozenset({"decode"})
+    capabilities = frozenset({"decode"})
 
     def __init__(self, name, tokens, rule, *, context=0, special=(), fingerprint=None):
         tokens = [token if isinstance(token, bytes) else token.encode() for token in tokens]

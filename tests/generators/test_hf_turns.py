@@ -22,8 +22,8 @@ QUESTION = Chat((Message("user", "There are 3 mugs and twice as many cups. How m
 class Chunks(Segments):
     """The first engine alone, some tokens at a time."""
 
-    def run(self, request, engines, meter):
-        return self.written(request, engines[:1], meter.ledger, lambda _: Turn(engines[0], 7))
+    def run(self, request, engines, ledger):
+        return self.written(request, engines[:1], ledger, lambda _: Turn(engines[0], 7))
 
 
 def write(strategy, paths, request):
@@ -34,7 +34,7 @@ def write(strategy, paths, request):
         await asyncio.gather(*(engine.load() for engine in engines))
         ledger = UsageLedger()
         try:
-            pieces = [piece async for piece in strategy.run(request, engines, ledger.meter("answer"))]
+            pieces = [piece async for piece in strategy.run(request, engines, ledger)]
         finally:
             await asyncio.gather(*(engine.close() for engine in engines))
         return pieces, ledger, engines[0].count(request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Selection
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Request
@@ -15,7 +15,7 @@ from ensemblehub.schema import Request
 class All(Selection):
     """Every engine takes part, in the order of the configuration."""
 
-    async def select(self, request: Request, engines: Sequence[Engine], meter: UsageMeter) -> list[Engine]:
+    async def select(self, request: Request, engines: Sequence[Engine], ledger: UsageLedger) -> list[Engine]:
         return list(engines)
 
     def min_engines(self, engines: Sequence[Engine]) -> int:

@@ -18,7 +18,7 @@ from pydantic import FiniteFloat
 
 from ensemblehub import builtin
 from ensemblehub.artifacts import content_of, parsed, write_whole
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Selection, by_name, require
 from ensemblehub.ensemble_methods.model_selection import question
 from ensemblehub.errors import ArtifactError, ConfigError
@@ -157,11 +157,11 @@ class Learned(Selection):
     artifact: str = ""
     threshold: float | None = None
 
-    async def select(self, request: Request, engines: Sequence[Engine], meter: UsageMeter) -> list[Engine]:
+    async def select(self, request: Request, engines: Sequence[Engine], ledger: UsageLedger) -> list[Engine]:
         reader = by_name(engines, self.made.reader, "selection learned: reader")
-        tokens = await question.read(reader, request, meter)
+        tokens = await question.read(reader, request, ledger)
         said = self.made.probabilities(Reading(0, len(tokens), *sequences(tokens)))
-        meter.ledger.add("selection", "select", Cost(decode_flops=self.flops, calls=1))
+        ledger.add("selection", "select", Cost(decode_flops=self.flops, calls=1))
         there = {engine.name: engine for engine in engines}
         known = {name: probability for name, probability in said.items() if name in there}
         enough = [name for name, probability in known.items() if probability >= self.limit(name)]

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Selection, by_name, check_k, require, together
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Decoder, Engine, Vocabulary
@@ -45,17 +45,17 @@ class ModelJudgment(Selection):
     opening: str = ""
     minus_mean: Mapping[str, float] = field(default_factory=dict)
 
-    async def select(self, request: Request, engines: Sequence[Engine], meter: UsageMeter) -> list[Engine]:
+    async def select(self, request: Request, engines: Sequence[Engine], ledger: UsageLedger) -> list[Engine]:
         ask = replace(request, prompt=self.asked(request.prompt), prefix=self.opening)
-        found = await together(self.confidence(engine, ask, meter) for engine in engines)
+        found = await together(self.confidence(engine, ask, ledger) for engine in engines)
         scores = {engine.name: score for engine, score in zip(engines, found, strict=True)}
         return sorted(
             engines, key=lambda engine: self.minus_mean.get(engine.name, 0.0) - scores[engine.name]
         )[: self.k]
 
-    async def confidence(self, engine: Engine, ask: Request, meter: UsageMeter) -> float:
+    async def confidence(self, engine: Engine, ask: Request, ledger: UsageLedger) -> float:
         """P(yes) − P(no) of one model, from −1 to 1."""
-        with closing(engine.decoder(ask, meter.ledger.meter("select"))) as decoder:
+        with closing(engine.decoder(ask, ledger.meter("select"))) as decoder:
             return await yes_minus_no(decoder)
 
     def asked(self, prompt: Prompt) -> Prompt:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Chat, Request, ScoredToken
 
 
-async def read(engine: Engine, request: Request, meter: UsageMeter) -> tuple[ScoredToken, ...]:
+async def read(engine: Engine, request: Request, ledger: UsageLedger) -> tuple[ScoredToken, ...]:
     """The tokens of the user's messages with their predictions; those without one (the very first) are left out.
 
     Raises:
         RequestError: there is none.
     """
-    scored = await engine.score(replace(request, prefix=""), meter.ledger.meter("select"))
+    scored = await engine.score(replace(request, prefix=""), ledger.meter("select"))
     prompt = request.prompt
     roles = [message.role for message in prompt.messages] if isinstance(prompt, Chat) else ["user"]
     own = {index for index, role in enumerate(roles) if role == "user"}

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Selection, by_name, check_k
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
@@ -25,7 +25,7 @@ class Random(Selection):
     k: int = 1
     weights: Mapping[str, float] = field(default_factory=dict)
 
-    async def select(self, request: Request, engines: Sequence[Engine], meter: UsageMeter) -> list[Engine]:
+    async def select(self, request: Request, engines: Sequence[Engine], ledger: UsageLedger) -> list[Engine]:
         seed = request.sampling.seed
         draw = random.Random(None if seed is None else derived_seed(seed, "random", request.prompt))
         # The k highest of u ** (1 / weight) are a weighted sample (Efraimidis and Spirakis, 2006).

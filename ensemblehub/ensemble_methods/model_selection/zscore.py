@@ -16,7 +16,7 @@ import numpy as np
 
 from ensemblehub import builtin
 from ensemblehub.artifacts import content_of, parsed
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Selection, check_k, together
 from ensemblehub.ensemble_methods.model_selection import question
 from ensemblehub.errors import ArtifactError, ConfigError, RequestError
@@ -79,8 +79,8 @@ class ZScore(Selection):
     stats: Mapping[str, Stats] = field(default_factory=dict)
     stats_file: str | None = None
 
-    async def select(self, request: Request, engines: Sequence[Engine], meter: UsageMeter) -> list[Engine]:
-        readings = await together(read(engine, request, meter) for engine in engines)
+    async def select(self, request: Request, engines: Sequence[Engine], ledger: UsageLedger) -> list[Engine]:
+        readings = await together(read(engine, request, ledger) for engine in engines)
         known = [self.known[engine.name] for engine in engines]
         scores = {engine.name: own.z(one) for engine, own, one in zip(engines, known, readings, strict=True)}
         unusual = np.mean([one.ppl > own.ppl_mean for own, one in zip(known, readings, strict=True)])
@@ -111,13 +111,13 @@ class ZScore(Selection):
         return {**(load(Path(builtin.resolve(self.stats_file))) if self.stats_file else {}), **self.stats}
 
 
-async def read(engine: Engine, request: Request, meter: UsageMeter) -> Reading:
+async def read(engine: Engine, request: Request, ledger: UsageLedger) -> Reading:
     """Perplexity and confidence of the user's messages.
 
     Raises:
         RequestError: the engine does not say how likely the likeliest tokens are, or there is no question.
     """
-    tokens = await question.read(engine, request, meter)
+    tokens = await question.read(engine, request, ledger)
     values = np.array([(token.logprob, token.best) for token in tokens], np.float64)  # None becomes NaN
     if np.isnan(values).any():
         raise RequestError(

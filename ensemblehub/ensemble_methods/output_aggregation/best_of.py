@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Granularity, ScoringAggregation
 from ensemblehub.ensemble_methods.candidates import check_samples, drafts, least_engines, write_all
 from ensemblehub.generators.base import Engine
@@ -29,19 +29,19 @@ class BestOf(ScoringAggregation):
     exclude_self_scoring: bool = True
 
     async def run(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
         candidates = drafts(request, engines, self.samples)
-        await write_all(candidates, meter)
+        await write_all(candidates, ledger)
         texts = [candidate.text for candidate in candidates]
         authors = [candidate.engine.model for candidate in candidates] if self.exclude_self_scoring else []
-        scores = await self.scorers.score(request, texts, meter.ledger.meter("score"), authors)
+        scores = await self.scorers.score(request, texts, ledger.meter("score"), authors)
         ranking = sorted(
             zip(candidates, scores, strict=True), key=lambda pair: -pair[1]
         )  # equals keep their order
         (best, score), *others = ranking
         for loser, _ in others:
-            loser.discard(meter)
+            loser.discard(ledger)
         equals = [loser.name for loser, other in others if other == score]
         tie = f", equal to {' and '.join(equals)}; {best.name} comes first in order" if equals else ""
         named = tuple((candidate.name, score) for candidate, score in zip(candidates, scores, strict=True))

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 from ensemblehub.answers.equality import final_answer
 from ensemblehub.builtin.prompts import CANDIDATES_HEADER
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, by_size
 from ensemblehub.ensemble_methods.candidates import Candidate, check_samples, drafts, least_engines, write_all
 from ensemblehub.errors import ConfigError, RequestError, did_you_mean
@@ -62,7 +62,7 @@ class Fuse(Aggregation):
     show: Literal["full", "last_line", "answer"] = "full"
 
     async def run(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
         fuser = self.fusing(engines)
         proposers = [by_name(engines, name, "fuse: proposers") for name in self.proposers] or engines
@@ -70,9 +70,9 @@ class Fuse(Aggregation):
         ask = request
         for layer in range(self.layers):
             proposals = drafts(ask.seeded("layer", layer), proposers, self.samples)
-            await write_all(proposals, meter)
+            await write_all(proposals, ledger)
             ask = replace(request, prompt=self.asked(request.prompt, proposals))
-        async with aclosing(fuser.stream(ask, meter.ledger.meter("answer"))) as answer:
+        async with aclosing(fuser.stream(ask, ledger.meter("answer"))) as answer:
             async for piece in answer:
                 yield piece
 

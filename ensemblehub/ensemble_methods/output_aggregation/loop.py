@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Piece, Request
@@ -25,11 +25,11 @@ class Loop(Segments):
     max_new_tokens_per_round: int = 500
 
     def run(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Piece, None]:
         length = self.max_new_tokens_per_round if len(engines) > 1 else None
         writer = self.writers(request, engines)
-        return self.written(request, engines, meter.ledger, lambda so_far: Turn(writer(so_far), length))
+        return self.written(request, engines, ledger, lambda so_far: Turn(writer(so_far), length))
 
     def writers(self, request: Request, engines: Sequence[Engine]) -> Callable[[SoFar], Engine]:
         """Who writes next, given what is written."""

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from ensemblehub.cost import UsageLedger, UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import by_size, name_of, require
 from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn, refuse
 from ensemblehub.errors import ConfigError, did_you_mean
@@ -62,13 +62,13 @@ class Progressive(Segments):
     max_new_tokens_per_round: int | None = None
 
     def run(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Piece, None]:
         models = by_size(engines, name_of(self))
         if self.switch_mode == "outline":
-            return self.outlined(self.limited(request), models[0], models[-1], meter.ledger)
+            return self.outlined(self.limited(request), models[0], models[-1], ledger)
         step = self.by_length if self.switch_mode == "length" else self.by_token
-        return self.written(request, models, meter.ledger, lambda so_far: step(models, so_far))
+        return self.written(request, models, ledger, lambda so_far: step(models, so_far))
 
     def by_length(self, models: Sequence[Engine], so_far: SoFar) -> Turn:
         """The model whose stretch of the answer it is, up to the next threshold."""

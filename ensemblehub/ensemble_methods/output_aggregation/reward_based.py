@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import ScoringAggregation, together
 from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn, ask, joined, refuse_ids
@@ -41,7 +41,7 @@ class RewardBased(Segments, ScoringAggregation):
     score_threshold: float | None = None
 
     async def run(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
         request = self.limited(request)
         refuse_ids(request, engines)
@@ -49,7 +49,7 @@ class RewardBased(Segments, ScoringAggregation):
         finish: Finish | None = None
         while finish is None and self.able(request, members, so_far):
             parts: list[Piece] = []
-            async with aclosing(self.round(request, members, so_far, meter)) as events:
+            async with aclosing(self.round(request, members, so_far, ledger)) as events:
                 async for event in events:
                     if not isinstance(event, Piece):
                         yield event
@@ -82,7 +82,7 @@ class RewardBased(Segments, ScoringAggregation):
         return bool(members)
 
     async def round(
-        self, request: Request, members: list[Engine], so_far: SoFar, meter: UsageMeter
+        self, request: Request, members: list[Engine], so_far: SoFar, ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
         """One round: the choice and the text that is kept, if any; drops members that find their context full."""
         length = self.max_new_tokens_per_round if len(members) > 1 else None
@@ -92,7 +92,7 @@ class RewardBased(Segments, ScoringAggregation):
         if len(members) == 1:
             try:
                 async with aclosing(
-                    members[0].stream(proposals[0].request, meter.ledger.meter("answer"))
+                    members[0].stream(proposals[0].request, ledger.meter("answer"))
                 ) as pieces:
                     async for piece in pieces:
                         yield piece
@@ -101,21 +101,21 @@ class RewardBased(Segments, ScoringAggregation):
             return
         winner: Candidate | None = None
         try:
-            fitting = await together(written(proposal, meter) for proposal in proposals)
+            fitting = await together(written(proposal, ledger) for proposal in proposals)
             able = [proposal for proposal, fits in zip(proposals, fitting, strict=True) if fits]
             members[:] = [proposal.engine for proposal in able]
             if able:
-                winner, choice = await self.choose(request, able, so_far, meter)
+                winner, choice = await self.choose(request, able, so_far, ledger)
                 yield choice
         finally:
             for proposal in proposals:
                 if proposal is not winner:
-                    proposal.discard(meter)
+                    proposal.discard(ledger)
         if winner:
             yield winner.answer
 
     async def choose(
-        self, request: Request, proposals: Sequence[Candidate], so_far: SoFar, meter: UsageMeter
+        self, request: Request, proposals: Sequence[Candidate], so_far: SoFar, ledger: UsageLedger
     ) -> tuple[Candidate | None, Choice]:
         """The proposal to keep, None where the best is below the threshold, and why."""
         begun = [proposal for proposal in proposals if proposal.text.strip()] if not so_far.text else []
@@ -126,7 +126,7 @@ class RewardBased(Segments, ScoringAggregation):
             return judged[0], Choice("proposal", (judged[0].name,), (), same)
         authors = [proposal.engine.model for proposal in judged] if self.exclude_self_scoring else []
         asked = replace(request, prefix=so_far.text, written=())
-        scores = await self.scorers.score(asked, texts, meter.ledger.meter("score"), authors)
+        scores = await self.scorers.score(asked, texts, ledger.meter("score"), authors)
         named = tuple((proposal.name, score) for proposal, score in zip(judged, scores, strict=True))
         best = max(scores)
         winners = [proposal for proposal, score in zip(judged, scores, strict=True) if score == best]
@@ -151,10 +151,10 @@ class RewardBased(Segments, ScoringAggregation):
             )
 
 
-async def written(proposal: Candidate, meter: UsageMeter) -> bool:
+async def written(proposal: Candidate, ledger: UsageLedger) -> bool:
     """Write a proposal; whether its engine's context had room for it."""
     try:
-        await proposal.write(meter)
+        await proposal.write(ledger)
     except ContextOverflowError:
         return False
     return True

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, require
 from ensemblehub.ensemble_methods.output_aggregation.distribution import Distribution
 from ensemblehub.errors import RequestError
@@ -27,28 +27,28 @@ class Single(Aggregation):
     engine: str | None = None
 
     async def run(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
         engine = self.chosen(engines)
-        async with aclosing(engine.stream(request, meter.ledger.meter("answer"))) as answer:
+        async with aclosing(engine.stream(request, ledger.meter("answer"))) as answer:
             async for piece in answer:
                 yield piece
 
     async def echo(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter, context: int | None = None
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger, context: int | None = None
     ) -> AsyncGenerator[Event | Scored, None]:
         engine, most = self.chosen(engines), request.sampling.top_logprobs
         if most > 1 and "decode" not in engine.capabilities:
             raise RequestError(f"{engine.name} gives one alternative per token of a prompt, not {most}")
         if most > 1:
-            async with aclosing(Distribution().echo(request, [engine], meter)) as events:
+            async with aclosing(Distribution().echo(request, [engine], ledger)) as events:
                 async for event in events:
                     yield event
             return
         require(engine, frozenset({"score"}), "a log-likelihood")
-        yield await engine.score(request, meter.ledger.meter("score"))
+        yield await engine.score(request, ledger.meter("score"))
         if request.sampling.max_tokens:
-            async with aclosing(self.run(request, engines, meter)) as answer:
+            async with aclosing(self.run(request, engines, ledger)) as answer:
                 async for event in answer:
                     yield event
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import by_size, name_of, require
 from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn
 from ensemblehub.generators.base import Engine
@@ -29,14 +29,14 @@ class Switch(Segments):
     switch_after_tokens: int = 500
 
     def run(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Piece, None]:
         large, *_, small = by_size(engines, name_of(self))
 
         def following(so_far: SoFar) -> Turn:
             return Turn(small) if so_far.rounds else Turn(large, self.switch_after_tokens)
 
-        return self.written(request, (large, small), meter.ledger, following)
+        return self.written(request, (large, small), ledger, following)
 
     def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
         models = by_size(engines, name_of(self))

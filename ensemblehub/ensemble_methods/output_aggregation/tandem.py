@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from ensemblehub.cost import UsageLedger, UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import (
     Aggregation,
     Granularity,
@@ -136,16 +136,16 @@ class Tandem(Aggregation):
     strict: bool = False
 
     async def run(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
         mentor, intern = self.roles(engines)
         self.check_context(request, mentor, intern)
         guidance = Guidance()
-        async with aclosing(self.guide(request, mentor, intern, meter.ledger, guidance)) as events:
+        async with aclosing(self.guide(request, mentor, intern, ledger, guidance)) as events:
             async for event in events:
                 yield event
         left = request.spending(guidance.tokens)
-        async with aclosing(self.answer(left, mentor, intern, guidance.chosen, meter)) as answer:
+        async with aclosing(self.answer(left, mentor, intern, guidance.chosen, ledger)) as answer:
             async for piece in answer:
                 yield piece
 
@@ -176,7 +176,7 @@ class Tandem(Aggregation):
         guidance.chosen = ALONE if insight.failed else self.choose(judged)
 
     async def echo(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter, context: int | None = None
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger, context: int | None = None
     ) -> AsyncGenerator[Event | Scored, None]:
         """The log-likelihood is the intern's, given insights that come from the context alone.
 
@@ -198,7 +198,7 @@ class Tandem(Aggregation):
         asked = replace(request, prompt=about)
         self.check_context(asked, mentor, intern)
         guidance = Guidance()
-        async with aclosing(self.guide(asked, mentor, intern, meter.ledger, guidance)) as events:
+        async with aclosing(self.guide(asked, mentor, intern, ledger, guidance)) as events:
             async for event in events:
                 yield event
         chosen = guidance.chosen or ALONE
@@ -207,12 +207,12 @@ class Tandem(Aggregation):
         )
         head = tuple(ScoredToken(tokenizer.decode([one]), one, None, None, 0, 0, 0) for one in ids[:context])
         if rest:
-            scored = await intern.score(told, meter.ledger.meter("score"))
+            scored = await intern.score(told, ledger.meter("score"))
             head += scored.tokens[-len(rest) :]
         yield Scored(head)
         if request.sampling.max_tokens:
             left = told.spending(guidance.tokens)
-            async with aclosing(intern.stream(left, meter.ledger.meter("answer"))) as answer:
+            async with aclosing(intern.stream(left, ledger.meter("answer"))) as answer:
                 async for piece in answer:
                     yield piece
 
@@ -225,13 +225,13 @@ class Tandem(Aggregation):
         return max(judged, key=lambda checkpoint: checkpoint.verdict.probability)
 
     def answer(
-        self, request: Request, mentor: Engine, intern: Engine, chosen: Checkpoint | None, meter: UsageMeter
+        self, request: Request, mentor: Engine, intern: Engine, chosen: Checkpoint | None, ledger: UsageLedger
     ) -> AsyncGenerator[Piece, None]:
         """The answer's stream: the intern's from the chosen insight, or the mentor's own."""
         if chosen is None:
-            return mentor.stream(request, meter.ledger.meter("answer"))
+            return mentor.stream(request, ledger.meter("answer"))
         ask = insights.intern_request(request, self.words, chosen.insight, self.insight_mode)
-        return intern.stream(ask, meter.ledger.meter("answer"))
+        return intern.stream(ask, ledger.meter("answer"))
 
     async def judged(
         self, level: str, insight: Insight, request: Request, intern: Engine, ledger: UsageLedger

@@ -17,7 +17,7 @@ from textwrap import shorten
 from typing import ClassVar, Literal
 
 from ensemblehub.answers.equality import equal_answers, final_answer
-from ensemblehub.cost import UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name
 from ensemblehub.ensemble_methods.candidates import Candidate, arriving, check_samples, drafts, least_engines
 from ensemblehub.errors import ConfigError
@@ -76,12 +76,12 @@ class Vote(Aggregation):
     stop_early: bool = False
 
     async def run(
-        self, request: Request, engines: Sequence[Engine], meter: UsageMeter
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
         candidates = drafts(request, engines, self.samples)
         weights = [self.weights.get(candidate.engine.name, 1.0) for candidate in candidates]
         same, parties, waiting = lru_cache(maxsize=None)(self.same), list[Party](), set(candidates)
-        async with aclosing(arriving(candidates, meter)) as finished:
+        async with aclosing(arriving(candidates, ledger)) as finished:
             async for candidate in finished:
                 waiting.remove(candidate)
                 if waiting and not self.stop_early:
@@ -97,7 +97,7 @@ class Vote(Aggregation):
         winner = parties[0].members if parties else (0,)
         for place, candidate in enumerate(candidates):
             if place not in winner:
-                candidate.discard(meter)
+                candidate.discard(ledger)
         yield verdict(candidates, parties, winner, len(waiting))
         yield candidates[winner[0]].answer
 

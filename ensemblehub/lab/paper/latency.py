@@ -90,7 +90,7 @@ def ways_of(tandem: Tandem, engines: Sequence[Engine]) -> dict[str, Way]:
 
     async def ride(how: Tandem, request: Request) -> float:
         ledger = UsageLedger()
-        async with aclosing(how.run(request, engines, ledger.meter("answer"))) as events:
+        async with aclosing(how.run(request, engines, ledger)) as events:
             async for _ in events:
                 continue
         return sum(call.cost.seconds for call in ledger.calls if call.purpose == "judge")

@@ -168,7 +168,7 @@ async def answered(
     """One question as a JSON row: the reader's features, and every engine's graded answer with its cost."""
     ask = Request(pipeline.task.request(item), pipeline.sampling, id=item.id)
     ledger = UsageLedger()
-    tokens = await question.read(reader, ask, ledger.meter("select"))
+    tokens = await question.read(reader, ask, ledger)
     answers = await together(_answer(engine, ask, pipeline, item) for engine in engines)
     return {
         "id": item.id,

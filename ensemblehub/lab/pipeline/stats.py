@@ -60,7 +60,7 @@ async def _readings(
     async def one(request: Request) -> Reading | None:
         async with room:
             try:
-                return await zscore.read(engine, request, UsageLedger().meter("select"))
+                return await zscore.read(engine, request, UsageLedger())
             except RequestError as error:
                 log.warning("question %s is left out: %s", request.id, error)
                 return None
