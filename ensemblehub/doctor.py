@@ -23,7 +23,7 @@ from ensemblehub import registry
 from ensemblehub.config import Config
 from ensemblehub.config.sections import ModelSpec, RewardSpec
 from ensemblehub.cost import UsageLedger, UsageMeter
-from ensemblehub.ensemble_methods.base import Aggregation, ScoringAggregation, Selection, check_together
+from ensemblehub.ensemble_methods.base import Aggregation, Selection, check_together
 from ensemblehub.errors import AbsentError, EnsembleHubError
 from ensemblehub.generators.base import Engine, Finding, Footprint
 from ensemblehub.schema import Capability, ModelInfo, Piece, Request
@@ -294,7 +294,7 @@ def _judged(
     report: Report, config: Config, aggregation: Aggregation, engines: Sequence[Engine]
 ) -> Aggregation:
     """The aggregation with its scorers, where it asks any."""
-    if not isinstance(aggregation, ScoringAggregation):
+    if not aggregation.uses_scorers:
         if config.reward_specs:
             report.notes.append(f"reward_specs: the aggregation {config.aggregation.method!r} asks no scorer")
         return aggregation
@@ -307,7 +307,7 @@ def _judged(
         report.scorers.append(
             {"name": spec.name, "engine": spec.engine, "weight": spec.weight, "model": scorer.model}
         )
-    return aggregation.judged_by(joining.pool_of(config, scorers))
+    return aggregation.with_scorers(joining.pool_of(config, scorers))
 
 
 def _check(config: Config, engines: Sequence[Engine], selection: Selection, aggregation: Aggregation) -> None:

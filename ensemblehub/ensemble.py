@@ -18,16 +18,10 @@ from ensemblehub import registry
 from ensemblehub.config import Config
 from ensemblehub.config.sections import DebugSection, Generation, ModelSpec, RewardSpec, StrategySpec
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import (
-    Aggregation,
-    ScoringAggregation,
-    Selection,
-    check_together,
-    name_of,
-    require,
-)
+from ensemblehub.ensemble_methods.base import Aggregation, Selection, check_together, name_of
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
+from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.ensemble_methods.turns import SoFar
 from ensemblehub.errors import ConfigError, EngineError, RequestError
 from ensemblehub.generators.base import Engine
@@ -79,9 +73,9 @@ class AsyncEnsemble:
         made = {engine.name: engine for engine in engines}
         members = [made.get(spec.name) or engine_of(config, spec) for spec in config.members]
         selection, aggregation = selection_of(config), aggregation_of(config)
-        if isinstance(aggregation, ScoringAggregation):
+        if aggregation.uses_scorers:
             judges = scorers or [scorer_of(config, spec, members) for spec in config.reward_specs]
-            aggregation = aggregation.judged_by(pool_of(config, judges))
+            aggregation = aggregation.with_scorers(pool_of(config, judges))
         config.warn()
         with config.within("ensemble"):
             ensemble = cls(members, selection, aggregation)
@@ -99,8 +93,7 @@ class AsyncEnsemble:
         Raises:
             ConfigError: it cannot work with these engines.
         """
-        if isinstance(aggregation, ScoringAggregation) and isinstance(self.aggregation, ScoringAggregation):
-            aggregation = aggregation.judged_by(self.aggregation.scorers)
+        aggregation = aggregation.with_scorers(self.aggregation.scorers)
         check_together(self.engines, self.selection, aggregation)
         other = copy.copy(self)
         other.aggregation = aggregation
@@ -116,8 +109,7 @@ class AsyncEnsemble:
 
     @property
     def _parts(self) -> tuple[Engine | Scorer, ...]:
-        scorers = self.aggregation.scorers.scorers if isinstance(self.aggregation, ScoringAggregation) else ()
-        return (*self.engines, *scorers)
+        return (*self.engines, *self.aggregation.scorers.scorers)
 
     @property
     def context(self) -> int:
@@ -205,11 +197,11 @@ class AsyncEnsemble:
             RequestError: the selection may drop the engine whose tokens the positions are, or as `Aggregation.echo`.
         """
         if self.selection.min_engines(self.engines) < len(self.engines):
-            raise RequestError(
-                f"selection {name_of(self.selection)} may drop models, so there is no log-likelihood"
-            )
+            raise RequestError(f"{name_of(self.selection)} may drop models, so there is no log-likelihood")
         ledger = ledger or UsageLedger()
-        async with aclosing(self.aggregation.echo(request, self.engines, ledger, context)) as events:
+        async with aclosing(
+            self.aggregation.log_likelihood(request, self.engines, ledger, context)
+        ) as events:
             async for event in events:
                 yield event
 

@@ -22,8 +22,8 @@ from ensemblehub.api.reading import beside
 from ensemblehub.api.state import State
 from ensemblehub.api.streaming import JSON
 from ensemblehub.config import DEFAULT
-from ensemblehub.ensemble_methods.base import tokenizer_of
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.ensemble_methods.raw_prompts import tokenizer_of
 from ensemblehub.generators.base import Engine, Tokenizer
 
 

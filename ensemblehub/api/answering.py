@@ -23,8 +23,8 @@ from ensemblehub.api.monitoring import Monitor
 from ensemblehub.api.problems import Problem, problem_of, public
 from ensemblehub.api.protocol import ChatRequest, CompletionRequest, Generate
 from ensemblehub.config.sections import Generation, ServerSection
-from ensemblehub.ensemble_methods.base import tokenizer_of
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
+from ensemblehub.ensemble_methods.raw_prompts import tokenizer_of
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Capability, Choice, Event, Prompt, Request, Scored, Text, TokenIds
 

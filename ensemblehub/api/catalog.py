@@ -19,7 +19,6 @@ from ensemblehub.api.protocol import EnsembleOptions
 from ensemblehub.config import DEFAULT, Config
 from ensemblehub.config.sections import Bound, StrategySpec
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.ensemble_methods.base import ScoringAggregation
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
@@ -72,9 +71,7 @@ class Catalog:
         self.config = config
         self.engines: list[Engine] = [joining.engine_of(config, spec) for spec in config.model_specs]
         names = [DEFAULT, *config.ensembles]
-        scoring = any(
-            isinstance(joining.aggregation_of(config.named(name)), ScoringAggregation) for name in names
-        )
+        scoring = any(joining.aggregation_of(config.named(name)).uses_scorers for name in names)
         specs = config.reward_specs if scoring else []
         self.scorers = [joining.scorer_of(config, spec, self.engines) for spec in specs]
         served = [self._ensemble(name) for name in names] + [self._alone(engine) for engine in self.engines]

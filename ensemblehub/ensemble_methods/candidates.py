@@ -8,11 +8,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import together
 from ensemblehub.ensemble_methods.turns import refuse_ids
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Cost, Piece, Request
+from ensemblehub.scorers.base import together
 
 
 @dataclass(eq=False)

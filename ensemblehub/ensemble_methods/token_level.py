@@ -17,8 +17,10 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 import numpy as np
 
 from ensemblehub.cost import UsageLedger, UsageMeter
-from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, ids_of, name_of, tokenizer_of
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity, name_of
 from ensemblehub.ensemble_methods.mixing import choose
+from ensemblehub.ensemble_methods.raw_prompts import ids_of, tokenizer_of
+from ensemblehub.ensemble_methods.roles import by_name
 from ensemblehub.ensemble_methods.union_vocabulary import Probabilities, Union, View, union_of
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Decoder, Engine, Tokenizer
@@ -128,7 +130,7 @@ class TokenLevel(Aggregation):
                 if finish is not None:
                     break
 
-    async def echo(
+    async def log_likelihood(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger, context: int | None = None
     ) -> AsyncGenerator[Event | Scored, None]:
         """The log-likelihood is that of the mixture from which each token would have been drawn.

@@ -45,7 +45,7 @@ def members(*replies, **options):
 
 
 def best(engines, pool=None, ledger=None, prefix="", aggregation=None, **sampling):
-    hub = AsyncEnsemble(engines, All(), (aggregation or BestOf()).judged_by(pool or Longest()))
+    hub = AsyncEnsemble(engines, All(), (aggregation or BestOf()).with_scorers(pool or Longest()))
     return asyncio.run(hub.generate(Request(CHAT, Sampling(**sampling), prefix)))
 
 
@@ -127,7 +127,7 @@ def test_a_failure_is_raised_as_it_is_and_everything_is_billed(fault):
     if fault == "member":
         engines[0] = EchoEngine("a", EchoOptions({"": "one two three"}, fail_after=2))
     pool = Longest() if fault == "member" else Broken()
-    hub = AsyncEnsemble(engines, All(), BestOf().judged_by(pool))
+    hub = AsyncEnsemble(engines, All(), BestOf().with_scorers(pool))
 
     async def run():
         return [event async for event in hub.stream(Request(CHAT), ledger)]
@@ -143,8 +143,8 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="best_of needs a scorer: add `reward_specs:`"):
         AsyncEnsemble(members("a", "b"), All(), BestOf())
     with pytest.raises(ConfigError, match="at least 2 engines"):
-        AsyncEnsemble(members("a", "b"), Random(k=1), BestOf().judged_by(Longest()))
+        AsyncEnsemble(members("a", "b"), Random(k=1), BestOf().with_scorers(Longest()))
     with pytest.raises(ConfigError, match="samples must be at least 1, not 0"):
-        AsyncEnsemble(members("a", "b"), All(), BestOf(samples=0).judged_by(Longest()))
+        AsyncEnsemble(members("a", "b"), All(), BestOf(samples=0).with_scorers(Longest()))
     with pytest.raises(ConfigError, match="did you mean 'samples'"):
         registry.build(BestOf, {"smples": 2}, "aggregation 'best_of'")

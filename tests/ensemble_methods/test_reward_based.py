@@ -59,7 +59,7 @@ class Likes(Scorer):
 
 def ensemble(members, *scorers, normalization="none", **options):
     pool = Pool(scorers, (1.0,) * len(scorers), normalization)
-    return AsyncEnsemble(members, All(), RewardBased(**options).judged_by(pool))
+    return AsyncEnsemble(members, All(), RewardBased(**options).with_scorers(pool))
 
 
 def ask(max_tokens=100, prefix="", **sampling):

@@ -19,8 +19,9 @@ from pydantic import FiniteFloat
 from ensemblehub import builtin
 from ensemblehub.artifacts import content_of, parsed, write_whole
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import Selection, by_name, require
+from ensemblehub.ensemble_methods.base import Selection
 from ensemblehub.ensemble_methods.model_selection import question
+from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Cost, Request

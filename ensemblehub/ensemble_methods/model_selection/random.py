@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import Selection, by_name, check_k
+from ensemblehub.ensemble_methods.base import Selection
+from ensemblehub.ensemble_methods.roles import by_name, check_k
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Request, derived_seed

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import Granularity, ScoringAggregation
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity
 from ensemblehub.ensemble_methods.candidates import check_samples, drafts, least_engines, write_all
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Choice, Event, Request
 
 
 @dataclass(frozen=True)
-class BestOf(ScoringAggregation):
+class BestOf(Aggregation):
     """The answer with the best score; of equal scores the first in the order of the engines.
 
     All answers are written at the same time, and those that are not given are billed as discarded.
@@ -25,6 +25,7 @@ class BestOf(ScoringAggregation):
     """
 
     granularity: ClassVar[Granularity] = "response"
+    uses_scorers: ClassVar[bool] = True
     samples: int = 1
     exclude_self_scoring: bool = True
 

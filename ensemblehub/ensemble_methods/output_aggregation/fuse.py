@@ -16,8 +16,9 @@ from typing import ClassVar, Literal
 from ensemblehub.answers.equality import final_answer
 from ensemblehub.builtin.prompts import CANDIDATES_HEADER
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, by_size
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity
 from ensemblehub.ensemble_methods.candidates import Candidate, check_samples, drafts, least_engines, write_all
+from ensemblehub.ensemble_methods.roles import by_name, by_size
 from ensemblehub.errors import ConfigError, RequestError, did_you_mean
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Chat, Event, Prompt, Request, Text

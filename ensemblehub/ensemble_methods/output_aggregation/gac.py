@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ensemblehub.ensemble_methods import mixing
-from ensemblehub.ensemble_methods.base import by_name
+from ensemblehub.ensemble_methods.roles import by_name
 from ensemblehub.ensemble_methods.token_level import Answer, Chosen, Member, TokenLevel
 from ensemblehub.ensemble_methods.union_vocabulary import Probabilities
 from ensemblehub.errors import ConfigError

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import by_size, name_of, require
+from ensemblehub.ensemble_methods.base import name_of
+from ensemblehub.ensemble_methods.roles import by_size, require
 from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn, refuse
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.generators.base import Engine

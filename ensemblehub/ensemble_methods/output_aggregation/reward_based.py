@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import ScoringAggregation, together
 from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn, ask, joined, refuse_ids
 from ensemblehub.errors import ConfigError, ContextOverflowError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.text.stops import Gate
 from ensemblehub.schema import Choice, Event, Finish, Piece, Request
+from ensemblehub.scorers.base import together
 
 
 @dataclass(frozen=True)
-class RewardBased(Segments, ScoringAggregation):
+class RewardBased(Segments):
     """All members continue the text at the same time; the continuation with the best score is kept.
 
     Equal scores go to the first in the order of the engines; proposals that are all the same are not scored.  An
@@ -35,6 +36,8 @@ class RewardBased(Segments, ScoringAggregation):
         max_rounds: rounds after which the answer ends.
         max_repeat: so many identical winners in a row end the answer, unless it ignores the end of text; 0: never.
     """
+
+    uses_scorers: ClassVar[bool] = True
 
     max_new_tokens_per_round: int = 256
     exclude_self_scoring: bool = True

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name, require
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity
 from ensemblehub.ensemble_methods.output_aggregation.distribution import Distribution
+from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.errors import RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Request, Scored
@@ -34,14 +35,14 @@ class Single(Aggregation):
             async for piece in answer:
                 yield piece
 
-    async def echo(
+    async def log_likelihood(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger, context: int | None = None
     ) -> AsyncGenerator[Event | Scored, None]:
         engine, most = self.chosen(engines), request.sampling.top_logprobs
         if most > 1 and "decode" not in engine.capabilities:
             raise RequestError(f"{engine.name} gives one alternative per token of a prompt, not {most}")
         if most > 1:
-            async with aclosing(Distribution().echo(request, [engine], ledger)) as events:
+            async with aclosing(Distribution().log_likelihood(request, [engine], ledger)) as events:
                 async for event in events:
                     yield event
             return
@@ -53,6 +54,9 @@ class Single(Aggregation):
                     yield event
 
     def reader(self, engines: Sequence[Engine]) -> Engine:
+        return self.chosen(engines)
+
+    def passthrough(self, engines: Sequence[Engine]) -> Engine:
         return self.chosen(engines)
 
     def chosen(self, engines: Sequence[Engine]) -> Engine:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import by_size, name_of, require
+from ensemblehub.ensemble_methods.base import name_of
+from ensemblehub.ensemble_methods.roles import by_size, require
 from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Capability, Piece, Request

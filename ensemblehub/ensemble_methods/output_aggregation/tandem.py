@@ -16,16 +16,9 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import (
-    Aggregation,
-    Granularity,
-    by_name,
-    by_size,
-    given,
-    ids_of,
-    require,
-    tokenizer_of,
-)
+from ensemblehub.ensemble_methods.base import Aggregation, Checkpoint, Granularity
+from ensemblehub.ensemble_methods.raw_prompts import given, ids_of, tokenizer_of
+from ensemblehub.ensemble_methods.roles import by_name, by_size, require
 from ensemblehub.errors import ConfigError, EngineError, RequestError, did_you_mean
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import (
@@ -77,14 +70,14 @@ class Insight:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Judged:
     """An insight that was judged."""
 
     verdict: Verdict
     insight: str
 
 
-ALONE = Checkpoint(Verdict(LEVEL_0, 0, 0.0, 0.0, True), "")
+ALONE = Judged(Verdict(LEVEL_0, 0, 0.0, 0.0, True), "")
 
 
 @dataclass
@@ -96,7 +89,7 @@ class Guidance:
         tokens: those of the insight that was delivered.
     """
 
-    chosen: Checkpoint | None = None
+    chosen: Judged | None = None
     tokens: int = 0
 
 
@@ -157,7 +150,7 @@ class Tandem(Aggregation):
         if not longest:
             guidance.chosen = ALONE
             return
-        insight, judged = Insight(tolerant=self.on_mentor_error == "intern"), list[Checkpoint]()
+        insight, judged = Insight(tolerant=self.on_mentor_error == "intern"), list[Judged]()
         ask, head = insights.mentor_request(request, self.words, longest), insights.head(self.words)
         async with aclosing(mentor.stream(ask, ledger.meter("insight"))) as writing:
             for level, tokens in self.budgets:
@@ -175,7 +168,7 @@ class Tandem(Aggregation):
                     break
         guidance.chosen = ALONE if insight.failed else self.choose(judged)
 
-    async def echo(
+    async def log_likelihood(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger, context: int | None = None
     ) -> AsyncGenerator[Event | Scored, None]:
         """The log-likelihood is the intern's, given insights that come from the context alone.
@@ -216,7 +209,7 @@ class Tandem(Aggregation):
                 async for piece in answer:
                     yield piece
 
-    def choose(self, judged: Sequence[Checkpoint]) -> Checkpoint | None:
+    def choose(self, judged: Sequence[Judged]) -> Judged | None:
         """The checkpoint whose insight is used; None where the mentor is to answer itself."""
         if judged[-1].verdict.sufficient or self.fallback == "last":
             return judged[-1]
@@ -225,7 +218,7 @@ class Tandem(Aggregation):
         return max(judged, key=lambda checkpoint: checkpoint.verdict.probability)
 
     def answer(
-        self, request: Request, mentor: Engine, intern: Engine, chosen: Checkpoint | None, ledger: UsageLedger
+        self, request: Request, mentor: Engine, intern: Engine, chosen: Judged | None, ledger: UsageLedger
     ) -> AsyncGenerator[Piece, None]:
         """The answer's stream: the intern's from the chosen insight, or the mentor's own."""
         if chosen is None:
@@ -235,7 +228,7 @@ class Tandem(Aggregation):
 
     async def judged(
         self, level: str, insight: Insight, request: Request, intern: Engine, ledger: UsageLedger
-    ) -> Checkpoint:
+    ) -> Judged:
         """Let the intern read the question and the insight so far, and judge whether they suffice."""
         text = insights.shown(insight.text, self.words)
         read: tuple[features.Vector, ...] = ()
@@ -250,13 +243,13 @@ class Tandem(Aggregation):
         seconds = time.perf_counter() - started
         ledger.add("judge", "judge", Cost(decode_flops=self.verdicts.judge.flops, seconds=seconds, calls=1))
         threshold = self.limits[level]
-        return Checkpoint(
+        return Judged(
             Verdict(level, insight.tokens, probability, threshold, probability >= threshold), text
         )
 
     def chosen(self, verdicts: Sequence[Verdict]) -> str:
         """The level whose insight the answer came from; "mentor" where the mentor answered itself."""
-        chosen = self.choose([Checkpoint(verdict, "") for verdict in verdicts])
+        chosen = self.choose([Judged(verdict, "") for verdict in verdicts])
         return chosen.verdict.level if chosen else "mentor"
 
     def check(self, engines: Sequence[Engine]) -> None:
@@ -356,6 +349,17 @@ class Tandem(Aggregation):
         """The probability that suffices, by level."""
         given = {**(self.verdicts.thresholds or {}), **(self.thresholds or {})}
         return {level: given.get(level, 0.5) for level in self.index}
+
+    @property
+    def efforts(self) -> tuple[str, ...]:
+        return tuple(self.index)
+
+    def with_effort(self, effort: str) -> Tandem:
+        return replace(self, effort=min(effort, self.effort or effort, key=lambda level: self.index[level]))
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        return tuple(Checkpoint(level, tokens, self.limits[level]) for level, tokens in self.budgets)
 
     @cached_property
     def budgets(self) -> list[tuple[str, int]]:

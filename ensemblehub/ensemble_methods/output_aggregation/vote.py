@@ -18,8 +18,9 @@ from typing import ClassVar, Literal
 
 from ensemblehub.answers.equality import equal_answers, final_answer
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import Aggregation, Granularity, by_name
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity
 from ensemblehub.ensemble_methods.candidates import Candidate, arriving, check_samples, drafts, least_engines
+from ensemblehub.ensemble_methods.roles import by_name
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Choice, Event, Request

@@ -24,9 +24,9 @@ from ensemblehub.config import Config
 from ensemblehub.config.sections import EnsembleSection
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.ensemble_methods.base import by_size, together
 from ensemblehub.ensemble_methods.model_selection import question
 from ensemblehub.ensemble_methods.model_selection.learned import Artifact, Member
+from ensemblehub.ensemble_methods.roles import by_size
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.journal import ANEW, Journal
@@ -38,6 +38,7 @@ from ensemblehub.lab.pipeline.pipeline import Pipeline, as_json
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item
 from ensemblehub.schema import Cost, Request
+from ensemblehub.scorers.base import together
 from ensemblehub.tandem import features
 from ensemblehub.tandem.judges import Inputs, Logistic
 

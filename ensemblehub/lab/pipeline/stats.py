@@ -17,14 +17,15 @@ from ensemblehub.artifacts import write_whole
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.data import BadExample, read_items
-from ensemblehub.ensemble_methods.base import require, together
 from ensemblehub.ensemble_methods.model_selection import zscore
 from ensemblehub.ensemble_methods.model_selection.zscore import Reading, Stats, ZScore
+from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.selection import members
 from ensemblehub.schema import Request
+from ensemblehub.scorers.base import together
 
 log = logging.getLogger(__name__)
 

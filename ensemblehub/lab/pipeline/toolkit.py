@@ -28,7 +28,6 @@ from ensemblehub.artifacts import content_of, parsed, write_whole
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble, fold
-from ensemblehub.ensemble_methods.base import together
 from ensemblehub.errors import ArtifactError, EngineError, EnsembleHubError
 from ensemblehub.journal import ANEW, Journal
 from ensemblehub.lab import metrics
@@ -37,6 +36,7 @@ from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.report import pyplot
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.schema import Event, Request, Sampling
+from ensemblehub.scorers.base import together
 
 METHODS = Path(__file__).with_suffix(".yaml")
 CONCURRENCY = 32
