@@ -15,7 +15,7 @@ from ensemblehub.errors import ConfigError, EngineError, MissingExtraError, Requ
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.openai.errors import one_line
 from ensemblehub.generators.openai.patience import Patience
-from ensemblehub.generators.openai.reply import Usage
+from ensemblehub.generators.openai.usage import APIUsage
 from ensemblehub.schema import Chat, Message, ModelInfo, Price, Request, TokenIds
 from ensemblehub.scorers.base import Scorer
 
@@ -86,8 +86,8 @@ class APIScorer(Scorer):
         body = self.body(request, texts)
         started, read = time.perf_counter(), None
         try:
-            answer = await self._endpoint.post(f"?{self._query}" if self._query else "", body)
-            usage = Usage.told(answer)
+            answer = await self._endpoint.fetch(f"?{self._query}" if self._query else "", body)
+            usage = APIUsage.of(answer)
             read = usage.read if usage else None
             return self._scores(answer, len(texts))
         finally:

@@ -9,7 +9,7 @@ from faulty import CHAT, CUT, QUICK, STALL, WORDS, Asked, answer, bill, event, s
 from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.openai.engine import OpenAIEngine, OpenAIOptions
-from ensemblehub.generators.openai.patience import Breaker, Failure, Patience
+from ensemblehub.generators.openai.patience import CircuitBreaker, Failure, Patience
 from ensemblehub.schema import Price, Request, Sampling, Text, TokenIds
 
 
@@ -107,7 +107,7 @@ def test_what_the_api_has_no_word_for_is_said_once(caplog):
     assert caplog.messages == []
     engine = OpenAIEngine("far", OpenAIOptions("m", base_url="http://127.0.0.1:1/v1"))
     for _ in range(2):
-        assert "chat_template_kwargs" not in engine.asked(calm)[1]
+        assert "chat_template_kwargs" not in engine.path_and_body(calm)[1]
     (line,) = caplog.messages
     assert line.startswith("far: OpenAI's API has no word for whether to think")
 
@@ -348,13 +348,13 @@ def test_requests_at_the_same_time_are_limited():
 
 
 def test_requests_while_an_endpoint_is_left_alone_do_not_keep_it_so():
-    breaker = Breaker(Patience(breaker_failures=1, breaker_seconds=0.05))
-    breaker.note(Failure("it stalled", again=True))
-    until = breaker.closed_at
+    breaker = CircuitBreaker(Patience(breaker_failures=1, breaker_seconds=0.05))
+    breaker.failed(Failure("it stalled", again=True))
+    until = breaker.closed_until
     with pytest.raises(Failure, match="at last: it stalled") as refused:
         breaker.check()
-    breaker.note(refused.value)
-    assert (breaker.failures, breaker.closed_at) == (1, until)
+    breaker.failed(refused.value)
+    assert (breaker.failures, breaker.closed_until) == (1, until)
     time.sleep(0.06)
     breaker.check()
 

@@ -125,7 +125,7 @@ def test_all_that_an_able_endpoint_can_do_is_seen_with_the_options_to_write():
     }
     assert probed.wrong == set()
     assert "after 'The capital of France is Par' it wrote 'is.'" in probed.findings["prefix"].sentence
-    assert "those of the 5 likeliest" in probed.findings["score"].sentence
+    assert "those of the 5 most probable" in probed.findings["score"].sentence
     assert "`tokenizer`, the model's own, lets it" in probed.findings["score"].sentence
     assert not any(call.cost.estimated for call in probed.ledger.calls if call.cost.prompt_tokens)
     assert probed.ledger.total.completion_tokens > 10
@@ -139,7 +139,7 @@ def test_an_endpoint_that_only_writes_is_told_so_and_nothing_is_wrong_unless_dec
     probed = api()
     assert probed.seen == {"models", "streaming"}
     assert probed.wrong == set()
-    assert "bills are estimates" in probed.findings["usage"].sentence
+    assert "costs are estimates" in probed.findings["usage"].sentence
     assert "continue_final_message: it began anew" in probed.findings["prefix"].sentence
     assert "no such route" in probed.findings["score"].sentence
     declared = {
@@ -280,7 +280,6 @@ def test_a_tokenizer_may_be_that_of_a_model_that_ships(tmp_path):
 def test_a_list_of_models_of_any_shape_is_a_finding(value):
     entry = {"id": "m", "owned_by": "vllm", "max_model_len": 2048}
     for listed in (value, [value], *([{**entry, name: value}] for name in entry)):
-        engine = OpenAIEngine("far", OpenAIOptions("m"))
-        found = Probe(engine, UsageLedger(), engine.settings)._read_list({"data": listed}, "m")
+        found = Probe(None, UsageLedger(), OpenAIOptions("m"))._read_list({"data": listed}, "m")
         assert found.sentence.isprintable()
         assert 0 < found.options.get("context", 1) <= 10**9

@@ -7,7 +7,7 @@ import math
 import pytest
 from faulty import STALL, upstream
 
-from ensemblehub import builtin
+from ensemblehub import builtin, registry
 from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.openai.engine import OpenAIEngine, OpenAIOptions
@@ -93,7 +93,7 @@ def test_the_models_name_says_how_entropies_are_taken_so_that_kinds_are_never_mi
     assert name(score="echo") == "m at x:1 (entropy of the 20 likeliest)"
     assert name(score="echo", entropy_top_k=5) == "m at x:1 (entropy of the 5 likeliest)"
     with pytest.raises(ConfigError, match="entropy_top_k"):
-        OpenAIOptions("m", entropy_top_k=-1)
+        registry.build(OpenAIOptions, {"path": "m", "entropy_top_k": -1}, "model")
 
 
 def test_exact_entropies_are_taken_where_the_server_gives_them():
@@ -215,7 +215,7 @@ WRONG = {
     "a list is short": (said(logprobs=(None, HALF)), "logprobs of 5 tokens for the 4"),
     "too few of the likeliest": (
         said(top=[{"a": HALF}] * 5),
-        "gives 1 of the likeliest tokens of a prompt, not 2",
+        "gives 1 of the top tokens of a prompt, not 2",
     ),
     "other shapes": ((200, {}, '{"choices": {"0": 1}}'), "gave no logprobs"),
     "numbers that are none": (said(logprobs=(None, "a", True, math.nan, 1)), "text that is no logprob"),

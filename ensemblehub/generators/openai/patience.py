@@ -1,50 +1,50 @@
-"""How long to wait for an API, how often to try, and when to leave it alone.
-
-Knows no HTTP client.
-"""
+"""Deadlines, retries and the circuit breaker of an API.  Knows no HTTP client."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt
+
+Seconds = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait and how often to try.
+    """How long to wait for an API and how often to retry.
 
     Attributes:
         connect, first_token, inter_token, total: deadlines in seconds; `total` covers all tries.
-        tries: how often a request is made at most, as long as nothing has come back.
-        backoff: seconds before the second try at most, doubled for each further one; a random part of it is waited,
-            or the server's `Retry-After` where that is longer.
-        longest_wait: seconds; a server that asks for more is not tried again.
-        breaker_failures, breaker_seconds: after so many failures in a row the endpoint is left alone for so long.
+        tries: maximum number of tries; a request is never retried once part of an answer has arrived.
+        backoff: maximum delay in seconds before the second try, doubled for each further one.  The actual delay is
+            drawn from the upper half of that range, or is the server's `Retry-After` where that is longer.
+        longest_wait: seconds; a server that asks for a longer delay is not tried again.
+        breaker_failures, breaker_seconds: after this many consecutive failures the endpoint is not asked for this
+            many seconds.
     """
 
-    connect: float = 10.0
-    first_token: float = 120.0
-    inter_token: float = 60.0
-    total: float = 600.0
-    tries: int = 4
-    backoff: float = 0.5
-    longest_wait: float = 600.0
-    breaker_failures: int = 5
-    breaker_seconds: float = 30.0
-
-
-@dataclass
-class Clock:
-    """The times by which a whole request, and its next event, must be there."""
-
-    end: float
-    due: float
+    connect: Seconds = 10.0
+    first_token: Seconds = 120.0
+    inter_token: Seconds = 60.0
+    total: Seconds = 600.0
+    tries: Annotated[int, Ge(1)] = 4
+    backoff: Annotated[float, Ge(0)] = 0.5
+    longest_wait: Annotated[float, Ge(0)] = 600.0
+    breaker_failures: Annotated[int, Ge(1)] = 5
+    breaker_seconds: Annotated[float, Ge(0)] = 30.0
 
 
 class Failure(Exception):
-    """One try that failed; `again` tells whether another may help, `status` is the HTTP one, if any.
+    """A failed try.
 
-    `untried`: the endpoint was not even asked.
+    Attributes:
+        again: whether another try may succeed.
+        status: HTTP status; 0 where there is none.
+        wait: seconds that the server asks to wait.
+        code: the API's error code.
+        untried: whether the circuit breaker kept the request from being sent.
     """
 
     def __init__(
@@ -58,37 +58,84 @@ class Failure(Exception):
         untried: bool = False,
     ) -> None:
         super().__init__(reason)
-        self.again, self.status, self.wait, self.code, self.untried = again, status, wait, code, untried
+        self.again = again
+        self.status = status
+        self.wait = wait
+        self.code = code
+        self.untried = untried
+
+
+class Clock:
+    """The deadlines of one request, all its tries included.
+
+    Attributes:
+        end: when the whole request is due, by `time.monotonic`.
+        due: when the next event of the current try is due.
+    """
+
+    def __init__(self, patience: Patience) -> None:
+        self._total = patience.total
+        self.end = self.due = time.monotonic() + patience.total
+
+    def expect(self, seconds: float) -> None:
+        """Set the deadline of the next event."""
+        self.due = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds until the nearest deadline; always positive."""
+        return max(0.001, min(self.end, self.due) - time.monotonic())
+
+    def check(self) -> None:
+        """Check the deadlines while data flows, when no timer gets a chance to run.
+
+        Raises:
+            Failure: a deadline has passed.
+        """
+        now = time.monotonic()
+        if now >= self.end:
+            raise Failure(f"it took longer than {self._total:g} s in all (`patience.total`)", again=False)
+        if now >= self.due:
+            raise Failure("it stalled", again=True)
 
 
 @dataclass
-class Breaker:
-    """Leaves an endpoint alone after failures in a row; then lets one request try it."""
+class CircuitBreaker:
+    """Refuses requests for a while after consecutive failures, then lets a single one through."""
 
     patience: Patience
     failures: int = 0
-    closed_at: float = 0.0
+    closed_until: float = 0.0
     reason: str = ""
 
     def check(self) -> None:
-        """Refuse while the endpoint is left alone.
+        """Check that the endpoint may be asked.
 
         Raises:
-            Failure: says for how long.
+            Failure: it failed too often; the text says for how long it is not asked.
         """
-        left = self.closed_at - time.monotonic()
-        if self.failures >= self.patience.breaker_failures and left > 0:
-            why = f"it failed {self.failures} times in a row and is left alone for {left:.0f} s, at last: {self.reason}"
-            raise Failure(why, again=False, untried=True)
-        if self.failures >= self.patience.breaker_failures:
-            self.closed_at = (
-                time.monotonic() + self.patience.breaker_seconds
-            )  # this one tries, the others wait
+        if self.failures < self.patience.breaker_failures:
+            return
+        left = self.closed_until - time.monotonic()
+        if left > 0:
+            raise Failure(
+                f"it failed {self.failures} times in a row and is left alone for {left:.0f} s, "
+                f"at last: {self.reason}",
+                again=False,
+                untried=True,
+            )
+        self._close()  # this request tries it, others wait
 
-    def note(self, failure: Failure | None) -> None:
-        """Count a try that failed, or start anew."""
-        if failure is None:
-            self.failures = 0
-        elif not failure.untried and (failure.status == 0 or failure.status >= 500):
-            self.failures, self.reason = self.failures + 1, str(failure)
-            self.closed_at = time.monotonic() + self.patience.breaker_seconds
+    def succeeded(self) -> None:
+        """Record a success."""
+        self.failures = 0
+
+    def failed(self, failure: Failure) -> None:
+        """Record a failed try; the API's refusals of a request (HTTP 4xx) do not count."""
+        if not failure.untried and (failure.status == 0 or failure.status >= 500):
+            self.failures += 1
+            self.reason = str(failure)
+            self._close()
+
+    def _close(self) -> None:
+        self.closed_until = time.monotonic() + self.patience.breaker_seconds

@@ -142,7 +142,7 @@ def check_keys(config: Config) -> None:
     for spec in config.model_specs:
         if spec.engine in ("openai", "api"):
             from ensemblehub.generators.openai.endpoint import key_of
-            from ensemblehub.generators.openai.engine import Address, OpenAIOptions
+            from ensemblehub.generators.openai.options import Address, OpenAIOptions
 
             options: OpenAIOptions = registry.build(OpenAIOptions, spec.options, f"model {spec.name!r}")
             key_of(Address.of(options).key_variable, f"model {spec.name!r}")
