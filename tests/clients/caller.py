@@ -8,7 +8,7 @@ from ensemblehub.schema import Piece
 
 
 class CallingEngine(EchoEngine):
-    can = EchoEngine.capabilities | {"tools"}
+    capabilities = EchoEngine.capabilities | {"tools"}
 
     async def stream(self, request, meter):
         tools = request.extra.get("tools") if request.extra.get("tool_choice") != "none" else None

@@ -72,7 +72,7 @@ def test_the_automatic_k_is_three_only_where_most_find_the_question_unusual():
 class Fixed(Engine):
     """Reads what it is given."""
 
-    name, can = "fixed", frozenset({"score"})
+    name, capabilities = "fixed", frozenset({"score"})
 
     def __init__(self, tokens):
         self.tokens = tuple(ScoredToken("x", 0, p, 1.0, message, 0, 1, best) for message, p, best in tokens)

@@ -62,7 +62,7 @@ class Stubborn(Recorder):
 class Scripted(Engine):
     """Gives the next of its turns, each a list of (text, tokens), and then ends the answer."""
 
-    name, info, can = "scripted", ModelInfo(), frozenset({"prefix"})
+    name, info, capabilities = "scripted", ModelInfo(), frozenset({"prefix"})
 
     def __init__(self, *turns):
         self.turns = list(turns)
