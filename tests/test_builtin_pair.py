@@ -22,7 +22,7 @@ from ensemblehub.lab.pipeline.evaluate import Bill
 from ensemblehub.lab.pipeline.records import Row
 from ensemblehub.lab.tasks.builtin_math import BuiltinMath
 from ensemblehub.schema import Chat, Cost, Message, Piece, Request, Sampling, Text
-from ensemblehub.tandem import insights
+from ensemblehub.tandem.insights import PROFILES, Dialogue
 
 SAMPLING = Sampling(max_tokens=400)
 ITEMS = list(BuiltinMath().items("test", 12))
@@ -145,13 +145,13 @@ def test_closing_in_mid_insight_stops_the_mentor_and_bills_it():
 
 def test_the_prompts_are_those_the_models_were_trained_on():
     hub = builtin_pair()
-    profile = insights.PROFILES["builtin"]
+    profile = PROFILES["builtin"]
     request = Request(Chat((Message("user", "How many?"),)), SAMPLING)
     mentor, intern = hub.engines
-    tokens = mentor.render(insights.mentor_request(request, profile, 5)).ids
+    tokens = mentor.render(Dialogue(request, profile).mentor_request(5)).ids
     trained = Text(corpus.prompt("How many?", "Give insights only."))
     assert tokens == mentor.render(Request(trained)).ids
-    guided = intern.render(insights.intern_request(request, profile, "Goal: x", "prompt")).ids
+    guided = intern.render(Dialogue(request, profile).intern_request("Goal: x")).ids
     trained = Text(corpus.prompt("How many?", "Use the insights.", "Goal: x"))
     assert guided == intern.render(Request(trained)).ids
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,7 +23,6 @@ from ensemblehub.api.reading import beside
 from ensemblehub.api.state import State
 from ensemblehub.api.streaming import JSON
 from ensemblehub.config import DEFAULT
-from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.ensemble_methods.raw_prompts import tokenizer_of
 from ensemblehub.generators.base import Engine, Tokenizer
 
@@ -103,12 +103,7 @@ def _members(served: Served) -> list[str]:
 def _described(served: Served) -> dict[str, Any]:
     ensemble, spec = served.ensemble, served.aggregation
     aggregation = ensemble.aggregation
-    levels = []
-    if isinstance(aggregation, Tandem):
-        levels = [
-            {"level": level, "mentor_tokens": tokens, "threshold": aggregation.limits[level]}
-            for level, tokens in aggregation.budgets
-        ]
+    levels = [asdict(checkpoint) for checkpoint in aggregation.checkpoints]
     return {
         "id": served.name,
         "method": spec.method,

@@ -11,14 +11,17 @@ the same rendering without the insight.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from ensemblehub.builtin import prompts
-from ensemblehub.errors import RequestError
-from ensemblehub.schema import Chat, Message, Request, Scored, ScoredToken, Text
+from ensemblehub.errors import ConfigError, EngineError, RequestError, did_you_mean
+from ensemblehub.schema import Chat, Message, Piece, Request, Scored, ScoredToken, Text
 
+log = logging.getLogger(__name__)
 InsightMode = Literal["prompt", "continuation"]
 Scope = Literal["question+insight", "insight"]
 LEVEL_0 = "none"  # the level at which the intern sees no insight
@@ -53,6 +56,15 @@ class Profile:
         """Changes with any word; a judge is trained for one wording."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
 
+    @property
+    def head(self) -> str:
+        """The opening as it is shown."""
+        return re.sub(self.marks, "", self.opening).lstrip("\n")
+
+    def shown(self, written: str) -> str:
+        """What the intern is shown of what the mentor wrote: with its opening, without the family's marks."""
+        return re.sub(self.marks, "", self.opening + written).lstrip("\n") if written else ""
+
 
 _REQUEST = """You are the mentor of a smaller model that will solve the user's problem. Do not solve it to the \
 end. Write structured insights that let the smaller model solve it, under these four headings, each on its own line:
@@ -85,6 +97,20 @@ PROFILES: dict[str, Profile] = {
 }
 
 
+def profile_named(name: str, where: str) -> Profile:
+    """The profile of that name in `PROFILES`; `studio`, the former name of `builtin`, is still read.
+
+    Raises:
+        ConfigError: there is none; names the nearest one.
+    """
+    if name == "studio":
+        log.warning("%s: the profile `studio` is called `builtin` now", where)
+        name = "builtin"
+    if name not in PROFILES:
+        raise ConfigError(f"{where}: {did_you_mean(name, PROFILES, 'profile')}")
+    return PROFILES[name]
+
+
 def chat_of(request: Request) -> Chat:
     """The conversation of a request; a raw text becomes a user's turn.
 
@@ -100,51 +126,103 @@ def chat_of(request: Request) -> Chat:
     raise RequestError("text or a chat is needed, not token ids: two models read it")
 
 
-def mentor_request(request: Request, profile: Profile, tokens: int) -> Request:
-    """Ask the mentor for `tokens` tokens of insight at most; stop strings and biases are the answer's own."""
-    chat = replace(_with_system(chat_of(request), profile.request), thinking=profile.thinking)
-    sampling = replace(
-        request.sampling,
-        max_tokens=tokens,
-        fit_context=False,
-        min_tokens=0,
-        stop=(),
-        logit_bias={},
-        top_logprobs=0,
-    )
-    return replace(request, prompt=chat, sampling=sampling, prefix=profile.opening)
+@dataclass(frozen=True)
+class Dialogue:
+    """A request in the words of a profile: what the mentor is asked, and what the intern reads.
+
+    Attributes:
+        request: the user's request; its sampling is the answer's.
+        mode: whether the insight stands in the intern's prompt, or begins the intern's own answer.
+    """
+
+    request: Request
+    profile: Profile
+    mode: InsightMode = "prompt"
+
+    def mentor_request(self, tokens: int) -> Request:
+        """Ask the mentor for at most `tokens` tokens of insight, without the answer's stop strings and biases."""
+        chat = _with_system(chat_of(self.request), self.profile.request)
+        sampling = replace(
+            self.request.sampling,
+            max_tokens=tokens,
+            fit_context=False,
+            min_tokens=0,
+            stop=(),
+            logit_bias={},
+            top_logprobs=0,
+        )
+        chat = replace(chat, thinking=self.profile.thinking)
+        return replace(self.request, prompt=chat, sampling=sampling, prefix=self.profile.opening)
+
+    def intern_request(self, insight: str = "") -> Request:
+        """Ask the intern for the answer, given the insight so far (none: level 0)."""
+        chat = _with_system(chat_of(self.request), self.profile.guide)
+        if self.mode == "continuation":
+            return replace(self.request, prompt=chat, prefix=insight + self.request.prefix)
+        if insight:
+            *before, last = chat.messages
+            guided = replace(last, content=last.content + self.profile.header + insight)
+            chat = replace(chat, messages=(*before, guided))
+        return replace(self.request, prompt=chat)
+
+    def judged_tokens(self, scored: Scored, scope: Scope) -> tuple[ScoredToken, ...]:
+        """The tokens of an `intern_request` that a judge sees: question and insight (Q ⊕ I), or the insight alone."""
+        chat = chat_of(self.request)
+        question = len(chat.messages) - 1 + (chat.messages[0].role != "system")
+        if self.mode == "continuation":
+            insight = scored.of(question + 1)
+            return insight if scope == "insight" else scored.of(question) + insight
+        return scored.of(question, len(chat.messages[-1].content) if scope == "insight" else 0)
+
+    def spending(self, tokens: int) -> Dialogue:
+        """The same dialogue once `tokens` of `max_completion_tokens` are written (see `Request.spending`)."""
+        return replace(self, request=self.request.spending(tokens))
 
 
-def intern_request(request: Request, profile: Profile, insight: str, mode: InsightMode) -> Request:
-    """Ask the intern for the answer, given the insight so far (none: level 0)."""
-    chat = _with_system(chat_of(request), profile.guide)
-    if mode == "continuation":
-        return replace(request, prompt=chat, prefix=insight + request.prefix)
-    if insight:
-        last = chat.messages[-1]
-        guided = replace(last, content=last.content + profile.header + insight)
-        chat = replace(chat, messages=(*chat.messages[:-1], guided))
-    return replace(request, prompt=chat)
+@dataclass
+class Insight:
+    """The mentor's insight as far as it has been read.
 
+    Attributes:
+        tolerant: an `EngineError` of the mentor ends the insight and sets `failed` instead of being raised.
+        written: the mentor's text; `tokens` is its length.
+        begun, ended: its first and its last piece have been read.
+    """
 
-def shown(written: str, profile: Profile) -> str:
-    """What the intern is shown of what the mentor wrote: with its opening, without the family's marks."""
-    return re.sub(profile.marks, "", profile.opening + written).lstrip("\n") if written else ""
+    dialogue: Dialogue
+    tolerant: bool = False
+    written: str = ""
+    tokens: int = 0
+    begun: bool = False
+    ended: bool = False
+    failed: bool = False
 
+    @property
+    def shown(self) -> str:
+        """The insight as the intern sees it."""
+        return self.dialogue.profile.shown(self.written)
 
-def head(profile: Profile) -> str:
-    """How an insight begins that continues the profile's opening, as it is shown."""
-    return re.sub(profile.marks, "", profile.opening).lstrip("\n")
+    async def read(self, stream: AsyncIterator[Piece], tokens: int) -> Piece | None:
+        """The next piece of the mentor's stream; None once `tokens` tokens are read or the mentor has ended.
 
-
-def read_tokens(scored: Scored, request: Request, mode: InsightMode, scope: Scope) -> tuple[ScoredToken, ...]:
-    """The tokens a judge looks at: question and insight (Q ⊕ I), or the insight alone."""
-    chat = chat_of(request)
-    question = len(chat.messages) - 1 + (chat.messages[0].role != "system")
-    if mode == "continuation":
-        insight = scored.of(question + 1)
-        return insight if scope == "insight" else scored.of(question) + insight
-    return scored.of(question, len(chat.messages[-1].content) if scope == "insight" else 0)
+        The first piece begins with the profile's opening, as it is shown.
+        """
+        if self.ended or self.tokens >= tokens:
+            return None
+        try:
+            piece = await anext(stream)
+        except EngineError as error:
+            if not self.tolerant:
+                raise
+            log.warning("the mentor failed (%s); the intern answers alone", error)
+            self.ended = self.failed = True
+            return None
+        opening = "" if self.begun else self.dialogue.profile.head
+        self.begun = True
+        self.written += piece.text
+        self.tokens += max(len(piece.tokens), bool(piece.text))
+        self.ended = piece.finish is not None
+        return replace(piece, text=opening + piece.text, finish=None)
 
 
 def sections(insight: str) -> dict[str, str]:

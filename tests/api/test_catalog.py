@@ -85,7 +85,7 @@ def test_a_request_changes_parameters_within_the_bounds_and_nothing_else(catalog
     )
     both = catalog.chosen("ensemble", options(params={"judge": "fixed:low", "thresholds": {"low": 0.5}}))
     assert both.ensemble.aggregation.mentor == "c"  # what is not changed stays
-    assert both.ensemble.aggregation.limits["low"] == 0.5
+    assert both.ensemble.aggregation.level_thresholds["low"] == 0.5
 
 
 @pytest.mark.parametrize(

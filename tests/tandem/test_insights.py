@@ -3,7 +3,7 @@ import pytest
 from ensemblehub.errors import RequestError
 from ensemblehub.schema import Chat, Message, Request, Sampling, Scored, ScoredToken, Text, TokenIds
 from ensemblehub.tandem import insights
-from ensemblehub.tandem.insights import PROFILES, intern_request, mentor_request, sections, shown
+from ensemblehub.tandem.insights import PROFILES, Dialogue, sections
 
 ASK = Request(
     Chat((Message("system", "Be kind."), Message("user", "2 + 2?"))), Sampling(max_tokens=50, stop=("\n",))
@@ -13,7 +13,7 @@ ASK = Request(
 @pytest.mark.parametrize("name", PROFILES)
 def test_level_0_is_the_same_rendering_without_the_insight(name):
     profile = PROFILES[name]
-    bare, guided = (intern_request(ASK, profile, text, "prompt").prompt for text in ("", "Goal: add"))
+    bare, guided = (Dialogue(ASK, profile).intern_request(text).prompt for text in ("", "Goal: add"))
     assert bare.messages[0] == guided.messages[0]
     assert bare.messages[0].content.startswith(profile.guide)
     assert bare.messages[0].content.endswith("Be kind.")
@@ -21,7 +21,7 @@ def test_level_0_is_the_same_rendering_without_the_insight(name):
 
 
 def test_the_mentor_keeps_the_seed_and_not_the_answers_limits():
-    ask = mentor_request(ASK, PROFILES["qwen3"], 7)
+    ask = Dialogue(ASK, PROFILES["qwen3"]).mentor_request(7)
     assert (ask.sampling.max_tokens, ask.sampling.stop, ask.prompt.thinking) == (7, (), True)
     assert ask.prefix == "<think>\nGoal:"
 
@@ -37,7 +37,7 @@ def test_the_mentor_keeps_the_seed_and_not_the_answers_limits():
     ],
 )
 def test_the_intern_sees_the_insight_without_the_familys_marks(name, written, seen):
-    assert shown(written, PROFILES[name]) == seen
+    assert PROFILES[name].shown(written) == seen
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,9 @@ def test_the_judge_reads_question_and_insight_or_the_insight_alone():
 
     question, insight = [token("2 + 2?", 1, 0)], [token("\n\n", 1, 6), token("Goal", 1, 8)]
     scored = Scored((token("<s>", None, 0), token("guide", 0, 0), *question, *insight, token("<a>", None, 0)))
-    assert insights.read_tokens(scored, ASK, "prompt", "question+insight") == (*question, *insight)
-    assert insights.read_tokens(scored, ASK, "prompt", "insight") == tuple(insight)
+    dialogue = Dialogue(ASK, PROFILES["instruct"])
+    assert dialogue.judged_tokens(scored, "question+insight") == (*question, *insight)
+    assert dialogue.judged_tokens(scored, "insight") == tuple(insight)
 
 
 def test_what_cannot_be_asked_of_two_models():

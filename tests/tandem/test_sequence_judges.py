@@ -6,7 +6,7 @@ import pytest
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.judges import training
 from ensemblehub.lab.judges.training import KINDS, train_judge
-from ensemblehub.tandem import sufficiency
+from ensemblehub.tandem.artifact import JudgeArtifact, load_judge
 from ensemblehub.tandem.judges import Inputs, Reading, Readings
 from ensemblehub.tandem.sequence_judges import LONGEST, SEQUENCE_JUDGES
 from ensemblehub.tandem.trees import Trees
@@ -80,10 +80,8 @@ def test_what_a_reading_is_batched_with_does_not_change_it(kind, judges, reading
 @pytest.mark.parametrize("kind", ["gb", *SEQUENCE_JUDGES, "ensemble"])
 def test_a_saved_judge_says_the_same(kind, judges, readings, tmp_path):
     judge, _ = judges[kind]
-    sufficiency.Artifact(judge, mentor="m", intern="i", prompts="p", levels={"none": 0, "low": 24}).save(
-        tmp_path
-    )
-    again = sufficiency.load(tmp_path)
+    JudgeArtifact(judge, mentor="m", intern="i", prompts="p", levels={"none": 0, "low": 24}).save(tmp_path)
+    again = load_judge(tmp_path)
     assert again.judge.kind == kind
     assert (again.judge.probabilities_of(readings[0]) == judge.probabilities_of(readings[0])).all()
     assert "made for intern" in again.check("m", "other", "p")[0]

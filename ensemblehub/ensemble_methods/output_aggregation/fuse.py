@@ -7,10 +7,12 @@ Mixture-of-agents: Wang et al., "Mixture-of-Agents Enhances Large Language Model
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from ensemblehub.answers.equality import final_answer
@@ -35,6 +37,7 @@ Answers of the models:
 {candidates}""",
     "builtin": "{question}" + CANDIDATES_HEADER + "{candidates}",
 }
+log = logging.getLogger(__name__)
 _PLACES = re.compile(r"\{(question|candidates)\}")
 
 
@@ -102,13 +105,16 @@ class Fuse(Aggregation):
             return reply.rpartition("\n")[2]
         return final_answer(reply) or reply if self.show == "answer" else reply
 
-    @property
+    @cached_property
     def words(self) -> str:
         """The configured template.
 
         Raises:
             ConfigError: it is neither the name of one nor a text with both places.
         """
+        if self.template == "studio":
+            log.warning("fuse: the template `studio` is called `builtin` now")
+            return TEMPLATES["builtin"]
         if re.fullmatch(r"[\w-]+", self.template):
             if self.template not in TEMPLATES:
                 raise ConfigError(f"fuse: {did_you_mean(self.template, TEMPLATES, 'template')}")

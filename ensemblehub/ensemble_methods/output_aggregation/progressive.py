@@ -7,13 +7,14 @@ import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import name_of
 from ensemblehub.ensemble_methods.roles import by_size, require
 from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn, refuse
-from ensemblehub.errors import ConfigError, did_you_mean
+from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Capability, Piece, Request
 from ensemblehub.tandem import insights
@@ -109,7 +110,7 @@ class Progressive(Segments):
 
     def outline_request(self, request: Request, tokens: int) -> Request:
         """Ask for an outline of `tokens` tokens at most; stop strings and biases are the answer's own."""
-        ask = insights.mentor_request(request, self.words, tokens)
+        ask = insights.Dialogue(request, self.words).mentor_request(tokens)
         if not self.profile:
             template = self.outline_prompt_template or OUTLINE[self.template_language]
             ask = replace(ask, prompt=templated(request, template).prompt)
@@ -118,15 +119,19 @@ class Progressive(Segments):
 
     def final_request(self, request: Request, outline: str) -> Request:
         """Ask for the answer, with the outline in the prompt."""
-        shown = insights.shown(outline, self.words)
+        shown = self.words.shown(outline)
         if self.profile:
-            return insights.intern_request(request, self.words, shown, "prompt")
+            return insights.Dialogue(request, self.words).intern_request(shown)
         return templated(request, self.final_prompt_template or FINAL[self.template_language], shown.strip())
 
-    @property
+    @cached_property
     def words(self) -> insights.Profile:
         """The configured profile, or one without words of its own."""
-        return insights.PROFILES[self.profile] if self.profile else insights.Profile("", "", "")
+        return (
+            insights.profile_named(self.profile, "progressive")
+            if self.profile
+            else insights.Profile("", "", "")
+        )
 
     def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
         models = by_size(engines, name_of(self))
@@ -164,8 +169,6 @@ class Progressive(Segments):
             ConfigError: says which.
         """
         templates = (self.outline_prompt_template, self.final_prompt_template)
-        if self.profile is not None and self.profile not in insights.PROFILES:
-            raise ConfigError(f"progressive: {did_you_mean(self.profile, insights.PROFILES, 'profile')}")
         if self.profile is not None and any(template is not None for template in templates):
             raise ConfigError("progressive: give a profile or templates, not both")
         for template, marks in zip(templates, (("question",), ("question", "outline")), strict=True):

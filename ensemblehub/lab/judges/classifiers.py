@@ -91,7 +91,7 @@ def run(pipeline: Pipeline, kinds: Sequence[str] = (), say: Callable[[str], None
     _, tandem = pipeline.ensemble()
     for split in (data.train, data.calibration, data.test):
         pipeline.check_levels(split, tandem)
-    visited = [level for level, _ in tandem.budgets]
+    visited = [checkpoint.level for checkpoint in tandem.checkpoints]
     for kind in kinds or NAMES:
         say(f"{kind} ...")
         judge, seconds = made(kind, data)

@@ -22,7 +22,7 @@ from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected, Run
 from ensemblehub.schema import Request
 from ensemblehub.tandem import insights
-from ensemblehub.tandem.insights import LEVEL_0
+from ensemblehub.tandem.insights import LEVEL_0, Dialogue
 
 COLUMNS = ("method", "n", "accuracy", "difference", "intern_tokens", "leak_share", "truncated_share")
 FULL = "full insight"
@@ -110,7 +110,7 @@ async def _answer(
     async def one(key: str, item: Any, full: Run, insight: str) -> None:
         async with room:
             ask = Request(pipeline.task.request(item), pipeline.sampling, id=item.id)
-            request = insights.intern_request(ask, tandem.words, insight, tandem.insight_mode)
+            request = Dialogue(ask, tandem.words, tandem.insight_mode).intern_request(insight)
             text, finish, cost = await fold(intern, request)
             grade = await asyncio.to_thread(pipeline.task.grade, item, text)
             leak = await asyncio.to_thread(pipeline.task.leaks, item, insight)

@@ -27,7 +27,7 @@ POINTS = 8
 def run(study: Study) -> list[Table]:
     """The intern after each length, up to the highest level's; a picture beside the table."""
     _, tandem = study.pipeline().ensemble(judge=f"fixed:{LEVEL_0}")  # none is asked here
-    highest = tandem.budgets[-1][1]
+    highest = tandem.checkpoints[-1].mentor_tokens
     lengths = sorted({max(1, round(highest * part / POINTS)) for part in range(1, POINTS + 1)})
     levels = "{" + ", ".join(f"after_{length}: {length}" for length in lengths) + "}"
     pipeline = study.pipeline("guidance", f"ensemble.output_aggregation_params.levels={levels}")

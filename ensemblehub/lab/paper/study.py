@@ -19,7 +19,7 @@ from ensemblehub.lab.pipeline.evaluate import TandemRun
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.pipeline.report import Answered
-from ensemblehub.tandem import sufficiency
+from ensemblehub.tandem.artifact import load_judge
 
 _FOLDER = Path(__file__).parent / "pairs"
 BUILTIN = "builtin"
@@ -166,7 +166,7 @@ def _calibrated(pipeline: Pipeline) -> bool:
     """Whether the judge is there, of the kind that is asked for, and calibrated for the aim that is asked for."""
     if not (pipeline.judge_folder / "judge.json").exists():
         return False
-    artifact, asked = sufficiency.load(pipeline.judge_folder), pipeline.settings
+    artifact, asked = load_judge(pipeline.judge_folder), pipeline.settings
     made = artifact.data.get("calibrated")
     aim = made.get("aim") if isinstance(made, dict) else None
     kind, preset = artifact.judge.kind, artifact.metrics.get("preset", asked.preset)

@@ -30,8 +30,8 @@ from ensemblehub.lab.pipeline.records import FEATURES, Collected, Row, Run
 from ensemblehub.lab.pipeline.splits import digest
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.schema import Cost, Piece, Request, Sampling
-from ensemblehub.tandem import features, insights
-from ensemblehub.tandem.insights import LEVEL_0
+from ensemblehub.tandem import features
+from ensemblehub.tandem.insights import LEVEL_0, Dialogue
 
 Reading = NDArray[np.float16]
 
@@ -101,7 +101,7 @@ class Collector:
     async def insight(self, ask: Request) -> dict[str, Cut]:
         """The mentor's insight, written once, as it stands at every level; the empty one first."""
         words, ledger = self.tandem.words, UsageLedger()
-        request = insights.mentor_request(ask, words, max(self.tandem.levels.values()))
+        request = Dialogue(ask, words).mentor_request(max(self.tandem.levels.values()))
         pieces: list[Piece] = []
         async with aclosing(self.mentor.stream(request, ledger.meter("insight"))) as stream:
             async for piece in stream:
@@ -114,14 +114,15 @@ class Collector:
                     break
                 text, tokens = text + piece.text, tokens + len(piece.tokens)
             seconds = total.seconds * tokens / max(1, total.completion_tokens)
-            cuts[level] = Cut(insights.shown(text, words), total.prompt_tokens, tokens, seconds)
+            cuts[level] = Cut(words.shown(text), total.prompt_tokens, tokens, seconds)
         return cuts
 
     async def level(self, item: Item, ask: Request, cut: Cut) -> tuple[Run, Any, int]:
         """The intern's answer and reading at one level, and the count of closing template tokens."""
-        request = insights.intern_request(ask, self.tandem.words, cut.text, self.tandem.insight_mode)
+        dialogue = Dialogue(ask, self.tandem.words, self.tandem.insight_mode)
+        request = dialogue.intern_request(cut.text)
         scored = await self.intern.score(request, UsageLedger().meter("judge"))
-        tokens = insights.read_tokens(scored, ask, self.tandem.insight_mode, "question+insight")
+        tokens = dialogue.judged_tokens(scored, "question+insight")
         perplexity, entropy = features.sequences(tokens)
         closing = next((n for n, token in enumerate(reversed(scored.tokens)) if token.message is not None), 0)
         text, finish, cost = await fold(self.intern, request)

@@ -32,7 +32,7 @@ from ensemblehub.lab.pipeline.parallel import Placement
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks.base import Item, Task, task_named
-from ensemblehub.tandem import sufficiency
+from ensemblehub.tandem.artifact import JudgeArtifact, load_judge
 from ensemblehub.tandem.estimates import Length
 from ensemblehub.tandem.insights import LEVEL_0
 
@@ -207,7 +207,7 @@ class Pipeline:
         )
         alone = [row.runs["mentor"] for row in data.rows]
         length = Length.fit([run.mentor_read for run in alone], [run.mentor_tokens for run in alone])
-        artifact = sufficiency.Artifact(
+        artifact = JudgeArtifact(
             judge,
             **{key: data.header[key] for key in ("mentor", "intern", "prompts", "levels")},
             data={"task": self.task.name, "split": "train", "n": len(data.rows)},
@@ -237,13 +237,13 @@ class Pipeline:
     def calibrate(self, aim: str | None = None) -> dict[str, Any]:
         """Choose one threshold per level on the collected `calibration` split, never on test data."""
         wanted = calibration.Objective.parse(aim or self.settings.aim)
-        artifact = sufficiency.load(self.judge_folder)
+        artifact = load_judge(self.judge_folder)
         if not artifact.judge.reads:
             raise ConfigError(f"the judge in {self.judge_folder} has nothing to calibrate")
         _, tandem = self.ensemble()
         data = self.learning("calibration")
         self._check_calibration(data, tandem, artifact)
-        levels = [level for level, _ in tandem.budgets]
+        levels = [checkpoint.level for checkpoint in tandem.checkpoints]
         chosen = calibration.calibrate(replay.outcomes(data, artifact.judge, levels, tandem.fallback), wanted)
         thresholds = dict(zip(levels, map(float, chosen.thresholds), strict=True))
         made = dict(artifact.data) | {
@@ -252,7 +252,7 @@ class Pipeline:
         replace(artifact, thresholds=thresholds, data=made).save(self.judge_folder)
         return {"aim": str(wanted), "n": len(data.rows), "thresholds": thresholds, **chosen.expected}
 
-    def _check_calibration(self, data: Collected, tandem: Tandem, artifact: sufficiency.Artifact) -> None:
+    def _check_calibration(self, data: Collected, tandem: Tandem, artifact: JudgeArtifact) -> None:
         """Check that thresholds for this judge and these levels can be chosen on this data.
 
         Raises:
@@ -351,9 +351,9 @@ class Pipeline:
         ensemble, tandem = self.ensemble(**options)
         settings = self.deciding(ensemble.engines) | {
             "prompts": tandem.words.fingerprint,
-            "judge": tandem.verdicts.record(),
-            "weights": hashlib.sha256(tandem.verdicts.weights).hexdigest(),
-            "thresholds": tandem.limits,
+            "judge": tandem.artifact.record(),
+            "weights": hashlib.sha256(tandem.artifact.weights).hexdigest(),
+            "thresholds": tandem.level_thresholds,
             "options": {
                 key: value for key, value in asdict(tandem).items() if key != "judge"
             },  # wherever it lies

@@ -19,7 +19,7 @@ from ensemblehub.lab.pipeline.calibration import replay as cascade
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.records import Collected, Row
 from ensemblehub.lab.pipeline.replay import outcomes
-from ensemblehub.tandem import sufficiency
+from ensemblehub.tandem.artifact import load_judge
 
 YAML = """
 model_specs:
@@ -105,7 +105,7 @@ def test_replaying_collected_data_equals_riding_live(pipeline, tmp_path):
     pipeline.calibrate()
     rides = pipeline.evaluate(80)
     data = Collected.load(tmp_path / "results/collected", "test").part(list(range(80)))
-    artifact = sufficiency.load(tmp_path / "judge")
+    artifact = load_judge(tmp_path / "judge")
     levels = ["none", "low", "high"]
     replayed = cascade(
         outcomes(data, artifact.judge, levels, "best"), [artifact.thresholds[level] for level in levels]

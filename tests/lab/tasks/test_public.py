@@ -15,7 +15,7 @@ from ensemblehub.lab.data import CODE, MATHS, WRITE, fetch
 from ensemblehub.lab.tasks.base import task_named
 from ensemblehub.registry import TASKS
 from ensemblehub.schema import Request
-from ensemblehub.tandem.insights import PROFILES, intern_request, mentor_request
+from ensemblehub.tandem.insights import PROFILES, Dialogue
 
 # A hostile program may kill what it can reach, other tests' sandboxes included: one worker runs them all.
 pytestmark = pytest.mark.xdist_group("sandbox")
@@ -419,7 +419,8 @@ def test_the_instruction_and_tandems_words_go_together(tmp_path, name):
     """The mentor hears, after the words on the answer's form, that these are for the other model."""
     item = next(task("gsm8k", tmp_path, 1).items("test"))
     ask, words = Request(task("gsm8k", tmp_path, 1).request(item)), PROFILES[name]
-    mentor, intern = mentor_request(ask, words, 100), intern_request(ask, words, "Goal: count pans", "prompt")
+    dialogue = Dialogue(ask, words)
+    mentor, intern = dialogue.mentor_request(100), dialogue.intern_request("Goal: count pans")
     assert mentor.prompt.messages[-1] == ask.prompt.messages[-1]
     assert intern.prompt.messages[-1].content.startswith(ask.prompt.messages[-1].content)
     if name != "builtin":

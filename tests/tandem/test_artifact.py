@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemblehub.errors import ArtifactError, ConfigError, RequestError
+from ensemblehub.tandem.artifact import JudgeArtifact, load_judge, resolve_judge
 from ensemblehub.tandem.curves import Curve
 from ensemblehub.tandem.features import features
 from ensemblehub.tandem.judges import MLP, Inputs, Logistic, Reading
-from ensemblehub.tandem.sufficiency import Artifact, load, resolve
 from ensemblehub.tandem.trees import GradientBoosting, Trees
 
 safetensors = pytest.importorskip("safetensors.numpy")
@@ -46,14 +46,14 @@ def artifact(judge=None, **changes):
         "levels": LEVELS,
         "data": {"split": "train", "n": 7},
     }
-    return Artifact(judge or network(), **(made | changes))
+    return JudgeArtifact(judge or network(), **(made | changes))
 
 
 # Rules
 
 
 def test_entropy_rule_suffices_exactly_when_the_mean_is_at_most_the_limit():
-    found = resolve("entropy:0.4", list(LEVELS))
+    found = resolve_judge("entropy:0.4", list(LEVELS))
     assert found.thresholds == {"none": 0.5, "low": 0.5, "medium": 0.5}
     assert found.judge.probability(reading()) == pytest.approx(0.5)  # mean entropy 0.4
     assert found.judge.probability(reading(entropy=(0.39, 0.39, 0.39))) > 0.5
@@ -62,19 +62,19 @@ def test_entropy_rule_suffices_exactly_when_the_mean_is_at_most_the_limit():
 
 
 def test_perplexity_rule_reads_perplexity():
-    assert resolve("perplexity:2", list(LEVELS)).judge.probability(reading()) == pytest.approx(0.5)
+    assert resolve_judge("perplexity:2", list(LEVELS)).judge.probability(reading()) == pytest.approx(0.5)
 
 
 @given(st.floats(0.01, 100), st.floats(0.01, 0.99), st.floats(0, 100))
 def test_a_threshold_is_a_limit_in_the_rule_s_own_unit(limit, threshold, mean):
-    rule = resolve(f"entropy:{limit}", list(LEVELS)).judge
+    rule = resolve_judge(f"entropy:{limit}", list(LEVELS)).judge
     own = limit * (1 / threshold - 1)
     if abs(mean - own) > 1e-4 * own:
         assert (rule.probability(reading(entropy=[mean])) >= threshold) == (mean <= own)
 
 
 def test_fixed_answers_at_its_level_and_else_from_the_last():
-    found = resolve("fixed:low", list(LEVELS))
+    found = resolve_judge("fixed:low", list(LEVELS))
     said = [found.judge.probability(Reading(level, 0)) for level in range(3)]
     assert said == [0.5, 1.0, 1.0]
     assert set(found.thresholds.values()) == {1.0}
@@ -92,7 +92,7 @@ def test_fixed_answers_at_its_level_and_else_from_the_last():
 )
 def test_rules_that_cannot_be(judge, match):
     with pytest.raises(ConfigError, match=match):
-        resolve(judge, list(LEVELS))
+        resolve_judge(judge, list(LEVELS))
 
 
 def test_an_empty_reading_is_not_judged():
@@ -143,7 +143,7 @@ def test_a_saved_judge_says_the_same_bit_for_bit(tmp_path, curve):
         network(curve), thresholds={"none": 1.01, "low": 0.6}, scope="insight", estimates={"length": 3}
     )
     saved.save(tmp_path / "judge")
-    loaded = load(tmp_path / "judge")
+    loaded = load_judge(tmp_path / "judge")
     assert loaded.judge.probability(reading()) == saved.judge.probability(reading())
     assert loaded.record() == saved.record()
     assert loaded.judge.flops == saved.judge.flops
@@ -152,9 +152,9 @@ def test_a_saved_judge_says_the_same_bit_for_bit(tmp_path, curve):
 
 def test_rules_can_be_saved_too(tmp_path):
     for spec in ("entropy:1.5", "perplexity:4", "fixed:low"):
-        rule = resolve(spec, list(LEVELS))
+        rule = resolve_judge(spec, list(LEVELS))
         rule.save(tmp_path)
-        assert load(tmp_path).judge == rule.judge
+        assert load_judge(tmp_path).judge == rule.judge
 
 
 def test_new_thresholds_leave_the_weights_alone(tmp_path):
@@ -162,14 +162,15 @@ def test_new_thresholds_leave_the_weights_alone(tmp_path):
     before = (tmp_path / "judge.safetensors").read_bytes()
     artifact(thresholds={"none": 0.2}).save(tmp_path)
     assert (tmp_path / "judge.safetensors").read_bytes() == before
-    assert load(tmp_path).thresholds == {"none": 0.2}
+    assert load_judge(tmp_path).thresholds == {"none": 0.2}
 
 
 def test_serving_a_judge_needs_neither_torch_nor_sklearn(tmp_path):
     artifact().save(tmp_path)
     code = (
-        "import sys, pathlib, numpy as np; from ensemblehub.tandem.sufficiency import resolve, Reading;"
-        f"judge = resolve({str(tmp_path)!r}, []).judge;"
+        "import sys, pathlib, numpy as np; from ensemblehub.tandem.artifact import resolve_judge;"
+        "from ensemblehub.tandem.judges import Reading;"
+        f"judge = resolve_judge({str(tmp_path)!r}, []).judge;"
         "judge.probability(Reading(0, 0, np.ones(3), np.ones(3)));"
         "assert not {'torch', 'sklearn'} & set(sys.modules)"
     )
@@ -178,7 +179,7 @@ def test_serving_a_judge_needs_neither_torch_nor_sklearn(tmp_path):
 
 def test_a_missing_judge_names_the_folder(tmp_path):
     with pytest.raises(ArtifactError, match=r"no judge in .*nowhere: judge.json is missing"):
-        load(tmp_path / "nowhere")
+        load_judge(tmp_path / "nowhere")
 
 
 def edited(folder, **changes):
@@ -210,7 +211,7 @@ def test_an_edited_description_is_refused_in_one_line(tmp_path, changes, match):
     artifact().save(tmp_path)
     edited(tmp_path, **changes)
     with pytest.raises(ArtifactError, match=match) as caught:
-        load(tmp_path)
+        load_judge(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -240,7 +241,7 @@ def test_arrays_that_do_not_fit_are_refused_in_one_line(tmp_path, arrays):
     artifact().save(tmp_path)
     rewritten(tmp_path, **arrays)
     with pytest.raises(ArtifactError, match="is damaged") as caught:
-        load(tmp_path)
+        load_judge(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -250,12 +251,12 @@ def test_trees_that_never_end_are_refused(tmp_path):
     whole = {name: np.array(rows, np.int32) for name, rows in table.items()}
     floats = {"threshold": np.zeros((1, 3)), "value": np.array([[0.0, -1.0, 1.0]])}
     artifact(GradientBoosting(inputs, Trees(**whole, **floats, start=0.0))).save(tmp_path)
-    assert load(tmp_path).judge.probability(reading()) > 0.5
+    assert load_judge(tmp_path).judge.probability(reading()) > 0.5
     for name, rows in {"left": [[0, 0, 0]], "right": [[7, 0, 0]], "feature": [[99, -1, -1]]}.items():
         artifact(GradientBoosting(inputs, Trees(**whole, **floats, start=0.0))).save(tmp_path)
         rewritten(tmp_path, **{name: np.array(rows, np.int32)})
         with pytest.raises(ArtifactError, match="lead nowhere"):
-            load(tmp_path)
+            load_judge(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["judge.json", "judge.safetensors"])
@@ -264,10 +265,10 @@ def test_a_torn_file_is_refused(tmp_path, name):
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ArtifactError, match="damaged"):
-        load(tmp_path)
+        load_judge(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(ArtifactError, match=f"{name} is missing"):
-        load(tmp_path)
+        load_judge(tmp_path)
 
 
 # Another pair
@@ -275,7 +276,7 @@ def test_a_torn_file_is_refused(tmp_path, name):
 
 def test_the_pair_it_was_made_for_is_fine_and_a_rule_goes_with_any():
     assert artifact().check("big", "small", "abc", strict=True, levels=LEVELS) == []
-    assert resolve("entropy:1", list(LEVELS)).check("any", "other", "words", strict=True) == []
+    assert resolve_judge("entropy:1", list(LEVELS)).check("any", "other", "words", strict=True) == []
 
 
 def test_another_pair_warns():

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from pydantic import FiniteFloat
@@ -23,18 +23,16 @@ from ensemblehub.artifacts import content_of, parsed, write_whole
 from ensemblehub.errors import ArtifactError, ConfigError, MissingExtraError, did_you_mean
 from ensemblehub.tandem.estimates import Length
 from ensemblehub.tandem.features import FEATURE_NAMES
-from ensemblehub.tandem.judges import JUDGES, Arrays, EntropyRule, Fixed, Judge, PerplexityRule, Reading
-
-__all__ = ["Artifact", "Judge", "Reading", "load", "resolve"]
+from ensemblehub.tandem.insights import Scope
+from ensemblehub.tandem.judges import JUDGES, Arrays, EntropyRule, Fixed, Judge, PerplexityRule
 
 FORMAT = 1
 AGAIN = "train it again"
-Scope = Literal["question+insight", "insight"]
 RULES = {"entropy": EntropyRule, "perplexity": PerplexityRule}
 
 
 @dataclass(frozen=True)
-class Artifact:
+class JudgeArtifact:
     """A judge with everything one must know to use it.
 
     Attributes:
@@ -94,7 +92,7 @@ class Artifact:
         """Write the folder.
 
         Each file appears whole, and the JSON, written last, holds the weights' SHA-256: a save that is
-        interrupted leaves the old judge or one that `load` refuses, never a mixture.  New thresholds alone
+        interrupted leaves the old judge or one that `load_judge` refuses, never a mixture.  New thresholds alone
         leave the weights' file as it is.
         """
         weights, (_, options) = self.weights, self.judge.state()
@@ -128,8 +126,8 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Record:
-    """`judge.json` as it is read; see `Artifact`.
+class JudgeRecord:
+    """`judge.json` as it is read; see `JudgeArtifact`.
 
     Attributes:
         kind: of the judge, `options` what it is made of besides its arrays, whose file has the hash `sha256`.
@@ -152,7 +150,7 @@ class Record:
     sha256: str
 
 
-def load(folder: Path) -> Artifact:
+def load_judge(folder: Path) -> JudgeArtifact:
     """Read a saved judge; needs torch only where the judge does, and no scikit-learn.
 
     Raises:
@@ -164,7 +162,7 @@ def load(folder: Path) -> Artifact:
     version = parsed(dict[str, Any], text, f"{named}: judge.json", AGAIN).get("format")
     if version != FORMAT and isinstance(version, int):
         raise ArtifactError(f"{named} has format {version}, this version reads {FORMAT}: {AGAIN}")
-    record = parsed(Record, text, f"{named}: judge.json", AGAIN)
+    record = parsed(JudgeRecord, text, f"{named}: judge.json", AGAIN)
     if record.features != list(FEATURE_NAMES):
         raise ArtifactError(f"{named} was made for other features: {AGAIN}")
     if hashlib.sha256(weights).hexdigest() != record.sha256:
@@ -193,7 +191,7 @@ def _bytes(folder: Path, name: str) -> bytes:
     return content_of(folder / name, AGAIN)
 
 
-def _artifact(record: Record, arrays: Arrays) -> Artifact:
+def _artifact(record: JudgeRecord, arrays: Arrays) -> JudgeArtifact:
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ValueError("weights that are not finite")
     for level in record.thresholds or {}:
@@ -201,10 +199,10 @@ def _artifact(record: Record, arrays: Arrays) -> Artifact:
             raise ConfigError(f"thresholds: {did_you_mean(level, record.levels, 'level')}")
     judge = cast(type[Judge], registry.lookup(JUDGES, record.kind, "judge")).restored(arrays, record.options)
     names = ("mentor", "intern", "prompts", "scope", "levels", "thresholds", "data", "metrics", "estimates")
-    return Artifact(judge, **{name: getattr(record, name) for name in names})
+    return JudgeArtifact(judge, **{name: getattr(record, name) for name in names})
 
 
-def resolve(judge: str, levels: Sequence[str]) -> Artifact:
+def resolve_judge(judge: str, levels: Sequence[str]) -> JudgeArtifact:
     """The judge that a configuration names, thresholds included.
 
     Args:
@@ -214,7 +212,7 @@ def resolve(judge: str, levels: Sequence[str]) -> Artifact:
 
     Raises:
         ConfigError: a number or a level that cannot be.
-        ArtifactError: see `load`.
+        ArtifactError: see `load_judge`.
     """
     kind, _, value = judge.partition(":")
     if kind in RULES:
@@ -222,9 +220,9 @@ def resolve(judge: str, levels: Sequence[str]) -> Artifact:
             rule = RULES[kind](float(value))
         except ValueError as error:
             raise ConfigError(f"judge `{kind}:X` needs a number above 0, got {value!r}") from error
-        return Artifact(rule, thresholds=dict.fromkeys(levels, 0.5))
+        return JudgeArtifact(rule, thresholds=dict.fromkeys(levels, 0.5))
     if kind == "fixed":
         if value not in levels:
             raise ConfigError(f"judge {judge!r}: {did_you_mean(value, levels, 'level')}")
-        return Artifact(Fixed(list(levels).index(value)), thresholds=dict.fromkeys(levels, 1.0))
-    return load(Path(builtin.resolve(judge)))
+        return JudgeArtifact(Fixed(list(levels).index(value)), thresholds=dict.fromkeys(levels, 1.0))
+    return load_judge(Path(builtin.resolve(judge)))

@@ -1,0 +1,163 @@
+"""The options of `tandem`, and what is checked of them before anything is spent."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal, Self
+
+from ensemblehub.ensemble_methods.base import Aggregation, Checkpoint
+from ensemblehub.ensemble_methods.roles import by_name, largest, require, smallest
+from ensemblehub.errors import ConfigError, did_you_mean
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Capability, Request
+from ensemblehub.tandem.artifact import JudgeArtifact, resolve_judge
+from ensemblehub.tandem.estimates import estimated_mentor_alone
+from ensemblehub.tandem.insights import LEVEL_0, Dialogue, InsightMode, Profile, profile_named
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TandemOptions(Aggregation):
+    """The options of `tandem`.
+
+    Attributes:
+        mentor, intern: engines by name; the largest and the smallest by default.
+        levels: effort levels, as mentor tokens read before each checkpoint.
+        effort: the highest level that is read, by name; all by default.  `none`: the intern answers alone.
+        judge: folder of a trained classifier, `entropy:X` or `perplexity:X` (sufficient when the intern's mean
+            over what it read is at most X), or `fixed:LEVEL`.
+        thresholds: probability that suffices, by level; by default the judge's calibrated ones, or 0.5.
+        start_with_intern: judge the bare question first, before any mentor token.
+        fallback: who answers when no level suffices: the intern with the insight of the `best` probability
+            (the paper's rule) or the `last` one, or the `mentor` itself.
+        insight_mode: show the insight in the intern's prompt, or as the start of its own answer.
+        profile: the words the models are prompted with (`tandem/insights.py`).
+        on_mentor_error: `raise`, or let the `intern` answer alone.
+        strict: refuse a judge that was made for another pair instead of warning.
+    """
+
+    mentor: str | None = None
+    intern: str | None = None
+    levels: Mapping[str, int] = field(default_factory=lambda: {"low": 100, "medium": 500, "high": 1000})
+    effort: str | None = None
+    judge: str = "entropy:1.0"
+    thresholds: Mapping[str, float] | None = None
+    start_with_intern: bool = False
+    fallback: Literal["best", "last", "mentor"] = "best"
+    insight_mode: InsightMode = "prompt"
+    profile: str = "instruct"
+    on_mentor_error: Literal["raise", "intern"] = "raise"
+    strict: bool = False
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        budgets = list(self.levels.values())
+        if not budgets or budgets != sorted(set(budgets)) or budgets[0] < 1:
+            raise ConfigError(
+                f"tandem: levels must be rising token budgets, such as low: 100, not {dict(self.levels)}"
+            )
+        named = {
+            "effort": [self.effort] if self.effort is not None else [],
+            "thresholds": self.thresholds or {},
+        }
+        for option, levels in named.items():
+            for level in levels:
+                if level not in self.index:
+                    raise ConfigError(f"tandem: {option}: {did_you_mean(level, self.index, 'level')}")
+        mentor, intern = self.roles(engines)
+        require(mentor, {"prefix"} if self.words.opening else set(), "tandem (mentor)")
+        reading: set[Capability] = {"score"} if self.artifact.judge.reads else set()
+        continuing: set[Capability] = {"prefix"} if self.insight_mode == "continuation" else set()
+        require(intern, reading | continuing, "tandem (intern)")
+        budget_of = {LEVEL_0: 0, **self.levels}
+        prompts = self.words.fingerprint
+        for warning in self.artifact.check(mentor.model, intern.model, prompts, self.strict, budget_of):
+            log.warning(warning)
+
+    def check_context(self, dialogue: Dialogue, mentor: Engine, intern: Engine) -> int:
+        """Check that prompt, longest insight and answer fit both contexts, before anything is spent.
+
+        Returns:
+            Mentor tokens of the longest insight; one of `max_completion_tokens` is left for the answer.
+
+        Raises:
+            ContextOverflowError: names the engine and the lengths.
+        """
+        sampling, most = dialogue.request.sampling, dialogue.request.sampling.max_completion_tokens
+        longest = self.checkpoints[-1].mentor_tokens if self.checkpoints else 0
+        budget = min(longest, (most or sys.maxsize) - 1)
+        if budget:
+            mentor.fits(mentor.count(dialogue.mentor_request(budget)), budget)
+        both = min(budget + sampling.required, most or sys.maxsize)
+        intern.fits(intern.count(dialogue.intern_request()), both)
+        return budget
+
+    def roles(self, engines: Sequence[Engine]) -> tuple[Engine, Engine]:
+        """Mentor and intern: by name, else the largest and the smallest of the engines without the other role.
+
+        Raises:
+            ConfigError: a role names no engine, one engine would play both, or a size that decides is unknown.
+        """
+        intern = by_name(engines, self.intern, "tandem: intern") if self.intern else None
+        others = [engine for engine in engines if engine is not intern] or engines
+        mentor = largest(engines if self.mentor else others, self.mentor, "tandem: mentor")
+        others = [engine for engine in engines if engine is not mentor] or engines
+        intern = intern or smallest(others, None, "tandem: intern")
+        if mentor is intern:
+            raise ConfigError(f"tandem needs a mentor and an intern, but both would be {mentor.name!r}")
+        return mentor, intern
+
+    def reader(self, engines: Sequence[Engine]) -> Engine:
+        return self.roles(engines)[1]
+
+    def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
+        return dict(zip(("mentor", "intern"), self.roles(engines), strict=True))
+
+    def estimated_alone(
+        self, request: Request, engines: Sequence[Engine]
+    ) -> tuple[float, float, float] | None:
+        mentor, _ = self.roles(engines)
+        read = mentor.count(request)
+        return None if read is None else estimated_mentor_alone(self.artifact.estimates, mentor.info, read)
+
+    @cached_property
+    def words(self) -> Profile:
+        """The configured profile."""
+        return profile_named(self.profile, "tandem")
+
+    @cached_property
+    def artifact(self) -> JudgeArtifact:
+        """The configured judge with its thresholds."""
+        return resolve_judge(self.judge, list(self.index))
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Index of each level, 0 for no insight."""
+        return {level: index for index, level in enumerate([LEVEL_0, *self.levels])}
+
+    @cached_property
+    def level_thresholds(self) -> dict[str, float]:
+        """The probability that suffices, by level."""
+        known = {**(self.artifact.thresholds or {}), **(self.thresholds or {})}
+        return {level: known.get(level, 0.5) for level in self.index}
+
+    @cached_property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        read = {LEVEL_0: 0, **self.levels} if self.start_with_intern else self.levels
+        highest = self.index[self.effort] if self.effort is not None else len(self.levels)
+        return tuple(
+            Checkpoint(level, tokens, self.level_thresholds[level])
+            for level, tokens in read.items()
+            if self.index[level] <= highest
+        )
+
+    @property
+    def efforts(self) -> tuple[str, ...]:
+        return tuple(self.index)
+
+    def with_effort(self, effort: str) -> Self:
+        return replace(self, effort=min(effort, self.effort or effort, key=lambda level: self.index[level]))
