@@ -22,7 +22,7 @@ from ensemblehub import builtin
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods import mixing
 from ensemblehub.ensemble_methods.model_selection.all import All
-from ensemblehub.ensemble_methods.output_aggregation.distribution import Distribution
+from ensemblehub.ensemble_methods.output_aggregation.distribution import DistributionMixture
 from ensemblehub.ensemble_methods.output_aggregation.gac import GaC
 from ensemblehub.ensemble_methods.token_level import TokenLevel
 from ensemblehub.ensemble_methods.union_vocabulary import union_of
@@ -52,7 +52,7 @@ async def decoding(models: Sequence[str], tokens: int, repeats: int) -> None:
     """Print what two models cost together, relative to the sum of each alone."""
     methods: dict[str, TokenLevel] = {
         "gac": GaC(),
-        "distribution top_k=10": Distribution(top_k=10),
+        "distribution top_k=10": DistributionMixture(top_k=10),
         "gac every=disputed": GaC(every="disputed"),
     }
     print(f"{'requests':>8} {'first alone':>12} {'second alone':>12}", *[f"{name:>22}" for name in methods])

@@ -34,7 +34,7 @@ class Checkpoint:
     threshold: float
 
 
-class Strategy:
+class EnsembleMethod:
     """What selections and aggregations have in common.
 
     A strategy records usage by purpose: it hands `ledger.meter(purpose)` to every engine and scorer it calls.
@@ -56,7 +56,7 @@ class Strategy:
             require(engine, self.requires, name_of(self))
 
 
-class Selection(Strategy, ABC):
+class Selection(EnsembleMethod, ABC):
     """Chooses the engines that answer a request."""
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Selection(Strategy, ABC):
         return 1
 
 
-class Aggregation(Strategy, ABC):
+class Aggregation(EnsembleMethod, ABC):
     """Turns the outputs of several engines into one answer.
 
     An aggregation keeps no KV cache and no state between requests, and does not batch: engines do.
@@ -153,7 +153,7 @@ class Aggregation(Strategy, ABC):
             raise ConfigError(f"{name_of(self)} needs a scorer: add `reward_specs:` to the configuration")
 
 
-def name_of(strategy: Strategy) -> str:
+def name_of(strategy: EnsembleMethod) -> str:
     """The strategy's name for a message, `tandem` or `selection zscore`: that of its file."""
     name = type(strategy).__module__.rpartition(".")[2]
     return f"selection {name}" if isinstance(strategy, Selection) else name

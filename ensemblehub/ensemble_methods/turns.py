@@ -22,7 +22,7 @@ from ensemblehub.schema import Capability, Finish, Piece, Request, TokenIds
 
 
 @dataclass(frozen=True)
-class Turn:
+class EngineTurn:
     """Who writes next.
 
     Attributes:
@@ -111,7 +111,7 @@ class Segments(Aggregation):
         request: Request,
         engines: Sequence[Engine],
         ledger: UsageLedger,
-        following: Callable[[SoFar], Turn],
+        following: Callable[[SoFar], EngineTurn],
     ) -> AsyncGenerator[Piece, None]:
         """The answer, each piece with its turn in `round`, the last one with `finish`.
 
@@ -165,7 +165,7 @@ def joined(parts: Sequence[Piece]) -> Piece:
     return replace(parts[0], text="".join(part.text for part in parts), tokens=tokens)
 
 
-def ask(request: Request, turn: Turn, so_far: SoFar) -> Request:
+def ask(request: Request, turn: EngineTurn, so_far: SoFar) -> Request:
     """What the engine of a turn is asked: to continue the text, with a seed of the turn's own."""
     continued = replace(request, prefix=so_far.text, written=(*request.written, *so_far.turns))
     left = request.sampling.max_tokens - so_far.tokens

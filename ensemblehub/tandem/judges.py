@@ -44,7 +44,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Readings:
+class ReadingBatch:
     """Many readings, one below the other.
 
     Attributes:
@@ -58,7 +58,7 @@ class Readings:
     mentor_tokens: NDArray[Any]
 
     @classmethod
-    def of(cls, reading: Reading) -> Readings:
+    def of(cls, reading: Reading) -> ReadingBatch:
         """One reading, in the precision of collected data."""
         sequence = np.stack([reading.perplexity, reading.entropy]).astype(np.float16)
         if not sequence.shape[1]:
@@ -66,10 +66,10 @@ class Readings:
         table = features(reading.perplexity, reading.entropy).astype(np.float32)[None]
         return cls(table, [sequence], np.array([reading.level]), np.array([reading.mentor_tokens]))
 
-    def part(self, at: NDArray[Any]) -> Readings:
+    def part(self, at: NDArray[Any]) -> ReadingBatch:
         """Those at the given indices, or where a mask holds."""
         chosen = np.arange(len(self.level))[at]
-        return Readings(
+        return ReadingBatch(
             self.table[chosen],
             [self.sequences[index] for index in chosen],
             self.level[chosen],
@@ -98,7 +98,7 @@ class Judge(ABC):
             RequestError: the reading is empty and this judge looks at it.
         """
 
-    def probabilities_of(self, readings: Readings) -> Floats:
+    def probabilities_of(self, readings: ReadingBatch) -> Floats:
         """Probabilities of many readings, (n,)."""
         table, level, tokens = readings.table, readings.level, readings.mentor_tokens
         return np.array(
@@ -139,7 +139,7 @@ class FeatureJudge(Judge):
             float64 of shape (...).
         """
 
-    def probabilities_of(self, readings: Readings) -> Floats:
+    def probabilities_of(self, readings: ReadingBatch) -> Floats:
         return self.probabilities(readings.table, readings.level, readings.mentor_tokens)
 
     def probability(self, reading: Reading) -> float:
@@ -277,7 +277,7 @@ class Classifier(FeatureJudge):
         """FLOPs of one call: two per weight, two per standardised input."""
         return float(2 * self.inputs.width + sum(2 * weight.size + bias.size for weight, bias in self.layers))
 
-    def logits(self, readings: Readings) -> Floats:
+    def logits(self, readings: ReadingBatch) -> Floats:
         """Outputs before calibration, float64 of shape (n,)."""
         return self._outputs(readings.table, readings.level, readings.mentor_tokens)
 
@@ -330,7 +330,7 @@ class Logistic(Classifier):
 
 
 JUDGES = {
-    "attention": "ensemblehub.tandem.sequence_judges:Attention",
+    "attention": "ensemblehub.tandem.sequence_judges:AttentionJudge",
     "cnn": "ensemblehub.tandem.sequence_judges:CNN",
     "ensemble": "ensemblehub.tandem.stacking:Stack",
     "gb": "ensemblehub.tandem.trees:GradientBoosting",

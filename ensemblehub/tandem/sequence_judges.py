@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ensemblehub.errors import MissingExtraError
 from ensemblehub.tandem.curves import Curve
-from ensemblehub.tandem.judges import Arrays, Floats, Judge, Reading, Readings
+from ensemblehub.tandem.judges import Arrays, Floats, Judge, Reading, ReadingBatch
 
 HIDDEN, DROPOUT = 64, 0.2
 LONGEST = 2000  # tokens; of a longer reading the last ones
@@ -67,7 +67,7 @@ class SequenceJudge(Judge):
         """FLOPs of one call on 100 tokens: two per weight and token."""
         return float(2 * 100 * sum(weight.size for weight in self.weights.values()))
 
-    def logits(self, readings: Readings) -> Floats:
+    def logits(self, readings: ReadingBatch) -> Floats:
         """Outputs before calibration, float64 of shape (n,)."""
         torch = torch_module()
         order = np.argsort([sequence.shape[1] for sequence in readings.sequences], kind="stable")
@@ -82,11 +82,11 @@ class SequenceJudge(Judge):
                 found[at] = self.network(x, lengths, context).double().numpy()
         return found
 
-    def probabilities_of(self, readings: Readings) -> Floats:
+    def probabilities_of(self, readings: ReadingBatch) -> Floats:
         return self.curve(self.logits(readings))
 
     def probability(self, reading: Reading) -> float:
-        return float(self.probabilities_of(Readings.of(reading))[0])
+        return float(self.probabilities_of(ReadingBatch.of(reading))[0])
 
     @cached_property
     def network(self) -> Any:
@@ -147,13 +147,15 @@ class CNN(SequenceJudge):
 
 
 @dataclass(frozen=True)
-class Attention(SequenceJudge):
+class AttentionJudge(SequenceJudge):
     """Two layers of a transformer's encoder (width 64, 4 heads), and the mean over all tokens."""
 
     kind: ClassVar[str] = "attention"
 
 
-SEQUENCE_JUDGES: dict[str, type[SequenceJudge]] = {judge.kind: judge for judge in (LSTM, GRU, CNN, Attention)}
+SEQUENCE_JUDGES: dict[str, type[SequenceJudge]] = {
+    judge.kind: judge for judge in (LSTM, GRU, CNN, AttentionJudge)
+}
 
 
 def padded(sequences: Sequence[NDArray[Any]], mean: Floats, std: Floats) -> tuple[Any, Any]:
@@ -178,7 +180,7 @@ def build(kind: str, context: int) -> Any:
     torch = torch_module()
     nn = torch.nn
 
-    class Network(nn.Module):  # type: ignore[misc, name-defined]
+    class SequenceNetwork(nn.Module):  # type: ignore[misc, name-defined]
         """A summary of the sequence, then one linear layer over it and the context."""
 
         def __init__(self) -> None:
@@ -215,7 +217,7 @@ def build(kind: str, context: int) -> Any:
             states = self.body(states, src_key_padding_mask=~mask)
             return (states * mask[..., None]).sum(dim=1) / lengths[:, None]
 
-    return Network()
+    return SequenceNetwork()
 
 
 def torch_module() -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ensemblehub import registry
 from ensemblehub.tandem.curves import Curve
-from ensemblehub.tandem.judges import JUDGES, Arrays, Classifier, Floats, Judge, Reading, Readings
+from ensemblehub.tandem.judges import JUDGES, Arrays, Classifier, Floats, Judge, Reading, ReadingBatch
 from ensemblehub.tandem.sequence_judges import SequenceJudge
 from ensemblehub.tandem.trees import GradientBoosting
 
@@ -39,16 +39,16 @@ class Stack(Judge):
         """All members' together."""
         return sum(member.flops for member in self.members.values())
 
-    def logits(self, readings: Readings) -> Floats:
+    def logits(self, readings: ReadingBatch) -> Floats:
         """Outputs before calibration, float64 of shape (n,)."""
         said = np.stack([member.logits(readings) for member in self.members.values()], axis=1)
         return np.asarray(said @ self.weights[:-1] + self.weights[-1])
 
-    def probabilities_of(self, readings: Readings) -> Floats:
+    def probabilities_of(self, readings: ReadingBatch) -> Floats:
         return self.curve(self.logits(readings))
 
     def probability(self, reading: Reading) -> float:
-        return float(self.probabilities_of(Readings.of(reading))[0])
+        return float(self.probabilities_of(ReadingBatch.of(reading))[0])
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         arrays: Arrays = {"weights": self.weights, "curve": self.curve.knots}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemblehub.tandem.curves import Curve
-from ensemblehub.tandem.judges import Arrays, FeatureJudge, Floats, Inputs, Readings
+from ensemblehub.tandem.judges import Arrays, FeatureJudge, Floats, Inputs, ReadingBatch
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class GradientBoosting(FeatureJudge):
         """One comparison per level of every tree, and its addition."""
         return float(self.trees.feature.shape[0] * 6)
 
-    def logits(self, readings: Readings) -> Floats:
+    def logits(self, readings: ReadingBatch) -> Floats:
         """Outputs before calibration, float64 of shape (n,)."""
         return self.trees(self.inputs.matrix(readings.table, readings.level, readings.mentor_tokens))
 

@@ -9,7 +9,7 @@ from ensemblehub import registry
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
-from ensemblehub.ensemble_methods.model_selection.random import Random
+from ensemblehub.ensemble_methods.model_selection.random import RandomSelection
 from ensemblehub.ensemble_methods.output_aggregation.best_of import BestOf
 from ensemblehub.errors import ConfigError, EngineError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
@@ -143,7 +143,7 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="best_of needs a scorer: add `reward_specs:`"):
         AsyncEnsemble(members("a", "b"), All(), BestOf())
     with pytest.raises(ConfigError, match="at least 2 engines"):
-        AsyncEnsemble(members("a", "b"), Random(k=1), BestOf().with_scorers(Longest()))
+        AsyncEnsemble(members("a", "b"), RandomSelection(k=1), BestOf().with_scorers(Longest()))
     with pytest.raises(ConfigError, match="samples must be at least 1, not 0"):
         AsyncEnsemble(members("a", "b"), All(), BestOf(samples=0).with_scorers(Longest()))
     with pytest.raises(ConfigError, match="did you mean 'samples'"):

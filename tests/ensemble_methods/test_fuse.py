@@ -12,7 +12,7 @@ from ensemblehub.builtin.prompts import CANDIDATES_HEADER
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
-from ensemblehub.ensemble_methods.model_selection.random import Random
+from ensemblehub.ensemble_methods.model_selection.random import RandomSelection
 from ensemblehub.ensemble_methods.output_aggregation.fuse import Fuse
 from ensemblehub.errors import ConfigError, EngineError, RequestError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
@@ -214,12 +214,12 @@ def test_options_that_cannot_work_are_refused(options, message):
 
 def test_a_selection_that_may_drop_a_named_engine_is_refused():
     with pytest.raises(ConfigError, match="fuse needs 'b', which selection random may drop"):
-        AsyncEnsemble(trio(), Random(k=2), Fuse(fuser="b"))
+        AsyncEnsemble(trio(), RandomSelection(k=2), Fuse(fuser="b"))
     with pytest.raises(ConfigError, match="fuse needs 'b' and 'a'"):
-        AsyncEnsemble(trio(), Random(k=2), Fuse(fuser="b", proposers=("a",)))
+        AsyncEnsemble(trio(), RandomSelection(k=2), Fuse(fuser="b", proposers=("a",)))
     with pytest.raises(ConfigError, match="at least 2 engines"):
-        AsyncEnsemble(trio(), Random(k=1), Fuse())
-    assert asyncio.run(AsyncEnsemble(trio(), Random(k=2), Fuse()).generate("How many?")).text
+        AsyncEnsemble(trio(), RandomSelection(k=1), Fuse())
+    assert asyncio.run(AsyncEnsemble(trio(), RandomSelection(k=2), Fuse()).generate("How many?")).text
 
 
 def test_the_builtin_models_fuse_and_vote_from_yaml(tmp_path: Path):

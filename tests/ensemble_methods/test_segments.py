@@ -9,7 +9,7 @@ from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.base import Selection
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.loop import Loop
-from ensemblehub.ensemble_methods.output_aggregation.random import Random
+from ensemblehub.ensemble_methods.output_aggregation.random import RandomAggregation
 from ensemblehub.ensemble_methods.output_aggregation.switch import Switch
 from ensemblehub.errors import CapabilityError, ConfigError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
@@ -51,7 +51,9 @@ def test_loop_goes_round_in_the_order_of_the_configuration():
     assert result.cost.completion_tokens == 60
 
 
-@pytest.mark.parametrize("strategy", [Loop(max_new_tokens_per_round=5), Random(max_new_tokens_per_round=5)])
+@pytest.mark.parametrize(
+    "strategy", [Loop(max_new_tokens_per_round=5), RandomAggregation(max_new_tokens_per_round=5)]
+)
 def test_a_lone_engine_writes_in_one_go(strategy):
     result = answer(strategy, [engine("a"), engine("b")], One())
     assert turns(result) == [("a", 60)]
@@ -62,7 +64,7 @@ def test_random_draws_by_the_seed_and_all_alike():
     engines = [engine("a"), engine("b"), engine("c")]
 
     def drawn(seed):
-        result = answer(Random(max_new_tokens_per_round=1, max_repeat=0), engines, seed=seed)
+        result = answer(RandomAggregation(max_new_tokens_per_round=1, max_repeat=0), engines, seed=seed)
         assert result.text == STORY
         return [piece.engine for piece in result.pieces if piece.tokens]
 
@@ -74,7 +76,7 @@ def test_random_draws_by_the_seed_and_all_alike():
 
 
 def test_random_draws_anew_for_every_question_of_one_seed():
-    hub = AsyncEnsemble([engine("a"), engine("b")], All(), Random(max_new_tokens_per_round=60))
+    hub = AsyncEnsemble([engine("a"), engine("b")], All(), RandomAggregation(max_new_tokens_per_round=60))
     first = {
         asyncio.run(hub.generate(Request(Text(f"Count to {number}."), Sampling(seed=0)))).pieces[0].engine
         for number in range(20)
@@ -84,7 +86,7 @@ def test_random_draws_anew_for_every_question_of_one_seed():
 
 def test_random_without_a_seed_draws_anew():
     engines = [engine("a"), engine("b")]
-    runs = {tuple(turns(answer(Random(max_new_tokens_per_round=1), engines))) for _ in range(5)}
+    runs = {tuple(turns(answer(RandomAggregation(max_new_tokens_per_round=1), engines))) for _ in range(5)}
     assert len(runs) == 5
 
 
@@ -108,7 +110,7 @@ def test_switch_asks_of_the_small_only_that_it_can_continue():
         answer(Switch(), [engine("large", 9), engine("small", 1, NoPrefix)])
 
 
-@pytest.mark.parametrize("strategy", [Loop(), Random()])
+@pytest.mark.parametrize("strategy", [Loop(), RandomAggregation()])
 def test_an_engine_that_cannot_continue_is_refused_before_loading(strategy):
     with pytest.raises(CapabilityError, match="needs prefix of engine 'b'"):
         AsyncEnsemble([engine("a"), engine("b", kind=NoPrefix)], All(), strategy)
@@ -142,4 +144,4 @@ def test_options_are_named_as_in_yaml_and_checked(name, option):
 
 def test_defaults_are_the_references():
     assert (Loop().max_rounds, Loop().max_repeat, Loop().max_new_tokens_per_round) == (500, 3, 500)
-    assert (Random().max_new_tokens_per_round, Switch().switch_after_tokens) == (32, 500)
+    assert (RandomAggregation().max_new_tokens_per_round, Switch().switch_after_tokens) == (32, 500)

@@ -15,7 +15,7 @@ from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection import learned
-from ensemblehub.ensemble_methods.model_selection.learned import Artifact, Learned, Member
+from ensemblehub.ensemble_methods.model_selection.learned import Learned, LearnedModel, LearnedSelection
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.lab.pipeline import selection as learning
@@ -162,8 +162,12 @@ def engines():
 def predicted(**chances):
     """An artifact that says the same of every question; costs are 3, 2 and 1."""
     costs = {"a": 3.0, "b": 2.0, "c": 1.0}
-    return Artifact(
-        "c", {name: Member(name, costs[name], learning.constant(chance)) for name, chance in chances.items()}
+    return LearnedSelection(
+        "c",
+        {
+            name: LearnedModel(name, costs[name], learning.constant(chance))
+            for name, chance in chances.items()
+        },
     )
 
 

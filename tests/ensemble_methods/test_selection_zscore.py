@@ -9,7 +9,7 @@ import pytest
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection import zscore
-from ensemblehub.ensemble_methods.model_selection.zscore import Reading, Stats, ZScore
+from ensemblehub.ensemble_methods.model_selection.zscore import QuestionReading, Stats, ZScore
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.errors import ArtifactError, CapabilityError, ConfigError, EngineError, RequestError
 from ensemblehub.generators.base import Engine
@@ -40,7 +40,7 @@ def chosen(selection, engines=ENGINES, ledger=None):
 
 
 def test_z_is_that_of_the_formula():
-    readings = [Reading(4, 0.5), Reading(2, 0.8), Reading(1.5, 0.4)]
+    readings = [QuestionReading(4, 0.5), QuestionReading(2, 0.8), QuestionReading(1.5, 0.4)]
     assert [STATS[name].z(one) for name, one in zip("abc", readings, strict=True)] == pytest.approx(
         [-1, 4, 0]
     )

@@ -16,7 +16,7 @@ from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods import mixing
 from ensemblehub.ensemble_methods.model_selection.all import All
-from ensemblehub.ensemble_methods.output_aggregation.distribution import Distribution
+from ensemblehub.ensemble_methods.output_aggregation.distribution import DistributionMixture
 from ensemblehub.ensemble_methods.output_aggregation.gac import GaC
 from ensemblehub.ensemble_methods.union_vocabulary import union_of
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
@@ -49,13 +49,13 @@ CASES = [
             ]
         },
     ),
-    (Distribution(), {"a": 0.35, "ab": 0.15, "b": 0.3, "c": 0.1, "": 0.1}),
+    (DistributionMixture(), {"a": 0.35, "ab": 0.15, "b": 0.3, "c": 0.1, "": 0.1}),
     (
-        Distribution(method="max"),
+        DistributionMixture(method="max"),
         {"a": 0.5 / 1.6, "ab": 0.3 / 1.6, "b": 0.5 / 1.6, "c": 0.2 / 1.6, "": 0.1 / 1.6},
     ),
     (
-        Distribution(method="geometric"),
+        DistributionMixture(method="geometric"),
         {
             "a": math.sqrt(0.1) / GEOMETRIC,
             "ab": 0,
@@ -65,7 +65,7 @@ CASES = [
         },
     ),
     (
-        Distribution(top_k=1),
+        DistributionMixture(top_k=1),
         {"a": (0.5 / 0.6 + 0.2 / 0.7) / 2, "ab": 0, "b": (0.1 / 0.6 + 0.5 / 0.7) / 2, "c": 0, "": 0},
     ),
 ]
@@ -106,7 +106,7 @@ def test_a_token_that_one_lacks_has_the_probability_of_its_first_token_there():
     """UniTE: "ab" is the first's; the second would write it as "a", then "b"."""
     few = {}
 
-    class Spy(Distribution):
+    class Spy(DistributionMixture):
         def mix(self, members, parts):
             mixed = super().mix(members, parts)
             few.update(zip(members[0].union.vocabulary.tokens, mixed, strict=True))
@@ -241,8 +241,8 @@ def test_ensembling_disputed_tokens_only_writes_the_same_text(seed, draft, name)
         "mean": lambda **o: GaC(**o),
         "weighted": lambda **o: GaC(method="weighted", **o),
         "max": lambda **o: GaC(method="max", **o),
-        "geometric": lambda **o: Distribution(method="geometric", **o),
-        "unite": lambda **o: Distribution(top_k=3, **o),
+        "geometric": lambda **o: DistributionMixture(method="geometric", **o),
+        "unite": lambda **o: DistributionMixture(top_k=3, **o),
     }
     tokens = rng.choice([1, 12, 30])
     every = answer(hub, methods[name](**options), max_tokens=tokens)
@@ -263,7 +263,7 @@ def test_sampling_is_the_seeds(seed):
     rng = random.Random(seed)
     hub = [wild(str(n), rng, ["a", "b", "c", " ", *rng.sample(PIECES[4:11], 3)]) for n in range(2)]
     warm = {"temperature": 1.5, "top_p": 0.95, "top_k": 6, "seed": seed, "max_tokens": 15}
-    for method in (GaC(), GaC(every="disputed", draft=4), Distribution(top_k=4)):
+    for method in (GaC(), GaC(every="disputed", draft=4), DistributionMixture(top_k=4)):
         assert answer(hub, method, **warm).text == answer(hub, method, **warm).text
     assert len({answer(hub, GaC(), **warm | {"seed": other}).text for other in range(8)}) > 1
 
@@ -296,7 +296,9 @@ def test_weight_zero_is_not_asked():
     one, two = engines()
     assert answer((one, two), GaC(weights={"two": 0}), max_tokens=3).text == "aaa"
     assert not two.decoders
-    assert answer((one,), Distribution(top_k=1), max_tokens=3).text == "aaa"  # one engine decodes as it is
+    assert (
+        answer((one,), DistributionMixture(top_k=1), max_tokens=3).text == "aaa"
+    )  # one engine decodes as it is
 
 
 def test_endings():
@@ -374,7 +376,7 @@ def test_a_failing_engine_is_an_error_and_all_is_billed(failing, every):
         (GaC(gate="two", weights={"two": 0}), "gate 'two' has weight 0"),
         (GaC(gate="two", every="disputed"), "both decide"),
         (GaC(gate="two", threshold=2.0), "between 0 and 1"),
-        (Distribution(top_k=-1), "top_k must be at least 0"),
+        (DistributionMixture(top_k=-1), "top_k must be at least 0"),
     ],
 )
 def test_options_that_cannot_work_are_refused(method, message):

@@ -13,7 +13,7 @@ from ensemblehub import builtin
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
-from ensemblehub.ensemble_methods.output_aggregation.distribution import Distribution
+from ensemblehub.ensemble_methods.output_aggregation.distribution import DistributionMixture
 from ensemblehub.ensemble_methods.output_aggregation.gac import GaC
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.errors import EngineError
@@ -59,9 +59,9 @@ def test_a_model_with_itself_writes_and_costs_what_it_does_alone():
         alone = await answers([mentor], Single())
         both = await answers([mentor, again], GaC())
         assert texts(both) == texts(alone)
-        assert texts(await answers([mentor, again], Distribution(method="geometric", top_k=10))) == texts(
-            alone
-        )
+        assert texts(
+            await answers([mentor, again], DistributionMixture(method="geometric", top_k=10))
+        ) == texts(alone)
         assert texts(await answers([mentor, again], GaC(every="disputed"))) == texts(alone)
         ended = await answers([mentor], Single(), max_tokens=30, ignore_eos=True)
         assert texts(await answers([mentor, again], GaC(), max_tokens=30, ignore_eos=True)) == texts(ended)
@@ -81,7 +81,7 @@ def test_weights_one_and_zero_are_the_first_model():
         for other in (0, 1e-9):  # not asked; asked, and too light to matter
             weights = {"guest": other}
             assert texts(await answers([mentor, guest], GaC(weights=weights))) == alone
-            assert texts(await answers([mentor, guest], Distribution(weights=weights))) == alone
+            assert texts(await answers([mentor, guest], DistributionMixture(weights=weights))) == alone
 
     run(["mentor", "guest"], work)
 
@@ -92,7 +92,7 @@ def test_different_vocabularies_agree_on_what_is_disputed():
         counts = []
         for every, some in (
             (GaC(), GaC(every="disputed")),
-            (Distribution(top_k=10), Distribution(top_k=10, every="disputed", draft=5)),
+            (DistributionMixture(top_k=10), DistributionMixture(top_k=10, every="disputed", draft=5)),
         ):
             each, disputed = await answers([mentor, guest], every), await answers([mentor, guest], some)
             assert texts(disputed) == texts(each)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble, fold
 from ensemblehub.ensemble_methods.model_selection.all import All
-from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn
+from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
@@ -27,7 +27,7 @@ class Alternate(Segments):
 
     def run(self, request, engines, ledger):
         order = cycle(engines)
-        return self.written(request, engines, ledger, lambda _: Turn(next(order), 2))
+        return self.written(request, engines, ledger, lambda _: EngineTurn(next(order), 2))
 
 
 class Recorder(EchoEngine):
@@ -139,7 +139,7 @@ def test_turns_stop_where_one_engine_would(words, stop, length):
     class Turns(Segments):
         def run(self, request, engines, ledger):
             return self.written(
-                request, engines, ledger, lambda so_far: Turn(engines[so_far.rounds % 2], length)
+                request, engines, ledger, lambda so_far: EngineTurn(engines[so_far.rounds % 2], length)
             )
 
     result, pieces = collect(
@@ -219,8 +219,8 @@ def test_a_piece_without_tokens_counts_as_one():
 def test_a_turn_ends_behind_a_mark_that_spans_turns():
     class Marked(Segments):
         def run(self, request, engines, ledger):
-            def following(so_far: SoFar) -> Turn:
-                return Turn(engines["five six" in so_far.text], 5, ("five six",))
+            def following(so_far: SoFar) -> EngineTurn:
+                return EngineTurn(engines["five six" in so_far.text], 5, ("five six",))
 
             return self.written(request, engines, ledger, following)
 

@@ -12,7 +12,7 @@ from ensemblehub import registry
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
-from ensemblehub.ensemble_methods.model_selection.random import Random
+from ensemblehub.ensemble_methods.model_selection.random import RandomSelection
 from ensemblehub.ensemble_methods.output_aggregation.vote import Vote, partied, settled
 from ensemblehub.errors import ConfigError, EngineError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
@@ -164,7 +164,7 @@ def test_one_engine_is_enough_with_samples_and_not_without():
     with pytest.raises(ConfigError, match="needs at least 2 engines"):
         AsyncEnsemble(members(boxed(3)), All(), Vote())
     with pytest.raises(ConfigError, match="selection random may leave 1 of 2"):
-        AsyncEnsemble(members(boxed(3), boxed(4)), Random(k=1), Vote())
+        AsyncEnsemble(members(boxed(3), boxed(4)), RandomSelection(k=1), Vote())
 
 
 @pytest.mark.parametrize("early", [False, True])

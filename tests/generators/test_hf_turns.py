@@ -11,7 +11,7 @@ from hf_bench import make_tokenizer, run
 from ensemblehub import builtin
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.output_aggregation.loop import Loop
-from ensemblehub.ensemble_methods.turns import Segments, Turn
+from ensemblehub.ensemble_methods.turns import EngineTurn, Segments
 from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 from ensemblehub.generators.text.rendering import Renderer
 from ensemblehub.schema import Chat, Message, Piece, Request, Sampling, Text, Token
@@ -23,7 +23,7 @@ class Chunks(Segments):
     """The first engine alone, some tokens at a time."""
 
     def run(self, request, engines, ledger):
-        return self.written(request, engines[:1], ledger, lambda _: Turn(engines[0], 7))
+        return self.written(request, engines[:1], ledger, lambda _: EngineTurn(engines[0], 7))
 
 
 def write(strategy, paths, request):

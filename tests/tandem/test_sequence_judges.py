@@ -7,7 +7,7 @@ from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.judges import training
 from ensemblehub.lab.judges.training import KINDS, train_judge
 from ensemblehub.tandem.artifact import JudgeArtifact, load_judge
-from ensemblehub.tandem.judges import Inputs, Reading, Readings
+from ensemblehub.tandem.judges import Inputs, Reading, ReadingBatch
 from ensemblehub.tandem.sequence_judges import LONGEST, SEQUENCE_JUDGES
 from ensemblehub.tandem.trees import Trees
 
@@ -125,7 +125,7 @@ def test_without_sequences_it_says_what_it_learns_from(kind):
 
 def test_one_reading_is_as_many_readings():
     reading = Reading(1, 24, np.array([1.5, 2.0, 900.0]), np.array([0.1, 0.2, 0.3]))
-    one = Readings.of(reading)
+    one = ReadingBatch.of(reading)
     assert one.table.shape == (1, 16)
     assert one.sequences[0].shape == (2, 3)
     assert Inputs(2).matrix(one.table, one.level, one.mentor_tokens).shape == (1, 19)

@@ -33,7 +33,7 @@ FORMAT, FILE = 1, "selection.json"
 
 
 @dataclass(frozen=True)
-class Member:
+class LearnedModel:
     """What was learned about one model.
 
     Attributes:
@@ -52,7 +52,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Artifact:
+class LearnedSelection:
     """All that `learned` needs, on disk a folder with `selection.json`.
 
     Attributes:
@@ -62,7 +62,7 @@ class Artifact:
     """
 
     reader: str
-    members: Mapping[str, Member]
+    members: Mapping[str, LearnedModel]
     data: Mapping[str, Any] = field(default_factory=dict)
 
     def probabilities(self, reading: Reading) -> dict[str, float]:
@@ -83,7 +83,7 @@ class Artifact:
         write_whole(folder / FILE, json.dumps(record, indent=1) + "\n")
 
 
-def _written(member: Member) -> dict[str, Any]:
+def _written(member: LearnedModel) -> dict[str, Any]:
     arrays, options = member.predictor.state()
     predictor = {"options": options, "arrays": {name: array.tolist() for name, array in arrays.items()}}
     return {**vars(member), "metrics": dict(member.metrics), "predictor": predictor}
@@ -96,7 +96,7 @@ class _Predictor:
 
 
 @dataclass(frozen=True)
-class _Member:
+class _ModelRecord:
     model: str
     cost: FiniteFloat
     predictor: _Predictor
@@ -105,17 +105,17 @@ class _Member:
 
 
 @dataclass(frozen=True)
-class _Record:
-    """`selection.json` as it is read; see `Artifact`."""
+class _SelectionRecord:
+    """`selection.json` as it is read; see `LearnedSelection`."""
 
     format: int
     reader: str
     features: list[str]
-    members: dict[str, _Member]
+    members: dict[str, _ModelRecord]
     data: dict[str, Any]
 
 
-def load(folder: Path) -> Artifact:
+def load(folder: Path) -> LearnedSelection:
     """Read a saved selection.
 
     Raises:
@@ -127,22 +127,22 @@ def load(folder: Path) -> Artifact:
     text = content_of(folder / FILE, again)
     if parsed(dict[str, Any], text, named, again).get("format") not in (None, FORMAT):
         raise ArtifactError(f"{named} was made by another version: {again}")
-    record = parsed(_Record, text, named, again)
+    record = parsed(_SelectionRecord, text, named, again)
     if record.features != list(FEATURE_NAMES):
         raise ArtifactError(f"{named} was made by another version: {again}")
     try:
         members = {name: _restored(member) for name, member in record.members.items()}
     except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ArtifactError(f"{named} is damaged ({' '.join(str(error).split())}): {again}") from error
-    return Artifact(record.reader, members, record.data)
+    return LearnedSelection(record.reader, members, record.data)
 
 
-def _restored(saved: _Member) -> Member:
+def _restored(saved: _ModelRecord) -> LearnedModel:
     arrays = {name: np.array(values) for name, values in saved.predictor.arrays.items()}
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ValueError("weights that are not finite")
     predictor = Logistic.restored(arrays, saved.predictor.options)
-    return Member(saved.model, saved.cost, predictor, saved.threshold, saved.metrics)
+    return LearnedModel(saved.model, saved.cost, predictor, saved.threshold, saved.metrics)
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Learned(Selection):
         return sum(member.predictor.flops for member in self.made.members.values())
 
     @cached_property
-    def made(self) -> Artifact:
+    def made(self) -> LearnedSelection:
         """The artifact."""
         if not self.artifact:
             raise ConfigError(f"selection learned needs `artifact: FOLDER`, which `{COMMAND}` fills")

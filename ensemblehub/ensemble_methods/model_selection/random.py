@@ -15,7 +15,7 @@ from ensemblehub.schema import Request, derived_seed
 
 
 @dataclass(frozen=True)
-class Random(Selection):
+class RandomSelection(Selection):
     """Engines drawn without replacement; with a seed in the request, the same ones for the same question.
 
     Attributes:

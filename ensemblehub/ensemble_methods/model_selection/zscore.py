@@ -47,13 +47,13 @@ class Stats:
     n: int = 0
     model: str = ""
 
-    def z(self, reading: Reading) -> float:
+    def z(self, reading: QuestionReading) -> float:
         """How familiar a question looks, in standard deviations; higher is more familiar."""
         return (self.ppl_mean - reading.ppl) / self.ppl_std + (reading.conf - self.conf_mean) / self.conf_std
 
 
 @dataclass(frozen=True)
-class Reading:
+class QuestionReading:
     """A question as one model reads it.
 
     Attributes:
@@ -113,7 +113,7 @@ class ZScore(Selection):
         return {**(load(Path(builtin.resolve(self.stats_file))) if self.stats_file else {}), **self.stats}
 
 
-async def read(engine: Engine, request: Request, ledger: UsageLedger) -> Reading:
+async def read(engine: Engine, request: Request, ledger: UsageLedger) -> QuestionReading:
     """Perplexity and confidence of the user's messages.
 
     Raises:
@@ -125,7 +125,7 @@ async def read(engine: Engine, request: Request, ledger: UsageLedger) -> Reading
         raise RequestError(
             f"engine {engine.name!r} gives no likeliest tokens, and selection zscore needs them"
         )
-    return Reading(float(np.exp(-values[:, 0].mean())), float(np.exp(values[:, 1]).mean()))
+    return QuestionReading(float(np.exp(-values[:, 0].mean())), float(np.exp(values[:, 1]).mean()))
 
 
 def load(path: Path) -> dict[str, Stats]:

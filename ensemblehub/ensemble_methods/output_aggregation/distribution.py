@@ -24,7 +24,7 @@ _MEANS: dict[str, Mixer] = {"mean": mixing.mean, "geometric": mixing.geometric, 
 
 
 @dataclass(frozen=True)
-class Distribution(TokenLevel):
+class DistributionMixture(TokenLevel):
     """Every token is chosen from one distribution of all engines, whatever their tokenizers.
 
     Attributes:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn
+from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Piece, Request
 
@@ -29,7 +29,7 @@ class Loop(Segments):
     ) -> AsyncGenerator[Piece, None]:
         length = self.max_new_tokens_per_round if len(engines) > 1 else None
         writer = self.writers(request, engines)
-        return self.written(request, engines, ledger, lambda so_far: Turn(writer(so_far), length))
+        return self.written(request, engines, ledger, lambda so_far: EngineTurn(writer(so_far), length))
 
     def writers(self, request: Request, engines: Sequence[Engine]) -> Callable[[SoFar], Engine]:
         """Who writes next, given what is written."""

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import name_of
 from ensemblehub.ensemble_methods.roles import by_size, require
-from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn, refuse
+from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, refuse
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Capability, Piece, Request
@@ -72,19 +72,21 @@ class Progressive(Segments):
         step = self.by_length if self.switch_mode == "length" else self.by_token
         return self.written(request, models, ledger, lambda so_far: step(models, so_far))
 
-    def by_length(self, models: Sequence[Engine], so_far: SoFar) -> Turn:
+    def by_length(self, models: Sequence[Engine], so_far: SoFar) -> EngineTurn:
         """The model whose stretch of the answer it is, up to the next threshold."""
         thresholds = self.length_thresholds[: len(models) - 1]
         done = sum(so_far.tokens >= threshold for threshold in thresholds)
         limits = [threshold - so_far.tokens for threshold in thresholds[done : done + 1]]
         limits += [self.max_new_tokens_per_round] if self.max_new_tokens_per_round else []
-        return Turn(models[done], min(limits, default=None))
+        return EngineTurn(models[done], min(limits, default=None))
 
-    def by_token(self, models: Sequence[Engine], so_far: SoFar) -> Turn:
+    def by_token(self, models: Sequence[Engine], so_far: SoFar) -> EngineTurn:
         """The model whose index is the number of different marks in the text, up to the next mark."""
         unseen = tuple(mark for mark in self.special_tokens if mark not in so_far.text)
         done = min(len(self.special_tokens) - len(unseen), len(models) - 1)
-        return Turn(models[done], self.max_new_tokens_per_round, unseen if done < len(models) - 1 else ())
+        return EngineTurn(
+            models[done], self.max_new_tokens_per_round, unseen if done < len(models) - 1 else ()
+        )
 
     async def outlined(
         self, request: Request, large: Engine, small: Engine, ledger: UsageLedger

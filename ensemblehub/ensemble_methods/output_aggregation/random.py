@@ -13,7 +13,7 @@ from ensemblehub.schema import Request, derived_seed
 
 
 @dataclass(frozen=True)
-class Random(Loop):
+class RandomAggregation(Loop):
     """As `loop`, but the engine of each turn is drawn, all alike; the seed and the question fix the draws.
 
     Attributes:

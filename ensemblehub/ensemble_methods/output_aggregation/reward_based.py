@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.candidates import Candidate
-from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn, ask, joined, refuse_ids
+from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, ask, joined, refuse_ids
 from ensemblehub.errors import ConfigError, ContextOverflowError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.text.stops import Gate
@@ -80,7 +80,7 @@ class RewardBased(Segments):
     def able(self, request: Request, members: list[Engine], so_far: SoFar) -> bool:
         """Drop the members whose context is full; whether any are left."""
         members[:] = [
-            engine for engine in members if ask(request, Turn(engine), so_far).sampling.max_tokens > 0
+            engine for engine in members if ask(request, EngineTurn(engine), so_far).sampling.max_tokens > 0
         ]
         return bool(members)
 
@@ -90,7 +90,8 @@ class RewardBased(Segments):
         """One round: the choice and the text that is kept, if any; drops members that find their context full."""
         length = self.max_new_tokens_per_round if len(members) > 1 else None
         proposals = [
-            Candidate(engine, ask(request, Turn(engine, length), so_far), engine.name) for engine in members
+            Candidate(engine, ask(request, EngineTurn(engine, length), so_far), engine.name)
+            for engine in members
         ]
         if len(members) == 1:
             try:

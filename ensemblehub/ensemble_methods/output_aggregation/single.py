@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity
-from ensemblehub.ensemble_methods.output_aggregation.distribution import Distribution
+from ensemblehub.ensemble_methods.output_aggregation.distribution import DistributionMixture
 from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.errors import RequestError
 from ensemblehub.generators.base import Engine
@@ -42,7 +42,7 @@ class Single(Aggregation):
         if most > 1 and "decode" not in engine.capabilities:
             raise RequestError(f"{engine.name} gives one alternative per token of a prompt, not {most}")
         if most > 1:
-            async with aclosing(Distribution().log_likelihood(request, [engine], ledger)) as events:
+            async with aclosing(DistributionMixture().log_likelihood(request, [engine], ledger)) as events:
                 async for event in events:
                     yield event
             return

@@ -9,7 +9,7 @@ from typing import ClassVar
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import name_of
 from ensemblehub.ensemble_methods.roles import by_size, require
-from ensemblehub.ensemble_methods.turns import Segments, SoFar, Turn
+from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Capability, Piece, Request
 
@@ -34,8 +34,8 @@ class Switch(Segments):
     ) -> AsyncGenerator[Piece, None]:
         large, *_, small = by_size(engines, name_of(self))
 
-        def following(so_far: SoFar) -> Turn:
-            return Turn(small) if so_far.rounds else Turn(large, self.switch_after_tokens)
+        def following(so_far: SoFar) -> EngineTurn:
+            return EngineTurn(small) if so_far.rounds else EngineTurn(large, self.switch_after_tokens)
 
         return self.written(request, (large, small), ledger, following)
 

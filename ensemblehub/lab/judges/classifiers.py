@@ -25,7 +25,7 @@ from ensemblehub.lab.pipeline import calibration, cascade, replay, report
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.tandem.features import FEATURE_NAMES
-from ensemblehub.tandem.judges import EntropyRule, Judge, PerplexityRule, Readings
+from ensemblehub.tandem.judges import EntropyRule, Judge, PerplexityRule, ReadingBatch
 
 Row = dict[str, Any]
 RULES: dict[str, tuple[type[EntropyRule] | type[PerplexityRule], int]] = {
@@ -201,13 +201,13 @@ def failures(outcomes: cascade.Outcomes, ride: cascade.Replay) -> dict[str, floa
     }
 
 
-def importance(judge: Judge, readings: Readings, labels: NDArray[np.bool_]) -> dict[str, float]:
+def importance(judge: Judge, readings: ReadingBatch, labels: NDArray[np.bool_]) -> dict[str, float]:
     """How much AUC is lost when one kind of input comes from another reading (permutation importance)."""
     rng = np.random.default_rng(0)
     order, half = rng.permutation(len(labels)), len(FEATURE_NAMES) // 2
     whole = metrics.judge_report(labels, judge.probabilities_of(readings))["auc"]
 
-    def other(channel: int) -> Readings:
+    def other(channel: int) -> ReadingBatch:
         columns = slice(channel * half, (channel + 1) * half)
         table = readings.table.copy()
         table[:, columns] = readings.table[order][:, columns]

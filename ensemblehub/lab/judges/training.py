@@ -19,7 +19,7 @@ from ensemblehub.lab import metrics
 from ensemblehub.lab.judges import sequence_training
 from ensemblehub.lab.judges.curve_fitting import best_curve, sklearn
 from ensemblehub.tandem.curves import sigmoid
-from ensemblehub.tandem.judges import JUDGES, MLP, Classifier, Inputs, Logistic, Readings
+from ensemblehub.tandem.judges import JUDGES, MLP, Classifier, Inputs, Logistic, ReadingBatch
 from ensemblehub.tandem.sequence_judges import SEQUENCE_JUDGES
 from ensemblehub.tandem.stacking import Stack, Trained
 from ensemblehub.tandem.trees import GradientBoosting, Trees
@@ -62,7 +62,7 @@ PRESETS: dict[str, Recipe] = {
 class Examples:
     """Readings with, for each, its label (n,) and its question (n,)."""
 
-    readings: Readings
+    readings: ReadingBatch
     label: NDArray[np.bool_]
     question: NDArray[np.int64]
 
@@ -214,7 +214,7 @@ def _examples(
         if sequences is not None
         else [np.zeros((2, 0))] * (n * levels)
     )
-    readings = Readings(
+    readings = ReadingBatch(
         table.reshape(n * levels, -1), flat, np.tile(np.arange(levels), n), np.asarray(lengths).reshape(-1)
     )
     return Examples(readings, truth.reshape(-1), np.repeat(question, levels))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ensemblehub.lab.pipeline.cascade import Fallback, Outcomes
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
-from ensemblehub.tandem.judges import Judge, Readings
+from ensemblehub.tandem.judges import Judge, ReadingBatch
 
 
 def outcomes(data: Collected, judge: Judge, levels: list[str], fallback: Fallback) -> Outcomes:
@@ -37,12 +37,12 @@ def outcomes(data: Collected, judge: Judge, levels: list[str], fallback: Fallbac
     )
 
 
-def readings(data: Collected, levels: list[str]) -> Readings:
+def readings(data: Collected, levels: list[str]) -> ReadingBatch:
     """Every collected reading at `levels`, question by question, (questions · levels)."""
     index = [list(data.levels).index(level) for level in levels]
     flat = [row[at] for row in data.sequences for at in index]
     tokens = table(data, levels, lambda run: run.mentor_tokens).reshape(-1)
-    return Readings(
+    return ReadingBatch(
         data.features[:, index].reshape(len(flat), -1), flat, np.tile(np.array(index), len(data.rows)), tokens
     )
 

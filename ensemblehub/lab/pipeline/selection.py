@@ -25,7 +25,7 @@ from ensemblehub.config.sections import EnsembleSection
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection import question
-from ensemblehub.ensemble_methods.model_selection.learned import Artifact, Member
+from ensemblehub.ensemble_methods.model_selection.learned import LearnedModel, LearnedSelection
 from ensemblehub.ensemble_methods.roles import by_size
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.base import Engine
@@ -262,7 +262,7 @@ class Answers:
         )
 
 
-def learn(train: Answers, held: Answers, aim: Objective) -> tuple[Artifact, dict[str, Any]]:
+def learn(train: Answers, held: Answers, aim: Objective) -> tuple[LearnedSelection, dict[str, Any]]:
     """Fit a predictor per engine on `train`, choose thresholds on `held`; the artifact and a report."""
     fitted = {name: _member(train, index) for index, name in enumerate(train.models)}
     order = sorted(fitted, key=lambda name: fitted[name].cost)  # the cheapest first
@@ -281,10 +281,10 @@ def learn(train: Answers, held: Answers, aim: Objective) -> tuple[Artifact, dict
         }
         | {"unit": train.unit, "reader": train.reader, "n_train": len(train.tokens), **expected},
     }
-    return Artifact(train.reader, made), report
+    return LearnedSelection(train.reader, made), report
 
 
-def _member(train: Answers, index: int) -> Member:
+def _member(train: Answers, index: int) -> LearnedModel:
     """A calibrated logistic regression; the share of right answers where nearly all or none are right."""
     name, right = list(train.models)[index], train.correct[:, index]
     if min(right.sum(), (~right).sum()) < FEWEST:
@@ -297,7 +297,9 @@ def _member(train: Answers, index: int) -> Member:
         predictor = judge
     kept = {key: value for key, value in metrics.items() if key in METRICS}
     cost = float(train.cost[:, index].mean())
-    return Member(train.models[name], cost, predictor, metrics={"accuracy": float(right.mean()), **kept})
+    return LearnedModel(
+        train.models[name], cost, predictor, metrics={"accuracy": float(right.mean()), **kept}
+    )
 
 
 def constant(probability: float) -> Logistic:
@@ -308,7 +310,7 @@ def constant(probability: float) -> Logistic:
     return Logistic(inputs, np.zeros(inputs.width), np.ones(inputs.width), (layer,))
 
 
-def outcomes(held: Answers, members: dict[str, Member], order: list[str]) -> Outcomes:
+def outcomes(held: Answers, members: dict[str, LearnedModel], order: list[str]) -> Outcomes:
     """The selection as a cascade whose levels are the engines, cheapest first, and cost nothing to pass.
 
     Every question is read once; the engine that reads has then read it for its own answer, too.

@@ -18,7 +18,7 @@ from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.data import BadExample, read_items
 from ensemblehub.ensemble_methods.model_selection import zscore
-from ensemblehub.ensemble_methods.model_selection.zscore import Reading, Stats, ZScore
+from ensemblehub.ensemble_methods.model_selection.zscore import QuestionReading, Stats, ZScore
 from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Engine
@@ -40,7 +40,7 @@ def measure(config: Config, questions: Sequence[Request], output: Path) -> dict[
     for engine in ensemble.engines:
         require(engine, ZScore.requires, "stats")
 
-    async def run(step: Callable[[], None]) -> list[list[Reading]]:
+    async def run(step: Callable[[], None]) -> list[list[QuestionReading]]:
         async with ensemble:
             room = asyncio.Semaphore(config.experiment.concurrency)
             return await together(_readings(engine, questions, room, step) for engine in ensemble.engines)
@@ -57,8 +57,8 @@ def measure(config: Config, questions: Sequence[Request], output: Path) -> dict[
 
 async def _readings(
     engine: Engine, questions: Sequence[Request], room: asyncio.Semaphore, step: Callable[[], None]
-) -> list[Reading]:
-    async def one(request: Request) -> Reading | None:
+) -> list[QuestionReading]:
+    async def one(request: Request) -> QuestionReading | None:
         async with room:
             try:
                 return await zscore.read(engine, request, UsageLedger())
@@ -71,7 +71,7 @@ async def _readings(
     return [reading for reading in await together(map(one, questions)) if reading is not None]
 
 
-def statistics(engine: Engine, readings: Sequence[Reading]) -> Stats:
+def statistics(engine: Engine, readings: Sequence[QuestionReading]) -> Stats:
     """Means and standard deviations (of a sample, n − 1) of one engine.
 
     Raises:

@@ -9,7 +9,7 @@ import pytest
 from ensemblehub.cli import main
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.ensemble_methods.model_selection.zscore import Reading
+from ensemblehub.ensemble_methods.model_selection.zscore import QuestionReading
 from ensemblehub.errors import CapabilityError, ConfigError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.lab.pipeline import stats
@@ -36,7 +36,9 @@ def config(tmp_path):
 def test_mean_and_deviation_are_those_of_a_sample():
     """1, 2, 6: mean 3, deviation sqrt((4 + 1 + 9) / 2) = sqrt 7; 0.2, 0.4, 0.6: 0.4 and 0.2."""
     engine = EchoEngine("one", EchoOptions())
-    found = stats.statistics(engine, [Reading(1, 0.2), Reading(2, 0.4), Reading(6, 0.6)])
+    found = stats.statistics(
+        engine, [QuestionReading(1, 0.2), QuestionReading(2, 0.4), QuestionReading(6, 0.6)]
+    )
     assert (found.ppl_mean, found.ppl_std, found.conf_mean, found.conf_std) == pytest.approx(
         (3, math.sqrt(7), 0.4, 0.2)
     )
@@ -46,8 +48,8 @@ def test_mean_and_deviation_are_those_of_a_sample():
 @pytest.mark.parametrize(
     ("readings", "message"),
     [
-        ([Reading(1, 0.2)], "at least 2 questions, not 1"),
-        ([Reading(1, 0.2)] * 5, "reads all 5 questions alike"),
+        ([QuestionReading(1, 0.2)], "at least 2 questions, not 1"),
+        ([QuestionReading(1, 0.2)] * 5, "reads all 5 questions alike"),
     ],
 )
 def test_what_has_no_deviation_is_refused(readings, message):
