@@ -45,7 +45,7 @@ def broken(kind: Any) -> type:
                 yield piece
                 written += 1
                 if self.settings.fault == "kill" and written == self.settings.after:
-                    for process in self._host.llm.engine_core.resources.engine_manager.processes:
+                    for process in self._worker.llm.engine_core.resources.engine_manager.processes:
                         process.kill()
 
     return Broken

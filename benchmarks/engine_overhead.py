@@ -192,7 +192,7 @@ async def vllm(_: Path, quick: bool) -> list[dict[str, Any]]:
         plain.output_kind = RequestOutputKind.DELTA
 
         async def one(prompt: Any) -> list[int]:
-            parts = host.llm.generate(prompt, plain, host.number())
+            parts = host.llm.generate(prompt, plain, host.request_id())
             return [index async for part in parts for index in part.outputs[0].token_ids]
 
         async def every() -> Ids:

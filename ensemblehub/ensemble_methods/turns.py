@@ -17,7 +17,7 @@ from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, name_of
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Engine
-from ensemblehub.generators.text.stops import Gate
+from ensemblehub.generators.text.stops import StopFilter
 from ensemblehub.schema import Capability, Finish, Piece, Request, TokenIds
 
 
@@ -127,7 +127,7 @@ class Segments(Aggregation):
         """
         request = self.limited(request)
         refuse(request, engines)
-        so_far, gate = SoFar(request.prefix), Gate[Piece](request.sampling.stop)
+        so_far, gate = SoFar(request.prefix), StopFilter[Piece](request.sampling.stop)
         finish: Finish | None = None
         while finish is None:
             turn = following(so_far)

@@ -36,8 +36,7 @@ try:
     import torch
     import transformers
 
-    from ensemblehub.generators.hf import loading as hf_loading
-    from ensemblehub.generators.hf.loading import HFOptions
+    from ensemblehub.generators.hf.loading import HFOptions, load_network
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[hf]'") from error
 
@@ -153,14 +152,14 @@ class RewardModelScorer(Scorer):
 
     def __init__(self, name: str, options: RewardModelOptions, engines: Sequence[Engine] = ()) -> None:
         self.name, self.settings = name, options
-        self._config = hf_loading.pretrained(transformers.AutoConfig, options.loading)
+        self._config = options.loading.checkpoint.config()
         self._auto, self.kind = _kind(options, self._config)
-        self.info = hf_loading.info_of(options.loading, self._config, self._auto)
+        self.info = options.loading.checkpoint.info(self._config, options.loading.price, self._auto)
         self._worker = ThreadPoolExecutor(1, f"scorer {name}")  # tokenizer and network are used there only
 
     @cached_property
     def model(self) -> str:
-        return hf_loading.identity(self.settings.loading)
+        return self.settings.loading.checkpoint.identity()
 
     async def score(self, request: Request, texts: Sequence[str], meter: UsageMeter) -> list[float]:
         job = Job([request.continued(text) for text in texts])
@@ -259,7 +258,7 @@ class RewardModelScorer(Scorer):
 
     @cached_property
     def _renderer(self) -> Renderer:
-        tokenizer = hf_loading.tokenizer_of(self.settings.loading)
+        tokenizer = self.settings.loading.checkpoint.tokenizer()
         if not tokenizer.chat_template:
             raise ConfigError(f"{self.settings.path}: the reward model's tokenizer has no chat template")
         token = self.settings.step_token
@@ -272,7 +271,7 @@ class RewardModelScorer(Scorer):
     @cached_property
     def _network(self) -> Any:
         """The model, loaded on the scorer's thread."""
-        network = hf_loading.load_network(self.settings.loading, self._config, self._auto).eval()
+        network = load_network(self.settings.loading, self._config, self._auto).eval()
         config, tokenizer = network.config.get_text_config(), self._renderer.tokenizer
         config.use_cache = False
         known = [config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0]

@@ -7,7 +7,7 @@ import pytest
 
 from ensemblehub.api.answers import Answer, chunk, closing, logprobs
 from ensemblehub.config.sections import Generation
-from ensemblehub.generators.text.stops import Gate
+from ensemblehub.generators.text.stops import StopFilter
 from ensemblehub.schema import Alternative, Choice, Piece, Request, Scored, Text, Token, Verdict
 
 VERDICT = Verdict("low", 2, 0.25, 0.5, False)
@@ -155,7 +155,7 @@ def test_logprobs_of_a_completion_name_parts_of_characters_by_their_bytes():
     ],
 )
 def test_what_a_stop_string_cuts_off_has_no_bytes(stop, texts, parts):
-    gate = Gate([stop])
+    gate = StopFilter([stop])
     tokens = [
         one
         for token in (Token("a"), PARTS, WHOLE, Token("b"))

@@ -135,7 +135,7 @@ def test_concurrent_requests_share_forward_passes():
         await asyncio.gather(mentor.load(), intern.load())
         passes = {}
         for engine in (mentor, intern):
-            model = engine._scheduler.loaded.result()
+            model = engine._worker.loaded.result()
 
             def counted(slots, *rest, _forward=model.forward, _name=engine.name, **options):
                 passes.setdefault(_name, []).append(len(slots))
@@ -162,7 +162,7 @@ def test_closing_early_frees_the_rows_and_bills_them():
             line.cost.prompt_tokens == mentor.count(request(QUESTIONS[0])) for line in ledger.usage.lines
         )
         async with asyncio.timeout(10):
-            while mentor._scheduler._rows or intern._scheduler._rows:  # noqa: ASYNC110
+            while mentor._worker._rows or intern._worker._rows:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
     run(["mentor", "intern"], work)
@@ -171,7 +171,7 @@ def test_closing_early_frees_the_rows_and_bills_them():
 def test_a_failing_model_is_an_error_and_the_other_is_billed():
     async def work(mentor, intern):
         await asyncio.gather(mentor.load(), intern.load())
-        model, calls = intern._scheduler.loaded.result(), []
+        model, calls = intern._worker.loaded.result(), []
         forward = model.forward
 
         def failing(*args, **options):

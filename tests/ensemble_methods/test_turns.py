@@ -16,7 +16,7 @@ from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
-from ensemblehub.generators.text.stops import Gate
+from ensemblehub.generators.text.stops import StopFilter
 from ensemblehub.schema import ModelInfo, Piece, Request, Sampling, Text, Token, TokenIds
 
 STORY = "one two three four five six seven eight nine ten"
@@ -39,7 +39,7 @@ class Recorder(EchoEngine):
 
     async def stream(self, request, meter):
         self.asked.append(request)
-        gate = Gate(request.sampling.stop)
+        gate = StopFilter(request.sampling.stop)
         plain = replace(request, sampling=replace(request.sampling, stop=()))
         async with aclosing(super().stream(plain, meter)) as pieces:
             async for piece in pieces:
@@ -309,7 +309,7 @@ def test_requests_that_run_at_the_same_time_do_not_meet():
 
 
 def test_a_piece_is_cut_with_its_tokens():
-    gate = Gate(("X",))
+    gate = StopFilter(("X",))
     piece = Piece("abcX", "a", "answer", (Token("ab"), Token("cX")))
     (cut,) = gate.push(piece)
     assert (cut.text, [token.text for token in cut.tokens], gate.stopped) == ("abc", ["ab", "c"], True)

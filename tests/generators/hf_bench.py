@@ -95,7 +95,7 @@ class Bench:
 
     async def __aenter__(self):
         await self.engine.load()
-        self.model = self.engine._scheduler.loaded.result()
+        self.model = self.engine._worker.loaded.result()
         forward = self.model.forward
 
         def counted(slots, starts, ids, *, keep):

@@ -116,7 +116,7 @@ def able(subject, request, record_property):
     """Whether the engine can do what the test is about; what came out is written down."""
     mark = request.node.get_closest_marker("ability")
     ability, needs = mark.args[0], mark.kwargs.get("needs", mark.args[0])
-    does = needs in ("stream", "bill", "ride") or subject.capabilities(needs)
+    does = needs in ("stream", "bill", "ride") or subject.can(needs)
     record_property("contract", [subject.name, ability, request.function.__doc__, does])
     return does
 

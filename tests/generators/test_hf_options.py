@@ -15,7 +15,8 @@ from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.ensemble import engine_of
 from ensemblehub.errors import AbsentError, ConfigError, MissingExtraError, one_line
-from ensemblehub.generators.hf import loading as hf_loading
+from ensemblehub.generators.batching.checkpoint import Checkpoint
+from ensemblehub.generators.hf import loading
 from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 from ensemblehub.schema import Chat, Message, Request
 
@@ -58,23 +59,23 @@ def test_what_this_machine_cannot_do_is_refused_before_loading(options, says):
 
 
 def test_quantization_names_the_library_it_needs(monkeypatch):
-    monkeypatch.setattr(hf_loading, "device_of", lambda options: "cuda")
-    monkeypatch.setattr(hf_loading.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "device_of", lambda options: "cuda")
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="pip install bitsandbytes"):
         HFOptions("x", quantization="4bit")
 
 
 def test_no_gpu_is_the_cpu():
-    assert hf_loading.device_of(HFOptions("x", num_gpus=0)) == "cpu"
+    assert loading.device_of(HFOptions("x", num_gpus=0)) == "cpu"
     for share in (0.5, 1):
-        assert hf_loading.device_of(HFOptions("x", num_gpus=share)) == hf_loading.device_of(HFOptions("x"))
+        assert loading.device_of(HFOptions("x", num_gpus=share)) == loading.device_of(HFOptions("x"))
 
 
 def test_weights_are_spread_over_so_many_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (1000 * (index + 1), 10**6))
-    assert hf_loading._memory(HFOptions("x", num_gpus=2)) == {0: 900, 1: 1800}
-    assert hf_loading._memory(HFOptions("x", num_gpus=1)) == {}
+    assert loading._memory(HFOptions("x", num_gpus=2)) == {0: 900, 1: 1800}
+    assert loading._memory(HFOptions("x", num_gpus=1)) == {}
 
 
 def test_max_memory_loads_with_accelerate(qwen):
@@ -95,12 +96,11 @@ def test_footprint(request, monkeypatch, family):
     width = 16 if family == "qwen" else 12
     assert engine.footprint.weights == 2 * parameters
     assert engine.footprint.token == 2 * 3 * 2 * width * 2  # keys and values, layers, heads, width, bytes
-    monkeypatch.setattr(hf_loading, "device_of", lambda options: "cuda")
-    monkeypatch.setattr(hf_loading.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(loading, "device_of", lambda options: "cuda")
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: True)
     tables = table if family == "qwen" else 2 * table  # qwen's head is its embedding
     for bits, size in (("8bit", 1), ("4bit", 9 / 16)):
-        options = HFOptions(path, dtype="bfloat16", quantization=bits)
-        footprint = hf_loading.footprint_of(options, engine._config, engine.info)
+        footprint = HFEngine("m", HFOptions(path, dtype="bfloat16", quantization=bits)).footprint
         assert footprint.weights == 2 * tables + int((parameters - tables) * size)
 
 
@@ -165,7 +165,7 @@ def test_an_error_of_several_lines_is_told_whole_in_one(tmp_path):
     with pytest.raises(
         ConfigError, match=r"from one of: \(1\) .* convert a slow tokenizer to a fast one\.$"
     ) as error:
-        hf_loading.tokenizer_of(HFOptions(str(tmp_path), device="cpu"))
+        Checkpoint(str(tmp_path)).tokenizer()
     assert "\n" not in str(error.value)
     assert one_line(ValueError("one of:\n (1) a\n\n (2) b")) == "one of: (1) a (2) b"
     assert one_line(KeyError()) == "KeyError"
@@ -184,6 +184,6 @@ def test_a_kernel_that_transformers_has_not_for_a_scorers_model_is_replaced(tmp_
     )
     auto = transformers.AutoModelForSequenceClassification
     auto.from_config(config).save_pretrained(tmp_path)
-    network = hf_loading.load_network(HFOptions(str(tmp_path), device="cpu"), config, auto)
+    network = loading.load_network(HFOptions(str(tmp_path), device="cpu"), config, auto)
     assert network.config._attn_implementation == "eager"
     assert "runs with attn_implementation: eager" in caplog.text

@@ -59,7 +59,7 @@ def test_score_is_that_of_a_direct_pass(family, bench, request):
 
 
 def test_a_long_prompt_is_read_in_parts(bench, monkeypatch):
-    monkeypatch.setattr("ensemblehub.generators.batching.scheduler._CHUNK", 64)
+    monkeypatch.setattr("ensemblehub.generators.batching.batches.CHUNK", 64)
 
     async def main():
         async with bench() as b:
@@ -152,7 +152,7 @@ def test_score_is_the_same_after_any_history(bench):
         async with bench(prefix_cache_tokens=200, batch_rows=3) as b:
             for _ in range(12):
                 await asyncio.gather(*[one(b, rng.choice(texts)) for _ in range(5)])
-            cache = b.engine._scheduler.cache
+            cache = b.engine._worker.cache
             assert 0 < cache.tokens <= 200
             slots = b.model.slots
             await b.until(lambda: len(slots.free) == slots.capacity[0])  # every slot came back
@@ -245,7 +245,7 @@ def test_reading_a_draft_is_one_pass_and_gives_every_distribution(bench, monkeyp
             decoder.close()
 
     run(main())
-    monkeypatch.setattr("ensemblehub.generators.batching.scheduler._CHUNK", 8)
+    monkeypatch.setattr("ensemblehub.generators.batching.batches.CHUNK", 8)
 
     async def in_parts():
         async with bench() as b:

@@ -473,7 +473,7 @@ def test_a_row_whose_logits_are_not_numbers_takes_no_other_with_it(bench):
                 ask("the quick brown fox", temperature=1.0, seed=4),
             )
             expected = await b.ids(calm)
-            forward, submit, together = b.model.forward, b.engine._scheduler.submit, []
+            forward, submit, together = b.model.forward, b.engine._worker.submit, []
             come = threading.Semaphore(0)
 
             def counting(row):
@@ -490,7 +490,7 @@ def test_a_row_whose_logits_are_not_numbers_takes_no_other_with_it(bench):
                 return logits
 
             b.passes.clear()
-            b.model.forward, b.engine._scheduler.submit = spoiling, counting
+            b.model.forward, b.engine._worker.submit = spoiling, counting
             answers = await asyncio.gather(b.ids(calm), b.ids(other), return_exceptions=True)
             assert len(together) == 1
             assert answers[0] == expected

@@ -34,6 +34,7 @@ from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 from ensemblehub.generators.llama_cpp.engine import LlamaCppEngine, LlamaCppOptions
 from ensemblehub.generators.llama_cpp.gguf_export import export
 from ensemblehub.lab.tasks.builtin_math import BuiltinMath
+from ensemblehub.registry import build
 from ensemblehub.schema import Chat, Message, Request, Sampling, Text, TokenIds
 
 CLOSE = 2e-4  # nats
@@ -519,8 +520,8 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path, qwen, exported):
         with pytest.raises(ConfigError, match="cannot read") as caught:
             LlamaCppEngine("none", LlamaCppOptions(str(path)))
         assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="at least 1"):
-        LlamaCppOptions("x", batch_rows=0)
+    with pytest.raises(ConfigError, match="option 'batch_rows': Input should be greater than or equal to 1"):
+        build(LlamaCppOptions, {"path": "x", "batch_rows": 0}, "m")
 
     async def load(**options):
         engine = LlamaCppEngine("tiny", LlamaCppOptions(str(exported(qwen)), **options))
@@ -590,7 +591,7 @@ def test_a_ride_with_a_llama_cpp_intern_is_the_ride_with_hf(exported, tmp_path):
             mentor = HFEngine("mentor", HFOptions(builtin.resolve("builtin:mentor"), device="cpu"))
             async with AsyncEnsemble([mentor, intern], All(), tandem) as hub:
                 asked = [Request(BuiltinMath().request(item), Sampling(max_tokens=300)) for item in items]
-                return await asyncio.gather(*map(hub.answer, asked))
+                return await asyncio.gather(*map(hub.generate, asked))
 
         return run(main())
 

@@ -36,9 +36,10 @@ from ensemblehub.generators.entropies import entropy_of
 from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 from ensemblehub.generators.vllm import engine as module
 from ensemblehub.generators.vllm.engine import VLLMEngine, VLLMOptions
-from ensemblehub.generators.vllm.in_flight import WriteFlight
+from ensemblehub.generators.vllm.in_flight import InFlightAnswer
 from ensemblehub.generators.vllm.structure import Structure, parser_of
 from ensemblehub.lab.tasks.builtin_math import BuiltinMath
+from ensemblehub.registry import build
 from ensemblehub.schema import Chat, Message, Piece, Request, Sampling, Text, Token, TokenIds
 
 ITEMS = list(BuiltinMath().items("test", 32))
@@ -139,17 +140,20 @@ def test_the_extra_is_named_where_vllm_is_not_installed(monkeypatch):
         engine("intern")
 
 
-def test_options_that_cannot_be_meant_are_refused():
-    for options in (
-        {"tensor_parallel_size": 0},
-        {"max_model_len": 0},
-        {"entropy_top_k": 0},
-        {"block_size": -1},
-    ):
-        with pytest.raises(ConfigError, match="at least 1"):
-            VLLMOptions("x", **options)
-    with pytest.raises(ConfigError, match="share above 0"):
-        VLLMOptions("x", gpu_memory_utilization=0.0)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("tensor_parallel_size", 0),
+        ("max_model_len", 0),
+        ("entropy_top_k", 0),
+        ("block_size", -1),
+        ("gpu_memory_utilization", 0.0),
+        ("gpu_memory_utilization", 1.1),
+    ],
+)
+def test_options_out_of_bounds_are_refused(option, value):
+    with pytest.raises(ConfigError, match=f"option '{option}.*: Input should be (greater|less) than"):
+        build(VLLMOptions, {"path": "x", option: value}, "m")
 
 
 def test_parallel_and_memory_options_reach_vllm():
@@ -196,10 +200,10 @@ def test_the_card_and_the_name_say_what_the_hf_engines_say_and_how_entropies_are
 
 
 def test_logits_that_are_not_numbers_are_an_error_of_vllm():
-    flight = object.__new__(WriteFlight)
-    flight._host = SimpleNamespace(name="m")
+    answer = object.__new__(InFlightAnswer)
+    answer._worker = SimpleNamespace(name="m")
     with pytest.raises(EngineError, match=r"m: vLLM failed: its logits are not numbers \(NaN\)"):
-        flight._write(5, {5: SimpleNamespace(logprob=math.nan)})
+        answer._write(5, {5: SimpleNamespace(logprob=math.nan)})
 
 
 @needs_vllm
@@ -246,7 +250,7 @@ def test_closing_stops_vllm_within_a_second_and_bills_what_nobody_read(pair):
         assert cost.completion_tokens - cost.discarded_tokens == taken == 5
         assert 0 < cost.discarded_tokens < 1495
         await asyncio.sleep(0.1)
-        assert not pair.ours._host.llm.output_processor.has_unfinished_requests()
+        assert not pair.ours._worker.llm.output_processor.has_unfinished_requests()
 
     pair.run(main())
 
@@ -431,7 +435,7 @@ def test_rides_of_the_pair_are_those_of_the_hf_pair(pair):
 
     async def rides(engines):
         hub = AsyncEnsemble(list(engines.values()), All(), tandem)
-        return await asyncio.gather(*map(hub.answer, asked))
+        return await asyncio.gather(*map(hub.generate, asked))
 
     async def main():
         return await rides(pair.vllm), await rides(pair.hf)
@@ -561,7 +565,7 @@ def test_a_process_that_dies_is_an_error_and_what_it_wrote_is_billed(pair):
     async def main():
         stream = mentor.stream(endless(max_tokens=1500), pair.meter)
         await anext(stream)
-        (process,) = mentor._host.llm.engine_core.resources.engine_manager.processes
+        (process,) = mentor._worker.llm.engine_core.resources.engine_manager.processes
         process.kill()
         with pytest.raises(EngineError, match="mentor: vLLM failed"):
             async for _ in stream:
@@ -585,6 +589,6 @@ def test_close_ends_the_thread_and_fails_what_still_runs(pair):
         with pytest.raises(EngineError, match="closed"):
             await pair.text(question())
 
-    thread = pair.ours._host._thread
+    thread = pair.ours._worker._thread
     pair.run(main())
     assert not thread.is_alive()

@@ -12,7 +12,7 @@ from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, ask, joined, refuse_ids
 from ensemblehub.errors import ConfigError, ContextOverflowError
 from ensemblehub.generators.base import Engine
-from ensemblehub.generators.text.stops import Gate
+from ensemblehub.generators.text.stops import StopFilter
 from ensemblehub.schema import Choice, Event, Finish, Piece, Request
 from ensemblehub.scorers.base import together
 
@@ -48,7 +48,7 @@ class RewardBased(Segments):
     ) -> AsyncGenerator[Event, None]:
         request = self.limited(request)
         refuse_ids(request, engines)
-        so_far, gate, members = SoFar(request.prefix), Gate[Piece](request.sampling.stop), list(engines)
+        so_far, gate, members = SoFar(request.prefix), StopFilter[Piece](request.sampling.stop), list(engines)
         finish: Finish | None = None
         while finish is None and self.able(request, members, so_far):
             parts: list[Piece] = []

@@ -1,39 +1,38 @@
-"""The prefix cache: computed tokens that may be read again, with their KV and how well they were predicted.
+"""The prefix cache: computed tokens that can be reused, with their KV and how well they were predicted.
 
-Bounded in tokens, least recently used first out.  Knows token ids and tensors; knows no request.
+Bounded in tokens, least recently used first out.  Knows token ids; knows neither requests nor models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import nan
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-LayerKV = tuple[torch.Tensor, torch.Tensor]  # keys and values of one layer, (heads, tokens, dimension)
 
 
 @dataclass
-class Readings:
+class TokenReadings:
     """How well each token was predicted: `logprobs[i]`, `entropies[i]` and `best[i]` (nats) are of token i.
 
-    `best` is id and logprob of the likeliest token in its place.  They are known for the first `len(self)`
+    `best` is the id and logprob of the most probable token in its place.  Known for the first `len(self)`
     tokens; token 0 has no prediction and stands as NaN.
     """
 
-    logprobs: list[float] = field(default_factory=lambda: [float("nan")])
-    entropies: list[float] = field(default_factory=lambda: [float("nan")])
-    best: list[tuple[int, float]] = field(default_factory=lambda: [(-1, float("nan"))])
+    logprobs: list[float] = field(default_factory=lambda: [nan])
+    entropies: list[float] = field(default_factory=lambda: [nan])
+    best: list[tuple[int, float]] = field(default_factory=lambda: [(-1, nan)])
 
     def __len__(self) -> int:
         return len(self.logprobs)
 
-    def head(self, count: int) -> Readings:
+    def head(self, count: int) -> TokenReadings:
         """The readings of the first `count` tokens (at least of token 0)."""
         count = max(1, count)
-        return Readings(self.logprobs[:count], self.entropies[:count], self.best[:count])
+        return TokenReadings(self.logprobs[:count], self.entropies[:count], self.best[:count])
 
     def learn(
         self,
@@ -42,7 +41,10 @@ class Readings:
         entropies: Sequence[float],
         best: Sequence[tuple[int, float]],
     ) -> None:
-        """Add the readings of tokens `first` and on; known ones stay, a gap is not bridged."""
+        """Add the readings of tokens `first` and on.
+
+        Keeps known entries; adds nothing if `first` leaves a gap.
+        """
         known = len(self) - first
         if known >= 0:
             self.logprobs.extend(logprobs[known:])
@@ -51,37 +53,37 @@ class Readings:
 
 
 @dataclass(eq=False)
-class Entry:
-    """One computed sequence."""
+class CachedPrefix:
+    """One computed sequence; `kv` is in the model's own form."""
 
     ids: NDArray[np.int64]
-    kv: list[LayerKV]
-    readings: Readings
+    kv: Any
+    readings: TokenReadings
 
 
 @dataclass(frozen=True)
 class Match:
-    """An entry and how many of its first tokens are the wanted ones."""
+    """A cached sequence and how many of its first tokens are the wanted ones."""
 
-    entry: Entry | None
+    entry: CachedPrefix | None
     common: int
 
     @property
     def read(self) -> int:
-        """How many of the common tokens have known readings."""
+        """Number of common tokens whose readings are known."""
         return min(self.common, len(self.entry.readings)) if self.entry else 0
 
 
 class PrefixCache:
-    """Holds `limit` tokens at most."""
+    """Holds at most `limit` tokens."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.entries: list[Entry] = []  # least recently used first
+        self.entries: list[CachedPrefix] = []  # least recently used first
 
     @property
     def tokens(self) -> int:
-        """Tokens held now."""
+        """Number of tokens held now."""
         return sum(len(entry.ids) for entry in self.entries)
 
     def longest(self, ids: Sequence[int], *, read: bool = False) -> Match:
@@ -99,30 +101,25 @@ class PrefixCache:
             self._touch(best.entry)
         return best
 
-    def put(self, ids: Sequence[int], readings: Readings, kv: Callable[[], list[LayerKV]]) -> None:
-        """Keep a computed sequence; `kv` is called only if nothing kept holds it already."""
+    def put(self, ids: Sequence[int], readings: TokenReadings, kv: Callable[[], Any]) -> None:
+        """Keep a computed sequence; `kv` is called only if no entry holds the sequence already."""
         wanted = np.asarray(ids, dtype=np.int64)
         if not 0 < len(wanted) <= self.limit:
             return
         readings = readings.head(len(wanted))
         for entry in self.entries:
-            if len(entry.ids) >= len(wanted) and _common(entry.ids, wanted) == len(wanted):
+            if _common(entry.ids, wanted) == len(wanted):
                 entry.readings = max(entry.readings, readings, key=len)
                 self._touch(entry)
                 return
-        self._drop_heads_of(wanted, readings)
-        self.entries.append(Entry(wanted, kv(), readings))
+        for entry in [head for head in self.entries if _common(head.ids, wanted) == len(head.ids)]:
+            readings.learn(0, entry.readings.logprobs, entry.readings.entropies, entry.readings.best)
+            self.entries.remove(entry)
+        self.entries.append(CachedPrefix(wanted, kv(), readings))
         while self.tokens > self.limit:
             self.entries.pop(0)
 
-    def _drop_heads_of(self, ids: NDArray[np.int64], readings: Readings) -> None:
-        """Forget entries that `ids` extends; what was read of them is kept in `readings`."""
-        heads = [entry for entry in self.entries if _common(entry.ids, ids) == len(entry.ids)]
-        for entry in heads:
-            readings.learn(0, entry.readings.logprobs, entry.readings.entropies, entry.readings.best)
-            self.entries.remove(entry)
-
-    def _touch(self, entry: Entry) -> None:
+    def _touch(self, entry: CachedPrefix) -> None:
         self.entries.remove(entry)
         self.entries.append(entry)
 

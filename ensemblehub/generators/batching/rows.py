@@ -1,8 +1,8 @@
-"""The rows that the scheduler computes: one that writes, one that is only read, one that is stepped by hand.
+"""The rows that the scheduler computes: one that is written, one that is read, one that is stepped by hand.
 
-A row has two sides.  The worker thread computes (`ready`, `accept`, `conclude` run through the row's
-event loop); the request's own coroutine waits and reads.  A row knows its ids and its reader; it knows
-neither model nor cache.
+A row has two sides.  The worker thread computes; what it hands over (callbacks) runs in the event loop of
+the request's own coroutine, which waits and reads.  A row knows its ids and its reader; it knows neither
+model nor cache.
 """
 
 from __future__ import annotations
@@ -15,41 +15,44 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import EngineError
 from ensemblehub.generators.base import Vocabulary
-from ensemblehub.generators.batching.prefix_cache import Readings
-from ensemblehub.generators.batching.sampling import Choice
-from ensemblehub.generators.text.detokenizer import TextFlow, alternatives
-from ensemblehub.schema import Finish, Sampling, Token
+from ensemblehub.generators.batching.logprobs import TopTokens
+from ensemblehub.generators.batching.prefix_cache import TokenReadings
+from ensemblehub.generators.batching.sampling import TokenSampler
+from ensemblehub.generators.text.detokenizer import AnswerWriter, alternatives
+from ensemblehub.schema import Finish, ModelInfo, Sampling, Token
 
-Top = tuple[tuple[int, float], ...]  # (id, logprob), most likely first
-Lines = NDArray[np.float32]
+LogprobLines = NDArray[np.float32]
 
 
 @dataclass(eq=False)
-class Row:
+class ModelRow:
     """One sequence: its ids, how far it is computed and what that cost.
 
     Attributes:
         ids: prompt and written tokens.
         prompt: length of the prompt.
-        computed: the keys and values of so many tokens lie in `slot`.
+        computed: number of tokens whose keys and values lie in `slot`.
         cached: how many of them came from the prefix cache.
+        taken: number of written tokens that the reader took.
         seconds: this row's share of the model's time.
         closed: its reader has left.
         done: nothing is left to compute.
-        tail: after how many of the last ids the next token's distribution is wanted.
+        tail: number of trailing positions whose next-token distributions are returned.
     """
 
     ids: list[int]
     loop: asyncio.AbstractEventLoop
     wake: Callable[[], None]
-    whole: ClassVar[bool] = False  # whether the predictions of all tokens are wanted
+    whole: ClassVar[bool] = False  # whether the predictions of all tokens are returned
     slot: int = -1
     computed: int = 0
     cached: int = 0
+    taken: int = 0
     seconds: float = 0.0
-    readings: Readings = field(default_factory=Readings)
+    readings: TokenReadings = field(default_factory=TokenReadings)
     closed: bool = False
     done: bool = False
     error: EngineError | None = None
@@ -57,7 +60,7 @@ class Row:
 
     def __post_init__(self) -> None:
         self.prompt = len(self.ids)
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self.ended = asyncio.Event()
 
     @property
@@ -66,9 +69,9 @@ class Row:
         return len(self.ids) - self.computed
 
     @property
-    def read(self) -> int:
-        """Tokens of the prompt that were read so far."""
-        return min(self.prompt, self.computed)
+    def written(self) -> int:
+        """Tokens written so far, taken or not."""
+        return len(self.ids) - self.prompt
 
     def ready(self) -> bool:
         """Whether to compute this row in the next step."""
@@ -77,7 +80,7 @@ class Row:
     def conclude(self) -> None:
         """Tell the reader that the row has left the scheduler (runs in the reader's loop)."""
         self.ended.set()
-        self._news.set()
+        self._changed.set()
 
     async def leave(self) -> None:
         """Stop computing the row, and wait until it has stopped."""
@@ -85,13 +88,31 @@ class Row:
         self.wake()
         await self.ended.wait()
 
+    def record(self, engine: str, info: ModelInfo, meter: UsageMeter) -> None:
+        """Bill what the row has read and written."""
+        self._record(engine, info, meter, 0, self.written, self.written - self.taken)
 
-class ReadRow(Row):
-    """A prompt of which every token's prediction is wanted."""
+    def _record(
+        self, engine: str, info: ModelInfo, meter: UsageMeter, given: int, written: int, discarded: int
+    ) -> None:
+        meter.record(
+            engine,
+            info,
+            prompt_tokens=min(self.prompt, self.computed) + given,
+            cached_tokens=self.cached,
+            completion_tokens=written,
+            discarded_tokens=discarded,
+            seconds=self.seconds,
+            ids=self.ids,
+        )
+
+
+class ReadRow(ModelRow):
+    """A prompt that is read: the predictions of all its tokens are returned."""
 
     whole = True
 
-    async def result(self) -> Readings:
+    async def result(self) -> TokenReadings:
         """The readings of all tokens.
 
         Raises:
@@ -104,7 +125,7 @@ class ReadRow(Row):
 
 
 @dataclass(eq=False)
-class WriteRow(Row):
+class WriteRow(ModelRow):
     """An answer that is being written.
 
     Attributes:
@@ -119,50 +140,38 @@ class WriteRow(Row):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.choice = Choice(self.sampling, self.ids[:], self.end)
-        self._flow = TextFlow(self.vocabulary, self.sampling.stop)
-        self._shown = self.taken = 0  # tokens handed over by the worker, and taken by the reader
+        self.sampler = TokenSampler(self.sampling, self.ids[:], self.end)
+        self._writer = AnswerWriter(self.vocabulary, self.sampling, self.end)
+        self._delivered = 0  # tokens handed over by the worker
         self._waiting = False
-        self._mail: list[Token] = []
+        self._tokens: list[Token] = []
         self._finish: Finish | None = None
 
-    @property
-    def written(self) -> int:
-        """Tokens written so far, read or not."""
-        return len(self.ids) - self.prompt
-
     def ready(self) -> bool:
-        """A row whose reader lags behind waits for it."""
-        ahead = self._shown - self.taken
+        """A row pauses while its reader lags behind."""
+        ahead = self._delivered - self.taken
         return super().ready() and (
             not self.written or ahead < self.lookahead or (self._waiting and ahead == 0)
         )
 
     def accept(
-        self, index: int, logprob: float, entropy: float, best: tuple[int, float], top: Top
+        self, index: int, logprob: float, entropy: float, best: tuple[int, float], top: TopTokens
     ) -> Callable[[], None]:
-        """Take the chosen token; returns what hands it to the reader."""
+        """Append the chosen token; return the callback that hands it to the reader."""
         self.readings.learn(len(self.ids), [logprob], [entropy], [best])
         self.ids.append(index)
-        self.choice.wrote(index)
-        ended = index in self.end
-        text = "" if ended else self._flow.text(index)
-        part, likeliest = self.vocabulary.part(index), alternatives(self.vocabulary, top)
-        tokens = self._flow.push(Token(text, index, logprob, entropy, likeliest, part))
-        finish: Finish | None = "stop" if ended or self._flow.stopped else None
-        if finish is None and self.written >= self.sampling.max_tokens:
-            finish = "length"
-        if finish is not None:
-            tokens += self._flow.flush()
-            self.done = True
-        self._shown += len(tokens)
+        self.sampler.wrote(index)
+        shown = alternatives(self.vocabulary, top)
+        tokens, finish = self._writer.write(index, logprob, entropy, shown)
+        self.done = self.done or finish is not None
+        self._delivered += len(tokens)
         return lambda: self._deliver(tokens, finish)
 
     def _deliver(self, tokens: list[Token], finish: Finish | None) -> None:
         if tokens or finish:
-            self._mail += tokens
+            self._tokens += tokens
             self._finish = finish
-            self._news.set()
+            self._changed.set()
 
     async def take(self) -> tuple[tuple[Token, ...], Finish | None]:
         """All tokens that wait, at least one or the finish.
@@ -170,31 +179,37 @@ class WriteRow(Row):
         Raises:
             EngineError: the model failed.
         """
-        while not self._mail and self._finish is None:
+        while not self._tokens and self._finish is None:
             if self.error is not None:
                 raise self.error
-            self._news.clear()
+            self._changed.clear()
             self._waiting = True
             self.wake()
-            await self._news.wait()
+            await self._changed.wait()
         self._waiting = False
-        tokens, self._mail = tuple(self._mail), []
+        tokens, self._tokens = tuple(self._tokens), []
         self.taken += len(tokens)
         self.wake()
         return tokens, self._finish
 
 
 @dataclass(eq=False)
-class StepRow(Row):
-    """A row that a decoder steps: it is computed when it is asked.
+class StepRow(ModelRow):
+    """A row that a decoder steps; it is computed only when asked.
+
+    Billed as written are the appended ids and the token chosen from the last distribution, as if the engine
+    had written them; dropped ids are billed as discarded.
 
     Attributes:
         logprobs: the distributions after the last `tail` ids, (tail, vocabulary); None until they are computed.
+        appended, dropped: ids that were appended, and dropped again.
     """
 
     asked: bool = False
-    logprobs: Lines | None = None
-    _lines: list[Lines] = field(default_factory=list)
+    logprobs: LogprobLines | None = None
+    appended: int = 0
+    dropped: int = 0
+    _parts: list[LogprobLines] = field(default_factory=list)
 
     def ready(self) -> bool:
         """Only an asked row is computed."""
@@ -205,44 +220,50 @@ class StepRow(Row):
         if drop:
             del self.ids[-drop:]
         self.ids.extend(append)
+        self.appended += len(append)
+        self.dropped += drop
         if drop or append:
-            self.logprobs, self._lines = None, []
+            self.logprobs, self._parts = None, []
         elif self.logprobs is not None:
             self.logprobs = self.logprobs[-tail:]
         self.tail = tail
-        self.computed = min(
-            self.computed, len(self.ids) - max(len(append), 1 if self.logprobs is None else 0)
-        )
+        recomputed = max(len(append), 1 if self.logprobs is None else 0)
+        self.computed = min(self.computed, len(self.ids) - recomputed)
         if drop:
             self.readings = self.readings.head(len(self.ids) - len(append))
 
-    def answer(self, lines: Lines) -> Callable[[], None]:
-        """Take the distributions after the ids just computed; returns what hands the whole to the reader."""
-        self._lines.append(lines)
+    def answer(self, lines: LogprobLines) -> Callable[[], None]:
+        """Take the distributions after the ids just computed; return the callback that hands over all of them."""
+        self._parts.append(lines)
         if self.pending:
             return lambda: None
         self.asked = False
-        logprobs, self._lines = np.concatenate(self._lines) if len(self._lines) > 1 else lines, []
+        logprobs = np.concatenate(self._parts) if len(self._parts) > 1 else lines
+        self._parts = []
 
         def deliver() -> None:
             self.logprobs = logprobs
-            self._news.set()
+            self._changed.set()
 
         return deliver
 
-    async def distributions(self) -> Lines:
+    async def distributions(self) -> LogprobLines:
         """The logprobs after each of the last `tail` ids, (tail, vocabulary).
 
         Raises:
             EngineError: the model failed.
         """
         if self.logprobs is None and self.error is None:
-            self._news.clear()
+            self._changed.clear()
             self.asked = True
-            self.loop.call_soon(
-                self.wake
-            )  # after the others that ask in this turn of the loop: one pass for all
-            await self._news.wait()
+            # woken after the others that ask in this turn of the loop: one pass for all
+            self.loop.call_soon(self.wake)
+            await self._changed.wait()
         if self.logprobs is None:
             raise self.error or EngineError("the row was closed")
         return self.logprobs
+
+    def record_steps(self, engine: str, info: ModelInfo, meter: UsageMeter, given: int) -> None:
+        """Bill the steps; the first `given` appended ids belong to the prompt."""
+        chosen = 1 if self.logprobs is not None else 0
+        self._record(engine, info, meter, given, self.appended + chosen - given, self.dropped)

@@ -1,4 +1,4 @@
-"""How the next token of each row is chosen, for all rows of a step at once.
+"""Sampling the next token of every row of a step at once.
 
 Randomness is one uniform number per token from the row's own seeded generator, looked up in the
 cumulative distribution: a row draws the same token whoever shares its step.
@@ -17,8 +17,8 @@ from ensemblehub.schema import Sampling
 
 
 @dataclass(eq=False)
-class Choice:
-    """The state of one row's choosing: its options, its generator and what it has written.
+class TokenSampler:
+    """Chooses the tokens of one row, by its sampling options, its own generator and what it has written.
 
     Attributes:
         prompt: ids of the prompt (for the repetition penalty).
@@ -74,36 +74,36 @@ class Choice:
         return self.end if self.written.total() < self.sampling.min_tokens else frozenset()
 
 
-def choose(choices: Sequence[Choice], logits: torch.Tensor) -> torch.Tensor:
+def choose(samplers: Sequence[TokenSampler], logits: torch.Tensor) -> torch.Tensor:
     """The next id of each row, (rows,), from logits (rows, vocabulary) in float32."""
-    if any(choice.adjusts for choice in choices):
+    if any(sampler.adjusts for sampler in samplers):
         logits = logits.clone()
-        for choice, row in zip(choices, logits, strict=True):
-            if choice.adjusts:
-                choice.adjust(row)
+        for sampler, row in zip(samplers, logits, strict=True):
+            if sampler.adjusts:
+                sampler.adjust(row)
     chosen = logits.argmax(-1)
-    warm = [index for index, choice in enumerate(choices) if choice.sampling.temperature > 0]
+    warm = [index for index, sampler in enumerate(samplers) if sampler.sampling.temperature > 0]
     if warm:
         rows = torch.tensor(warm, device=logits.device)
-        chosen[rows] = _draw([choices[index] for index in warm], logits[rows])
+        chosen[rows] = _draw([samplers[index] for index in warm], logits[rows])
     return chosen
 
 
-def _draw(choices: Sequence[Choice], logits: torch.Tensor) -> torch.Tensor:
-    temperature = logits.new_tensor([[choice.sampling.temperature] for choice in choices])
+def _draw(samplers: Sequence[TokenSampler], logits: torch.Tensor) -> torch.Tensor:
+    temperature = logits.new_tensor([[sampler.sampling.temperature] for sampler in samplers])
     probabilities = torch.softmax(logits / temperature, -1)
-    if any(choice.sampling.limits for choice in choices):
-        probabilities = _limited([choice.sampling for choice in choices], probabilities)
+    if any(sampler.sampling.limits for sampler in samplers):
+        probabilities = _limited([sampler.sampling for sampler in samplers], probabilities)
     cumulated = probabilities.cumsum(-1)
     total = cumulated[:, -1:]
-    target = logits.new_tensor([[choice.uniform()] for choice in choices]) * total
+    target = logits.new_tensor([[sampler.uniform()] for sampler in samplers]) * total
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
-    # of probabilities that are not numbers it is an id beyond the last; whoever chose learns it by the logprob
+    # NaN probabilities give an id beyond the last; the caller sees the NaN in its logprob
     return torch.searchsorted(cumulated, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
 def _limited(samplings: Sequence[Sampling], probabilities: torch.Tensor) -> torch.Tensor:
-    """Zero what min-p, then top-k, then top-p leave out; the top token always stays."""
+    """Zero the probabilities that min-p, then top-k, then top-p exclude; the top token always stays."""
     size, device = probabilities.shape[-1], probabilities.device
     ordered, order = probabilities.sort(stable=True, dim=-1, descending=True)
     min_p = torch.tensor([[sampling.min_p] for sampling in samplings], device=device, dtype=ordered.dtype)

@@ -1,34 +1,27 @@
-"""Choosing a device and precision, reading a model's card, loading its weights and tokenizer.
+"""Options of the hf engine, and how they choose device, precision and attention kernel of a model.
 
 Knows transformers' loading; knows no request.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import os
 import sys
-import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import transformers
+from annotated_types import Ge
 
-from ensemblehub.errors import AbsentError, ConfigError, MissingExtraError, one_line
-from ensemblehub.generators.base import Footprint
-from ensemblehub.schema import ModelInfo, Price
+from ensemblehub.errors import ConfigError, MissingExtraError, one_line
+from ensemblehub.generators.batching.checkpoint import Checkpoint
+from ensemblehub.schema import Price
 
-_PROBE = 65536  # bytes at either end of a weights file that its fingerprint looks at
-_QUANTISED = {"8bit": 1.0, "4bit": 0.5625}  # bytes per parameter; of 4 bits, blocks of 64 add a float32 each
-_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 _NO_SDPA = "scaled_dot_product_attention"  # how transformers says that a model has no sdpa
-_LOADING = threading.Lock()  # while it loads, transformers patches torch for all threads
 log = logging.getLogger(__name__)
 
 
@@ -43,15 +36,15 @@ class HFOptions:
         quantization: weights in 8 or 4 bits by bitsandbytes, on cuda only.
         trust_remote_code: run Python code that comes with the model.
         max_memory: bytes or text such as "20GiB" by device, to spread the weights with accelerate.
-        num_gpus: with 2 or more, spread the weights over as many GPUs; 0 is the CPU, and 1 or a share of one GPU is
-            what `device` says.
-        enable_thinking: the chat template's, for chats that do not say themselves.
+        num_gpus: with 2 or more, spread the weights over as many GPUs; 0 is the CPU; 1 or a share of one GPU
+            leaves the choice to `device`.
+        enable_thinking: passed to the chat template, for chats that do not set it themselves.
         attn_implementation: "sdpa" or "eager".
-        prefix_cache_tokens: most tokens whose keys and values are kept for later requests; 0 keeps none.
-        batch_rows: most rows in one forward pass.
+        prefix_cache_tokens: maximum number of tokens whose keys and values are kept for later requests.
+        batch_rows: maximum number of rows in one forward pass.
         lookahead: tokens that a row may write beyond those its reader took.
         threads: torch threads on a CPU; None leaves them as they are.
-        price: what a call is billed; None is free.
+        price: price of a call; None is free.
     """
 
     path: str
@@ -63,25 +56,26 @@ class HFOptions:
     num_gpus: float | None = None
     enable_thinking: bool | None = None
     attn_implementation: str = "sdpa"
-    prefix_cache_tokens: int = 65536
-    batch_rows: int = 64
-    lookahead: int = 0
+    prefix_cache_tokens: Annotated[int, Ge(0)] = 65536
+    batch_rows: Annotated[int, Ge(1)] = 64
+    lookahead: Annotated[int, Ge(0)] = 0
     threads: int | None = 1
     price: Price | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", os.path.expanduser(self.path))
-        device_of(self)
-        if self.batch_rows < 1 or self.lookahead < 0 or self.prefix_cache_tokens < 0:
-            raise ConfigError("batch_rows must be at least 1; lookahead and prefix_cache_tokens at least 0")
+        device = device_of(self)
         if self.quantization != "none":
-            if not device_of(self).startswith("cuda"):
-                raise ConfigError(
-                    f"quantization {self.quantization!r} needs a cuda device, not {device_of(self)}"
-                )
+            if not device.startswith("cuda"):
+                raise ConfigError(f"quantization {self.quantization!r} needs a cuda device, not {device}")
             if importlib.util.find_spec("bitsandbytes") is None:
                 raise MissingExtraError("quantization needs bitsandbytes: pip install bitsandbytes")
         _check_gpus(self)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where the model is."""
+        return Checkpoint(self.path, self.trust_remote_code)
 
 
 def _check_gpus(options: HFOptions) -> None:
@@ -94,16 +88,15 @@ def _check_gpus(options: HFOptions) -> None:
     named = [device for device in options.max_memory if isinstance(device, int)]
     needed = max([int(wanted) if wanted > 1 else 0, *(device + 1 for device in named)])
     if needed > here:
-        raise ConfigError(
-            f"{'max_memory' if named else 'num_gpus'} needs {needed} GPUs, and this machine has {here}"
-        )
+        option = "max_memory" if named else "num_gpus"
+        raise ConfigError(f"{option} needs {needed} GPUs, and this machine has {here}")
 
 
 def device_of(options: HFOptions) -> str:
-    """The device that `options` means here.
+    """The device that `options` selects on this machine.
 
     Raises:
-        ConfigError: it is no device, or this machine has none of its kind.
+        ConfigError: there is no such device here.
     """
     if options.device != "auto":
         try:
@@ -119,7 +112,7 @@ def device_of(options: HFOptions) -> str:
 
 
 def dtype_of(options: HFOptions, config: Any) -> torch.dtype:
-    """The precision that `options` means here."""
+    """The precision that `options` selects on this machine."""
     if options.dtype != "auto":
         return getattr(torch, options.dtype)  # type: ignore[no-any-return]
     if device_of(options) == "cpu":
@@ -131,115 +124,25 @@ def config_of(options: HFOptions) -> Any:
     """The model's configuration.
 
     Raises:
-        ConfigError: it cannot be read, or its attention is of a kind that this engine cannot batch.
+        ConfigError: it cannot be read, or its attention is of a kind that the scheduler cannot batch.
     """
-    config = pretrained(transformers.AutoConfig, options)
-    kinds = set(getattr(text_of(config, options.path), "layer_types", None) or ()) - _KINDS
-    if kinds:
-        raise ConfigError(
-            f"{options.path}: the hf engine cannot run layers of kind {', '.join(sorted(kinds))}"
-        )
+    config = options.checkpoint.config()
+    layers = getattr(options.checkpoint.text_config(config), "layer_types", None) or ()
+    unknown = set(layers) - {"full_attention", "sliding_attention", "chunked_attention"}
+    if unknown:
+        kinds = ", ".join(sorted(unknown))
+        raise ConfigError(f"{options.path}: the hf engine cannot run layers of kind {kinds}")
     return config
-
-
-def text_of(config: Any, path: str) -> Any:
-    """The configuration of the language model itself.
-
-    Raises:
-        ConfigError: it has none, or several.
-    """
-    try:
-        return config.get_text_config()
-    except ValueError as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from error
-
-
-def info_of(options: HFOptions, config: Any, auto: Any = transformers.AutoModelForCausalLM) -> ModelInfo:
-    """What is known of the model before its weights are there; `auto` is the class that would load it.
-
-    Raises:
-        ConfigError: the configuration is of no model that `auto` makes.
-    """
-    text = text_of(config, options.path)
-    try:
-        parameters, active = _count(options, config, auto)
-    except Exception as error:  # whatever transformers, or code that comes with the model, raises
-        raise ConfigError(f"cannot load {options.path!r}: {one_line(error)}") from error
-    return ModelInfo(
-        parameters=parameters,
-        active=active,
-        attention_flops=4.0 * _widths(text)[0],
-        context=getattr(text, "max_position_embeddings", 0) or 0,
-        vocabulary=getattr(text, "vocab_size", 0) or 0,
-        price=options.price,
-    )
-
-
-def _widths(text: Any) -> tuple[int, int]:
-    """Numbers in the queries, and in the keys, that all layers together compute of one token; 0 where unknown."""
-    same = not getattr(text, "is_heterogeneous", False)
-    layers = [text] * (getattr(text, "num_hidden_layers", 0) or 0) if same else list(text.per_layer_config)
-    queries = keys = 0
-    for layer in layers:
-        heads = getattr(layer, "num_attention_heads", None)
-        if not isinstance(heads, int) or not heads:
-            return 0, 0
-        width = getattr(layer, "head_dim", None) or layer.hidden_size // heads
-        queries += heads * width
-        keys += (getattr(layer, "num_key_value_heads", None) or heads) * width
-    return queries, keys
-
-
-def _count(options: HFOptions, config: Any, auto: Any) -> tuple[int, int]:
-    """All parameters, and those a token is multiplied with: not the embedding table, and of the experts
-    only those that are asked.  A head tied to the embedding counts as a head."""
-    text = config.get_text_config()
-    with torch.device("meta"):
-        network = auto.from_config(config, trust_remote_code=options.trust_remote_code)
-    table, head = network.get_input_embeddings().weight, network.get_output_embeddings()
-    experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None) or 1
-    asked = getattr(text, "num_experts_per_tok", None) or experts
-    total = active = 0
-    for name, weight in network.named_parameters():
-        total += weight.numel()
-        share = asked / experts if ".experts." in name else 1.0
-        active += 0 if weight is table else round(weight.numel() * share)
-    tied = head is not None and head.weight is table
-    return total, active + (table.numel() if tied else 0)
-
-
-def footprint_of(options: HFOptions, config: Any, info: ModelInfo) -> Footprint:
-    """Memory by the precision of the weights; quantisation leaves the embedding and the head as they are."""
-    text, size = config.get_text_config(), dtype_of(options, config).itemsize
-    count = 1 if getattr(config, "tie_word_embeddings", False) else 2
-    tables = info.vocabulary * (getattr(text, "hidden_size", 0) or 0) * count
-    kept = tables if options.quantization != "none" else info.parameters
-    weights = kept * size + int((info.parameters - kept) * _QUANTISED.get(options.quantization, 0))
-    return Footprint(weights, 2 * _widths(text)[1] * size)
-
-
-def tokenizer_of(options: HFOptions) -> Any:
-    """The model's tokenizer."""
-    return pretrained(transformers.AutoTokenizer, options)
-
-
-def end_ids(path: str, *configs: Any) -> frozenset[int]:
-    """Ids that end an answer by the generation config in `path` and by the model's own configurations."""
-    with suppress(OSError):  # there is none
-        configs = (*configs, transformers.GenerationConfig.from_pretrained(path))
-    given = (getattr(config, "eos_token_id", None) for config in configs)
-    lists = ([ids] if isinstance(ids, int) else ids or () for ids in given)
-    return frozenset(index for ids in lists for index in ids)
 
 
 def load_network(
     options: HFOptions, config: Any, auto: Any = transformers.AutoModelForCausalLM, kernel: str | None = None
 ) -> Any:
-    """The transformers model itself, of the kind that `auto` loads, on its device; runs on the owner's thread.
+    """Load the transformers model of class `auto` on its device; runs on the owner's thread.
 
     Args:
-        kernel: implementation of attention, instead of the one in the options; one that transformers has not for this
-            model is replaced by `eager`.
+        kernel: attention implementation, instead of the one in the options; `eager` replaces one that
+            transformers lacks for this model.
     """
     device = device_of(options)
     if options.threads is not None and device == "cpu":
@@ -255,14 +158,14 @@ def load_network(
     elif options.quantization != "none":
         extra["device_map"] = {"": device}
     try:
-        network = pretrained(auto, options, **extra)
+        network = options.checkpoint.read(auto, **extra)
     except ConfigError as error:
         if _NO_SDPA not in str(error):
             raise
         log.warning(
             "%s runs with attn_implementation: eager, since transformers has no sdpa for it", options.path
         )
-        network = pretrained(auto, options, **extra | {"attn_implementation": "eager"})
+        network = options.checkpoint.read(auto, **extra | {"attn_implementation": "eager"})
     return network if "device_map" in extra else network.to(device)
 
 
@@ -279,34 +182,3 @@ def _bits(options: HFOptions) -> Any:
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )
-
-
-def pretrained(auto: Any, options: HFOptions, **extra: Any) -> Any:
-    """What `auto` reads from the model's folder or hub id.
-
-    Raises:
-        AbsentError: it is on the hub, and neither in the cache nor to be fetched.
-        ConfigError: it cannot be read.
-    """
-    path = options.path
-    try:
-        with _LOADING:
-            return auto.from_pretrained(path, trust_remote_code=options.trust_remote_code, **extra)
-    except (OSError, ValueError, ImportError) as error:
-        reason = one_line(error)
-        absent = isinstance(error, OSError) and not os.path.exists(path) and not path.startswith((".", "/"))
-        raise (AbsentError if absent else ConfigError)(f"cannot load {options.path!r}: {reason}") from error
-
-
-def identity(options: HFOptions) -> str:
-    """The hub id, or a folder's name with a fingerprint of its configuration and of its weights' files."""
-    folder = Path(options.path)
-    if not folder.is_dir():
-        return options.path
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(_PROBE))
-            file.seek(max(0, path.stat().st_size - _PROBE))
-            digest.update(file.read(_PROBE))
-    return f"{folder.name}@{digest.hexdigest()[:12]}"

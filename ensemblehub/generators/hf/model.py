@@ -17,7 +17,7 @@ from ensemblehub.generators.hf.slots import Plan, Slots
 _EXACT, _ROUNDED = 0.01, 0.5  # nats by which a logprob may differ, in float32 and in 16 bits
 
 
-class Model:
+class TorchModel:
     """Weights, and the slots its rows are computed in."""
 
     def __init__(self, network: Any) -> None:
@@ -27,6 +27,10 @@ class Model:
         self.slots = Slots(self.device)
         self.vocabulary = int(self.config.vocab_size)
         self._cuts = "logits_to_keep" in inspect.signature(network.forward).parameters
+
+    def close(self) -> None:
+        """Free the keys and values; the weights go with the last reference to them."""
+        self.slots = Slots(self.device)
 
     def forward(
         self, slots: Sequence[int], starts: Sequence[int], ids: Sequence[Sequence[int]], *, keep: int
@@ -66,10 +70,10 @@ class Model:
         )
 
     def compare(self) -> None:
-        """See whether two rows of unlike length, computed together and in steps, have transformers' own logprobs.
+        """Check two rows of different length, computed together and in steps, against transformers' own logprobs.
 
         Raises:
-            ConfigError: they have not, or the model cannot be run so.
+            ConfigError: they differ, or the model cannot be run so.
         """
         rows = [
             [(7 * index + start) % self.vocabulary for index in range(24 - 9 * start)] for start in (0, 1)
@@ -100,23 +104,3 @@ class Model:
     @property
     def _kind(self) -> str:
         return f"the architecture {self.network.config.model_type!r}"
-
-
-def reading(
-    logits: torch.Tensor, targets: torch.Tensor
-) -> tuple[list[float], list[float], list[tuple[int, float]]]:
-    """Logprobs of `targets` (tokens,), entropies, and id and logprob of the likeliest token, of float32 logits
-    (tokens, vocabulary); in nats."""
-    logprobs, entropies, best = list[float](), list[float](), list[tuple[int, float]]()
-    for part, wanted in zip(torch.split(logits, 256), torch.split(targets, 256), strict=True):
-        lines = part.log_softmax(-1)
-        logprobs += lines.gather(-1, wanted[:, None]).squeeze(-1).tolist()
-        entropies += entropy(lines).tolist()
-        highest, ids = lines.max(-1)
-        best += zip(ids.tolist(), highest.tolist(), strict=True)
-    return logprobs, entropies, best
-
-
-def entropy(logprobs: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats of each line of logprobs; impossible tokens count nothing."""
-    return -(logprobs.exp() * logprobs.clamp(min=-1e4)).sum(-1)

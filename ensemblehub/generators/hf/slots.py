@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from ensemblehub.generators.batching.prefix_cache import LayerKV
-
+LayerKV = tuple[torch.Tensor, torch.Tensor]  # keys and values of one layer, (heads, tokens, dimension)
 _ALIGN = 16  # attended lengths are multiples of this, which attention kernels like
 
 

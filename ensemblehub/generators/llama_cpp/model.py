@@ -1,8 +1,7 @@
 """A GGUF model in llama.cpp, and one forward pass of it over rows of different lengths.
 
-Stands where `hf_model.Model` stands in the scheduler.  A row lies in a sequence of llama.cpp's KV cache; when
-there are more rows than sequences, those that rest wait as saved states.  Knows llama.cpp's C interface; knows
-no request.
+A `LocalModel` for the scheduler.  A row lies in a sequence of llama.cpp's KV cache; when there are more rows
+than sequences, the least recently used wait as saved states.  Knows llama.cpp's C interface; knows no request.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def _ready() -> None:
     llama_cpp.llama_backend_init()
 
 
-class Model:
+class LlamaModel:
     """Weights and KV cache; used on one thread.
 
     Args:

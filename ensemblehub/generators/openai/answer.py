@@ -26,7 +26,7 @@ from ensemblehub.generators.openai.reply import (
     finish_of,
 )
 from ensemblehub.generators.openai.usage import APIUsage
-from ensemblehub.generators.text.stops import Gate
+from ensemblehub.generators.text.stops import StopFilter
 from ensemblehub.schema import Chat, Finish, Piece, Request, Text, Token
 from ensemblehub.surrogates import Joiner, whole
 
@@ -65,7 +65,7 @@ class APIAnswer:
     written: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._stops = Gate[Piece](self.stop)
+        self._stops = StopFilter[Piece](self.stop)
         self._calls = ToolCalls()
         self._said = Joiner()
         self._thought = Joiner()

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ensemblehub.generators.base import Vocabulary
-from ensemblehub.generators.text.stops import Gate
-from ensemblehub.schema import Alternative, Token
+from ensemblehub.generators.text.stops import StopFilter
+from ensemblehub.schema import Alternative, Finish, Sampling, Token
 
 _BYTE = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
 
@@ -85,8 +85,8 @@ def _byte_letters() -> dict[str, int]:
     return letters | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
-class TextFlow(Gate[Token]):
-    """Text of one row as it is written; the texts of the released tokens, joined, are the text.
+class TextFlow(StopFilter[Token]):
+    """Text of one answer as it is written; the texts of the released tokens, joined, are the text.
 
     A token whose bytes complete no character has an empty text; the token that completes it has it all.
     Tokens that may turn out to begin a stop string are held back.
@@ -100,3 +100,29 @@ class TextFlow(Gate[Token]):
     def text(self, index: int) -> str:
         """The text that the next token, `index`, completes."""
         return self._decode(self._spelling[index])
+
+
+class AnswerWriter:
+    """Turns the ids of one answer into tokens; ends it at an end id, a stop string or `max_tokens`."""
+
+    def __init__(self, vocabulary: Vocabulary, sampling: Sampling, end: frozenset[int]) -> None:
+        self._vocabulary = vocabulary
+        self._limit = sampling.max_tokens
+        self._end = end
+        self._flow = TextFlow(vocabulary, sampling.stop)
+        self._count = 0
+
+    def write(
+        self, index: int, logprob: float, entropy: float | None, top: tuple[Alternative, ...]
+    ) -> tuple[list[Token], Finish | None]:
+        """Take the next id; return the tokens that can be shown, and how the answer ends."""
+        self._count += 1
+        ended = index in self._end
+        text = "" if ended else self._flow.text(index)
+        tokens = self._flow.push(Token(text, index, logprob, entropy, top, self._vocabulary.part(index)))
+        finish: Finish | None = "stop" if ended or self._flow.stopped else None
+        if finish is None and self._count >= self._limit:
+            finish = "length"
+        if finish is not None:
+            tokens += self._flow.flush()
+        return tokens, finish

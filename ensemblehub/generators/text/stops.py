@@ -1,4 +1,4 @@
-"""Stop strings in a stream: what may turn out to begin one is held back until it is clear.
+"""Stop strings in a stream: text that may begin one is held back until it is decided.
 
 Works on tokens inside an engine and on pieces where several engines write one answer.
 """
@@ -14,8 +14,8 @@ from ensemblehub.schema import Piece, Token
 Written = TypeVar("Written", Token, Piece)
 
 
-class Gate(Generic[Written]):
-    """Lets written text through up to the first stop string."""
+class StopFilter(Generic[Written]):
+    """Passes written text on up to the first stop string."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(string for string in stop if string)

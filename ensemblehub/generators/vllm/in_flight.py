@@ -1,6 +1,6 @@
 """Requests inside vLLM: its engine on a thread of its own, and what a request has written so far.
 
-Knows vLLM; knows neither prompts nor bills.
+Knows vLLM; knows no prompts.
 """
 
 from __future__ import annotations
@@ -17,22 +17,26 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import numpy as np
+
+from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import ConfigError, EngineError, RequestError, one_line
 from ensemblehub.generators.base import Vocabulary
+from ensemblehub.generators.batching.prefix_cache import TokenReadings
 from ensemblehub.generators.entropies import entropy_of
-from ensemblehub.generators.text.detokenizer import TextFlow, alternatives
-from ensemblehub.schema import Alternative, Finish, Sampling, Token
+from ensemblehub.generators.text.detokenizer import AnswerWriter, alternatives
+from ensemblehub.generators.vllm.structure import Structure
+from ensemblehub.schema import Alternative, Finish, ModelInfo, Sampling, Token
 
 SETTINGS = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",  # nothing is reported to anyone
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a process with threads does not fork well
 }
-Written = tuple[tuple[Token, ...], Finish | None]
 T = TypeVar("T")
 
 
-class Host:
+class VLLMWorker:
     """vLLM's engine, on a thread with an event loop of its own, whichever loop asks.
 
     Attributes:
@@ -42,10 +46,11 @@ class Host:
     def __init__(self, name: str, arguments: Mapping[str, Any]) -> None:
         for key, value in SETTINGS.items():
             os.environ.setdefault(key, value)
-        self.name, self._arguments = name, dict(arguments)
+        self.name = name
+        self._arguments = dict(arguments)
         self._loop = asyncio.new_event_loop()
         self._numbers = itertools.count()
-        self._news: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+        self._events: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
         self._thread = threading.Thread(
             target=self._loop.run_forever, name=f"ensemblehub-{name}", daemon=True
         )
@@ -57,24 +62,24 @@ class Host:
         """Run a coroutine on this thread."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def tell(self, loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    def notify(self, loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
         """Set an event of a reader's loop, together with all others of this step; called on this thread."""
-        if not self._news:
-            self._loop.call_soon(self._hand_over)
-        self._news.setdefault(loop, []).append(event)
+        if not self._events:
+            self._loop.call_soon(self._set_events)
+        self._events.setdefault(loop, []).append(event)
 
-    def _hand_over(self) -> None:
-        news, self._news = self._news, {}
-        for loop, events in news.items():
+    def _set_events(self) -> None:
+        pending, self._events = self._events, {}
+        for loop, events in pending.items():
             with suppress(RuntimeError):  # the reader's loop has ended
                 loop.call_soon_threadsafe(_set_all, events)
 
-    def number(self) -> str:
+    def request_id(self) -> str:
         """A name for the next request."""
         return f"{self.name}-{next(self._numbers)}"
 
     def failure(self, error: Exception) -> EngineError | RequestError:
-        """What the reader of a failed request is told: that vLLM refuses it, or that it failed."""
+        """The error of a failed request: vLLM refuses it, or failed."""
         from vllm import exceptions
 
         reason = one_line(error.__cause__ or error)
@@ -110,7 +115,7 @@ class Host:
         params = SamplingParams(
             max_tokens=2, logprobs=1, prompt_logprobs=1, detokenize=False, ignore_eos=True
         )
-        async for _ in self.llm.generate(prompt, params, self.number()):
+        async for _ in self.llm.generate(prompt, params, self.request_id()):
             pass
 
     async def _end(self) -> None:
@@ -123,29 +128,32 @@ class Host:
             llm.shutdown()
 
 
-class Flight:
-    """One request in vLLM.  It runs on the host's thread, at vLLM's pace; its reader waits in a loop of its own.
+class InFlightRequest:
+    """One request in vLLM.  It runs on the worker's thread, at vLLM's pace; its reader waits in a loop of its own.
 
     Attributes:
         cached: tokens of the prompt that the prefix cache held.
-        written: tokens that vLLM wrote, read or not; `taken` those that were read.
+        written: tokens that vLLM wrote, taken or not.
+        taken: written tokens that the reader took.
         seconds: from when it was asked until it ended.
-        read: vLLM's logprobs of the prompt, where they were asked for.
+        prompt_logprobs: vLLM's logprobs of the prompt, where they were asked for.
         refused: vLLM computed nothing of it.
     """
 
-    def __init__(self, host: Host, ids: Sequence[int], params: Any) -> None:
+    def __init__(self, worker: VLLMWorker, ids: Sequence[int], params: Any) -> None:
         self.ids = list(ids)
         self.cached = self.written = self.taken = 0
         self.seconds = 0.0
-        self.read: Any = None
+        self.prompt_logprobs: Any = None
         self.refused = False
-        self._host, self._name, self._params = host, host.number(), params
+        self._worker = worker
+        self._name = worker.request_id()
+        self._params = params
         self._leaving = False
         self._started = time.perf_counter()
-        self._ended = host.run(self._fly())
+        self._ended = worker.run(self._run())
 
-    async def landed(self) -> None:
+    async def ended(self) -> None:
         """Wait until it has ended.
 
         Raises:
@@ -158,31 +166,47 @@ class Flight:
         """Stop writing, and wait until it has stopped."""
         self._leaving = True
         if not self._ended.done():
-            self._host.run(self._abort())
+            self._worker.run(self._abort())
             with suppress(EngineError, RequestError):
-                await self.landed()
+                await self.ended()
+
+    def record(self, engine: str, info: ModelInfo, meter: UsageMeter) -> None:
+        """Bill it, unless vLLM refused it; a prompt that vLLM has not reported yet counts as read: an estimate."""
+        if self.refused:
+            return
+        meter.record(
+            engine,
+            info,
+            prompt_tokens=len(self.ids),
+            cached_tokens=self.cached,
+            completion_tokens=self.written,
+            discarded_tokens=self.written - self.taken,
+            seconds=self.seconds,
+            estimated=not self.written,
+            ids=self.ids,
+        )
 
     async def _abort(self) -> None:
-        await self._host.llm.abort(self._name)
+        await self._worker.llm.abort(self._name)
 
-    async def _fly(self) -> None:
+    async def _run(self) -> None:
         prompt = {"prompt_token_ids": self.ids}
         try:
-            async for output in self._host.llm.generate(prompt, self._params, self._name):
+            async for output in self._worker.llm.generate(prompt, self._params, self._name):
                 self.cached = output.num_cached_tokens or self.cached
-                self.read = output.prompt_logprobs or self.read
+                self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
                 for answer in output.outputs:
                     self.written += len(answer.token_ids)
                     self._accept(answer.token_ids, answer.logprobs or ())
                 if self._leaving:
                     await self._abort()
         except asyncio.CancelledError as error:
-            raise EngineError(f"{self._host.name} is closed", self._host.name) from error
+            raise EngineError(f"{self._worker.name} is closed", self._worker.name) from error
         except EngineError:
             await self._abort()
             raise
         except Exception as error:
-            failure = self._host.failure(error)
+            failure = self._worker.failure(error)
             self.refused = isinstance(failure, RequestError)
             raise failure from error
         finally:
@@ -192,88 +216,113 @@ class Flight:
         """Take tokens just written."""
 
 
-class WriteFlight(Flight):
+class InFlightReading(InFlightRequest):
+    """A prompt that is read; vLLM writes one token after it.
+
+    Args:
+        top_k: number of top tokens from which entropies are taken; None takes all.
+    """
+
+    def __init__(self, worker: VLLMWorker, ids: Sequence[int], top_k: int | None) -> None:
+        from vllm import SamplingParams
+
+        self._whole = top_k is None
+        count = -1 if top_k is None else top_k
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=count, flat_logprobs=True, detokenize=False
+        )
+        super().__init__(worker, ids, params)
+
+    async def result(self) -> TokenReadings:
+        """How well each token was predicted, from vLLM's flat logprobs.
+
+        Each line of them has the prompt's token first, then the top tokens, most probable first.
+        """
+        await self.ended()
+        lines = self.prompt_logprobs
+        readings, ids = TokenReadings(), lines.token_ids
+        values = np.asarray(lines.logprobs, np.float64)
+        for start, end in list(zip(lines.start_indices, lines.end_indices, strict=True))[1:]:
+            entropy = entropy_of(values[start + 1 : end], self._whole)
+            best = (int(ids[start + 1]), float(values[start + 1]))
+            readings.learn(len(readings), [float(values[start])], [entropy], [best])
+        return readings
+
+
+class InFlightAnswer(InFlightRequest):
     """An answer that is being written.
 
-    Every token is a piece of its own, however far vLLM is ahead, so that a reader stops where it means to.
+    Every token is handed over by itself, however far vLLM is ahead, so that a reader stops where it means to.
     """
 
     def __init__(
         self,
-        host: Host,
+        worker: VLLMWorker,
         ids: Sequence[int],
         params: Any,
         sampling: Sampling,
         end: frozenset[int],
         vocabulary: Vocabulary,
+        structure: Structure | None = None,
     ) -> None:
-        self._sampling, self._end, self._vocabulary = sampling, end, vocabulary
-        self._flow = TextFlow(vocabulary, sampling.stop)
-        self._count = 0
-        self._mail: deque[Written] = deque()
-        self._news, self._loop = asyncio.Event(), asyncio.get_running_loop()
-        super().__init__(host, ids, params)
+        self.structure = structure
+        self._top = sampling.top_logprobs
+        self._vocabulary = vocabulary
+        self._writer = AnswerWriter(vocabulary, sampling, end)
+        self._parts: deque[tuple[tuple[Token, ...], Finish | None]] = deque()
+        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        super().__init__(worker, ids, params)
         self._ended.add_done_callback(self._wake)
 
-    async def take(self) -> Written:
+    async def take(self) -> tuple[tuple[Token, ...], Finish | None]:
         """The next token, or some that end together, and how the answer ended.
 
         Raises:
             EngineError: vLLM failed.
             RequestError: vLLM refuses the request.
         """
-        while not self._mail:
-            self._news.clear()
-            if self._ended.done() and not self._mail:
+        while not self._parts:
+            self._changed.clear()
+            if self._ended.done() and not self._parts:
                 self._ended.result()
-                raise EngineError(f"{self._host.name}: vLLM ended early", self._host.name)
-            if not self._mail:
-                await self._news.wait()
-        tokens, finish = self._mail.popleft()
+                raise EngineError(f"{self._worker.name}: vLLM ended early", self._worker.name)
+            if not self._parts:
+                await self._changed.wait()
+        tokens, finish = self._parts.popleft()
         self.taken += len(tokens)
         return tokens, finish
 
     def _accept(self, ids: Sequence[int], logprobs: Sequence[Mapping[int, Any]]) -> None:
         for index, line in zip(ids, logprobs, strict=True):
-            if self._leaving:
-                return
-            self._write(index, line)
+            if not self._leaving:
+                self._write(index, line)
 
     def _write(self, index: int, line: Mapping[int, Any]) -> None:
-        if math.isnan(line[index].logprob):
-            raise EngineError(
-                f"{self._host.name}: vLLM failed: its logits are not numbers (NaN)", self._host.name
-            )
-        self._count += 1
-        ended = index in self._end
-        text = "" if ended else self._flow.text(index)
-        top, entropy = self._ranked(line) if self._sampling.top_logprobs else ((), None)
-        part = self._vocabulary.part(index)
-        tokens = self._flow.push(Token(text, index, line[index].logprob, entropy, top, part))
-        finish: Finish | None = "stop" if ended or self._flow.stopped else None
-        if finish is None and self._count >= self._sampling.max_tokens:
-            finish = "length"
+        logprob = line[index].logprob
+        if math.isnan(logprob):
+            name = self._worker.name
+            raise EngineError(f"{name}: vLLM failed: its logits are not numbers (NaN)", name)
+        top, entropy = self._ranked(line) if self._top else ((), None)
+        tokens, finish = self._writer.write(index, logprob, entropy, top)
         if finish is not None:
-            tokens += self._flow.flush()
-            self._leaving = True  # what is written beyond is not the answer's
+            self._leaving = True  # tokens written beyond are not part of the answer
         if tokens or finish:
-            self._mail.append((tuple(tokens), finish))
-            self._tell()
+            self._parts.append((tuple(tokens), finish))
+            self._worker.notify(self._loop, self._changed)
 
     def _ranked(self, line: Mapping[int, Any]) -> tuple[tuple[Alternative, ...], float | None]:
-        """The likeliest tokens, as many as were asked for, and the entropy where all of them are known."""
-        ranked = sorted(((one, entry.logprob) for one, entry in line.items()), key=lambda pair: -pair[1])
+        """The top tokens, as many as were asked for, and the entropy where all of them are known."""
+        pairs = [(index, entry.logprob) for index, entry in line.items()]
+        ranked = sorted(pairs, key=lambda pair: -pair[1])
         whole = len(ranked) >= len(self._vocabulary.tokens)
         entropy = entropy_of([value for _, value in ranked], whole=True) if whole else None
-        return alternatives(self._vocabulary, ranked[: self._sampling.top_logprobs]), entropy
+        return alternatives(self._vocabulary, ranked[: self._top]), entropy
 
     def _wake(self, _: Future[None]) -> None:
-        """Tell the reader that it has ended; the host's thread may have ended, too."""
+        """Tell the reader that it has ended; the worker's thread may have ended, too."""
         with suppress(RuntimeError):  # the reader's loop has ended
-            self._loop.call_soon_threadsafe(self._news.set)
-
-    def _tell(self) -> None:
-        self._host.tell(self._loop, self._news)
+            self._loop.call_soon_threadsafe(self._changed.set)
 
 
 def _set_all(events: Sequence[asyncio.Event]) -> None:

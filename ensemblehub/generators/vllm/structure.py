@@ -59,8 +59,13 @@ class Structure:
     ) -> None:
         if request.prefix:
             raise RequestError(f"{name}: an answer that keeps to a format or calls tools cannot be continued")
-        messages = [one.wire for one in request.prompt.messages] if isinstance(request.prompt, Chat) else []
-        self._name, self._ids, self._names, self._called = name, list(ids), names, False
+        messages = (
+            [message.wire for message in request.prompt.messages] if isinstance(request.prompt, Chat) else []
+        )
+        self._name = name
+        self._ids = list(ids)
+        self._names = names
+        self._called = False
         try:
             from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 

@@ -1,0 +1,371 @@
+"""Engines whose model runs in this process: what they share, and those that the scheduler batches.
+
+A request is rendered with the model's own tokenizer, so token ids and origins are the same whatever computes
+them.  Knows requests, tokens and the bill; knows no library that computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from concurrent.futures import Future
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar
+
+from ensemblehub.cost import UsageMeter
+from ensemblehub.errors import EngineError, RequestError
+from ensemblehub.generators.base import Decoder, Distribution, Engine, Vocabulary
+from ensemblehub.generators.batching.local_model import LocalModel
+from ensemblehub.generators.batching.prefix_cache import TokenReadings
+from ensemblehub.generators.batching.rows import LogprobLines, ReadRow, StepRow, WriteRow
+from ensemblehub.generators.batching.scheduler import Scheduler
+from ensemblehub.generators.text.detokenizer import alternatives, vocabulary_of
+from ensemblehub.generators.text.rendering import Rendered, Renderer
+from ensemblehub.schema import (
+    Alternative,
+    Capability,
+    Finish,
+    ModelInfo,
+    Piece,
+    Request,
+    Scored,
+    ScoredToken,
+    Token,
+)
+
+
+class Worker(Protocol):
+    """Computes on a thread of its own; `loaded` is done when the model is there."""
+
+    @property
+    def loaded(self) -> Future[Any]: ...
+
+    def stop(self) -> None: ...
+
+
+class ModelCall(Protocol):
+    """One prompt inside the model."""
+
+    async def leave(self) -> None:
+        """Stop computing, and wait until it has stopped."""
+        ...
+
+    def record(self, engine: str, info: ModelInfo, meter: UsageMeter) -> None:
+        """Bill what was computed."""
+        ...
+
+
+class WritingCall(ModelCall, Protocol):
+    """An answer that is being written."""
+
+    async def take(self) -> tuple[tuple[Token, ...], Finish | None]:
+        """The next tokens, and how the answer ended."""
+        ...
+
+
+class ReadingCall(ModelCall, Protocol):
+    """A prompt that is read."""
+
+    async def result(self) -> TokenReadings:
+        """How well each token was predicted."""
+        ...
+
+
+W = TypeVar("W", bound=Worker)
+C = TypeVar("C", bound=WritingCall)
+
+
+class LocalEngine(Engine, Generic[W, C]):
+    """An engine with the model's own tokenizer and a worker, both made when first needed.
+
+    Attributes:
+        scored_tokens: tokens that the model has to write after a prompt it reads.
+    """
+
+    scored_tokens = 0
+
+    def __init__(self, name: str, info: ModelInfo, thinking: bool | None) -> None:
+        self.name = name
+        self.info = info
+        self._thinking = thinking
+        self._worker: W | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def _tokenizer(self) -> Any:
+        """Load the model's tokenizer."""
+
+    @abstractmethod
+    def _end_ids(self) -> frozenset[int]:
+        """Ids that end an answer by the model's files."""
+
+    @abstractmethod
+    def _start(self) -> W:
+        """Start the worker, which loads the model."""
+
+    @abstractmethod
+    def _write(self, request: Request, ids: tuple[int, ...], end: frozenset[int]) -> C:
+        """Start writing an answer to the prompt `ids`, which ends at an id of `end`."""
+
+    @abstractmethod
+    def _read(self, ids: tuple[int, ...]) -> ReadingCall:
+        """Start reading a prompt."""
+
+    def _piece(self, call: C, piece: Piece) -> Piece:
+        """The piece as it is shown."""
+        return piece
+
+    async def load(self) -> None:
+        """Load the model on the worker's thread.
+
+        Raises:
+            ConfigError: it cannot be loaded.
+            EngineError: the engine was closed.
+        """
+        await asyncio.shield(asyncio.wrap_future(self._started().loaded))
+
+    async def close(self) -> None:
+        """End the worker and free the model; requests still running fail."""
+        with self._lock:
+            worker, self._worker, self._closed = self._worker, None, True
+        if worker is not None:
+            await asyncio.to_thread(worker.stop)
+
+    def _started(self) -> W:
+        with self._lock:
+            if self._closed:
+                raise EngineError(f"{self.name} is closed", self.name)
+            if self._worker is None:
+                self._worker = self._start()
+            return self._worker
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer(self._tokenizer(), self._thinking)
+
+    @property
+    def tokenizer(self) -> Renderer:
+        return self._renderer
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the model's token ids mean."""
+        end = self._end_ids() | self._renderer.ends
+        return vocabulary_of(self._renderer.tokenizer, self.info.vocabulary, end)
+
+    def count(self, request: Request) -> int:
+        return len(self.render(request).ids)
+
+    def render(self, request: Request) -> Rendered:
+        """The request's prompt and prefix as token ids with their origins."""
+        return self._renderer(request, self.name)
+
+    async def stream(self, request: Request, meter: UsageMeter) -> AsyncGenerator[Piece, None]:
+        self.offers(request)
+        sampling = request.sampling
+        if sampling.max_tokens < 1:
+            raise RequestError(f"max_tokens must be at least 1, not {sampling.max_tokens}")
+        ids = self.fitting(request, sampling.required).ids
+        self.knows(sampling.logit_bias)
+        await self.load()
+        end = frozenset() if sampling.ignore_eos else self.vocabulary.end
+        end |= frozenset(sampling.stop_token_ids)
+        call = self._write(self.fitted(request, len(ids)), ids, end)
+        try:
+            finish: Finish | None = None
+            while finish is None:
+                tokens, finish = await call.take()
+                text = "".join(token.text for token in tokens)
+                yield self._piece(call, Piece(text, self.name, meter.purpose, tokens, finish))
+        finally:
+            await self._leave(call, meter)
+
+    async def score(self, request: Request, meter: UsageMeter) -> Scored:
+        rendered = self.fitting(request, self.scored_tokens)
+        await self.load()
+        call = self._read(rendered.ids)
+        try:
+            readings = await call.result()
+        finally:
+            await self._leave(call, meter)
+        return _scored(rendered, readings, self.vocabulary)
+
+    async def _leave(self, call: ModelCall, meter: UsageMeter) -> None:
+        try:
+            await call.leave()
+        finally:
+            call.record(self.name, self.info, meter)
+
+    def fitting(self, request: Request, written: int) -> Rendered:
+        """The rendered request, if it and `written` more tokens fit the context.
+
+        Raises:
+            ContextOverflowError: they do not.
+            RequestError: the prompt is empty or has unknown ids.
+        """
+        rendered = self.render(request)
+        self.fits(len(rendered.ids), written)
+        self.knows(rendered.ids)
+        if not rendered.ids:
+            raise RequestError(f"{self.name}: the prompt is empty")
+        return rendered
+
+    def knows(self, ids: Iterable[int]) -> None:
+        """Reject out-of-vocabulary ids before they fail a shared batch.
+
+        Raises:
+            RequestError: an id is not in the vocabulary.
+        """
+        for index in ids:
+            if not 0 <= index < self.info.vocabulary:
+                raise RequestError(f"{self.name}: there is no token id {index}")
+
+
+def _scored(rendered: Rendered, readings: TokenReadings, vocabulary: Vocabulary) -> Scored:
+    tokens = []
+    parts = zip(
+        rendered.ids, rendered.origins, readings.logprobs, readings.entropies, readings.best, strict=True
+    )
+    for place, (index, at, logprob, entropy, best) in enumerate(parts):
+        first = place == 0  # which nothing predicts
+        top: tuple[Alternative, ...] = () if first else alternatives(vocabulary, [best])
+        tokens.append(
+            ScoredToken(
+                at.text,
+                index,
+                None if first else logprob,
+                None if first else entropy,
+                at.message,
+                at.start,
+                at.end,
+                None if first else best[1],
+                top,
+                vocabulary.part(index),
+            )
+        )
+    return Scored(tuple(tokens))
+
+
+class ScheduledEngine(LocalEngine[Scheduler, WriteRow]):
+    """An engine over the row scheduler: continuous batching, pausing and a prefix cache.
+
+    Args:
+        batch_rows: maximum number of rows in one forward pass.
+        prefix_cache_tokens: maximum number of tokens whose keys and values are kept for later requests.
+        lookahead: tokens that a row may write beyond those its reader took.
+    """
+
+    capabilities: frozenset[Capability] = frozenset({"prefix", "logprobs", "score", "decode"})
+
+    def __init__(
+        self,
+        name: str,
+        info: ModelInfo,
+        *,
+        batch_rows: int,
+        prefix_cache_tokens: int,
+        lookahead: int,
+        thinking: bool | None,
+    ) -> None:
+        super().__init__(name, info, thinking)
+        self._batch_rows = batch_rows
+        self._prefix_cache_tokens = prefix_cache_tokens
+        self._lookahead = lookahead
+
+    @abstractmethod
+    def _load(self) -> LocalModel:
+        """Load the model; runs on the worker's thread."""
+
+    def _start(self) -> Scheduler:
+        return Scheduler(
+            self.name,
+            self._loaded,
+            batch_rows=self._batch_rows,
+            prefix_cache_tokens=self._prefix_cache_tokens,
+        )
+
+    def _loaded(self) -> LocalModel:
+        self.vocabulary  # noqa: B018  # computed once and kept
+        return self._load()
+
+    def _write(self, request: Request, ids: tuple[int, ...], end: frozenset[int]) -> WriteRow:
+        row = WriteRow(
+            *self._row(ids),
+            sampling=request.sampling,
+            end=end,
+            vocabulary=self.vocabulary,
+            lookahead=self._lookahead,
+        )
+        self._started().submit(row)
+        return row
+
+    def _read(self, ids: tuple[int, ...]) -> ReadRow:
+        row = ReadRow(*self._row(ids))
+        self._started().submit(row)
+        return row
+
+    async def step_row(self, ids: tuple[int, ...]) -> StepRow:
+        """A row that is stepped by hand, once the model is loaded."""
+        await self.load()
+        row = StepRow(*self._row(ids))
+        self._started().submit(row)
+        return row
+
+    def _row(self, ids: Sequence[int]) -> tuple[list[int], asyncio.AbstractEventLoop, Callable[[], None]]:
+        return list(ids), asyncio.get_running_loop(), self._started().wake
+
+    def decoder(self, request: Request, meter: UsageMeter) -> RowDecoder:
+        return RowDecoder(self, self.fitting(request, 0).ids, meter)
+
+
+class RowDecoder(Decoder):
+    """Steps one row of a scheduled engine."""
+
+    def __init__(self, engine: ScheduledEngine, ids: tuple[int, ...], meter: UsageMeter) -> None:
+        self.vocabulary = engine.vocabulary
+        self._engine = engine
+        self._ids = ids
+        self._meter = meter
+        self._row: StepRow | None = None
+        self._closed = False
+
+    async def step(self, append: Sequence[int] = (), drop: int = 0) -> Distribution:
+        return Distribution((await self._distributions(append, drop, 1))[-1])
+
+    async def read(self, append: Sequence[int], drop: int = 0) -> list[Distribution]:
+        if not append:
+            raise RequestError("there is nothing to read")
+        return list(map(Distribution, await self._distributions(append, drop, len(append))))
+
+    def encode(self, text: str) -> list[int]:
+        return self._engine.tokenizer.inside(text)
+
+    async def _distributions(self, append: Sequence[int], drop: int, tail: int) -> LogprobLines:
+        if self._closed or (self._row and self._row.asked and not self._row.done):
+            raise RequestError("the decoder is closed" if self._closed else "the last step is not over")
+        if self._row is None:
+            self._row = await self._engine.step_row(self._ids)
+        row = self._row
+        kept = len(row.ids) - drop
+        if drop < 0 or kept < row.prompt:
+            raise RequestError(f"cannot drop {drop} tokens: {row.written} were appended")
+        self._engine.fits(kept, len(append))
+        self._engine.knows(append)
+        row.change(append, drop, tail)
+        try:
+            return await row.distributions()
+        except asyncio.CancelledError:
+            await row.leave()  # so that all it computed is billed
+            raise
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._row is not None:
+            self._row.closed = True
+            self._row.wake()
+            self._row.record_steps(self._engine.name, self._engine.info, self._meter, self.given)
