@@ -22,7 +22,7 @@ SHOWN = 3  # differences that a message names
 LONGEST = 60  # characters of a value in a message
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str) -> None:
     """Put `content` at `path` in one step that survives a power cut: the old file stays until the new one is whole.
 
     A device or a pipe is written to directly.

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from ensemblehub import builtin, registry
-from ensemblehub.artifacts import content_of, parsed, write_whole
+from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.errors import ArtifactError, ConfigError, MissingExtraError, did_you_mean
 from ensemblehub.tandem.estimates import Length
 from ensemblehub.tandem.features import FEATURE_NAMES
@@ -97,8 +97,8 @@ class JudgeArtifact:
         """
         weights, (_, options) = self.weights, self.judge.state()
         record = self.record() | {"options": options, "sha256": hashlib.sha256(weights).hexdigest()}
-        write_whole(folder / "judge.safetensors", weights)
-        write_whole(folder / "judge.json", json.dumps(record, indent=1) + "\n")
+        write_atomically(folder / "judge.safetensors", weights)
+        write_atomically(folder / "judge.json", json.dumps(record, indent=1) + "\n")
 
     @property
     def weights(self) -> bytes:

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import FiniteFloat
 
 from ensemblehub import builtin
-from ensemblehub.artifacts import content_of, parsed, write_whole
+from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Selection
 from ensemblehub.ensemble_methods.model_selection import question
@@ -80,7 +80,7 @@ class LearnedSelection:
             "members": members,
             "data": dict(self.data),
         }
-        write_whole(folder / FILE, json.dumps(record, indent=1) + "\n")
+        write_atomically(folder / FILE, json.dumps(record, indent=1) + "\n")
 
 
 def _written(member: LearnedModel) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemblehub.artifacts import write_whole
+from ensemblehub.artifacts import write_atomically
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.lab import metrics
 from ensemblehub.lab.judges.training import KINDS, train_judge
@@ -103,10 +103,10 @@ def run(pipeline: Pipeline, kinds: Sequence[str] = (), say: Callable[[str], None
     labels = labels_of(data.test, data.levels)
     plot(curves, labels, pipeline.folder / "classifiers.svg")
     text = markdown(pipeline, data, rows, best)
-    write_whole(pipeline.folder / "classifiers.md", text)
+    write_atomically(pipeline.folder / "classifiers.md", text)
     record = {"best": best, "best_ride": best_ride(rows), "n": len(data.test.rows)}
     record |= {"base_rate_brier": rows[0]["brier_base_rate"], "rows": rows}
-    write_whole(pipeline.folder / "classifiers.json", json.dumps(record, indent=1) + "\n")
+    write_atomically(pipeline.folder / "classifiers.json", json.dumps(record, indent=1) + "\n")
     return text
 
 

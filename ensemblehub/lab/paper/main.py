@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ensemblehub.artifacts import write_whole
+from ensemblehub.artifacts import write_atomically
 from ensemblehub.lab.paper.study import Ridden, Study, ridden
 from ensemblehub.lab.paper.tables import Row, Table
 from ensemblehub.lab.pipeline import report
@@ -39,7 +39,7 @@ def run(study: Study) -> list[Table]:
     rows = report.summary(study.benchmark, done.methods(), done.steps)
     final = {row["method"]: row for row in rows}
     path = study.out / f"{study.benchmark}_{Path(study.pair).stem}_final.json"
-    write_whole(path, json.dumps(final, indent=1) + "\n")
+    write_atomically(path, json.dumps(final, indent=1) + "\n")
     title = f"{study.benchmark}: every method"
     return [
         Table("main", title, rows, COLUMNS, [done.where], "main"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ensemblehub.artifacts import write_whole
+from ensemblehub.artifacts import write_atomically
 from ensemblehub.lab.pipeline import report
 
 Row = dict[str, Any]
@@ -54,11 +54,11 @@ class Table:
     def write(self, folder: Path) -> str:
         """Write `NAME.md` and `NAME.json`; returns the former."""
         text = self.markdown()
-        write_whole(folder / f"{self.name}.md", text)
+        write_atomically(folder / f"{self.name}.md", text)
         record: Row = {"title": self.title, "rows": list(self.rows), "notes": list(self.notes)}
         if self.figures:
             record["paper"] = published(self.figures)
-        write_whole(folder / f"{self.name}.json", json.dumps(record, indent=1) + "\n")
+        write_atomically(folder / f"{self.name}.json", json.dumps(record, indent=1) + "\n")
         return text
 
 

@@ -20,7 +20,7 @@ from ensemblehub.ensemble import AsyncEnsemble, fold
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError
 from ensemblehub.journal import Journal, settings_of
-from ensemblehub.lab.pipeline.records import Row
+from ensemblehub.lab.pipeline.records import Row, with_current_names
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.schema import Event, ModelInfo, Request, Result, Sampling, UsageLine
 from ensemblehub.tandem.insights import LEVEL_0
@@ -179,7 +179,7 @@ def read_rides(path: Path) -> tuple[dict[str, Any], list[TandemRun]]:
         ArtifactError: it is missing or damaged.
     """
     try:
-        found, _ = entries(content_of(path, "run `ensemblehub evaluate`"))
+        found, _ = entries(with_current_names(content_of(path, "run `ensemblehub evaluate`")))
     except ValueError as error:
         raise ArtifactError(f"{path} is damaged ({error}): {AGAIN}") from error
     settings, rows = settings_of(path, found)

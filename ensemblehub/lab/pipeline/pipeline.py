@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemblehub import builtin
-from ensemblehub.artifacts import content_of, differences, parsed, told, write_whole
+from ensemblehub.artifacts import content_of, differences, parsed, told, write_atomically
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
@@ -310,7 +310,7 @@ class Pipeline:
         rides = self.ride(collected, items, "rides", force)
         if checks:
             found = asyncio.run(self._check(collected, items[:: max(1, len(items) // CHECKED)][:CHECKED]))
-            write_whole(self.folder / "checks.json", json.dumps(asdict(found), indent=1) + "\n")
+            write_atomically(self.folder / "checks.json", json.dumps(asdict(found), indent=1) + "\n")
         return rides
 
     def _check_collected(self, collected: Collected) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -17,13 +18,19 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemblehub.artifacts import content_of, parsed, write_whole
+from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.errors import ArtifactError
 from ensemblehub.journal import encoded
 from ensemblehub.schema import Finish, ModelInfo
 from ensemblehub.tandem.insights import LEVEL_0
 
 FEATURES = 16  # numbers by which a reading is judged
+OLD_TASKS = re.compile(rb'("(?:task|id)": ?")studio_(?=math|code)')
+
+
+def with_current_names(content: bytes) -> bytes:
+    """Lines of JSON in which the built-in tasks have their present names; older data says `studio_math`."""
+    return OLD_TASKS.sub(rb"\1builtin_", content)
 
 
 @dataclass(frozen=True)
@@ -141,8 +148,8 @@ class Collected:
         header = self.header | {"arrays": hashlib.sha256(arrays).hexdigest()}
         lines = [encoded(header), *(encoded(asdict(row)) for row in self.rows)]
         rows.unlink(missing_ok=True)  # the old rows would not belong to the new arrays
-        write_whole(folder / f"{split}.npz", arrays)
-        write_whole(rows, gzip.compress(b"".join(lines), mtime=0))
+        write_atomically(folder / f"{split}.npz", arrays)
+        write_atomically(rows, gzip.compress(b"".join(lines), mtime=0))
 
     @classmethod
     def load(cls, folder: Path, split: str) -> Collected:
@@ -189,7 +196,7 @@ class Header:
 def _unzipped(path: Path, content: bytes, remedy: str) -> list[bytes]:
     """The lines of a gzipped file."""
     try:
-        lines = gzip.decompress(content).split(b"\n")  # not splitlines: U+2028 stands in texts
+        lines = with_current_names(gzip.decompress(content)).split(b"\n")  # not splitlines: U+2028 stands in texts
     except Exception as error:  # gzip and zlib raise what they like on damaged bytes
         raise ArtifactError(f"{path} is damaged ({error}): {remedy}") from error
     if lines[-1] or len(lines) < 2:

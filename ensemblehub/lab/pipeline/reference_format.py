@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ensemblehub.artifacts import write_whole
+from ensemblehub.artifacts import write_atomically
 from ensemblehub.lab.pipeline.records import Collected, Row
 from ensemblehub.lab.tasks.base import Item
 
@@ -55,5 +55,5 @@ def fields(row: Row, item: Item, name: str, mentor: str, intern: str) -> dict[st
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    write_whole(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    write_atomically(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
     return path

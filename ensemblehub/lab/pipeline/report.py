@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import FiniteFloat
 
-from ensemblehub.artifacts import write_whole
+from ensemblehub.artifacts import write_atomically
 from ensemblehub.cost import paper_flops
 from ensemblehub.errors import MissingExtraError
 from ensemblehub.lab import metrics
@@ -339,7 +339,7 @@ def notes(collected: Collected, checks: Checks | None, against: str = "the mento
 def write(folder: Path, rows: list[dict[str, Any]], footnotes: Sequence[str], title: str) -> str:
     """Write `summary.json`, `table.md` and the plot; returns the table."""
     table = f"# {title}\n\n{markdown(rows, footnotes)}"
-    write_whole(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
-    write_whole(folder / "table.md", table)
+    write_atomically(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
+    write_atomically(folder / "table.md", table)
     plot(rows, folder, title)
     return table

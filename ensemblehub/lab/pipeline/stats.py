@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemblehub.artifacts import write_whole
+from ensemblehub.artifacts import write_atomically
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.data import BadExample, read_items
@@ -51,7 +51,7 @@ def measure(config: Config, questions: Sequence[Request], output: Path) -> dict[
         engine.name: asdict(statistics(engine, own))
         for engine, own in zip(ensemble.engines, readings, strict=True)
     }
-    write_whole(output, json.dumps(found, indent=1) + "\n")
+    write_atomically(output, json.dumps(found, indent=1) + "\n")
     return found
 
 

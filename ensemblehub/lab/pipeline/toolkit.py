@@ -24,7 +24,7 @@ import yaml
 from pydantic import FiniteFloat, StringConstraints
 
 from ensemblehub import builtin, registry
-from ensemblehub.artifacts import content_of, parsed, write_whole
+from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble, fold
@@ -309,7 +309,7 @@ def report(folder: Path) -> str:
         if (cell.selection, cell.aggregation) not in run_already
     ]
     text = table(grid) + (f"\nNot run yet: {', '.join(left)}.\n" if left else "")
-    write_whole(folder / "grid.md", text)
+    write_atomically(folder / "grid.md", text)
     plot(grid, folder / "grid.png")
     calibration, test = read(folder, "pair-calibration"), compare(read(folder, "pair-test"))
     best = next(iter(ranking(calibration)), None)
@@ -324,7 +324,7 @@ def report(folder: Path) -> str:
     head = f"Picked on {best['n']} calibration questions: **{best['aggregation']}** ({share} there).  "
     head += f"On {picked['n']} test questions it {word}.\n\n"
     pair = head + table(test, compared=True)
-    write_whole(folder / "pair.md", pair)
+    write_atomically(folder / "pair.md", pair)
     return f"{text}\n{pair}"
 
 
@@ -408,7 +408,7 @@ def main(arguments: list[str] | None = None) -> None:
     def lines(name: str, chosen: Sequence[Cell], split: str, limit: int) -> list[Summary]:
         done = [run(cell, task, split, limit, options.out, options.force) for cell in chosen[first::of]]
         if of == 1:
-            write_whole(options.out / f"{name}.json", json.dumps(done, indent=1) + "\n")
+            write_atomically(options.out / f"{name}.json", json.dumps(done, indent=1) + "\n")
         return done
 
     if options.what == "report":

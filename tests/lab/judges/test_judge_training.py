@@ -6,9 +6,10 @@ import pytest
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab import metrics
 from ensemblehub.lab.judges import training
+from ensemblehub.lab.judges.curve_fitting import best_curve
 from ensemblehub.lab.judges.training import train_judge
 from ensemblehub.tandem import curves
-from ensemblehub.tandem.curves import Curve, best_curve
+from ensemblehub.tandem.curves import Curve
 
 pytest.importorskip("sklearn")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ensemblehub.artifacts import write_whole
+from ensemblehub.artifacts import write_atomically
 from ensemblehub.errors import ArtifactError
 from ensemblehub.journal import Journal
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
@@ -182,12 +182,12 @@ def test_a_row_may_hold_any_text(tmp_path):
 
 
 def test_a_device_is_written_to_and_a_full_disk_leaves_the_old_file(tmp_path):
-    write_whole(Path("/dev/null"), "x")
+    write_atomically(Path("/dev/null"), "x")
     assert not Path("/dev/null").is_file()
     with pytest.raises(ArtifactError, match="cannot write /dev/full: No space left on device"):
-        write_whole(Path("/dev/full"), "x" * 100_000)
+        write_atomically(Path("/dev/full"), "x" * 100_000)
     (tmp_path / "a").write_text("old")
     (tmp_path / "a.part").mkdir()
     with pytest.raises(ArtifactError, match="cannot write"):
-        write_whole(tmp_path / "a", "new")
+        write_atomically(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "old"
