@@ -5,10 +5,9 @@ import pytest
 
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab import metrics
-from ensemblehub.lab.judges import training
+from ensemblehub.lab.judges import curve_fitting, training
 from ensemblehub.lab.judges.curve_fitting import best_curve
 from ensemblehub.lab.judges.training import train_judge
-from ensemblehub.tandem import curves
 from ensemblehub.tandem.curves import Curve
 
 pytest.importorskip("sklearn")
@@ -82,7 +81,7 @@ def test_no_question_is_on_two_sides():
     assert sum(len(part.label) for part in training.split(examples, seed=1)) == 270
 
 
-@pytest.mark.parametrize("fit", [curves.platt, curves.isotonic])
+@pytest.mark.parametrize("fit", [curve_fitting.platt, curve_fitting.isotonic])
 def test_calibration_corrects_an_overconfident_judge(fit):
     random = np.random.default_rng(0)
     logits = random.normal(0, 1.5, 6000)
