@@ -1,24 +1,28 @@
-"""The contract of a scorer.  Knows no strategy."""
+"""The contract of a scorer, and the options of those that load a model of their own.  Knows no strategy."""
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from ensemblehub.cost import UsageMeter
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Request
+from ensemblehub.schema import Price, Request
+
+if TYPE_CHECKING:
+    from ensemblehub.generators.hf.loading import HFOptions
 
 T = TypeVar("T")
 
 
 class Scorer(ABC):
-    """Says how good texts are; higher is better, the scale is the scorer's own.
+    """Scores texts; higher is better, the scale is the scorer's own.
 
-    Made as `kind(name, options, engines)`: its name, its options, and the ensemble's engines, of which it
-    may use one.
+    Constructed as `kind(name, options, engines)` with its name, its options and the ensemble's engines, of
+    which it may use one.
     """
 
     options: ClassVar[type]  # frozen dataclass of the scorer's own YAML options
@@ -30,7 +34,7 @@ class Scorer(ABC):
     @property
     @abstractmethod
     def model(self) -> str:
-        """Which model judges, said as `Engine.model` says it: a model is not asked about its own text."""
+        """The model that judges, in the form of `Engine.model`: a model is not asked about its own text."""
 
     @abstractmethod
     async def score(self, request: Request, texts: Sequence[str], meter: UsageMeter) -> list[float]:
@@ -38,22 +42,45 @@ class Scorer(ABC):
 
         Args:
             request: what was asked, with the answer so far as `prefix`.
-            texts: each a continuation of the answer so far, judged together with it.
-            meter: takes the bill.
+            texts: continuations of the answer so far, each judged together with it.
+            meter: takes the usage.
 
         Raises:
             EngineError: the scorer failed; a failure is never a score.
         """
 
     async def load(self) -> None:
-        """Make ready; harmless to repeat."""
+        """Load the model; may be called again."""
 
     async def close(self) -> None:
         """Free the model."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions:
+    """How a scorer loads a model of its own; the options mean what they mean for the `hf` engine."""
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    trust_remote_code: bool = False
+    max_memory: Mapping[int | str, int | str] = field(default_factory=dict)
+    threads: int | None = 1
+    price: Price | None = None
+
+    def hf(self) -> HFOptions:
+        """These options, and those of a subclass that have a counterpart, as options of the `hf` engine."""
+        from ensemblehub.generators.hf.loading import HFOptions
+
+        names = {field.name for field in fields(HFOptions)}
+        return HFOptions(**{name: value for name, value in vars(self).items() if name in names})
+
+
 async def together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of `calls`, run at the same time; the first failure ends the others and is raised as it is."""
+    """Run `calls` at the same time and return their results.
+
+    The first failure cancels the others and is raised as it is.
+    """
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return await asyncio.gather(*tasks)

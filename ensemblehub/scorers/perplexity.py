@@ -1,54 +1,46 @@
-"""`perplexity`: how natural a text is to a language model, the reference's `hf_gen`."""
+"""`perplexity`: how natural a text is to a language model, the reference toolkit's `hf_gen`."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import CapabilityError, ConfigError, EngineError, did_you_mean
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Chat, Price, Request
-from ensemblehub.scorers.base import Scorer, together
+from ensemblehub.schema import Chat, Request
+from ensemblehub.scorers.base import LoadingOptions, Scorer, together
 
 
 @dataclass(frozen=True)
-class PerplexityOptions:
+class PerplexityOptions(LoadingOptions):
     """Options of the perplexity scorer; either `model` or `path`.
 
     Attributes:
-        model: name of one of the ensemble's models (`model_specs`), which then judges too.
+        model: name of one of the ensemble's models (`model_specs`), which then also judges.
         path: hub id or folder of a model of its own, loaded with the options below as the `hf` engine does.
-        device, dtype, quantization, trust_remote_code, max_memory, prefix_cache_tokens, threads, price: those of
-            the `hf` engine.
+        device, dtype, quantization, trust_remote_code, max_memory, prefix_cache_tokens, threads, price: those
+            of the `hf` engine.
     """
 
     model: str | None = None
     path: str | None = None
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantization: Literal["none", "8bit", "4bit"] = "none"
-    trust_remote_code: bool = False
-    max_memory: Mapping[int | str, int | str] = field(default_factory=dict)
     prefix_cache_tokens: int = 65536
-    threads: int | None = 1
-    price: Price | None = None
 
 
 class PerplexityScorer(Scorer):
-    """(mean logprob + mean confidence) / 2 over the tokens of a text, as the reference scores.
+    """(mean logprob + mean confidence) / 2 over the tokens of a text, as in the reference toolkit.
 
-    The mean logprob is −log of the perplexity (nats); the confidence is the probability of the likeliest token.
-    Only the text's own tokens count, read after the question and the answer so far; an empty text is judged by
-    the answer so far.  Between −∞ and 0.5, higher for what the model would have written itself.
+    The mean logprob is −log of the perplexity (nats); the confidence is the probability of the top token.
+    Only the text's own tokens count, read after the question and the answer so far; an empty text is judged
+    by the answer so far.  Between −∞ and 0.5, higher for what the model would have written itself.
 
     Raises:
         ConfigError: neither or both of `model` and `path`, an unknown model, or one that cannot be loaded.
-        CapabilityError: the model cannot read a prompt.
+        CapabilityError: the model cannot score a prompt.
     """
 
     options: ClassVar[type] = PerplexityOptions
@@ -64,7 +56,7 @@ class PerplexityScorer(Scorer):
                 f"scorer {name!r} needs score of engine {self._engine.name!r}, which it lacks"
             )
 
-    @cached_property
+    @property
     def model(self) -> str:
         return self._engine.model
 
@@ -75,15 +67,16 @@ class PerplexityScorer(Scorer):
         scored = await self._engine.score(request.continued(text), meter)
         answer = len(request.prompt.messages) if isinstance(request.prompt, Chat) else 1
         tokens = scored.of(answer, len(request.prefix)) or scored.of(answer)
-        known = [(token.logprob, token.best) for token in tokens if token.logprob is not None]
+        known = [token for token in tokens if token.logprob is not None]
         if not known:
             raise EngineError(f"scorer {self.name!r}: there is no text to judge")
-        confidence = [math.exp(best) for _, best in known if best is not None]
+        confidence = [math.exp(token.best) for token in known if token.best is not None]
         if len(confidence) < len(known):
             raise EngineError(
-                f"scorer {self.name!r}: engine {self._engine.name!r} does not tell the likeliest token's logprob"
+                f"scorer {self.name!r}: engine {self._engine.name!r} does not tell the top token's logprob"
             )
-        return (statistics.fmean(logprob for logprob, _ in known) + statistics.fmean(confidence)) / 2
+        logprobs = (token.logprob or 0.0 for token in known)
+        return (statistics.fmean(logprobs) + statistics.fmean(confidence)) / 2
 
     async def load(self) -> None:
         if self._owned:
@@ -102,7 +95,6 @@ def _named(name: str, model: str, engines: Sequence[Engine]) -> Engine:
 
 
 def _own(name: str, options: PerplexityOptions) -> Engine:
-    from ensemblehub.generators.hf.engine import HFEngine, HFOptions
+    from ensemblehub.generators.hf.engine import HFEngine
 
-    given = {key: value for key, value in vars(options).items() if key != "model"}
-    return HFEngine(name, HFOptions(**given))
+    return HFEngine(name, options.hf())

@@ -1,4 +1,4 @@
-"""A weighted pool of scorers.  Knows how scores of different scales are put together."""
+"""A weighted pool of scorers whose scales may differ."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Pool:
 
     Attributes:
         scorers, weights: one weight per scorer, above 0.
-        normalization: what is done to each scorer's scores, over the texts of one call that it judges, before
-            the weighted mean: nothing (`none`), scaling to 0..1 (`minmax`), or to mean 0 and population standard
-            deviation 1 (`standard`).  Scores that are all equal, as that of a single text, say nothing of which
-            text is better: they become 0.5 and 0.
+        normalization: applied to each scorer's scores, over the texts of one call that it judges, before the
+            weighted mean: none (`none`), scaling to 0..1 (`minmax`), or to mean 0 and population standard
+            deviation 1 (`standard`).  Scores that are all equal, as that of a single text, do not tell texts
+            apart: they become 0.5 and 0.
     """
 
     scorers: tuple[Scorer, ...] = ()
@@ -38,35 +38,34 @@ class Pool:
         """The weighted mean of the scorers' scores, one per text.
 
         Args:
-            authors: `Engine.model` of each text's writer, where a scorer shall not judge its own text.  A text
-                is judged, and its mean taken, by the scorers that did not write it; a text that only its own
-                writer could judge is judged by all.
+            authors: `Engine.model` of each text's author, where a scorer shall not judge its own text.  A
+                text is judged by the scorers that did not write it, or by all where none is left.
 
         Raises:
-            EngineError: a scorer failed, or gave something else than one finite number per text.
+            EngineError: a scorer failed, or did not return one finite number per text.
         """
-        writers: Sequence[str | None] = authors or [None] * len(texts)
-        own = [[scorer.model == writer for scorer in self.scorers] for writer in writers]
-        judges = [[not mine or all(row) for mine in row] for row in own]
-        columns = [
-            [index for index, row in zip(range(len(texts)), judges, strict=True) if row[number]]
-            for number in range(len(self.scorers))
-        ]
+        columns = [self._judged(scorer, authors, len(texts)) for scorer in self.scorers]
         scores = await together(
-            self._judged(scorer, request, [texts[index] for index in column], meter)
+            self._scores(scorer, request, [texts[index] for index in column], meter)
             for scorer, column in zip(self.scorers, columns, strict=True)
         )
-        totals, shares = [0.0] * len(texts), [0.0] * len(texts)
+        totals = [0.0] * len(texts)
+        shares = [0.0] * len(texts)
         for weight, column, given in zip(self.weights, columns, scores, strict=True):
             for index, score in zip(column, given, strict=True):
                 totals[index] += weight * score
                 shares[index] += weight
         return [total / share for total, share in zip(totals, shares, strict=True)]
 
-    async def _judged(
+    def _judged(self, scorer: Scorer, authors: Sequence[str], count: int) -> list[int]:
+        """Indices of the texts that a scorer judges."""
+        only = {other.model for other in self.scorers} == {scorer.model}
+        return [index for index in range(count) if only or not authors or authors[index] != scorer.model]
+
+    async def _scores(
         self, scorer: Scorer, request: Request, texts: Sequence[str], meter: UsageMeter
     ) -> list[float]:
-        """One scorer's normalised scores."""
+        """A scorer's normalized scores."""
         if not texts:
             return []
         scores = await scorer.score(request, texts, meter)
@@ -84,10 +83,10 @@ class Pool:
 
 
 def normalized(scores: Sequence[float], how: Normalization) -> list[float]:
-    """Scores of one scorer on the scale that `Pool.normalization` names."""
-    low, high = min(scores), max(scores)
+    """One scorer's scores on the scale that `Pool.normalization` names."""
     if how == "none":
         return list(scores)
+    low, high = min(scores), max(scores)
     if low == high:
         return [0.5 if how == "minmax" else 0.0] * len(scores)
     if how == "minmax":

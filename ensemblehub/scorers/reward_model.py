@@ -1,8 +1,8 @@
-"""`reward_model`: process and outcome reward models run by transformers, the reference's `hf_rm`.
+"""`reward_model`: process and outcome reward models run by transformers, the reference toolkit's `hf_rm`.
 
 Lightman et al., "Let's Verify Step by Step", ICLR 2024 (reduction by product and minimum); Zhang et al., "The
-Lessons of Developing Process Reward Models in Mathematical Reasoning", Findings of ACL 2025 (the step token and
-how it is read, as on the card of Qwen2.5-Math-PRM-7B).
+Lessons of Developing Process Reward Models in Mathematical Reasoning", Findings of ACL 2025 (the step token
+and how it is read, as on the model card of Qwen2.5-Math-PRM-7B).
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge
 
 from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import (
@@ -29,14 +31,15 @@ from ensemblehub.errors import (
 )
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.text.rendering import Renderer
-from ensemblehub.schema import Chat, Message, Price, Request, TokenIds
-from ensemblehub.scorers.base import Scorer
+from ensemblehub.schema import Chat, Message, Request, TokenIds
+from ensemblehub.scorers.base import LoadingOptions, Scorer
 
 try:
     import torch
     import transformers
+    from torch.nn.utils.rnn import pad_sequence
 
-    from ensemblehub.generators.hf.loading import HFOptions, load_network
+    from ensemblehub.generators.hf.loading import load_network
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[hf]'") from error
 
@@ -51,23 +54,24 @@ REDUCE: dict[str, Callable[[list[float]], float]] = {
 
 
 @dataclass(frozen=True)
-class RewardModelOptions:
+class RewardModelOptions(LoadingOptions):
     r"""Options of the reward model scorer.
 
     Attributes:
         path: hub id or folder; `builtin:prm` is the one that ships.
-        kind: `process` judges every step, `outcome` the whole reply.  Sequence classification is always an outcome
-            model and token classification a process model; custom code is a process model unless this says not.
+        kind: `process` judges every step, `outcome` the whole reply.  Sequence classification is always an
+            outcome model and token classification a process model; custom code is a process model unless this
+            says otherwise.
         reduce: how the steps' probabilities become one score.
         step_token: special token of a process model, put after each step.
-        step_separator: regular expression that parts the reply into steps, without groups that capture; what it
-            matches is left out.  Qwen's card parts at blank lines.
+        step_separator: regular expression that splits the reply into steps, without capturing groups; what it
+            matches is left out.  Qwen's models split at blank lines.
         system: system prompt in the place of the request's own; None keeps that.
-        sigmoid: take the sigmoid of an outcome model's single logit.
-        batch_size: most texts in one forward pass.
-        max_length: most tokens of question and reply; the model's own context by default.
-        device, dtype, quantization, trust_remote_code, max_memory, attn_implementation, threads, price: those of
-            the `hf` engine.
+        sigmoid: apply the sigmoid to an outcome model's single logit.
+        batch_size: maximum number of texts in one forward pass.
+        max_length: maximum number of tokens of question and reply; the model's own context by default.
+        device, dtype, quantization, trust_remote_code, max_memory, attn_implementation, threads, price: those
+            of the `hf` engine.
     """
 
     path: str
@@ -77,20 +81,11 @@ class RewardModelOptions:
     step_separator: str = "\n\n"
     system: str | None = None
     sigmoid: bool = False
-    batch_size: int = 8
-    max_length: int | None = None
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantization: Literal["none", "8bit", "4bit"] = "none"
-    trust_remote_code: bool = False
-    max_memory: Mapping[int | str, int | str] = field(default_factory=dict)
+    batch_size: Annotated[int, Ge(1)] = 8
+    max_length: Annotated[int, Ge(1)] | None = None
     attn_implementation: str = "sdpa"
-    threads: int | None = 1
-    price: Price | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or (self.max_length is not None and self.max_length < 1):
-            raise ConfigError("batch_size and max_length must be at least 1")
         try:
             groups = re.compile(self.step_separator).groups
         except re.error as error:
@@ -100,36 +95,19 @@ class RewardModelOptions:
                 f"step_separator {self.step_separator!r} must match something and capture no group"
             )
 
-    @property
-    def loading(self) -> HFOptions:
-        """What the loading of transformers models reads of these."""
-        shared = (
-            "path",
-            "device",
-            "dtype",
-            "quantization",
-            "trust_remote_code",
-            "max_memory",
-            "threads",
-            "price",
-        )
-        return HFOptions(
-            **{name: getattr(self, name) for name in shared}, attn_implementation=self.attn_implementation
-        )
-
 
 @dataclass
-class Job:
-    """The texts of one call, on their way through the model.
+class ScoringCall:
+    """One call of `score`, shared with the scorer's thread.
 
     Attributes:
-        asked: question and reply (`prefix`) of each.
-        lengths, scores: tokens and score of each that was computed, by its place in `asked`.
+        requests: question and reply (`prefix`) of each text.
+        lengths, scores: tokens and score of each text computed so far, by its index.
         seconds: time of the forward passes.
-        closed: nobody waits any more.
+        closed: whether the caller has left.
     """
 
-    asked: list[Request]
+    requests: list[Request]
     lengths: dict[int, int] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -139,10 +117,14 @@ class Job:
 class RewardModelScorer(Scorer):
     """A process model's mean probability (0..1) that a step is right, or an outcome model's reward.
 
-    The reference multiplies a process model's mean by 10.  Models are `...ForTokenClassification` with two labels,
-    custom code with logits of shape (texts, length, 2) such as Qwen2.5-Math-PRM, and `...ForSequenceClassification`
-    with two labels (the probability of the second) or one (its logit).  Label 1 is the good one.  Each call reads
-    question and reply from their beginning.
+    The reference toolkit multiplies a process model's mean by 10.  Models are `...ForTokenClassification`
+    with two labels, custom code with logits of shape (texts, length, 2) such as Qwen2.5-Math-PRM, and
+    `...ForSequenceClassification` with two labels (the probability of the second) or one (its logit).  Label
+    1 is the good one.  Each call reads question and reply from their beginning.
+
+    Calls run on a thread of the scorer's own, in batches of similar length.  The row scheduler of the engines
+    does not
+    fit: it steps rows token by token, while a reward model needs a single forward pass and keeps no cache.
 
     Raises:
         ConfigError: the model's configuration cannot be read, or is of no kind that this scorer runs.
@@ -151,20 +133,22 @@ class RewardModelScorer(Scorer):
     options: ClassVar[type] = RewardModelOptions
 
     def __init__(self, name: str, options: RewardModelOptions, engines: Sequence[Engine] = ()) -> None:
-        self.name, self.settings = name, options
-        self._config = options.loading.checkpoint.config()
+        self.name = name
+        self.settings = options
+        self._loading = options.hf()
+        self._config = self._loading.checkpoint.config()
         self._auto, self.kind = _kind(options, self._config)
-        self.info = options.loading.checkpoint.info(self._config, options.loading.price, self._auto)
-        self._worker = ThreadPoolExecutor(1, f"scorer {name}")  # tokenizer and network are used there only
+        self.info = self._loading.checkpoint.info(self._config, options.price, self._auto)
+        self._worker = ThreadPoolExecutor(1, f"scorer {name}")  # the only user of tokenizer and network
 
     @cached_property
     def model(self) -> str:
-        return self.settings.loading.checkpoint.identity()
+        return self._loading.checkpoint.identity()
 
     async def score(self, request: Request, texts: Sequence[str], meter: UsageMeter) -> list[float]:
-        job = Job([request.continued(text) for text in texts])
+        call = ScoringCall([request.continued(text) for text in texts])
         try:
-            running = asyncio.get_running_loop().run_in_executor(self._worker, self._compute, job)
+            running = asyncio.get_running_loop().run_in_executor(self._worker, self._compute, call)
         except RuntimeError as error:
             raise EngineError(f"scorer {self.name!r} is closed") from error
         try:
@@ -174,40 +158,40 @@ class RewardModelScorer(Scorer):
         except Exception as error:  # whatever a model raises, torch's errors and custom code's
             raise EngineError(f"scorer {self.name!r} failed: {one_line(error)}") from error
         finally:
-            job.closed = True
-            await asyncio.wait([running])  # what was computed is billed, whoever has left meanwhile
-            for length in job.lengths.values():
-                meter.record(
-                    self.name, self.info, prompt_tokens=length, seconds=job.seconds / len(job.lengths)
-                )
-        return [job.scores[place] for place in range(len(texts))]
+            call.closed = True
+            await asyncio.wait([running])  # what was computed is recorded also for a caller who has left
+            for length in call.lengths.values():
+                seconds = call.seconds / len(call.lengths)
+                meter.record(self.name, self.info, prompt_tokens=length, seconds=seconds)
+        return [call.scores[index] for index in range(len(texts))]
 
-    def _compute(self, job: Job) -> None:
-        rows = [self.rendered(request) for request in job.asked]
-        order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]))
+    def _compute(self, call: ScoringCall) -> None:
+        rows = [self.rendered(request) for request in call.requests]
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
         for start in range(0, len(order), self.settings.batch_size):
-            if job.closed:
+            if call.closed:
                 return
-            batch, started = order[start : start + self.settings.batch_size], time.perf_counter()
-            logits = self._forward([rows[place][0] for place in batch])
-            job.seconds += time.perf_counter() - started
-            job.lengths |= {place: len(rows[place][0]) for place in batch}
-            for place, line in zip(batch, logits, strict=True):
-                job.scores[place] = self._reduced(line, rows[place][1])
+            batch = order[start : start + self.settings.batch_size]
+            started = time.perf_counter()
+            logits = self._forward([rows[index][0] for index in batch])
+            call.seconds += time.perf_counter() - started
+            call.lengths |= {index: len(rows[index][0]) for index in batch}
+            for index, row_logits in zip(batch, logits, strict=True):
+                call.scores[index] = self._reduced(row_logits, rows[index][1])
 
     def rendered(self, request: Request) -> tuple[tuple[int, ...], list[int]]:
         """Token ids of question and reply (`request.prefix`), and the positions of the step tokens.
 
         Raises:
             ContextOverflowError: they exceed `max_length`.
-            RequestError: the question is given in another model's token ids, or the template refuses it.
+            RequestError: the question consists of another model's token ids, or the template refuses it.
         """
-        steps, mark = [request.prefix], ""
+        steps = [request.prefix]
+        mark = ""
         if self.kind == "process":
+            parts = re.split(self.settings.step_separator, request.prefix)
+            steps = [step for step in parts if step.strip()] or [""]
             mark = self.settings.step_token
-            steps = [
-                step for step in re.split(self.settings.step_separator, request.prefix) if step.strip()
-            ] or [""]
         rendered = self._renderer.reply(self._chat(request), steps, mark)
         limit = self.settings.max_length or self.info.context
         if 0 < limit < len(rendered.ids):
@@ -237,9 +221,9 @@ class RewardModelScorer(Scorer):
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """float32 logits, (rows, length, 2) or (rows, labels); shorter rows are padded at their end."""
-        width, pad = max(map(len, rows)), self._network.config.get_text_config().pad_token_id
-        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        padding = self._network.config.get_text_config().pad_token_id
+        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
         device = self._network.device
         with torch.inference_mode():
             logits: torch.Tensor = self._network(input_ids=ids.to(device), attention_mask=mask.to(device))[0]
@@ -258,7 +242,7 @@ class RewardModelScorer(Scorer):
 
     @cached_property
     def _renderer(self) -> Renderer:
-        tokenizer = self.settings.loading.checkpoint.tokenizer()
+        tokenizer = self._loading.checkpoint.tokenizer()
         if not tokenizer.chat_template:
             raise ConfigError(f"{self.settings.path}: the reward model's tokenizer has no chat template")
         token = self.settings.step_token
@@ -270,8 +254,8 @@ class RewardModelScorer(Scorer):
 
     @cached_property
     def _network(self) -> Any:
-        """The model, loaded on the scorer's thread."""
-        network = load_network(self.settings.loading, self._config, self._auto).eval()
+        """The model; loaded on the scorer's thread."""
+        network = load_network(self._loading, self._config, self._auto).eval()
         config, tokenizer = network.config.get_text_config(), self._renderer.tokenizer
         config.use_cache = False
         known = [config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0]

@@ -31,7 +31,7 @@ def said(text="", finish=None, **delta):
     )
 
 
-def bill(read=7, written=4, cached=0, **more):
+def usage_event(read=7, written=4, cached=0, **more):
     details = {"prompt_tokens_details": {"cached_tokens": cached}}
     return event(
         {"choices": [], "usage": {"prompt_tokens": read, "completion_tokens": written, **details, **more}}
@@ -41,7 +41,12 @@ def bill(read=7, written=4, cached=0, **more):
 def answer(*words, finish="stop", usage=True):
     """The parts of a good stream."""
     parts = [said(word) for word in words or WORDS]
-    return [*parts, said(finish=finish), *([bill(written=len(parts))] if usage else []), event("[DONE]")]
+    return [
+        *parts,
+        said(finish=finish),
+        *([usage_event(written=len(parts))] if usage else []),
+        event("[DONE]"),
+    ]
 
 
 STALL = object()  # nothing more comes, and nothing is closed

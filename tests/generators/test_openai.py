@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from faulty import CHAT, CUT, QUICK, STALL, WORDS, Asked, answer, bill, event, said, upstream
+from faulty import CHAT, CUT, QUICK, STALL, WORDS, Asked, answer, event, said, upstream, usage_event
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
@@ -13,14 +13,14 @@ from ensemblehub.generators.openai.patience import CircuitBreaker, Failure, Pati
 from ensemblehub.schema import Price, Request, Sampling, Text, TokenIds
 
 
-def test_an_answer_is_streamed_and_billed_as_the_provider_says():
+def test_an_answer_is_streamed_with_the_usage_that_the_provider_reports():
     asked = Asked(
         [
             said("It"),
             said(" is"),
             said(" 4."),
             said(finish="stop"),
-            bill(9, 5, cached=4, cost=0.25),
+            usage_event(9, 5, cached=4, cost=0.25),
             event("[DONE]"),
         ]
     )
@@ -48,7 +48,7 @@ def test_thoughts_stand_before_the_answer_as_local_models_write_them(field, opti
         said(**{field: "d."}),
         said("4"),
         said(finish="stop"),
-        bill(),
+        usage_event(),
         event("[DONE]"),
     ]
     assert Asked(script, reasoning=option).text == text
@@ -57,7 +57,7 @@ def test_thoughts_stand_before_the_answer_as_local_models_write_them(field, opti
 def test_a_length_and_a_tool_call_are_ends_of_their_own():
     assert Asked(answer(finish="length")).pieces[-1].finish == "length"
     call = {"index": 0, "id": "c1", "function": {"name": "add", "arguments": '{"a":'}}
-    asked = Asked([said(tool_calls=[call]), said(finish="tool_calls"), bill(), event("[DONE]")])
+    asked = Asked([said(tool_calls=[call]), said(finish="tool_calls"), usage_event(), event("[DONE]")])
     assert asked.pieces[0].tool_calls == (call,)
     assert asked.pieces[-1].finish == "tool_calls"
 
@@ -117,7 +117,7 @@ def test_a_raw_prompt_goes_to_the_other_route():
         event({"choices": [{"text": " 4", "finish_reason": None}]}),
         event({"choices": [{"text": "", "finish_reason": "stop"}]}),
     ]
-    asked = Asked([*text, bill(), event("[DONE]")], request=Request(Text("2 + 2 ="), prefix=" "))
+    asked = Asked([*text, usage_event(), event("[DONE]")], request=Request(Text("2 + 2 ="), prefix=" "))
     assert asked.text == " 4"
     assert asked.api.asked[0]["path"] == "/v1/completions"
     assert asked.api.asked[0]["prompt"] == "2 + 2 = "
@@ -188,7 +188,7 @@ FAULTS = {
     "comments only": ([[said("It"), *[b": ping\n\n", 0.1] * 20]], 1, "it stalled"),
     "a cut before anything": ([[CUT]], 3, "failed at"),
     "a cut in the middle": ([[said("It"), CUT]], 1, "connection broke"),
-    "an end without an end": ([[said("It"), bill(), event("[DONE]")]], 1, "broke off"),
+    "an end without an end": ([[said("It"), usage_event(), event("[DONE]")]], 1, "broke off"),
     "garbage": ([[said("It"), event("{nonsense")]], 1, "not JSON"),
     "a list": ([[event("[1, 2]")]], 1, "no JSON object"),
     "an error in the stream": ([[said("It"), event({"error": {"message": "overloaded"}})]], 1, "overloaded"),
@@ -258,7 +258,7 @@ def test_an_endpoint_that_keeps_failing_is_left_alone_and_tried_again_later():
     "script",
     [[said("It"), 0.05, said(" is"), STALL], [part for word in WORDS * 50 for part in (said(word), 0.02)]],
 )
-def test_closing_the_stream_ends_the_request_and_marks_the_bill_as_an_estimate(script):
+def test_closing_the_stream_ends_the_request_and_marks_the_usage_as_an_estimate(script):
     asked = Asked(script, read=2, price=Price(1.0, 2.0))
     assert asked.error is None
     assert asked.api.left == 1
@@ -347,16 +347,15 @@ def test_requests_at_the_same_time_are_limited():
     assert all(pieces[-1].finish == "stop" for pieces in found)
 
 
-def test_requests_while_an_endpoint_is_left_alone_do_not_keep_it_so():
+def test_requests_while_the_circuit_breaker_is_open_do_not_keep_it_open():
     breaker = CircuitBreaker(Patience(breaker_failures=1, breaker_seconds=0.05))
     breaker.failed(Failure("it stalled", again=True))
-    until = breaker.closed_until
-    with pytest.raises(Failure, match="at last: it stalled") as refused:
-        breaker.check()
-    breaker.failed(refused.value)
-    assert (breaker.failures, breaker.closed_until) == (1, until)
+    until = breaker.open_until
+    assert "at last: it stalled" in breaker.refusal()
+    assert (breaker.failures, breaker.open_until) == (1, until)
     time.sleep(0.06)
-    breaker.check()
+    assert breaker.refusal() == ""  # a single request tries it
+    assert breaker.refusal()
 
 
 def test_parts_of_a_character_keep_the_bytes_that_an_api_gives():

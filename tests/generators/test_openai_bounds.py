@@ -89,7 +89,7 @@ def test_what_is_within_max_tokens_is_not_cut():
         for i in range(20)
     ]
     told = Asked([*small, said(finish="stop"), DONE], request=Request(CHAT, Sampling(max_tokens=8)))
-    assert told.text == "x" * 20  # four parts to a token, as it bills
+    assert told.text == "x" * 20  # four parts to a token, as its usage says
     asked = Asked(
         [*[said("x")] * 20, said(finish="stop"), DONE],
         extra_body={"max_tokens": 30},

@@ -205,7 +205,7 @@ def engine_of(**options):
 
 
 async def outcome(engine, form):
-    """The text, the error and the bill of one request."""
+    """The text, the error and the ledger of one request."""
     ledger, text, error = UsageLedger(), "", None
     request = Request(Text("It is") if form in ("read", "texts") else CHAT, Sampling(max_tokens=50))
     try:

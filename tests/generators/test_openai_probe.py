@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from faulty import CUT, STALL, answer, bill, event, said, upstream
+from faulty import CUT, STALL, answer, event, said, upstream, usage_event
 
 from ensemblehub import builtin
 from ensemblehub.cost import UsageLedger
@@ -41,7 +41,7 @@ def reply(asked, able):
         words = ["is", "."]
     elif "tools" in asked and "tools" in able:
         call = {"index": 0, "id": "c", "function": {"name": "get_weather", "arguments": "{}"}}
-        return [said(tool_calls=[call]), said(finish="tool_calls"), bill(), event("[DONE]")]
+        return [said(tool_calls=[call]), said(finish="tool_calls"), usage_event(), event("[DONE]")]
     elif "response_format" in asked and "response_format" in able:
         words = ['{"city":', ' "Paris"}']
     elif asked.get("logprobs") and "logprobs" in able:
@@ -164,7 +164,7 @@ def test_the_way_in_which_an_answer_goes_on_is_found_out(way):
     assert api(way, prefix=way).wrong == set()
 
 
-def test_a_declared_score_that_gives_fewer_of_the_likeliest_is_wrong_and_says_what_to_write():
+def test_a_declared_score_that_returns_fewer_top_tokens_is_wrong_and_says_what_to_write():
     probed = api(*ABLE, score="echo", entropy_top_k=20)
     assert probed.wrong == {"score"}
     assert probed.options["entropy_top_k"] == 5

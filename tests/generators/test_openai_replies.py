@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from faulty import CHAT, CUT, STALL, Asked, answer, bill, event, said
+from faulty import CHAT, CUT, STALL, Asked, answer, event, said, usage_event
 
 from ensemblehub.errors import EngineError
 from ensemblehub.generators.openai.reply import finish_of
@@ -59,7 +59,7 @@ def test_an_empty_finish_reason_is_no_end():
         said(" is", finish=""),
         said(" 4", finish=""),
         said(finish="stop"),
-        bill(),
+        usage_event(),
         DONE,
     ]
     asked = Asked(script)
@@ -124,7 +124,7 @@ CONTENTS = {
 @pytest.mark.parametrize("way", ["stream", "whole"])
 def test_content_in_parts_is_text(form, way):
     content, text = CONTENTS[form]
-    script = [delta(content=content), said(finish="stop"), bill(), DONE]
+    script = [delta(content=content), said(finish="stop"), usage_event(), DONE]
     if way == "whole":
         body = {"choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}]}
         script = (200, {"content-type": "application/json"}, json.dumps(body))
@@ -152,7 +152,7 @@ STREAMS = {
         delta(role="assistant", content=""),
         said("4"),
         said(finish="stop"),
-        bill(),
+        usage_event(),
         DONE,
     ],
     "ollama": [delta("", role="assistant", content="4"), delta("stop", role="assistant", content=""), DONE],
@@ -278,7 +278,7 @@ def test_a_reply_that_is_no_stream_is_the_answer_all_the_same(caplog):
     ],
 )
 def test_halves_of_a_character_are_joined_or_replaced_wherever_text_comes(parts, text):
-    end = [said(finish="stop"), bill(), DONE]
+    end = [said(finish="stop"), usage_event(), DONE]
     for script, request in (
         ([said(part) for part in parts], Request(CHAT)),
         ([event({"choices": [{"text": part, "finish_reason": None}]}) for part in parts], Request(Text("x"))),
@@ -409,7 +409,7 @@ def test_usage_in_other_places_is_found():
         assert (cost.prompt_tokens, cost.completion_tokens, cost.estimated) == (9, 5, False)
 
 
-def test_what_was_billed_so_far_is_an_estimate_where_the_stream_is_closed():
+def test_the_usage_so_far_is_an_estimate_where_the_stream_is_closed():
     parts = [
         chunk([{"delta": {"content": "x"}}], usage={"prompt_tokens": 9, "completion_tokens": i})
         for i in range(1, 9)

@@ -1,4 +1,4 @@
-"""Reading a prompt through an API: what is asked, what comes of it, what is no reading, and who pays."""
+"""Reading a prompt through an API: what is asked, what comes of it, what is an error, and the usage."""
 
 import asyncio
 import json
@@ -76,7 +76,7 @@ def test_a_raw_text_is_read_in_the_servers_own_tokens():
     assert (read.tokens[2].best, read.tokens[2].top[0].text) == (HALF, " +")
 
 
-def test_an_entropy_is_that_of_the_likeliest_with_the_rest_as_one():
+def test_an_entropy_is_that_of_the_top_tokens_with_the_rest_as_one():
     read = Read(said())
     assert read.tokens[0].entropy is None
     for token in read.tokens[1:]:  # 1/2, 1/4 and the rest, 1/4
@@ -137,7 +137,7 @@ def test_tokens_that_are_no_text_alone_and_those_that_the_server_adds_have_their
     ]
 
 
-def test_what_it_writes_behind_the_prompt_is_billed_as_discarded():
+def test_what_it_writes_behind_the_prompt_is_recorded_as_discarded():
     cost = Read(said()).cost
     assert (cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens, cost.discarded_tokens) == (
         4,
@@ -213,7 +213,7 @@ WRONG = {
         "no logprob of some tokens",
     ),
     "a list is short": (said(logprobs=(None, HALF)), "logprobs of 5 tokens for the 4"),
-    "too few of the likeliest": (
+    "too few top tokens": (
         said(top=[{"a": HALF}] * 5),
         "gives 1 of the top tokens of a prompt, not 2",
     ),
@@ -235,7 +235,7 @@ def test_what_is_no_reading_is_an_error(fault):
     assert len(read.ledger.calls) == 1
 
 
-def test_a_reading_that_is_cancelled_is_billed_as_read_and_marked():
+def test_a_score_that_is_cancelled_is_recorded_as_an_estimate():
     async def ask():
         async with upstream([STALL]) as (api, url):
             engine = OpenAIEngine("far", OpenAIOptions("m", base_url=url, score="echo"))

@@ -202,7 +202,7 @@ def test_the_key_is_sent_and_in_no_error(serving, monkeypatch):
         assert "s3" not in str(raised.value)
 
 
-def test_calls_are_billed_also_when_they_fail(serving):
+def test_failed_calls_are_recorded_too(serving):
     ledger, price = UsageLedger(), Price(2.0, 0.0)
     server = serving(GOOD | {"usage": {"prompt_tokens": 500_000}}, GOOD, (400, {}, b""))
     scored(server.url, ledger=ledger, price=price)

@@ -53,7 +53,7 @@ def test_an_empty_text_is_judged_by_the_answer_so_far():
         scored(scorer, QUESTION, [""])
 
 
-def test_the_engine_bills_what_it_reads():
+def test_the_engine_records_what_it_reads():
     ledger, engine = UsageLedger(), EchoEngine("m", EchoOptions())
     scored(PerplexityScorer("ppl", PerplexityOptions(model="m"), [engine]), QUESTION, ["a b", "c"], ledger)
     assert [(line.engine, line.purpose, line.cost.prompt_tokens) for line in ledger.usage.lines] == [
@@ -61,7 +61,7 @@ def test_the_engine_bills_what_it_reads():
     ]
 
 
-def test_an_engine_that_does_not_tell_the_likeliest_token_is_an_error():
+def test_an_engine_that_does_not_tell_the_top_token_is_an_error():
     scorer = PerplexityScorer("ppl", PerplexityOptions(model="m"), [Scripted({"a": (-1.0, None)})])
     with pytest.raises(EngineError, match="engine 'm' does not tell"):
         scored(scorer, QUESTION, ["a"])

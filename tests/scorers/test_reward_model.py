@@ -129,7 +129,7 @@ def test_a_process_model_by_hand(prm, reduce, reduced):
     assert scored(scorer, QUESTION, [REPLY]) == pytest.approx([reduced(steps)], abs=1e-5)
 
 
-def test_texts_of_different_lengths_are_padded_and_each_is_billed_once(prm):
+def test_texts_of_different_lengths_are_padded_and_each_is_recorded_once(prm):
     texts = [REPLY, "Answer: 7", REPLY + "\n\nIndeed", "7", " 8"]
     hands = [by_hand(prm, text) for text in texts]
     ledger = UsageLedger()
@@ -267,7 +267,7 @@ def test_a_closed_scorer_and_a_failing_model_are_errors(prm):
     assert [call.cost.prompt_tokens for call in ledger.calls] == [len(seen[0][0])]
 
 
-def test_a_cancelled_call_stops_and_bills_what_was_computed(prm):
+def test_a_cancelled_call_stops_and_records_what_was_computed(prm):
     scorer, ledger = scorer_of(prm, batch_size=1), UsageLedger()
     forward, seen = scorer._forward, []
 

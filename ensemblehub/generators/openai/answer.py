@@ -1,7 +1,7 @@
 """The streamed answer of an OpenAI-compatible API: its pieces, how it ends, and its usage.
 
-Joins what providers split (surrogate pairs, tool calls), enforces stop strings and `max_tokens` where a provider
-ignores them, and marks every figure that the provider did not report as an estimate.  Knows no HTTP.
+Joins what providers split (surrogate pairs, tool calls), enforces stop strings and `max_tokens` where a
+provider ignores them, and marks every figure that the provider did not report as an estimate.  Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class APIAnswer:
         return EngineError(f"{self.engine.name}: {what}", self.engine.name)
 
     def record(self, seconds: float, *, scoring: bool = False) -> None:
-        """Record the call, once; a figure that the provider did not report, or that is impossible, is an estimate.
+        """Record the call, once; a figure that the provider did not report is an estimate.
 
         Args:
             scoring: whether what was written is discarded.
@@ -246,7 +246,7 @@ class APIAnswer:
             read = guess if begun else 0
         elif counted is not None and abs(read - counted) > max(16, counted // 10):
             log.warning(
-                "%s: the provider bills %d prompt tokens, %d were counted here",
+                "%s: the provider reports %d prompt tokens, %d were counted here",
                 self.engine.name,
                 read,
                 counted,

@@ -1,12 +1,13 @@
 """One HTTP API: its key, deadlines, bounds, retries and circuit breaker.
 
-Requests are retried here and nowhere else, and never once part of an answer has been passed on.  A reply takes no
-more time than `Patience` allows and no more memory than the bounds below.  Server-sent events are parsed by httpx2's
-`EventSource`, which reads a byte stream that keeps deadlines and bounds also while data flows.
+Requests are retried here and nowhere else, and never once part of an answer has been passed on.  A reply
+takes no more time than `Patience` allows and no more memory than the bounds below.  Server-sent events are
+parsed by httpx2's `EventSource`, which reads a byte stream that keeps deadlines and bounds also while data
+flows.
 
-The retry loop is our own.  With `tenacity` it has as many lines, because the delay (`Retry-After`), the stop (a deadline
-that covers the requests themselves), the choice of failures and the breaker all become callbacks of ours; `stamina`
-also sleeps past the deadline.
+The retry loop is our own.  With `tenacity` it passes the same tests, in 32 lines instead of 20: the delay
+(`Retry-After`), the stop (a deadline that covers the requests themselves), the failures to retry and the
+circuit breaker all become callbacks.  `stamina` besides sleeps past the deadline.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class Endpoint:
         A server that does not stream answers with a single object, the whole reply.
 
         Raises:
-            EngineError: the last try failed, or the stream broke; a `RefusedError` where the endpoint said so.
+            EngineError: the last try failed, or the stream broke; a `RefusedError` where the endpoint said
+                so.
         """
         clock = Clock(self.patience)
         async with self._slot():
@@ -124,8 +126,9 @@ class Endpoint:
         """The result of `attempt`, which is repeated as `patience` says."""
         patience = self.patience
         for tried in itertools.count(1):
+            if reason := self.breaker.refusal():
+                raise self._error(Failure(reason, again=False))
             try:
-                self.breaker.check()
                 result = await attempt()
                 self.breaker.succeeded()
                 return result
@@ -177,7 +180,9 @@ class Endpoint:
         async with self._response(path, body, clock) as response:
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind in _JSON:
-                self._warn_of_whole_replies()
+                if not self._warned:
+                    log.warning("%s: the server does not stream; its replies are read whole", self.name)
+                self._warned = True
                 yield await self._json(response, clock)
                 return
             if kind not in _STREAMS:
@@ -190,11 +195,6 @@ class Endpoint:
                     yield event
             if empty:
                 raise Failure(f"the answer, of type {kind!r}, holds no event", again=True)
-
-    def _warn_of_whole_replies(self) -> None:
-        if not self._warned:
-            self._warned = True
-            log.warning("%s: the server does not stream; its replies are read whole", self.name)
 
     @asynccontextmanager
     async def _response(
@@ -339,7 +339,7 @@ def _split(data: str) -> list[str]:
 
 
 def _reply(kind: str, data: str) -> dict[str, Any] | None:
-    """The JSON object of an event; None for empty data and for kinds that are not of the answer, such as `ping`."""
+    """The JSON object of an event; None for empty data and for other kinds of events, such as `ping`."""
     if not data:
         return None
     try:

@@ -1,6 +1,7 @@
-"""Models behind OpenAI-compatible APIs: OpenAI, OpenRouter, vLLM, SGLang, llama.cpp's server, Ollama, or our own.
+"""Models behind an OpenAI-compatible API.
 
-Turns a request into an HTTP body, and the events of the answer into pieces and usage.
+The API may be that of OpenAI, OpenRouter, vLLM, SGLang, llama.cpp's server, Ollama or this project.  Turns a
+request into an HTTP body, and the events of the answer into pieces and usage.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ _VLLM_FIELDS = ("top_k", "min_p", "min_tokens", "repetition_penalty", "ignore_eo
 class OpenAIEngine(Engine):
     """A model behind an OpenAI-compatible API.
 
-    The endpoint may run ahead of its reader; what it wrote and nobody read is recorded as discarded.  Where a stream
-    is closed before the provider has reported its usage, the cost is an estimate and marked as one.
+    The endpoint may run ahead of its reader; what it wrote and nobody read is recorded as discarded.  Where a
+    stream is closed before the provider has reported its usage, the cost is an estimate and marked as one.
     """
 
     options: ClassVar[type] = OpenAIOptions
@@ -60,7 +61,7 @@ class OpenAIEngine(Engine):
 
     @property
     def model(self) -> str:
-        """The model's name and host, and the number of tokens from which entropies are computed unless exact."""
+        """The model's name and host, and from how many tokens entropies are computed unless exact."""
         name = f"{self.address.model} at {urlsplit(self.address.url).netloc}"
         return name if self.exact else bounded(name, self.settings.entropy_top_k)
 
@@ -167,7 +168,7 @@ class OpenAIEngine(Engine):
         )
 
     async def score(self, request: Request, meter: UsageMeter) -> Scored:
-        """Score the rendered prompt; what the API writes behind it, one token at most, is recorded as discarded.
+        """Score the rendered prompt; a token that the API writes behind it is recorded as discarded.
 
         Raises:
             CapabilityError: the option `score` is not set.
@@ -177,14 +178,7 @@ class OpenAIEngine(Engine):
         if "score" not in self.capabilities:
             raise CapabilityError(f"engine {self.name!r} cannot score a prompt (option `score`)")
         settings = self.settings
-        prompt = EchoPrompt(
-            engine=self.name,
-            model=self.address.model,
-            request=request,
-            renderer=self.tokenizer,
-            top_k=settings.entropy_top_k,
-            vllm=settings.dialect == "vllm",
-        )
+        prompt = EchoPrompt(self.name, self.address.model, settings, request, self.tokenizer)
         body = prompt.body() | dict(settings.extra_body)
         self.fits(self.count(request) if self.info.context else None, body["max_tokens"])
         answer = APIAnswer(self, request, meter, body["max_tokens"])

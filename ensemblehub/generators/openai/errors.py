@@ -1,4 +1,4 @@
-"""What an API says when it refuses: its words, its code and when to come back, in any of the forms there are.
+"""An API's refusals: message, code and `Retry-After`, in any of the forms there are.
 
 Knows no HTTP client.
 """
@@ -23,12 +23,12 @@ _LONGEST = 500  # characters of a reason that are shown
 
 @dataclass(frozen=True)
 class ErrorReply:
-    """An error as an API words it.
+    """The error that an API reports.
 
     Attributes:
         message: empty where there is none.
-        code: for programs; `context_length_exceeded` also where only the words say so.
-        status: the HTTP status it names; 0 where it names none.
+        code: the API's error code; `context_length_exceeded` also where only the message says so.
+        status: the HTTP status in the error; 0 where there is none.
     """
 
     message: str = ""
@@ -37,7 +37,7 @@ class ErrorReply:
 
     @classmethod
     def read(cls, body: str) -> ErrorReply:
-        """From the body of an error response; empty where that is not JSON with a message."""
+        """The error in the body of a response; empty where that is not JSON with a message."""
         try:
             found = json.loads(body)
         except (ValueError, RecursionError):
@@ -49,7 +49,7 @@ class ErrorReply:
 
     @classmethod
     def within(cls, reply: Mapping[str, Any]) -> ErrorReply | None:
-        """From a reply whose status says success, None where it is no error."""
+        """The error in a reply whose HTTP status says success; None where there is none."""
         if reply.get("error"):
             return cls.of(reply["error"] if isinstance(reply["error"], dict) else reply)
         if reply.get("object") == "error" or reply.get("type") == "error":
@@ -58,7 +58,7 @@ class ErrorReply:
 
     @classmethod
     def of(cls, error: Mapping[str, Any]) -> ErrorReply:
-        """From the object that describes it."""
+        """The error that a JSON object describes."""
         said = next((text for text in map(_text, map(error.get, _MESSAGES)) if text), "")
         metadata = error.get("metadata")
         raw = _text(metadata.get("raw")) if isinstance(metadata, dict) else ""
@@ -75,19 +75,19 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        found = [one.get("msg") for one in value if isinstance(one, dict)]
-        return "; ".join(one for one in found if isinstance(one, str))
+        found = [entry.get("msg") for entry in value if isinstance(entry, dict)]
+        return "; ".join(text for text in found if isinstance(text, str))
     return ""
 
 
 def one_line(text: str) -> str:
-    """A reason that came from outside, as one line that can be written anywhere."""
+    """Text from outside as one bounded line of printable characters."""
     line = " ".join(whole(text).split())[:_LONGEST]
     return "".join(character if character.isprintable() else "\ufffd" for character in line)
 
 
 def retry_after(value: str) -> float:
-    """Seconds to wait by a `Retry-After` header, a number or a date; 0 where it is neither."""
+    """Seconds to wait according to a `Retry-After` header, a number or a date; 0 where it is neither."""
     if re.fullmatch(r"\d+(\.\d+)?", value.strip(), re.ASCII):
         return float(value)
     try:

@@ -1,4 +1,4 @@
-"""Options of the `openai` engine, and what follows from them without asking the API: address, abilities, price."""
+"""Options of the `openai` engine, and what they tell of a model: its address, abilities, size and price."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from annotated_types import Ge
 
@@ -31,19 +31,20 @@ class OpenAIOptions:
             addresses, else none.
         dialect: `vllm` for servers that also accept its fields (`top_k`, `min_p`, `min_tokens`, chat template
             options).
-        prefix: how the start of an answer is sent: `continue_final_message` (vLLM, SGLang, llama.cpp, this project's
-            server), `assistant` (a last message of the assistant, which is continued), `flag` (the same with
-            `prefix: true`), or `none`; by default `continue_final_message` in vLLM's dialect, else `none`.
+        prefix: how the start of an answer is sent: `continue_final_message` (vLLM, SGLang, llama.cpp, this
+            project's server), `assistant` (a last message of the assistant, which is continued), `flag` (the
+            same with `prefix: true`), or `none`; by default `continue_final_message` in vLLM's dialect, else
+            `none`.
         logprobs: whether the API returns logprobs of what it writes; they are requested with every answer.
         score: how a prompt is scored: `echo` where `/completions` returns logprobs of a prompt (`echo` with
-            `logprobs`, as vLLM and this project's server do), or `none`.  Chats are rendered locally, which requires
-            `tokenizer`.
-        entropy_top_k: number of top tokens from which entropies are computed, all others counting as one token, so
-            that they are lower bounds; servers return at most 20 (vLLM) or 5 (OpenAI).  0: the server returns exact
-            entropies beside the logprobs, as this project's does.
+            `logprobs`, as vLLM and this project's server do), or `none`.  Chats are rendered locally, which
+            requires `tokenizer`.
+        entropy_top_k: number of top tokens from which entropies are computed, all others counting as one
+            token, so that they are lower bounds; servers return at most 20 (vLLM) or 5 (OpenAI).  0: the
+            server returns exact entropies beside the logprobs, as this project's does.
         tools, response_format: whether the model calls tools, and keeps to a format.
-        reasoning: `inline` puts a reasoning model's thoughts before the answer between <think> and </think>, as local
-            models write them; `drop` leaves them out.
+        reasoning: `inline` puts a reasoning model's thoughts before the answer between <think> and </think>,
+            as local models write them; `drop` leaves them out.
         max_tokens_field: `max_completion_tokens` for OpenAI's own reasoning models.
         extra_body: fields sent with every request.
         parameters: total parameters of the model; by default taken from a size such as `7B` in its name.
@@ -94,7 +95,7 @@ class OpenAIOptions:
 
 @dataclass(frozen=True)
 class Address:
-    """Where a model is asked for: its name, the URL up to `/v1`, and the environment variable that holds the key."""
+    """The model's name, the URL up to `/v1`, and the environment variable that holds the key."""
 
     model: str
     url: str
@@ -109,15 +110,25 @@ class Address:
         """
         spec = _SPEC.fullmatch(options.path)
         model, url = (spec["model"], spec["url"]) if spec else (options.path, options.base_url)
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"base_url must be a URL such as http://localhost:8000/v1, not {url!r}")
-        if parts.username or parts.password or parts.query:
-            raise ConfigError(
-                f"base_url: no user, password or query belong in it ({parts.hostname}); use api_key_env"
-            )
-        variable = (spec and spec["key"]) or options.api_key_env or _KEYS.get(parts.hostname)
+        parts = checked_url(url, "base_url", "http://localhost:8000/v1")
+        if parts.query:
+            raise ConfigError(f"base_url: no query belongs in it ({parts.hostname}); use api_key_env")
+        variable = (spec and spec["key"]) or options.api_key_env or _KEYS.get(parts.hostname or "")
         return cls(model, url.rstrip("/"), variable)
+
+
+def checked_url(url: str, option: str, example: str) -> SplitResult:
+    """The parts of the URL that an option holds.
+
+    Raises:
+        ConfigError: it is malformed, or holds a user name or password.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{option} must be a URL such as {example}, not {url!r}")
+    if parts.username or parts.password:
+        raise ConfigError(f"{option}: no user or password belongs in it ({parts.hostname}); use api_key_env")
+    return parts
 
 
 def info_of(options: OpenAIOptions, address: Address) -> ModelInfo:

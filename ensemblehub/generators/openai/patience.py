@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from annotated_types import Ge, Gt
@@ -18,11 +18,12 @@ class Patience:
     Attributes:
         connect, first_token, inter_token, total: deadlines in seconds; `total` covers all tries.
         tries: maximum number of tries; a request is never retried once part of an answer has arrived.
-        backoff: maximum delay in seconds before the second try, doubled for each further one.  The actual delay is
-            drawn from the upper half of that range, or is the server's `Retry-After` where that is longer.
+        backoff: maximum delay in seconds before the second try, doubled for each further one.  The actual
+            delay is drawn from the upper half of that range, or is the server's `Retry-After` where that is
+            longer.
         longest_wait: seconds; a server that asks for a longer delay is not tried again.
-        breaker_failures, breaker_seconds: after this many consecutive failures the endpoint is not asked for this
-            many seconds.
+        breaker_failures, breaker_seconds: after this many consecutive failures the endpoint is not asked for
+            this many seconds.
     """
 
     connect: Seconds = 10.0
@@ -36,6 +37,7 @@ class Patience:
     breaker_seconds: Annotated[float, Ge(0)] = 30.0
 
 
+@dataclass(eq=False)
 class Failure(Exception):
     """A failed try.
 
@@ -44,25 +46,16 @@ class Failure(Exception):
         status: HTTP status; 0 where there is none.
         wait: seconds that the server asks to wait.
         code: the API's error code.
-        untried: whether the circuit breaker kept the request from being sent.
     """
 
-    def __init__(
-        self,
-        reason: str,
-        *,
-        again: bool,
-        status: int = 0,
-        wait: float = 0.0,
-        code: str = "",
-        untried: bool = False,
-    ) -> None:
-        super().__init__(reason)
-        self.again = again
-        self.status = status
-        self.wait = wait
-        self.code = code
-        self.untried = untried
+    reason: str
+    again: bool = field(kw_only=True)
+    status: int = field(default=0, kw_only=True)
+    wait: float = field(default=0.0, kw_only=True)
+    code: str = field(default="", kw_only=True)
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class Clock:
@@ -105,37 +98,29 @@ class CircuitBreaker:
 
     patience: Patience
     failures: int = 0
-    closed_until: float = 0.0
-    reason: str = ""
+    open_until: float = 0.0
+    last: str = ""
 
-    def check(self) -> None:
-        """Check that the endpoint may be asked.
-
-        Raises:
-            Failure: it failed too often; the text says for how long it is not asked.
-        """
+    def refusal(self) -> str:
+        """Why the endpoint must not be asked now, and for how long; empty where it may."""
         if self.failures < self.patience.breaker_failures:
-            return
-        left = self.closed_until - time.monotonic()
+            return ""
+        left = self.open_until - time.monotonic()
         if left > 0:
-            raise Failure(
-                f"it failed {self.failures} times in a row and is left alone for {left:.0f} s, "
-                f"at last: {self.reason}",
-                again=False,
-                untried=True,
-            )
-        self._close()  # this request tries it, others wait
+            failed = f"it failed {self.failures} times in a row"
+            return f"{failed} and is left alone for {left:.0f} s, at last: {self.last}"
+        self.open_until = (
+            time.monotonic() + self.patience.breaker_seconds
+        )  # this request tries it, others wait
+        return ""
 
     def succeeded(self) -> None:
         """Record a success."""
         self.failures = 0
 
     def failed(self, failure: Failure) -> None:
-        """Record a failed try; the API's refusals of a request (HTTP 4xx) do not count."""
-        if not failure.untried and (failure.status == 0 or failure.status >= 500):
+        """Record a failed try; refusals of a request (HTTP 4xx) do not count."""
+        if failure.status == 0 or failure.status >= 500:
             self.failures += 1
-            self.reason = str(failure)
-            self._close()
-
-    def _close(self) -> None:
-        self.closed_until = time.monotonic() + self.patience.breaker_seconds
+            self.last = str(failure)
+            self.open_until = time.monotonic() + self.patience.breaker_seconds

@@ -1,9 +1,9 @@
-"""Replies of an OpenAI-compatible API as typed records: events of a stream and whole replies, of chats and of texts.
+"""Replies of an OpenAI-compatible API as typed records: stream events and whole replies, chats and texts.
 
 Strict about the answer: text, tool calls, logprobs and finish reasons of another type are a `MalformedError`.
-Tolerant about the rest: unknown fields are ignored, and ids and indices of another type count as missing.  Text is
-checked by functions of this module because pydantic's own `str` refuses halves of surrogate pairs, which providers
-split over two events.
+Tolerant about the rest: unknown fields are ignored, and ids and indices of another type count as missing.
+Text is checked by functions of this module because pydantic's own `str` refuses halves of surrogate pairs,
+which providers split over two events.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _STOPPED = (
     "|finish(ed)?|normal|success"
 )
 _BROKEN_OFF = (
-    "error|fail|abort|cancel|interrupt|preempt|kill|disconnect|timeout|timed_out|rate_limit|filter|safety|block"
-    "|prohibit|refus|recitation|sensitive|moderation|guardrail|toxic|spii|malformed|unexpected|insufficient|overload"
+    "error|fail|abort|cancel|interrupt|preempt|kill|disconnect|timeout|timed_out|rate_limit|filter|safety"
+    "|block|prohibit|refus|recitation|sensitive|moderation|guardrail|toxic|spii|malformed|unexpected"
+    "|insufficient|overload"
 )
 _CUT = "length|limit|max|trunc|budget|exceed|incomplete|cut_?off|out_of"
 _TYPES = {"list_type": "it is no list", "model_type": "it is no object", "dict_type": "it is no object"}

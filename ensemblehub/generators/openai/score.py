@@ -1,7 +1,7 @@
 """Scoring a prompt through an API: `/completions` with `echo` and `logprobs`.
 
-Builds the request body, and turns the reply into `Scored`.  A reply that does not fit the prompt that was sent is an
-error, never a reading.
+Builds the request body, and turns the reply into `Scored`.  A reply that does not fit the prompt that was
+sent is an error, never a reading.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from ensemblehub.errors import EngineError, RequestError
 from ensemblehub.generators.entropies import entropy_of
+from ensemblehub.generators.openai.options import OpenAIOptions
 from ensemblehub.generators.openai.reply import alternatives, listed, logprob
 from ensemblehub.generators.openai.usage import APIUsage, number
 from ensemblehub.generators.text.rendering import Rendered, Renderer
@@ -37,9 +38,7 @@ class EchoPrompt:
     Attributes:
         engine, model: the engine's name, and the model's name at the API.
         request: its prompt is raw text where there is no renderer.
-        renderer: the model's own tokenizer; the prompt is then sent as token ids, with origins as in every engine.
-        top_k: number of top tokens from which entropies are computed; 0 where the server returns exact ones.
-        vllm: whether the server accepts `max_tokens: 0` and names tokens by their ids.
+        renderer: the model's own tokenizer; the prompt is then sent as token ids.
 
     Raises:
         RequestError: the prompt is not raw text, and there is no renderer.
@@ -47,16 +46,24 @@ class EchoPrompt:
 
     engine: str
     model: str
+    options: OpenAIOptions
     request: Request
     renderer: Renderer | None
-    top_k: int
-    vllm: bool
 
     def __post_init__(self) -> None:
         if self.renderer is None and not isinstance(self.request.prompt, Text):
-            raise RequestError(
-                f"{self.engine}: without the model's own tokenizer (option `tokenizer`) only raw text can be scored"
-            )
+            needed = "without the model's own tokenizer (option `tokenizer`)"
+            raise RequestError(f"{self.engine}: {needed} only raw text can be scored")
+
+    @property
+    def vllm(self) -> bool:
+        """Whether the server accepts `max_tokens: 0` and names tokens by their ids."""
+        return self.options.dialect == "vllm"
+
+    @property
+    def top_k(self) -> int:
+        """Number of top tokens from which entropies are computed; 0 where the server returns exact ones."""
+        return self.options.entropy_top_k
 
     @cached_property
     def rendered(self) -> Rendered | None:
@@ -149,7 +156,7 @@ class EchoPrompt:
     def _entropies(
         self, tops: Sequence[Top], known: Sequence[float | None], exact: Sequence[Any]
     ) -> list[float | None]:
-        """The entropy of every token but the first: the server's exact one, or a bound from the top tokens."""
+        """The entropy of each token: the server's, or a bound from the top tokens; None for the first."""
         if not self.top_k:
             given = [number(value, _MOST_NATS) for value in exact[1:]]
             if len(exact) != len(tops) or None in given:

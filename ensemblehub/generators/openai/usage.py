@@ -1,4 +1,4 @@
-"""Usage as providers report it, in any of the places and forms there are.  Impossible figures count as missing."""
+"""Usage as providers report it, in any place and form.  Impossible figures count as missing."""
 
 from __future__ import annotations
 
