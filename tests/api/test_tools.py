@@ -31,7 +31,7 @@ SCRIPT = [
     call(' "b": 2}'),
     faulty.said(finish="tool_calls"),
 ]
-SCRIPT += [faulty.bill(), faulty.event("[DONE]")]
+SCRIPT += [faulty.usage_event(), faulty.event("[DONE]")]
 
 
 def config(url):
