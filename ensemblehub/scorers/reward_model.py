@@ -13,9 +13,9 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge
 
@@ -43,7 +43,9 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[hf]'") from error
 
+T = TypeVar("T")
 Kind = Literal["process", "outcome"]
+MarkedRow = tuple[tuple[int, ...], list[int]]  # token ids, and the positions of step tokens
 Reduction = Literal["mean", "min", "product", "last"]
 REDUCE: dict[str, Callable[[list[float]], float]] = {
     "mean": lambda steps: sum(steps) / len(steps),
@@ -96,24 +98,6 @@ class RewardModelOptions(LoadingOptions):
             )
 
 
-@dataclass
-class ScoringCall:
-    """One call of `score`, shared with the scorer's thread.
-
-    Attributes:
-        requests: question and reply (`prefix`) of each text.
-        lengths, scores: tokens and score of each text computed so far, by its index.
-        seconds: time of the forward passes.
-        closed: whether the caller has left.
-    """
-
-    requests: list[Request]
-    lengths: dict[int, int] = field(default_factory=dict)
-    scores: dict[int, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    closed: bool = False
-
-
 class RewardModelScorer(Scorer):
     """A process model's mean probability (0..1) that a step is right, or an outcome model's reward.
 
@@ -122,9 +106,8 @@ class RewardModelScorer(Scorer):
     `...ForSequenceClassification` with two labels (the probability of the second) or one (its logit).  Label
     1 is the good one.  Each call reads question and reply from their beginning.
 
-    Calls run on a thread of the scorer's own, in batches of similar length.  The row scheduler of the engines
-    does not
-    fit: it steps rows token by token, while a reward model needs a single forward pass and keeps no cache.
+    Batches, sorted by length, run on a thread of the scorer's own.  The engines' row scheduler does not fit: it
+    steps rows token by token, while a reward model needs a single forward pass and keeps no cache.
 
     Raises:
         ConfigError: the model's configuration cannot be read, or is of no kind that this scorer runs.
@@ -146,40 +129,52 @@ class RewardModelScorer(Scorer):
         return self._loading.checkpoint.identity()
 
     async def score(self, request: Request, texts: Sequence[str], meter: UsageMeter) -> list[float]:
-        call = ScoringCall([request.continued(text) for text in texts])
+        requests = [request.continued(text) for text in texts]
+        rows = await self._on_thread(lambda: [self.rendered(each) for each in requests])
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
+        scores: dict[int, float] = {}
+        for start in range(0, len(order), self.settings.batch_size):
+            batch = order[start : start + self.settings.batch_size]
+            found = await self._batch([rows[index] for index in batch], meter)
+            scores.update(zip(batch, found, strict=True))
+        return [scores[index] for index in range(len(texts))]
+
+    async def _batch(self, rows: Sequence[MarkedRow], meter: UsageMeter) -> list[float]:
+        """The scores of rows, from one forward pass; it is recorded also for a caller who left meanwhile."""
+        seconds: list[float] = []
+
+        def compute() -> list[float]:
+            started = time.perf_counter()
+            logits = self._forward([ids for ids, _ in rows])
+            seconds.append(time.perf_counter() - started)
+            return [self._reduced(given, marks) for given, (_, marks) in zip(logits, rows, strict=True)]
+
         try:
-            running = asyncio.get_running_loop().run_in_executor(self._worker, self._compute, call)
+            return await self._on_thread(compute)
+        finally:
+            for ids, _ in rows if seconds else ():
+                meter.record(self.name, self.info, prompt_tokens=len(ids), seconds=seconds[0] / len(rows))
+
+    async def _on_thread(self, work: Callable[[], T]) -> T:
+        """The result of `work` on the scorer's thread; a caller who is cancelled waits for its end.
+
+        Raises:
+            EngineError: the scorer is closed, or the model failed.
+        """
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._worker, work)
         except RuntimeError as error:
             raise EngineError(f"scorer {self.name!r} is closed") from error
         try:
-            await asyncio.shield(running)
+            return await asyncio.shield(running)
         except EnsembleHubError:
             raise
         except Exception as error:  # whatever a model raises, torch's errors and custom code's
             raise EngineError(f"scorer {self.name!r} failed: {one_line(error)}") from error
         finally:
-            call.closed = True
-            await asyncio.wait([running])  # what was computed is recorded also for a caller who has left
-            for length in call.lengths.values():
-                seconds = call.seconds / len(call.lengths)
-                meter.record(self.name, self.info, prompt_tokens=length, seconds=seconds)
-        return [call.scores[index] for index in range(len(texts))]
+            await asyncio.wait([running])
 
-    def _compute(self, call: ScoringCall) -> None:
-        rows = [self.rendered(request) for request in call.requests]
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
-        for start in range(0, len(order), self.settings.batch_size):
-            if call.closed:
-                return
-            batch = order[start : start + self.settings.batch_size]
-            started = time.perf_counter()
-            logits = self._forward([rows[index][0] for index in batch])
-            call.seconds += time.perf_counter() - started
-            call.lengths |= {index: len(rows[index][0]) for index in batch}
-            for index, row_logits in zip(batch, logits, strict=True):
-                call.scores[index] = self._reduced(row_logits, rows[index][1])
-
-    def rendered(self, request: Request) -> tuple[tuple[int, ...], list[int]]:
+    def rendered(self, request: Request) -> MarkedRow:
         """Token ids of question and reply (`request.prefix`), and the positions of the step tokens.
 
         Raises:
@@ -268,8 +263,7 @@ class RewardModelScorer(Scorer):
         Raises:
             ConfigError: they cannot be loaded, or there is no such step token or no chat template.
         """
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._worker, lambda: (self._renderer, self._network))
+        await self._on_thread(lambda: (self._renderer, self._network))
 
     async def close(self) -> None:
         await asyncio.to_thread(self._worker.shutdown)
