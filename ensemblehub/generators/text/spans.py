@@ -1,4 +1,4 @@
-"""Where the contents of messages stand in what a chat template makes of them.
+"""Where the contents of messages, and tokens, stand in a rendered text.
 
 Knows texts; knows neither tokenizers nor models.
 """
@@ -10,12 +10,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 from ensemblehub.errors import RequestError
 
 Place = tuple[int, int]  # first character and the one behind the last
 _PRIVATE = range(0xE000, 0xF8FF)  # characters that stand for nothing
+_start = attrgetter("start")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Span:
+class TextSpan:
     """Characters `start` to `end` of the rendered text are those of a message from `offset` on."""
 
     message: int
@@ -37,18 +39,15 @@ class Span:
     end: int
     offset: int = 0
 
-    def part(self, start: int, end: int) -> Span:
+    def part(self, start: int, end: int) -> TextSpan:
         """Characters `start` to `end` of the message, as far as they are shown here."""
         moved = self.start - self.offset
-        return Span(
-            self.message,
-            min(max(start + moved, self.start), self.end),
-            min(max(end + moved, self.start), self.end),
-            max(start, self.offset),
-        )
+        first = min(max(start + moved, self.start), self.end)
+        last = min(max(end + moved, self.start), self.end)
+        return TextSpan(self.message, first, last, max(start, self.offset))
 
 
-class Cut(NamedTuple):
+class TokenSpan(NamedTuple):
     """A token: its id, the characters it stands for, and its text."""
 
     id: int
@@ -57,24 +56,25 @@ class Cut(NamedTuple):
     text: str
 
 
-class Veil:
-    """Stands in for the special tokens in what users write, while a template shows it.
+class SpecialTokenMask:
+    """Placeholders for the special tokens in what users write, while a template renders it.
 
     However often and wherever a template shows a message, each of its special tokens is found again.
 
     Args:
         special: matches special tokens.
-        texts: what will be hidden or shown, whose characters are left alone.
+        texts: what will be hidden or shown; none of its characters is used in placeholders.
     """
 
     def __init__(self, special: re.Pattern[str], texts: Iterable[str]) -> None:
         used = set().union(*texts)
         self._open, self._close = [chr(code) for code in _PRIVATE if chr(code) not in used][:2]
-        self._special, self._hidden = special, list[str]()
-        self._stand_in = re.compile(f"{self._open}([0-9]+){self._close}")
+        self._special = special
+        self._hidden: list[str] = []
+        self._placeholder = re.compile(f"{self._open}([0-9]+){self._close}")
 
     def hide(self, text: str) -> str:
-        """The text with a stand-in for each special token."""
+        """The text with a placeholder for each special token."""
         return self._special.sub(self._hide, text)
 
     def _hide(self, match: re.Match[str]) -> str:
@@ -83,17 +83,17 @@ class Veil:
 
     def show(self, text: str) -> tuple[str, list[Place]]:
         """The text with its special tokens back, and where they stand."""
-        parts, places, end, length = list[str](), list[Place](), 0, 0
-        for match in self._stand_in.finditer(text):
-            before, token = text[end : match.start()], self._hidden[int(match.group(1))]
-            parts += [before, token]
-            length += len(before) + len(token)
-            places.append((length - len(token), length))
+        shown, end = "", 0
+        places: list[Place] = []
+        for match in self._placeholder.finditer(text):
+            token = self._hidden[int(match.group(1))]
+            shown += text[end : match.start()] + token
+            places.append((len(shown) - len(token), len(shown)))
             end = match.end()
-        return "".join([*parts, text[end:]]), places
+        return shown + text[end:], places
 
     def remains(self, text: str) -> bool:
-        """Whether a part of a stand-in is left in a text."""
+        """Whether a part of a placeholder is left in a text."""
         return self._open in text or self._close in text
 
 
@@ -102,33 +102,38 @@ def marks_for(contents: Sequence[str]) -> list[str]:
     return [f"\ue000{index}\ue001" if content else "" for index, content in enumerate(contents)]
 
 
-def spans_in_frame(text: str, frame: Sequence[str], contents: Sequence[str]) -> tuple[Span, ...] | None:
+def spans_in_frame(text: str, frame: Sequence[str], contents: Sequence[str]) -> tuple[TextSpan, ...] | None:
     """Where the contents stand if the template puts them, as they are or stripped, into its frame."""
-    spans, position = [], 0
-    for index, content in enumerate(contents):
-        position += len(frame[index])
-        stripped = content.strip()
-        shown = content if text.startswith(content + frame[index + 1], position) else stripped
-        offset = 0 if shown is content else len(content) - len(content.lstrip())
-        spans.append(Span(index, position, position + len(shown), offset))
-        position += len(shown)
-    rebuilt = "".join(head + text[span.start : span.end] for head, span in zip(frame, spans, strict=False))
-    whole = rebuilt + frame[-1] == text
-    exact = all(text[span.start : span.end].strip() == contents[span.message].strip() for span in spans)
-    return tuple(spans) if whole and exact else None
+    spans = []
+    position = len(frame[0])
+    for index, (content, behind) in enumerate(zip(contents, frame[1:], strict=True)):
+        shown, offset = content, 0
+        if not text.startswith(content + behind, position):
+            shown, offset = _stripped(content)
+        end = position + len(shown)
+        if text[position:end].strip() != content.strip() or not text.startswith(behind, end):
+            return None
+        spans.append(TextSpan(index, position, end, offset))
+        position = end + len(behind)
+    return tuple(spans) if text.startswith(frame[0]) and position == len(text) else None
 
 
-def spans_by_search(text: str, contents: Sequence[str]) -> tuple[Span, ...]:
+def spans_by_search(text: str, contents: Sequence[str]) -> tuple[TextSpan, ...]:
     """Where the contents stand, looked for one after the other; those not found are left out."""
     spans, position = [], 0
     for index, content in enumerate(contents):
-        for shown, offset in ((content, 0), (content.strip(), len(content) - len(content.lstrip()))):
+        for shown, offset in ((content, 0), _stripped(content)):
             at = text.find(shown, position) if shown else -1
             if at >= 0:
-                spans.append(Span(index, at, at + len(shown), offset))
                 position = at + len(shown)
+                spans.append(TextSpan(index, at, position, offset))
                 break
     return tuple(spans)
+
+
+def _stripped(content: str) -> tuple[str, int]:
+    """The content without white space around it, and how much stood before it."""
+    return content.strip(), len(content) - len(content.lstrip())
 
 
 def segments(length: int, literal: Sequence[Place]) -> list[tuple[int, int, bool]]:
@@ -141,83 +146,75 @@ def segments(length: int, literal: Sequence[Place]) -> list[tuple[int, int, bool
     return [part for part in parts if part[0] < part[1] or part[0] == 0 == length]
 
 
-def literal_places(controls: Iterable[Cut], guarded: Sequence[Span], literal: Sequence[Place]) -> list[Place]:
+def literal_places(
+    controls: Iterable[TokenSpan], guarded: Sequence[TextSpan], literal: Sequence[Place]
+) -> list[Place]:
     """`literal`, and where control tokens came of what `guarded` spans say.
 
-    Where a control token came of a place that is taken literally already, the place is cut in two: some tokenizers have
-    the word in their vocabulary.
+    Where a control token came of a place that is taken literally already, the place is cut in two: some tokenizers
+    have the word in their vocabulary.
 
     Raises:
         RequestError: the place is one character.
     """
     shown, places = shown_spans(guarded), set(literal)
     halved: dict[Place, list[int]] = {}
-    for one in controls:
-        index = bisect_right(literal, one.start, key=_first) - 1
-        if index < 0 or literal[index][1] < one.end:
-            places |= set(_overlaps(one, shown))
-        elif one.end - one.start < 2:
-            raise RequestError(f"{one.text!r} cannot be plain text: to the tokenizer it is a control token")
+    for token in controls:
+        index = bisect_right(literal, token.start, key=itemgetter(0)) - 1
+        if index < 0 or literal[index][1] < token.end:
+            places |= set(_overlaps(token, shown))
+        elif token.end - token.start < 2:
+            raise RequestError(f"{token.text!r} cannot be plain text: to the tokenizer it is a control token")
         else:
-            halved.setdefault(literal[index], []).append(one.start + 1)
+            halved.setdefault(literal[index], []).append(token.start + 1)
     for place, middles in halved.items():
         places.remove(place)
         places |= set(pairwise((place[0], *middles, place[1])))
     return sorted(places)
 
 
-def _overlaps(one: Cut, shown: Sequence[Span]) -> Iterator[Place]:
+def _overlaps(token: TokenSpan, shown: Sequence[TextSpan]) -> Iterator[Place]:
     """What a token covers of each of these spans, which are in the order of the text."""
-    index = max(0, bisect_right(shown, one.start, key=_start) - 1)
-    while index < len(shown) and shown[index].start < one.end:
-        if one.start < shown[index].end:
-            yield max(one.start, shown[index].start), min(one.end, shown[index].end)
-        index += 1
-
-
-def _first(place: Place) -> int:
-    return place[0]
+    for index in range(max(0, bisect_right(shown, token.start, key=_start) - 1), len(shown)):
+        span = shown[index]
+        if span.start >= token.end:
+            return
+        if token.start < span.end:
+            yield max(token.start, span.start), min(token.end, span.end)
 
 
 def without(text: str, places: Iterable[Place]) -> str:
     """The text with a line feed for what stands in some places."""
-    parts, position = list[str](), 0
-    for start, end in places:
-        parts.append(text[position:start])
-        position = end
-    return "\n".join([*parts, text[position:]])
+    edges = [0, *(edge for place in places for edge in place), len(text)]
+    return "\n".join(text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
 
 
-def cuts(encoded: Any, text: str, moved: int = 0) -> list[Cut]:
+def token_spans(encoded: Any, text: str, moved: int = 0) -> list[TokenSpan]:
     """The tokens of an encoding that begins at character `moved` of a text."""
     tokens = []
     for index, (low, high), name in zip(encoded.ids, encoded.offsets, encoded.tokens, strict=True):
         start, end = low + moved, high + moved
-        tokens.append(Cut(index, start, end, text[start:end] if end > start >= 0 else name))
+        tokens.append(TokenSpan(index, start, end, text[start:end] if end > start >= 0 else name))
     return tokens
 
 
-def shown_spans(spans: Iterable[Span]) -> list[Span]:
+def shown_spans(spans: Iterable[TextSpan]) -> list[TextSpan]:
     """The spans that show something, in the order of the text."""
     return sorted((span for span in spans if span.start < span.end), key=_start)
 
 
-def origin_of(start: int, end: int, text: str, spans: Sequence[Span]) -> Origin:
-    """A token belongs to the message that its first character is of (an empty one to the template).
+def origin_of(token: TokenSpan, spans: Sequence[TextSpan]) -> Origin:
+    """A token belongs to the message of its first character (an empty one to the template).
 
     Args:
         spans: as `shown_spans` gives them.
     """
-    index = bisect_right(spans, start, key=_start) - 1
-    if index < 0 or start >= spans[index].end or end <= start:
-        return Origin(None, start, end, text)
+    index = bisect_right(spans, token.start, key=_start) - 1
+    if index < 0 or token.start >= spans[index].end or token.end <= token.start:
+        return Origin(None, token.start, token.end, token.text)
     span = spans[index]
     moved = span.offset - span.start
-    return Origin(span.message, start + moved, min(end, span.end) + moved, text)
-
-
-def _start(span: Span) -> int:
-    return span.start
+    return Origin(span.message, token.start + moved, min(token.end, span.end) + moved, token.text)
 
 
 def in_a_row(texts: Sequence[str], message: int, start: int = 0) -> list[Origin]:

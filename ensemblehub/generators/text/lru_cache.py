@@ -1,4 +1,8 @@
-"""A cache bounded by what its entries weigh, not by their number."""
+"""A least-recently-used cache bounded by the weight of its entries.
+
+`functools.lru_cache` bounds their number only, and rendered prompts differ in size a thousandfold;
+`cachetools` weighs results without the arguments, which here are the prompts.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,18 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Recent(Generic[T]):
-    """Calls `compute` and keeps its latest results; safe in several threads.
+class LRUCache(Generic[T]):
+    """Calls `compute` and keeps its latest results; thread-safe.
 
     Args:
-        weigh: bytes of a result and of the arguments it came from.
-        most: bytes of all that is kept; a result that is heavier is not kept.
+        weigh: bytes of a result and of its arguments.
+        most: maximum number of bytes kept; a heavier result is not kept.
     """
 
     def __init__(self, compute: Callable[..., T], weigh: Callable[..., int], most: int) -> None:
-        self._compute, self._weigh, self._most = compute, weigh, most
+        self._compute = compute
+        self._weigh = weigh
+        self._most = most
         self._kept: OrderedDict[tuple[Hashable, ...], tuple[T, int]] = OrderedDict()
         self._lock = threading.Lock()
         self.weight = 0
@@ -37,6 +43,6 @@ class Recent(Generic[T]):
                 self._kept[arguments] = (found, weight)
                 self.weight += weight
             while self.weight > self._most:
-                _, (_, light) = self._kept.popitem(last=False)
-                self.weight -= light
+                _, (_, evicted) = self._kept.popitem(last=False)
+                self.weight -= evicted
         return found

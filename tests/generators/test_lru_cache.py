@@ -1,6 +1,6 @@
 import threading
 
-from ensemblehub.generators.text.recent import Recent
+from ensemblehub.generators.text.lru_cache import LRUCache
 
 
 def test_what_was_asked_last_is_kept_up_to_a_weight():
@@ -10,7 +10,7 @@ def test_what_was_asked_last_is_kept_up_to_a_weight():
         asked.append(number)
         return number * number
 
-    squares = Recent(square, lambda found, number: number, 10)
+    squares = LRUCache(square, lambda found, number: number, 10)
     assert [squares(number) for number in (3, 4, 3, 3)] == [9, 16, 9, 9]
     assert asked == [3, 4]
     squares(5)  # 4 goes: 3 was asked after it
@@ -22,7 +22,7 @@ def test_what_was_asked_last_is_kept_up_to_a_weight():
 
 
 def test_what_is_too_heavy_is_not_kept_and_drives_nothing_out():
-    squares = Recent(lambda number: number * number, lambda found, number: number, 10)
+    squares = LRUCache(lambda number: number * number, lambda found, number: number, 10)
     squares(7)
     assert squares(11) == 121
     assert squares.weight == 7
@@ -35,7 +35,7 @@ def test_threads_that_ask_the_same_at_once_keep_it_once():
         gate.wait()
         return number
 
-    same = Recent(slow, lambda found, number: 1, 10)
+    same = LRUCache(slow, lambda found, number: 1, 10)
     threads = [threading.Thread(target=same, args=(1,)) for _ in range(4)]
     for thread in threads:
         thread.start()
