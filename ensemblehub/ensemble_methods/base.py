@@ -6,9 +6,10 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import ClassVar, Literal, Self
 
+from ensemblehub import registry
 from ensemblehub.cost import UsageLedger, UsageMeter
 from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.errors import ConfigError, RequestError
@@ -52,6 +53,9 @@ class EnsembleMethod:
             CapabilityError: names the engine, the strategy and the missing capability.
             ConfigError: names the option, its value and what is allowed.
         """
+        if is_dataclass(self):
+            options = {option.name: getattr(self, option.name) for option in fields(self)}
+            registry.build(type(self), options, name_of(self))
         for engine in engines:
             require(engine, self.requires, name_of(self))
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.turns import refuse_ids
-from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Cost, Piece, Request
 from ensemblehub.scorers.base import together
@@ -110,16 +109,6 @@ async def arriving(candidates: Sequence[Candidate], ledger: UsageLedger) -> Asyn
         for task in writing:
             task.cancel()
         await asyncio.gather(*writing, return_exceptions=True)
-
-
-def check_samples(samples: int, strategy: str) -> None:
-    """Refuse fewer samples than one.
-
-    Raises:
-        ConfigError: `samples` is below 1.
-    """
-    if samples < 1:
-        raise ConfigError(f"{strategy}: samples must be at least 1, not {samples}")
 
 
 def least_engines(samples: int) -> int:

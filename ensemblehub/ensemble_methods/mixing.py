@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ensemblehub.ensemble_methods.union_vocabulary import Probabilities
+from ensemblehub.ensemble_methods.union_vocabulary import TINY, Probabilities
 from ensemblehub.errors import EngineError
 from ensemblehub.schema import Sampling
 
-_TINY = np.finfo(np.float32).tiny
 Mixer = Callable[[Sequence[Probabilities], Sequence[float]], Probabilities]
 
 
@@ -46,8 +46,25 @@ def entropy(part: Probabilities) -> float:
     return -float(np.dot(likely, np.log(likely)))
 
 
+def top_entries(part: Probabilities, count: int) -> NDArray[np.intp]:
+    """The `count` most probable entries in any order, (k,); those without mass are left out."""
+    if count >= len(part):
+        return np.flatnonzero(part)
+    entries = np.argpartition(part, -count)[-count:]
+    return entries[part[entries] > 0]
+
+
+def top_alternatives(part: Probabilities, count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` most probable entries and their logprobs, most probable first; those without mass are left out."""
+    if not count:
+        return ()
+    entries = top_entries(part, count)
+    ordered = entries[np.argsort(-part[entries], kind="stable")]
+    return tuple((int(entry), float(np.log(part[entry]))) for entry in ordered)
+
+
 def choose(mixed: Probabilities, sampling: Sampling, uniform: float) -> int:
-    """The likeliest entry, or with a temperature the one that `uniform`, in [0, 1), draws.
+    """The most probable entry, or with a temperature the one that `uniform`, in [0, 1), draws.
 
     Temperature, then min-p, then top-k, then top-p; the top entry always stays.
 
@@ -77,5 +94,5 @@ def choose(mixed: Probabilities, sampling: Sampling, uniform: float) -> int:
 
 
 def _normal(mixed: Probabilities) -> Probabilities:
-    mixed /= max(mixed.sum(), _TINY)
+    mixed /= max(mixed.sum(), TINY)
     return mixed

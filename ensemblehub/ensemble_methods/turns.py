@@ -11,11 +11,13 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import Aggregation, Granularity, name_of
-from ensemblehub.errors import ConfigError, RequestError
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity
+from ensemblehub.errors import RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.text.stops import StopFilter
 from ensemblehub.schema import Capability, Finish, Piece, Request, TokenIds
@@ -82,24 +84,9 @@ class Segments(Aggregation):
     granularity: ClassVar[Granularity] = "segment"
     requires: ClassVar[frozenset[Capability]] = frozenset({"prefix"})
 
-    max_tokens: int | None = None
-    max_rounds: int = 500
-    max_repeat: int = 3
-
-    def check(self, engines: Sequence[Engine]) -> None:
-        super().check(engines)
-        self.at_least(1, max_tokens=self.max_tokens, max_rounds=self.max_rounds)
-        self.at_least(0, max_repeat=self.max_repeat)
-
-    def at_least(self, low: int, **options: int | None) -> None:
-        """Refuse options below `low`; None is none.
-
-        Raises:
-            ConfigError: names the option.
-        """
-        for name, value in options.items():
-            if value is not None and value < low:
-                raise ConfigError(f"{name_of(self)}: {name} must be at least {low}, not {value}")
+    max_tokens: Annotated[int, Ge(1)] | None = None
+    max_rounds: Annotated[int, Ge(1)] = 500
+    max_repeat: Annotated[int, Ge(0)] = 3
 
     def limited(self, request: Request) -> Request:
         """The request with this aggregation's own limit of tokens."""

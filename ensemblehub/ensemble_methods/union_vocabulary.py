@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ensemblehub.generators.base import Vocabulary
 
 Probabilities = NDArray[np.float32]  # over the entries of a union, (entries,)
-_TINY = np.finfo(np.float32).tiny
+TINY = np.finfo(np.float32).tiny
 
 
 class View:
@@ -38,11 +38,10 @@ class View:
         source: NDArray[np.intp],
         more: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None,
     ) -> None:
-        self.vocabulary, self.size, self._source, self._more = vocabulary, size, source, more
+        self.vocabulary, self.size = vocabulary, size
+        self._source, self._more = source, more
         self._straight = bool(len(source) == size and np.array_equal(source, np.arange(size)))
-        self._spelled: dict[
-            frozenset[int], NDArray[np.intp]
-        ] = {}  # ids of the entries that were banned so far
+        self._spelled: dict[frozenset[int], NDArray[np.intp]] = {}  # ids of the entries banned so far
         self.heads: dict[int, int | None] = {}  # entries this member lacks: the entry of their first token
 
     def probabilities(self, logprobs: Any, banned: Collection[int] = ()) -> Probabilities:
@@ -63,7 +62,7 @@ class View:
         mapped: Probabilities = own.take(self._source)
         if self._more is not None:
             np.add.at(mapped, self._more[0], own[self._more[1]])
-        mapped /= max(mapped.sum(), _TINY)
+        mapped /= max(mapped.sum(), TINY)
         return mapped
 
     def _without(self, lines: NDArray[np.float32], banned: Collection[int]) -> NDArray[np.float32]:
@@ -161,9 +160,11 @@ def union_of(vocabularies: Sequence[Vocabulary], sizes: Sequence[int]) -> Union:
     Equal vocabularies are mixed id by id, special tokens included.  Where they differ, all ids that end an
     answer become one entry, and other special ids get no mass: one model's controls mean nothing to another.
     """
-    pairs = zip(vocabularies, sizes, strict=True)
     return _made(
-        tuple(_Key(one.fingerprint, one.end, min(size, len(one.tokens)), one) for one, size in pairs)
+        tuple(
+            _Key(vocabulary.fingerprint, vocabulary.end, min(size, len(vocabulary.tokens)), vocabulary)
+            for vocabulary, size in zip(vocabularies, sizes, strict=True)
+        )
     )
 
 

@@ -144,7 +144,7 @@ def test_what_cannot_work_is_refused():
         AsyncEnsemble(members("a", "b"), All(), BestOf())
     with pytest.raises(ConfigError, match="at least 2 engines"):
         AsyncEnsemble(members("a", "b"), RandomSelection(k=1), BestOf().with_scorers(Longest()))
-    with pytest.raises(ConfigError, match="samples must be at least 1, not 0"):
+    with pytest.raises(ConfigError, match=r"samples.*greater than or equal to 1 .got 0"):
         AsyncEnsemble(members("a", "b"), All(), BestOf(samples=0).with_scorers(Longest()))
     with pytest.raises(ConfigError, match="did you mean 'samples'"):
         registry.build(BestOf, {"smples": 2}, "aggregation 'best_of'")

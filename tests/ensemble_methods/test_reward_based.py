@@ -322,7 +322,7 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="score_threshold needs score_normalization: none"):
         ensemble(two(), Likes(), normalization="minmax", score_threshold=0.0)
     for option in ("max_new_tokens_per_round", "max_rounds"):
-        with pytest.raises(ConfigError, match=f"{option} must be at least 1"):
+        with pytest.raises(ConfigError, match=f"{option}.*greater than or equal to 1"):
             ensemble(two(), Likes(), **{option: 0})
     with pytest.raises(RequestError, match="token ids"):
         answer(ensemble(two(), Likes()), Request(TokenIds((1, 2))))

@@ -138,7 +138,7 @@ def test_options_are_named_as_in_yaml_and_checked(name, option):
         2,
         99,
     )
-    with pytest.raises(ConfigError, match=f"{name}: {option} must be at least 1, not 0"):
+    with pytest.raises(ConfigError, match=f"{name}: option '{option}'.*greater than or equal to 1 .got 0"):
         AsyncEnsemble([engine("a"), engine("b")], All(), build(kind, {option: 0}, name))
 
 

@@ -48,7 +48,7 @@ def test_weights_set_the_chances():
         (RandomSelection(k=0), "k must be from 1 to 3, the number of models, not 0"),
         (RandomSelection(k=4), "not 4"),
         (RandomSelection(weights={"bb": 1.0}), "unknown engine 'bb'"),
-        (RandomSelection(weights={"b": 0.0}), "weight of 'b' must be above 0"),
+        (RandomSelection(weights={"b": 0.0}), "weights.b.*greater than 0"),
     ],
 )
 def test_what_cannot_be_is_refused_before_loading(selection, message):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Gt, Lt
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Selection
 from ensemblehub.ensemble_methods.roles import by_name, check_k
-from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Request, derived_seed
 
@@ -24,7 +27,7 @@ class RandomSelection(Selection):
     """
 
     k: int = 1
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, Annotated[float, Gt(0), Lt(math.inf)]] = field(default_factory=dict)
 
     async def select(self, request: Request, engines: Sequence[Engine], ledger: UsageLedger) -> list[Engine]:
         seed = request.sampling.seed
@@ -39,7 +42,5 @@ class RandomSelection(Selection):
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
         check_k(self.k, engines, "selection random")
-        for name, weight in self.weights.items():
+        for name in self.weights:
             by_name(engines, name, "selection random: weights")
-            if not 0 < weight < float("inf"):
-                raise ConfigError(f"selection random: the weight of {name!r} must be above 0, not {weight}")

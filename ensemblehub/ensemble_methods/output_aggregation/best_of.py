@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity
-from ensemblehub.ensemble_methods.candidates import check_samples, drafts, least_engines, write_all
+from ensemblehub.ensemble_methods.candidates import drafts, least_engines, write_all
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Choice, Event, Request
 
@@ -26,7 +28,7 @@ class BestOf(Aggregation):
 
     granularity: ClassVar[Granularity] = "response"
     uses_scorers: ClassVar[bool] = True
-    samples: int = 1
+    samples: Annotated[int, Ge(1)] = 1
     exclude_self_scoring: bool = True
 
     async def run(
@@ -53,7 +55,3 @@ class BestOf(Aggregation):
     @property
     def min_engines(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
         return least_engines(self.samples)
-
-    def check(self, engines: Sequence[Engine]) -> None:
-        super().check(engines)
-        check_samples(self.samples, "best_of")

@@ -13,14 +13,16 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge
 
 from ensemblehub.answers.equality import final_answer
 from ensemblehub.builtin.prompts import CANDIDATES_HEADER
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity
-from ensemblehub.ensemble_methods.candidates import Candidate, check_samples, drafts, least_engines, write_all
-from ensemblehub.ensemble_methods.roles import by_name, by_size
+from ensemblehub.ensemble_methods.candidates import Candidate, drafts, least_engines, write_all
+from ensemblehub.ensemble_methods.roles import by_name, largest
 from ensemblehub.errors import ConfigError, RequestError, did_you_mean
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Chat, Event, Prompt, Request, Text
@@ -60,8 +62,8 @@ class Fuse(Aggregation):
     granularity: ClassVar[Granularity] = "response"
     fuser: str | None = None
     proposers: tuple[str, ...] = ()
-    samples: int = 1
-    layers: int = 1
+    samples: Annotated[int, Ge(1)] = 1
+    layers: Annotated[int, Ge(1)] = 1
     template: str = "instruct"
     show: Literal["full", "last_line", "answer"] = "full"
 
@@ -141,9 +143,7 @@ class Fuse(Aggregation):
 
     def fusing(self, engines: Sequence[Engine]) -> Engine:
         """The engine that fuses: by name, else the largest."""
-        return (
-            by_name(engines, self.fuser, "fuse: fuser") if self.fuser else by_size(engines, "fuse: fuser")[0]
-        )
+        return largest(engines, self.fuser, "fuse: fuser")
 
     @property
     def min_engines(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
@@ -151,9 +151,6 @@ class Fuse(Aggregation):
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
-        check_samples(self.samples, "fuse")
-        if self.layers < 1:
-            raise ConfigError(f"fuse: layers must be at least 1, not {self.layers}")
         if len(set(self.proposers)) < len(self.proposers):
             raise ConfigError("fuse: a proposer is named twice; `samples` asks each for several answers")
         self.roles(engines)

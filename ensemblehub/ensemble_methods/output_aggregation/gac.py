@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from ensemblehub.ensemble_methods import mixing
+from ensemblehub.ensemble_methods.joint_answer import ChosenToken, JointAnswer
 from ensemblehub.ensemble_methods.roles import by_name
-from ensemblehub.ensemble_methods.token_level import Answer, Chosen, Member, TokenLevel
+from ensemblehub.ensemble_methods.spelling import TokenMember
+from ensemblehub.ensemble_methods.token_level import TokenLevel
 from ensemblehub.ensemble_methods.union_vocabulary import Probabilities
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
@@ -25,33 +29,33 @@ class GaC(TokenLevel):
 
     Attributes:
         weights: by engine name, 1 where omitted; an engine of weight 0 is not asked.
-        every: ensemble every `token`, or only where the engines' likeliest tokens are `disputed`.
+        every: ensemble every `token`, or only where the engines' top tokens are `disputed`.
         draft: tokens the first engine drafts at a time for `disputed`.
         method: `avg` is the weighted mean; `max` takes each token's largest weighted probability; `weighted`
             also weighs each engine by exp(-entropy) of its distribution, so that who is sure counts more.
         gate: the engine that decides when to ensemble (the paper's primary model).
-        threshold: while the gate's likeliest token has at least this probability, it writes alone and the
+        threshold: while the gate's top token has at least this probability, it writes alone and the
             others are not asked; they catch up in one pass.
     """
 
     method: Literal["avg", "max", "weighted"] = "avg"
     gate: str | None = None
-    threshold: float = 0.5
+    threshold: Annotated[float, Ge(0), Le(1)] = 0.5
 
-    async def choose(self, answer: Answer) -> list[Chosen]:
+    async def choose(self, answer: JointAnswer) -> list[ChosenToken]:
         if self.gate is None:
             return await super().choose(answer)
         gate = next(member for member in answer.members if member.engine.name == self.gate)
         return await answer.gated(self.mix, gate, self.threshold)
 
-    def mix(self, members: Sequence[Member], parts: Sequence[Probabilities]) -> Probabilities:
+    def mix(self, members: Sequence[TokenMember], parts: Sequence[Probabilities]) -> Probabilities:
         weights = [member.weight for member in members]
         if self.method == "weighted":
             sure = [math.exp(-mixing.entropy(part)) for part in parts]
             weights = [weight * factor for weight, factor in zip(weights, sure, strict=True)]
         return mixing.maximum(parts, weights) if self.method == "max" else mixing.mean(parts, weights)
 
-    def settled(self, members: Sequence[Member], parts: Sequence[Probabilities]) -> Probabilities:
+    def settled(self, members: Sequence[TokenMember], parts: Sequence[Probabilities]) -> Probabilities:
         gates = (part for member, part in zip(members, parts, strict=True) if member.engine.name == self.gate)
         gate = next(gates, None)
         return gate if gate is not None and gate.max() >= self.threshold else super().settled(members, parts)
@@ -73,5 +77,3 @@ class GaC(TokenLevel):
             raise ConfigError(
                 "gac: `gate` and `every: disputed` both decide when to ensemble; use one of them"
             )
-        if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"gac: threshold must be between 0 and 1, not {self.threshold}")

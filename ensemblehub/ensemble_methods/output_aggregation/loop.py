@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar
@@ -22,7 +25,7 @@ class Loop(Segments):
         max_repeat: so many identical turns in a row end the answer, unless it ignores the end of text; 0: never.
     """
 
-    max_new_tokens_per_round: int = 500
+    max_new_tokens_per_round: Annotated[int, Ge(1)] = 500
 
     def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
@@ -34,7 +37,3 @@ class Loop(Segments):
     def writers(self, request: Request, engines: Sequence[Engine]) -> Callable[[SoFar], Engine]:
         """Who writes next, given what is written."""
         return lambda so_far: engines[so_far.rounds % len(engines)]
-
-    def check(self, engines: Sequence[Engine]) -> None:
-        super().check(engines)
-        self.at_least(1, max_new_tokens_per_round=self.max_new_tokens_per_round)

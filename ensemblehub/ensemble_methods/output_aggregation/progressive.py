@@ -8,7 +8,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import name_of
@@ -54,14 +56,14 @@ class Progressive(Segments):
     min_engines: ClassVar[int] = 2
 
     switch_mode: Literal["outline", "length", "token"] = "outline"
-    outline_max_tokens: int = 500
+    outline_max_tokens: Annotated[int, Ge(1)] = 500
     outline_prompt_template: str | None = None
     final_prompt_template: str | None = None
     template_language: Literal["en", "zh"] = "en"
     profile: str | None = None
     length_thresholds: tuple[int, ...] = (1000, 2000, 3000)
     special_tokens: tuple[str, ...] = ("</think>",)
-    max_new_tokens_per_round: int | None = None
+    max_new_tokens_per_round: Annotated[int, Ge(1)] | None = None
 
     def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
@@ -142,11 +144,6 @@ class Progressive(Segments):
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
         whole = self.max_new_tokens_per_round is None
-        self.at_least(
-            1,
-            outline_max_tokens=self.outline_max_tokens,
-            max_new_tokens_per_round=self.max_new_tokens_per_round,
-        )
         if self.switch_mode == "outline":
             self.check_words()
             requires: frozenset[Capability] = frozenset({"prefix"} if self.words.opening else ())

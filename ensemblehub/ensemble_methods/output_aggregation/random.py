@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
 
 from ensemblehub.ensemble_methods.output_aggregation.loop import Loop
 from ensemblehub.ensemble_methods.turns import SoFar
@@ -21,7 +24,7 @@ class RandomAggregation(Loop):
         max_tokens, max_rounds, max_repeat: as for `loop`.
     """
 
-    max_new_tokens_per_round: int = 32
+    max_new_tokens_per_round: Annotated[int, Ge(1)] = 32
 
     def writers(self, request: Request, engines: Sequence[Engine]) -> Callable[[SoFar], Engine]:
         seed = request.sampling.seed

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.candidates import Candidate
@@ -39,7 +41,7 @@ class RewardBased(Segments):
 
     uses_scorers: ClassVar[bool] = True
 
-    max_new_tokens_per_round: int = 256
+    max_new_tokens_per_round: Annotated[int, Ge(1)] = 256
     exclude_self_scoring: bool = True
     score_threshold: float | None = None
 
@@ -147,7 +149,6 @@ class RewardBased(Segments):
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
-        self.at_least(1, max_new_tokens_per_round=self.max_new_tokens_per_round)
         if self.score_threshold is not None and self.scorers.normalization != "none":
             raise ConfigError(
                 "reward_based: score_threshold needs score_normalization: none; normalised scores only compare "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import name_of
@@ -27,7 +29,7 @@ class Switch(Segments):
     requires: ClassVar[frozenset[Capability]] = frozenset()  # of all but the largest: see `check`
     min_engines: ClassVar[int] = 2
 
-    switch_after_tokens: int = 500
+    switch_after_tokens: Annotated[int, Ge(1)] = 500
 
     def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
@@ -45,6 +47,5 @@ class Switch(Segments):
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
-        self.at_least(1, switch_after_tokens=self.switch_after_tokens)
         for engine in by_size(engines, name_of(self))[1:]:  # the largest begins, whatever is selected
             require(engine, frozenset({"prefix"}), name_of(self))

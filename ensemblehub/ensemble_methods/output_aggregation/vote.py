@@ -14,12 +14,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from textwrap import shorten
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Lt
 
 from ensemblehub.answers.equality import equal_answers, final_answer
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity
-from ensemblehub.ensemble_methods.candidates import Candidate, arriving, check_samples, drafts, least_engines
+from ensemblehub.ensemble_methods.candidates import Candidate, arriving, drafts, least_engines
 from ensemblehub.ensemble_methods.roles import by_name
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
@@ -70,8 +72,8 @@ class Vote(Aggregation):
     """
 
     granularity: ClassVar[Granularity] = "response"
-    samples: int = 1
-    weights: Mapping[str, float] = field(default_factory=dict)
+    samples: Annotated[int, Ge(1)] = 1
+    weights: Mapping[str, Annotated[float, Ge(0), Lt(math.inf)]] = field(default_factory=dict)
     extract: Literal["math", "last_line", "regex", "text"] = "math"
     pattern: str = ""
     stop_early: bool = False
@@ -127,11 +129,8 @@ class Vote(Aggregation):
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
-        check_samples(self.samples, "vote")
-        for name, weight in self.weights.items():
+        for name in self.weights:
             by_name(engines, name, "vote: weights")
-            if not 0 <= weight < math.inf:
-                raise ConfigError(f"vote: the weight of {name!r} must be a number from 0 up, not {weight}")
         if (self.extract == "regex") != bool(self.pattern):
             raise ConfigError("vote: `extract: regex` and `pattern` go together")
         try:

@@ -83,7 +83,7 @@ def test_the_command_writes_what_the_selection_reads(config, tmp_path, capsys):
 
 
 def test_an_engine_that_cannot_read_is_refused(config, monkeypatch, tmp_path):
-    monkeypatch.setattr(EchoEngine, "can", frozenset())
+    monkeypatch.setattr(EchoEngine, "capabilities", frozenset())
     with pytest.raises(CapabilityError, match="stats needs score of engine 'one'"):
         stats.measure(Config.read(config), [], tmp_path / "stats.json")
 
