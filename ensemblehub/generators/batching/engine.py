@@ -19,12 +19,12 @@ from ensemblehub.errors import EngineError, RequestError
 from ensemblehub.generators.base import Decoder, Distribution, Engine, Vocabulary
 from ensemblehub.generators.batching.local_model import LocalModel
 from ensemblehub.generators.batching.prefix_cache import TokenReadings
-from ensemblehub.generators.batching.rows import LogprobLines, ReadRow, StepRow, WriteRow
+from ensemblehub.generators.batching.rows import LogprobLines, ModelRow, ReadRow, StepRow, WriteRow
 from ensemblehub.generators.batching.scheduler import Scheduler
 from ensemblehub.generators.text.detokenizer import alternatives, vocabulary_of
 from ensemblehub.generators.text.rendering import Rendered, Renderer
+from ensemblehub.generators.text.spans import Origin
 from ensemblehub.schema import (
-    Alternative,
     Capability,
     Finish,
     ModelInfo,
@@ -37,12 +37,12 @@ from ensemblehub.schema import (
 
 
 class Worker(Protocol):
-    """Computes on a thread of its own; `loaded` is done when the model is there."""
+    """Computes on a thread of its own."""
 
-    @property
-    def loaded(self) -> Future[Any]: ...
+    loaded: Future[Any]  # done when the model is there
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """End the thread and free the model; what still runs fails."""
 
 
 class ModelCall(Protocol):
@@ -50,11 +50,9 @@ class ModelCall(Protocol):
 
     async def leave(self) -> None:
         """Stop computing, and wait until it has stopped."""
-        ...
 
     def record(self, engine: str, info: ModelInfo, meter: UsageMeter) -> None:
         """Bill what was computed."""
-        ...
 
 
 class WritingCall(ModelCall, Protocol):
@@ -62,7 +60,6 @@ class WritingCall(ModelCall, Protocol):
 
     async def take(self) -> tuple[tuple[Token, ...], Finish | None]:
         """The next tokens, and how the answer ended."""
-        ...
 
 
 class ReadingCall(ModelCall, Protocol):
@@ -70,11 +67,31 @@ class ReadingCall(ModelCall, Protocol):
 
     async def result(self) -> TokenReadings:
         """How well each token was predicted."""
-        ...
+
+
+class SchedulingOptions(Protocol):
+    """Options that the scheduler reads."""
+
+    @property
+    def batch_rows(self) -> int:
+        """Maximum number of rows in one forward pass."""
+
+    @property
+    def prefix_cache_tokens(self) -> int:
+        """Maximum number of tokens whose keys and values are kept for later requests."""
+
+    @property
+    def lookahead(self) -> int:
+        """Tokens that a row may write beyond those its reader took."""
+
+    @property
+    def enable_thinking(self) -> bool | None:
+        """Passed to the chat template, for chats that do not set it themselves."""
 
 
 W = TypeVar("W", bound=Worker)
 C = TypeVar("C", bound=WritingCall)
+R = TypeVar("R", bound=ModelRow)
 
 
 class LocalEngine(Engine, Generic[W, C]):
@@ -130,7 +147,8 @@ class LocalEngine(Engine, Generic[W, C]):
     async def close(self) -> None:
         """End the worker and free the model; requests still running fail."""
         with self._lock:
-            worker, self._worker, self._closed = self._worker, None, True
+            worker, self._worker = self._worker, None
+            self._closed = True
         if worker is not None:
             await asyncio.to_thread(worker.stop)
 
@@ -225,66 +243,38 @@ class LocalEngine(Engine, Generic[W, C]):
 
 
 def _scored(rendered: Rendered, readings: TokenReadings, vocabulary: Vocabulary) -> Scored:
-    tokens = []
-    parts = zip(
-        rendered.ids, rendered.origins, readings.logprobs, readings.entropies, readings.best, strict=True
-    )
-    for place, (index, at, logprob, entropy, best) in enumerate(parts):
-        first = place == 0  # which nothing predicts
-        top: tuple[Alternative, ...] = () if first else alternatives(vocabulary, [best])
-        tokens.append(
-            ScoredToken(
-                at.text,
-                index,
-                None if first else logprob,
-                None if first else entropy,
-                at.message,
-                at.start,
-                at.end,
-                None if first else best[1],
-                top,
-                vocabulary.part(index),
-            )
-        )
-    return Scored(tuple(tokens))
+    def scored(
+        index: int, at: Origin, logprob: float | None, entropy: float | None, best: tuple[int, float] | None
+    ) -> ScoredToken:
+        top = alternatives(vocabulary, [best] if best else [])
+        highest, part = best[1] if best else None, vocabulary.part(index)
+        return ScoredToken(at.text, index, logprob, entropy, at.message, at.start, at.end, highest, top, part)
+
+    predictions = (readings.logprobs, readings.entropies, readings.best)
+    known = ((None, *values[1:]) for values in predictions)  # nothing predicts the first token
+    return Scored(tuple(map(scored, rendered.ids, rendered.origins, *known)))
 
 
 class ScheduledEngine(LocalEngine[Scheduler, WriteRow]):
-    """An engine over the row scheduler: continuous batching, pausing and a prefix cache.
-
-    Args:
-        batch_rows: maximum number of rows in one forward pass.
-        prefix_cache_tokens: maximum number of tokens whose keys and values are kept for later requests.
-        lookahead: tokens that a row may write beyond those its reader took.
-    """
+    """An engine over the row scheduler: continuous batching, pausing and a prefix cache."""
 
     capabilities: frozenset[Capability] = frozenset({"prefix", "logprobs", "score", "decode"})
 
-    def __init__(
-        self,
-        name: str,
-        info: ModelInfo,
-        *,
-        batch_rows: int,
-        prefix_cache_tokens: int,
-        lookahead: int,
-        thinking: bool | None,
-    ) -> None:
-        super().__init__(name, info, thinking)
-        self._batch_rows = batch_rows
-        self._prefix_cache_tokens = prefix_cache_tokens
-        self._lookahead = lookahead
+    def __init__(self, name: str, info: ModelInfo, options: SchedulingOptions) -> None:
+        super().__init__(name, info, options.enable_thinking)
+        self._scheduling = options
 
     @abstractmethod
     def _load(self) -> LocalModel:
         """Load the model; runs on the worker's thread."""
 
     def _start(self) -> Scheduler:
+        options = self._scheduling
         return Scheduler(
             self.name,
             self._loaded,
-            batch_rows=self._batch_rows,
-            prefix_cache_tokens=self._prefix_cache_tokens,
+            batch_rows=options.batch_rows,
+            prefix_cache_tokens=options.prefix_cache_tokens,
         )
 
     def _loaded(self) -> LocalModel:
@@ -297,20 +287,19 @@ class ScheduledEngine(LocalEngine[Scheduler, WriteRow]):
             sampling=request.sampling,
             end=end,
             vocabulary=self.vocabulary,
-            lookahead=self._lookahead,
+            lookahead=self._scheduling.lookahead,
         )
-        self._started().submit(row)
-        return row
+        return self._submitted(row)
 
     def _read(self, ids: tuple[int, ...]) -> ReadRow:
-        row = ReadRow(*self._row(ids))
-        self._started().submit(row)
-        return row
+        return self._submitted(ReadRow(*self._row(ids)))
 
     async def step_row(self, ids: tuple[int, ...]) -> StepRow:
         """A row that is stepped by hand, once the model is loaded."""
         await self.load()
-        row = StepRow(*self._row(ids))
+        return self._submitted(StepRow(*self._row(ids)))
+
+    def _submitted(self, row: R) -> R:
         self._started().submit(row)
         return row
 

@@ -18,23 +18,18 @@ class KVSlots(Protocol):
 
     def take(self) -> int:
         """Take a free slot, which is empty."""
-        ...
 
     def release(self, slot: int) -> None:
         """Give a slot back."""
-        ...
 
     def move(self, source: int, target: int, length: int) -> None:
         """Move the first `length` tokens of a row to a free slot, and free its own."""
-        ...
 
     def read(self, slot: int, length: int) -> Any:
         """Copy the keys and values of a slot's first `length` tokens, in the model's own form."""
-        ...
 
     def write(self, slot: int, kv: Any, length: int) -> None:
         """Put the first `length` tokens of what `read` returned into a slot."""
-        ...
 
 
 class LocalModel(Protocol):
@@ -49,7 +44,6 @@ class LocalModel(Protocol):
     @property
     def slots(self) -> KVSlots:
         """Where its rows are computed."""
-        ...
 
     def forward(
         self, slots: Sequence[int], starts: Sequence[int], ids: Sequence[Sequence[int]], *, keep: int
@@ -60,8 +54,6 @@ class LocalModel(Protocol):
             float32 logits (rows, `keep`, vocabulary) of each row's newest tokens, the last one in the last
             column; with `keep` 0 of all new tokens.  Columns for which a row has no token are undefined.
         """
-        ...
 
     def close(self) -> None:
         """Free the model."""
-        ...

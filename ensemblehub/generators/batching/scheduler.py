@@ -7,15 +7,13 @@ model and the prefix cache; knows no request.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import queue
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from typing import cast
 
@@ -23,6 +21,7 @@ import torch
 
 from ensemblehub.errors import EngineError, one_line
 from ensemblehub.generators.batching.batches import chunk, rows_to_read, short_rows
+from ensemblehub.generators.batching.callbacks import LoopCallbacks
 from ensemblehub.generators.batching.local_model import LocalModel
 from ensemblehub.generators.batching.logprobs import entropy, readings_of, top_tokens
 from ensemblehub.generators.batching.prefix_cache import PrefixCache
@@ -46,7 +45,7 @@ class Scheduler:
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._waiting: deque[ModelRow] = deque()
         self._rows: list[ModelRow] = []
-        self._callbacks: defaultdict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = defaultdict(list)
+        self._callbacks = LoopCallbacks()
         self._closed = ""  # why no row is accepted any more
         self._lock = threading.Lock()  # no row arrives once the engine is closed
         self._thread = threading.Thread(target=self._work, name=f"ensemblehub-{name}", daemon=True)
@@ -88,7 +87,7 @@ class Scheduler:
             self._loop()
         self._listen(block=False)  # rows that arrived behind the stop
         self._fail([*self._rows, *self._waiting], EngineError(f"{self.name} {self._closed}", self.name))
-        self._hand_over()
+        self._callbacks.hand_over()
         self._model.close()
 
     def _loop(self) -> None:
@@ -100,7 +99,7 @@ class Scheduler:
                 if not isinstance(error, Exception):
                     self._close(f"ended: {error!r}")
                 self._fail([*self._rows, *self._waiting], self._failure(error))
-                self._hand_over()
+                self._callbacks.hand_over()
                 if self._closed:
                     return
 
@@ -132,7 +131,7 @@ class Scheduler:
             self._gather(write)
             self._compute(sorted(write, key=lambda row: row.slot))  # in slot order, so that nothing is copied
         self._retire()
-        self._hand_over()
+        self._callbacks.hand_over()
         return bool(read or write)
 
     def _retire(self) -> None:
@@ -149,7 +148,7 @@ class Scheduler:
             self._model.slots.release(row.slot)
         elif row in self._waiting:
             self._waiting.remove(row)
-        self._callbacks[row.loop].append(row.conclude)
+        self._callbacks.add(row.loop, row.conclude)
 
     def _admit(self) -> None:
         """Waiting rows join up to `batch_rows` active ones; paused rows do not count."""
@@ -269,12 +268,12 @@ class Scheduler:
             if self._numbers(row, (logprob, best)):
                 top = top_tokens(line, row.sampling.top_logprobs)
                 accepted = row.accept(index, logprob, spread, (best_index, best), top)
-                self._callbacks[row.loop].append(accepted)
+                self._callbacks.add(row.loop, accepted)
 
     def _answer(self, row: StepRow, lines: LogprobLines) -> None:
         """Give a row the distributions that it asked for."""
         if self._numbers(row, lines[:, 0].tolist()):  # one NaN makes a whole line NaN
-            self._callbacks[row.loop].append(row.answer(lines))
+            self._callbacks.add(row.loop, row.answer(lines))
 
     def _numbers(self, row: ModelRow, values: Sequence[float]) -> bool:
         """Whether no logprob is NaN; otherwise the row fails, since greedy choice would take any token."""
@@ -292,15 +291,3 @@ class Scheduler:
         for row in list(rows):
             row.error, row.done = error, True
             self._forget(row)
-
-    def _hand_over(self) -> None:
-        """Run the callbacks of a step in their readers' loops, one call per event loop."""
-        callbacks, self._callbacks = self._callbacks, defaultdict(list)
-        for loop, calls in callbacks.items():
-            with suppress(RuntimeError):  # the reader's loop is closed: nobody reads any more
-                loop.call_soon_threadsafe(_call_all, calls)
-
-
-def _call_all(calls: Sequence[Callable[[], None]]) -> None:
-    for call in calls:
-        call()

@@ -1,4 +1,4 @@
-"""The Hugging Face engine: decoder-only causal language models in transformers, batched by the row scheduler."""
+"""The Hugging Face engine: decoder-only language models in transformers, batched by the row scheduler."""
 
 from __future__ import annotations
 
@@ -39,14 +39,7 @@ class HFEngine(ScheduledEngine):
         self.settings = options
         self._config = config_of(options)
         self._support = self._supported()
-        super().__init__(
-            name,
-            options.checkpoint.info(self._config, options.price),
-            batch_rows=options.batch_rows,
-            prefix_cache_tokens=options.prefix_cache_tokens,
-            lookahead=options.lookahead,
-            thinking=options.enable_thinking,
-        )
+        super().__init__(name, options.checkpoint.info(self._config, options.price), options)
 
     def _supported(self) -> Support:
         """How the model's architecture is run.

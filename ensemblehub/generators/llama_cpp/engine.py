@@ -1,4 +1,4 @@
-"""The llama.cpp engine: GGUF files, quantised or not, through `llama-cpp-python`, batched by the row scheduler.
+"""The llama.cpp engine: GGUF files through `llama-cpp-python`, batched by the row scheduler.
 
 Text becomes token ids by the model's own tokenizer, not by the one in the GGUF file, so ids and origins equal
 the hf engine's.
@@ -7,7 +7,8 @@ the hf engine's.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -40,16 +41,18 @@ class LlamaCppOptions:
 
     Attributes:
         path: a .gguf file.
-        tokenizer: folder or hub id with the model's own tokenizer and chat template; None is the file's folder.
+        tokenizer: folder or hub id with the model's own tokenizer and chat template; None is the folder of the
+            file.
         n_ctx: maximum length of prompt and answer together, in tokens; None is the model's own, up to 4096.
-        batch_rows: maximum number of rows in one forward pass; the KV cache holds `batch_rows` times `n_ctx` tokens.
+        batch_rows: maximum number of rows in one forward pass; the KV cache holds `batch_rows` times `n_ctx`
+            tokens.
         batch: tokens computed together when a prompt is read.
         threads: CPU threads; None takes half of those there are, as llama-cpp-python does.
         n_gpu_layers: layers on the GPU, where llama.cpp is built for one; -1 for all.
         kv: precision of keys and values in the KV cache.  With "f32" and float32 weights, logprobs are those of
             the hf engine to about 1e-4; "f16" costs some hundredths.
-        prefix_cache_tokens: maximum number of tokens whose keys and values are kept for later requests, beside the
-            KV cache; none are kept of models that attend to a sliding window.
+        prefix_cache_tokens: maximum number of tokens whose keys and values are kept for later requests, beside
+            the KV cache; none are kept of models that attend to a sliding window.
         lookahead: tokens that a row may write beyond those its reader took.
         enable_thinking: passed to the chat template, for chats that do not set it themselves.
         price: price of a call; None is free.
@@ -91,16 +94,11 @@ class LlamaCppEngine(ScheduledEngine):
     options: ClassVar[type] = LlamaCppOptions
 
     def __init__(self, name: str, options: LlamaCppOptions) -> None:
-        self.settings = options
         self._header = GGUFHeader(options.file)
-        super().__init__(
-            name,
-            self._header.info(options),
-            batch_rows=options.batch_rows,
-            prefix_cache_tokens=0 if self._header.windowed else options.prefix_cache_tokens,
-            lookahead=options.lookahead,
-            thinking=options.enable_thinking,
-        )
+        if self._header.windowed:
+            options = replace(options, prefix_cache_tokens=0)
+        self.settings = options
+        super().__init__(name, self._header.info(options), options)
 
     @cached_property
     def model(self) -> str:
@@ -165,13 +163,11 @@ class GGUFHeader:
         """What is known of the model before its weights are there."""
         parameters, active = self._count()
         own = int(self._of("context_length", _CONTEXT))
+        queries = self._of("block_count", 0) * self._of("attention.head_count", 0) * self._key
         return ModelInfo(
             parameters=parameters,
             active=active,
-            attention_flops=4.0
-            * self._of("block_count", 0)
-            * self._of("attention.head_count", 0)
-            * self._key,
+            attention_flops=4.0 * queries,
             context=min(own, options.n_ctx or _CONTEXT),
             vocabulary=int(self._tensors["token_embd.weight"].shape[-1]),
             price=options.price,
@@ -207,18 +203,17 @@ class GGUFHeader:
     @property
     def kind(self) -> str:
         """Precision of most weights."""
-        kinds: dict[str, int] = {}
+        kinds = Counter[str]()
         for tensor in self._tensors.values():
-            kinds[tensor.tensor_type.name] = kinds.get(tensor.tensor_type.name, 0) + int(tensor.n_bytes)
-        return max(kinds, key=lambda kind: kinds[kind])
+            kinds[tensor.tensor_type.name] += int(tensor.n_bytes)
+        return kinds.most_common(1)[0][0]
 
     @property
     def kv_width(self) -> int:
         """Numbers that the KV cache keeps of one token."""
         heads = self._of("attention.head_count_kv", self._of("attention.head_count", 0))
-        return int(
-            self._of("block_count", 0) * heads * (self._key + self._of("attention.value_length", self._key))
-        )
+        width = self._key + self._of("attention.value_length", self._key)
+        return int(self._of("block_count", 0) * heads * width)
 
     @property
     def end(self) -> frozenset[int]:
@@ -237,9 +232,8 @@ class GGUFHeader:
         if field is None:
             return
         tokens = {index: string for string, index in strings.items()}
-        compared = [
-            index for index in range(0, len(field.data), max(1, len(field.data) // 1000)) if index in tokens
-        ]
+        every = range(0, len(field.data), max(1, len(field.data) // 1000))
+        compared = [index for index in every if index in tokens]
         other = sum(bytes(field.parts[field.data[index]]).decode() != tokens[index] for index in compared)
         if 10 * other >= len(compared):
             raise ConfigError(

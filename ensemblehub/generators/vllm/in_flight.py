@@ -22,6 +22,7 @@ import numpy as np
 from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import ConfigError, EngineError, RequestError, one_line
 from ensemblehub.generators.base import Vocabulary
+from ensemblehub.generators.batching.callbacks import LoopCallbacks
 from ensemblehub.generators.batching.prefix_cache import TokenReadings
 from ensemblehub.generators.entropies import entropy_of
 from ensemblehub.generators.text.detokenizer import AnswerWriter, alternatives
@@ -50,7 +51,7 @@ class VLLMWorker:
         self._arguments = dict(arguments)
         self._loop = asyncio.new_event_loop()
         self._numbers = itertools.count()
-        self._events: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+        self._callbacks = LoopCallbacks()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name=f"ensemblehub-{name}", daemon=True
         )
@@ -64,15 +65,9 @@ class VLLMWorker:
 
     def notify(self, loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
         """Set an event of a reader's loop, together with all others of this step; called on this thread."""
-        if not self._events:
-            self._loop.call_soon(self._set_events)
-        self._events.setdefault(loop, []).append(event)
-
-    def _set_events(self) -> None:
-        pending, self._events = self._events, {}
-        for loop, events in pending.items():
-            with suppress(RuntimeError):  # the reader's loop has ended
-                loop.call_soon_threadsafe(_set_all, events)
+        if not self._callbacks:
+            self._loop.call_soon(self._callbacks.hand_over)
+        self._callbacks.add(loop, event.set)
 
     def request_id(self) -> str:
         """A name for the next request."""
@@ -129,7 +124,7 @@ class VLLMWorker:
 
 
 class InFlightRequest:
-    """One request in vLLM.  It runs on the worker's thread, at vLLM's pace; its reader waits in a loop of its own.
+    """One request in vLLM, which runs at vLLM's pace; its reader waits in an event loop of its own.
 
     Attributes:
         cached: tokens of the prompt that the prefix cache held.
@@ -171,7 +166,7 @@ class InFlightRequest:
                 await self.ended()
 
     def record(self, engine: str, info: ModelInfo, meter: UsageMeter) -> None:
-        """Bill it, unless vLLM refused it; a prompt that vLLM has not reported yet counts as read: an estimate."""
+        """Bill it, unless vLLM refused it; until vLLM reports, the prompt counts as read: an estimate."""
         if self.refused:
             return
         meter.record(
@@ -323,8 +318,3 @@ class InFlightAnswer(InFlightRequest):
         """Tell the reader that it has ended; the worker's thread may have ended, too."""
         with suppress(RuntimeError):  # the reader's loop has ended
             self._loop.call_soon_threadsafe(self._changed.set)
-
-
-def _set_all(events: Sequence[asyncio.Event]) -> None:
-    for event in events:
-        event.set()
