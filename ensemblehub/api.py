@@ -1,11 +1,9 @@
-"""Launcher: `python ensemblehub/api.py CONFIG` is `python -m ensemblehub.api CONFIG`."""
+"""Launcher: `python ensemblehub/api.py YAML` is `ensemblehub serve YAML`."""
 
+import runpy
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 if __name__ == "__main__":
-    from ensemblehub.cli import main
-
-    main(["serve", *sys.argv[1:]])
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    runpy.run_module("ensemblehub.api", run_name="__main__")

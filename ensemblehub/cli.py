@@ -1,6 +1,7 @@
-"""The command line: `ensemblehub demo | ask | infer | serve | collect | train | calibrate | evaluate | report | ...`.
+"""The command line: `ensemblehub ask | infer | serve | doctor | export-gguf`, and the commands of plugins.
 
-Knows how to read flags and how to show a ride in a terminal; the work is done elsewhere.
+Reads arguments and prints; the work is done by the modules that each command imports when it runs, so that
+`--help` loads none of them.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from ensemblehub import __version__, builtin
-from ensemblehub.config import Config
 from ensemblehub.errors import EnsembleHubError, did_you_mean
 
+if TYPE_CHECKING:
+    from ensemblehub.config import Config
+
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path)
+INTERRUPTED = 130  # exit status, as shells have it
 
 
 class Commands(click.Group):
@@ -33,7 +38,7 @@ class Commands(click.Group):
 
 
 def dashed(name: str) -> str:
-    """Flags are the same with `_` and with `-`."""
+    """Flags may be written with `_` or `-`."""
     return name.replace("_", "-")
 
 
@@ -47,47 +52,77 @@ def dashed(name: str) -> str:
 )
 @click.version_option(__version__, prog_name="ensemblehub")
 def cli() -> None:
-    """Reasoning from language models at a fraction of the cost.
+    """Let language models share the work of an answer: Tandem and other ensembles.
 
     \b
-    Watch a ride on the models that ship:   ensemblehub demo
-    Ask your own question:                  ensemblehub ask "There are 3 mugs. ..."
+    See Tandem on the built-in models:      ensemblehub demo
+    Ask a question of your own:             ensemblehub ask "There are 3 mugs. ..."
     Answer a file of questions:             ensemblehub infer --input_path FILE --output_path FILE
-    Serve an OpenAI-compatible API:         ensemblehub serve [CONFIG]
-    What a configuration means here:        ensemblehub doctor CONFIG
-    The experiment behind the table:        ensemblehub collect --split train   (then calibration, test)
+    Serve an OpenAI-compatible API:         ensemblehub serve [YAML]
+    Check a configuration:                  ensemblehub doctor [YAML]
+    Train and measure a Tandem:             ensemblehub collect --split train   (then calibration, test)
                                             ensemblehub train; ensemblehub calibrate
                                             ensemblehub evaluate; ensemblehub report
 
-    Every command takes --config FILE; without it, the Tandem of the built-in pair is used.  --set KEY=VALUE changes
-    a line of that file for one run.
+    A YAML file names the models and how they work together; examples/ has one for every method.  Without a file,
+    commands use Tandem on the built-in models.  --set KEY=VALUE changes a value of the file for one run.
     """
 
 
+def config_file_option(positional: bool = False) -> Callable[[CommandT], CommandT]:
+    """Add `--config FILE` and `--set KEY=VALUE`; the command gets `path` (None where omitted) and `changes`.
+
+    Args:
+        positional: The file may also be given as an argument.
+    """
+
+    def decorate(command: CommandT) -> CommandT:
+        @functools.wraps(command)
+        def given(
+            config: Path | None, changes: tuple[str, ...], file: Path | None = None, **rest: Any
+        ) -> Any:
+            if file and config:
+                raise click.UsageError(f"two configurations: {file} and --config {config}")
+            return command(path=config or file, changes=changes, **rest)
+
+        parameters = (
+            [click.argument("file", metavar="[YAML]", required=False, type=FILE)] if positional else []
+        )
+        parameters += [
+            click.option(
+                "--config", "-c", type=FILE, help="YAML file (default: Tandem on the built-in models)."
+            ),
+            click.option(
+                "--set",
+                "-s",
+                "changes",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Change a value of the file for this run, as in -s ensemble.generation.max_tokens=64; repeatable.",
+            ),
+        ]
+        for parameter in reversed(parameters):
+            given = parameter(given)
+        return cast(CommandT, given)
+
+    return decorate
+
+
 def config_option(command: CommandT) -> CommandT:
-    """`--config FILE` and `--set KEY=VALUE`, read and checked; the command gets a `Config`."""
+    """Add `--config FILE` and `--set KEY=VALUE`; the command gets the `Config` that they describe."""
 
     @functools.wraps(command)
-    def configured(config: Path | None, changes: tuple[str, ...], **options: Any) -> Any:
-        return command(config=Config.read(config or builtin.CONFIG, changes), **options)
+    def configured(path: Path | None, changes: tuple[str, ...], **options: Any) -> Any:
+        from ensemblehub.config import Config
 
-    file = click.option(
-        "--config", "-c", type=click.Path(path_type=Path), help="YAML file (default: the built-in pair)."
-    )
-    change = click.option(
-        "--set",
-        "-s",
-        "changes",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Change the file for this run, as in -s experiment.task=builtin_code; may be repeated.",
-    )
-    return cast(CommandT, file(change(configured)))
+        return command(config=Config.read(path or builtin.CONFIG, changes), **options)
+
+    return config_file_option()(cast(CommandT, configured))
 
 
 limit_option = click.option("--limit", type=click.IntRange(min=1), help="Only the first N questions.")
 force_option = click.option(
-    "--force", is_flag=True, help="Start anew, even over data made with other settings."
+    "--force", is_flag=True, help="Start over, also where the existing data was made with other settings."
 )
 
 
@@ -95,10 +130,13 @@ force_option = click.option(
 @click.argument("question")
 @config_option
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object: answer, insight, verdicts, bill."
+    "--json", "as_json", is_flag=True, help="Print one JSON object: answer, insight, verdicts, usage."
 )
 def ask(question: str, config: Config, as_json: bool) -> None:
-    """Answer QUESTION (`-` reads it from standard input)."""
+    """Answer QUESTION and show who wrote what, and what it cost.
+
+    `-` reads the question from standard input.
+    """
     from rich.console import Console
 
     from ensemblehub import terminal
@@ -118,84 +156,78 @@ def ask(question: str, config: Config, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("file", metavar="[YAML]", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--config", "-c", type=click.Path(path_type=Path), help="YAML file (default: the built-in pair)."
-)
-@click.option(
-    "--set", "-s", "changes", multiple=True, metavar="KEY=VALUE", help="Change the file for this run."
-)
+@config_file_option(positional=True)
 @click.option(
     "--probe", is_flag=True, help="Ask models behind APIs what they can do: about 15 short requests each."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(
-    file: Path | None, config: Path | None, changes: tuple[str, ...], probe: bool, as_json: bool
-) -> None:
-    """Explain a configuration: who takes part, what is needed and present, how much memory.
+def doctor(path: Path | None, changes: tuple[str, ...], probe: bool, as_json: bool) -> None:
+    """Check a configuration on this machine: models, memory, strategies, problems.
 
-    Loads no weights, needs no API keys and no network.  Exit status: 0 it can run, 2 it cannot.
+    Loads no weights and needs no API keys and no network.  Exit status: 0 it can run, 2 it cannot.
 
-    With --probe every model behind an API is asked, by short requests that cost some hundred tokens, whether it can be
-    reached and takes the key, streams and bills, gives logprobs, continues an answer, scores prompts, calls tools and
-    keeps to a format; each is told in a sentence, with the options to write and the bill.  What the options count on
-    and was not seen is a problem.
+    --probe sends short requests, some hundred tokens in all, to every model behind an API and reports whether it
+    can be reached, accepts the key, streams, reports usage, gives logprobs, continues an answer, scores prompts,
+    calls tools and keeps to an output format; and which options to write.  An ability that the file's options
+    rely on and that was not seen is a problem.
     """
-    from ensemblehub import doctor as examining
+    from rich.console import Console
 
-    if file and config:
-        raise click.UsageError(f"two configurations: {file} and --config {config}")
-    examining.offline()
-    report = examining.examine(config or file or builtin.CONFIG, changes, probe)
+    from ensemblehub import doctor
+
+    doctor.offline()
+    report = doctor.examine(path or builtin.CONFIG, changes, probe)
     if as_json:
         click.echo(json.dumps(report.record(), ensure_ascii=False, default=str))
     else:
-        from rich.console import Console
-
         console = Console(highlight=False)
-        examining.show(report, console if console.is_terminal else Console(highlight=False, width=160))
+        doctor.show(report, console if console.is_terminal else Console(highlight=False, width=160))
     sys.exit(0 if report.ok else 2)
 
 
 @cli.command()
-@click.argument("file", metavar="[YAML]", required=False, type=click.Path(path_type=Path))
+@config_file_option(positional=True)
 @click.option(
-    "--config", "-c", type=click.Path(path_type=Path), help="YAML file (default: the built-in pair)."
+    "--model_specs",
+    "models",
+    multiple=True,
+    metavar="PATH:ENGINE:DEVICE",
+    help="A model, instead of the file's; engine and device may be omitted; repeatable.",
 )
 @click.option(
-    "--set", "-s", "changes", multiple=True, metavar="KEY=VALUE", help="Change the file for this run."
+    "--model_selection_method", "selection", metavar="NAME", help="Which models answer: all, zscore, ..."
 )
-@click.option("--model_specs", multiple=True, metavar="PATH:ENGINE:DEVICE", help="A model; repeat for more.")
-@click.option("--model_selection_method", metavar="NAME", help="Which models take part.")
-@click.option("--output_aggregation_method", metavar="NAME", help="How their outputs become one.")
-@click.option("--max_tokens", type=click.IntRange(min=1), help="Tokens of an answer at most.")
+@click.option(
+    "--output_aggregation_method",
+    "aggregation",
+    metavar="NAME",
+    help="How their outputs become one: tandem, vote, ...",
+)
+@click.option("--max_tokens", type=click.IntRange(min=1), help="Maximum number of tokens of an answer.")
 @click.option(
     "--input_path",
-    type=click.Path(path_type=Path),
+    type=FILE,
     required=True,
     help="JSON, JSONL or parquet, gzipped or not; `-` is standard input.",
 )
 @click.option(
     "--output_path",
-    type=click.Path(path_type=Path),
+    type=FILE,
     required=True,
-    help="JSONL, one row per item; `-` is standard output, where nothing is resumed.",
+    help="JSONL, one row per item; `-` is standard output, which cannot be resumed.",
 )
 @click.option(
     "--batch_size", type=click.IntRange(min=1), default=4, show_default=True, help="Items at the same time."
 )
 @click.option("--max_examples", type=click.IntRange(min=1), help="Only the first N items.")
-@click.option("--show_attribution", is_flag=True, help="Write which model wrote what.")
-@click.option("--resume", is_flag=True, help="Go on where the last run stopped; this is always so.")
-@click.option("--force", is_flag=True, help="Start anew, even over answers of another configuration.")
+@click.option("--show_attribution", is_flag=True, help="Add who wrote which part to each row.")
+@click.option("--resume", is_flag=True, help="Continue where the last run stopped; this is the default.")
+@click.option(
+    "--force", is_flag=True, help="Start over, also where the output has answers of another configuration."
+)
 def infer(
-    file: Path | None,
-    config: Path | None,
+    path: Path | None,
     changes: tuple[str, ...],
-    model_specs: tuple[str, ...],
-    model_selection_method: str | None,
-    output_aggregation_method: str | None,
-    max_tokens: int | None,
     input_path: Path,
     output_path: Path,
     batch_size: int,
@@ -203,63 +235,54 @@ def infer(
     show_attribution: bool,
     resume: bool,
     force: bool,
+    **flags: Any,
 ) -> None:
     """Answer every item of a file; also `python -m ensemblehub.inference`.
 
-    Interrupt or kill it whenever you like: the same command goes on where it stopped, and tries failed items
-    again.  Exit status: 0 all answered, 1 some failed, 2 nothing could be done, 130 interrupted.
+    It can be interrupted or killed at any time: the same command continues where it stopped, and retries failed
+    items.  Exit status: 0 all answered, 1 some failed, 2 nothing could be done, 130 interrupted.
     """
     from ensemblehub import inference, output
+    from ensemblehub.config.flags import configured
 
-    if file and config:
-        raise click.UsageError(f"two configurations: {file} and --config {config}")
     if resume and force:
-        raise click.UsageError("--resume goes on and --force starts anew: choose one")
+        raise click.UsageError("--resume continues and --force starts over: choose one")
     if str(input_path) == "-":
         input_path = Path("/dev/stdin")
     if str(output_path) == "-":
         output_path = Path("/dev/stdout")
-    setup = inference.configured(
-        config or file, changes, model_specs, model_selection_method, output_aggregation_method, max_tokens
+    config = configured(path, changes, **flags)
+    progress = inference.infer(
+        config, input_path, output_path, batch_size, max_examples, show_attribution, force
     )
-    tally = inference.infer(setup, input_path, output_path, batch_size, max_examples, show_attribution, force)
-    click.echo(tally.summary(output_path), err=output.is_stream(output_path))
-    if tally.stopped_by:
+    click.echo(progress.summary(output_path), err=output.is_stream(output_path))
+    if progress.stopped_by:
         click.echo("ensemblehub: interrupted; the same command goes on with the rest", err=True)
-    sys.exit(tally.exit_code)
+    sys.exit(progress.exit_code)
 
 
 @cli.command()
-@click.argument("file", metavar="[YAML]", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--config", "-c", type=click.Path(path_type=Path), help="YAML file (default: the built-in pair)."
-)
-@click.option(
-    "--set", "-s", "changes", multiple=True, metavar="KEY=VALUE", help="Change the file for this run."
-)
+@config_file_option(positional=True)
 @click.option("--host", envvar="API_HOST", help="Address to listen on (default: server.host, 127.0.0.1).")
 @click.option(
     "--port",
     envvar="API_PORT",
     type=click.IntRange(0, 65535),
-    help="Port (default: server.port, 8000); 0: any.",
+    help="Port (default: server.port, 8000); 0 takes any free one.",
 )
+@click.option("--api_key", multiple=True, metavar="KEY", help="A key that clients must send; repeatable.")
+@click.option("--api_key_file", type=FILE, help="A file with one key per line.")
 @click.option(
-    "--api_key", multiple=True, metavar="KEY", help="A key that clients must send; repeat for more."
+    "--log_format", type=click.Choice(["text", "json"]), help="Log as text, or one JSON object per line."
 )
-@click.option("--api_key_file", type=click.Path(path_type=Path), help="Keys, one a line.")
-@click.option("--log_format", type=click.Choice(["text", "json"]), help="Lines, or one JSON object a line.")
 def serve(
-    file: Path | None,
-    config: Path | None,
+    path: Path | None,
     changes: tuple[str, ...],
-    host: str | None,
-    port: int | None,
     api_key: tuple[str, ...],
     api_key_file: Path | None,
-    log_format: str | None,
+    **server_options: Any,
 ) -> None:
-    """Serve the ensembles of a file: an OpenAI-compatible API, and a page that shows the ride.
+    """Serve the ensembles of a file as an OpenAI-compatible API, with a web page.
 
     \b
     Also `python -m ensemblehub.api YAML`.  Then:
@@ -267,28 +290,27 @@ def serve(
       base_url="http://127.0.0.1:8000/v1", model="ensemble"     for OpenAI clients
       /docs, /health, /metrics
 
-    Without an API key (--api-key, --api-key-file or the environment's ENSEMBLEHUB_API_KEY) only loopback is
-    served.  Ctrl-C or SIGTERM lets answers in flight end.
+    Without an API key (--api-key, --api-key-file or the environment's ENSEMBLEHUB_API_KEY) only loopback
+    addresses are served.  Ctrl-C or SIGTERM lets running answers end.
     """
     from ensemblehub.api import serving
+    from ensemblehub.config import Config
 
-    if file and config:
-        raise click.UsageError(f"two configurations: {file} and --config {config}")
-    setup = Config.read(config or file or builtin.CONFIG, changes)
-    given = {"host": host, "port": port, "log_format": log_format}
-    server = setup.server.model_copy(update={key: value for key, value in given.items() if value is not None})
+    config = Config.read(path or builtin.CONFIG, changes)
+    given = {key: value for key, value in server_options.items() if value is not None}
+    server = config.server.model_copy(update=given)
     try:
         serving.serve(
-            setup.model_copy(update={"server": server}), serving.keys_of(server, api_key, api_key_file)
+            config.model_copy(update={"server": server}), serving.keys_of(server, api_key, api_key_file)
         )
     except KeyboardInterrupt:
         click.echo("\nensemblehub: stopped before it was ready", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 @cli.command("export-gguf")
 @click.argument("model")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=FILE)
 @click.option(
     "--kind",
     type=click.Choice(["f32", "f16", "bf16", "q8_0"]),
@@ -297,36 +319,38 @@ def serve(
     help="Precision of the matrices.",
 )
 def export_gguf(model: str, folder: Path, kind: Any) -> None:
-    """Write MODEL, a Hugging Face folder or `builtin:NAME`, as GGUF into FOLDER, with its tokenizer beside it.
+    """Write MODEL, a Hugging Face folder or `builtin:NAME`, as GGUF into FOLDER, with its tokenizer.
 
-    The engine `llama_cpp` runs what is written: name FOLDER/model.gguf as its `path`.
+    The engine `llama_cpp` runs it: name FOLDER/model.gguf as its `path`.
     """
     from ensemblehub.generators.llama_cpp.gguf_export import export
 
-    click.echo(
-        f"written to {export(builtin.resolve(model), folder, kind)}: name it as `path` of the engine llama_cpp"
-    )
+    written = export(builtin.resolve(model), folder, kind)
+    click.echo(f"written to {written}: name it as `path` of the engine llama_cpp")
+
+
+def add_plugins() -> None:
+    """Let the installed packages add their commands (entry point group `ensemblehub.commands`)."""
+    for plugin in entry_points(group="ensemblehub.commands"):
+        plugin.load()(cli)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: errors are one line and exit status 2 (1 for failures while working), without a traceback."""
+    """Run the command line; an error is one line on standard error and exit status 2, without a traceback."""
     try:
-        for plugin in entry_points(group="ensemblehub.commands"):
-            plugin.load()(cli)
+        add_plugins()
         cli.main(arguments, standalone_mode=False)
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(0)
-    except click.ClickException as error:
-        click.echo(f"ensemblehub: {' '.join(error.format_message().split())}", err=True)
-        sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo(
             "\nensemblehub: interrupted; finished questions are kept, the same command goes on", err=True
         )
-        sys.exit(130)
-    except EnsembleHubError as error:
-        click.echo(f"ensemblehub: {' '.join(str(error).split())}", err=True)
+        sys.exit(INTERRUPTED)
+    except (click.ClickException, EnsembleHubError) as error:
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"ensemblehub: {' '.join(text.split())}", err=True)
         sys.exit(2)

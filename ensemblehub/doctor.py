@@ -30,7 +30,6 @@ from ensemblehub.schema import Capability, ModelInfo, Piece, Request
 from ensemblehub.scorers.base import Scorer
 
 T = TypeVar("T")
-EXTRA_LINES: dict[str, Callable[[], str]] = {}  # what other packages add to a report, by name
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Report:
         ensembles: the other ensembles that a server offers: name, and how each is made up.
         generation: how text is generated.
         probes: what was seen of each model behind an API, where it was asked.
-        extra: lines of `EXTRA_LINES`, by name.
+        extra: lines of `registry.DOCTOR_LINES`, by name.
         notes: what has no effect, or could surprise.
         unseen: models that are not on this machine, one line each.
         problems: why it cannot run; none if it can.
@@ -207,7 +206,7 @@ def examine(path: Path, changes: Sequence[str] = (), probe: bool = False) -> Rep
     report.notes += [f"{engine.name}: {note}" for engine in engines.values() for note in engine.notes]
     for name in config.ensembles:
         _also(report, config.named(name), name, engines)
-    report.extra = {name: line() for name, line in EXTRA_LINES.items()}
+    report.extra = {name: line() for name, line in registry.DOCTOR_LINES.items()}
     if probe:
         asyncio.run(_probe(report, list(engines.values())))
     return report

@@ -150,7 +150,7 @@ class Output:
             "method": self._config.aggregation.method,
             "config": methods,
             "finish_reason": None,
-            "spent": [],
+            "usage": [],
             "seconds": 0.0,
             "error": None,
         }

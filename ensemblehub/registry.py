@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ensemblehub.errors import ConfigError, did_you_mean, one_line
@@ -66,6 +66,8 @@ TASKS = {
     "studio_code": "ensemblehub.lab.tasks.builtin_code:BuiltinCode",
     "builtin_code": "ensemblehub.lab.tasks.builtin_code:BuiltinCode",
 }
+
+DOCTOR_LINES: dict[str, Callable[[], str]] = {}  # what other packages add to the report of `doctor`, by name
 
 
 def lookup(table: Mapping[str, str], name: str, what: str) -> Any:

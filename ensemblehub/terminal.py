@@ -1,4 +1,4 @@
-"""A ride in the terminal: mentor and intern in their own colours, the judge at each checkpoint, the bill."""
+"""A run shown in the terminal: who writes what, the judge at each checkpoint, usage and cost."""
 
 from __future__ import annotations
 
@@ -17,77 +17,103 @@ from ensemblehub.ensemble import AsyncEnsemble, fold
 from ensemblehub.schema import Chat, Choice, Cost, Event, Request, Result, Verdict
 
 COLOURS = {"insight": "cyan", "answer": "green"}
+UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def flops_text(flops: float) -> str:
+    """FLOPs with three significant digits in the unit that fits: `1.48 TFLOPs`."""
+    rounded = float(f"{flops:.3g}")
+    for size, prefix in UNITS:
+        if rounded >= size:
+            number = rounded / size
+            return f"{number:.{2 - (number >= 10) - (number >= 100)}f} {prefix}FLOPs"
+    return f"{flops:.0f} FLOPs"
+
+
+def cost_text(cost: Cost) -> str:
+    """FLOPs, and dollars where there are any: `1.48 TFLOPs, $0.0100`."""
+    return flops_text(cost.flops) + (f", ${cost.usd:.4f}" if cost.usd else "")
 
 
 class Screen:
     """Prints events as they come."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.author = console, ""
+        self.console = console
+        self._author = ""
 
     def show(self, event: Event) -> None:
         """Print one event."""
         if isinstance(event, Verdict):
-            self.verdict(event)
-            return
-        if isinstance(event, Choice):
-            self.choice(event)
-            return
-        author = f"{event.engine} · {event.purpose}"
-        if author != self.author:
-            self.console.print(f"\n[bold]{author}[/bold]" if self.author else f"[bold]{author}[/bold]")
-            self.author = author
-        self.console.print(Text(event.text, COLOURS.get(event.purpose, "")), end="")
+            self._line(verdict_text(event), "green" if event.sufficient else "yellow", "judge")
+        elif isinstance(event, Choice):
+            self._line(choice_text(event), "cyan", "choice")
+        else:
+            author = f"{event.engine} · {event.purpose}"
+            if author != self._author:
+                self.console.print(Text(f"{self._separator}{author}", "bold"))
+                self._author = author
+            self.console.print(Text(event.text, COLOURS.get(event.purpose, "")), end="")
 
-    def choice(self, choice: Choice) -> None:
-        """Print who was chosen, with the scores and the reason where there are any."""
-        scores = ", ".join(f"{name} {score:.3g}" for name, score in choice.scores)
-        line = f"[{choice.about}] {', '.join(choice.chosen)}" + (f"  ({scores})" if scores else "")
-        line += f": {choice.reason}" if choice.reason else ""
-        self.console.print(Text(("\n" if self.author else "") + line, "cyan"))
-        self.author = "choice"
+    @property
+    def _separator(self) -> str:
+        return "\n" if self._author else ""
 
-    def verdict(self, verdict: Verdict) -> None:
-        """Print a judge's word as a bar."""
-        filled = round(20 * verdict.probability)
-        colour, word = ("green", "sufficient") if verdict.sufficient else ("yellow", "not yet")
-        line = f"[judge] {verdict.level:<7}{verdict.mentor_tokens:>5} mentor tokens  {'█' * filled:░<20} "
-        line += f"{verdict.probability:.2f} against {verdict.threshold:.2f}: {word}"
-        self.console.print(Text(("\n" if self.author else "") + line, colour))
-        self.author = "judge"
+    def _line(self, text: str, colour: str, author: str) -> None:
+        self.console.print(Text(self._separator + text, colour))
+        self._author = author
 
 
-def bill(result: Result, estimate: tuple[float, float, float] | None) -> Table:
-    """The bill by engine and purpose; for Tandem, beside what the mentor alone would have cost."""
-    table = Table(title="the bill", title_justify="left")
-    for column in ("engine", "purpose", "read", "cached", "written", "MFLOPs", "seconds"):
-        table.add_column(column, justify="left" if column in ("engine", "purpose") else "right")
+def choice_text(choice: Choice) -> str:
+    """Who was chosen, with the scores and the reason where there are any."""
+    scores = ", ".join(f"{name} {score:.3g}" for name, score in choice.scores)
+    line = f"[{choice.about}] {', '.join(choice.chosen)}" + (f"  ({scores})" if scores else "")
+    return f"{line}: {choice.reason}" if choice.reason else line
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """A judge's probability as a bar, beside its threshold."""
+    bar = "█" * round(20 * verdict.probability)
+    comparison = f"{verdict.probability:.2f} against {verdict.threshold:.2f}"
+    decision = "sufficient" if verdict.sufficient else "not yet"
+    return f"[judge] {verdict.level:<7}{verdict.mentor_tokens:>5} mentor tokens  {bar:░<20} {comparison}: {decision}"
+
+
+def usage_table(result: Result, estimate: tuple[float, float, float] | None) -> Table:
+    """Usage by engine and purpose.
+
+    Args:
+        estimate: For Tandem, the FLOPs that the mentor alone would have taken: mean and 95 % interval.
+    """
+    table = Table(title="usage and cost", title_justify="left")
+    priced = result.cost.usd > 0
+    for column in ("engine", "purpose"):
+        table.add_column(column)
+    for column in ("read", "cached", "written", "compute", *(["dollars"] if priced else []), "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
     for line in result.usage.lines:
-        table.add_row(line.engine, line.purpose, *_cells(line.cost))
+        table.add_row(line.engine, line.purpose, *_cells(line.cost, priced))
     table.add_section()
-    table.add_row("all", "", *_cells(result.cost))
+    table.add_row("total", "", *_cells(result.cost, priced))
     if estimate:
-        mean, low, high = (value / 1e6 for value in estimate)
+        mean, low, high = map(flops_text, estimate)
         table.caption = (
-            f"estimated for the mentor alone: {mean:.1f} MFLOPs (95 %: {low:.1f} to {high:.1f}); "
-            f"this ride, without what earlier ones left in caches: {result.cost.cold_flops / estimate[0]:.2f} of it"
+            f"mentor alone (estimated): {mean} (95 %: {low} to {high}); "
+            f"this run, without the help of earlier runs' caches: {result.cost.cold_flops / estimate[0]:.2f} of it"
         )
     return table
 
 
-def _cells(cost: Cost) -> list[str]:
-    return [
-        str(cost.prompt_tokens),
-        str(cost.cached_tokens),
-        str(cost.completion_tokens),
-        f"{cost.flops / 1e6:.1f}",
-        f"{cost.seconds:.3f}",
-    ]
+def _cells(cost: Cost, priced: bool) -> list[str]:
+    tokens = (cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens)
+    dollars = [f"{cost.usd:.6f}"] if priced else []
+    return [*(f"{count:,}" for count in tokens), flops_text(cost.flops), *dollars, f"{cost.seconds:.3f}"]
 
 
 async def watch(ensemble: AsyncEnsemble, request: Request, console: Console) -> Result:
-    """Ride while printing; the whole result at the end."""
-    screen, ledger, events, started = Screen(console), UsageLedger(), list[Event](), time.perf_counter()
+    """Answer a request, printing the events as they come."""
+    screen, ledger, started = Screen(console), UsageLedger(), time.perf_counter()
+    events: list[Event] = []
     async with aclosing(ensemble.stream(request, ledger)) as stream:
         async for event in stream:
             events.append(event)
@@ -97,7 +123,7 @@ async def watch(ensemble: AsyncEnsemble, request: Request, console: Console) -> 
 
 
 async def ask(config: Config, chat: Chat, console: Console) -> dict[str, Any]:
-    """Answer live on the console; returns the whole ride as a JSON record."""
+    """Answer live on the console; returns the whole run as a JSON record."""
     generation = config.ensemble.generation
     async with AsyncEnsemble.from_config(config) as ensemble:
         for engine in ensemble.engines:
@@ -105,13 +131,13 @@ async def ask(config: Config, chat: Chat, console: Console) -> dict[str, Any]:
         request = Request(chat, ensemble.sampling)
         result = await watch(ensemble, request, console)
         estimate = ensemble.aggregation.estimated_alone(request, ensemble.engines)
-        console.print(bill(result, estimate))
+        console.print(usage_table(result, estimate))
         return {
             "answer": generation.extracted(result.text),
             "insight": result.insight,
             "finish_reason": result.finish,
             "verdicts": [asdict(verdict) for verdict in result.verdicts],
-            "spent": [asdict(line) | {"flops": line.cost.flops} for line in result.usage.lines],
+            "usage": [asdict(line) | {"flops": line.cost.flops} for line in result.usage.lines],
             "flops": result.cost.flops,
             "estimated_mentor_alone_flops": estimate,
             "seconds": result.seconds,

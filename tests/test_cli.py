@@ -35,16 +35,16 @@ def test_ask_prints_one_json_object(config, capsys):
     assert record["answer"] == "It is 4."
     assert record["insight"] == "Goal: add. Planning: add."
     assert [verdict["level"] for verdict in record["verdicts"]] == ["low", "high"]
-    assert sum(line["flops"] for line in record["spent"]) == record["flops"]
+    assert sum(line["flops"] for line in record["usage"]) == record["flops"]
 
 
-def test_ask_shows_the_ride(config, capsys):
+def test_ask_shows_the_run(config, capsys):
     main(["ask", "2 + 2?", "--config", str(config)])
     shown = capsys.readouterr().out
     assert "big · insight" in shown
     assert "small · answer" in shown
     assert "sufficient" in shown
-    assert "the bill" in shown
+    assert "usage and cost" in shown
 
 
 @pytest.mark.parametrize(

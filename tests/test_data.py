@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from ensemblehub import data_files
+from ensemblehub import cli, data_files
 from ensemblehub.data import BadExample, Example, plain, read_items
 from ensemblehub.data_files import located
 from ensemblehub.errors import ConfigError
@@ -228,6 +228,7 @@ def test_an_unreadable_file_is_one_clear_line(tmp_path, content, says):
 
 
 def test_a_folder_and_a_missing_file(tmp_path):
+    cli.add_plugins()  # the laboratory's knows how to fetch benchmarks
     with pytest.raises(ConfigError, match="directory"):
         list(read_items(tmp_path))
     with pytest.raises(ConfigError, match="run `ensemblehub data fetch aime24`"):

@@ -12,9 +12,11 @@ from rich.console import Console
 from ensemblehub import inference, journal, output
 from ensemblehub.cli import main
 from ensemblehub.config import Config
+from ensemblehub.config.flags import configured
 from ensemblehub.errors import ArtifactError, ConfigError
-from ensemblehub.inference import Tally, clock, configured, infer, spending
+from ensemblehub.inference import BatchProgress, clock, infer
 from ensemblehub.schema import Cost
+from ensemblehub.terminal import cost_text, flops_text
 
 QUIET = Console(quiet=True)
 ECHO = {
@@ -52,11 +54,11 @@ def test_every_item_gets_its_row(paths):
     tally = infer(echo(), source, out, show_attribution=True, console=QUIET)
     assert (tally.good, tally.kept, tally.failed, tally.left, tally.exit_code) == (3, 0, 0, 0, 0)
     row = {row["id"]: row for row in rows(out)}["x"]
-    spent = row.pop("spent")
-    assert spent[0]["engine"] == "a"
-    assert spent[0]["purpose"] == "answer"
-    assert spent[0]["cost"]["completion_tokens"] == 3
-    assert sum(line["cost"]["usd"] for line in spent) == pytest.approx(tally.cost.usd / 3)
+    usage = row.pop("usage")
+    assert usage[0]["engine"] == "a"
+    assert usage[0]["purpose"] == "answer"
+    assert usage[0]["cost"]["completion_tokens"] == 3
+    assert sum(line["cost"]["usd"] for line in usage) == pytest.approx(tally.cost.usd / 3)
     assert row.pop("seconds") >= 0
     assert len(row.pop("key")) == 32
     assert len(row["config"].pop("fingerprint")) == 16
@@ -189,7 +191,7 @@ def test_bad_items_and_failures_are_rows_that_are_tried_again(tmp_path):
     failed = {row["number"]: row for row in rows(out)}
     assert "scripted" in failed[3]["error"]
     assert failed[3]["predict"] is None
-    assert failed[3]["spent"][0]["cost"]["completion_tokens"] == 1  # what was computed before it failed
+    assert failed[3]["usage"][0]["cost"]["completion_tokens"] == 1  # what was computed before it failed
     assert failed[2]["prompt"] is None
     with pytest.raises(ArtifactError):  # the scripted failure is a change of configuration
         infer(echo(), source, out, console=QUIET)
@@ -320,12 +322,27 @@ def test_two_runs_do_not_share_an_output(paths):
 
 
 def test_progress_says_rate_cost_and_time_left():
-    tally = Tally(100, 40, good=9, failed=1, cost=Cost(prefill_flops=2.5e12, usd=0.01))
-    tally.started = time.perf_counter() - 20
-    assert str(tally) == "50/100 · 1 failed · 0.50 rows/s · 2.50 TFLOPs, $0.0100 · 1:40 left"
-    assert "49 of 100 answered (40 before), 1 failed, 50 left" in tally.summary("out.jsonl")
-    assert spending(Cost(decode_flops=3e6)) == "3.00 MFLOPs"
+    progress = BatchProgress(100, 40, good=9, failed=1, cost=Cost(prefill_flops=2.5e12, usd=0.01))
+    progress.started = time.perf_counter() - 20
+    assert str(progress) == "50/100 · 1 failed · 0.50 rows/s · 2.50 TFLOPs, $0.0100 · 1:40 left"
+    assert "49 of 100 answered (40 before), 1 failed, 50 left" in progress.summary("out.jsonl")
+    assert cost_text(Cost(decode_flops=3e6)) == "3.00 MFLOPs"
     assert clock(3725) == "1:02:05"
+
+
+@pytest.mark.parametrize(
+    ("flops", "text"),
+    [
+        (0, "0 FLOPs"),
+        (1234, "1.23 kFLOPs"),
+        (999_600, "1.00 MFLOPs"),
+        (12.34e9, "12.3 GFLOPs"),
+        (1_484_076.8e6, "1.48 TFLOPs"),
+        (123.4e15, "123 PFLOPs"),
+    ],
+)
+def test_flops_have_three_digits_and_a_unit(flops, text):
+    assert flops_text(flops) == text
 
 
 def test_flags_make_a_configuration():

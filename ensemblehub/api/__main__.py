@@ -1,7 +1,7 @@
-"""`python -m ensemblehub.api CONFIG` is `ensemblehub serve CONFIG`."""
+"""`python -m ensemblehub.api YAML` is `ensemblehub serve YAML`."""
 
+import runpy
 import sys
 
-from ensemblehub.cli import main
-
-main(["serve", *sys.argv[1:]])
+sys.argv[1:1] = ["serve"]
+runpy.run_module("ensemblehub", run_name="__main__")

@@ -8,13 +8,15 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from ensemblehub import data_files, doctor
+from ensemblehub import data_files, registry
 from ensemblehub.cli import Commands, CommandT, config_option, force_option, limit_option
-from ensemblehub.config import Config
+
+if TYPE_CHECKING:
+    from ensemblehub.config import Config
 
 
 def experiment_option(command: CommandT) -> CommandT:
@@ -337,7 +339,7 @@ def register(cli: click.Group) -> None:
     """Add the commands to `ensemblehub`, and the sandbox to what `doctor` says."""
     for command in (demo, collect, train, stats, calibrate, evaluate, report, data, classifiers, paper):
         cli.add_command(command)
-    doctor.EXTRA_LINES["sandbox"] = _sandbox
+    registry.DOCTOR_LINES["sandbox"] = _sandbox
     data_files.HINTS.append(_how_to_fetch)
 
 

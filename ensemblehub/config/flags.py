@@ -1,0 +1,69 @@
+"""A configuration made of command-line flags, alone or on top of a file."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ensemblehub import builtin, registry
+from ensemblehub.config import Config
+from ensemblehub.errors import ConfigError, did_you_mean
+
+
+def configured(
+    path: Path | None,
+    changes: Sequence[str] = (),
+    models: Sequence[str] = (),
+    selection: str | None = None,
+    aggregation: str | None = None,
+    max_tokens: int | None = None,
+) -> Config:
+    """A configuration from a file, from flags, or from a file that flags change.
+
+    Args:
+        path: Without it, `models` are the configuration; without them too, it is the built-in pair's.
+        models: `path:engine:device`, with engine and device optional.
+        selection, aggregation: Methods; one that differs from the file's starts with its default options.
+        max_tokens: Of an answer; a question that leaves no room for them is refused.
+
+    Raises:
+        ConfigError: As `Config.read`, or a model names an unknown engine.
+    """
+    if models and changes and path is None:
+        raise ConfigError("--set changes a file: give --config")
+    flags = Config.model_validate({"model_specs": _specs(models)}) if models else None
+    config = flags if flags and path is None else Config.read(path or builtin.CONFIG, changes)
+    section = config.ensemble
+    update: dict[str, Any] = {}
+    if selection not in (None, section.model_selection_method):
+        update |= {"model_selection_method": selection, "model_selection_params": {}}
+    if aggregation not in (None, section.output_aggregation_method):
+        update |= {"output_aggregation_method": aggregation, "output_aggregation_params": {}}
+    if max_tokens is not None:
+        limit = {"max_tokens": max_tokens, "fit_context": False}
+        update["generation"] = section.generation.model_copy(update=limit)
+    replaced = {"model_specs": flags.model_specs} if flags else {}
+    return config.model_copy(update={"ensemble": section.model_copy(update=update), **replaced})
+
+
+def _specs(texts: Sequence[str]) -> list[dict[str, str]]:
+    """Models from `path:engine:device`; a path may hold colons (`builtin:intern`), as may a device (`cuda:0`)."""
+    engines = "|".join(map(re.escape, registry.ENGINES))
+    specs: list[dict[str, str]] = []
+    names = Counter[str]()
+    for text in texts:
+        found = re.fullmatch(rf"(?P<path>.+?)(:(?P<engine>{engines})(:(?P<device>.+))?)?", text, re.DOTALL)
+        path = found["path"] if found else ""
+        _, colon, rest = re.sub("^(builtin|studio):", "", path).partition(":")
+        if not found or colon:
+            engine = rest.partition(":")[0]
+            raise ConfigError(f"--model_specs {text}: {did_you_mean(engine, registry.ENGINES, 'engine')}")
+        name = re.split("[/:]", path.rstrip("/"))[-1]
+        names[name] += 1
+        number = f"-{names[name]}" if names[name] > 1 else ""
+        given = {key: value for key, value in found.groupdict().items() if value is not None}
+        specs.append({"name": name + number, **given})
+    return specs
