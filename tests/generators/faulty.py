@@ -17,18 +17,19 @@ def event(data):
     return f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n".encode()
 
 
-def said(text="", finish=None, **delta):
-    return event(
-        {
-            "choices": [
-                {
-                    "index": 0,
-                    "delta": {**({"content": text} if text else {}), **delta},
-                    "finish_reason": finish,
-                }
-            ]
-        }
-    )
+DONE = event("[DONE]")
+
+
+def chunk(choices, **more):
+    return event({"id": "x", "object": "chat.completion.chunk", "choices": choices, **more})
+
+
+def delta(finish=None, index=0, **fields):
+    return chunk([{"index": index, "delta": fields, "finish_reason": finish}])
+
+
+def said(text="", finish=None, **fields):
+    return delta(finish, **({"content": text} if text else {}), **fields)
 
 
 def usage_event(read=7, written=4, cached=0, **more):

@@ -8,24 +8,13 @@ import math
 import time
 
 import pytest
-from faulty import CHAT, QUICK, STALL, Asked, answer, event, said, upstream
+from faulty import CHAT, DONE, QUICK, STALL, Asked, answer, chunk, delta, event, said, upstream
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.openai.engine import OpenAIEngine, OpenAIOptions
 from ensemblehub.generators.openai.errors import ErrorReply, one_line, retry_after
 from ensemblehub.schema import Request, Sampling, Text
-
-DONE = event("[DONE]")
-
-
-def chunk(choices, **more):
-    return event({"id": "x", "object": "chat.completion.chunk", "choices": choices, **more})
-
-
-def delta(finish=None, index=0, **fields):
-    return chunk([{"index": index, "delta": fields, "finish_reason": finish}])
-
 
 # ---- what a provider does not do, done here
 

@@ -4,22 +4,13 @@ import json
 import math
 
 import pytest
-from faulty import CHAT, CUT, STALL, Asked, answer, event, said, usage_event
+from faulty import CHAT, CUT, DONE, STALL, Asked, answer, chunk, delta, event, said, usage_event
 
 from ensemblehub.errors import EngineError
 from ensemblehub.generators.openai.reply import finish_of
 from ensemblehub.schema import Price, Request, Text
 
-DONE = event("[DONE]")
 HIGH, LOW = "\ud83d", "\ude00"  # of U+1F600
-
-
-def chunk(choices, **more):
-    return event({"id": "x", "object": "chat.completion.chunk", "choices": choices, **more})
-
-
-def delta(finish=None, index=0, **fields):
-    return chunk([{"index": index, "delta": fields, "finish_reason": finish}])
 
 
 # ---- how an answer ends

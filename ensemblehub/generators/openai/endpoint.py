@@ -274,26 +274,27 @@ class Endpoint:
 
     async def _events(self, response: httpx2.Response, clock: Clock) -> AsyncGenerator[dict[str, Any], None]:
         """The JSON objects up to `[DONE]`, each within its deadline; comments do not extend a deadline."""
-        stream = httpx2.Response(
-            200,
-            headers={"content-type": "text/event-stream"},
-            content=_closed(_bounded(response, clock, _MAX_STREAM)),
-            request=response.request,
-            default_encoding="utf-8-sig",
-        )
-        try:
-            async for event in httpx2.EventSource(stream, _MAX_EVENT):
-                for data in _split(event.data):
-                    if data == _DONE:
-                        return
-                    reply = _reply(event.event, data)
-                    if reply is None:
-                        continue
-                    yield reply
-                    if reply.get("choices"):
-                        clock.expect(self.patience.inter_token)
-        except httpx2.SSEError as error:
-            raise Failure(f"an event of more than {_MAX_EVENT} bytes", again=False) from error
+        async with aclosing(_terminated(_bounded(response, clock, _MAX_STREAM))) as body:
+            stream = httpx2.Response(
+                200,
+                headers={"content-type": "text/event-stream"},
+                content=body,
+                request=response.request,
+                default_encoding="utf-8-sig",
+            )
+            try:
+                async for event in httpx2.EventSource(stream, _MAX_EVENT):
+                    for data in _split(event.data):
+                        if data == _DONE:
+                            return
+                        reply = _reply(event.event, data)
+                        if reply is None:
+                            continue
+                        yield reply
+                        if reply.get("choices"):
+                            clock.expect(self.patience.inter_token)
+            except httpx2.SSEError as error:
+                raise Failure(f"an event of more than {_MAX_EVENT} bytes", again=False) from error
 
 
 async def _bounded(response: httpx2.Response, clock: Clock, most: int) -> AsyncGenerator[bytes, None]:
@@ -323,7 +324,7 @@ async def _bounded(response: httpx2.Response, clock: Clock, most: int) -> AsyncG
             raise Failure(f"an answer of more than {most} bytes", again=False)
 
 
-async def _closed(stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+async def _terminated(stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     """A stream of events with the blank line that some servers omit at its end."""
     async with aclosing(stream):
         async for part in stream:
