@@ -9,7 +9,8 @@ from faulty import CHAT, CUT, QUICK, STALL, WORDS, Asked, answer, event, said, u
 from ensemblehub.cost import UsageLedger
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.openai.engine import OpenAIEngine, OpenAIOptions
-from ensemblehub.generators.openai.patience import CircuitBreaker, Failure, Patience
+from ensemblehub.generators.openai.errors import Failure
+from ensemblehub.generators.openai.patience import CircuitBreaker, Patience
 from ensemblehub.schema import Price, Request, Sampling, Text, TokenIds
 
 

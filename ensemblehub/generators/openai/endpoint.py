@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ensemblehub.errors import ConfigError, EngineError, MissingExtraError
-from ensemblehub.generators.openai.errors import ErrorReply, one_line, retry_after
-from ensemblehub.generators.openai.patience import CircuitBreaker, Clock, Failure, Patience
+from ensemblehub.generators.openai.errors import ErrorReply, Failure, RefusedError, one_line, retry_after
+from ensemblehub.generators.openai.patience import CircuitBreaker, Clock, Patience
 
 try:
     import httpx2
@@ -46,15 +46,6 @@ _STRICT_EVENTS = ("message", "error")  # kinds of events whose data must be JSON
 _JSON = ("application/json", "text/json", "application/problem+json")
 _STREAMS = ("text/event-stream", "text/plain", "application/octet-stream", "")  # or types that say nothing
 _DONE = "[DONE]"
-
-
-class RefusedError(EngineError):
-    """The endpoint answered with an error of its own, of this HTTP status and API error code."""
-
-    def __init__(self, text: str, engine: str, status: int, code: str) -> None:
-        super().__init__(text, engine)
-        self.status = status
-        self.code = code
 
 
 @dataclass

@@ -29,8 +29,8 @@ from ensemblehub.errors import (
 from ensemblehub.generators.base import Engine, Finding
 from ensemblehub.generators.entropies import bounded
 from ensemblehub.generators.openai.answer import APIAnswer
-from ensemblehub.generators.openai.endpoint import Endpoint, RefusedError, key_of
-from ensemblehub.generators.openai.errors import OVERFLOW
+from ensemblehub.generators.openai.endpoint import Endpoint, key_of
+from ensemblehub.generators.openai.errors import OVERFLOW, RefusedError
 from ensemblehub.generators.openai.options import Address, OpenAIOptions, info_of
 from ensemblehub.generators.openai.probe import Probe
 from ensemblehub.generators.openai.score import EchoPrompt

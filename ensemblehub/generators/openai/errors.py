@@ -1,7 +1,4 @@
-"""An API's refusals: message, code and `Retry-After`, in any of the forms there are.
-
-Knows no HTTP client.
-"""
+"""Failures of an API, and what it says of them: message, code and `Retry-After`, in any of their forms."""
 
 from __future__ import annotations
 
@@ -10,15 +7,46 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from ensemblehub.errors import EngineError
 from ensemblehub.surrogates import whole
 
 OVERFLOW = "context_length_exceeded"
 _MESSAGES = ("message", "detail", "error", "msg", "title")
 _TOO_LONG = "maximum context length|context (length|window|size) (is |was )?exceed|exceed_context_size"
 _LONGEST = 500  # characters of a reason that are shown
+
+
+@dataclass(eq=False)
+class Failure(Exception):
+    """A failed try.
+
+    Attributes:
+        again: whether another try may succeed.
+        status: HTTP status; 0 where there is none.
+        wait: seconds that the server asks to wait.
+        code: the API's error code.
+    """
+
+    reason: str
+    again: bool = field(kw_only=True)
+    status: int = field(default=0, kw_only=True)
+    wait: float = field(default=0.0, kw_only=True)
+    code: str = field(default="", kw_only=True)
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class RefusedError(EngineError):
+    """The endpoint answered with an error of its own, of this HTTP status and API error code."""
+
+    def __init__(self, text: str, engine: str, status: int, code: str) -> None:
+        super().__init__(text, engine)
+        self.status = status
+        self.code = code
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge, Gt
+
+from ensemblehub.generators.openai.errors import Failure
 
 Seconds = Annotated[float, Gt(0)]
 
@@ -35,27 +37,6 @@ class Patience:
     longest_wait: Annotated[float, Ge(0)] = 600.0
     breaker_failures: Annotated[int, Ge(1)] = 5
     breaker_seconds: Annotated[float, Ge(0)] = 30.0
-
-
-@dataclass(eq=False)
-class Failure(Exception):
-    """A failed try.
-
-    Attributes:
-        again: whether another try may succeed.
-        status: HTTP status; 0 where there is none.
-        wait: seconds that the server asks to wait.
-        code: the API's error code.
-    """
-
-    reason: str
-    again: bool = field(kw_only=True)
-    status: int = field(default=0, kw_only=True)
-    wait: float = field(default=0.0, kw_only=True)
-    code: str = field(default="", kw_only=True)
-
-    def __str__(self) -> str:
-        return self.reason
 
 
 class Clock:
