@@ -1,10 +1,10 @@
-"""Run one coroutine per item, a bounded number at a time."""
+"""Run coroutines at the same time: one per item and a bounded number at a time, or all together."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -48,3 +48,17 @@ async def for_each(
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
     return [results[number] for number in sorted(results)]
+
+
+async def together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run `calls` at the same time and return their results.
+
+    The first failure cancels the others and is raised as it is.
+    """
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.turns import refuse_ids
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Cost, Piece, Request
-from ensemblehub.scorers.base import together
 
 
 @dataclass(eq=False)

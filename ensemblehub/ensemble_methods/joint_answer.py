@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageMeter
 from ensemblehub.ensemble_methods.mixing import choose, top_alternatives
 from ensemblehub.ensemble_methods.spelling import TokenMember
@@ -20,7 +21,6 @@ from ensemblehub.ensemble_methods.union_vocabulary import Probabilities, union_o
 from ensemblehub.errors import RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Request, Sampling
-from ensemblehub.scorers.base import together
 
 FORCED = 64  # tokens of a given text that are read at a time when each one's distribution is wanted
 

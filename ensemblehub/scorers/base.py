@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ensemblehub.cost import UsageMeter
 from ensemblehub.generators.base import Engine
@@ -14,8 +13,6 @@ from ensemblehub.schema import Price, Request
 
 if TYPE_CHECKING:
     from ensemblehub.generators.hf.loading import HFOptions
-
-T = TypeVar("T")
 
 
 class Scorer(ABC):
@@ -74,17 +71,3 @@ class LoadingOptions:
 
         names = {field.name for field in fields(HFOptions)}
         return HFOptions(**{name: value for name, value in vars(self).items() if name in names})
-
-
-async def together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run `calls` at the same time and return their results.
-
-    The first failure cancels the others and is raised as it is.
-    """
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

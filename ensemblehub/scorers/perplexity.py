@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import CapabilityError, ConfigError, EngineError, did_you_mean
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Chat, Request
-from ensemblehub.scorers.base import LoadingOptions, Scorer, together
+from ensemblehub.scorers.base import LoadingOptions, Scorer
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import EngineError
 from ensemblehub.schema import Request
-from ensemblehub.scorers.base import Scorer, together
+from ensemblehub.scorers.base import Scorer
 
 Normalization = Literal["none", "minmax", "standard"]
 

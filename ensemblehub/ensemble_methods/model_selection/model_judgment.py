@@ -12,13 +12,13 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Selection
 from ensemblehub.ensemble_methods.roles import by_name, check_k, require
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Decoder, Engine, Vocabulary
 from ensemblehub.schema import Capability, Chat, Prompt, Request, Text
-from ensemblehub.scorers.base import together
 
 Mask = NDArray[np.bool_]
 QUESTION = "{question}"

@@ -16,6 +16,7 @@ import numpy as np
 
 from ensemblehub import builtin
 from ensemblehub.artifacts import content_of, parsed
+from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Selection
 from ensemblehub.ensemble_methods.model_selection import question
@@ -23,7 +24,6 @@ from ensemblehub.ensemble_methods.roles import check_k
 from ensemblehub.errors import ArtifactError, ConfigError, RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Capability, Request
-from ensemblehub.scorers.base import together
 
 COMMAND = "ensemblehub stats --config FILE --input_path QUESTIONS"
 MOSTLY = 0.9  # share of models to which a question must look unusual for a third one to be asked

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
+from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, ask, joined, refuse_ids
@@ -16,7 +17,6 @@ from ensemblehub.errors import ConfigError, ContextOverflowError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.text.stops import StopFilter
 from ensemblehub.schema import Choice, Event, Finish, Piece, Request
-from ensemblehub.scorers.base import together
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemblehub import builtin
+from ensemblehub.concurrency import together
 from ensemblehub.config import Config
 from ensemblehub.config.sections import EnsembleSection
 from ensemblehub.cost import UsageLedger
@@ -38,7 +39,6 @@ from ensemblehub.lab.pipeline.pipeline import Pipeline, as_json
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item
 from ensemblehub.schema import Cost, Request
-from ensemblehub.scorers.base import together
 from ensemblehub.tandem import features
 from ensemblehub.tandem.judges import Inputs, Logistic
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ensemblehub.artifacts import write_atomically
+from ensemblehub.concurrency import together
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.data import BadExample, read_items
@@ -25,7 +26,6 @@ from ensemblehub.generators.base import Engine
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.selection import members
 from ensemblehub.schema import Request
-from ensemblehub.scorers.base import together
 
 log = logging.getLogger(__name__)
 

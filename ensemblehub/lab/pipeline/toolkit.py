@@ -25,6 +25,7 @@ from pydantic import FiniteFloat, StringConstraints
 
 from ensemblehub import builtin, registry
 from ensemblehub.artifacts import content_of, parsed, write_atomically
+from ensemblehub.concurrency import together
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble, fold
@@ -36,7 +37,6 @@ from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.report import pyplot
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.schema import Event, Request, Sampling
-from ensemblehub.scorers.base import together
 
 METHODS = Path(__file__).with_suffix(".yaml")
 CONCURRENCY = 32
