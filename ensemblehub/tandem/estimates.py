@@ -1,9 +1,8 @@
-"""What the mentor alone would have cost, for rides in which it never answered.
+"""Estimated cost of the mentor answering alone, for runs in which it did not.
 
-Every figure derived from this is named `estimated_…`: the mentor's own length is predicted from the
-question's length by a straight line fitted on collected data, with an interval from its residuals.
-
-The estimate is cold: the mentor reads its whole prompt.  It is compared with what a ride costs cold, `Cost.cold_flops`.
+Every figure derived from this is named `estimated_…`: the length of the mentor's answer is predicted from the
+question's length by a straight line fitted on collected data, with an interval from its residuals.  The
+estimate is cold, with the whole prompt read, and is compared with `Cost.cold_flops`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The judges: given what the intern's reading looked like, is this insight sufficient?
+"""Judges: the probability that an insight is sufficient, from the intern's reading of it.
 
-Inference is plain numpy; training lives in `training.py`, saving in `sufficiency.py`.  Knows no engine, no
-prompt and no file.
+Inference is plain numpy; `lab/judges` trains judges, `artifact.py` saves and loads them.
 """
 
 from __future__ import annotations
@@ -22,10 +21,6 @@ Floats = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
 
 
-def _nothing() -> Floats:
-    return np.zeros(0)
-
-
 @dataclass(frozen=True)
 class Reading:
     """The intern's reading at one checkpoint.
@@ -39,8 +34,8 @@ class Reading:
 
     level: int
     mentor_tokens: int
-    perplexity: Floats = field(default_factory=_nothing)
-    entropy: Floats = field(default_factory=_nothing)
+    perplexity: Floats = field(default_factory=lambda: np.zeros(0))
+    entropy: Floats = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -91,24 +86,16 @@ class Judge(ABC):
     flops: float = 0.0
 
     @abstractmethod
+    def probabilities_of(self, readings: ReadingBatch) -> Floats:
+        """Probabilities, 0 to 1, that each reading's insight is sufficient, (n,)."""
+
     def probability(self, reading: Reading) -> float:
-        """Probability, 0 to 1, that this insight is sufficient.
+        """The probability of one reading.
 
         Raises:
-            RequestError: the reading is empty and this judge looks at it.
+            RequestError: the reading is empty, and this judge looks at it.
         """
-
-    def probabilities_of(self, readings: ReadingBatch) -> Floats:
-        """Probabilities of many readings, (n,)."""
-        table, level, tokens = readings.table, readings.level, readings.mentor_tokens
-        return np.array(
-            [
-                self.probability(
-                    Reading(int(level[index]), int(tokens[index]), *np.asarray(sequence, np.float64))
-                )
-                for index, sequence in enumerate(readings.sequences)
-            ]
-        ).reshape(len(table))
+        return float(self.probabilities_of(ReadingBatch.of(reading))[0])
 
     @abstractmethod
     def state(self) -> tuple[Arrays, dict[str, Any]]:
@@ -143,9 +130,8 @@ class FeatureJudge(Judge):
         return self.probabilities(readings.table, readings.level, readings.mentor_tokens)
 
     def probability(self, reading: Reading) -> float:
-        table = features(reading.perplexity, reading.entropy).astype(
-            np.float32
-        )  # the precision of collected data
+        # the precision of collected data
+        table = features(reading.perplexity, reading.entropy).astype(np.float32)
         return float(self.probabilities(table, reading.level, reading.mentor_tokens))
 
 
@@ -205,6 +191,9 @@ class Fixed(Judge):
     reads: ClassVar[bool] = False
     level: int
 
+    def probabilities_of(self, readings: ReadingBatch) -> Floats:
+        return np.minimum(1.0, (readings.level + 1) / (self.level + 1))
+
     def probability(self, reading: Reading) -> float:
         return min(1.0, (reading.level + 1) / (self.level + 1))
 
@@ -241,7 +230,7 @@ class Inputs:
         return len(FEATURE_NAMES) + self.level * self.levels + self.length
 
     def matrix(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
-        """The judge's inputs before standardisation, float64 of shape (..., width); arguments as `probabilities`."""
+        """Inputs before standardisation, float64 of shape (..., width); arguments as `FeatureJudge.probabilities`."""
         table = np.array(table, np.float64)
         if self.log_perplexity:
             half = table[..., : len(FEATURE_NAMES) // 2]
@@ -257,8 +246,26 @@ class Inputs:
         return np.concatenate(columns, axis=-1)
 
 
+class FeatureClassifier(FeatureJudge):
+    """A trained judge over the 16 features with a calibrated output."""
+
+    inputs: Inputs
+    curve: Curve
+
+    @abstractmethod
+    def outputs(self, matrix: Floats) -> Floats:
+        """Outputs before calibration, (...), for inputs of shape (..., width)."""
+
+    def logits(self, readings: ReadingBatch) -> Floats:
+        """Outputs before calibration, float64 of shape (n,)."""
+        return self.outputs(self.inputs.matrix(readings.table, readings.level, readings.mentor_tokens))
+
+    def probabilities(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
+        return self.curve(self.outputs(self.inputs.matrix(table, level, mentor_tokens)))
+
+
 @dataclass(frozen=True)
-class Classifier(FeatureJudge):
+class Classifier(FeatureClassifier):
     """A trained network over standardised features with a calibrated output.
 
     Attributes:
@@ -277,19 +284,12 @@ class Classifier(FeatureJudge):
         """FLOPs of one call: two per weight, two per standardised input."""
         return float(2 * self.inputs.width + sum(2 * weight.size + bias.size for weight, bias in self.layers))
 
-    def logits(self, readings: ReadingBatch) -> Floats:
-        """Outputs before calibration, float64 of shape (n,)."""
-        return self._outputs(readings.table, readings.level, readings.mentor_tokens)
-
-    def _outputs(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
-        values = (self.inputs.matrix(table, level, mentor_tokens) - self.mean) / self.std
+    def outputs(self, matrix: Floats) -> Floats:
+        values = (matrix - self.mean) / self.std
         for weight, bias in self.layers[:-1]:
             values = np.maximum(values @ weight.T + bias, 0.0)
         weight, bias = self.layers[-1]
         return np.asarray((values @ weight.T + bias)[..., 0])
-
-    def probabilities(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
-        return self.curve(self._outputs(table, level, mentor_tokens))
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         arrays: Arrays = {"mean": self.mean, "std": self.std, "curve": self.curve.knots}
@@ -300,7 +300,8 @@ class Classifier(FeatureJudge):
     @classmethod
     def restored(cls, arrays: Arrays, options: Mapping[str, Any], /) -> Self:
         layers = tuple((arrays[f"{i}.weight"], arrays[f"{i}.bias"]) for i in range(options["layers"]))
-        curve, inputs = Curve.restored(options["curve"], arrays["curve"]), Inputs(**options["inputs"])
+        curve = Curve.restored(options["curve"], arrays["curve"])
+        inputs = Inputs(**options["inputs"])
         widths = [inputs.width, *(len(bias) for _, bias in layers)]
         wanted = [*zip(widths[1:], widths[:-1], strict=True)]
         mean, std = arrays["mean"], arrays["std"]

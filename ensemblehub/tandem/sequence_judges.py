@@ -1,8 +1,7 @@
 """Judges over the raw sequences of perplexity and entropy: `lstm`, `gru`, `cnn`, `attention`.
 
-The reference's networks (its `sequence_classifier`), with the padding masked, so that a reading's probability does not
-depend on what it is batched with, and the inputs standardised.  Need torch (extra `hf`), for training and for judging.
-Knows no engine, no prompt and no file.
+The reference's networks (its `sequence_classifier`), with standardised inputs and masked padding, so that a
+reading's probability does not depend on its batch.  Training and inference need torch (extra `hf`).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from ensemblehub.errors import MissingExtraError
 from ensemblehub.tandem.curves import Curve
-from ensemblehub.tandem.judges import Arrays, Floats, Judge, Reading, ReadingBatch
+from ensemblehub.tandem.judges import Arrays, Floats, Judge, ReadingBatch
 
 HIDDEN, DROPOUT = 64, 0.2
 LONGEST = 2000  # tokens; of a longer reading the last ones
@@ -85,9 +84,6 @@ class SequenceJudge(Judge):
     def probabilities_of(self, readings: ReadingBatch) -> Floats:
         return self.curve(self.logits(readings))
 
-    def probability(self, reading: Reading) -> float:
-        return float(self.probabilities_of(ReadingBatch.of(reading))[0])
-
     @cached_property
     def network(self) -> Any:
         """The network with its weights, in evaluation mode."""
@@ -111,15 +107,13 @@ class SequenceJudge(Judge):
             for name, array in arrays.items()
             if name.startswith("network.")
         }
-        curve, (mean, std) = (
-            Curve.restored(options["curve"], arrays["curve"]),
-            (arrays["mean"], arrays["std"]),
-        )
+        curve = Curve.restored(options["curve"], arrays["curve"])
+        mean, std = arrays["mean"], arrays["std"]
         if mean.shape != (2,) or std.shape != (2,) or not (std > 0).all():
             raise ValueError("means or deviations that do not fit two inputs")
         judge = cls(Context(**options["context"]), mean, std, weights, curve)
         try:
-            judge.network  # noqa: B018  what does not fit shows here, not in a ride
+            judge.network  # noqa: B018  checks the weights now, not in a run
         except RuntimeError as error:
             raise ValueError(f"weights that do not fit its network: {error}") from error
         return judge
@@ -159,24 +153,24 @@ SEQUENCE_JUDGES: dict[str, type[SequenceJudge]] = {
 
 
 def padded(sequences: Sequence[NDArray[Any]], mean: Floats, std: Floats) -> tuple[Any, Any]:
-    """Standardised sequences as a float32 tensor (n, tokens, 2), zero behind each end, and their lengths (n,)."""
+    """Standardised sequences as a zero-padded float32 tensor (n, tokens, 2), and their lengths (n,)."""
     torch = torch_module()
     kept = [inputs(sequence) for sequence in sequences]
-    lengths = np.array([len(one) for one in kept])
+    lengths = np.array([len(sequence) for sequence in kept])
     x = np.zeros((len(kept), int(lengths.max()), 2), np.float32)
-    for row, one in zip(x, kept, strict=True):
-        row[: len(one)] = (one - mean) / std
+    for row, sequence in zip(x, kept, strict=True):
+        row[: len(sequence)] = (sequence - mean) / std
     return torch.from_numpy(x), torch.from_numpy(lengths)
 
 
 def inputs(sequence: NDArray[Any]) -> Floats:
-    """Log perplexity and entropy, (tokens, 2), from perplexity and entropy, (2, tokens); the last `LONGEST` tokens."""
+    """Log perplexity and entropy, (tokens, 2), of the last `LONGEST` of (2, tokens) perplexities and entropies."""
     perplexity, entropy = np.asarray(sequence, np.float64)[:, -LONGEST:]
     return np.stack([np.log(np.maximum(perplexity, 1.0)), entropy], axis=1)
 
 
 def build(kind: str, context: int) -> Any:
-    """The untrained network of a kind, from (n, tokens, 2), lengths (n,) and context (n, `context`) to logits (n,)."""
+    """An untrained network from (n, tokens, 2), lengths (n,) and context (n, `context`) to logits (n,)."""
     torch = torch_module()
     nn = torch.nn
 

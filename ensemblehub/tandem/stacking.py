@@ -1,6 +1,6 @@
 """An ensemble of judges (`ensemble`): their logits, weighed by a logistic regression on validation questions.
 
-Wolpert, "Stacked generalization", 1992.  Knows no engine, no prompt and no file.
+Wolpert, "Stacked generalization", 1992.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import numpy as np
 
 from ensemblehub import registry
 from ensemblehub.tandem.curves import Curve
-from ensemblehub.tandem.judges import JUDGES, Arrays, Classifier, Floats, Judge, Reading, ReadingBatch
+from ensemblehub.tandem.judges import JUDGES, Arrays, FeatureClassifier, Floats, Judge, ReadingBatch
 from ensemblehub.tandem.sequence_judges import SequenceJudge
-from ensemblehub.tandem.trees import GradientBoosting
 
-Trained = Classifier | GradientBoosting | SequenceJudge
+Trained = FeatureClassifier | SequenceJudge
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,6 @@ class Stack(Judge):
     def probabilities_of(self, readings: ReadingBatch) -> Floats:
         return self.curve(self.logits(readings))
 
-    def probability(self, reading: Reading) -> float:
-        return float(self.probabilities_of(ReadingBatch.of(reading))[0])
-
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         arrays: Arrays = {"weights": self.weights, "curve": self.curve.knots}
         options: dict[str, Any] = {"curve": self.curve.method, "members": {}}
@@ -67,7 +63,7 @@ class Stack(Judge):
                 name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)
             }
             member = registry.lookup(JUDGES, kind, "judge")
-            if not issubclass(member, Classifier | GradientBoosting | SequenceJudge):
+            if not issubclass(member, FeatureClassifier | SequenceJudge):
                 raise ValueError(f"a member {kind!r}, which cannot be one")
             members[kind] = cast(type[Trained], member).restored(parts, own)
         weights = arrays["weights"]

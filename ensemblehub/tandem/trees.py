@@ -1,7 +1,4 @@
-"""Gradient boosting over the 16 features (`gb`), kept as arrays: scikit-learn trains it, numpy judges.
-
-Knows no engine, no prompt and no file.
-"""
+"""Gradient boosting over the 16 features (`gb`), kept as arrays: scikit-learn trains it, numpy judges."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ensemblehub.tandem.curves import Curve
-from ensemblehub.tandem.judges import Arrays, FeatureJudge, Floats, Inputs, ReadingBatch
+from ensemblehub.tandem.judges import Arrays, FeatureClassifier, Floats, Inputs
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Trees:
     @classmethod
     def of(cls, fitted: Any) -> Trees:
         """From a fitted `GradientBoostingClassifier` of two classes."""
-        trees = [one.tree_ for one in fitted.estimators_[:, 0]]
+        trees = [estimator.tree_ for estimator in fitted.estimators_[:, 0]]
         nodes = max(tree.node_count for tree in trees)
 
         def table(name: str, fill: float, kind: Any) -> NDArray[Any]:
@@ -58,7 +55,7 @@ class Trees:
         )
 
     def check(self, columns: int) -> None:
-        """A `ValueError` where the trees are none over so many columns: a walk would leave them or never end."""
+        """Raise a `ValueError` unless every walk over inputs of so many columns ends in a leaf."""
         arrays = (self.feature, self.threshold, self.left, self.right, self.value)
         if self.feature.ndim != 2 or not self.feature.size or len({array.shape for array in arrays}) > 1:
             raise ValueError("trees of unlike shapes")
@@ -85,7 +82,7 @@ class Trees:
 
 
 @dataclass(frozen=True)
-class GradientBoosting(FeatureJudge):
+class GradientBoosting(FeatureClassifier):
     """Gradient boosting with a calibrated output (FACTS: 100 trees, depth 5, rate 0.1)."""
 
     kind: ClassVar[str] = "gb"
@@ -98,13 +95,8 @@ class GradientBoosting(FeatureJudge):
         """One comparison per level of every tree, and its addition."""
         return float(self.trees.feature.shape[0] * 6)
 
-    def logits(self, readings: ReadingBatch) -> Floats:
-        """Outputs before calibration, float64 of shape (n,)."""
-        return self.trees(self.inputs.matrix(readings.table, readings.level, readings.mentor_tokens))
-
-    def probabilities(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
-        matrix = self.inputs.matrix(table, level, mentor_tokens)
-        return self.curve(self.trees(matrix.reshape(-1, matrix.shape[-1]))).reshape(matrix.shape[:-1])
+    def outputs(self, matrix: Floats) -> Floats:
+        return self.trees(matrix.reshape(-1, matrix.shape[-1])).reshape(matrix.shape[:-1])
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         trees = {name: np.asarray(value) for name, value in vars(self.trees).items() if name != "start"}
