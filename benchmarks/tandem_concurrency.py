@@ -27,11 +27,12 @@ import numpy as np
 from benchmarks import engines
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import AsyncEnsemble, fold
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.lab.pipeline.evaluate import Bill
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks.base import Item
 from ensemblehub.lab.tasks.builtin_math import BuiltinMath
+from ensemblehub.results import fold
 from ensemblehub.schema import Event, Request, Result
 
 RESULTS = Path("results/benchmarks")

@@ -1,30 +1,146 @@
-"""The ledger: every engine call is billed here, whoever asked for it.
+"""Cost accounting: what a model's forward passes cost, and the usage of one request.
 
-Engines report what they computed; this module knows what it costs.  It knows no strategy.  Beside the
-ledger stands the paper's formula, which counts output tokens only.
+Every engine call receives a `UsageMeter` and records what it computed.  Units: FLOPs (a multiply-add counts
+as two), US dollars, seconds.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, fields
+from typing import Any, Literal
 
-from ensemblehub.schema import Cost, ModelInfo, Purpose, Usage, UsageLine
+Purpose = Literal["insight", "judge", "answer", "propose", "score", "select"]
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars per million tokens."""
+
+    prompt: float
+    completion: float
+    cached: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Properties of an engine's model, known before it is loaded.
+
+    Attributes:
+        parameters: Number of parameters; `active` those used per token (0 where unknown).
+        attention_flops: FLOPs per token and attended position.
+        context: Maximum length of prompt and answer together, in tokens (0 where unknown).
+        vocabulary: Number of token ids (0 where unknown).
+    """
+
+    parameters: int = 0
+    active: int = 0
+    attention_flops: float = 0.0
+    context: int = 0
+    vocabulary: int = 0
+    price: Price | None = None
+
+    @property
+    def token_flops(self) -> float:
+        """FLOPs of one token without attention: two per active parameter."""
+        return 2.0 * self.active
+
+    def flops(self, start: int, end: int) -> float:
+        """FLOPs of the forward passes at positions `start` to `end - 1`, attention included."""
+        count = max(0, end - start)
+        attended = count * (start + end + 1) / 2  # the token at position i attends to i + 1 positions
+        return count * self.token_flops + attended * self.attention_flops
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Tokens, compute, money and time; costs add up.
+
+    Attributes:
+        prompt_tokens: Tokens read, of which `cached_tokens` were not computed again.
+        completion_tokens: Tokens generated, of which `discarded_tokens` were not used.
+        estimated: Whether a provider's final figure was unavailable.
+        spared_flops: Prefill FLOPs saved by what earlier requests left in a cache.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    discarded_tokens: int = 0
+    prefill_flops: float = 0.0
+    decode_flops: float = 0.0
+    usd: float = 0.0
+    seconds: float = 0.0
+    calls: int = 0
+    estimated: bool = False
+    spared_flops: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of prefill and decoding."""
+        return self.prefill_flops + self.decode_flops
+
+    @property
+    def cold_flops(self) -> float:
+        """FLOPs of the same calls with empty caches."""
+        return self.flops + self.spared_flops
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and `flops` as plain values."""
+        return {**asdict(self), "flops": self.flops}
+
+    def __add__(self, other: Cost) -> Cost:
+        mine, others = astuple(self), astuple(other)
+        total = {
+            field.name: a or b if field.name == "estimated" else a + b
+            for field, a, b in zip(fields(self), mine, others, strict=True)
+        }
+        return Cost(**total)
+
+
+@dataclass(frozen=True)
+class UsageLine:
+    """Cost of one engine for one purpose."""
+
+    engine: str
+    purpose: Purpose
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Usage of a request by engine and purpose, in order of first use."""
+
+    lines: tuple[UsageLine, ...] = ()
+
+    @property
+    def cost(self) -> Cost:
+        """The sum of all lines."""
+        return sum((line.cost for line in self.lines), Cost())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Total cost and lines as plain, JSON-compatible values."""
+        return {
+            "cost": self.cost.to_dict(),
+            "lines": [
+                {"engine": line.engine, "purpose": line.purpose, **line.cost.to_dict()} for line in self.lines
+            ],
+        }
 
 
 @dataclass
 class UsageLedger:
-    """What one request has spent so far, call by call."""
+    """The engine calls of one request, with the cost of each."""
 
     calls: list[UsageLine] = field(default_factory=list)
     _computed: dict[str, list[Sequence[int]]] = field(default_factory=dict, repr=False)
 
     def reused(self, engine: str, ids: Sequence[int], cached: int) -> int:
-        """How many of `cached` leading tokens this request had computed itself, in an earlier call of the engine.
+        """Number of the `cached` leading tokens that an earlier call of this request computed on the engine.
 
         Args:
-            ids: the tokens of this call, read and written; kept for the calls that follow.
+            ids: Tokens of this call, read and generated; remembered for later calls.
         """
         earlier = self._computed.setdefault(engine, [])
         common = max((_common(ids, other, cached) for other in earlier), default=0)
@@ -32,7 +148,7 @@ class UsageLedger:
         return common
 
     def add(self, engine: str, purpose: Purpose, cost: Cost) -> None:
-        """Bill one call."""
+        """Record one call."""
         self.calls.append(UsageLine(engine, purpose, cost))
 
     @property
@@ -49,13 +165,13 @@ class UsageLedger:
         return sum((call.cost for call in self.calls), Cost())
 
     def meter(self, purpose: Purpose) -> UsageMeter:
-        """A meter to hand to engine calls made for `purpose`."""
+        """Return a meter for engine calls made for `purpose`."""
         return UsageMeter(self, purpose)
 
 
 @dataclass(frozen=True)
 class UsageMeter:
-    """Goes into every engine call; remembers what the call is for."""
+    """Records engine calls made for one purpose."""
 
     ledger: UsageLedger
     purpose: Purpose
@@ -74,14 +190,15 @@ class UsageMeter:
         estimated: bool = False,
         ids: Sequence[int] | None = None,
     ) -> Cost:
-        """Bill one engine call; called once per call, in `finally`.
+        """Record one engine call; engines call it once per call, in `finally`.
 
-        FLOPs are those of the forward passes computed: positions `cached_tokens` to `prompt_tokens - 1` for
-        the prefill, one per written token but the last for decoding (the prefill yields the first token).
+        FLOPs are those of the computed positions: `cached_tokens` to `prompt_tokens - 1` for the prefill, and one
+        per generated token but the last for decoding (the prefill yields the first token).
 
         Args:
-            ids: the tokens read and written.  They tell what of `cached_tokens` an earlier request had computed;
-                without them, the lengths of the calls bound it.
+            usd: Price that the provider states; by default computed from `info.price`.
+            ids: Tokens read and generated, to tell which cached tokens an earlier request computed; without
+                them, the lengths of the calls bound their number.
         """
         written_from = prompt_tokens
         tokens = range(prompt_tokens + completion_tokens) if ids is None else ids
@@ -104,7 +221,7 @@ class UsageMeter:
 
 
 def _common(one: Sequence[int], other: Sequence[int], most: int) -> int:
-    """Length of the common start of two sequences, at most `most`."""
+    """Length of the common prefix of two sequences, at most `most`."""
     most = min(most, len(one), len(other))
     if one[:most] == other[:most]:
         return most

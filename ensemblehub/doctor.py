@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ensemblehub import ensemble as joining
-from ensemblehub import registry
+from ensemblehub import configured, registry
 from ensemblehub.config import Config
 from ensemblehub.config.sections import ModelSpec, RewardSpec
 from ensemblehub.cost import UsageLedger, UsageMeter
@@ -183,8 +182,8 @@ def examine(path: Path, changes: Sequence[str] = (), probe: bool = False) -> Rep
     report.members = [_member(engine, spec) for engine, spec in made if engine is not None]
     engines = {engine.name: engine for engine, _ in made if engine is not None}
     members = _members_of(config, engines)
-    selection = report.attempt(joining.selection_of, config)
-    aggregation = report.attempt(joining.aggregation_of, config)
+    selection = report.attempt(configured.selection_of, config)
+    aggregation = report.attempt(configured.aggregation_of, config)
     if members and selection:
         min_engines = min(selection.min_engines(members), len(members))
         report.selection = _strategy(
@@ -244,8 +243,8 @@ def _members_of(config: Config, engines: Mapping[str, Engine]) -> list[Engine]:
 def _also(report: Report, config: Config, name: str, engines: Mapping[str, Engine]) -> None:
     """Examine another ensemble of the file."""
     members = _members_of(config, engines)
-    selection = report.attempt(joining.selection_of, config)
-    aggregation = report.attempt(joining.aggregation_of, config)
+    selection = report.attempt(configured.selection_of, config)
+    aggregation = report.attempt(configured.aggregation_of, config)
     if selection and aggregation and len(members) == len(config.members):
         report.attempt(_check, config, members, selection, _judged(report, config, aggregation, members))
         report.ensembles[name] = (
@@ -255,7 +254,7 @@ def _also(report: Report, config: Config, name: str, engines: Mapping[str, Engin
 
 def _engine(report: Report, config: Config, spec: ModelSpec) -> Engine | None:
     before = len(report.unseen)
-    engine = report.attempt(joining.engine_of, config, spec)
+    engine = report.attempt(configured.engine_of, config, spec)
     if len(report.unseen) == before:
         return engine
     kind = registry.lookup(registry.ENGINES, spec.engine, "engine")
@@ -299,14 +298,14 @@ def _judged(
         return aggregation
     scorers = []
     for spec in config.reward_specs:
-        scorer = report.attempt(joining.scorer_of, config, spec, engines) or UnseenScorer(
+        scorer = report.attempt(configured.scorer_of, config, spec, engines) or UnseenScorer(
             spec.name, spec, engines
         )
         scorers.append(scorer)
         report.scorers.append(
             {"name": spec.name, "engine": spec.engine, "weight": spec.weight, "model": scorer.model}
         )
-    return aggregation.with_scorers(joining.pool_of(config, scorers))
+    return aggregation.with_scorers(configured.pool_of(config, scorers))
 
 
 def _check(config: Config, engines: Sequence[Engine], selection: Selection, aggregation: Aggregation) -> None:

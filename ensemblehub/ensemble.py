@@ -1,4 +1,7 @@
-"""The only place that joins the parts: engines, a selection and an aggregation become an `Ensemble`."""
+"""`AsyncEnsemble`: engines, a selection and an aggregation that answer together.
+
+`Ensemble` in `ensemblehub.client` has the same methods for programs without an event loop.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,16 @@ import json
 import logging
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
-from ensemblehub import registry
+from ensemblehub import builtin, configured, registry
+from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
-from ensemblehub.config.sections import DebugSection, Generation, ModelSpec, RewardSpec, StrategySpec
+from ensemblehub.config.sections import DebugSection, Generation
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Aggregation, Selection, check_together, name_of
 from ensemblehub.ensemble_methods.model_selection.all import All
@@ -25,73 +29,109 @@ from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.ensemble_methods.turns import SoFar
 from ensemblehub.errors import ConfigError, EngineError, RequestError
 from ensemblehub.generators.base import Engine
+from ensemblehub.questions import Conversation, Question, changed, prompt_of
+from ensemblehub.results import collect, fold
 from ensemblehub.schema import (
-    Chat,
     Choice,
     Event,
-    Message,
     Piece,
+    Prompt,
     Request,
     Result,
     Sampling,
     Scored,
-    Verdict,
-    merged,
 )
 from ensemblehub.scorers.base import Scorer
-from ensemblehub.scorers.pool import Pool
 
 log = logging.getLogger(__name__)
 
+Model = str | Mapping[str, Any] | Engine
+CONCURRENCY = 64  # requests of one list that are answered at the same time
+
 
 class AsyncEnsemble:
-    """Engines that answer together.
+    """Language models that answer together.
 
-    Use it as an async context manager, or call `load` and `close`.  Capabilities and roles are checked
-    when it is made, before any weights load.
+    Args:
+        models: Hub ids, folders, `.gguf` files, `MODEL:URL` of an OpenAI-compatible API, entries of `model_specs`
+            as in a configuration file, or engines.
+        selection: Name of a selection, or a selection.
+        aggregation: Name of an aggregation, or an aggregation.
+        scorers: Entries of `reward_specs` as in a configuration file, for aggregations that use scorers.
+
+    Weights are loaded by `async with`, by `load`, or when they are first needed.
 
     Raises:
-        ConfigError: a role or capability is missing.
+        ConfigError: A name or an option is unknown, or a role or a capability is missing; raised before
+            weights are loaded.
     """
 
-    def __init__(self, engines: Sequence[Engine], selection: Selection, aggregation: Aggregation) -> None:
-        self.engines, self.selection, self.aggregation = list(engines), selection, aggregation
-        self.sampling, self.generation, self.debug = Sampling(), Generation(), DebugSection()
+    def __init__(
+        self,
+        models: Sequence[Model],
+        selection: str | Selection = "all",
+        aggregation: str | Aggregation = "single",
+        *,
+        scorers: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.engines = configured.engines_of(models)
+        self.selection: Selection = configured.strategy(registry.SELECTIONS, selection, "selection")
+        self.aggregation: Aggregation = configured.strategy(registry.AGGREGATIONS, aggregation, "aggregation")
+        if scorers:
+            self.aggregation = self.aggregation.with_scorers(configured.scorers_of(scorers, self.engines))
+        self.sampling, self.generation, self.debug = Sampling(fit_context=True), Generation(), DebugSection()
         self.on_error: Literal["fail", "drop"] = "fail"
-        check_together(self.engines, selection, aggregation)
+        check_together(self.engines, self.selection, self.aggregation)
 
     @classmethod
     def from_config(
         cls, config: Config | str | Path, engines: Sequence[Engine] = (), scorers: Sequence[Scorer] = ()
     ) -> AsyncEnsemble:
-        """Build from a configuration or the path of a YAML file; loads no weights.
+        """Build the ensemble of a configuration, or of a YAML file; loads no weights.
 
         Args:
-            engines, scorers: those of the configuration, where they exist already.
+            engines, scorers: Engines and scorers of the configuration that exist already.
         """
         config = config if isinstance(config, Config) else Config.read(Path(config))
         made = {engine.name: engine for engine in engines}
-        members = [made.get(spec.name) or engine_of(config, spec) for spec in config.members]
-        selection, aggregation = selection_of(config), aggregation_of(config)
+        members = [made.get(spec.name) or configured.engine_of(config, spec) for spec in config.members]
+        selection, aggregation = configured.selection_of(config), configured.aggregation_of(config)
         if aggregation.uses_scorers:
-            judges = scorers or [scorer_of(config, spec, members) for spec in config.reward_specs]
-            aggregation = aggregation.with_scorers(pool_of(config, judges))
+            judges = scorers or [configured.scorer_of(config, spec, members) for spec in config.reward_specs]
+            aggregation = aggregation.with_scorers(configured.pool_of(config, judges))
         config.warn()
         with config.within("ensemble"):
             ensemble = cls(members, selection, aggregation)
         ensemble.configure(config)
         return ensemble
 
+    @classmethod
+    def tandem(cls, mentor: Model, intern: Model, **options: Any) -> AsyncEnsemble:
+        """A large mentor that writes insights, and a small intern that answers.
+
+        Args:
+            mentor, intern: Models, as for the constructor.
+            options: Options of `Tandem`, such as `judge`, `levels` and `profile`; those of the built-in pair by
+                default where both models are built in.
+        """
+        if all(isinstance(model, str) and model.startswith("builtin:") for model in (mentor, intern)):
+            options = Config.read(builtin.CONFIG).aggregation.params | options
+        entries = [configured.entry(model, name) for name, model in (("mentor", mentor), ("intern", intern))]
+        ensemble = cls(entries)
+        names = dict(zip(("mentor", "intern"), (engine.name for engine in ensemble.engines), strict=True))
+        kind = registry.lookup(registry.AGGREGATIONS, "tandem", "aggregation")
+        return ensemble.with_aggregation(registry.build(kind, {**options, **names}, "tandem"))
+
     def configure(self, config: Config) -> None:
-        """Generate, and deal with failing engines, as a configuration says."""
+        """Take generation defaults, error handling and debugging from a configuration."""
         self.generation, self.debug = config.ensemble.generation, config.debug
         self.sampling, self.on_error = self.generation.sampling(self.context), config.ensemble.on_error
 
-    def varied(self, aggregation: Aggregation) -> AsyncEnsemble:
-        """The same with another aggregation, asking the same scorers.
+    def with_aggregation(self, aggregation: Aggregation) -> AsyncEnsemble:
+        """Return this ensemble with another aggregation that uses the same scorers.
 
         Raises:
-            ConfigError: it cannot work with these engines.
+            ConfigError: The aggregation cannot work with these engines.
         """
         aggregation = aggregation.with_scorers(self.aggregation.scorers)
         check_together(self.engines, self.selection, aggregation)
@@ -113,7 +153,7 @@ class AsyncEnsemble:
 
     @property
     def context(self) -> int:
-        """The shortest context among the engines, in tokens; 0 where none is known."""
+        """Shortest context among the engines, in tokens; 0 where none is known."""
         return min((engine.info.context for engine in self.engines if engine.info.context), default=0)
 
     async def __aenter__(self) -> AsyncEnsemble:
@@ -123,78 +163,83 @@ class AsyncEnsemble:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def stream(
-        self, request: Request | str, ledger: UsageLedger | None = None
-    ) -> AsyncGenerator[Event, None]:
-        """Answer piece by piece; closing the iterator stops every model.
+    @overload
+    async def generate(
+        self,
+        question: str | Prompt | Request,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **sampling: Any,
+    ) -> Result: ...
+
+    @overload
+    async def generate(
+        self,
+        question: Sequence[str | Request],
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **sampling: Any,
+    ) -> list[Result]: ...
+
+    async def generate(
+        self, question: Any, *, on_event: Callable[[Event], object] | None = None, **sampling: Any
+    ) -> Any:
+        """Answer a question, or a list of questions together.
 
         Args:
-            request: a request, or a question as plain text, generated as the configuration says.
-            ledger: takes the bill as it grows.
+            question: A question, a prompt or a request; a list of them gives a list of results in its order.
+            on_event: Called with every event as it comes.
+            sampling: Fields of `Sampling`, such as `temperature` and `max_tokens`.
+
+        Raises:
+            RequestError: A sampling field is unknown or wrong, or the request cannot be answered.
+            EngineError: A model failed; of a list, the other requests are cancelled.
         """
-        ask, ledger, written, started = (
-            self._request(request),
-            ledger or UsageLedger(),
-            list[Event](),
-            time.perf_counter(),
-        )
-        if self.debug.show_input_details:
-            _show("request", **asdict(ask))
-        chosen = await self.selection.select(ask, self.engines, ledger)
+        if isinstance(question, Sequence) and not isinstance(question, str):
+            requests = [self.request(each, **sampling) for each in question]
+            return await for_each(requests, lambda each: self._result(each, on_event), limit=CONCURRENCY)
+        return await self._result(self.request(question, **sampling), on_event)
+
+    async def chat(
+        self, messages: Conversation, *, on_event: Callable[[Event], object] | None = None, **sampling: Any
+    ) -> Result:
+        """Continue a conversation: messages in the form of OpenAI's API, as for `generate`."""
+        return await self._result(self.request(messages, **sampling), on_event)
+
+    async def stream(
+        self, question: Question, ledger: UsageLedger | None = None, **sampling: Any
+    ) -> AsyncGenerator[Event, None]:
+        """Answer as a stream of events; closing the stream stops every model.
+
+        Args:
+            question: A question, a conversation, a prompt or a request.
+            ledger: Receives the usage as it grows.
+            sampling: Fields of `Sampling`.
+        """
+        request, ledger = self.request(question, **sampling), ledger or UsageLedger()
+        chosen = await self.selection.select(request, self.engines, ledger)
         if not chosen:
             raise RequestError("the selection chose no engine for this request")
         if chosen != self.engines:
             yield Choice("models", tuple(engine.name for engine in chosen))
-        async with aclosing(self._attempts(ask, chosen, ledger)) as events:
-            async for event in events:
+        async with aclosing(self._attempts(request, chosen, ledger)) as events:
+            async for event in self._logged(request, events, ledger) if self.debug.shows else events:
                 yield event
-                if self.debug.show_output_details:
-                    written.append(event)
-        if self.debug.show_output_details:
-            result = fold(written, ledger, time.perf_counter() - started)
-            spent = [asdict(line) for line in result.usage.lines]
-            _show(
-                "result",
-                id=ask.id,
-                text=result.text,
-                finish=result.finish,
-                choices=result.choices,
-                spent=spent,
-            )
 
-    async def _attempts(
-        self, request: Request, chosen: list[Engine], ledger: UsageLedger
-    ) -> AsyncGenerator[Event, None]:
-        """The answer; where failing engines are to be dropped, the others go on behind what is written."""
-        aggregation, so_far, thoughts = self.aggregation, SoFar(""), SoFar("")
-        while True:
-            try:
-                async with aclosing(aggregation.run(request, chosen, ledger)) as events:
-                    async for event in events:
-                        yield event
-                        if isinstance(event, Piece) and event.visible:
-                            parts = {"answer": so_far, "insight": thoughts}
-                            parts.get(event.purpose, SoFar("")).add(event)
-                return
-            except EngineError as error:
-                left = [engine for engine in chosen if engine.name != error.engine]
-                if self.on_error == "fail" or not left or len(left) == len(chosen):
-                    raise
-                log.warning("%s; it is dropped", error)
-                yield Choice(
-                    "models", tuple(engine.name for engine in left), (), f"dropped {error.engine}: {error}"
-                )
-                chosen, aggregation = left, fitting(self.aggregation, left)
-                request = rest(request, so_far, left).spending(so_far.tokens + thoughts.tokens)
-                so_far, thoughts = SoFar(""), SoFar("")
+    async def stream_text(self, question: Question, **sampling: Any) -> AsyncGenerator[str, None]:
+        """Answer as a stream of text: the visible pieces of the answer alone."""
+        async with aclosing(self.stream(question, **sampling)) as events:
+            async for event in events:
+                if isinstance(event, Piece) and event.purpose == "answer" and event.visible and event.text:
+                    yield event.text
 
-    async def echo(
+    async def log_likelihood(
         self, request: Request, ledger: UsageLedger | None = None, context: int | None = None
     ) -> AsyncGenerator[Event | Scored, None]:
-        """Every token's log-likelihood, then the answer behind it: see `Aggregation.echo`.
+        """Yield the log-likelihood of a raw prompt, then its continuation; see `Aggregation.log_likelihood`.
 
         Raises:
-            RequestError: the selection may drop the engine whose tokens the positions are, or as `Aggregation.echo`.
+            RequestError: The selection may drop the engine in whose tokens the prompt is read, or see there.
         """
         if self.selection.min_engines(self.engines) < len(self.engines):
             raise RequestError(f"{name_of(self.selection)} may drop models, so there is no log-likelihood")
@@ -205,23 +250,62 @@ class AsyncEnsemble:
             async for event in events:
                 yield event
 
-    async def generate(self, request: Request | str) -> Result:
-        """The whole answer: the stream, folded, with its bill."""
-        ledger, started = UsageLedger(), time.perf_counter()
-        events: list[Event] = []
-        async with aclosing(self.stream(request, ledger)) as stream:
-            async for event in stream:
-                events.append(event)
-        return fold(events, ledger, time.perf_counter() - started)
+    def request(self, question: Question, **sampling: Any) -> Request:
+        """The request for a question, with the ensemble's sampling and changes to it.
 
-    def _request(self, request: Request | str) -> Request:
-        return (
-            Request(Chat((Message("user", request),)), self.sampling) if isinstance(request, str) else request
-        )
+        Raises:
+            RequestError: A message or a sampling field is wrong.
+        """
+        if isinstance(question, Request):
+            return replace(question, sampling=changed(question.sampling, sampling))
+        return Request(prompt_of(question), changed(self.sampling, sampling))
+
+    async def _result(self, request: Request, on_event: Callable[[Event], object] | None) -> Result:
+        ledger = UsageLedger()
+        async with aclosing(self.stream(request, ledger)) as events:
+            return await collect(events, ledger, on_event)
+
+    async def _attempts(
+        self, request: Request, chosen: list[Engine], ledger: UsageLedger
+    ) -> AsyncGenerator[Event, None]:
+        """Run the aggregation; with `on_error: drop`, run it again without an engine that failed."""
+        aggregation, answer, insight = self.aggregation, SoFar(""), SoFar("")
+        while True:
+            try:
+                async with aclosing(aggregation.run(request, chosen, ledger)) as events:
+                    async for event in events:
+                        yield event
+                        if isinstance(event, Piece) and event.visible:
+                            written = {"answer": answer, "insight": insight}
+                            written.get(event.purpose, SoFar("")).add(event)
+                return
+            except EngineError as error:
+                left = [engine for engine in chosen if engine.name != error.engine]
+                if self.on_error == "fail" or not left or len(left) == len(chosen):
+                    raise
+                log.warning("%s; it is dropped", error)
+                names = tuple(engine.name for engine in left)
+                yield Choice("models", names, (), f"dropped {error.engine}: {error}")
+                chosen, aggregation = left, _working(self.aggregation, left)
+                request = _rest(request, answer, left).spending(answer.tokens + insight.tokens)
+                answer, insight = SoFar(""), SoFar("")
+
+    async def _logged(
+        self, request: Request, events: AsyncIterator[Event], ledger: UsageLedger
+    ) -> AsyncGenerator[Event, None]:
+        """Pass events on, and print request and result to standard error as `debug` asks."""
+        started, seen = time.perf_counter(), list[Event]()
+        if self.debug.show_input_details:
+            _print("request", asdict(request))
+        async for event in events:
+            seen.append(event)
+            yield event
+        if self.debug.show_output_details:
+            _print("result", fold(seen, ledger, time.perf_counter() - started).to_dict() | {"id": request.id})
 
 
-def fitting(aggregation: Aggregation, engines: Sequence[Engine]) -> Aggregation:
-    """The aggregation, or the first engine alone where it cannot work with these."""
+def _working(aggregation: Aggregation, engines: Sequence[Engine]) -> Aggregation:
+    """The aggregation, or the first engine alone where it cannot work with these engines."""
     try:
         check_together(engines, All(), aggregation)
     except ConfigError:
@@ -229,104 +313,23 @@ def fitting(aggregation: Aggregation, engines: Sequence[Engine]) -> Aggregation:
     return aggregation
 
 
-def rest(request: Request, so_far: SoFar, engines: Sequence[Engine]) -> Request:
-    """What is left to ask once `so_far` is written.
+def _rest(request: Request, answer: SoFar, engines: Sequence[Engine]) -> Request:
+    """The request that remains after a part of the answer.
 
     Raises:
-        CapabilityError: one of `engines` cannot continue a text.
+        CapabilityError: An engine cannot continue a text.
     """
-    if not so_far.text:
+    if not answer.text:
         return request
     for engine in engines:
         require(engine, frozenset({"prefix"}), "going on behind a failed engine")
-    sampling = request.sampling
-    left = max(1, sampling.max_tokens - so_far.tokens)
-    low = max(0, sampling.min_tokens - so_far.tokens)
-    return replace(
-        request.continued(so_far.text), sampling=replace(sampling, max_tokens=left, min_tokens=low)
+    sampling = replace(
+        request.sampling,
+        max_tokens=max(1, request.sampling.max_tokens - answer.tokens),
+        min_tokens=max(0, request.sampling.min_tokens - answer.tokens),
     )
+    return replace(request.continued(answer.text), sampling=sampling)
 
 
-def fold(events: Sequence[Event], ledger: UsageLedger, seconds: float) -> Result:
-    """A stream's events and its ledger as one record."""
-    pieces = merged(event for event in events if isinstance(event, Piece))
-    verdicts = tuple(event for event in events if isinstance(event, Verdict))
-    choices = tuple(event for event in events if isinstance(event, Choice))
-    return Result(pieces, verdicts, ledger.usage, seconds, choices)
-
-
-def attribution(result: Result) -> dict[str, Any]:
-    """Who wrote what, in order; `length` in tokens."""
-    pieces = [piece for piece in result.pieces if piece.visible and piece.text]
-    segments = [
-        {
-            "round": index,
-            "model": one.engine,
-            "purpose": one.purpose,
-            "text": one.text,
-            "length": len(one.tokens),
-        }
-        for index, one in enumerate(pieces, 1)
-    ]
-    return {
-        "summary": " → ".join(f"[R{one['round']:02}:{one['model']}]" for one in segments),
-        "segments": segments,
-    }
-
-
-def engine_of(config: Config, spec: ModelSpec) -> Engine:
-    """One engine of the configuration, without its weights."""
-    place = ("model_specs", config.model_specs.index(spec))
-    with config.within(*place, "engine"):
-        kind = registry.lookup(registry.ENGINES, spec.engine, "engine")
-    with config.within(*place):
-        options = registry.build(
-            kind.options, config.options(spec), f"model {spec.name!r}", ModelSpec.model_fields
-        )
-        engine: Engine = kind(spec.name, options)
-        return engine
-
-
-def selection_of(config: Config) -> Selection:
-    """The configured selection."""
-    selection: Selection = _strategy(
-        config, "model_selection", registry.SELECTIONS, config.selection, "selection"
-    )
-    return selection
-
-
-def aggregation_of(config: Config) -> Aggregation:
-    """The configured aggregation, without scorers."""
-    spec = config.aggregation
-    aggregation: Aggregation = _strategy(
-        config, "output_aggregation", registry.AGGREGATIONS, spec, "aggregation"
-    )
-    return aggregation
-
-
-def pool_of(config: Config, scorers: Sequence[Scorer]) -> Pool:
-    """The configured scorers with their weights."""
-    weights = tuple(spec.weight for spec in config.reward_specs)
-    return Pool(tuple(scorers), weights, config.ensemble.score_normalization)
-
-
-def scorer_of(config: Config, spec: RewardSpec, engines: Sequence[Engine]) -> Scorer:
-    """One scorer of the configuration, without its weights."""
-    place = ("reward_specs", config.reward_specs.index(spec))
-    with config.within(*place, "engine"):
-        kind = registry.lookup(registry.SCORERS, spec.engine, "scorer")
-    with config.within(*place):
-        options = registry.build(kind.options, spec.options, f"scorer {spec.name!r}", RewardSpec.model_fields)
-        scorer: Scorer = kind(spec.name, options, engines)
-        return scorer
-
-
-def _strategy(config: Config, key: str, table: dict[str, str], spec: StrategySpec, what: str) -> Any:
-    with config.within("ensemble", f"{key}_method"):
-        kind = registry.lookup(table, spec.method, what)
-    with config.within("ensemble", f"{key}_params"):
-        return registry.build(kind, spec.params, f"{what} {spec.method!r}")
-
-
-def _show(what: str, **details: Any) -> None:
+def _print(what: str, details: dict[str, Any]) -> None:
     print(json.dumps({what: details}, ensure_ascii=False, default=str), file=sys.stderr, flush=True)

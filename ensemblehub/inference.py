@@ -24,9 +24,10 @@ from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.data import BadExample, Example, read_items
-from ensemblehub.ensemble import AsyncEnsemble, attribution, fold
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ArtifactError, ConfigError, EnsembleHubError, one_line
 from ensemblehub.output import Output
+from ensemblehub.results import attribution, fold
 from ensemblehub.schema import Cost, Event, Request, Result
 from ensemblehub.terminal import cost_text
 

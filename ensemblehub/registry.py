@@ -70,6 +70,13 @@ TASKS = {
 DOCTOR_LINES: dict[str, Callable[[], str]] = {}  # what other packages add to the report of `doctor`, by name
 
 
+def engine_for(path: str) -> str:
+    """The engine for a model that names none: by its path, a `.gguf` file, a URL, or anything else."""
+    if path.lower().endswith(".gguf"):
+        return "llama_cpp"
+    return "openai" if path.startswith(("http://", "https://")) or ":http" in path else "hf"
+
+
 def lookup(table: Mapping[str, str], name: str, what: str) -> Any:
     """The class that `name` stands for, in `table` or as `package.module:Class`.
 

@@ -1,7 +1,7 @@
-"""The vocabulary that everything passes along: frozen dataclasses, standard library only.
+"""Requests, events and results: frozen dataclasses that need the standard library only.
 
-Knows no engine, no strategy and no file format.  Units: logprobs and entropies in nats, time in seconds,
-money in US dollars, compute in floating-point operations (FLOPs, a multiply-add counting two).
+Units: logprobs and entropies in nats, time in seconds, money in US dollars, compute in floating-point
+operations (FLOPs; a multiply-add counts as two).
 """
 
 from __future__ import annotations
@@ -9,11 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal, cast, get_args
+
+from ensemblehub.cost import Cost as Cost
+from ensemblehub.cost import ModelInfo as ModelInfo
+from ensemblehub.cost import Price as Price
+from ensemblehub.cost import Purpose as Purpose
+from ensemblehub.cost import Usage as Usage
+from ensemblehub.cost import UsageLine as UsageLine
 
 Capability = Literal["prefix", "logprobs", "score", "decode", "tools", "response_format"]
-Purpose = Literal["insight", "judge", "answer", "propose", "score", "select"]
 Finish = Literal["stop", "length", "tool_calls"]
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -23,7 +29,7 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        extra: fields besides, as JSON (`tool_calls`, `tool_call_id`), for engines that call tools.
+        extra: Further fields as JSON (`tool_calls`, `tool_call_id`), for engines that call tools.
     """
 
     role: Role
@@ -32,8 +38,35 @@ class Message:
 
     @property
     def wire(self) -> dict[str, Any]:
-        """As OpenAI's API has it."""
+        """The message in the form of OpenAI's API."""
         return {"role": self.role, "content": self.content} | (json.loads(self.extra) if self.extra else {})
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Message:
+        """Read a message in the form of OpenAI's API; parts of type `text` are joined.
+
+        Raises:
+            ValueError: The role is unknown, or the content is not text.
+        """
+        role = "system" if fields.get("role") == "developer" else fields.get("role")
+        if role not in get_args(Role):
+            raise ValueError(f"a message needs a role of {', '.join(get_args(Role))}, and content")
+        content = fields.get("content")
+        extra = {key: value for key, value in fields.items() if key not in ("role", "content") and value}
+        if content is None and extra.get("tool_calls"):
+            content = ""
+        if isinstance(content, Sequence) and not isinstance(content, str):
+            content = "".join(map(_text_of_part, content))
+        if not isinstance(content, str):
+            raise ValueError(f"the content of a message is not text: {json.dumps(content)[:40]}")
+        return cls(cast(Role, role), content, json.dumps(extra) if extra else "")
+
+
+def _text_of_part(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise ValueError(f"a message holds {kind or json.dumps(part)[:40]}, and only text can be asked")
+    return str(part["text"])
 
 
 @dataclass(frozen=True)
@@ -67,23 +100,23 @@ Prompt = Chat | Text | TokenIds
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen and when writing ends.
+    """Sampling parameters.
 
     Attributes:
-        max_tokens: tokens to write at most.
-        max_completion_tokens: tokens of insight and answer together at most; None where only the answer is bounded.
-        min_tokens: tokens before which the end-of-text token cannot be chosen.
+        max_tokens: Maximum length of the answer.
+        max_completion_tokens: Maximum length of insight and answer together; None bounds the answer only.
+        min_tokens: Number of tokens before which the end-of-text token is masked.
         temperature: 0 is greedy.
-        top_p, top_k: nucleus and top-k limits; 1.0 and 0 switch them off.
-        min_p: tokens less probable than this share of the most probable one are not drawn; 0 switches it off.
-        stop: strings that end the answer and are not part of it.
-        stop_token_ids: ids that end the answer besides the model's own end-of-text ids.
-        seed: of this request's own random generator; None draws one.
-        logit_bias: added to the logits, by token id.
-        top_logprobs: how many alternatives each `Token` carries.
-        ignore_eos: go on after the end-of-text token.
-        fit_context: `max_tokens` is a default; where the prompt leaves less room in the context, it is cut to that
-            room. Without it, a request that does not fit is refused.
+        top_p, top_k: Nucleus and top-k limits; 1.0 and 0 disable them.
+        min_p: Minimum probability relative to the most probable token; 0 disables it.
+        stop: Strings that end the answer; they are not part of it.
+        stop_token_ids: Token ids that end the answer, in addition to the model's end-of-text ids.
+        seed: Seed of the request's random generator; None draws one.
+        logit_bias: Values added to the logits, by token id.
+        top_logprobs: Number of alternatives that each `Token` carries.
+        ignore_eos: Whether generation continues after the end-of-text token.
+        fit_context: Whether `max_tokens` is reduced to what the prompt leaves of the context; otherwise a
+            request that does not fit is refused.
     """
 
     max_tokens: int = 512
@@ -106,24 +139,23 @@ class Sampling:
 
     @property
     def limits(self) -> bool:
-        """Whether top-k, top-p or min-p leave tokens out."""
+        """Whether top-k, top-p or min-p exclude tokens."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
     @property
     def required(self) -> int:
-        """Tokens that the context must have room for behind the prompt."""
+        """Number of tokens that the context must hold after the prompt."""
         return min(1, self.max_tokens) if self.fit_context else self.max_tokens
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of an engine or an ensemble.
+    """A request to an engine or an ensemble.
 
     Attributes:
-        prefix: the answer so far; the engine continues it and returns only what comes after.
-        written: the turns that end `prefix`, as they were written.  An engine may continue what it wrote
-            itself token by token, since the same text in other tokens would have to be computed again.
-        extra: fields of OpenAI's API that only the engine's own server understands (`tools`, `response_format`).
+        prefix: The answer so far; the engine continues it and returns only what follows.
+        written: The pieces that end `prefix`; an engine continues its own pieces by their token ids.
+        extra: Fields of OpenAI's API that are passed to the engine (`tools`, `response_format`).
     """
 
     prompt: Prompt
@@ -134,20 +166,20 @@ class Request:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def continued(self, text: str) -> Request:
-        """The same request with `text` added to the answer so far."""
+        """Return the request with `text` appended to the prefix."""
         return replace(self, prefix=self.prefix + text, written=())
 
     def seeded(self, *parts: object) -> Request:
-        """The same request with a seed derived from its own and `parts` (round, engine, sample number, ...).
+        """Return the request with a seed derived from its seed and `parts` (round, engine, sample number).
 
-        Without a seed of its own, every run draws anew.
+        A request without a seed is returned as it is.
         """
         if self.sampling.seed is None:
             return self
         return replace(self, sampling=replace(self.sampling, seed=derived_seed(self.sampling.seed, *parts)))
 
     def spending(self, tokens: int) -> Request:
-        """The same request once `tokens` of its `max_completion_tokens` are written; one is always left."""
+        """Return the request with `tokens` subtracted from `max_completion_tokens`; at least one is left."""
         sampling = self.sampling
         if sampling.max_completion_tokens is None:
             return self
@@ -158,22 +190,22 @@ class Request:
         return replace(self, sampling=bounded)
 
     def with_prompt(self, prompt: Prompt) -> Request:
-        """The same request about another prompt, with nothing answered yet."""
+        """Return the request with another prompt and an empty prefix."""
         return replace(self, prompt=prompt, prefix="", written=())
 
 
 def derived_seed(seed: int, *parts: object) -> int:
-    """A seed of 63 bits for one part of a request; the same on every machine, different for different parts."""
+    """Derive a 63-bit seed for one part of a request; equal on every machine."""
     text = "/".join(map(str, (seed, *parts)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could have stood in a place, and its logprob (nats).
+    """An alternative token at a position, with its logprob (nats).
 
     Attributes:
-        part: its bytes, where they are no text by themselves (a part of a character).
+        part: The token's bytes where they are not valid UTF-8 by themselves.
     """
 
     text: str
@@ -184,12 +216,12 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Token:
-    """One written token; `logprob` and `entropy` (nats, full distribution) are None where unknown.
+    """A generated token; `logprob` and `entropy` (nats, full distribution) are None where unknown.
 
     Attributes:
-        text: what it completes: a whole character stands in the last of its tokens.
-        top: the likeliest tokens in its place, most likely first; as many as were asked for.
-        part: its own bytes, where they are no text by themselves (a part of a character).
+        text: Text that the token completes; a character of several tokens belongs to the last of them.
+        top: The top tokens at this position, most probable first.
+        part: The token's bytes where they are not valid UTF-8 by themselves.
     """
 
     text: str
@@ -202,15 +234,15 @@ class Token:
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """One token of a prompt that was read.
+    """A token of a scored prompt.
 
     Attributes:
-        logprob, entropy: of the prediction of this token (nats); None for the first token of the prompt.
-        message: index of the message it belongs to, None for the template's own tokens.
-        start, end: character span in that message (in the rendered prompt for template tokens).
-        best: logprob of the likeliest token at this position (nats); None where unknown.
-        top: the likeliest tokens at this position, most likely first; one at least, where they are known.
-        part: its own bytes, where they are no text by themselves (a part of a character).
+        logprob, entropy: Of the prediction of this token (nats); None for the first token.
+        message: Index of the message it belongs to; None for the chat template's own tokens.
+        start, end: Character span in that message (in the rendered prompt for template tokens).
+        best: Logprob of the most probable token at this position (nats); None where unknown.
+        top: The top tokens at this position, most probable first; empty where unknown.
+        part: The token's bytes where they are not valid UTF-8 by themselves.
     """
 
     text: str
@@ -227,26 +259,28 @@ class ScoredToken:
 
 @dataclass(frozen=True)
 class Scored:
-    """Every token of a rendered prompt, in order."""
+    """All tokens of a rendered prompt, in order."""
 
     tokens: tuple[ScoredToken, ...]
 
     def of(self, message: int, start: int = 0) -> tuple[ScoredToken, ...]:
-        """The tokens of one message, from character `start` on."""
+        """Return the tokens of one message, from character `start` on."""
         return tuple(token for token in self.tokens if token.message == message and token.end > start)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some text as it is written.
+    """Generated text, as it is streamed.
 
     Attributes:
-        finish: set on the last piece of a stream: "stop" (end of text or a stop string) or "length".
-        index: which of several answers it belongs to.
-        visible: False for what may be retracted (proposals, drafts); a visible piece is never taken back.
-        round: which turn of an answer that is written in turns, from 1; 0 where there are none.
-        tool_calls: parts of tool calls, as OpenAI streams them.
+        finish: Set on the last piece of a stream: "stop" (end of text or a stop string) or "length".
+        index: Index of the answer where there are several.
+        visible: False for text that may be retracted (proposals, drafts); visible text never is.
+        round: Number of the turn, from 1, where an answer is written in turns; else 0.
+        tool_calls: Parts of tool calls, as OpenAI streams them.
     """
+
+    type: ClassVar[Literal["piece"]] = "piece"
 
     text: str
     engine: str
@@ -261,7 +295,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judge's word at one checkpoint."""
+    """A judge's decision at one checkpoint: sufficient where `probability` reaches `threshold`."""
+
+    type: ClassVar[Literal["verdict"]] = "verdict"
 
     level: str
     mentor_tokens: int
@@ -272,14 +308,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Choice:
-    """A decision between candidates, and why it fell so.
+    """A decision between candidates.
 
     Attributes:
-        about: what was chosen: the models that take part, one of several proposals, or the final answer.
-        chosen: names of the winners (engine names, or `engine#sample`).
-        scores: every candidate's name and score, where there are scores; higher is better.
-        reason: one sentence for a person; says how a tie was broken.
+        about: The participating models, one of several proposals, or the final answer.
+        chosen: Names of the winners (engine names, or `engine#sample`).
+        scores: Name and score of every candidate, where there are scores; higher is better.
+        reason: One sentence for a person; says how a tie was broken.
     """
+
+    type: ClassVar[Literal["choice"]] = "choice"
 
     about: Literal["models", "proposal", "answer"]
     chosen: tuple[str, ...]
@@ -291,122 +329,20 @@ Event = Piece | Verdict | Choice
 
 
 @dataclass(frozen=True)
-class Price:
-    """US dollars per million tokens."""
-
-    prompt: float
-    completion: float
-    cached: float | None = None
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What is known of an engine's model without running it.
-
-    Attributes:
-        parameters: all parameters; `active` those a token passes through (0 where unknown).
-        attention_flops: FLOPs per token and per position attended to.
-        context: longest prompt and answer together, in tokens (0 where unknown).
-        vocabulary: number of token ids (0 where unknown).
-    """
-
-    parameters: int = 0
-    active: int = 0
-    attention_flops: float = 0.0
-    context: int = 0
-    vocabulary: int = 0
-    price: Price | None = None
-
-    @property
-    def token_flops(self) -> float:
-        """FLOPs of one token without attention over the context: two per active parameter."""
-        return 2.0 * self.active
-
-    def flops(self, start: int, end: int) -> float:
-        """FLOPs of the forward passes at positions `start` to `end - 1`, attention over the context included."""
-        count = max(0, end - start)
-        attended = count * (start + end + 1) / 2  # the token at position i attends to i + 1 positions
-        return count * self.token_flops + attended * self.attention_flops
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What was spent; costs add up.
-
-    Attributes:
-        prompt_tokens: tokens read, `cached_tokens` of which were not computed again.
-        completion_tokens: tokens written, `discarded_tokens` of which nobody used.
-        estimated: True where a provider's final figure was not to be had.
-        spared_flops: prefill FLOPs that were not computed because an earlier request had left them in a cache.
-    """
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    discarded_tokens: int = 0
-    prefill_flops: float = 0.0
-    decode_flops: float = 0.0
-    usd: float = 0.0
-    seconds: float = 0.0
-    calls: int = 0
-    estimated: bool = False
-    spared_flops: float = 0.0
-
-    @property
-    def flops(self) -> float:
-        """Prefill and decoding together."""
-        return self.prefill_flops + self.decode_flops
-
-    @property
-    def cold_flops(self) -> float:
-        """What the same calls cost where no cache holds anything of an earlier request."""
-        return self.flops + self.spared_flops
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.prompt_tokens + other.prompt_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.discarded_tokens + other.discarded_tokens,
-            self.prefill_flops + other.prefill_flops,
-            self.decode_flops + other.decode_flops,
-            self.usd + other.usd,
-            self.seconds + other.seconds,
-            self.calls + other.calls,
-            self.estimated or other.estimated,
-            self.spared_flops + other.spared_flops,
-        )
-
-
-@dataclass(frozen=True)
-class UsageLine:
-    """Cost of one engine for one purpose."""
-
-    engine: str
-    purpose: Purpose
-    cost: Cost
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Usage of a request by engine and purpose, in order of first use."""
-
-    lines: tuple[UsageLine, ...] = ()
-
-    @property
-    def cost(self) -> Cost:
-        """The sum of all lines."""
-        return sum((line.cost for line in self.lines), Cost())
-
-
-@dataclass(frozen=True)
 class Result:
-    """The answer to a request: its stream, folded, and its usage."""
+    """The answer to a request.
 
-    pieces: tuple[Piece, ...]  # merged by author
+    Attributes:
+        pieces: All text, with neighbouring pieces of one engine and purpose joined.
+        verdicts, choices: Decisions, in order.
+        usage: Cost by engine and purpose.
+        seconds: Wall-clock time.
+    """
+
+    pieces: tuple[Piece, ...]
     verdicts: tuple[Verdict, ...]
     usage: Usage
-    seconds: float = 0.0  # wall time
+    seconds: float = 0.0
     choices: tuple[Choice, ...] = ()
 
     @property
@@ -416,22 +352,43 @@ class Result:
 
     @property
     def insight(self) -> str:
-        """The mentor's insight."""
+        """The mentor's insight; empty where there is none."""
         return "".join(piece.text for piece in self.pieces if piece.purpose == "insight")
 
     @property
     def finish(self) -> Finish | None:
-        """How the answer ended."""
+        """How the answer ended: "stop", "length" or "tool_calls"; None where a stream was closed early."""
         return next((piece.finish for piece in reversed(self.pieces) if piece.finish), None)
 
     @property
     def cost(self) -> Cost:
-        """The cost of the request, all engines and purposes together."""
+        """Total cost; short for `usage.cost`."""
         return self.usage.cost
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain, JSON-compatible values; tokens are left out."""
+        return {
+            "text": self.text,
+            "insight": self.insight,
+            "finish": self.finish,
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "choices": [asdict(choice) for choice in self.choices],
+            "pieces": [
+                {
+                    "engine": piece.engine,
+                    "purpose": piece.purpose,
+                    "text": piece.text,
+                    "visible": piece.visible,
+                }
+                for piece in self.pieces
+            ],
+            "usage": self.usage.to_dict(),
+            "seconds": self.seconds,
+        }
 
 
 def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
-    """Join neighbouring pieces of one author, purpose, index, visibility and round."""
+    """Join neighbouring pieces of one engine, purpose, index, visibility and round."""
     groups: list[list[Piece]] = []
     for piece in pieces:
         last = groups[-1][-1] if groups else None
@@ -443,9 +400,12 @@ def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
 
 
 def _joined(group: Sequence[Piece]) -> Piece:
-    tokens = tuple(token for piece in group for token in piece.tokens)
-    calls = tuple(call for piece in group for call in piece.tool_calls)
-    return replace(group[-1], text="".join(piece.text for piece in group), tokens=tokens, tool_calls=calls)
+    return replace(
+        group[-1],
+        text="".join(piece.text for piece in group),
+        tokens=tuple(token for piece in group for token in piece.tokens),
+        tool_calls=tuple(call for piece in group for call in piece.tool_calls),
+    )
 
 
 def _author(piece: Piece) -> tuple[str, str, int, bool, int]:

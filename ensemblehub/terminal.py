@@ -13,7 +13,8 @@ from rich.text import Text
 
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import AsyncEnsemble, fold
+from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.results import fold
 from ensemblehub.schema import Chat, Choice, Cost, Event, Request, Result, Verdict
 
 COLOURS = {"insight": "cyan", "answer": "green"}

@@ -9,16 +9,18 @@ import ensemblehub
 
 ROOT = Path(ensemblehub.__file__).parent
 ROWS = [
-    {"schema", "errors", "surrogates", "concurrency"},
-    {"builtin"},
-    {"config", "registry", "cost"},
-    {"artifacts", "journal", "answers", "data", "data_files"},
+    {"cost", "errors", "surrogates", "concurrency"},
+    {"schema"},
+    {"builtin", "results"},
+    {"config", "registry"},
+    {"artifacts", "journal", "answers", "data", "data_files", "questions"},
     {"generators"},
     {"scorers"},
     {"tandem"},
     {"ensemble_methods"},
+    {"configured"},
     {"ensemble"},
-    {"output"},
+    {"client", "output"},
     {"inference", "doctor", "terminal", "cli", "api"},
     {"lab"},
 ]

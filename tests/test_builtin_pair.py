@@ -15,12 +15,13 @@ pytest.importorskip("transformers")
 from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import AsyncEnsemble, fold
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.lab.builtin import corpus
 from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.evaluate import Bill
 from ensemblehub.lab.pipeline.records import Row
 from ensemblehub.lab.tasks.builtin_math import BuiltinMath
+from ensemblehub.results import fold
 from ensemblehub.schema import Chat, Cost, Message, Piece, Request, Sampling, Text
 from ensemblehub.tandem.insights import PROFILES, Dialogue
 

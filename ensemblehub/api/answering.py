@@ -172,7 +172,7 @@ class Answering:
                     yield Scored(())  # the prompt, without its log-likelihood
                 stream: AsyncGenerator[Event | Scored, None] = ensemble.stream(ask, answer.ledger)
                 if answer.likelihood:
-                    stream = ensemble.echo(ask, answer.ledger, answer.context_tokens)
+                    stream = ensemble.log_likelihood(ask, answer.ledger, answer.context_tokens)
                 elif ask.sampling.max_tokens == 0:
                     return
                 async with aclosing(stream) as events:

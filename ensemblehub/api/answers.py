@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeGuard
 from ensemblehub.api.catalog import Served
 from ensemblehub.config.sections import Generation
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import AsyncEnsemble, attribution, fold
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.generators.base import Engine
+from ensemblehub.results import attribution, fold
 from ensemblehub.schema import (
     Alternative,
     Choice,

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ensemblehub import ensemble as joining
-from ensemblehub import registry
+from ensemblehub import configured, registry
 from ensemblehub.api.problems import Problem
 from ensemblehub.api.protocol import EnsembleOptions
 from ensemblehub.config import DEFAULT, Config
@@ -69,11 +68,11 @@ class Catalog:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.engines: list[Engine] = [joining.engine_of(config, spec) for spec in config.model_specs]
+        self.engines: list[Engine] = [configured.engine_of(config, spec) for spec in config.model_specs]
         names = [DEFAULT, *config.ensembles]
-        scoring = any(joining.aggregation_of(config.named(name)).uses_scorers for name in names)
+        scoring = any(configured.aggregation_of(config.named(name)).uses_scorers for name in names)
         specs = config.reward_specs if scoring else []
-        self.scorers = [joining.scorer_of(config, spec, self.engines) for spec in specs]
+        self.scorers = [configured.scorer_of(config, spec, self.engines) for spec in specs]
         served = [self._ensemble(name) for name in names] + [self._alone(engine) for engine in self.engines]
         self.served = {one.name: one for one in served}
         if len(self.served) < len(served):
@@ -160,7 +159,7 @@ class Catalog:
                 method=served.aggregation.method, params={**served.aggregation.params, **params}
             )
             aggregation = registry.build(kind, spec.params, f"aggregation {spec.method!r}")
-            self._varied[key] = served.ensemble.varied(aggregation)
+            self._varied[key] = served.ensemble.with_aggregation(aggregation)
             while len(self._varied) > _VARIANTS:
                 self._varied.popitem(last=False)
         self._varied.move_to_end(key)

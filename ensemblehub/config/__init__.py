@@ -221,6 +221,18 @@ class Config(Section):
             raise type(error)(f"{self._at(*where, *error.option)}{error}") from error
 
     @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Config:
+        """Validate what a YAML file would hold.
+
+        Raises:
+            ConfigError: One line: what is wrong, with the nearest name for an unknown key.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError(_explain(None, error)) from error
+
+    @classmethod
     def read(cls, path: Path, changes: Sequence[str] = ()) -> Config:
         """Read a YAML file.
 
@@ -271,15 +283,16 @@ def _apply(data: Any, change: str) -> None:
         raise ConfigError(f"cannot set {change!r} (expected KEY.KEY=VALUE): {error}") from error
 
 
-def _explain(file: YamlFile, error: ValidationError) -> str:
+def _explain(file: YamlFile | None, error: ValidationError) -> str:
     first = min(
         error.errors(), key=lambda one: one["type"] != "extra_forbidden"
     )  # a mistyped key explains most
     where = [part for part in first["loc"] if isinstance(part, str | int)]
+    at = f"{file.at(*where)}: " if file else ""
     if first["type"] == "extra_forbidden":
-        return f"{file.at(*where)}: {did_you_mean(str(where[-1]), _keys(where[:-1]), 'key')}"
+        return f"{at}{did_you_mean(str(where[-1]), _keys(where[:-1]), 'key')}"
     reason = first["msg"].removeprefix("Value error, ")
-    return f"{file.at(*where)}: {'.'.join(map(str, where))}: {reason}"
+    return f"{at}{'.'.join(map(str, where))}: {reason}"
 
 
 def _keys(where: Iterable[str | int]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ensemblehub import builtin
+from ensemblehub import builtin, registry
 from ensemblehub.schema import Sampling
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -89,7 +89,12 @@ class _Spec(BaseModel):
 
 
 class ModelSpec(_Spec):
-    """One engine."""
+    """One engine; without `engine`, it is chosen by the path: a `.gguf` file, a URL, or anything else."""
+
+    def model_post_init(self, context: Any) -> None:
+        super().model_post_init(context)
+        if "engine" not in self.model_fields_set:
+            object.__setattr__(self, "engine", registry.engine_for(str(self.extra.get("path", ""))))
 
 
 class RewardSpec(_Spec):
@@ -330,6 +335,11 @@ class DebugSection(Section):
     show_output_details: bool = False
     enable_thinking: bool | None = None
     save_results: bool = False
+
+    @property
+    def shows(self) -> bool:
+        """Whether requests or results are printed."""
+        return self.show_input_details or self.show_output_details
 
 
 class ModelStats(Section):

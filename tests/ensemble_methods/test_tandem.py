@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import AsyncEnsemble, fold
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
+from ensemblehub.results import fold
 from ensemblehub.schema import Chat, Cost, Message, Piece, Request, Sampling, Text, TokenIds, Verdict
 
 INSIGHT = (

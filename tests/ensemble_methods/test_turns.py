@@ -10,13 +10,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import AsyncEnsemble, fold
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar
 from ensemblehub.errors import ConfigError, ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.generators.text.stops import StopFilter
+from ensemblehub.results import fold
 from ensemblehub.schema import ModelInfo, Piece, Request, Sampling, Text, Token, TokenIds
 
 STORY = "one two three four five six seven eight nine ten"

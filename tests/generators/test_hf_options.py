@@ -13,7 +13,7 @@ import transformers
 
 from ensemblehub import builtin
 from ensemblehub.config import Config
-from ensemblehub.ensemble import engine_of
+from ensemblehub.configured import engine_of
 from ensemblehub.errors import AbsentError, ConfigError, MissingExtraError, one_line
 from ensemblehub.generators.batching.checkpoint import Checkpoint
 from ensemblehub.generators.hf import loading

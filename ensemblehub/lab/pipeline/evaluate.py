@@ -16,12 +16,13 @@ from typing import Any, ClassVar
 
 from ensemblehub.artifacts import content_of, entries, parsed
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import AsyncEnsemble, fold
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError
 from ensemblehub.journal import Journal, settings_of
 from ensemblehub.lab.pipeline.records import Row, with_current_names
 from ensemblehub.lab.tasks.base import Item, Task
+from ensemblehub.results import fold
 from ensemblehub.schema import Event, ModelInfo, Request, Result, Sampling, UsageLine
 from ensemblehub.tandem.insights import LEVEL_0
 

@@ -28,7 +28,7 @@ from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.concurrency import together
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import AsyncEnsemble, fold
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ArtifactError, EngineError, EnsembleHubError
 from ensemblehub.journal import ANEW, Journal
 from ensemblehub.lab import metrics
@@ -36,6 +36,7 @@ from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.report import pyplot
 from ensemblehub.lab.tasks.base import Item, Task
+from ensemblehub.results import fold
 from ensemblehub.schema import Event, Request, Sampling
 
 METHODS = Path(__file__).with_suffix(".yaml")
