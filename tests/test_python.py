@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import textwrap
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -209,3 +211,15 @@ def test_a_users_program_is_typed(tmp_path):
             timeout=300,
         )
         assert says in done.stdout, done.stdout + done.stderr
+
+
+def test_the_examples_of_the_page_and_the_readme_run():
+    root = Path(__file__).parents[1]
+    names = {"print": lambda *_, **__: None}
+    for page in ("docs/python.md", "README.md"):
+        for block in re.findall(r"```python\n(.*?)```", (root / page).read_text(), re.DOTALL):
+            if "async with" in block:
+                indented = textwrap.indent(block, "    ")
+                block = f"import asyncio\nasync def main():\n{indented}\nasyncio.run(main())"
+            exec(compile(block, page, "exec"), names)
+    assert names["result"].text.endswith("\\boxed{11}")
