@@ -17,10 +17,10 @@ from annotated_types import Ge
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity
-from ensemblehub.errors import RequestError
+from ensemblehub.errors import ContextOverflowError, RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.text.stops import StopFilter
-from ensemblehub.schema import Capability, Finish, Piece, Request, TokenIds
+from ensemblehub.schema import Capability, Event, Finish, Piece, Request, TokenIds
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class Segments(Aggregation):
     Attributes:
         max_tokens: of the whole answer, where that is less than the request's own.
         max_rounds: turns after which the answer ends.
-        max_repeat: so many identical turns in a row end the answer, unless it ignores the end of text; 0: never.
+        max_repeat: number of identical turns in a row that ends the answer, unless it ignores the end of text;
+            0: none does.
     """
 
     granularity: ClassVar[Granularity] = "segment"
@@ -93,49 +94,79 @@ class Segments(Aggregation):
         limit = min(request.sampling.max_tokens, self.max_tokens or request.sampling.max_tokens)
         return replace(request, sampling=replace(request.sampling, max_tokens=limit))
 
-    async def written(
+    def written(
         self,
         request: Request,
         engines: Sequence[Engine],
         ledger: UsageLedger,
         following: Callable[[SoFar], EngineTurn],
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[Event, None]:
+        """The answer of engines that write one after the other; see `in_rounds`.
+
+        Args:
+            following: who writes next.
+
+        Raises:
+            ContextOverflowError, RequestError: see `refuse`; raised before the first piece.
+        """
+        request, so_far = self.limited(request), SoFar(request.prefix)
+        refuse(request, engines)
+
+        def write(plain: bool) -> AsyncGenerator[Event, None] | Finish:
+            turn = following(so_far)
+            asked = ask(request, turn, so_far)
+            if not plain:
+                asked = replace(asked, sampling=replace(asked.sampling, stop=()))
+            if asked.sampling.max_tokens < 1:  # the text takes more tokens of this engine than of its writers
+                return "length"
+            return write_turn(turn, asked, so_far, ledger)
+
+        return self.in_rounds(request, so_far, write)
+
+    async def in_rounds(
+        self, request: Request, so_far: SoFar, write: Callable[[bool], AsyncGenerator[Event, None] | Finish]
+    ) -> AsyncGenerator[Event, None]:
         """The answer, each piece with its turn in `round`, the last one with `finish`.
 
         An engine's end of text ends the answer.  Presence and frequency penalties see earlier turns as part
         of the prompt.
 
         Args:
-            following: who writes next.
+            so_far: takes every piece before the stream of its turn goes on.
+            write: the stream of the next turn, or how the answer ends.  It is told whether the engine may look
+                for stop strings itself; where the start of one is held back, it would see only a later one.
 
         Raises:
-            ContextOverflowError: prompt and answer do not fit an engine; raised before the first piece.
-            RequestError: it speaks in token ids, and two models would read them.
+            ContextOverflowError: no turn was written.
         """
-        request = self.limited(request)
-        refuse(request, engines)
-        so_far, gate = SoFar(request.prefix), StopFilter[Piece](request.sampling.stop)
+        held = StopFilter[Piece](request.sampling.stop)
         finish: Finish | None = None
         while finish is None:
-            turn = following(so_far)
-            asked = ask(request, turn, so_far)
-            if gate.holding:  # the engine would not see a stop string whose start is held, but a later one
-                asked = replace(asked, sampling=replace(asked.sampling, stop=()))
-            if asked.sampling.max_tokens < 1:  # the text takes more tokens of this engine than of its writers
-                finish = "length"
+            stream = write(not held.holding)
+            if isinstance(stream, str):
+                finish = stream
                 break
             parts: list[Piece] = []
-            async with aclosing(turn.engine.stream(asked, ledger.meter("answer"))) as pieces:
-                async for piece in pieces:
-                    parts.append(replace(piece, finish=None, round=so_far.rounds + 1))
-                    so_far.add(piece)
-                    for shown in gate.push(parts[-1]):
+            async with aclosing(stream) as events:
+                async for event in events:
+                    if not isinstance(event, Piece):
+                        yield event
+                        continue
+                    ended = event.finish
+                    parts.append(replace(event, finish=None, round=so_far.rounds + 1))
+                    so_far.add(event)
+                    for shown in held.push(parts[-1]):
                         yield shown
-                    if gate.stopped or so_far.completes(turn.until, piece):
+                    if held.stopped:
                         break
-            so_far.turns.append(joined(parts))
-            finish = "stop" if gate.stopped or piece.finish == "stop" else self.cut(request, so_far)
-        for shown in gate.flush():
+            if parts:
+                so_far.turns.append(joined(parts))
+                finish = "stop" if held.stopped or ended == "stop" else self.cut(request, so_far)
+        if not so_far.turns:
+            raise ContextOverflowError(
+                f"{ContextOverflowError.WORDS} exceeded: the question leaves no room to write in that of any engine"
+            )
+        for shown in held.flush():
             yield shown
         yield replace(so_far.turns[-1], text="", tokens=(), finish=finish)
 
@@ -144,6 +175,17 @@ class Segments(Aggregation):
         repeated = 0 < self.max_repeat <= so_far.repeats and not request.sampling.ignore_eos
         over = so_far.tokens >= request.sampling.max_tokens or so_far.rounds >= self.max_rounds
         return "length" if over or repeated else None
+
+
+async def write_turn(
+    turn: EngineTurn, asked: Request, so_far: SoFar, ledger: UsageLedger
+) -> AsyncGenerator[Event, None]:
+    """The pieces of one turn, up to the first of its marks."""
+    async with aclosing(turn.engine.stream(asked, ledger.meter("answer"))) as pieces:
+        async for piece in pieces:
+            yield piece
+            if so_far.completes(turn.until, piece):
+                break
 
 
 def joined(parts: Sequence[Piece]) -> Piece:
@@ -171,10 +213,11 @@ def room(engine: Engine, request: Request, wanted: int) -> int:
 
 
 def refuse(request: Request, engines: Sequence[Engine]) -> None:
-    """Refuse, before anything is spent, a request that these engines cannot answer in turns.
+    """Refuse a request that these engines cannot answer in turns, before any of them is called.
 
     Raises:
-        ContextOverflowError, RequestError: as `Segments.written`.
+        ContextOverflowError: prompt and answer do not fit the context of an engine.
+        RequestError: see `refuse_ids`.
     """
     refuse_ids(request, engines)
     for engine in engines:
@@ -182,10 +225,10 @@ def refuse(request: Request, engines: Sequence[Engine]) -> None:
 
 
 def refuse_ids(request: Request, engines: Sequence[Engine]) -> None:
-    """Refuse a request that asks for no token, or speaks in token ids that several models would read.
+    """Refuse a request for no token, or with token ids that several models would read.
 
     Raises:
-        RequestError: says which.
+        RequestError: names the option.
     """
     sampling = request.sampling
     if sampling.max_tokens < 1:

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Piece, Request
+from ensemblehub.schema import Event, Request
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Loop(Segments):
 
     def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[Event, None]:
         length = self.max_new_tokens_per_round if len(engines) > 1 else None
         writer = self.writers(request, engines)
         return self.written(request, engines, ledger, lambda so_far: EngineTurn(writer(so_far), length))

@@ -18,7 +18,7 @@ from ensemblehub.ensemble_methods.roles import by_size, require
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, refuse
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Capability, Piece, Request
+from ensemblehub.schema import Capability, Event, Piece, Request
 from ensemblehub.tandem import insights
 
 OUTLINE = {
@@ -67,7 +67,7 @@ class Progressive(Segments):
 
     def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[Event, None]:
         models = by_size(engines, name_of(self))
         if self.switch_mode == "outline":
             return self.outlined(self.limited(request), models[0], models[-1], ledger)

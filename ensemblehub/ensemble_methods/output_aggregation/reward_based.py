@@ -1,4 +1,4 @@
-"""`reward_based`: in each round every member proposes the next segment; scorers choose the one that is kept."""
+"""`reward_based`: in each round every engine proposes the next segment, and scorers choose one."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from annotated_types import Ge
 
 from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble_methods.base import answer_of
 from ensemblehub.ensemble_methods.candidates import Candidate
-from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, ask, joined, refuse_ids
+from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, ask, refuse_ids
 from ensemblehub.errors import ConfigError, ContextOverflowError
 from ensemblehub.generators.base import Engine
-from ensemblehub.generators.text.stops import StopFilter
-from ensemblehub.schema import Choice, Event, Finish, Piece, Request
+from ensemblehub.schema import Choice, Event, Finish, Request
 
 
 @dataclass(frozen=True)
 class RewardBased(Segments):
-    """All members continue the text at the same time; the continuation with the best score is kept.
+    """All engines continue the text at the same time; the continuation with the best score is kept.
 
-    Equal scores go to the first in the order of the engines; proposals that are all the same are not scored.  An
-    empty proposal says that the answer ends here; it cannot be kept before there is any text, unless all are empty.
-    The winner's end of text ends the answer.  A member whose context is full takes no more part, and one that is
-    alone writes the rest in one go.  Losing proposals are billed as discarded.
+    Of equal scores the first in the order of the engines wins; proposals that are all the same are not scored.
+    An empty proposal means that the answer ends here; before there is any text it is kept only if all are empty.
+    The winner's end of text ends the answer.  An engine whose context is full drops out, and a lone engine
+    writes the rest in one go.  The usage of losing proposals is recorded as discarded.
 
     Attributes:
         max_new_tokens_per_round: tokens of a proposal at most.
         exclude_self_scoring: no scorer judges the text of its own model, where another can.
-        score_threshold: the answer ends with what it has where no proposal scores that much; the first round's
-            best is always kept, and writing goes on.  Needs `score_normalization: none`, since normalised scores
-            only compare the proposals of one round.
+        score_threshold: the answer ends where no proposal scores that much; the best of the first round is
+            always kept.  Needs `score_normalization: none`, since normalised scores only compare the proposals
+            of one round.
         max_tokens: of the whole answer, where that is less than the request's own.
         max_rounds: rounds after which the answer ends.
-        max_repeat: so many identical winners in a row end the answer, unless it ignores the end of text; 0: never.
+        max_repeat: number of identical winners in a row that ends the answer, unless it ignores the end of
+            text; 0: none does.
     """
 
     uses_scorers: ClassVar[bool] = True
@@ -45,51 +46,27 @@ class RewardBased(Segments):
     exclude_self_scoring: bool = True
     score_threshold: float | None = None
 
-    async def run(
+    def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
-        request = self.limited(request)
+        request, so_far = self.limited(request), SoFar(request.prefix)
         refuse_ids(request, engines)
-        so_far, gate, members = SoFar(request.prefix), StopFilter[Piece](request.sampling.stop), list(engines)
-        finish: Finish | None = None
-        while finish is None and self.able(request, members, so_far):
-            parts: list[Piece] = []
-            async with aclosing(self.round(request, members, so_far, ledger)) as events:
-                async for event in events:
-                    if not isinstance(event, Piece):
-                        yield event
-                        continue
-                    ended = event.finish
-                    parts.append(replace(event, finish=None, round=so_far.rounds + 1))
-                    so_far.add(event)
-                    for shown in gate.push(parts[-1]):
-                        yield shown
-                    if gate.stopped:
-                        break
-            if parts:
-                so_far.turns.append(joined(parts))
-                finish = "stop" if gate.stopped or ended == "stop" else self.cut(request, so_far)
-            elif members:  # nothing was worth keeping
-                finish = "stop"
-        if not so_far.turns:
-            raise ContextOverflowError(
-                f"{ContextOverflowError.WORDS} exceeded: the question leaves no room to write in that of any engine"
-            )
-        for shown in gate.flush():
-            yield shown
-        yield replace(so_far.turns[-1], text="", tokens=(), finish=finish or "length")
+        members, rounds = list(engines), -1
 
-    def able(self, request: Request, members: list[Engine], so_far: SoFar) -> bool:
-        """Drop the members whose context is full; whether any are left."""
-        members[:] = [
-            engine for engine in members if ask(request, EngineTurn(engine), so_far).sampling.max_tokens > 0
-        ]
-        return bool(members)
+        def write(plain: bool) -> AsyncGenerator[Event, None] | Finish:
+            nonlocal rounds
+            if members and so_far.rounds == rounds:
+                return "stop"  # no proposal of the last round was worth keeping
+            rounds = so_far.rounds
+            members[:] = [engine for engine in members if has_room(engine, request, so_far)]
+            return self.round(request, members, so_far, ledger) if members else "length"
+
+        return self.in_rounds(request, so_far, write)
 
     async def round(
         self, request: Request, members: list[Engine], so_far: SoFar, ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
-        """One round: the choice and the text that is kept, if any; drops members that find their context full."""
+        """One round: the choice and the text that is kept, if any; drops members whose context is full."""
         length = self.max_new_tokens_per_round if len(members) > 1 else None
         proposals = [
             Candidate(engine, ask(request, EngineTurn(engine, length), so_far), engine.name)
@@ -97,9 +74,8 @@ class RewardBased(Segments):
         ]
         if len(members) == 1:
             try:
-                async with aclosing(
-                    members[0].stream(proposals[0].request, ledger.meter("answer"))
-                ) as pieces:
+                alone = answer_of(members[0], proposals[0].request, ledger.meter("answer"))
+                async with aclosing(alone) as pieces:
                     async for piece in pieces:
                         yield piece
             except ContextOverflowError:
@@ -156,8 +132,13 @@ class RewardBased(Segments):
             )
 
 
+def has_room(engine: Engine, request: Request, so_far: SoFar) -> bool:
+    """Whether the engine's context holds one more token."""
+    return ask(request, EngineTurn(engine), so_far).sampling.max_tokens > 0
+
+
 async def written(proposal: Candidate, ledger: UsageLedger) -> bool:
-    """Write a proposal; whether its engine's context had room for it."""
+    """Write a proposal; False where its engine's context is too short."""
     try:
         await proposal.write(ledger)
     except ContextOverflowError:

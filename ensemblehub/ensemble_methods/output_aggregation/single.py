@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import Aggregation, Granularity
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity, answer_of
 from ensemblehub.ensemble_methods.output_aggregation.distribution import DistributionMixture
 from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.errors import RequestError
@@ -27,18 +27,16 @@ class Single(Aggregation):
     granularity: ClassVar[Granularity] = "response"
     engine: str | None = None
 
-    async def run(
+    def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
-        engine = self.chosen(engines)
-        async with aclosing(engine.stream(request, ledger.meter("answer"))) as answer:
-            async for piece in answer:
-                yield piece
+        return answer_of(self.chosen(engines), request, ledger.meter("answer"))
 
     async def log_likelihood(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger, context: int | None = None
     ) -> AsyncGenerator[Event | Scored, None]:
-        engine, most = self.chosen(engines), request.sampling.top_logprobs
+        engine = self.chosen(engines)
+        most = request.sampling.top_logprobs
         if most > 1 and "decode" not in engine.capabilities:
             raise RequestError(f"{engine.name} gives one alternative per token of a prompt, not {most}")
         if most > 1:

@@ -13,7 +13,7 @@ from ensemblehub.ensemble_methods.base import name_of
 from ensemblehub.ensemble_methods.roles import by_size, require
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Capability, Piece, Request
+from ensemblehub.schema import Capability, Event, Request
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Switch(Segments):
 
     def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[Event, None]:
         large, *_, small = by_size(engines, name_of(self))
 
         def following(so_far: SoFar) -> EngineTurn:
