@@ -1,4 +1,4 @@
-"""The one narrow seam between strategies and models.
+"""The interface between strategies and models.
 
 An engine knows its model, its tokenizer and its caches.  It knows no strategy, and strategies know no
 KV cache.
@@ -34,11 +34,11 @@ class Vocabulary:
     names: Mapping[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def shown(self, index: int) -> str:
-        """A token for a person: its text, U+FFFD for bytes that are no character alone, or a control token's name."""
+        """A token for display: its text, with U+FFFD for incomplete characters, or a control token's name."""
         return self.names.get(index) or self.tokens[index].decode(errors="replace")
 
     def part(self, index: int) -> bytes | None:
-        """The bytes of a token that are no text by themselves; None where they are."""
+        """The bytes of a token that is not valid UTF-8 by itself; None otherwise."""
         try:
             self.tokens[index].decode()
         except UnicodeDecodeError:
@@ -47,20 +47,20 @@ class Vocabulary:
 
 
 class Tokenizer(ABC):
-    """A model's tokenizer, for those who talk to the model in its own token ids."""
+    """A model's tokenizer, for callers that send token ids."""
 
     @abstractmethod
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Ids of a raw prompt; with `special`, those that the model puts around a text are added."""
+        """Ids of a raw prompt; `special` adds the tokenizer's special tokens around it."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens written out."""
+        """The text of ids, including special tokens."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Equal for two tokenizers that cut every text alike."""
+        """Equal for two tokenizers that give the same ids for every text."""
 
     @property
     @abstractmethod
@@ -69,7 +69,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What its `tokenizer_config.json` would say: `eos_token`, `bos_token`, `chat_template`, ..."""
+        """The contents of its `tokenizer_config.json`: `eos_token`, `bos_token`, `chat_template`, ..."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class Distribution:
 
 
 class Decoder(ABC):
-    """One row that a token-level method steps by hand.
+    """One sequence that a token-level method steps by hand.
 
     Attributes:
-        given: how many of the appended ids belong to the prompt; they are billed as read, not as written.
+        given: number of appended ids that belong to the prompt; they are billed as prompt tokens.
     """
 
     vocabulary: Vocabulary
@@ -103,26 +103,21 @@ class Decoder(ABC):
         """Like `step`, but return the distribution after each appended id, from one forward pass.
 
         Raises:
-            EngineError, RequestError: as `step`; nothing to append is a `RequestError`.
+            EngineError, RequestError: as `step`; also if `append` is empty.
         """
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text` in the middle of an answer: no special tokens, none added."""
+        """Token ids of `text` in the middle of an answer, without special tokens."""
 
     @abstractmethod
     def close(self) -> None:
-        """Bill the row and free it; closing twice is harmless."""
+        """Record the usage and free the sequence; closing twice is harmless."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory that a model takes where it runs, in bytes.
-
-    Attributes:
-        weights: of its parameters.
-        token: of the keys and values of one token.
-    """
+    """Memory of a model, in bytes: of its `weights`, and of the keys and values of one `token`."""
 
     weights: int
     token: int
@@ -130,14 +125,14 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was seen of one ability of a model by asking it.
+    """The result of probing one ability of a model.
 
     Attributes:
-        ability: what was looked for: a capability, or what every engine relies on.
-        seen: whether it is there, as declared.
+        ability: a capability, or what every engine relies on.
+        seen: whether the model has it, as declared.
         declared: whether the options count on it.
-        sentence: what was seen, for a person.
-        options: YAML options that say so, where they do not yet.
+        sentence: the result, for display.
+        options: YAML options to add for it.
     """
 
     ability: str
@@ -148,31 +143,31 @@ class Finding:
 
 
 class Engine(ABC):
-    """A language model that can be asked for text."""
+    """A language model that generates text."""
 
-    options: ClassVar[type]  # frozen dataclass of the engine's own YAML options
+    options: ClassVar[type]  # frozen dataclass of the engine's YAML options
     name: str
     info: ModelInfo
     capabilities: frozenset[Capability] = frozenset()
 
     @abstractmethod
     def stream(self, request: Request, meter: UsageMeter) -> AsyncGenerator[Piece, None]:
-        """Write the answer piece by piece; the last piece carries `finish`.
+        """Generate the answer piece by piece; the last piece carries `finish`.
 
-        Closing the iterator stops the model and bills what it wrote.  A piece never splits a UTF-8
+        Closing the iterator stops the model and records what it wrote.  A piece never splits a UTF-8
         character.  Pieces carry the meter's purpose.
 
         Raises:
-            CapabilityError: the request asks for what the engine cannot do; raised before the first piece, as is
-            ContextOverflowError: prompt and `max_tokens` do not fit (see `fitted`).
-            EngineError: the model failed; what it had computed is billed.
+            CapabilityError: the request needs a missing capability; raised before the first piece.
+            ContextOverflowError: prompt and `max_tokens` do not fit (see `fitted`); as early.
+            EngineError: the model failed; what it had computed is recorded.
         """
 
     def offers(self, request: Request) -> None:
-        """Check that it can do what the request asks for besides text.
+        """Check that the engine supports the request's tools and response format.
 
         Raises:
-            CapabilityError: it calls no tools, or keeps to no format.
+            CapabilityError: it does not.
         """
         if request.extra.get("tools") and "tools" not in self.capabilities:
             raise CapabilityError(f"engine {self.name!r} calls no tools")
@@ -180,7 +175,7 @@ class Engine(ABC):
             raise CapabilityError(f"engine {self.name!r} keeps to no response_format")
 
     def fits(self, read: int | None, written: int) -> None:
-        """Check that a prompt of `read` tokens and `written` more fit the context; what is not known fits.
+        """Check that a prompt of `read` tokens and `written` more fit the context, as far as it is known.
 
         Raises:
             ContextOverflowError: they do not.
@@ -189,10 +184,10 @@ class Engine(ABC):
             raise ContextOverflowError.of(self.name, self.info.context, read, written)
 
     def fitted(self, request: Request, read: int | None) -> Request:
-        """The request with a `max_tokens` for which there is room; a default is cut to the room there is.
+        """The request with `max_tokens` cut to the free context, where `max_tokens` is a default.
 
         Args:
-            read: tokens of the rendered prompt, None where they are not known.
+            read: tokens of the rendered prompt, None where unknown.
 
         Raises:
             ContextOverflowError: prompt and answer do not fit the context.
@@ -201,12 +196,14 @@ class Engine(ABC):
         self.fits(read, sampling.required)
         if read is None or not self.info.context:
             return request
-        room = min(sampling.max_tokens, self.info.context - read)
-        return replace(request, sampling=replace(sampling, max_tokens=room))
+        max_tokens = min(sampling.max_tokens, self.info.context - read)
+        return replace(request, sampling=replace(sampling, max_tokens=max_tokens))
 
     async def score(self, request: Request, meter: UsageMeter) -> Scored:
-        """Read the rendered prompt (with `request.prefix`) in one forward pass and return every token's
-        logprob and entropy; nothing is written.
+        """Score the rendered prompt, with `request.prefix`, in one forward pass.
+
+        Returns:
+            every token with its logprob and entropy.
 
         Raises:
             CapabilityError: the engine cannot score.
@@ -214,7 +211,7 @@ class Engine(ABC):
         raise CapabilityError(f"engine {self.name!r} cannot score a prompt")
 
     def decoder(self, request: Request, meter: UsageMeter) -> Decoder:
-        """A row for token-level methods.
+        """A sequence for token-level methods.
 
         Raises:
             CapabilityError: the engine gives no next-token distributions.
@@ -222,44 +219,44 @@ class Engine(ABC):
         raise CapabilityError(f"engine {self.name!r} gives no next-token distributions")
 
     def count(self, request: Request) -> int | None:
-        """Length of the rendered prompt in tokens, None where the tokenizer is not at hand."""
+        """Length of the rendered prompt in tokens, None without a tokenizer."""
         return None
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Its tokenizer; None where none is at hand."""
+        """Its tokenizer, if there is one."""
         return None
 
     @property
     def model(self) -> str:
-        """Which model this is, said the same way on every machine; what is trained for it names it so."""
+        """A name of the model that is the same on every machine; trained judges store it."""
         return self.name
 
     @property
     def exact(self) -> bool:
-        """Whether the entropies of what it reads are of the full distribution; they are no others than `model` says."""
+        """Whether its entropies are of the full distribution; otherwise `model` says so."""
         return True
 
     @property
     def footprint(self) -> Footprint | None:
-        """What it takes in memory; None where it runs elsewhere or is no model."""
+        """Memory of the model; None if it runs elsewhere."""
         return None
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a user should know of how it runs, a sentence each."""
+        """Remarks on how the model runs, one sentence each."""
         return ()
 
     async def probe(self, ledger: UsageLedger) -> Sequence[Finding]:
-        """Ask the model what it can do, where that is not known from its files; the bill goes to the ledger."""
+        """Probe the model's abilities, if its files do not tell them; the ledger records the usage."""
         return ()
 
     def describe(self) -> str:
-        """One line for a person: which model, where and how it runs."""
+        """One line: which model, where and how it runs."""
         return f"{self.name}: {self.info.parameters:,} parameters"
 
     async def load(self) -> None:
-        """Make ready (load weights); called once before the first request and harmless to repeat."""
+        """Load the weights; called before the first request, harmless to repeat."""
 
     async def close(self) -> None:
         """Free the model."""

@@ -1,9 +1,8 @@
 """`echo`: a model-free engine that plays scripted text, logprobs and delays.
 
 It ships in the product: tests, documentation and server checks run on it.  Tokens are words with the
-white space before them.  A script is chosen by the first of its `replies` whose key stands in the prompt
-("" matches any prompt); the reply is what the whole answer would be, so a request that continues a
-prefix of it gets the rest.
+white space before them.  The reply is the first of `replies` whose key is in the prompt ("" matches any
+prompt); it is the whole answer, so a request that continues a prefix of it gets the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from ensemblehub.cost import UsageMeter
@@ -40,13 +39,13 @@ class EchoOptions:
     """Options of the echo engine.
 
     Attributes:
-        replies: answer by a string that the prompt holds; "" matches any prompt.
+        replies: answer by a string in the prompt; "" matches any prompt.
         delay: seconds per token.
-        logprob, entropy: of every token, in nats; `confident` strings in a prompt make both near 0.
-        best: logprob of the likeliest token wherever one is read; that of the token itself by default.
-        confident: strings; a prompt that holds one of them is read with confidence.
+        logprob, entropy: of every token, in nats.
+        best: logprob of the most probable token of a prompt's positions; by default that of the token itself.
+        confident: strings; logprob and entropy of a prompt that contains one are near 0.
         fail_after: raise an `EngineError` after this many tokens (for tests of failure handling).
-        lookahead: tokens written beyond those that were read, as a remote engine would.
+        lookahead: tokens written beyond those that were read, as by a remote engine.
     """
 
     replies: Mapping[str, str] = field(default_factory=lambda: {"": "ok"})
@@ -69,7 +68,8 @@ class EchoEngine(Engine):
     capabilities: frozenset[Capability] = frozenset({"prefix", "logprobs", "score"})
 
     def __init__(self, name: str, options: EchoOptions) -> None:
-        self.name, self.script = name, options
+        self.name = name
+        self.script = options
         self.info = ModelInfo(options.parameters, options.parameters, 0.0, options.context, 0, options.price)
         self.written = 0  # tokens written since the engine was made, to prove that a closed stream stops
 
@@ -107,22 +107,20 @@ class EchoEngine(Engine):
             )
 
     async def score(self, request: Request, meter: UsageMeter) -> Scored:
-        sure = any(mark in self._rendered(request) for mark in self.script.confident)
-        logprob, entropy = (-0.01, 0.01) if sure else (self.script.logprob, self.script.entropy)
-        best = logprob if sure or self.script.best is None else self.script.best
+        script = self.script
+        sure = any(mark in self._rendered(request) for mark in script.confident)
+        logprob, entropy = (-0.01, 0.01) if sure else (script.logprob, script.entropy)
+        best = logprob if sure or script.best is None else script.best
+        top = Alternative("", best)
         tokens: list[ScoredToken] = []
         for index, text in enumerate(self._messages(request)):
-            position = 0
-            for word in _words(text):
-                known = bool(tokens)
-                end = position + len(word)
-                values = (logprob, entropy) if known else (None, None)
-                likeliest = best if known else None
-                top = (Alternative(word if best == logprob else "", best),) if known else ()
-                tokens.append(
-                    ScoredToken(word, None, values[0], values[1], index, position, end, likeliest, top)
-                )
-                position += len(word)
+            for match in _WORD.finditer(text):
+                word, start, end = match.group(), match.start(), match.end()
+                if not tokens:  # nothing predicts the first
+                    tokens.append(ScoredToken(word, None, None, None, index, start, end))
+                    continue
+                shown = replace(top, text=word) if best == logprob else top
+                tokens.append(ScoredToken(word, None, logprob, entropy, index, start, end, best, (shown,)))
         meter.record(self.name, self.info, prompt_tokens=len(tokens))
         return Scored(tuple(tokens))
 

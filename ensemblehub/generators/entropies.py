@@ -1,7 +1,7 @@
-"""Entropies from logprobs: of a whole distribution, or of its likeliest tokens with all the others taken as one.
+"""Entropies from logprobs: of a whole distribution, or a lower bound from its top tokens.
 
-The second is a lower bound of the first.  A judge trained on one of them must not be used with the other, so a model
-whose entropies are bounds says so in its name.  Knows no engine.
+A judge trained on one kind must not be used with the other, so a model whose entropies are bounds says so in
+its name.  Knows no engine.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import numpy as np
 
 
 def entropy_of(logprobs: Any, whole: bool) -> float:
-    """Entropy in nats of a distribution: of the whole, or of its likeliest tokens with all the others taken as one,
-    which is a lower bound."""
+    """Entropy of a distribution in nats.
+
+    Args:
+        whole: whether `logprobs` are of all tokens; the missing ones count as one token, a lower bound.
+    """
     values = np.asarray(logprobs, np.float64)
     shares = np.exp(values)
     rest = 0.0 if whole else 1.0 - float(shares.sum())
@@ -22,5 +25,5 @@ def entropy_of(logprobs: Any, whole: bool) -> float:
 
 
 def bounded(model: str, top_k: int) -> str:
-    """The name of a model whose entropies are those of its `top_k` likeliest tokens."""
+    """The name of a model whose entropies are bounds from its `top_k` top tokens."""
     return f"{model} (entropy of the {top_k} likeliest)"

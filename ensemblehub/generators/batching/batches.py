@@ -19,7 +19,7 @@ def short_rows(rows: Sequence[ModelRow]) -> list[ModelRow]:
 
 
 def rows_to_read(rows: Sequence[ModelRow], most: int, vocabulary: int) -> list[ModelRow]:
-    """The row that waits longest and others of its kind and about its length; at most `most` that fit a pass."""
+    """The longest waiting row and others of its kind and similar length, at most `most` that fit a pass."""
     if not rows:
         return []
     first = rows[0]

@@ -1,7 +1,7 @@
 """Engines whose model runs in this process: what they share, and those that the scheduler batches.
 
 A request is rendered with the model's own tokenizer, so token ids and origins are the same whatever computes
-them.  Knows requests, tokens and the bill; knows no library that computes.
+them.  Knows requests, tokens and usage; knows no library that computes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ModelCall(Protocol):
         """Stop computing, and wait until it has stopped."""
 
     def record(self, engine: str, info: ModelInfo, meter: UsageMeter) -> None:
-        """Bill what was computed."""
+        """Record what was computed."""
 
 
 class WritingCall(ModelCall, Protocol):

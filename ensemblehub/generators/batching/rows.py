@@ -89,7 +89,7 @@ class ModelRow:
         await self.ended.wait()
 
     def record(self, engine: str, info: ModelInfo, meter: UsageMeter) -> None:
-        """Bill what the row has read and written."""
+        """Record what the row has read and written."""
         self._record(engine, info, meter, 0, self.written, self.written - self.taken)
 
     def _record(
@@ -197,11 +197,11 @@ class WriteRow(ModelRow):
 class StepRow(ModelRow):
     """A row that a decoder steps; it is computed only when asked.
 
-    Billed as written are the appended ids and the token chosen from the last distribution, as if the engine
-    had written them; dropped ids are billed as discarded.
+    The appended ids and the token chosen from the last distribution count as completion tokens, as if the
+    engine had written them; dropped ids count as discarded.
 
     Attributes:
-        logprobs: the distributions after the last `tail` ids, (tail, vocabulary); None until they are computed.
+        logprobs: distributions after the last `tail` ids, (tail, vocabulary); None until computed.
         appended, dropped: ids that were appended, and dropped again.
     """
 
@@ -233,7 +233,7 @@ class StepRow(ModelRow):
             self.readings = self.readings.head(len(self.ids) - len(append))
 
     def answer(self, lines: LogprobLines) -> Callable[[], None]:
-        """Take the distributions after the ids just computed; return the callback that hands over all of them."""
+        """Take the distributions after the ids just computed; return the callback that delivers them all."""
         self._parts.append(lines)
         if self.pending:
             return lambda: None
@@ -264,6 +264,6 @@ class StepRow(ModelRow):
         return self.logprobs
 
     def record_steps(self, engine: str, info: ModelInfo, meter: UsageMeter, given: int) -> None:
-        """Bill the steps; the first `given` appended ids belong to the prompt."""
+        """Record the steps; the first `given` appended ids belong to the prompt."""
         chosen = 1 if self.logprobs is not None else 0
         self._record(engine, info, meter, given, self.appended + chosen - given, self.dropped)

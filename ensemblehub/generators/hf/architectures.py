@@ -1,7 +1,7 @@
-"""Which architectures the hf engine runs as transformers does.
+"""Which architectures the hf engine runs with the same results as transformers.
 
-The table was written by `python -m benchmarks.architectures`, which compares the engine with `model.generate` on a
-tiny random model of each.  Knows configurations; loads no model.
+`python -m benchmarks.architectures` writes the table: it compares the engine with `model.generate` on a tiny
+random model of each architecture.  Knows configurations; loads no model.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Support:
 
     Attributes:
         kernel: implementation of attention.
-        note: what a user should know of it; empty where all is as asked.
-        known: whether the architecture is in the table; one that is not is compared with transformers once loaded.
+        note: a remark for the user; empty where all is as asked.
+        known: whether the architecture is in the table; otherwise it is compared once loaded.
     """
 
     kernel: str
@@ -35,7 +35,7 @@ class Support:
 
 
 def support_of(config: Any, wanted: str) -> Support:
-    """How a model of this configuration is run, as near to the `wanted` kernel as its architecture admits.
+    """How a model of this configuration is run: with the `wanted` kernel where its architecture allows.
 
     Raises:
         ConfigError: the engine does not run the architecture as transformers does.
@@ -57,9 +57,9 @@ def support_of(config: Any, wanted: str) -> Support:
 
 
 def entry_of(config: Any) -> dict[str, Any] | None:
-    """The line of the table for a configuration, the one with the most conditions that hold; None without one.
+    """The most specific entry of the table for a configuration.
 
-    Code that came with a model is not transformers' own, whatever it calls itself.
+    None without one, and for code that comes with a model, whatever architecture it names.
     """
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return None

@@ -57,7 +57,7 @@ class TorchModel:
         return output.logits[:, -keep:].float()
 
     def _mask(self, plan: Plan) -> Any:
-        """The mask, or one per kind of layer where some layers do not attend to all that is before them."""
+        """The attention mask; one per kind of layer where some do not attend to the whole prefix."""
         kinds = set(getattr(self.config, "layer_types", None) or ())
         window = getattr(self.config, "sliding_window", None)
         dtype = self.network.dtype
@@ -70,7 +70,7 @@ class TorchModel:
         )
 
     def compare(self) -> None:
-        """Check two rows of different length, computed together and in steps, against transformers' own logprobs.
+        """Check two rows of different length, computed together and in steps, against transformers alone.
 
         Raises:
             ConfigError: they differ, or the model cannot be run so.
@@ -98,7 +98,8 @@ class TorchModel:
         most = _EXACT if self.network.dtype == torch.float32 else _ROUNDED
         if not difference <= most:  # nor is a NaN
             raise ConfigError(
-                f"the hf engine does not run {self._kind} as transformers does: logprobs differ by {difference:.2g}"
+                f"the hf engine does not run {self._kind} as transformers does: "
+                f"logprobs differ by {difference:.2g}"
             )
 
     @property

@@ -118,7 +118,7 @@ class LlamaModel:
         return torch.from_numpy(logits)
 
     def _groups(self, counts: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """First and last row of each call: at most `_BATCH` tokens, and as many rows as there are sequences."""
+        """First and last row of each call: at most `_BATCH` tokens and `slots.count` rows."""
         first = tokens = 0
         for row, count in enumerate(counts):
             if row - first == self.slots.count or tokens + count > _BATCH:
@@ -160,7 +160,7 @@ def _is_other(model: Any) -> bool:
 
 
 def _cores() -> int:
-    """Half of what this process may use, as llama-cpp-python has it: threads of one core disturb each other."""
+    """Half of the cores of this process, as in llama-cpp-python: hyper-threads disturb each other."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // 2)
 
@@ -186,8 +186,8 @@ class Sequences:
     Slots are numbers that the scheduler sorts and exchanges; moving one copies nothing.
 
     Args:
-        windowed: some layers attend to a sliding window.  A saved state then lacks what lies before the window,
-            so it can be continued but not cut back.
+        windowed: some layers attend to a sliding window.  A saved state then lacks what lies before the
+            window, so it can be continued but not cut back.
     """
 
     def __init__(self, context: Any, count: int, windowed: bool) -> None:
@@ -256,7 +256,7 @@ class Sequences:
     def neighbours(self, slots: Sequence[int]) -> list[int]:
         """The sequences of these seated slots, once they are neighbours.
 
-        llama.cpp makes one pass of neighbours in their order; of others it makes several, each over all weights.
+        Of neighbours llama.cpp makes one pass; of others several, each over all weights.
         """
         used, count = set(self._sequences(slots)), len(slots)
         if max(used) - min(used) >= count and not self._windowed:
@@ -345,7 +345,7 @@ class _Batch:
         )
 
     def fill(self, rows: Sequence[tuple[int, int, Sequence[int], int]]) -> None:
-        """Set rows (sequence, first position, ids, trailing positions whose logits are returned), in order."""
+        """Set rows: sequence, first position, ids, number of trailing positions whose logits are returned."""
         if all(len(ids) == 1 for _, _, ids, _ in rows):  # the next token of every row: at once
             count = len(rows)
             self._ids[:count] = [ids[0] for _, _, ids, _ in rows]

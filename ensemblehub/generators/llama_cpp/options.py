@@ -19,18 +19,18 @@ class LlamaCppOptions:
 
     Attributes:
         path: a .gguf file.
-        tokenizer: folder or hub id with the model's own tokenizer and chat template; None is the folder of the
-            file.
+        tokenizer: folder or hub id with the model's own tokenizer and chat template; None is the folder
+            of the file.
         n_ctx: maximum length of prompt and answer together, in tokens; None is the model's own, up to 4096.
         batch_rows: maximum number of rows in one forward pass; the KV cache holds `batch_rows` times `n_ctx`
             tokens.
         batch: tokens computed together when a prompt is read.
         threads: CPU threads; None takes half of those there are, as llama-cpp-python does.
         n_gpu_layers: layers on the GPU, where llama.cpp is built for one; -1 for all.
-        kv: precision of keys and values in the KV cache.  With "f32" and float32 weights, logprobs are those of
-            the hf engine to about 1e-4; "f16" costs some hundredths.
-        prefix_cache_tokens: maximum number of tokens whose keys and values are kept for later requests, beside
-            the KV cache; none are kept of models that attend to a sliding window.
+        kv: precision of keys and values in the KV cache.  With "f32" and float32 weights, logprobs are those
+            of the hf engine to about 1e-4; "f16" costs some hundredths.
+        prefix_cache_tokens: maximum number of tokens whose keys and values are kept for later requests,
+            beside the KV cache; none are kept of models that attend to a sliding window.
         lookahead: tokens that a row may write beyond those its reader took.
         enable_thinking: passed to the chat template, for chats that do not set it themselves.
         price: price of a call; None is free.

@@ -86,7 +86,7 @@ class ChatTemplate:
         """Render a conversation.
 
         Args:
-            last: the parts of the last message, and a special token after each that is not part of what it says.
+            last: the parts of the last message, and a special token after each that is no content.
 
         Raises:
             RequestError: the template refuses the messages, or rewrites special tokens in them.

@@ -79,8 +79,8 @@ class Renderer(Tokenizer):
         """The rendered prompt, followed by the answer so far.
 
         Args:
-            author: engine whose tokens in `request.written` are these ids; they are kept as they are, except for
-                the start of a character at the end of a turn.
+            author: engine whose tokens in `request.written` are these ids; they are kept, except for the
+                start of a character at the end of a turn.
         """
         text = "".join(turn.text for turn in request.written)
         tools = to_json(request.extra.get("tools") or "")
@@ -147,13 +147,14 @@ class Renderer(Tokenizer):
             raw: a raw prompt, in which control tokens are meant; the tokenizer adds its own.
             middle: the text stands behind another.
         """
-        text, spans, literal = shown.text, shown.spans, list(shown.literal)
+        text, spans = shown.text, shown.spans
+        literal = list(shown.literal)
         guarded = () if raw else spans
         if prefix:
             answered = TextSpan(answer, len(text), len(text) + len(prefix))
             text += prefix
-            spans = (*spans, answered)
-            guarded = (*guarded, answered)
+            spans += (answered,)
+            guarded += (answered,)
         while True:
             tokens = self._cut(text, literal, raw, middle)
             controls = [token for token in tokens if token.id in self._guarded and token.start < token.end]
@@ -178,7 +179,7 @@ class Renderer(Tokenizer):
         return tokens
 
     def _raw(self, text: str) -> list[TokenSpan]:
-        """The tokens of a raw prompt with those that the tokenizer puts around it, unless they stand there already."""
+        """The tokens of a raw prompt; the tokenizer's special tokens are added unless they are there."""
         encoded = self._encode(text, True, literal=False)
         tokens, added = token_spans(encoded, text), encoded.special_tokens_mask
         inner = [index for index, mark in enumerate(added) if not mark]
@@ -206,7 +207,7 @@ class Renderer(Tokenizer):
 
     @cached_property
     def ends(self) -> frozenset[int]:
-        """Ids that end an answer: the tokenizer's end of text, and what the chat template puts behind a last reply."""
+        """Ids that end an answer: the tokenizer's end of text, and the template's end of a turn."""
         behind = self._template.closing()
         added = {token.content: index for index, token in self.tokenizer.added_tokens_decoder.items()}
         closing = max((content for content in added if behind.startswith(content)), key=len, default="")

@@ -151,8 +151,8 @@ def literal_places(
 ) -> list[Place]:
     """`literal`, and where control tokens came of what `guarded` spans say.
 
-    Where a control token came of a place that is taken literally already, the place is cut in two: some tokenizers
-    have the word in their vocabulary.
+    Where a control token came of a place that is taken literally already, the place is cut in two: some
+    tokenizers have the word in their vocabulary.
 
     Raises:
         RequestError: the place is one character.

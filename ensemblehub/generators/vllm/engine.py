@@ -1,8 +1,8 @@
 """The vLLM engine: a model in vLLM's asynchronous engine, in this process.
 
-vLLM batches and caches prefixes by itself.  It cannot pause a request, so it writes ahead of its reader: a mentor
-goes on while the intern reads, and unread tokens are billed as discarded.  Token ids and text are converted here,
-not by vLLM, so that both equal the hf engine's.
+vLLM batches and caches prefixes by itself.  It cannot pause a request, so it writes ahead of its reader: a
+mentor goes on while the intern reads, and unread tokens count as discarded.  Token ids and text are converted
+here, not by vLLM, so that both equal the hf engine's.
 """
 
 from __future__ import annotations
@@ -56,17 +56,18 @@ class VLLMOptions:
         path: hub id or folder.
         dtype: "auto" is the checkpoint's own, and 16 bits for a float32 one.
         max_model_len: maximum length of prompt and answer together, in tokens; None is the model's own.
-        tensor_parallel_size, pipeline_parallel_size: number of GPUs over which each layer, and the layers, are spread.
+        tensor_parallel_size: number of GPUs over which each layer is spread.
+        pipeline_parallel_size: number of GPUs over which the layers are spread.
         gpu_memory_utilization: share of a GPU's memory that vLLM takes; two engines on one GPU share it.
         block_size: tokens of a block of the KV cache; only whole blocks are reused.  None is vLLM's own.
         enforce_eager: do not compile the model.
         seed: of requests that have none, at vLLM's choice.
         enable_thinking: passed to the chat template, for chats that do not set it themselves.
         trust_remote_code: run Python code that comes with the model.
-        tool_parser: vLLM's name for how the model writes tool calls (`hermes` for Qwen, `llama3_json`, ...); without
-            one it is offered no tools.
-        entropy_top_k: number of top tokens from which a reading takes its entropies where the vocabulary has more
-            than 4096 ids; the others count as one token, so that the entropy is a lower bound.
+        tool_parser: vLLM's name for how the model writes tool calls (`hermes` for Qwen, `llama3_json`, ...);
+            without one it is offered no tools.
+        entropy_top_k: number of top tokens from which a reading takes its entropies where the vocabulary has
+            more than 4096 ids; the others count as one token, so that the entropy is a lower bound.
         extra: further arguments of vLLM's `AsyncEngineArgs`.
         price: price of a call; None is free.
     """
@@ -106,8 +107,8 @@ class VLLMOptions:
 class VLLMEngine(LocalEngine[VLLMWorker, InFlightAnswer]):
     """A model in vLLM: continuous batching, automatic prefix caching, tensor and pipeline parallelism.
 
-    Its info is there at once, from the model's configuration; vLLM is imported and started when first needed.  For
-    logprobs of a prompt vLLM computes all of it, also what its prefix cache holds; the answer reuses that.
+    Its info is there at once, from the model's configuration; vLLM is imported and started when first needed.
+    For logprobs of a prompt vLLM computes all of it, even what its cache holds; the answer reuses that.
 
     Raises:
         ConfigError: the model's configuration cannot be read.
@@ -116,7 +117,7 @@ class VLLMEngine(LocalEngine[VLLMWorker, InFlightAnswer]):
 
     options: ClassVar[type] = VLLMOptions
     capabilities: frozenset[Capability] = frozenset({"prefix", "logprobs", "score", "response_format"})
-    scored_tokens = 1  # billed as discarded
+    scored_tokens = 1  # counted as discarded
 
     def __init__(self, name: str, options: VLLMOptions) -> None:
         if importlib.util.find_spec("vllm") is None:
@@ -134,7 +135,7 @@ class VLLMEngine(LocalEngine[VLLMWorker, InFlightAnswer]):
 
     @cached_property
     def model(self) -> str:
-        """As the hf engine's; with the number of top tokens behind its entropies, where they are not exact."""
+        """As the hf engine's; with the number of top tokens behind entropies that are not exact."""
         name = self.settings.checkpoint.identity()
         return name if self.exact else bounded(name, self.settings.entropy_top_k)
 

@@ -1,6 +1,6 @@
-"""Answers of vLLM that keep to a format or call tools, by its own grammars and parsers.
+"""Answers of vLLM in a response format or with tool calls, by its own grammars and parsers.
 
-Knows vLLM; knows neither engines nor bills.
+Knows vLLM; knows neither engines nor usage.
 """
 
 from __future__ import annotations
