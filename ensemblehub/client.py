@@ -1,7 +1,7 @@
 """`Ensemble`: the methods of `AsyncEnsemble` for scripts, threads and notebooks.
 
-An event loop runs in a thread of its own, so a loop that already runs in the caller's thread (a notebook's) does
-not matter.  Ctrl-C, and closing a stream, stop the models.
+An event loop runs in a thread of its own, so a loop that already runs in the caller's thread (a notebook's)
+does not matter.  Ctrl-C, and closing a stream, stop the models.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Ensemble:
 
     @classmethod
     def tandem(cls, mentor: Model, intern: Model, **options: Any) -> Ensemble:
-        """A large mentor that writes insights, and a small intern that answers; see `AsyncEnsemble.tandem`."""
+        """A mentor that writes insights, and an intern that answers; see `AsyncEnsemble.tandem`."""
         return cls._around(AsyncEnsemble.tandem(mentor, intern, **options))
 
     @classmethod
@@ -135,7 +135,7 @@ class Ensemble:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of a coroutine; when the caller is interrupted, the coroutine is cancelled and awaited."""
+        """The result of a coroutine; an interrupted caller cancels and awaits it."""
         future = self._submit(work)
         try:
             return future.result()

@@ -192,8 +192,8 @@ class UsageMeter:
     ) -> Cost:
         """Record one engine call; engines call it once per call, in `finally`.
 
-        FLOPs are those of the computed positions: `cached_tokens` to `prompt_tokens - 1` for the prefill, and one
-        per generated token but the last for decoding (the prefill yields the first token).
+        FLOPs are those of the computed positions: `cached_tokens` to `prompt_tokens - 1` for the prefill, and
+        one per generated token but the last for decoding (the prefill yields the first token).
 
         Args:
             usd: Price that the provider states; by default computed from `info.price`.

@@ -53,8 +53,8 @@ class AsyncEnsemble:
     """Language models that answer together.
 
     Args:
-        models: Hub ids, folders, `.gguf` files, `MODEL:URL` of an OpenAI-compatible API, entries of `model_specs`
-            as in a configuration file, or engines.
+        models: Hub ids, folders, `.gguf` files, `MODEL:URL` of an OpenAI-compatible API, entries of
+            `model_specs` as in a configuration file, or engines.
         selection: Name of a selection, or a selection.
         aggregation: Name of an aggregation, or an aggregation.
         scorers: Entries of `reward_specs` as in a configuration file, for aggregations that use scorers.
@@ -79,7 +79,9 @@ class AsyncEnsemble:
         self.aggregation: Aggregation = configured.strategy(registry.AGGREGATIONS, aggregation, "aggregation")
         if scorers:
             self.aggregation = self.aggregation.with_scorers(configured.scorers_of(scorers, self.engines))
-        self.sampling, self.generation, self.debug = Sampling(fit_context=True), Generation(), DebugSection()
+        self.sampling = Sampling(fit_context=True)
+        self.generation = Generation()
+        self.debug = DebugSection()
         self.on_error: Literal["fail", "drop"] = "fail"
         check_together(self.engines, self.selection, self.aggregation)
 
@@ -111,8 +113,8 @@ class AsyncEnsemble:
 
         Args:
             mentor, intern: Models, as for the constructor.
-            options: Options of `Tandem`, such as `judge`, `levels` and `profile`; those of the built-in pair by
-                default where both models are built in.
+            options: Options of `Tandem`, such as `judge`, `levels` and `profile`; by default those of the
+                built-in pair where both models are built in.
         """
         if all(isinstance(model, str) and model.startswith("builtin:") for model in (mentor, intern)):
             options = Config.read(builtin.CONFIG).aggregation.params | options
@@ -269,7 +271,8 @@ class AsyncEnsemble:
         self, request: Request, chosen: list[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
         """Run the aggregation; with `on_error: drop`, run it again without an engine that failed."""
-        aggregation, answer, insight = self.aggregation, SoFar(""), SoFar("")
+        aggregation = self.aggregation
+        answer, insight = SoFar(""), SoFar("")
         while True:
             try:
                 async with aclosing(aggregation.run(request, chosen, ledger)) as events:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.schema import Choice, Event, Piece, Result, Verdict, merged
+from ensemblehub.schema import Choice, Event, Piece, Result, Verdict
 
 
 async def collect(
@@ -47,3 +48,28 @@ def attribution(result: Result) -> dict[str, Any]:
     ]
     summary = " → ".join(f"[R{segment['round']:02}:{segment['model']}]" for segment in segments)
     return {"summary": summary, "segments": segments}
+
+
+def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    """Join neighbouring pieces of one engine, purpose, index, visibility and round."""
+    groups: list[list[Piece]] = []
+    for piece in pieces:
+        last = groups[-1][-1] if groups else None
+        if last is not None and _author(last) == _author(piece) and last.finish is None:
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    return tuple(map(_joined, groups))
+
+
+def _joined(group: Sequence[Piece]) -> Piece:
+    return replace(
+        group[-1],
+        text="".join(piece.text for piece in group),
+        tokens=tuple(token for piece in group for token in piece.tokens),
+        tool_calls=tuple(call for piece in group for call in piece.tool_calls),
+    )
+
+
+def _author(piece: Piece) -> tuple[str, str, int, bool, int]:
+    return piece.engine, piece.purpose, piece.index, piece.visible, piece.round

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, cast, get_args
 
@@ -385,28 +385,3 @@ class Result:
             "usage": self.usage.to_dict(),
             "seconds": self.seconds,
         }
-
-
-def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
-    """Join neighbouring pieces of one engine, purpose, index, visibility and round."""
-    groups: list[list[Piece]] = []
-    for piece in pieces:
-        last = groups[-1][-1] if groups else None
-        if last is not None and _author(last) == _author(piece) and last.finish is None:
-            groups[-1].append(piece)
-        else:
-            groups.append([piece])
-    return tuple(map(_joined, groups))
-
-
-def _joined(group: Sequence[Piece]) -> Piece:
-    return replace(
-        group[-1],
-        text="".join(piece.text for piece in group),
-        tokens=tuple(token for piece in group for token in piece.tokens),
-        tool_calls=tuple(call for piece in group for call in piece.tool_calls),
-    )
-
-
-def _author(piece: Piece) -> tuple[str, str, int, bool, int]:
-    return piece.engine, piece.purpose, piece.index, piece.visible, piece.round

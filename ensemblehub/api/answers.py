@@ -16,7 +16,7 @@ from ensemblehub.config.sections import Generation
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.generators.base import Engine
-from ensemblehub.results import attribution, fold
+from ensemblehub.results import attribution, fold, merged
 from ensemblehub.schema import (
     Alternative,
     Choice,
@@ -30,7 +30,6 @@ from ensemblehub.schema import (
     Token,
     UsageLine,
     Verdict,
-    merged,
 )
 
 Kind = Literal["chat", "text"]
