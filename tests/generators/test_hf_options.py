@@ -15,7 +15,7 @@ from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.configured import engine_of
 from ensemblehub.errors import AbsentError, ConfigError, MissingExtraError, one_line
-from ensemblehub.generators.batching.checkpoint import Checkpoint
+from ensemblehub.generators.batching.checkpoint import ModelCheckpoint
 from ensemblehub.generators.hf import loading
 from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 from ensemblehub.schema import Chat, Message, Request
@@ -165,7 +165,7 @@ def test_an_error_of_several_lines_is_told_whole_in_one(tmp_path):
     with pytest.raises(
         ConfigError, match=r"from one of: \(1\) .* convert a slow tokenizer to a fast one\.$"
     ) as error:
-        Checkpoint(str(tmp_path)).tokenizer()
+        ModelCheckpoint(str(tmp_path)).tokenizer()
     assert "\n" not in str(error.value)
     assert one_line(ValueError("one of:\n (1) a\n\n (2) b")) == "one of: (1) a (2) b"
     assert one_line(KeyError()) == "KeyError"

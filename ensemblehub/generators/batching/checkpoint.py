@@ -27,7 +27,7 @@ _LOADING = threading.Lock()  # while it loads, transformers patches torch for al
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ModelCheckpoint:
     """A model's folder or hub id.
 
     Attributes:

@@ -36,7 +36,7 @@ from ensemblehub.schema import (
 )
 
 
-class Worker(Protocol):
+class ModelWorker(Protocol):
     """Computes on a thread of its own."""
 
     loaded: Future[Any]  # done when the model is there
@@ -89,7 +89,7 @@ class SchedulingOptions(Protocol):
         """Passed to the chat template, for chats that do not set it themselves."""
 
 
-W = TypeVar("W", bound=Worker)
+W = TypeVar("W", bound=ModelWorker)
 C = TypeVar("C", bound=WritingCall)
 R = TypeVar("R", bound=ModelRow)
 

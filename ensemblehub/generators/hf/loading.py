@@ -18,7 +18,7 @@ import transformers
 from annotated_types import Ge
 
 from ensemblehub.errors import ConfigError, MissingExtraError, one_line
-from ensemblehub.generators.batching.checkpoint import Checkpoint
+from ensemblehub.generators.batching.checkpoint import ModelCheckpoint
 from ensemblehub.schema import Price
 
 _NO_SDPA = "scaled_dot_product_attention"  # how transformers says that a model has no sdpa
@@ -73,9 +73,9 @@ class HFOptions:
         _check_gpus(self)
 
     @property
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> ModelCheckpoint:
         """Where the model is."""
-        return Checkpoint(self.path, self.trust_remote_code)
+        return ModelCheckpoint(self.path, self.trust_remote_code)
 
 
 def _check_gpus(options: HFOptions) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from ensemblehub.generators.batching.checkpoint import Checkpoint
+from ensemblehub.generators.batching.checkpoint import ModelCheckpoint
 from ensemblehub.schema import Price
 
 
@@ -55,6 +55,8 @@ class LlamaCppOptions:
         return Path(os.path.expanduser(self.path))
 
     @property
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> ModelCheckpoint:
         """Where the tokenizer is."""
-        return Checkpoint(os.path.expanduser(self.tokenizer) if self.tokenizer else str(self.file.parent))
+        return ModelCheckpoint(
+            os.path.expanduser(self.tokenizer) if self.tokenizer else str(self.file.parent)
+        )

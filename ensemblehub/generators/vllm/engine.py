@@ -23,7 +23,7 @@ from ensemblehub.generators.entropies import bounded
 from ensemblehub.schema import Capability, Piece, Price, Request
 
 try:
-    from ensemblehub.generators.batching.checkpoint import Checkpoint, footprint_of
+    from ensemblehub.generators.batching.checkpoint import ModelCheckpoint, footprint_of
     from ensemblehub.generators.batching.engine import LocalEngine
     from ensemblehub.generators.vllm.in_flight import InFlightAnswer, InFlightReading, VLLMWorker
     from ensemblehub.generators.vllm.structure import Structure, parser_of
@@ -92,9 +92,9 @@ class VLLMOptions:
         object.__setattr__(self, "path", os.path.expanduser(self.path))
 
     @property
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> ModelCheckpoint:
         """Where the model is."""
-        return Checkpoint(self.path, self.trust_remote_code)
+        return ModelCheckpoint(self.path, self.trust_remote_code)
 
     @property
     def arguments(self) -> dict[str, Any]:
