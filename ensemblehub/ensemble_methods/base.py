@@ -132,11 +132,11 @@ class Aggregation(EnsembleMethod, ABC):
     def estimated_alone(
         self, request: Request, engines: Sequence[Engine]
     ) -> tuple[float, float, float] | None:
-        """Estimated FLOPs of the mentor answering alone: expected, and a 95 % interval; None where unknown."""
+        """Estimated FLOPs of the mentor answering alone: expected, and a 95 % interval; None: unknown."""
         return None
 
     def passthrough(self, engines: Sequence[Engine]) -> Engine | None:
-        """The engine whose own answer is the ensemble's, with its tool calls; None where several contribute."""
+        """The engine that answers alone, tool calls included; None where several contribute."""
         return None
 
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:

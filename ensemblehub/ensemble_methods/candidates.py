@@ -1,4 +1,4 @@
-"""Complete answers of the members, written at the same time: what response-level aggregations decide between."""
+"""Complete answers of several engines, written concurrently, for aggregations that decide between them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Candidate:
 
     Attributes:
         name: the engine's name, with `#` and the number of the sample where each engine writes several.
-        bill: what it has cost so far; the request's ledger gets it as soon as the engine's stream ends.
+        usage: its usage so far, added to the request's ledger when the engine's stream ends.
     """
 
     engine: Engine
     request: Request
     name: str
     pieces: list[Piece] = field(default_factory=list)
-    bill: UsageLedger = field(default_factory=UsageLedger)
+    usage: UsageLedger = field(default_factory=UsageLedger)
 
     @property
     def finished(self) -> bool:
@@ -46,22 +46,22 @@ class Candidate:
 
     @property
     def answer(self) -> Piece:
-        """The text as the ensemble's answer, in one piece: it is not being written any more."""
+        """The complete text as one piece of the ensemble's answer."""
         tokens = tuple(token for piece in self.pieces for token in piece.tokens)
         return Piece(self.text, self.engine.name, "answer", tokens, self.pieces[-1].finish)
 
     async def write(self, ledger: UsageLedger) -> None:
         """Let the engine write it to its end; cancelling stops the engine."""
         try:
-            async with aclosing(self.engine.stream(self.request, self.bill.meter("propose"))) as pieces:
+            async with aclosing(self.engine.stream(self.request, self.usage.meter("propose"))) as pieces:
                 async for piece in pieces:
                     self.pieces.append(piece)
         finally:
-            ledger.calls.extend(self.bill.calls)
+            ledger.calls.extend(self.usage.calls)
 
     def discard(self, ledger: UsageLedger) -> None:
-        """Bill what it wrote as tokens that nobody used."""
-        written = self.bill.total
+        """Record its tokens as discarded."""
+        written = self.usage.total
         unused = written.completion_tokens - written.discarded_tokens
         if unused:
             ledger.add(self.engine.name, "propose", Cost(discarded_tokens=unused))
@@ -73,7 +73,7 @@ def drafts(request: Request, engines: Iterable[Engine], samples: int) -> list[Ca
     At temperature 0 all samples of an engine would be the same, so each writes one.
 
     Raises:
-        RequestError: the request speaks in token ids, which several models would read.
+        RequestError: see `refuse_ids`.
     """
     engines = list(engines)
     refuse_ids(request, engines)
@@ -112,5 +112,5 @@ async def arriving(candidates: Sequence[Candidate], ledger: UsageLedger) -> Asyn
 
 
 def least_engines(samples: int) -> int:
-    """Engines without which there would be one candidate only, and nothing to decide."""
+    """Minimum number of engines for at least two candidates."""
     return 2 if samples == 1 else 1

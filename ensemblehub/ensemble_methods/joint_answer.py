@@ -121,9 +121,9 @@ class JointAnswer:
     async def disputed(self, mix: Mix, most: int) -> list[ChosenToken]:
         """The next tokens: the first member drafts up to `most`, and the others read them in one pass.
 
-        A drafted token is accepted where it is every member's top token; elsewhere the token is chosen from the
-        mixture, and the draft goes on behind it only if it is the same.  A draft is read as far as the others can
-        go on appending; members that cannot spell the answer so far take no part.
+        A drafted token is accepted where it is every member's top token.  Elsewhere the token is chosen from
+        the mixture, and the rest of the draft is dropped unless it is the same.  A draft is read as far as
+        the others can append it; members that cannot spell the answer so far take no part.
         """
         drafter, *others = self.members
         if not others or not drafter.spelling.complete:
@@ -187,7 +187,8 @@ class JointAnswer:
 
     async def _drafted(self, mix: Mix, most: int) -> tuple[list[ChosenToken], list[Probabilities]]:
         """The tokens that the first member would write, and its distributions."""
-        drafter, text, written = self.members[0], self._text, self.written
+        drafter = self.members[0]
+        text, written = self._text, self.written
         drafts, parts = list[ChosenToken](), list[Probabilities]()
         while len(drafts) < most and not (drafts and drafts[-1].entry in self.ends):
             parts += await self._distributions([drafter])

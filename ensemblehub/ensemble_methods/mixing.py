@@ -55,7 +55,7 @@ def top_entries(part: Probabilities, count: int) -> NDArray[np.intp]:
 
 
 def top_alternatives(part: Probabilities, count: int) -> tuple[tuple[int, float], ...]:
-    """The `count` most probable entries and their logprobs, most probable first; those without mass are left out."""
+    """The `count` most probable entries with mass and their logprobs, most probable first."""
     if not count:
         return ()
     entries = top_entries(part, count)

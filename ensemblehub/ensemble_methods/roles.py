@@ -55,7 +55,8 @@ def by_size(engines: Sequence[Engine], role: str) -> list[Engine]:
         strategy, _, option = role.partition(": ")
         name = f"name the engine with `{option}`, or " if option else ""
         raise ConfigError(
-            f"{strategy} goes by the models' sizes, and the size of {', '.join(map(repr, unknown))} is unknown: "
+            f"{strategy} goes by the models' sizes, "
+            f"and the size of {', '.join(map(repr, unknown))} is unknown: "
             f"{name}set `parameters` of the model in model_specs"
         )
     return sorted(engines, key=lambda engine: -engine.info.parameters)

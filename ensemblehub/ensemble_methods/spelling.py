@@ -26,7 +26,9 @@ class Spelling:
     """
 
     def __init__(self, union: Union, view: View, encode: Callable[[str], list[int]]) -> None:
-        self._union, self._view, self._encode = union, view, encode
+        self._union = union
+        self._view = view
+        self._encode = encode
         self.ids: list[int] = []
         self.spelled = self.whole = self.stable = 0
 
@@ -54,7 +56,8 @@ class Spelling:
     def copy(self) -> Spelling:
         """An independent copy."""
         other = Spelling(self._union, self._view, self._encode)
-        other.ids, other.spelled, other.whole = self.ids[:], self.spelled, self.whole
+        other.ids = self.ids[:]
+        other.spelled, other.whole = self.spelled, self.whole
         return other
 
     def forget(self, count: int, size: int) -> None:
@@ -76,7 +79,8 @@ class Spelling:
 
     def _start(self) -> tuple[int, int]:
         """The id and the byte from which to tokenise anew: the start of a word, some words back."""
-        tokens, offset, count = self._view.vocabulary.tokens, self.spelled, len(self.ids)
+        tokens, count = self._view.vocabulary.tokens, len(self.ids)
+        offset = self.spelled
         for start in range(count - 1, 0, -1):
             token = tokens[self.ids[start]]
             offset -= len(token)
@@ -90,7 +94,9 @@ class TokenMember:
     """One model that takes part in one token-level answer."""
 
     def __init__(self, engine: Engine, decoder: Decoder, weight: float, union: Union, view: View) -> None:
-        self.engine, self.decoder, self.weight, self.union, self.view = engine, decoder, weight, union, view
+        self.engine, self.decoder = engine, decoder
+        self.weight = weight
+        self.union, self.view = union, view
         self.spelling = Spelling(union, view, decoder.encode)
         self._held: list[int] = []  # ids that the decoder holds after the prompt
 

@@ -101,7 +101,8 @@ class TokenLevel(Aggregation):
     ) -> AsyncGenerator[Event | Scored, None]:
         """The log-likelihood is that of the mixture from which each token would have been drawn.
 
-        Tokens are the first engine's.  Every other one is conditioned on the same bytes, or the prompt is refused.
+        Tokens are the first engine's.  A prompt is refused where another engine cannot be conditioned on the
+        same bytes.
         """
         sampling = request.sampling
         self._check_sampling(replace(sampling, max_tokens=max(1, sampling.max_tokens)))
@@ -187,7 +188,7 @@ def _start(index: int, tokenizer: Tokenizer, engine: Engine) -> str:
 def _scored(
     answer: JointAnswer, ids: Sequence[int], mixtures: Sequence[tuple[int, Probabilities]], most: int
 ) -> Scored:
-    """The first member's ids with their log-likelihoods in the mixtures, and the `most` top tokens at each."""
+    """The first member's ids with their log-likelihoods in the mixtures, and `most` alternatives for each."""
     first = answer.members[0]
     decode, part = tokenizer_of(first.engine).decode, first.view.vocabulary.part
     tokens = [ScoredToken(decode(ids[:1]), ids[0], None, None, 0, 0, 0, part=part(ids[0]))]

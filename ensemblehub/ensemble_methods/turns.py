@@ -78,8 +78,8 @@ class Segments(Aggregation):
     Attributes:
         max_tokens: of the whole answer, where that is less than the request's own.
         max_rounds: turns after which the answer ends.
-        max_repeat: number of identical turns in a row that ends the answer, unless it ignores the end of text;
-            0: none does.
+        max_repeat: number of identical turns in a row that ends the answer, 0 for none; no limit where the
+            request ignores the end of text.
     """
 
     granularity: ClassVar[Granularity] = "segment"
@@ -133,8 +133,9 @@ class Segments(Aggregation):
 
         Args:
             so_far: takes every piece before the stream of its turn goes on.
-            write: the stream of the next turn, or how the answer ends.  It is told whether the engine may look
-                for stop strings itself; where the start of one is held back, it would see only a later one.
+            write: the stream of the next turn, or how the answer ends.  It is told whether the engine may
+                look for stop strings itself; where the start of one is held back, it would see only a later
+                one.
 
         Raises:
             ContextOverflowError: no turn was written.
@@ -164,7 +165,8 @@ class Segments(Aggregation):
                 finish = "stop" if held.stopped or ended == "stop" else self.cut(request, so_far)
         if not so_far.turns:
             raise ContextOverflowError(
-                f"{ContextOverflowError.WORDS} exceeded: the question leaves no room to write in that of any engine"
+                f"{ContextOverflowError.WORDS} exceeded: "
+                "the question leaves no room to write in that of any engine"
             )
         for shown in held.flush():
             yield shown

@@ -1,7 +1,7 @@
 """Sufficiency judges on disk: a folder with `judge.safetensors` and `judge.json`, never a pickle.
 
-The JSON says what the judge was made for (pair, prompts, levels) and from (data), how good it is on
-held-out questions, and which thresholds were calibrated.  Knows no engine.
+The JSON names the pair, prompts, levels and data the judge was trained for, its metrics on held-out questions
+and its calibrated thresholds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RULES = {"entropy": EntropyRule, "perplexity": PerplexityRule}
 
 @dataclass(frozen=True)
 class JudgeArtifact:
-    """A judge with everything one must know to use it.
+    """A judge with its thresholds and metadata.
 
     Attributes:
         mentor, intern, prompts: the pair and the fingerprint of the words it was made for; empty for a rule,
@@ -65,7 +65,7 @@ class JudgeArtifact:
         strict: bool = False,
         levels: Mapping[str, int] | None = None,
     ) -> list[str]:
-        """What does not match the pair (and the levels, if given) that wants to use this judge, a sentence each.
+        """Mismatches with the pair (and the levels, if given) that uses this judge, a sentence each.
 
         Raises:
             ArtifactError: something does not match, and `strict` is set.
@@ -91,9 +91,8 @@ class JudgeArtifact:
     def save(self, folder: Path) -> None:
         """Write the folder.
 
-        Each file appears whole, and the JSON, written last, holds the weights' SHA-256: a save that is
-        interrupted leaves the old judge or one that `load_judge` refuses, never a mixture.  New thresholds alone
-        leave the weights' file as it is.
+        Files are written atomically.  The JSON is written last and holds the weights' SHA-256, so that an
+        interrupted save leaves the old judge or one that `load_judge` refuses.
         """
         weights, (_, options) = self.weights, self.judge.state()
         record = self.record() | {"options": options, "sha256": hashlib.sha256(weights).hexdigest()}

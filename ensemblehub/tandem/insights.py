@@ -1,11 +1,8 @@
-"""How the mentor is asked for insights and how the intern is shown them.
+"""How the mentor is asked for insights, and how the intern sees them.
 
-One profile per model family: the words, whether the mentor thinks while it writes, and the marks its
-family puts around its thoughts.  Insights follow GPRA (Goal, Planning, Retrieval, Action; paper section
-"Thinking Insight Generation").  Knows no engine and no judge.
-
-The layout makes prefixes match: system and guide first, then the question, the insight last; level 0 is
-the same rendering without the insight.
+A profile holds the words for one model family.  Insights follow GPRA (Goal, Planning, Retrieval, Action;
+paper section "Thinking Insight Generation").  Prompts share prefixes: system and guide first, then the
+question, the insight last; level 0 is the same rendering without the insight.
 """
 
 from __future__ import annotations
@@ -66,18 +63,20 @@ class Profile:
         return re.sub(self.marks, "", self.opening + written).lstrip("\n") if written else ""
 
 
-_REQUEST = """You are the mentor of a smaller model that will solve the user's problem. Do not solve it to the \
-end. Write structured insights that let the smaller model solve it, under these four headings, each on its own line:
+_REQUEST = """You are the mentor of a smaller model that will solve the user's problem. Do not solve it to \
+the end. Write structured insights that let the smaller model solve it, under these four headings, \
+each on its own line:
 Goal: the objective, the constraints and the required form of the answer.
 Planning: the strategy and the sub-problems in order, with edge cases.
 Retrieval: the facts, formulas and definitions that are needed, or N/A.
 Action: the key calculations or logic steps.
-Be concise, keep the notation of the problem, begin with the heading "Goal:" at once, and do not state the final \
-answer. What the user says of the answer's form, such as a box or a code block, is meant for the smaller model."""
-_GUIDE = """Solve the user's problem. Insights of a mentor may follow it under the headings Goal (what is asked), \
-Planning (the strategy), Retrieval (the facts) and Action (key steps); they may be cut off or wrong, so check them \
-as you go. Reason step by step and put the final answer in \\boxed{}; if code is asked for, end with one Python \
-code block instead."""
+Be concise, keep the notation of the problem, begin with the heading "Goal:" at once, and do not state the \
+final answer. What the user says of the answer's form, such as a box or a code block, is meant for the \
+smaller model."""
+_GUIDE = """Solve the user's problem. Insights of a mentor may follow it under the headings Goal (what \
+is asked), Planning (the strategy), Retrieval (the facts) and Action (key steps); they may be cut off or \
+wrong, so check them as you go. Reason step by step and put the final answer in \\boxed{}; if code is \
+asked for, end with one Python code block instead."""
 _HEADER = "\n\n[Thinking Insights]\n"
 
 PROFILES: dict[str, Profile] = {
@@ -140,7 +139,7 @@ class Dialogue:
     mode: InsightMode = "prompt"
 
     def mentor_request(self, tokens: int) -> Request:
-        """Ask the mentor for at most `tokens` tokens of insight, without the answer's stop strings and biases."""
+        """Ask the mentor for at most `tokens` tokens; stop strings and biases are the answer's own."""
         chat = _with_system(chat_of(self.request), self.profile.request)
         sampling = replace(
             self.request.sampling,
@@ -166,7 +165,7 @@ class Dialogue:
         return replace(self.request, prompt=chat)
 
     def judged_tokens(self, scored: Scored, scope: Scope) -> tuple[ScoredToken, ...]:
-        """The tokens of an `intern_request` that a judge sees: question and insight (Q ⊕ I), or the insight alone."""
+        """The tokens that a judge sees of an `intern_request`: question and insight, or the insight."""
         chat = chat_of(self.request)
         question = len(chat.messages) - 1 + (chat.messages[0].role != "system")
         if self.mode == "continuation":
@@ -226,12 +225,12 @@ class Insight:
 
 
 def sections(insight: str) -> dict[str, str]:
-    """The insight by GPRA heading; headings may be bold, numbered or bulleted, and a cut insight lacks some."""
+    """The insight by GPRA heading, which may be bold, numbered or bulleted; a cut insight lacks some."""
     return {heading[1].capitalize(): insight[heading.end() : end].strip() for heading, end in _spans(insight)}
 
 
 def without(insight: str, section: str) -> str:
-    """The insight less one of its `SECTIONS`, heading and all; the same where it has no such section."""
+    """The insight without one of its `SECTIONS`; unchanged where it has no such section."""
     kept = insight
     for heading, end in reversed(_spans(insight)):
         if heading[1].capitalize() == section:

@@ -230,7 +230,7 @@ class Inputs:
         return len(FEATURE_NAMES) + self.level * self.levels + self.length
 
     def matrix(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
-        """Inputs before standardisation, float64 of shape (..., width); arguments as `FeatureJudge.probabilities`."""
+        """Inputs before standardisation, (..., width); arguments as `FeatureJudge.probabilities`."""
         table = np.array(table, np.float64)
         if self.log_perplexity:
             half = table[..., : len(FEATURE_NAMES) // 2]

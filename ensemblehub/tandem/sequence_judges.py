@@ -164,7 +164,7 @@ def padded(sequences: Sequence[NDArray[Any]], mean: Floats, std: Floats) -> tupl
 
 
 def inputs(sequence: NDArray[Any]) -> Floats:
-    """Log perplexity and entropy, (tokens, 2), of the last `LONGEST` of (2, tokens) perplexities and entropies."""
+    """Log perplexity and entropy, (tokens, 2), of the last `LONGEST` tokens of a (2, tokens) sequence."""
     perplexity, entropy = np.asarray(sequence, np.float64)[:, -LONGEST:]
     return np.stack([np.log(np.maximum(perplexity, 1.0)), entropy], axis=1)
 

@@ -1,7 +1,7 @@
-"""`learned`: the cheapest model that is predicted to answer right.
+"""`learned`: the cheapest model that is predicted to answer correctly.
 
-`ensemblehub train --selection` measures which model answers which question right and at what cost; for each
-model a logistic regression learns to predict it from how the smallest one reads the question.
+`ensemblehub train --selection` measures which model answers which question correctly and at what cost.  For
+each model, a logistic regression predicts it from the smallest model's reading of the question.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ FORMAT, FILE = 1, "selection.json"
 
 @dataclass(frozen=True)
 class LearnedModel:
-    """What was learned about one model.
+    """One model's predictor.
 
     Attributes:
         model: which one (`Engine.model`).
         cost: mean cost of its answers in the training data, in the artifact's unit.
-        predictor: the probability that it answers right, from the reader's features of the question.
+        predictor: gives the probability that it answers correctly, from the reader's features of the
+            question.
         threshold: the probability that suffices.
         metrics: its accuracy, and how good the predictor is on held-out questions.
     """
@@ -53,7 +54,7 @@ class LearnedModel:
 
 @dataclass(frozen=True)
 class LearnedSelection:
-    """All that `learned` needs, on disk a folder with `selection.json`.
+    """The trained selection, on disk a folder with `selection.json`.
 
     Attributes:
         reader: name of the engine that reads the question.
@@ -66,7 +67,7 @@ class LearnedSelection:
     data: Mapping[str, Any] = field(default_factory=dict)
 
     def probabilities(self, reading: Reading) -> dict[str, float]:
-        """The probability that each model answers right, the cheapest model first."""
+        """The probability that each model answers correctly, the cheapest model first."""
         order = sorted(self.members, key=lambda name: self.members[name].cost)
         return {name: self.members[name].predictor.probability(reading) for name in order}
 
@@ -147,10 +148,11 @@ def _restored(saved: _ModelRecord) -> LearnedModel:
 
 @dataclass(frozen=True)
 class Learned(Selection):
-    """The cheapest model whose predicted probability of a right answer suffices; else the one with the highest.
+    """The cheapest model whose predicted probability of a correct answer suffices, else the best one.
 
     Attributes:
-        artifact: folder that `ensemblehub train --selection` filled (`builtin:NAME` stands for one that ships).
+        artifact: folder that `ensemblehub train --selection` filled (`builtin:NAME` stands for one that
+            ships).
         threshold: the probability that suffices, for every model; by default each model's own, chosen on
             calibration data for `experiment.aim`.
     """
@@ -181,8 +183,8 @@ class Learned(Selection):
             if member is None or member.model != engine.model:
                 made = member.model if member else ", ".join(self.made.members)
                 raise ArtifactError(
-                    f"the selection in {self.artifact} was made for {made}, not {engine.name!r} ({engine.model}): "
-                    f"run `{COMMAND}`"
+                    f"the selection in {self.artifact} was made for {made}, "
+                    f"not {engine.name!r} ({engine.model}): run `{COMMAND}`"
                 )
 
     @property

@@ -1,4 +1,4 @@
-"""`model_judgment`: each model says whether it can answer; those that are surest take part."""
+"""`model_judgment`: each model says whether it can answer; the most confident ones take part."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ NEGLIGIBLE = 0.01  # probability of further white space that is not followed any
 class ModelJudgment(Selection):
     """The k models with the highest P(yes) − P(no) at the first token of the reply to a yes/no question.
 
-    All spellings count together (`Yes`, ` yes`, `YES.`).  Where a tokenizer writes the words in several tokens, the
-    first one counts (`y`, `N`): it tells them apart.  Tokens of white space alone are followed to the word
-    behind them, and their probabilities multiply.
+    All spellings count together (`Yes`, ` yes`, `YES.`).  Where a tokenizer writes a word in several tokens,
+    its first token counts (`y`, `N`).  White-space tokens are followed to the next word, and their
+    probabilities multiply.
 
     Attributes:
         k: how many take part.
         template: what a model is asked in place of the last message; holds `{question}`.
         opening: start of the reply, such as `</think>` for a model that would think first.
-        minus_mean: a model's usual score by engine name, taken off its score; 0 for engines that are not named.
+        minus_mean: a model's usual score by engine name, taken off its score; 0 for engines that are not
+            named.
     """
 
     requires: ClassVar[frozenset[Capability]] = frozenset({"decode"})
@@ -93,7 +94,8 @@ class ModelJudgment(Selection):
 async def yes_minus_no(decoder: Decoder) -> float:
     """P(yes) − P(no) as the next word of a decoder."""
     yes, no, blank = words(decoder.vocabulary)
-    score, reach, append = 0.0, 1.0, list[int]()
+    score, reach = 0.0, 1.0
+    append: list[int] = []
     for _ in range(BLANKS + 1):
         chances = np.exp(np.asarray((await decoder.step(append)).logprobs, np.float64))
         size = len(chances)  # a tokenizer may know more ids than its model
@@ -110,9 +112,8 @@ async def yes_minus_no(decoder: Decoder) -> float:
 def words(vocabulary: Vocabulary) -> tuple[Mask, Mask, Mask]:
     """Which ids begin the word yes, which no, and which are white space alone, each (vocabulary,)."""
     texts = [token.decode("utf-8", "replace") for token in vocabulary.tokens]
-    yes, no = (
-        np.array([_begins(text.strip().lower(), word) for text in texts], bool) for word in ("yes", "no")
-    )
+    yes = np.array([_begins(text.strip().lower(), "yes") for text in texts], bool)
+    no = np.array([_begins(text.strip().lower(), "no") for text in texts], bool)
     return yes, no, np.array([bool(text) and not text.strip() for text in texts], bool)
 
 

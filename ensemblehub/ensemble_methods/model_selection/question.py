@@ -1,4 +1,4 @@
-"""How well a model predicts a question: what selections that read before they choose look at."""
+"""A model's predictions of a question, for selections that read before they choose."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ensemblehub.schema import Chat, Request, ScoredToken
 
 
 async def read(engine: Engine, request: Request, ledger: UsageLedger) -> tuple[ScoredToken, ...]:
-    """The tokens of the user's messages with their predictions; those without one (the very first) are left out.
+    """The tokens of the user's messages with their predictions, except the very first, which has none.
 
     Raises:
         RequestError: there is none.

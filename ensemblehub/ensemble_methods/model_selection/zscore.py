@@ -58,7 +58,7 @@ class QuestionReading:
 
     Attributes:
         ppl: exp of the mean negative logprob of its tokens.
-        conf: mean probability of the likeliest token at each of their positions.
+        conf: mean probability of the top token at each of their positions.
     """
 
     ppl: float
@@ -84,8 +84,9 @@ class ZScore(Selection):
     async def select(self, request: Request, engines: Sequence[Engine], ledger: UsageLedger) -> list[Engine]:
         readings = await together(read(engine, request, ledger) for engine in engines)
         known = [self.known[engine.name] for engine in engines]
-        scores = {engine.name: own.z(one) for engine, own, one in zip(engines, known, readings, strict=True)}
-        unusual = np.mean([one.ppl > own.ppl_mean for own, one in zip(known, readings, strict=True)])
+        pairs = list(zip(known, readings, strict=True))
+        scores = {engine.name: own.z(reading) for engine, (own, reading) in zip(engines, pairs, strict=True)}
+        unusual = np.mean([reading.ppl > own.ppl_mean for own, reading in pairs])
         k = (3 if unusual >= MOSTLY else 2) if self.k == "auto" else self.k
         return sorted(engines, key=lambda engine: -scores[engine.name])[:k]
 
@@ -102,7 +103,8 @@ class ZScore(Selection):
                 raise ConfigError(f"selection zscore has no statistics of {engine.name!r}: run `{COMMAND}`")
             if stats.model not in ("", engine.model):
                 raise ArtifactError(
-                    f"the statistics of {engine.name!r} are of {stats.model}, not {engine.model}: run `{COMMAND}`"
+                    f"the statistics of {engine.name!r} are of {stats.model}, not {engine.model}: "
+                    f"run `{COMMAND}`"
                 )
             if not (stats.ppl_std > 0 and stats.conf_std > 0):
                 raise ConfigError(f"selection zscore: a standard deviation of {engine.name!r} is not above 0")
@@ -117,14 +119,12 @@ async def read(engine: Engine, request: Request, ledger: UsageLedger) -> Questio
     """Perplexity and confidence of the user's messages.
 
     Raises:
-        RequestError: the engine does not say how likely the likeliest tokens are, or there is no question.
+        RequestError: the engine does not give the probability of top tokens, or there is no question.
     """
     tokens = await question.read(engine, request, ledger)
     values = np.array([(token.logprob, token.best) for token in tokens], np.float64)  # None becomes NaN
     if np.isnan(values).any():
-        raise RequestError(
-            f"engine {engine.name!r} gives no likeliest tokens, and selection zscore needs them"
-        )
+        raise RequestError(f"engine {engine.name!r} gives no top tokens, and selection zscore needs them")
     return QuestionReading(float(np.exp(-values[:, 0].mean())), float(np.exp(values[:, 1]).mean()))
 
 

@@ -1,4 +1,4 @@
-"""`distribution`: next-token distributions are mixed by a chosen mean, over all tokens or the most probable ones.
+"""`distribution`: a mean of next-token distributions, over all tokens or the most probable ones.
 
 The union of the members' top k is that of UniTE: Yao et al., "Determine-Then-Ensemble: Necessity of Top-k
 Union for Large Language Model Ensembling", ICLR 2025.
@@ -31,10 +31,10 @@ class DistributionMixture(TokenLevel):
         weights: by engine name, 1 where omitted; an engine of weight 0 is not asked.
         every: ensemble every `token`, or only where the engines' top tokens are `disputed`.
         draft: tokens the first engine drafts at a time for `disputed`.
-        method: weighted arithmetic `mean`, `geometric` mean (what one engine cannot write is excluded), or the
+        method: weighted arithmetic `mean`, `geometric` mean (which excludes what one engine cannot write), or
             `max` of the weighted probabilities.
-        top_k: mix only the tokens that are among the k most probable of an engine, renormalised (UniTE; the paper
-            takes 10).  A token that another engine lacks has there the probability of the first token by which
+        top_k: mix only the union of every engine's k most probable tokens, renormalised (UniTE; the paper
+            takes 10).  A token that another engine lacks gets the probability of the first token by which
             that engine would write it.  0 mixes all tokens.
     """
 

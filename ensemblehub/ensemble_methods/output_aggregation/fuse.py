@@ -30,10 +30,10 @@ from ensemblehub.schema import Chat, Event, Prompt, Request, Text
 TEMPLATES = {
     "instruct": """{question}
 
-Several models have already answered the request above; their answers stand below. Combine them into one answer of \
-high quality. Weigh critically what they say, for some of it may be biased or wrong, and do not merely repeat them: \
-give a refined, accurate and complete reply to the request, well structured and coherent, to the highest standard of \
-reliability.
+Several models have already answered the request above; their answers stand below. Combine them into one \
+answer of high quality. Weigh critically what they say, for some of it may be biased or wrong, and do not \
+merely repeat them: give a refined, accurate and complete reply to the request, well structured and \
+coherent, to the highest standard of reliability.
 
 Answers of the models:
 {candidates}""",
@@ -53,10 +53,11 @@ class Fuse(Aggregation):
         samples: proposals per proposer; one at temperature 0, where all are the same.
         layers: rounds of proposals; from the second on, proposers see the proposals of the round before
             as the fuser sees those of the last.
-        template: what stands in place of the last message: `instruct` (the instructions of mixture-of-agents),
-            `builtin` (the words the built-in models know), or a text with {question} and {candidates}.
-        show: how a proposal is shown: in `full`, its `last_line`, or its final `answer` (in full where it has none).
-            What stands before `</think>` is never shown.
+        template: what stands in place of the last message: `instruct` (the instructions of
+            mixture-of-agents), `builtin` (for the built-in models), or a text with {question} and
+            {candidates}.
+        show: how a proposal is shown: in `full`, its `last_line`, or its final `answer` (in full where it has
+            none).  Text before `</think>` is never shown.
     """
 
     granularity: ClassVar[Granularity] = "response"
@@ -88,7 +89,8 @@ class Fuse(Aggregation):
         Raises:
             RequestError: the prompt is token ids, or has no message.
         """
-        listed = "\n".join(f"{place}. {self.shown(one.reply)}" for place, one in enumerate(proposals, 1))
+        shown = [self.shown(proposal.reply) for proposal in proposals]
+        listed = "\n".join(f"{place}. {text}" for place, text in enumerate(shown, 1))
         if isinstance(prompt, Text):
             return Text(self.filled(prompt.text, listed))
         if not isinstance(prompt, Chat) or not prompt.messages:

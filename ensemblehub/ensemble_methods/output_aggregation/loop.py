@@ -22,7 +22,8 @@ class Loop(Segments):
         max_new_tokens_per_round: tokens of a turn at most.
         max_tokens: of the whole answer, where that is less than the request's own.
         max_rounds: turns after which the answer ends.
-        max_repeat: so many identical turns in a row end the answer, unless it ignores the end of text; 0: never.
+        max_repeat: number of identical turns in a row that ends the answer, 0 for none; no limit where the
+            request ignores the end of text.
     """
 
     max_new_tokens_per_round: Annotated[int, Ge(1)] = 500

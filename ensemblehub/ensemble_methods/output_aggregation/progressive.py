@@ -22,8 +22,8 @@ from ensemblehub.schema import Capability, Event, Piece, Request
 from ensemblehub.tandem import insights
 
 OUTLINE = {
-    "en": "Write a short outline of the solution of the following problem: the key steps and facts, in order, "
-    "without the final answer.\n\nProblem:\n{question}\n\nOutline:",
+    "en": "Write a short outline of the solution of the following problem: the key steps and facts, "
+    "in order, without the final answer.\n\nProblem:\n{question}\n\nOutline:",
     "zh": "请为下面的问题写一份简短的解题提纲：按顺序列出关键步骤和要用到的知识，不要写出最终答案。"
     "\n\n问题：\n{question}\n\n提纲：",
 }

@@ -23,21 +23,21 @@ from ensemblehub.schema import Choice, Event, Finish, Request
 class RewardBased(Segments):
     """All engines continue the text at the same time; the continuation with the best score is kept.
 
-    Of equal scores the first in the order of the engines wins; proposals that are all the same are not scored.
-    An empty proposal means that the answer ends here; before there is any text it is kept only if all are empty.
-    The winner's end of text ends the answer.  An engine whose context is full drops out, and a lone engine
-    writes the rest in one go.  The usage of losing proposals is recorded as discarded.
+    Of equal scores the first in the order of the engines wins; proposals that are all the same are not
+    scored. An empty proposal means that the answer ends here; before there is any text it is kept only if all
+    are empty. The winner's end of text ends the answer.  An engine whose context is full drops out, and a
+    lone engine writes the rest in one go.  The usage of losing proposals is recorded as discarded.
 
     Attributes:
         max_new_tokens_per_round: tokens of a proposal at most.
         exclude_self_scoring: no scorer judges the text of its own model, where another can.
         score_threshold: the answer ends where no proposal scores that much; the best of the first round is
-            always kept.  Needs `score_normalization: none`, since normalised scores only compare the proposals
-            of one round.
+            always kept.  Needs `score_normalization: none`, since normalised scores only compare the
+            proposals of one round.
         max_tokens: of the whole answer, where that is less than the request's own.
         max_rounds: rounds after which the answer ends.
-        max_repeat: number of identical winners in a row that ends the answer, unless it ignores the end of
-            text; 0: none does.
+        max_repeat: number of identical winners in a row that ends the answer, 0 for none; no limit where the
+            request ignores the end of text.
     """
 
     uses_scorers: ClassVar[bool] = True
@@ -127,8 +127,8 @@ class RewardBased(Segments):
         super().check(engines)
         if self.score_threshold is not None and self.scorers.normalization != "none":
             raise ConfigError(
-                "reward_based: score_threshold needs score_normalization: none; normalised scores only compare "
-                "the proposals of one round"
+                "reward_based: score_threshold needs score_normalization: none; normalised scores only "
+                "compare the proposals of one round"
             )
 
 

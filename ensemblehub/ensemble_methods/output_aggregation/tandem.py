@@ -42,7 +42,7 @@ class Tandem(TandemOptions):
         ledger: UsageLedger,
         answer: Callable[[Dialogue, str], AsyncGenerator[Any, None]] | None = None,
     ) -> AsyncGenerator[Any, None]:
-        """Answer `request`; `answer` replaces the intern's stream from the dialogue and the chosen insight."""
+        """Answer `request`; `answer` replaces the intern's stream after the chosen insight."""
         mentor, intern = self.roles(engines)
         dialogue = Dialogue(request, self.words, self.insight_mode)
         budget = self.check_context(dialogue, mentor, intern)

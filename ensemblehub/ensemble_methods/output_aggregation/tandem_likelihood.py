@@ -38,8 +38,9 @@ class GivenAnswer:
         ids = ids_of(request.prompt, intern)
         if context is None or not 0 < context <= len(ids):
             raise RequestError(
-                "the log-likelihood of tandem needs to know where the context ends, since the insights come from it "
-                f"alone: set `ensemble.context_tokens` to a number from 1 to {len(ids)}, the tokens of the prompt"
+                "the log-likelihood of tandem needs to know where the context ends, since the insights come "
+                f"from it alone: set `ensemble.context_tokens` to a number from 1 to {len(ids)}, "
+                "the tokens of the prompt"
             )
         text = tokenizer_of(intern).decode(ids[:context])
         question = replace(request, prompt=Chat((Message("user", text),)))

@@ -1,4 +1,4 @@
-"""The options of `tandem`, and what is checked of them before anything is spent."""
+"""The options of `tandem`, and their checks before any engine is called."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class TandemOptions(Aggregation):
         mentor, intern: engines by name; the largest and the smallest by default.
         levels: effort levels, as mentor tokens read before each checkpoint.
         effort: the highest level that is read, by name; all by default.  `none`: the intern answers alone.
-        judge: folder of a trained classifier, `entropy:X` or `perplexity:X` (sufficient when the intern's mean
-            over what it read is at most X), or `fixed:LEVEL`.
+        judge: folder of a trained classifier, `entropy:X` or `perplexity:X` (sufficient when the intern's
+            mean over what it read is at most X), or `fixed:LEVEL`.
         thresholds: probability that suffices, by level; by default the judge's calibrated ones, or 0.5.
         start_with_intern: judge the bare question first, before any mentor token.
         fallback: who answers when no level suffices: the intern with the insight of the `best` probability
@@ -79,7 +79,7 @@ class TandemOptions(Aggregation):
             log.warning(warning)
 
     def check_context(self, dialogue: Dialogue, mentor: Engine, intern: Engine) -> int:
-        """Check that prompt, longest insight and answer fit both contexts, before anything is spent.
+        """Check that prompt, longest insight and answer fit both contexts, before any engine is called.
 
         Returns:
             Mentor tokens of the longest insight; one of `max_completion_tokens` is left for the answer.
@@ -97,10 +97,11 @@ class TandemOptions(Aggregation):
         return budget
 
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, Engine]:
-        """Mentor and intern: by name, else the largest and the smallest of the engines without the other role.
+        """Mentor and intern: by name, else the largest and the smallest engine without the other role.
 
         Raises:
-            ConfigError: a role names no engine, one engine would play both, or a size that decides is unknown.
+            ConfigError: a role names no engine, one engine would play both, or a size that decides is
+                unknown.
         """
         intern = by_name(engines, self.intern, "tandem: intern") if self.intern else None
         others = [engine for engine in engines if engine is not intern] or engines

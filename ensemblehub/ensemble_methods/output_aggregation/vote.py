@@ -1,4 +1,4 @@
-"""`vote`: every member answers, and the answer that most of them agree on is given.
+"""`vote`: every engine answers, and the answer that most of them agree on is given.
 
 With several samples of one model this is self-consistency (Wang et al., "Self-Consistency Improves Chain
 of Thought Reasoning in Language Models", ICLR 2023).
@@ -53,19 +53,20 @@ class Party:
 
 @dataclass(frozen=True)
 class Vote(Aggregation):
-    """The answer that most candidates agree on, in the words of the first of them in the order of the engines.
+    """The answer that most candidates agree on, in the words of the first of them by order of engines.
 
     All candidates are written at the same time.  Every readable answer is one vote, and answers are compared
-    in the order of the engines, not of arrival.  A tie goes to the larger sum of weights, then to the party of the
-    earliest engine.  A candidate without a readable answer does not vote; where none has one, the first engine's reply
-    is given.  Candidates outside the winning party are billed as discarded.
+    in the order of the engines, not of arrival.  A tie goes to the larger sum of weights, then to the party
+    of the earliest engine.  A candidate without a readable answer does not vote; where none has one, the
+    first engine's reply is given.  The usage of candidates outside the winning party is recorded as
+    discarded.
 
     Attributes:
         samples: candidates per engine; one at temperature 0, where all are the same.
         weights: by engine name, to break ties; 1 for engines that are not named.
         extract: how an answer is read from a reply: `math` takes the last boxed expression or what follows
-            "the answer is", `last_line` the last line, `regex` the last match of `pattern`, and `text` the whole reply.
-            The first three are compared as mathematics (1/2 equals 0.5), `text` word for word.
+            "the answer is", `last_line` the last line, `regex` the last match of `pattern`, and `text` the
+            whole reply.  The first three are compared as mathematics (1/2 equals 0.5), `text` word for word.
         pattern: regular expression for `extract: regex`; its first group is the answer, or the whole match.
         stop_early: stop the engines still writing once they can no longer change the answer.  The words given
             are the earliest engine's, so one that comes before the winner in order is always waited for.
@@ -83,18 +84,18 @@ class Vote(Aggregation):
     ) -> AsyncGenerator[Event, None]:
         candidates = drafts(request, engines, self.samples)
         weights = [self.weights.get(candidate.engine.name, 1.0) for candidate in candidates]
-        same, parties, waiting = lru_cache(maxsize=None)(self.same), list[Party](), set(candidates)
+        same = lru_cache(maxsize=None)(self.same)
+        parties, waiting = list[Party](), set(candidates)
         async with aclosing(arriving(candidates, ledger)) as finished:
             async for candidate in finished:
                 waiting.remove(candidate)
                 if waiting and not self.stop_early:
                     continue
-                answers = [None if one in waiting else self.read(one.reply) for one in candidates]
-                parties = await asyncio.to_thread(
-                    partied, answers, weights, same
-                )  # algebra can take its time
+                answers = [None if other in waiting else self.read(other.reply) for other in candidates]
+                # in a thread, because comparing expressions can take long
+                parties = await asyncio.to_thread(partied, answers, weights, same)
                 if settled(
-                    parties, weights, [place for place, one in enumerate(candidates) if one in waiting]
+                    parties, weights, [place for place, other in enumerate(candidates) if other in waiting]
                 ):
                     break
         winner = parties[0].members if parties else (0,)
@@ -118,7 +119,7 @@ class Vote(Aggregation):
         return (reply.rpartition("\n")[2] if self.extract == "last_line" else " ".join(reply.split())) or None
 
     def same(self, left: str, right: str) -> bool:
-        """Whether two answers count as equal; `equal_answers` may know it one way round only (1 and x = 1)."""
+        """Whether two answers are equal; `equal_answers` may see it in one order only (1 and x = 1)."""
         if self.extract == "text":
             return left == right
         return equal_answers(left, right) or equal_answers(right, left)
@@ -162,14 +163,14 @@ def partied(answers: Sequence[str | None], weights: Sequence[float], same: Same)
 
 
 def settled(parties: Sequence[Party], weights: Sequence[float], waiting: Sequence[int]) -> bool:
-    """Whether no answers of the candidates still `waiting` could change the answer that is given or its words."""
+    """Whether no answer of the candidates still `waiting` can change the answer or its words."""
     if not parties:
         return not waiting
     leader, *rivals = parties
     if waiting and waiting[0] < leader.members[0]:
         return False  # it may agree, and then the words are its own
     more = math.fsum(weights[place] for place in waiting)
-    best = [(len(one.members) + len(waiting), one.weight + more, -one.members[0]) for one in rivals]
+    best = [(len(rival.members) + len(waiting), rival.weight + more, -rival.members[0]) for rival in rivals]
     best += [(len(waiting), more, -waiting[0])] if waiting else []
     return all(leader.rank > rank for rank in best)
 
@@ -179,7 +180,7 @@ def verdict(
 ) -> Choice:
     """The choice and its reason in words."""
     votes = {place: len(party.members) for party in parties for place in party.members}
-    scores = [(one.name, float(votes.get(place, 0))) for place, one in enumerate(candidates)]
+    scores = [(candidate.name, float(votes.get(place, 0))) for place, candidate in enumerate(candidates)]
     silent = len(candidates) - len(votes) - stopped
     notes = [
         reason(parties, candidates)
@@ -203,7 +204,8 @@ def reason(parties: Sequence[Party], candidates: Sequence[Candidate]) -> str:
         return said
     said += f", as many as {' and '.join(_short(rival.answer) for rival in equal)}"
     if all(rival.weight < leader.weight for rival in equal):
-        return f"{said}; the larger weight decides, {leader.weight:g} against {max(one.weight for one in equal):g}"
+        most = max(rival.weight for rival in equal)
+        return f"{said}; the larger weight decides, {leader.weight:g} against {most:g}"
     return f"{said}; {candidates[leader.members[0]].name} comes first in order"
 
 
