@@ -107,7 +107,7 @@ def test_only_the_words_of_the_user_count():
     ("tokens", "message"),
     [
         ([(None, None, None)], "the question is empty"),
-        ([(0, -1.0, None)], "'fixed' gives no likeliest tokens"),
+        ([(0, -1.0, None)], "'fixed' gives no top tokens"),
     ],
 )
 def test_a_question_that_cannot_be_read_is_one_line(tokens, message):

@@ -1,6 +1,8 @@
 """Tandem on the echo engine: what is written, judged, stopped, billed."""
 
 import asyncio
+import subprocess
+import sys
 from contextlib import aclosing
 from itertools import pairwise
 
@@ -288,3 +290,30 @@ def test_an_insight_that_continues_the_profiles_opening_is_shown_with_it():
     hub = ensemble(Tandem(levels={"low": 3}, judge="fixed:low", profile="deepseek-r1"))
     hub.engines[0].script = EchoOptions(**mentor)
     assert answer(hub).insight == "Goal: add the numbers."
+
+
+def test_tandem_loads_nothing_of_the_laboratory_and_no_weights():
+    module = "ensemblehub.ensemble_methods.output_aggregation.tandem"
+    code = f"import sys, {module}; print([n for n in sys.modules if 'ensemblehub.lab' in n or n == 'torch'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_former_name_of_a_profile_is_read_with_a_warning(caplog):
+    hub = ensemble(Tandem(levels=LEVELS, judge="fixed:low", profile="studio"))
+    assert "`studio` is called `builtin` now" in caplog.text
+    assert hub.aggregation.words == Tandem(profile="builtin").words
+
+
+def test_an_effort_is_never_above_the_configured_one():
+    tandem = Tandem(levels=LEVELS, judge="fixed:low", effort="medium")
+    assert tandem.efforts == ("none", "low", "medium", "high")
+    assert [tandem.with_effort(effort).effort for effort in tandem.efforts] == [
+        "none",
+        "low",
+        "medium",
+        "medium",
+    ]
+    assert [checkpoint.mentor_tokens for checkpoint in tandem.checkpoints] == [3, 6]
