@@ -106,8 +106,8 @@ class RewardModelScorer(Scorer):
     `...ForSequenceClassification` with two labels (the probability of the second) or one (its logit).  Label
     1 is the good one.  Each call reads question and reply from their beginning.
 
-    Batches, sorted by length, run on a thread of the scorer's own.  The engines' row scheduler does not fit: it
-    steps rows token by token, while a reward model needs a single forward pass and keeps no cache.
+    Batches, sorted by length, run on a thread of the scorer's own.  The engines' row scheduler does not fit:
+    it steps rows token by token, while a reward model needs a single forward pass and keeps no cache.
 
     Raises:
         ConfigError: the model's configuration cannot be read, or is of no kind that this scorer runs.
