@@ -1,7 +1,7 @@
 """A bounded queue in front of the engines: how many answers are written at a time, and how many may wait.
 
-Whether there is room is known at once, before a prompt is read.  Nothing here waits between looking and taking, so the
-bounds are exact however many requests come together.
+A full queue is known at once, before a prompt is read.  Nothing here awaits between looking and taking, so
+the bounds are exact however many requests come together.  A semaphore would not bound those that wait.
 """
 
 from __future__ import annotations
@@ -18,20 +18,15 @@ from ensemblehub.api.problems import Problem
 
 
 @dataclass(eq=False)
-class Turn:
-    """One answer's turn.
+class QueuedAnswer:
+    """One answer in the queue; `ready` is set once it may run."""
 
-    Attributes:
-        tokens: of its prompt.
-        ready: set once it has a place.
-    """
-
-    tokens: int
+    prompt_tokens: int
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Admission:
-    """Places for answers.
+    """The queue of answers.
 
     Attributes:
         admitted: answers that run, wait, or whose prompts are being read.
@@ -40,9 +35,11 @@ class Admission:
     """
 
     def __init__(self, max_running: int, max_queued: int, max_queued_tokens: int) -> None:
-        self.max_running, self.max_queued, self.max_queued_tokens = max_running, max_queued, max_queued_tokens
+        self.max_running = max_running
+        self.max_queued = max_queued
+        self.max_queued_tokens = max_queued_tokens
         self.admitted = self.running = self.queued_tokens = 0
-        self._queue: deque[Turn] = deque()
+        self._queue: deque[QueuedAnswer] = deque()
         self._seconds = 1.0  # how long an answer takes, smoothed
 
     @property
@@ -51,16 +48,16 @@ class Admission:
         return self.admitted - self.running
 
     @contextmanager
-    def entry(self) -> Iterator[Entry]:
+    def reservation(self) -> Iterator[Reservation]:
         """What one request takes; all of it is given back at the end."""
-        entry = Entry(self)
+        reservation = Reservation(self)
         try:
-            yield entry
+            yield reservation
         finally:
-            entry.close()
+            reservation.close()
 
     def check(self, answers: int = 1) -> None:
-        """Refuse, in constant time, what there is no room for; nothing is taken.
+        """Refuse, in constant time, answers for which the queue is too full; nothing is taken.
 
         Raises:
             Problem: 429, with `Retry-After`.
@@ -71,59 +68,58 @@ class Admission:
         if self.admitted + answers > most:
             raise self._full(f"{max(0, self.admitted - self.max_running)} answers wait already")
 
-    def enter(self, turns: Sequence[Turn]) -> None:
-        """Give admitted answers places, or let them wait for one, first come, first served.
+    def enqueue(self, answers: Sequence[QueuedAnswer]) -> None:
+        """Start admitted answers, or let them wait, first come, first served.
 
         Raises:
             Problem: 429, with `Retry-After`, if too many tokens would wait; nothing is taken.
         """
-        waiting = sum(turn.tokens for turn in turns[self.max_running - self.running :])
+        waiting = sum(answer.prompt_tokens for answer in answers[self.max_running - self.running :])
         if waiting and self.queued_tokens + waiting > self.max_queued_tokens:
             raise self._full(f"prompts of {self.queued_tokens} tokens wait already")
-        self._queue.extend(turns)
-        self.queued_tokens += sum(turn.tokens for turn in turns)
-        self._grant()
+        self._queue.extend(answers)
+        self.queued_tokens += sum(answer.prompt_tokens for answer in answers)
+        self._start_next()
 
-    def _grant(self) -> None:
+    def _start_next(self) -> None:
         while self._queue and self.running < self.max_running:
-            turn = self._queue.popleft()
-            self.queued_tokens -= turn.tokens
+            answer = self._queue.popleft()
+            self.queued_tokens -= answer.prompt_tokens
             self.running += 1
-            turn.ready.set()
+            answer.ready.set()
 
-    def leave(self, turn: Turn, seconds: float | None = None) -> None:
-        """Give a place back, or stop waiting for one.
+    def leave(self, answer: QueuedAnswer, seconds: float | None = None) -> None:
+        """Take an answer out, whether it runs or waits.
 
         Args:
-            seconds: how long the answer took, if it ran.
+            seconds: how long it ran.
         """
-        if turn.ready.is_set():
+        if answer.ready.is_set():
             self.running -= 1
         else:
-            self._queue.remove(turn)
-            self.queued_tokens -= turn.tokens
+            self._queue.remove(answer)
+            self.queued_tokens -= answer.prompt_tokens
         self.admitted -= 1
         if seconds is not None:
             self._seconds += 0.1 * (seconds - self._seconds)
-        self._grant()
+        self._start_next()
 
     def _full(self, why: str) -> Problem:
         seconds = max(1, math.ceil(self._seconds * (self.queued + 1) / self.max_running))
-        return Problem(
-            429, f"the server is busy: {why}", "overloaded", headers={"Retry-After": str(min(seconds, 600))}
-        )
+        headers = {"Retry-After": str(min(seconds, 600))}
+        return Problem(429, f"the server is busy: {why}", "overloaded", headers=headers)
 
 
-class Entry:
+class Reservation:
     """What one request takes of an `Admission`."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._unread = 0  # answers admitted, whose prompts are not read yet
-        self._turns: deque[Turn] = deque()
+        self._answers: deque[QueuedAnswer] = deque()
 
     def admit(self, answers: int) -> None:
-        """Reserve room for answers, before their prompts are read.
+        """Reserve places for answers, before their prompts are read.
 
         Raises:
             Problem: as `Admission.check`.
@@ -132,31 +128,31 @@ class Entry:
         self._admission.admitted += answers
         self._unread += answers
 
-    def enter(self, tokens: Sequence[int]) -> None:
+    def queue(self, prompt_tokens: Sequence[int]) -> None:
         """Queue the admitted answers by the length of each one's prompt.
 
         Raises:
-            Problem: as `Admission.enter`.
+            Problem: as `Admission.enqueue`.
         """
-        turns = [Turn(count) for count in tokens]
-        self._admission.enter(turns)
-        self._turns.extend(turns)
-        self._unread -= len(turns)
+        answers = [QueuedAnswer(tokens) for tokens in prompt_tokens]
+        self._admission.enqueue(answers)
+        self._answers.extend(answers)
+        self._unread -= len(answers)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Wait for the place of the request's next answer, and hold it."""
-        turn, started = self._turns.popleft(), None
+        """Wait until the request's next answer may run, and hold its place."""
+        answer, started = self._answers.popleft(), None
         try:
-            await turn.ready.wait()
+            await answer.ready.wait()
             started = time.perf_counter()
             yield
         finally:
-            self._admission.leave(turn, None if started is None else time.perf_counter() - started)
+            self._admission.leave(answer, None if started is None else time.perf_counter() - started)
 
     def close(self) -> None:
         """Give back what no answer took."""
         self._admission.admitted -= self._unread
         self._unread = 0
-        while self._turns:
-            self._admission.leave(self._turns.popleft())
+        while self._answers:
+            self._admission.leave(self._answers.popleft())

@@ -1,4 +1,4 @@
-"""From a request to its answers: checked, admitted, written within a deadline, measured.
+"""Answering a request: checked and admitted by `prepare`, then written by `stream` within its deadlines.
 
 Knows the catalog, the queue and the limits; knows no HTTP.
 """
@@ -6,145 +6,135 @@ Knows the catalog, the queue and the limits; knows no HTTP.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from ensemblehub.api.admission import Admission, Entry
-from ensemblehub.api.answers import Answer, Kind, is_answer, is_insight
+from ensemblehub.api.admission import Admission, Reservation
 from ensemblehub.api.catalog import Catalog, Served
-from ensemblehub.api.job import Job
-from ensemblehub.api.lengths import lengths
+from ensemblehub.api.job import AnswerEvent, AnswerRecord, GenerationJob, Kind, is_answer, is_insight
+from ensemblehub.api.lengths import prompt_lengths
 from ensemblehub.api.monitoring import Monitor
 from ensemblehub.api.problems import Problem, problem_of, public
-from ensemblehub.api.protocol import ChatRequest, CompletionRequest, Generate
+from ensemblehub.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from ensemblehub.api.request_log import RequestLog
 from ensemblehub.config.sections import Generation, ServerSection
-from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.ensemble_methods.raw_prompts import tokenizer_of
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Capability, Choice, Event, Prompt, Request, Scored, Text, TokenIds
+from ensemblehub.schema import Capability, Choice, Prompt, Request, Sampling, Scored, Text, TokenIds
 
-log = logging.getLogger(__name__)
-Told = tuple[Answer, Event | Scored]
-Tell = Callable[[Answer, Event | Scored], Awaitable[None]]
+JobEvent = tuple[AnswerRecord, AnswerEvent]
 
 
 class Answering:
-    """Answers requests, each within the limits and on the record."""
+    """Answers requests within the limits of a server, and counts them."""
 
     def __init__(
-        self, catalog: Catalog, settings: ServerSection, admission: Admission, monitor: Monitor
+        self,
+        catalog: Catalog,
+        settings: ServerSection,
+        admission: Admission,
+        monitor: Monitor,
+        request_log: RequestLog,
     ) -> None:
-        self.catalog, self.settings, self.admission, self.monitor = catalog, settings, admission, monitor
+        self.catalog = catalog
+        self.settings = settings
+        self.admission = admission
+        self.monitor = monitor
+        self.request_log = request_log
 
-    async def prepare(self, body: Generate, request_id: str, entry: Entry) -> Job:
-        """Check a request against what is served and what is allowed; nothing is spent yet.
-
-        Args:
-            entry: what the request takes of the queue; its answers are in it afterwards.
+    async def prepare(
+        self, body: GenerationRequest, request_id: str, reservation: Reservation
+    ) -> GenerationJob:
+        """Check a request against what is served and allowed, and queue its answers; no model runs yet.
 
         Raises:
-            Problem: it cannot be honoured, or there is no room for it.
+            Problem: it cannot be honoured, or the queue is full.
         """
         served = self.catalog.chosen(body.model, body.ensemble, body.reasoning_effort)
-        kind: Kind = "chat" if isinstance(body, ChatRequest) else "text"
-        most = min(served.ensemble.sampling.max_tokens, self.settings.max_output_tokens)
-        sampling = body.sampling(replace(served.ensemble.sampling, max_tokens=most))
-        if body.limit is not None:  # what is asked for is not cut
-            sampling = replace(sampling, fit_context=False)
+        sampling = self._sampling(body, served)
         prompts, count = body.prompts(), body.n or 1
         marks = served.ensemble.generation.extract_after if body.marks is None else body.marks
         generation = Generation(extract_after=[mark for mark in marks if mark])
-        self._bounded(body, sampling.max_tokens, len(prompts) * count)
-        self._honoured(body, served, bool(generation.extract_after))
-        entry.admit(len(prompts) * count)
-        answers: list[Answer] = []
-        passed_on = _passed_on(body, served)
-        requests = [
-            Request(prompt, sampling, prefix, request_id, extra=passed_on) for prompt, prefix in prompts
+        self._check_bounds(body, sampling.max_tokens, len(prompts) * count)
+        _check_capabilities(body, served, bool(generation.extract_after))
+        reservation.admit(len(prompts) * count)
+        extra = _passed_on(body, served)
+        requests = [Request(prompt, sampling, prefix, request_id, extra=extra) for prompt, prefix in prompts]
+        most = self.settings.max_prompt_tokens
+        lengths = await prompt_lengths(served.reader, requests, most, sampling.max_tokens)
+        answers = [
+            AnswerRecord(
+                index=place * count + number,
+                request=request.seeded("choice", number) if number else request,
+                served=served,
+                prompt_tokens=tokens,
+                generation=generation,
+                alternatives=body.alternatives,
+                reasoning_fields=() if body.include_reasoning is False else self.settings.reasoning_fields,
+                **_completion_options(body, request.prompt, served),
+            )
+            for place, (request, tokens) in enumerate(zip(requests, lengths, strict=True))
+            for number in range(count)
         ]
-        limits = (self.settings.max_prompt_tokens, sampling.max_tokens)
-        counts = await lengths(served.reader, requests, *limits)
-        names = () if body.include_reasoning is False else self.settings.reasoning_fields
-        for request, tokens in zip(requests, counts, strict=True):
-            for number in range(count):
-                asked = request.seeded("choice", number) if number else request
-                answer = Answer(len(answers), asked, served, tokens, generation, body.alternatives, names)
-                answers.append(answer)
-        if isinstance(body, CompletionRequest):
-            for answer in answers:
-                answer.as_ids = bool(body.return_tokens_as_token_ids)
-        if isinstance(body, CompletionRequest) and body.echo:
-            for answer in answers:
-                answer.echoed = _text(answer.request.prompt, served.reader)
-                answer.context_tokens = body.ensemble.context_tokens if body.ensemble else None
+        reservation.queue([answer.prompt_tokens for answer in answers])
+        kind: Kind = "chat" if isinstance(body, ChatRequest) else "text"
         name = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
-        entry.enter([answer.prompt_tokens for answer in answers])
-        return Job(kind, body, served, answers, count, name, entry, shown=self.settings.log_prompts)
+        log_text = self.settings.log_prompts
+        return GenerationJob(kind, body, served, answers, count, name, reservation, log_text=log_text)
 
-    def _bounded(self, body: Generate, max_tokens: int, answers: int) -> None:
+    def _sampling(self, body: GenerationRequest, served: Served) -> Sampling:
+        defaults = served.ensemble.sampling
+        most = min(defaults.max_tokens, self.settings.max_output_tokens)
+        sampling = body.sampling(replace(defaults, max_tokens=most))
+        # A length that the client asks for is refused, not cut, where it does not fit.
+        return sampling if body.limit is None else replace(sampling, fit_context=False)
+
+    def _check_bounds(self, body: GenerationRequest, max_tokens: int, answers: int) -> None:
         limits = self.settings
         if max_tokens > limits.max_output_tokens:
             name = "max_tokens" if body.max_tokens == max_tokens else "max_completion_tokens"
             raise Problem(400, f"{name} is at most {limits.max_output_tokens} here", "out_of_bounds", name)
         if len(body.stops) > limits.max_stop:
-            raise Problem(
-                400, f"at most {limits.max_stop} stop strings are taken here", "out_of_bounds", "stop"
-            )
+            text = f"at most {limits.max_stop} stop strings are taken here"
+            raise Problem(400, text, "out_of_bounds", "stop")
         if answers > limits.max_answers:
-            text = f"at most {limits.max_answers} answers (prompts times n) are given at a time here, not {answers}"
-            raise Problem(400, text, "out_of_bounds", "n")
+            text = f"at most {limits.max_answers} answers (prompts times n) are given at a time here"
+            raise Problem(400, f"{text}, not {answers}", "out_of_bounds", "n")
 
-    def _honoured(self, body: Generate, served: Served, extracting: bool) -> None:
-        """Refuse what these engines cannot do."""
-        engines, name = served.ensemble.engines, served.name
-        if body.alternatives is not None:
-            _require(engines, "logprobs", name, "logprobs")
-            if extracting:
-                raise Problem(
-                    400,
-                    "logprobs of a part of the answer are not given: set extract_after to []",
-                    None,
-                    "logprobs",
-                )
-        if isinstance(body, ChatRequest):
-            if body.continue_final_message:
-                _require(engines, "prefix", name, "continue_final_message")
-            if body.calls_tools:
-                _alone(served, "tools")
-            if "response_format" in body.passed_on:
-                _alone(served, "response_format")
-
-    async def write(self, job: Job, tell: Tell) -> None:
-        """Write all answers, telling of each event as it comes; being cancelled stops every engine.
+    async def stream(self, job: GenerationJob) -> AsyncGenerator[JobEvent, None]:
+        """Write all answers and yield their events; closing or cancelling the generator stops every engine.
 
         Raises:
-            Problem: what went wrong, as a client is told it.
+            Problem: an engine failed, or a deadline passed.
         """
         limits = self.settings
+        now = asyncio.get_running_loop().time
+        seconds = min(limits.first_token_timeout, limits.timeout)
+        deadline = now() + seconds
         try:
-            first = min(limits.first_token_timeout, limits.timeout)
-            async with asyncio.timeout(first) as limit, aclosing(self._events(job)) as events:
-                async for answer, event in events:
-                    if job.first is None and (
-                        is_answer(event) or is_insight(event) or isinstance(event, Scored)
-                    ):
-                        job.first = time.perf_counter() - job.started
-                        limit.reschedule(asyncio.get_running_loop().time() + limits.timeout - job.first)
-                    await tell(answer, event)
-        except asyncio.CancelledError:
+            async with aclosing(self._events(job)) as events:
+                while True:
+                    async with asyncio.timeout_at(deadline):  # never open across a `yield`
+                        told = await anext(events, None)
+                    if told is None:
+                        break
+                    if job.first_token_seconds is None and _is_output(told[1]):
+                        job.first_token_seconds = time.perf_counter() - job.started
+                        seconds = limits.timeout
+                        deadline = now() + seconds - job.first_token_seconds
+                    yield told
+            self.request_log.write(job)
+        except (asyncio.CancelledError, GeneratorExit):
             job.outcome = "disconnected"
             raise
         except TimeoutError as error:
-            what = (
-                f"no token within {first:g} s" if job.first is None else f"no end within {limits.timeout:g} s"
-            )
             job.outcome = "timeout"
-            raise Problem(504, what, "timeout") from error
+            what = "no token" if job.first_token_seconds is None else "no end"
+            raise Problem(504, f"{what} within {seconds:g} s", "timeout") from error
         except Exception as error:
             problem = problem_of(error, job.body.prompt_field)
             job.outcome = problem.code or "error"
@@ -152,104 +142,128 @@ class Answering:
         finally:
             self.monitor.finished(job)
 
-    async def _events(self, job: Job) -> AsyncGenerator[Told, None]:
-        if len(job.answers) == 1:
-            async with aclosing(self._one(job, job.answers[0])) as events:
+    def _events(self, job: GenerationJob) -> AsyncGenerator[JobEvent, None]:
+        streams = [_answer_events(job, answer) for answer in job.answers]
+        return streams[0] if len(streams) == 1 else _merge(streams)
+
+
+async def _answer_events(job: GenerationJob, answer: AnswerRecord) -> AsyncGenerator[JobEvent, None]:
+    """The events of one answer, once it has a place among those that run."""
+    request, ensemble = answer.request, answer.served.ensemble
+    async with job.reservation.place():
+        answer.started = time.perf_counter()
+        try:
+            if answer.wants_likelihood:
+                stream = ensemble.log_likelihood(request, answer.ledger, answer.context_tokens)
+            else:
+                stream = _stream(answer)
+            async with aclosing(stream) as events:
                 async for event in events:
-                    yield job.answers[0], event
-            return
-        async with aclosing(_merged([(answer, self._one(job, answer)) for answer in job.answers])) as merged:
-            async for told in merged:
-                yield told
-
-    async def _one(self, job: Job, answer: Answer) -> AsyncGenerator[Event | Scored, None]:
-        """One answer, from when there is a place for it."""
-        ensemble, ask = answer.ensemble, answer.request
-        async with job.entry.place():
-            answer.started = time.perf_counter()
-            try:
-                if answer.echoed is not None and not answer.likelihood:
-                    yield Scored(())  # the prompt, without its log-likelihood
-                stream: AsyncGenerator[Event | Scored, None] = ensemble.stream(ask, answer.ledger)
-                if answer.likelihood:
-                    stream = ensemble.log_likelihood(ask, answer.ledger, answer.context_tokens)
-                elif ask.sampling.max_tokens == 0:
-                    return
-                async with aclosing(stream) as events:
-                    async for event in events:
-                        if isinstance(event, Scored):
-                            answer.read = event
-                            yield event
-                            continue
-                        if isinstance(event, Choice):  # the reason may be an error of an engine
-                            event = replace(event, reason=public(event.reason))
-                        answer.take(event)
-                        yield event
-            finally:
-                answer.ended = time.perf_counter()
+                    if isinstance(event, Choice):  # its reason may be an error of an engine
+                        event = replace(event, reason=public(event.reason))
+                    answer.add(event)
+                    yield answer, event
+        finally:
+            answer.ended = time.perf_counter()
 
 
-async def _merged(
-    streams: Sequence[tuple[Answer, AsyncGenerator[Event | Scored, None]]],
-) -> AsyncGenerator[Told, None]:
+async def _stream(answer: AnswerRecord) -> AsyncGenerator[AnswerEvent, None]:
+    """The answer, behind its prompt where that is echoed without logprobs."""
+    if answer.echoed is not None:
+        yield Scored(())
+    if answer.request.sampling.max_tokens:
+        async with aclosing(answer.served.ensemble.stream(answer.request, answer.ledger)) as events:
+            async for event in events:
+                yield event
+
+
+async def _merge(streams: Sequence[AsyncGenerator[JobEvent, None]]) -> AsyncGenerator[JobEvent, None]:
     """The events of several streams as they come; the first failure ends the others."""
-    queue: asyncio.Queue[tuple[Answer, Event | Scored | Exception | None]] = asyncio.Queue(2 * len(streams))
+    queue: asyncio.Queue[JobEvent | Exception | None] = asyncio.Queue(2 * len(streams))
 
-    async def feed(answer: Answer, stream: AsyncGenerator[Event | Scored, None]) -> None:
+    async def feed(stream: AsyncGenerator[JobEvent, None]) -> None:
         try:
             async with aclosing(stream) as events:
                 async for event in events:
-                    await queue.put((answer, event))
-            await queue.put((answer, None))
+                    await queue.put(event)
+            await queue.put(None)
         except Exception as error:  # raised where the events are read
-            await queue.put((answer, error))
+            await queue.put(error)
 
-    tasks = [asyncio.create_task(feed(*one)) for one in streams]
-    left = len(tasks)
+    tasks = [asyncio.create_task(feed(stream)) for stream in streams]
+    open_streams = len(tasks)
     try:
-        while left:
-            answer, event = await queue.get()
+        while open_streams:
+            event = await queue.get()
             if isinstance(event, Exception):
                 raise event
             if event is None:
-                left -= 1
+                open_streams -= 1
             else:
-                yield answer, event
+                yield event
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _is_output(event: AnswerEvent) -> bool:
+    """Whether the first-token deadline is met."""
+    return is_answer(event) or is_insight(event) or isinstance(event, Scored)
+
+
+def _check_capabilities(body: GenerationRequest, served: Served, extracting: bool) -> None:
+    """Refuse what these engines cannot do."""
+    engines, name = served.ensemble.engines, served.name
+    if body.alternatives is not None:
+        _require(engines, "logprobs", name, "logprobs")
+        if extracting:
+            text = "logprobs of a part of the answer are not given: set extract_after to []"
+            raise Problem(400, text, None, "logprobs")
+    if isinstance(body, ChatRequest):
+        if body.continue_final_message:
+            _require(engines, "prefix", name, "continue_final_message")
+        if body.calls_tools:
+            _require_alone(served, "tools")
+        if "response_format" in body.passed_on:
+            _require_alone(served, "response_format")
+
+
 def _require(engines: Sequence[Engine], capability: Capability, name: str, param: str) -> None:
     for engine in engines:
         if capability not in engine.capabilities:
-            raise Problem(
-                400,
-                f"{name!r} cannot honour {param}: {engine.name} lacks {capability!r}",
-                "unsupported",
-                param,
-            )
+            text = f"{name!r} cannot honour {param}: {engine.name} lacks {capability!r}"
+            raise Problem(400, text, "unsupported", param)
 
 
-def _passed_on(body: Generate, served: Served) -> dict[str, Any]:
+def _require_alone(served: Served, capability: Capability) -> None:
+    """Refuse what only one model by itself can honour, and only one that says so."""
+    engine = served.sole_engine
+    if engine is None:
+        text = f"{served.name!r} answers with several models; {capability} goes with one that offers it"
+        raise Problem(400, text, "unsupported", capability)
+    _require([engine], capability, served.name, capability)
+
+
+def _passed_on(body: GenerationRequest, served: Served) -> dict[str, Any]:
     """Fields for the engine's own server; tools that may not be called only where the engine knows tools."""
     if not isinstance(body, ChatRequest):
         return {}
-    aggregation = served.ensemble.aggregation
-    engine = aggregation.chosen(served.ensemble.engines) if isinstance(aggregation, Single) else None
+    engine = served.sole_engine
     if body.tool_choice == "none" and not (engine and "tools" in engine.capabilities):
         return {name: value for name, value in body.passed_on.items() if name == "response_format"}
     return body.passed_on
 
 
-def _alone(served: Served, capability: Capability) -> None:
-    """Refuse what only one model by itself can honour, and only one that says so."""
-    aggregation = served.ensemble.aggregation
-    if not isinstance(aggregation, Single):
-        text = f"{served.name!r} answers with several models; {capability} goes with one that offers it"
-        raise Problem(400, text, "unsupported", capability)
-    _require([aggregation.chosen(served.ensemble.engines)], capability, served.name, capability)
+def _completion_options(body: GenerationRequest, prompt: Prompt, served: Served) -> dict[str, Any]:
+    """What only `/v1/completions` may ask of an answer."""
+    if not isinstance(body, CompletionRequest):
+        return {}
+    options: dict[str, Any] = {"as_ids": bool(body.return_tokens_as_token_ids)}
+    if body.echo:
+        options["echoed"] = _text(prompt, served.reader)
+        options["context_tokens"] = body.ensemble.context_tokens if body.ensemble else None
+    return options
 
 
 def _text(prompt: Prompt, engine: Engine) -> str:

@@ -1,6 +1,8 @@
-"""`create_app`: the routes of the server.
+"""`create_app`: the application and its routes for generation, the page and the API's documentation.
 
-Everything that is asked goes through `Answering`; this module knows paths and bodies.
+One request: `Guard` (keys, size of the body, the queue) -> `JSONRoute` (the body, validated) ->
+`Answering.prepare` (checked and queued) -> `Answering.stream` (events of the engines) -> `chunks` ->
+`EventStream`.  Without `stream: true` the events are only awaited, and `completion` makes the reply.
 """
 
 from __future__ import annotations
@@ -9,13 +11,12 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from ensemblehub import __version__
 from ensemblehub.config import Config
-from ensemblehub.errors import EnsembleHubError, MissingExtraError, did_you_mean
+from ensemblehub.errors import EnsembleHubError, MissingExtraError, did_you_mean, one_line
 
 try:
     import fastapi_offline
@@ -28,41 +29,34 @@ try:
     from starlette.responses import FileResponse, Response
     from starlette.staticfiles import StaticFiles
 
-    from ensemblehub.api.about import telling, tokenizing
     from ensemblehub.api.admission import Admission
     from ensemblehub.api.answering import Answering
-    from ensemblehub.api.answers import Answer, chunk, closing, opening, usage, usage_so_far, whole
     from ensemblehub.api.catalog import Catalog
+    from ensemblehub.api.chunks import chunks
+    from ensemblehub.api.completion import completion
     from ensemblehub.api.guard import Guard
-    from ensemblehub.api.job import Job
-    from ensemblehub.api.journal import Journal
+    from ensemblehub.api.info import add_info_routes, add_tokenizer_routes
+    from ensemblehub.api.job import GenerationJob
     from ensemblehub.api.monitoring import Monitor
     from ensemblehub.api.problems import Problem, problem_of, problem_of_fields
-    from ensemblehub.api.protocol import (
-        ChatRequest,
-        CompletionRequest,
-        Generate,
-        StreamOptions,
-    )
+    from ensemblehub.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
     from ensemblehub.api.reading import JSONRoute
     from ensemblehub.api.replies import ERRORS, STREAMED, ChatCompletion, TextCompletion
+    from ensemblehub.api.request_log import RequestLog
     from ensemblehub.api.state import State
-    from ensemblehub.api.streaming import DONE, JSON, Disconnected, Emit, EventStream, event, while_connected
+    from ensemblehub.api.streaming import JSON, Disconnected, EventStream, while_connected
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[serve]'") from error
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
+_PAGE_PARTS = {file.name for file in PAGE.iterdir() if file.suffix in (".css", ".js")}
 _DOCS = Path(fastapi_offline.__file__).parent / "static"
 _PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
-}
-OBJECTS = {
-    "chat": ("chat.completion", "chat.completion.chunk"),
-    "text": ("text_completion", "text_completion"),
 }
 
 
@@ -76,7 +70,7 @@ def create_app(
 
     Args:
         keys: API keys; without one only loopback is served.
-        state: told of what the server does.
+        state: updated with what the server does.
         failed: called when the models cannot be loaded; `state.reason` says why.
 
     Raises:
@@ -87,35 +81,10 @@ def create_app(
     catalog = Catalog(config)
     admission = Admission(settings.max_running, settings.max_queued, settings.max_queued_tokens)
     monitor = Monitor(admission, state)
-    answering = Answering(catalog, settings, admission, monitor)
-
-    async def load() -> None:
-        try:
-            await catalog.load()
-            gc.collect()
-            gc.freeze()  # what is loaded stays, and no collection need look at it again while streams wait
-            state.word = "ready"
-        except Exception as error:
-            state.word, state.reason = "failed", " ".join(str(error).split())
-            if not isinstance(error, EnsembleHubError):
-                log.exception("the models cannot be loaded")
-            failed()
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(load())
-        try:
-            yield
-        finally:
-            loading.cancel()
-            with suppress(asyncio.CancelledError):
-                await loading
-            await catalog.close()
-
     app = FastAPI(
         title="ensemblehub",
         version=__version__,
-        lifespan=lifespan,
+        lifespan=lambda _: _loaded(catalog, state, failed),
         docs_url=None,
         redoc_url=None,
         description="An OpenAI-compatible API over ensembles of language models.",
@@ -123,11 +92,11 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     app.router.route_class = JSONRoute
-    _generating(app, answering, Journal.of(config))
-    telling(app, catalog, admission, monitor, state)
-    tokenizing(app, catalog)
-    _showing(app)
-    _failing(app)
+    add_generation_routes(app, Answering(catalog, settings, admission, monitor, RequestLog(config)))
+    add_info_routes(app, catalog, admission, monitor, state)
+    add_tokenizer_routes(app, catalog)
+    add_page_routes(app)
+    add_error_handlers(app)
     app.add_middleware(
         Guard,
         keys=keys,
@@ -147,24 +116,53 @@ def create_app(
     return app
 
 
-def _generating(app: FastAPI, answering: Answering, journal: Journal) -> None:
-    """The two routes that write text."""
+@asynccontextmanager
+async def _loaded(catalog: Catalog, state: State, failed: Callable[[], None]) -> AsyncIterator[None]:
+    """The application's lifespan: models load while it already answers `/health`."""
 
-    async def reply(request: Request, body: Generate) -> Response:
+    async def load() -> None:
         try:
-            job = await answering.prepare(body, request.state.request_id, request.state.entry)
+            await catalog.load()
+            gc.collect()
+            gc.freeze()  # no later collection scans the loaded models while streams wait
+            state.word = "ready"
+        except Exception as error:
+            state.word, state.reason = "failed", one_line(error)
+            if not isinstance(error, EnsembleHubError):
+                log.exception("the models cannot be loaded")
+            failed()
+
+    loading = asyncio.create_task(load())
+    try:
+        yield
+    finally:
+        loading.cancel()
+        with suppress(asyncio.CancelledError):
+            await loading
+        await catalog.close()
+
+
+def add_generation_routes(app: FastAPI, answering: Answering) -> None:
+    """Register /v1/chat/completions and /v1/completions."""
+
+    async def reply(request: Request, body: GenerationRequest) -> Response:
+        try:
+            job = await answering.prepare(body, request.state.request_id, request.state.reservation)
         except EnsembleHubError as error:
             raise problem_of(error, body.prompt_field) from error
         request.state.job = job
         if body.stream:
-            return EventStream(
-                lambda emit: _streamed(job, answering, emit, journal), answering.settings.keep_alive
-            )
+            return EventStream(chunks(job, answering.stream(job)), answering.settings.keep_alive)
         try:
-            await while_connected(request.receive, answering.write(job, _silent))
+            await while_connected(request.receive, finish(job))
         except Disconnected:
             return Response(status_code=499)
-        return JSON(journal.kept(job, _whole(job)))
+        return JSON(completion(job))
+
+    async def finish(job: GenerationJob) -> None:
+        async with aclosing(answering.stream(job)) as events:
+            async for _ in events:
+                pass
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED, tags=["OpenAI"])
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
@@ -173,72 +171,12 @@ def _generating(app: FastAPI, answering: Answering, journal: Journal) -> None:
 
     @app.post("/v1/completions", response_model=TextCompletion, responses=STREAMED, tags=["OpenAI"])
     async def completions(request: Request, body: CompletionRequest) -> Response:
-        """Go on with raw prompts; with `echo` and `logprobs`, their log-likelihoods."""
+        """Continue raw prompts; with `echo` and `logprobs`, their log-likelihoods."""
         return await reply(request, body)
 
 
-async def _silent(_: Answer, __: object) -> None:
-    """Nothing is told before the end."""
-
-
-def _head(job: Job, streamed: bool) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "object": OBJECTS[job.kind][streamed],
-        "created": job.created,
-        "model": job.served.name,
-    }
-
-
-def _whole(job: Job) -> dict[str, Any]:
-    choices = [whole(job.kind, answer) for answer in job.answers]
-    return {**_head(job, False), "choices": choices, "usage": usage(job.answers, job.per_prompt)}
-
-
-async def _streamed(job: Job, answering: Answering, emit: Emit, journal: Journal) -> None:
-    """Write a job's stream: each answer's opening, its chunks, and at the end the bill."""
-    head = _head(job, True)
-    options = job.body.stream_options or StreamOptions()
-    wants_usage = bool(options.include_usage)
-    head |= {"usage": None} if wants_usage else {}
-    begun: set[int] = set()
-    ended: set[int] = set()
-
-    async def tell(answer: Answer, what: Any) -> None:
-        data, about = b"", head
-        if wants_usage and options.continuous_usage_stats:
-            about = head | {"usage": usage_so_far(job.answers, job.per_prompt)}
-        if answer.index not in begun:
-            begun.add(answer.index)
-            data = event(about | opening(job.kind, answer))
-        said = chunk(job.kind, answer, what)
-        if said is not None:
-            data += event(about | said)
-            if said["choices"][0]["finish_reason"]:
-                ended.add(answer.index)
-        if data:
-            await emit(data)
-
-    async def close(finish: str | None) -> None:
-        for answer in job.answers:
-            if answer.untold or (
-                finish and answer.index not in ended
-            ):  # an echoed prompt has no end of its own
-                await emit(event(head | closing(job.kind, answer, None if answer.index in ended else finish)))
-
-    try:
-        await answering.write(job, tell)
-    except Problem:
-        await close(None)  # what was judged before it is told, too
-        raise
-    await close("length")
-    journal.kept(job, None)
-    bill = event(head | {"choices": [], "usage": usage(job.answers, job.per_prompt)}) if wants_usage else b""
-    await emit(bill + DONE)
-
-
-def _showing(app: FastAPI) -> None:
-    """The page, and the documentation of the API; neither asks anything of the outside."""
+def add_page_routes(app: FastAPI) -> None:
+    """Register the page and /docs; neither loads anything from outside hosts."""
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -246,7 +184,7 @@ def _showing(app: FastAPI) -> None:
 
     @app.get("/page/{name}", include_in_schema=False)
     async def part(name: str) -> Response:
-        if name not in ("ride.css", "ride.js"):
+        if name not in _PAGE_PARTS:
             raise Problem(404, "there is no such page")
         return FileResponse(PAGE / name, headers=_PAGE_HEADERS)
 
@@ -263,28 +201,26 @@ def _showing(app: FastAPI) -> None:
     app.mount("/docs", StaticFiles(directory=_DOCS))
 
 
-def _failing(app: FastAPI) -> None:
-    """Errors as OpenAI's error objects."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Return every error as OpenAI's error object."""
+
+    async def failed(_: Request, error: Exception) -> Response:
+        return problem_of(error).response()
+
+    for kind in (EnsembleHubError, Exception):
+        app.add_exception_handler(kind, failed)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         return (problem_of(error) if isinstance(error, Problem) else _misdirected(request, error)).response()
 
-    @app.exception_handler(EnsembleHubError)
-    async def failed(_: Request, error: EnsembleHubError) -> Response:
-        return problem_of(error).response()
-
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return problem_of_fields(error, []).response()  # of a query; bodies are checked where they are read
-
-    @app.exception_handler(Exception)
-    async def unforeseen(_: Request, error: Exception) -> Response:
-        return problem_of(error).response()
+        return problem_of_fields(error, []).response()  # of a query; bodies are validated by `JSONRoute`
 
 
 def _misdirected(request: Request, error: HTTPException) -> Problem:
-    """What a request to no route is told: the nearest one, or the methods of the one it asked."""
+    """The error for a request to no route: names the nearest one, or the methods of the route it asked."""
     path, routes = request.url.path[:80], request.app.routes
     if error.status_code == 404:
         known = {route.path for route in routes if isinstance(route, APIRoute) and route.include_in_schema}

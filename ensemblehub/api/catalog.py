@@ -1,15 +1,15 @@
-"""What is served: the configured ensembles by name, and each of their models alone, over one set of engines.
+"""The catalog: the configured ensembles by name, and each of their models alone, over one set of engines.
 
-A request chooses among these and may change an option within the operator's bounds; it can never load a model.
+A request chooses among these and may change an option within the operator's bounds; it never loads a model.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from ensemblehub import configured, registry
@@ -18,20 +18,20 @@ from ensemblehub.api.protocol import EnsembleOptions
 from ensemblehub.config import DEFAULT, Config
 from ensemblehub.config.sections import Bound, StrategySpec
 from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.ensemble_methods.base import Aggregation
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
-from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Request
-from ensemblehub.tandem.insights import LEVEL_0
+from ensemblehub.scorers.base import Scorer
 
-_VARIANTS = 64  # changed ensembles that are kept
+_MAX_VARIANTS = 64  # ensembles with changed options that are kept
 
 
 @dataclass(frozen=True)
 class Served:
-    """Something that answers under a name.
+    """An ensemble or a single model that answers under a name.
 
     Attributes:
         alone: it is one model by itself.
@@ -52,11 +52,19 @@ class Served:
         """The engine in whose tokens a raw prompt is read."""
         return self.ensemble.aggregation.reader(self.ensemble.engines)
 
+    @property
+    def sole_engine(self) -> Engine | None:
+        """The engine that answers by itself; None where several do."""
+        return self.ensemble.aggregation.passthrough(self.ensemble.engines)
+
     def estimated_alone(self, request: Request) -> tuple[float, float, float] | None:
         """Estimated FLOPs of the mentor alone: expected, and a 95 % interval; None where nothing tells."""
-        made = [self.ensemble, self.base] if self.base else [self.ensemble]
-        found = (one.aggregation.estimated_alone(request, one.engines) for one in made)
-        return next((estimate for estimate in found if estimate is not None), None)
+        for ensemble in (self.ensemble, self.base):
+            if ensemble is not None:
+                estimate = ensemble.aggregation.estimated_alone(request, ensemble.engines)
+                if estimate is not None:
+                    return estimate
+        return None
 
 
 class Catalog:
@@ -74,32 +82,31 @@ class Catalog:
         specs = config.reward_specs if scoring else []
         self.scorers = [configured.scorer_of(config, spec, self.engines) for spec in specs]
         served = [self._ensemble(name) for name in names] + [self._alone(engine) for engine in self.engines]
-        self.served = {one.name: one for one in served}
+        self.served = {entry.name: entry for entry in served}
         if len(self.served) < len(served):
-            raise ConfigError(
-                f"a model is called {DEFAULT!r}, which is the name of the ensemble; give it another"
-            )
-        self._varied: OrderedDict[tuple[str, str], AsyncEnsemble] = OrderedDict()
+            text = f"a model is called {DEFAULT!r}, which is the name of the ensemble; give it another"
+            raise ConfigError(text)
+        self._variant = lru_cache(_MAX_VARIANTS)(self._build_variant)
 
     @property
     def ensembles(self) -> list[Served]:
-        """Those that are not one model alone, the default first."""
-        return [one for one in self.served.values() if not one.alone]
+        """The configured ensembles, the default first."""
+        return [served for served in self.served.values() if not served.alone]
 
     async def load(self) -> None:
         """Load the weights of every engine and scorer."""
-        await asyncio.gather(
-            *(engine.load() for engine in self.engines), *(one.load() for one in self.scorers)
-        )
+        await asyncio.gather(*(part.load() for part in self._parts))
 
     async def close(self) -> None:
         """Free every engine and scorer."""
-        await asyncio.gather(
-            *(engine.close() for engine in self.engines), *(one.close() for one in self.scorers)
-        )
+        await asyncio.gather(*(part.close() for part in self._parts))
+
+    @property
+    def _parts(self) -> list[Engine | Scorer]:
+        return [*self.engines, *self.scorers]
 
     def find(self, name: str) -> Served:
-        """What is served as `name`.
+        """The entry called `name`.
 
         Raises:
             Problem: 404, with the nearest name.
@@ -109,7 +116,7 @@ class Catalog:
         return self.served[name]
 
     def chosen(self, name: str, options: EnsembleOptions | None, effort: str | None = None) -> Served:
-        """What a request asks: `name`, or the method it names, with the parameters it changes.
+        """The entry that a request asks for: `name`, or the method it names, with the parameters it changes.
 
         Args:
             effort: how far a Tandem goes; it has no effect elsewhere.
@@ -122,48 +129,43 @@ class Catalog:
             served = self._method(served, options.method)
         params = {name: value for name, value in options.params.items() if value is not None}
         for name, value in params.items():
-            self._allowed(served, name, value)
-        if effort:
-            params = {**_effort(served, effort), **params}
-        return self._changed(served, params) if params else served
+            self._check_param(served, name, value)
+        level = _effort(served, effort) if effort else None
+        if not params and level is None:
+            return served
+        level = None if "effort" in params else level
+        variant = self._variant(served.name, json.dumps(params, sort_keys=True), level)
+        return replace(served, ensemble=variant, base=served.ensemble)
 
     def _method(self, served: Served, method: str) -> Served:
         if served.alone:
-            raise Problem(
-                400, f"{served.name!r} is one model; a method goes with an ensemble", None, "ensemble.method"
-            )
-        by_method = {one.aggregation.method: one for one in reversed(self.ensembles)}
-        known = by_method | {one.name: one for one in self.ensembles}
+            text = f"{served.name!r} is one model; a method goes with an ensemble"
+            raise Problem(400, text, None, "ensemble.method")
+        by_method = {ensemble.aggregation.method: ensemble for ensemble in reversed(self.ensembles)}
+        known = by_method | {ensemble.name: ensemble for ensemble in self.ensembles}
         if method not in known:
-            raise Problem(
-                400, f"not configured here: {did_you_mean(method, known, 'method')}", None, "ensemble.method"
-            )
+            text = f"not configured here: {did_you_mean(method, known, 'method')}"
+            raise Problem(400, text, None, "ensemble.method")
         return known[method]
 
-    def _allowed(self, served: Served, name: str, value: Any) -> None:
-        """Refuse an option that the operator does not let a request set, or not so."""
+    def _check_param(self, served: Served, name: str, value: Any) -> None:
+        """Refuse an option or a value that the operator does not let a request set."""
         bound, at = served.bounds.get(name), f"ensemble.params.{name}"
         if bound is None:
             allowed = ", ".join(served.bounds) or "none"
-            raise Problem(
-                400, f"a request may not set {name!r} of {served.name!r}; it may set: {allowed}", None, at
-            )
+            text = f"a request may not set {name!r} of {served.name!r}; it may set: {allowed}"
+            raise Problem(400, text, None, at)
         if not bound.admits(value):
             raise Problem(400, f"{name} must be {bound}, not {json.dumps(value)}", "out_of_bounds", at)
 
-    def _changed(self, served: Served, params: Mapping[str, Any]) -> Served:
-        key = (served.name, json.dumps(params, sort_keys=True))
-        if key not in self._varied:
-            kind = type(served.ensemble.aggregation)
-            spec = StrategySpec(
-                method=served.aggregation.method, params={**served.aggregation.params, **params}
-            )
-            aggregation = registry.build(kind, spec.params, f"aggregation {spec.method!r}")
-            self._varied[key] = served.ensemble.with_aggregation(aggregation)
-            while len(self._varied) > _VARIANTS:
-                self._varied.popitem(last=False)
-        self._varied.move_to_end(key)
-        return replace(served, ensemble=self._varied[key], base=served.ensemble)
+    def _build_variant(self, name: str, params: str, effort: str | None) -> AsyncEnsemble:
+        """An ensemble with changed options of its aggregation (as JSON) and limited to an effort level."""
+        served = self.served[name]
+        spec = served.aggregation
+        kind = type(served.ensemble.aggregation)
+        options = {**spec.params, **json.loads(params)}
+        aggregation: Aggregation = registry.build(kind, options, f"aggregation {spec.method!r}")
+        return served.ensemble.with_aggregation(aggregation.with_effort(effort) if effort else aggregation)
 
     def _ensemble(self, name: str) -> Served:
         config = self.config.named(name)
@@ -171,9 +173,8 @@ class Catalog:
         bounds = config.ensemble.request_params
         for option in bounds:
             if not hasattr(ensemble.aggregation, option):
-                raise ConfigError(
-                    f"{name}: request_params: {config.aggregation.method!r} has no option {option!r}"
-                )
+                method = config.aggregation.method
+                raise ConfigError(f"{name}: request_params: {method!r} has no option {option!r}")
         return Served(name, ensemble, config.selection.method, config.aggregation, bounds=bounds)
 
     def _alone(self, engine: Engine) -> Served:
@@ -182,23 +183,21 @@ class Catalog:
         return Served(engine.name, ensemble, "all", StrategySpec(method="single"), alone=True)
 
 
-def _effort(served: Served, effort: str) -> dict[str, str]:
-    """The option of a Tandem for OpenAI's `reasoning_effort`; no option elsewhere.
+def _effort(served: Served, name: str) -> str | None:
+    """The effort level of an ensemble for OpenAI's `reasoning_effort`; None where it has no levels.
 
-    The level of that name, else by place: the first for `minimal` and `low`, the middle one for `medium`, the last for
-    `high` and beyond.  It is never above the level that is configured.
+    The level of that name, else by position: the first for `minimal` and `low`, the middle one for `medium`,
+    the last for `high` and beyond.
 
     Raises:
-        Problem: it is no effort.
+        Problem: there is no such effort.
     """
-    aggregation = served.ensemble.aggregation
-    levels = list(aggregation.index)[1:] if isinstance(aggregation, Tandem) else []
-    last = len(levels) - 1
-    places = {"minimal": 0, "low": 0, "medium": last // 2, "high": last, "xhigh": last, "max": last}
-    if effort not in (LEVEL_0, *places, *levels):
-        text = did_you_mean(effort, {LEVEL_0, *places, *levels}, "effort")
-        raise Problem(400, text, "invalid_value", "reasoning_effort")
-    if not isinstance(aggregation, Tandem):
-        return {}
-    wanted = effort if effort in aggregation.index else levels[places[effort]]
-    return {"effort": min(wanted, aggregation.effort or wanted, key=lambda level: aggregation.index[level])}
+    efforts = served.ensemble.aggregation.efforts
+    levels, last = efforts[1:], len(efforts) - 2
+    positions = {"minimal": 0, "low": 0, "medium": last // 2, "high": last, "xhigh": last, "max": last}
+    known = {"none", *positions, *levels}
+    if name not in known:
+        raise Problem(400, did_you_mean(name, known, "effort"), "invalid_value", "reasoning_effort")
+    if not efforts:
+        return None
+    return name if name in efforts else levels[positions[name]]

@@ -1,7 +1,8 @@
-"""HTTP connections: bounds on heads, on time and on their number, on top of uvicorn's protocol over httptools.
+"""HTTP connections: uvicorn's protocol over httptools, with bounds on heads, on time and on their number.
 
-The parser itself bounds none of these: it keeps a header without end in memory, and uvicorn drops its keep-alive
-timer with the first byte of a request.
+uvicorn has none of these: with httptools a header may grow without end, `limit_concurrency` refuses requests
+but keeps idle connections, and the keep-alive timer stops with the first byte of a request.  h11 bounds
+heads, but neither time nor connections, and costs more per request.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,70 +26,34 @@ _UPGRADE = re.compile(rb"\nupgrade:", re.IGNORECASE)
 _PIPELINED = 16  # requests that may wait behind one on the same connection
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a connection may take; times in seconds.
-
-    Attributes:
-        connections: open at the same time.
-        head_bytes: of a request's URL and headers, and of the trailers behind a chunked body.
-        head_timeout: for a whole head, from its first byte (for the first one, from the connection's start).
-        body_timeout: for a whole body.
-        idle_timeout: between two requests.
-        stall_timeout: for which a client may read nothing of its response.
-    """
-
-    connections: int
-    head_bytes: int
-    head_timeout: float
-    body_timeout: float
-    idle_timeout: float
-    stall_timeout: float
-
-    @classmethod
-    def of(cls, settings: ServerSection) -> Limits:
-        """Those of a configuration, with no more connections than there are file descriptors for."""
-        return cls(
-            min(settings.max_connections, _descriptors()),
-            settings.max_head_bytes,
-            settings.head_timeout,
-            settings.body_timeout,
-            settings.idle_timeout,
-            settings.timeout,
-        )
-
-
-def _descriptors() -> int:
-    """How many connections the file descriptors allow; a quarter of those left is for files and other sockets."""
+def connection_limit(settings: ServerSection) -> int:
+    """Maximum number of open connections; a quarter of the free file descriptors stays for other uses."""
     try:
         import resource
 
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         used = len(os.listdir("/proc/self/fd"))
     except (ImportError, OSError):  # Windows has no such limit, macOS no such folder
-        return 1024
-    return max(4, (limit - used) * 3 // 4) if limit >= 0 else 2**31
-
-
-class Part(Enum):
-    """Which part of a request is read next."""
-
-    IDLE = "idle"
-    HEAD = "head"
-    BODY = "body"
+        return min(settings.max_connections, 1024)
+    allowed = max(4, (descriptors - used) * 3 // 4) if descriptors >= 0 else settings.max_connections
+    return min(settings.max_connections, allowed)
 
 
 class Connection(HttpToolsProtocol):
     """One connection to a client.
 
-    Where there are too many, the one that has waited longest for its client makes room for a new one.
+    Where there are too many, the one that has waited longest for its client is closed for a new one.
+
+    Args:
+        settings: its timeouts and the size of heads; `timeout` is also how long a client may read nothing.
+        max_connections: open at the same time.
     """
 
-    def __init__(self, limits: Limits, **options: Any) -> None:
+    def __init__(self, settings: ServerSection, max_connections: int, **options: Any) -> None:
         super().__init__(**options)
-        self.limits = limits
+        self.settings, self.max_connections = settings, max_connections
         self.since = time.monotonic()  # when it began to wait for its client
-        self._part = Part.IDLE
+        self._part: Literal["idle", "head", "body"] = "idle"  # what is read next
         self._began = False  # a head began in the data that is being parsed
         self._head_bytes = 0
         self._refusal: Problem | None = None
@@ -107,30 +70,32 @@ class Connection(HttpToolsProtocol):
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for its client: for a request, for the rest of one, or for a response to be read."""
-        return not self.busy or self._stalled or (self._part is Part.BODY and self._active is self.cycle)
+        """Whether it waits for its client to send a request or the rest of one, or to read a response."""
+        return not self.busy or self._stalled or self._reading_active
+
+    @property
+    def _reading_active(self) -> bool:
+        """Whether the body of the request that is at work is still being read."""
+        return self._part == "body" and self._active is self.cycle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(
-            cast(asyncio.Transport, Lingering(transport, lambda: self._part is not Part.IDLE))
-        )
-        self._within(self.limits.head_timeout)
-        if len(self.connections) > self.limits.connections:
+        lingering = LingeringTransport(transport, lambda: self._part != "idle")
+        super().connection_made(cast(asyncio.Transport, lingering))
+        self._within(self.settings.head_timeout)
+        if len(self.connections) > self.max_connections:
             self._make_room()
 
     def _make_room(self) -> None:
-        others = [
-            one for one in self.connections if isinstance(one, Connection) and one is not self and one.waits
-        ]
-        if others:
-            min(others, key=lambda one: one.since).abandon()
+        others = [other for other in self.connections if isinstance(other, Connection) and other is not self]
+        if waiting := [other for other in others if other.waits]:
+            min(waiting, key=lambda other: other.since).abandon()
             return
-        text = f"{self.limits.connections} connections are open already, and all are at work"
-        self._part = Part.HEAD  # its client is about to send one
+        text = f"{self.max_connections} connections are open already, and all are at work"
+        self._part = "head"  # its client is about to send one
         self.refuse(Problem(503, text, "too_many_connections", headers={"Retry-After": "1"}))
 
     def abandon(self) -> None:
-        """Close it at once, without a word."""
+        """Close it at once, without a response."""
         self.connections.discard(self)
         self.transport.abort()
 
@@ -142,24 +107,28 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         self.pipeline.clear()
         if active is not None and not active.response_complete:  # others may have come behind it
-            active.disconnected = True
-            active.message_event.set()
+            self._disconnect(active)
+
+    def _disconnect(self, cycle: RequestResponseCycle) -> None:
+        """Tell the application that its client has left."""
+        cycle.disconnected = True
+        cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         if self._deaf or self.transport.is_closing():
             return
-        if self._part is Part.IDLE:
+        if self._part == "idle":
             self._begin_head()
             data = _without_offer(data)
         self._began = False
         super().data_received(data)
-        if self._part is Part.HEAD and not self._began and not self._deaf:
+        if self._part == "head" and not self._began and not self._deaf:
             self._head_bytes += len(data)  # a header that is not whole yet was not counted below
-            if self._head_bytes > self.limits.head_bytes:
+            if self._head_bytes > self.settings.max_head_bytes:
                 self.refuse(self._too_large())
 
     def _begin_head(self) -> None:
-        self._part, self._head_bytes = Part.HEAD, 0
+        self._part, self._head_bytes = "head", 0
         if not self.busy:
             self.since = time.monotonic()
         self._wait()
@@ -168,7 +137,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._began = True
-        if self._part is not Part.HEAD:
+        if self._part != "head":
             self._begin_head()
         self._head_bytes = 0
         super().on_message_begin()
@@ -179,32 +148,31 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
-        if self._part is Part.HEAD:  # a trailer is no header of the request, which is at work by now
+        if self._part == "head":  # a trailer is no header of the request, which is at work by now
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= _PIPELINED:
             raise ValueError("too many requests at once")
         super().on_headers_complete()
-        self._part = Part.BODY
+        self._part = "body"
         self._wait()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._part = Part.IDLE
+        self._part = "idle"
         self._wait()
 
     def _count(self, size: int) -> None:
         self._head_bytes += size
-        if self._head_bytes > self.limits.head_bytes:
+        if self._head_bytes > self.settings.max_head_bytes:
             self._refusal = self._too_large()
             raise ValueError("the head is too large")
 
     def _too_large(self) -> Problem:
-        most = self.limits.head_bytes
-        return Problem(
-            431, f"the URL and the headers of a request have at most {most} bytes here", "head_too_large"
-        )
+        most = self.settings.max_head_bytes
+        text = f"the URL and the headers of a request have at most {most} bytes here"
+        return Problem(431, text, "head_too_large")
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
@@ -219,17 +187,17 @@ class Connection(HttpToolsProtocol):
         self._wait()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """An upgrade that is offered may be ignored; that is nothing to warn of."""
+        """Do not warn: an offered upgrade may be ignored."""
 
     # Deadlines.
 
     def _wait(self) -> None:
-        """Give the client the time that is right for what is awaited of it now."""
+        """Set the deadline for what is awaited of the client now."""
         if self.busy:
-            reading = self._part is Part.BODY and self._active is self.cycle
-            self._within(self.limits.body_timeout if reading else None)
+            self._within(self.settings.body_timeout if self._reading_active else None)
             return
-        times = {Part.IDLE: self.limits.idle_timeout, Part.HEAD: self.limits.head_timeout, Part.BODY: _LINGER}
+        settings = self.settings
+        times = {"idle": settings.idle_timeout, "head": settings.head_timeout, "body": _LINGER}
         self._within(times[self._part])
 
     def _within(self, seconds: float | None) -> None:
@@ -238,23 +206,23 @@ class Connection(HttpToolsProtocol):
         self._deadline = None if seconds is None else self.loop.call_later(seconds, self._expired)
 
     def _expired(self) -> None:
-        if self.transport.is_closing() or (self._part is Part.BODY and not self.busy):
+        if self.transport.is_closing() or (self._part == "body" and not self.busy):
             self.transport.abort()
-        elif self._part is Part.IDLE:
+        elif self._part == "idle":
             self.transport.close()
         else:
-            limits = self.limits
-            seconds = limits.head_timeout if self._part is Part.HEAD else limits.body_timeout
-            text = f"the {self._part.value} of the request did not come within {seconds:g} s"
+            settings = self.settings
+            seconds = settings.head_timeout if self._part == "head" else settings.body_timeout
+            text = f"the {self._part} of the request did not come within {seconds:g} s"
             self.refuse(Problem(408, text, "request_timeout"))
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stall = self.loop.call_later(self.limits.head_timeout, self._stalls)
+        self._stall = self.loop.call_later(self.settings.head_timeout, self._stalls)
 
     def _stalls(self) -> None:
         self._stalled = True
-        self._stall = self.loop.call_later(self.limits.stall_timeout, self.transport.abort)
+        self._stall = self.loop.call_later(self.settings.timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -262,17 +230,16 @@ class Connection(HttpToolsProtocol):
         if self._stall is not None:
             self._stall.cancel()
 
-    # Refusals that no application sees.
+    # Refusals without the application.
 
     def send_400_response(self, msg: str) -> None:
-        self.refuse(
-            self._refusal or Problem(400, "this is not HTTP as the server understands it", "invalid_http")
-        )
+        text = "this is not HTTP as the server understands it"
+        self.refuse(self._refusal or Problem(400, text, "invalid_http"))
 
     def refuse(self, problem: Problem) -> None:
-        """Answer what is being read with an error, once the responses before it are sent; read no further request."""
+        """Answer the request being read with an error, after the responses before it; read no other."""
         self._deaf = True
-        reading = self._part is Part.BODY
+        reading = self._part == "body"
         if reading and self.pipeline:
             self.pipeline.popleft()  # what is being read, which nobody works on yet
             self._last().keep_alive = False
@@ -280,10 +247,7 @@ class Connection(HttpToolsProtocol):
             self._last().keep_alive = False
         else:
             if self.busy:
-                self.cycle.disconnected = (
-                    True  # as if its client had left: the response is the one written here
-                )
-                self.cycle.message_event.set()
+                self._disconnect(self.cycle)  # the application's response is dropped for the one written here
             self.transport.write(_response(problem))
             self.transport.close()
 
@@ -292,8 +256,8 @@ class Connection(HttpToolsProtocol):
         return self.pipeline[0][0] if self.pipeline else cast(RequestResponseCycle, self._active)
 
 
-class Lingering:
-    """A transport that is closed with care: while its client is sending still, what comes is read for some seconds.
+class LingeringTransport:
+    """A transport that, when closed while its client is still sending, reads and drops that for some seconds.
 
     Closing a socket with unread data makes the kernel reset it, and the client never sees the response.
     """
@@ -323,13 +287,13 @@ class Lingering:
 
 
 def _without_offer(data: bytes) -> bytes:
-    """A request without its offer of another protocol (h2c), for which the parser would leave the body unread."""
+    """A request without its offer of another protocol (h2c), for which the parser would skip the body."""
     head, end, rest = data.partition(b"\r\n\r\n")
     return _UPGRADE.sub(b"\nx-offered:", head) + end + rest if _UPGRADE.search(head) else data
 
 
 def _until_closed(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
-    """An application for a client of HTTP/1.0, which knows no chunks: the end of the connection ends its body."""
+    """An application for HTTP/1.0, which knows no chunks: the end of the connection ends the body."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         unsized = False
@@ -351,5 +315,6 @@ def _until_closed(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
 def _response(problem: Problem) -> bytes:
     body = orjson.dumps(problem.body)
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-    lines = [f"{name}: {value}\r\n" for name, value in {**headers, **(problem.headers or {})}.items()]
+    headers |= problem.headers or {}
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
     return STATUS_LINE[problem.status_code] + "".join(lines).encode() + b"\r\n" + body

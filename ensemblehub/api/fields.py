@@ -1,4 +1,4 @@
-"""Fields of request bodies that this server has no use for: hints are accepted, the rest is refused by name.
+"""Fields of request bodies that this server does not know: hints are accepted, the rest is refused by name.
 
 Strict in what changes an answer, tolerant in what does not.  `docs/server.md` has the same lists for users.
 Source: the OpenAI API reference, and what vLLM, SGLang, llama.cpp, Ollama, OpenRouter and LiteLLM add to it.
@@ -14,90 +14,79 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_v
 from pydantic_core import CoreSchema
 
 HINT_PREFIXES = ("prompt_cache_", "litellm_", "x_", "x-")
-_NEAR = 0.75  # similarity from which a name counts as a misspelling
-_MOST = 256  # fields of an object, each of which is compared with the known ones
-_LONG = 64  # characters of a name that may be a misspelling
+_SIMILARITY = 0.75  # from which a name counts as a misspelling
+_MAX_FIELDS = 256  # of an object; each is compared with the known ones
+_MAX_NAME = 64  # characters of a name that may be a misspelling
 
 
-class Foreign(NamedTuple):
+class ForeignField(NamedTuple):
     """A field of another server that would change the answer and cannot be honoured.
 
     Attributes:
-        why: what to do instead, or what is missing here.
+        why: what to use instead, or what is missing here.
         neutral: values that ask for nothing; null, false, 0 and empty ones do so for every field.
-        counts: whether false, 0 and empty values ask for something.
+        strict: whether false, 0 and empty values ask for something.
     """
 
     why: str
     neutral: tuple[Any, ...] = ()
-    counts: bool = False
+    strict: bool = False
 
 
-_FORMAT = "use response_format"
-_SAMPLER = "this sampler is not offered"
-FOREIGN: dict[str, Foreign] = {
-    "add_special_tokens": Foreign(
-        "special tokens are added as the model's tokenizer says", (True,), counts=True
+_NAMES_BY_REASON = {
+    "use response_format": "ebnf format grammar guided_choice guided_grammar guided_json guided_regex "
+    "json_schema regex structured_outputs",
+    "this sampler is not offered": "dry_multiplier dynatemp_range epsilon_cutoff eta_cutoff mirostat top_a "
+    "xtc_probability",
+    "prompts are never shortened": "transforms truncate_prompt_tokens",
+    "there is no beam search": "use_beam_search",
+    "tokens cannot be restricted; logit_bias may do": "allowed_token_ids",
+    "only text is written": "audio",
+    "words cannot be forbidden; logit_bias may do": "bad_words",
+    "each model has its own chat template": "chat_template",
+    "put documents into a message": "documents",
+    "it is an argument of the SDK; its fields stand beside `model` in the body": "extra_body",
+    "use tools": "functions",
+    "a stop string is never part of the answer": "include_stop_str_in_output",
+    "it belongs to the Responses API; send `messages`": "input",
+    "it belongs to the Responses API; send a system message": "instructions",
+    "no code of a client runs here": "logits_processors",
+    "a request loads no weights": "lora_path",
+    "use max_completion_tokens": "max_output_tokens",
+    "name one in `model`": "models",
+    "the context of a model is fixed when the server starts": "num_ctx",
+    "write its fields beside `model`": "options",
+    "there are none": "plugins",
+    "nothing is stored; send the whole conversation": "previous_response_id",
+    "use /v1/completions with echo and logprobs": "prompt_logprobs",
+    "use reasoning_effort": "reasoning",
+    "use /v1/completions with logprobs and return_tokens_as_token_ids": "return_token_ids",
+    "use /detokenize": "return_token_strs",
+}
+_THINKING = ForeignField("use reasoning_effort, or chat_template_kwargs.enable_thinking", strict=True)
+FOREIGN: dict[str, ForeignField] = {
+    name: ForeignField(why) for why, names in _NAMES_BY_REASON.items() for name in names.split()
+} | {
+    "add_special_tokens": ForeignField(
+        "special tokens are added as the model's tokenizer says", (True,), True
     ),
-    "allowed_token_ids": Foreign("tokens cannot be restricted; logit_bias may do"),
-    "audio": Foreign("only text is written"),
-    "bad_words": Foreign("words cannot be forbidden; logit_bias may do"),
-    "chat_template": Foreign("each model has its own chat template"),
-    "documents": Foreign("put documents into a message"),
-    "dry_multiplier": Foreign(_SAMPLER),
-    "dynatemp_range": Foreign(_SAMPLER),
-    "ebnf": Foreign(_FORMAT),
-    "epsilon_cutoff": Foreign(_SAMPLER),
-    "eta_cutoff": Foreign(_SAMPLER),
-    "extra_body": Foreign("it is an argument of the SDK; its fields stand beside `model` in the body"),
-    "format": Foreign(_FORMAT),
-    "function_call": Foreign("use tool_choice", ("none", "auto")),
-    "functions": Foreign("use tools"),
-    "grammar": Foreign(_FORMAT),
-    "guided_choice": Foreign(_FORMAT),
-    "guided_grammar": Foreign(_FORMAT),
-    "guided_json": Foreign(_FORMAT),
-    "guided_regex": Foreign(_FORMAT),
-    "include_stop_str_in_output": Foreign("a stop string is never part of the answer"),
-    "input": Foreign("it belongs to the Responses API; send `messages`"),
-    "instructions": Foreign("it belongs to the Responses API; send a system message"),
-    "json_schema": Foreign(_FORMAT),
-    "length_penalty": Foreign("there is no beam search", (1,)),
-    "logits_processors": Foreign("no code of a client runs here"),
-    "lora_path": Foreign("a request loads no weights"),
-    "max_output_tokens": Foreign("use max_completion_tokens"),
-    "mirostat": Foreign(_SAMPLER),
-    "models": Foreign("name one in `model`"),
-    "n_predict": Foreign("use max_tokens", (-1,)),
-    "num_beams": Foreign("there is no beam search", (1,)),
-    "num_ctx": Foreign("the context of a model is fixed when the server starts"),
-    "num_predict": Foreign("use max_tokens", (-1,)),
-    "options": Foreign("write its fields beside `model`"),
-    "plugins": Foreign("there are none"),
-    "previous_response_id": Foreign("nothing is stored; send the whole conversation"),
-    "prompt_logprobs": Foreign("use /v1/completions with echo and logprobs"),
-    "reasoning": Foreign("use reasoning_effort"),
-    "regex": Foreign(_FORMAT),
-    "repeat_penalty": Foreign("use repetition_penalty", (1,)),
-    "return_token_ids": Foreign("use /v1/completions with logprobs and return_tokens_as_token_ids"),
-    "return_token_strs": Foreign("use /detokenize"),
-    "structured_outputs": Foreign(_FORMAT),
-    "tfs_z": Foreign(_SAMPLER, (1,)),
-    "think": Foreign("use reasoning_effort, or chat_template_kwargs.enable_thinking", counts=True),
-    "thinking": Foreign("use reasoning_effort, or chat_template_kwargs.enable_thinking", counts=True),
-    "top_a": Foreign(_SAMPLER),
-    "top_n_sigma": Foreign(_SAMPLER, (-1,)),
-    "transforms": Foreign("prompts are never shortened"),
-    "truncate_prompt_tokens": Foreign("prompts are never shortened"),
-    "typical_p": Foreign(_SAMPLER, (1,)),
-    "use_beam_search": Foreign("there is no beam search"),
-    "web_search_options": Foreign("nothing is looked up on the web", counts=True),
-    "xtc_probability": Foreign(_SAMPLER),
+    "function_call": ForeignField("use tool_choice", ("none", "auto")),
+    "length_penalty": ForeignField("there is no beam search", (1,)),
+    "n_predict": ForeignField("use max_tokens", (-1,)),
+    "num_beams": ForeignField("there is no beam search", (1,)),
+    "num_predict": ForeignField("use max_tokens", (-1,)),
+    "repeat_penalty": ForeignField("use repetition_penalty", (1,)),
+    "tfs_z": ForeignField("this sampler is not offered", (1,)),
+    "think": _THINKING,
+    "thinking": _THINKING,
+    "top_n_sigma": ForeignField("this sampler is not offered", (-1,)),
+    "typical_p": ForeignField("this sampler is not offered", (1,)),
+    "web_search_options": ForeignField("nothing is looked up on the web", strict=True),
 }
 
 
 def _fail_fast(schema: Any) -> None:
-    """Have every list in a schema end at its first error: 300,000 of them take seconds to collect, and one is told."""
+    """Make every list end at its first error: 300,000 take seconds to collect, and only one is reported."""
     if isinstance(schema, dict):
         if schema.get("type") == "list":
             schema["fail_fast"] = True
@@ -108,7 +97,7 @@ def _fail_fast(schema: Any) -> None:
             _fail_fast(part)
 
 
-class Wire(BaseModel):
+class StrictObject(BaseModel):
     """A JSON object of a request: null asks for nothing, and unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -124,33 +113,33 @@ class Wire(BaseModel):
     def _without_idle(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        if len(data) > _MOST:
-            raise ValueError(f"an object has at most {_MOST} fields here, not {len(data)}")
-        return {name: value for name, value in data.items() if not cls.idle(name, value)}
+        if len(data) > _MAX_FIELDS:
+            raise ValueError(f"an object has at most {_MAX_FIELDS} fields here, not {len(data)}")
+        return {name: value for name, value in data.items() if not cls.is_idle(name, value)}
 
     @classmethod
-    def idle(cls, name: str, value: Any) -> bool:  # noqa: ARG003  # subclasses look at the name
+    def is_idle(cls, name: str, value: Any) -> bool:  # noqa: ARG003  # subclasses look at the name
         """Whether a field asks for nothing and is left out."""
         return value is None
 
 
-class Open(Wire):
+class LenientObject(StrictObject):
     """A JSON object in which unknown fields are left out."""
 
     model_config = ConfigDict(extra="ignore")
 
 
-class Body(Wire):
+class RequestBody(StrictObject):
     """A request body: unknown fields that ask for nothing are left out, others are errors."""
 
     @classmethod
-    def idle(cls, name: str, value: Any) -> bool:
+    def is_idle(cls, name: str, value: Any) -> bool:
         if value is None or name in cls.model_fields:
             return value is None
         if name in Hints.model_fields or name.startswith(HINT_PREFIXES):
             return True
-        foreign = FOREIGN.get(name, Foreign("", counts=bool(near(name, cls.model_fields))))
-        return any(value == one for one in foreign.neutral) or not (value or foreign.counts)
+        foreign = FOREIGN.get(name, ForeignField("", strict=bool(similar(name, cls.model_fields))))
+        return value in foreign.neutral or not (value or foreign.strict)
 
 
 Hint = Annotated[Any, Field(description="Accepted; has no effect on the answer.")]
@@ -193,12 +182,12 @@ class Hints(BaseModel):
     drop_params: Hint = None
 
 
-def near(name: str, known: Collection[str]) -> str | None:
-    """The known name of which `name` may be a misspelling: case, underscores and hyphens do not count."""
-    if len(name) > _LONG:
+def similar(name: str, known: Collection[str]) -> str | None:
+    """The known name of which `name` may be a misspelling, regardless of case, underscores and hyphens."""
+    if len(name) > _MAX_NAME:
         return None
-    plain = {_plain(one): one for one in known}
-    found = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=_NEAR)
+    plain = {_plain(other): other for other in known}
+    found = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=_SIMILARITY)
     return plain[found[0]] if found else None
 
 
@@ -207,9 +196,9 @@ def _plain(name: str) -> str:
 
 
 def refusal(name: str, known: Collection[str]) -> tuple[str, str]:
-    """Why a field is refused, in words and as a code."""
+    """Why a field is refused: a message and a code."""
     if name in FOREIGN:
         return f"{name} cannot be honoured: {FOREIGN[name].why}", "unsupported"
-    meant = near(name, known)
+    meant = similar(name, known)
     hint = f"did you mean {meant!r}?" if meant else "it may change the answer, so it is not ignored"
     return f"unknown field {name!r}; {hint}", "unknown_field"

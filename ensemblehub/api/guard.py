@@ -1,4 +1,4 @@
-"""What every request passes before it reaches a route: who may ask, how much, and a line in the log.
+"""Middleware before every route: API keys, the size of bodies, the queue, and a line in the log.
 
 Plain ASGI, so that streams pass through untouched.
 """
@@ -29,11 +29,11 @@ from ensemblehub.api.problems import Problem, problem_of
 from ensemblehub.api.state import State
 
 log = logging.getLogger(__name__)
-_OPEN = ("/", "/health", "/page/ride.css", "/page/ride.js")  # what shows no data needs no key
-_WORKING = ("/v1/chat/completions", "/v1/completions")
-_TOKENIZERS = ("/tokenize", "/detokenize", "/tokenizer_info")
+_PUBLIC = ("/", "/health")  # show no data, so need no key; neither do the parts of the page
+_GENERATION = ("/v1/chat/completions", "/v1/completions")
+_NEED_MODELS = (*_GENERATION, "/tokenize", "/detokenize", "/tokenizer_info")
 _FOR_BROWSERS = ("/docs", "/openapi.json")  # a browser asks for a password itself, which is the key
-_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _LOCAL = {"localhost", "127.0.0.1", "::1", "[::1]"}
 
 
@@ -55,8 +55,12 @@ class Guard:
         admission: Admission,
         monitor: Monitor,
     ) -> None:
-        self.app, self.state, self.admission, self.monitor = app, state, admission, monitor
-        self._keys, self._most = [key.encode() for key in keys], max_body_bytes
+        self.app = app
+        self.state = state
+        self.admission = admission
+        self.monitor = monitor
+        self._keys = [key.encode() for key in keys]
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,40 +68,41 @@ class Guard:
             return
         headers, started = Headers(scope=scope), time.perf_counter()
         given = headers.get("x-request-id", "")
-        name = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = name
-        status, read, is_head = 0, 0, scope["method"] == "HEAD"
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = received = 0
+        is_head = scope["method"] == "HEAD"
 
-        async def sending(message: Message) -> None:
+        async def named_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = name
+                MutableHeaders(scope=message)["x-request-id"] = request_id
             elif is_head:
                 message = {**message, "body": b""}
             await send(message)
 
-        async def receiving() -> Message:
-            nonlocal read
+        async def bounded_receive() -> Message:
+            nonlocal received
             message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._most:
-                raise self._too_large()
+            received += len(message.get("body", b""))
+            self._check_size(received)
             return message
 
         try:
             self._admit(scope, headers)
-            with self.admission.entry() as entry:
-                scope["state"]["entry"] = entry
-                await self.app({**scope, "method": "GET"} if is_head else scope, receiving, sending)
+            with self.admission.reservation() as reservation:
+                scope["state"]["reservation"] = reservation
+                as_get = {**scope, "method": "GET"} if is_head else scope
+                await self.app(as_get, bounded_receive, named_send)
         except Problem as problem:
-            await problem.response()(scope, receive, sending)
+            await problem.response()(scope, receive, named_send)
         except asyncio.CancelledError as error:  # the server is stopped: nothing else cancels a request
             if status:
                 raise
-            await problem_of(error).response()(scope, receive, sending)
+            await problem_of(error).response()(scope, receive, named_send)
         finally:
-            self._note(scope, name, status, time.perf_counter() - started)
+            self._log(scope, status, time.perf_counter() - started)
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         """Refuse a request by its head alone.
@@ -106,75 +111,74 @@ class Guard:
             Problem: says why.
         """
         path, method = scope["path"], scope["method"]
-        if not (path in _OPEN and method in ("GET", "HEAD")):
+        public = path in _PUBLIC or path.startswith("/page/")
+        if not (public and method in ("GET", "HEAD")):
             self._authorize(scope, headers)
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self._most:
-            raise self._too_large()
+        if length.isdigit():
+            self._check_size(int(length))
         if method == "POST":
-            _check_type(headers)
-        if path in (*_WORKING, *_TOKENIZERS) and self.state.word != "ready":
+            _check_content(headers)
+        if path in _NEED_MODELS and self.state.word != "ready":
             raise Problem(503, f"the server is {self.state.word}", "not_ready", headers={"Retry-After": "5"})
-        if path in _WORKING:
+        if path in _GENERATION:
             self.admission.check()
 
     def _authorize(self, scope: Scope, headers: Headers) -> None:
         if not self._keys:
             peer = (scope.get("client") or ("127.0.0.1", 0))[0]
             host = headers.get("host", "localhost")
-            if not (_loopback(peer) and (host in _LOCAL or host.rpartition(":")[0] in _LOCAL)):
-                raise Problem(
-                    403, "without an API key only loopback is served: start the server with --api-key"
-                )
+            if not (_is_loopback(peer) and (host in _LOCAL or host.rpartition(":")[0] in _LOCAL)):
+                text = "without an API key only loopback is served: start the server with --api-key"
+                raise Problem(403, text)
             return
         given = _given_keys(headers, scope["method"])
-        right = [
-            hmac.compare_digest(one, key) for one in given for key in self._keys
-        ]  # all: time tells nothing
-        if not any(right):
-            scheme = (
-                'Basic realm="the API key is the password"'
-                if scope["path"].startswith(_FOR_BROWSERS)
-                else "Bearer"
-            )
-            text = "an API key is needed: send Authorization: Bearer KEY" if not given else "wrong API key"
+        matches = [
+            hmac.compare_digest(shown, key) for shown in given for key in self._keys
+        ]  # all: equal time
+        if not any(matches):
+            browser = scope["path"].startswith(_FOR_BROWSERS)
+            scheme = 'Basic realm="the API key is the password"' if browser else "Bearer"
+            text = "wrong API key" if given else "an API key is needed: send Authorization: Bearer KEY"
             raise Problem(401, text, "invalid_api_key", headers={"WWW-Authenticate": scheme})
 
-    def _too_large(self) -> Problem:
-        return Problem(413, f"a request body has at most {self._most} bytes here", "body_too_large")
+    def _check_size(self, size: int) -> None:
+        if size > self._max_body_bytes:
+            text = f"a request body has at most {self._max_body_bytes} bytes here"
+            raise Problem(413, text, "body_too_large")
 
-    def _note(self, scope: Scope, name: str, status: int, seconds: float) -> None:
+    def _log(self, scope: Scope, status: int, seconds: float) -> None:
         if status >= 400:
-            self.monitor.refused.labels(str(status)).inc()
+            self.monitor.errors.labels(str(status)).inc()
         job = scope["state"].get("job")
         details = {
-            "request_id": name,
+            "request_id": scope["state"]["request_id"],
             "method": scope["method"],
             "path": scope["path"],
             "status": status or 499,
+            "seconds": round(seconds, 6),
+            **(job.summary() if job else {}),
         }
-        details |= {"seconds": round(seconds, 6), **(job.summary() if job else {})}
         line = f"{scope['method']} {quote(scope['path'])} {details['status']}"
         log.log(logging.INFO if job or status >= 400 else logging.DEBUG, line, extra={"details": details})
 
 
-def _check_type(headers: Headers) -> None:
+def _check_content(headers: Headers) -> None:
     """Refuse a body that says it is anything but plain JSON in UTF-8.
 
     Raises:
         Problem: 415.
     """
+    code = "unsupported_media_type"
     kind, charset = _media_type(headers.get("content-type", ""))
     if kind != "application/json":
-        raise Problem(
-            415, "the body must be JSON: send Content-Type: application/json", "unsupported_media_type"
-        )
+        raise Problem(415, "the body must be JSON: send Content-Type: application/json", code)
     if charset not in ("utf-8", "utf8", "us-ascii"):
-        raise Problem(415, f"the body must be JSON in UTF-8, not {charset}", "unsupported_media_type")
+        raise Problem(415, f"the body must be JSON in UTF-8, not {charset}", code)
     coding = headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
         text = f"compressed bodies (Content-Encoding: {coding}) are not read: send the body as it is"
-        raise Problem(415, text, "unsupported_media_type", headers={"Accept-Encoding": "identity"})
+        raise Problem(415, text, code, headers={"Accept-Encoding": "identity"})
 
 
 @lru_cache(maxsize=64)
@@ -186,7 +190,7 @@ def _media_type(header: str) -> tuple[str, str]:
 
 
 def _given_keys(headers: Headers, method: str) -> list[bytes]:
-    """The keys that a request shows: a bearer token, `api-key` (as Azure's clients send it), `x-api-key` (Anthropic's).
+    """The keys that a request shows: a bearer token, `api-key` (Azure's clients), `x-api-key` (Anthropic's).
 
     For GET, also the password of basic authentication.
     """
@@ -197,11 +201,11 @@ def _given_keys(headers: Headers, method: str) -> list[bytes]:
     if scheme.lower() == "basic" and method in ("GET", "HEAD"):
         with suppress(binascii.Error):
             found.append(base64.b64decode(value, validate=True).partition(b":")[2])
-    return [one for one in found if one]
+    return [key for key in found if key]
 
 
 @lru_cache(maxsize=1024)
-def _loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:  # a name, or a test client's

@@ -1,59 +1,168 @@
-"""A request on its way, from when it was checked until it is over."""
+"""The records of a request for generation: its answers, their events and their usage.  Knows no HTTP."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeGuard
 
-from ensemblehub.api.admission import Entry
-from ensemblehub.api.answers import Answer, Kind
+from ensemblehub.api.admission import Reservation
 from ensemblehub.api.catalog import Served
-from ensemblehub.api.protocol import Generate
+from ensemblehub.api.protocol import GenerationRequest
+from ensemblehub.config.sections import Generation
+from ensemblehub.cost import UsageLedger
+from ensemblehub.generators.base import Engine
+from ensemblehub.results import fold, merged
+from ensemblehub.schema import Event, Piece, Request, Result, Scored, Token
+
+Kind = Literal["chat", "text"]
+AnswerEvent = Event | Scored
+_COUNTED = Token("")  # stands for a token of which only the number matters
+_UNMERGED = 64  # latest events that are kept as they came
+
+
+@dataclass(eq=False)
+class AnswerRecord:
+    """One answer of a reply: what is asked, the events so far and the usage.
+
+    Attributes:
+        index: its place in the reply.
+        prompt_tokens: length of its prompt for the engine that reads raw prompts.
+        generation: what is kept of the text.
+        alternatives: alternatives per token that the client wants; None for no logprobs.
+        reasoning_fields: names of the fields in which insights are sent.
+        echoed: the prompt, where it is repeated before the answer.
+        as_ids: whether logprobs name tokens by their ids.
+        scored: the tokens of an echoed prompt.
+    """
+
+    index: int
+    request: Request
+    served: Served
+    prompt_tokens: int
+    generation: Generation
+    alternatives: int | None = None
+    reasoning_fields: Sequence[str] = ("reasoning_content",)
+    echoed: str | None = None
+    as_ids: bool = False
+    context_tokens: int | None = None
+    ledger: UsageLedger = field(default_factory=UsageLedger)
+    events: list[Event] = field(default_factory=list)
+    scored: Scored | None = None
+    started: float = field(default_factory=time.perf_counter)
+    ended: float = 0.0
+    insight_tokens: int = 0
+    answer_tokens: int = 0
+    text_offset: int = 0  # characters of which logprobs were given
+    _merged: int = 0  # leading events that are merged
+    _prompt_tokens: dict[str, int | None] = field(default_factory=dict)  # by engine
+
+    def add(self, event: AnswerEvent) -> None:
+        """Keep an event; without logprobs, tokens are only counted and pieces of one author are merged."""
+        if isinstance(event, Scored):
+            self.scored = event
+            return
+        if isinstance(event, Piece) and self.alternatives is None:
+            event = replace(event, tokens=(_COUNTED,) * token_count(event))
+        if is_insight(event):
+            self.insight_tokens += token_count(event)
+        elif is_answer(event):
+            self.answer_tokens += token_count(event)
+        self.events.append(event)
+        if len(self.events) - self._merged > _UNMERGED:
+            self.events[self._merged :] = _with_pieces_merged(self.events[self._merged :])
+            self._merged = len(self.events) - 1  # the last piece may go on
+
+    @property
+    def wants_likelihood(self) -> bool:
+        """Whether the log-likelihood of the prompt is wanted."""
+        return self.echoed is not None and self.alternatives is not None
+
+    @property
+    def result(self) -> Result:
+        """The answer so far."""
+        return fold(self.events, self.ledger, (self.ended or time.perf_counter()) - self.started)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that wrote last; the first one while there is no text."""
+        engines = self.served.ensemble.engines
+        authors = [event.engine for event in self.events if is_answer(event)]
+        name = authors[-1].partition("+")[0] if authors else ""
+        return next((engine for engine in engines if engine.name == name), engines[0])
+
+    def prompt_tokens_for(self, engine: Engine) -> int | None:
+        """Tokens of the prompt for an engine, counted once; None where it cannot tell."""
+        if engine.name not in self._prompt_tokens:
+            self._prompt_tokens[engine.name] = engine.count(self.request)
+        return self._prompt_tokens[engine.name]
+
+
+def _with_pieces_merged(events: Iterable[Event]) -> list[Event]:
+    """The events with neighbouring pieces of one author merged."""
+    found, pieces = list[Event](), list[Piece]()
+    for event in events:
+        if isinstance(event, Piece):
+            pieces.append(event)
+            continue
+        found += [*merged(pieces), event]
+        pieces = []
+    return [*found, *merged(pieces)]
+
+
+def is_answer(event: object) -> TypeGuard[Piece]:
+    """Whether a client sees this as the answer's text."""
+    return isinstance(event, Piece) and event.purpose == "answer" and event.visible
+
+
+def is_insight(event: object) -> TypeGuard[Piece]:
+    """Whether a client sees this as reasoning."""
+    return isinstance(event, Piece) and event.purpose == "insight" and event.visible
+
+
+def token_count(piece: Piece) -> int:
+    """Tokens of a piece; one where its engine tells none."""
+    return max(len(piece.tokens), bool(piece.text))
 
 
 @dataclass
-class Job:
-    """A request on its way: what was asked, and the answers as they are written.
+class GenerationJob:
+    """A request for generation: what was asked, and the answers as they are written.
 
     Attributes:
         per_prompt: answers to each prompt.
-        entry: its answers' places in the queue.
-        first: seconds until the first token; None while there is none.
-        outcome: `ok`, a problem's code, `disconnected`, or `stopped` with the server.
-        shown: a log may hold what was asked and answered.
+        reservation: its answers' places in the queue.
+        first_token_seconds: None while there is no token.
+        outcome: `ok`, an error's code, `disconnected`, or `stopped` with the server.
+        log_text: whether a log may hold what was asked and answered.
     """
 
     kind: Kind
-    body: Generate
+    body: GenerationRequest
     served: Served
-    answers: list[Answer]
+    answers: list[AnswerRecord]
     per_prompt: int
     id: str
-    entry: Entry
+    reservation: Reservation
     created: int = field(default_factory=lambda: int(time.time()))
     started: float = field(default_factory=time.perf_counter)
-    first: float | None = None
+    first_token_seconds: float | None = None
     outcome: str = "ok"
-    shown: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all its prompts."""
-        return sum(answer.prompt_tokens for answer in self.answers[:: self.per_prompt])
+    log_text: bool = False
 
     def summary(self) -> dict[str, Any]:
-        """For a log; no word of prompt or answer unless it may be shown."""
-        words: dict[str, Any] = {}
-        if self.shown:
-            asked = self.body.model_dump(exclude_none=True)
-            words = {"request": asked, "answers": [answer.result.text for answer in self.answers]}
-        return {
+        """Details for a log line; no word of prompt or answer unless `log_text`."""
+        first = self.first_token_seconds
+        details = {
             "model": self.served.name,
             "outcome": self.outcome,
             "answers": len(self.answers),
-            "prompt_tokens": self.tokens,
+            "prompt_tokens": sum(answer.prompt_tokens for answer in self.answers[:: self.per_prompt]),
             "written_tokens": sum(answer.ledger.total.completion_tokens for answer in self.answers),
-            "first_token_seconds": None if self.first is None else round(self.first, 6),
-            **words,
+            "first_token_seconds": None if first is None else round(first, 6),
         }
+        if self.log_text:
+            details["request"] = self.body.model_dump(exclude_none=True)
+            details["answers"] = [answer.result.text for answer in self.answers]
+        return details

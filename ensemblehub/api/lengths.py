@@ -1,9 +1,9 @@
-"""How long prompts are, without tokenising what is far too long."""
+"""Lengths of prompts in tokens, without tokenizing a prompt that is far too long."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ensemblehub.api.reading import beside
 from ensemblehub.errors import ContextOverflowError
@@ -15,7 +15,7 @@ _SLICE = 16_384  # characters that are tokenised at a time where a prompt is per
 _SEAM = 8  # tokens by which a cut may change their number
 
 
-async def lengths(engine: Engine, requests: Sequence[Request], most: int, written: int) -> list[int]:
+async def prompt_lengths(engine: Engine, requests: Sequence[Request], most: int, written: int) -> list[int]:
     """Tokens of each prompt for an engine; 0 where it cannot tell.
 
     Args:
@@ -25,9 +25,9 @@ async def lengths(engine: Engine, requests: Sequence[Request], most: int, writte
         ContextOverflowError: a prompt has more than `most` tokens.
         RequestError: as `Engine.count`.
     """
-    large = sum(len(_words(request)) for request in requests) > _LARGE
-    counting = (engine, requests, most, written)
-    return await beside(_counted, *counting) if large else _counted(*counting)
+    if sum(len(_words(request)) for request in requests) > _LARGE:
+        return await beside(_counted, engine, requests, most, written)
+    return _counted(engine, requests, most, written)
 
 
 def _counted(engine: Engine, requests: Sequence[Request], most: int, written: int) -> list[int]:
@@ -47,27 +47,22 @@ def _refuse_early(engine: Engine, text: str, most: int) -> None:
     """Refuse a text that has more than `most` tokens for sure, once so many are counted."""
     if len(text) <= 4 * most + _SLICE:
         return
-    count, tokens = _counter(engine), 0
+    tokenizer, tokens = engine.tokenizer, 0
     for start in range(0, len(text), _SLICE):
-        tokens += count(text[start : start + _SLICE]) - _SEAM
+        part = text[start : start + _SLICE]
+        known = engine.count(Request(Text(part))) if tokenizer is None else len(tokenizer.encode(part, False))
+        tokens += (known or 0) - _SEAM
         if tokens > most:
             raise ContextOverflowError.beyond(engine.name, most, tokens)
 
 
-def _counter(engine: Engine) -> Callable[[str], int]:
-    tokenizer = engine.tokenizer
-    if tokenizer is None:
-        return lambda text: engine.count(Request(Text(text))) or 0
-    return lambda text: len(tokenizer.encode(text, False))
-
-
 def _words(request: Request) -> str:
-    """What a request has models read, with a line break for what the template puts between messages."""
+    """The text of a request, with a line break for what the template puts between messages."""
     prompt = request.prompt
     if isinstance(prompt, TokenIds):
         return ""
     parts = [request.prefix, json.dumps(request.extra) if request.extra else ""]
     if isinstance(prompt, Text):
         return "\n".join(part for part in (prompt.text, *parts) if part)
-    said = (part for one in prompt.messages for part in (one.content, one.extra))
+    said = (part for message in prompt.messages for part in (message.content, message.extra))
     return "\n".join(part for part in (*said, *parts) if part)

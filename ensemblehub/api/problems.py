@@ -1,4 +1,4 @@
-"""What can go wrong with a request, as the OpenAI error object that clients understand."""
+"""Errors of requests as OpenAI's error objects, without what is the operator's business."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ _TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
-
-
-_MESSAGE, _PARAM = 1000, 200  # characters at most: what a client sent is repeated in part only
+_MAX_MESSAGE = 1000  # characters: what a client sent is repeated in part only
+_MAX_PARAM = 200
 _AT_URL = re.compile(r" at https?://\S+?(?=[:;,.]*(?:\s|$))")
 _ADDRESS = re.compile(  # a URL, an address of IPv4 or IPv6, a host with a port
     r"https?://[^\s'\"<>()]+|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b|\[(?=[^]]*:)[0-9a-fA-F:.]+\](?::\d+)?"
     r"|\b(?:localhost|(?:[\w-]+\.)+[A-Za-z][\w-]*):\d{2,5}\b"
+)
+_PATH = re.compile(  # an absolute path, one from a home folder or from this one, one of Windows
+    r"(?<![\w./\\:)\]-])(?:(?:~[\w.-]*|\.{1,2})?/[\w.@+~-]+(?:/[\w.@+~-]*)*|[A-Za-z]:\\[^\s'\":]+)"
 )
 
 
@@ -56,15 +58,14 @@ class Problem(HTTPException):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(status, _told(message, _MESSAGE), dict(headers or {}))
-        self.code, self.param = code, None if param is None else _told(param, _PARAM)
+        super().__init__(status, _bounded(message, _MAX_MESSAGE), dict(headers or {}))
+        self.code, self.param = code, None if param is None else _bounded(param, _MAX_PARAM)
 
     @property
     def body(self) -> dict[str, Any]:
         """The error object."""
-        kind = _TYPES.get(
-            self.status_code, "server_error" if self.status_code >= 500 else "invalid_request_error"
-        )
+        default = "server_error" if self.status_code >= 500 else "invalid_request_error"
+        kind = _TYPES.get(self.status_code, default)
         return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
@@ -72,19 +73,22 @@ class Problem(HTTPException):
         return Response(orjson.dumps(self.body), self.status_code, self.headers, "application/json")
 
 
-def _told(text: str, most: int) -> str:
-    """A text as an error may hold it: bounded, and of whole characters."""
+def _bounded(text: str, most: int) -> str:
+    """A text as an error may hold it: at most `most` characters, without halves of surrogate pairs."""
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return text.encode(errors="backslashreplace").decode()
 
 
 def public(text: str) -> str:
-    """What went wrong, without the addresses of the servers behind this one, which are the operator's business."""
-    return _ADDRESS.sub("[address]", _AT_URL.sub("", text))
+    """An error's text for clients: without addresses of other servers and without paths of this machine."""
+    return _PATH.sub("[path]", _ADDRESS.sub("[address]", _AT_URL.sub("", text)))
 
 
 def problem_of(error: BaseException, prompt: str = "messages") -> Problem:
-    """The problem that an error is for a client; what nobody foresaw is logged and said without details.
+    """The problem that an error is for a client.
+
+    Unexpected exceptions are logged and become a generic 500; of other errors `public` removes what is the
+    operator's business.
 
     Args:
         prompt: the field with the prompt.
@@ -93,28 +97,30 @@ def problem_of(error: BaseException, prompt: str = "messages") -> Problem:
         error = error.exceptions[0]
     if isinstance(error, Problem):
         return error
-    text = " ".join(str(error).split())
-    if isinstance(error, asyncio.CancelledError):  # by nobody else
-        return Problem(503, "the server was stopped before the answer ended", "server_stopped")
-    if isinstance(error, ContextOverflowError):
-        return Problem(400, _overflow(text), OVERFLOW, prompt)
-    if isinstance(error, RequestError | ConfigError):
-        return Problem(400, text, "unsupported")
-    if isinstance(error, EngineError):
-        log.warning("%s", text)  # for the operator, with the address
-        return Problem(502, public(text), "engine_error")
-    if isinstance(error, TimeoutError):
-        return Problem(504, text or "the request took too long", "timeout")
     if isinstance(error, HTTPException):
         return Problem(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, asyncio.CancelledError):  # only by a server that is stopped
+        return Problem(503, "the server was stopped before the answer ended", "server_stopped")
+    text = " ".join(str(error).split())
+    told = public(text)
+    if isinstance(error, ContextOverflowError):
+        return Problem(400, _overflow(told), OVERFLOW, prompt)
+    if isinstance(error, EngineError | ConfigError) and told != text:
+        log.warning("%s", text)  # for the operator, with the address or the path
+    if isinstance(error, RequestError | ConfigError):
+        return Problem(400, told, "unsupported")
+    if isinstance(error, EngineError):
+        return Problem(502, told, "engine_error")
+    if isinstance(error, TimeoutError):
+        return Problem(504, told or "the request took too long", "timeout")
     if isinstance(error, EnsembleHubError):
-        return Problem(500, text, "server_error")
-    log.error("a request failed in a way nobody foresaw", exc_info=error)
+        return Problem(500, told, "server_error")
+    log.error("unexpected exception", exc_info=error)
     return Problem(500, "internal error; the server's log has more under this request's id", "internal_error")
 
 
 def _overflow(text: str) -> str:
-    """A context overflow as clients recognise it: LiteLLM by OpenAI's words, LangChain by the code in the message."""
+    """An overflow as clients recognise it: LiteLLM by OpenAI's words, LangChain by the code in the text."""
     words = ContextOverflowError.WORDS
     text = text if words in text else f"{words} exceeded: {text}"
     return text if OVERFLOW in text else f"{text} ({OVERFLOW})"
@@ -126,9 +132,11 @@ def problem_of_fields(error: RequestValidationError, known: Sequence[str]) -> Pr
     Args:
         known: names of the fields that there are.
     """
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    first = min(error.errors(), key=lambda wrong: wrong["type"] != "extra_forbidden")
     where = [str(part) for part in first["loc"][1:]]  # behind "body" or "query"
-    where = [part for part in where if not part.startswith("~")]  # names of alternatives are ours
+    where = [
+        part for part in where if not part.startswith("~") and part != "[key]"
+    ]  # not fields of the client
     at = ".".join(where) or None
     if first["type"] == "json_invalid":
         return Problem(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")

@@ -1,6 +1,6 @@
-"""The wire: requests as OpenAI clients send them, and what they ask for in the project's own vocabulary.
+"""Request bodies as OpenAI clients send them, and what they ask for in the project's own vocabulary.
 
-What is unknown in a message is left out; at the top `fields` says what is accepted without effect and what is refused.
+Unknown fields of a message are left out; `fields` says which others have no effect and which are refused.
 Source: the OpenAI API reference, and the extensions that vLLM documents.
 """
 
@@ -12,20 +12,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, StrictBool, StrictInt, Tag, field_validator, model_validator
+from annotated_types import Ge, Gt, Le, Len, Lt
+from pydantic import AfterValidator, Discriminator, Field, StrictBool, StrictInt, Tag, model_validator
 
-from ensemblehub.api.characters import WholeCharacters
-from ensemblehub.api.fields import Body, Hints, Open, Wire, near
+from ensemblehub.api.fields import Hints, LenientObject, RequestBody, StrictObject, similar
 from ensemblehub.api.problems import Problem
 from ensemblehub.schema import Chat, Message, Prompt, Role, Sampling, Text, TokenIds
 
-_TEXTS = ("text", "input_text", "output_text")
-_THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
-TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning")
+
+Count = Annotated[StrictInt, Ge(0)]
+PositiveCount = Annotated[StrictInt, Ge(1)]
+TopLogprobs = Annotated[StrictInt, Ge(0), Le(20)]
+TokenId = Annotated[StrictInt, Ge(0), Lt(2**31)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Probability = Annotated[Number, Ge(0), Le(1)]
+Penalty = Annotated[Number, Ge(-2), Le(2)]
+NonEmptyIds = Annotated[list[TokenId], Len(1)]
 
 
-class StreamOptions(Wire):
+def _is_token_id(key: str) -> str:
+    if not (key.isascii() and key.isdigit() and len(key) < 10):
+        raise ValueError(f"{key!r} is not a token id")
+    return key
+
+
+LogitBias = dict[Annotated[str, AfterValidator(_is_token_id)], Annotated[Number, Ge(-100), Le(100)]]
+
+
+class StreamOptions(StrictObject):
     """How to stream.
 
     Attributes:
@@ -37,17 +53,17 @@ class StreamOptions(Wire):
     include_obfuscation: Any = Field(default=None, description="Accepted; nothing is padded.")
 
     @classmethod
-    def idle(cls, name: str, value: Any) -> bool:
-        return value is None or not (name in cls.model_fields or near(name, cls.model_fields))
+    def is_idle(cls, name: str, value: Any) -> bool:
+        return value is None or not (name in cls.model_fields or similar(name, cls.model_fields))
 
 
-class TemplateOptions(Wire):
-    """What the chat template is told."""
+class TemplateOptions(StrictObject):
+    """Variables of the chat template."""
 
     enable_thinking: bool | None = None
 
 
-class EnsembleOptions(Wire):
+class EnsembleOptions(StrictObject):
     """What a request may say about the ensemble; it never loads a model.
 
     Attributes:
@@ -58,32 +74,32 @@ class EnsembleOptions(Wire):
 
     method: str | None = None
     params: dict[str, Any] = Field(default_factory=dict)
-    context_tokens: StrictInt | None = Field(default=None, ge=1)
+    context_tokens: PositiveCount | None = None
 
 
-class TextPart(Open):
-    """A part of a message: text, a refusal, or earlier thoughts, which are not shown to the models again."""
+class TextPart(LenientObject):
+    """A part of a message: text, a refusal, or earlier reasoning, which the models do not read again."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
 
     @property
-    def said(self) -> str | None:
-        """Its words for the models; None where there are none to be had."""
-        if self.type in _THOUGHTS:
+    def content(self) -> str | None:
+        """Its text for the models; None where it is no text."""
+        if self.type in _REASONING_PARTS:
             return ""
-        return self.refusal if self.type == "refusal" else self.text if self.type in _TEXTS else None
+        return self.refusal if self.type == "refusal" else self.text if self.type in _TEXT_PARTS else None
 
     @model_validator(mode="after")
-    def _text(self) -> TextPart:
-        if self.said is None:
+    def _only_text(self) -> TextPart:
+        if self.content is None:
             raise ValueError(f"{self.type}: only text is understood, no images, audio or files")
         return self
 
 
-class ChatMessage(Open):
-    """One message; fields besides, such as earlier reasoning, are left out."""
+class ChatMessage(LenientObject):
+    """One message; other fields, such as earlier reasoning, are left out."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
@@ -93,7 +109,7 @@ class ChatMessage(Open):
         ]
         | None
     ) = None
-    name: Any = Field(default=None, description="Accepted; the models are not told it.")
+    name: Any = Field(default=None, description="Accepted; the models do not read it.")
     refusal: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
@@ -101,58 +117,57 @@ class ChatMessage(Open):
 
     @model_validator(mode="before")
     @classmethod
-    def _content(cls, data: Any) -> Any:
-        if (
-            isinstance(data, Mapping)
-            and data.get("role") in ("system", "developer", "user")
-            and "content" not in data
-        ):
+    def _has_content(cls, data: Any) -> Any:
+        asking = isinstance(data, Mapping) and data.get("role") in ("system", "developer", "user")
+        if asking and "content" not in data:
             raise ValueError(f"a message of role {data['role']} needs content")
         return data
 
     @model_validator(mode="after")
-    def _called(self) -> ChatMessage:
+    def _no_function_call(self) -> ChatMessage:
         if self.function_call:
             raise ValueError("function_call is not understood in messages: send tool_calls")
         return self
 
     @property
     def message(self) -> Message:
-        """The message in words; earlier reasoning is not shown to the models again."""
+        """The message as the models read it."""
         parts = self.content if isinstance(self.content, list) else []
-        text = self.content if isinstance(self.content, str) else "".join(part.said or "" for part in parts)
+        text = (
+            self.content if isinstance(self.content, str) else "".join(part.content or "" for part in parts)
+        )
         role: Role = "system" if self.role == "developer" else self.role
-        about = {"tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
-        extra = {name: value for name, value in about.items() if value}
+        fields = {"tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
+        extra = {name: value for name, value in fields.items() if value}
         return Message(role, text or self.refusal or "", json.dumps(extra) if extra else "")
 
 
-Conversation = Annotated[list[ChatMessage], Field(min_length=1)]
+Conversation = Annotated[list[ChatMessage], Len(1)]
 
 
-class Generate(WholeCharacters, Body, Hints, ABC):
+class GenerationRequest(RequestBody, Hints, ABC):
     """What chat and text completions have in common."""
 
     prompt_field: ClassVar[str]
 
     model: str = "ensemble"
-    max_tokens: StrictInt | None = Field(default=None, ge=0, description="Tokens of the answer at most.")
-    max_completion_tokens: StrictInt | None = Field(
-        default=None, ge=1, description="Tokens of insight and answer together at most."
+    max_tokens: Count | None = Field(default=None, description="Maximum number of tokens of the answer.")
+    max_completion_tokens: PositiveCount | None = Field(
+        default=None, description="Maximum number of tokens of insight and answer together."
     )
-    min_tokens: StrictInt | None = Field(default=None, ge=0)
-    temperature: Number | None = Field(default=None, ge=0, le=2)
-    top_p: Number | None = Field(default=None, gt=0, le=1)
-    top_k: StrictInt | None = Field(default=None, ge=-1, lt=2**31)
-    min_p: Number | None = Field(default=None, ge=0, le=1)
-    n: StrictInt | None = Field(default=None, ge=1)
+    min_tokens: Count | None = None
+    temperature: Annotated[Number, Ge(0), Le(2)] | None = None
+    top_p: Annotated[Number, Gt(0), Le(1)] | None = None
+    top_k: Annotated[StrictInt, Ge(-1), Lt(2**31)] | None = None
+    min_p: Probability | None = None
+    n: PositiveCount | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[TokenId] | None = None
-    seed: StrictInt | None = Field(default=None, ge=-(2**63), lt=2**63)
-    presence_penalty: Number | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: Number | None = Field(default=None, ge=-2, le=2)
-    repetition_penalty: Number | None = Field(default=None, gt=0, le=10)
-    logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
+    seed: Annotated[StrictInt, Ge(-(2**63)), Lt(2**63)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[Number, Gt(0), Le(10)] | None = None
+    logit_bias: LogitBias | None = None
     ignore_eos: StrictBool | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
@@ -162,14 +177,6 @@ class Generate(WholeCharacters, Body, Hints, ABC):
         default=None, description="How far a Tandem goes: none, low, medium, high, or one of its levels."
     )
     include_reasoning: StrictBool | None = Field(default=None, description="false: the insight is not sent.")
-
-    @field_validator("logit_bias")
-    @classmethod
-    def _ids(cls, value: Mapping[str, float] | None) -> Any:
-        for key in value or {}:
-            if not (key.isascii() and key.isdigit() and len(key) < 10):
-                raise ValueError(f"{key!r} is not a token id")
-        return value
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -185,36 +192,27 @@ class Generate(WholeCharacters, Body, Hints, ABC):
     @property
     @abstractmethod
     def alternatives(self) -> int | None:
-        """How many alternatives per token are wanted; None where no logprobs are."""
+        """Alternatives per token that are wanted; None where no logprobs are."""
 
     @property
     def limit(self) -> int | None:
-        """Tokens of the answer at most."""
-        given = [one for one in (self.max_tokens, self.max_completion_tokens) if one is not None]
+        """Maximum number of tokens of the answer."""
+        given = [limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None]
         return min(given, default=None)
 
     def sampling(self, defaults: Sampling) -> Sampling:
         """How to generate: `defaults`, changed by what the request says."""
-        given: dict[str, Any] = {
-            "max_tokens": self.limit,
-            "max_completion_tokens": self.max_completion_tokens,
-            "min_tokens": self.min_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": None if self.top_k is None else max(0, self.top_k),
-            "min_p": self.min_p,
-            "stop": (*defaults.stop, *self.stops),
-            "stop_token_ids": None if self.stop_token_ids is None else tuple(self.stop_token_ids),
-            "seed": self.seed,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "repetition_penalty": self.repetition_penalty,
-            "logit_bias": None
-            if self.logit_bias is None
-            else {int(key): bias for key, bias in self.logit_bias.items() if bias},
-            "ignore_eos": self.ignore_eos,
-            "top_logprobs": self.alternatives,
-        }
+        same = ("max_completion_tokens", "min_tokens", "temperature", "top_p", "min_p", "seed", "ignore_eos")
+        penalties = ("presence_penalty", "frequency_penalty", "repetition_penalty")
+        given: dict[str, Any] = {name: getattr(self, name) for name in (*same, *penalties)}
+        given |= {"max_tokens": self.limit, "top_logprobs": self.alternatives}
+        given["stop"] = (*defaults.stop, *self.stops)
+        if self.top_k is not None:
+            given["top_k"] = max(0, self.top_k)
+        if self.stop_token_ids is not None:
+            given["stop_token_ids"] = tuple(self.stop_token_ids)
+        if self.logit_bias is not None:
+            given["logit_bias"] = {int(key): bias for key, bias in self.logit_bias.items() if bias}
         return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
     @abstractmethod
@@ -222,18 +220,18 @@ class Generate(WholeCharacters, Body, Hints, ABC):
         """The prompts, each with the start of its answer."""
 
 
-class ChatRequest(Generate):
+class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`; `messages` may be a list of conversations, which are answered together."""
 
     prompt_field: ClassVar[str] = "messages"
 
     messages: Annotated[
         Annotated[Conversation, Tag("~one")]
-        | Annotated[Annotated[list[Conversation], Field(min_length=1)], Tag("~several")],
-        Discriminator(lambda given: "~several" if _nested(given) else "~one"),
+        | Annotated[Annotated[list[Conversation], Len(1)], Tag("~several")],
+        Discriminator(lambda given: "~several" if _is_nested(given) else "~one"),
     ]
     logprobs: StrictBool | None = None
-    top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
+    top_logprobs: TopLogprobs | None = None
     add_generation_prompt: StrictBool | None = None
     continue_final_message: StrictBool | None = None
     chat_template_kwargs: TemplateOptions | None = None
@@ -245,7 +243,7 @@ class ChatRequest(Generate):
     modalities: list[Literal["text"]] | None = None
 
     @model_validator(mode="after")
-    def _together(self) -> ChatRequest:
+    def _check_together(self) -> ChatRequest:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs go with logprobs: true")
         if self.continue_final_message and self.add_generation_prompt:
@@ -259,8 +257,8 @@ class ChatRequest(Generate):
         return self
 
     @classmethod
-    def idle(cls, name: str, value: Any) -> bool:
-        return (name == "logprobs" and not value) or super().idle(name, value)
+    def is_idle(cls, name: str, value: Any) -> bool:
+        return (name == "logprobs" and not value) or super().is_idle(name, value)
 
     @property
     def alternatives(self) -> int | None:
@@ -269,26 +267,27 @@ class ChatRequest(Generate):
     @property
     def passed_on(self) -> dict[str, Any]:
         """Fields that only an engine's own server understands."""
-        tools = {
-            "tools": self.tools,
-            "tool_choice": self.tool_choice,
-            "parallel_tool_calls": self.parallel_tool_calls,
-        }
-        form = self.response_format or {}
-        found = {"response_format": form} if form.get("type", "text") != "text" else {}
-        return found | (
-            {name: value for name, value in tools.items() if value is not None} if self.tools else {}
-        )
+        found = {}
+        if (self.response_format or {}).get("type", "text") != "text":
+            found["response_format"] = self.response_format
+        if self.tools:
+            names = ("tools", "tool_choice", "parallel_tool_calls")
+            found |= {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return found
 
     @property
     def calls_tools(self) -> bool:
         """Whether tools may be called, or were called before."""
-        several = [one for one in self.messages if isinstance(one, list)]
-        messages = [message for one in several for message in one] or self.messages
-        called = any(
-            isinstance(one, ChatMessage) and (one.role == "tool" or one.tool_calls) for one in messages
-        )
-        return bool(self.tools and self.tool_choice != "none") or called
+        if self.tools and self.tool_choice != "none":
+            return True
+        messages = [message for conversation in self.conversations for message in conversation]
+        return any(message.role == "tool" or message.tool_calls for message in messages)
+
+    @property
+    def conversations(self) -> list[list[ChatMessage]]:
+        """The conversations, several or one."""
+        several = [messages for messages in self.messages if isinstance(messages, list)]
+        return several or [[message for message in self.messages if isinstance(message, ChatMessage)]]
 
     @property
     def thinking(self) -> bool | None:
@@ -297,46 +296,41 @@ class ChatRequest(Generate):
         return options.enable_thinking if self.enable_thinking is None else self.enable_thinking
 
     def prompts(self) -> list[tuple[Prompt, str]]:
-        several = [one for one in self.messages if isinstance(one, list)]
-        conversations = several or [[one for one in self.messages if isinstance(one, ChatMessage)]]
-        return [self._prompt([one.message for one in conversation]) for conversation in conversations]
+        return [self._prompt([message.message for message in messages]) for messages in self.conversations]
 
     def _prompt(self, messages: Sequence[Message]) -> tuple[Prompt, str]:
         if not self.continue_final_message:
             return Chat(tuple(messages), self.thinking), ""
         *before, last = messages
         if last.role != "assistant" or not before:
-            raise Problem(
-                400,
-                "continue_final_message needs a last message of the assistant's, after another",
-                "unsupported",
-            )
+            text = "continue_final_message needs a last message of the assistant's, after another"
+            raise Problem(400, text, "unsupported")
         return Chat(tuple(before), self.thinking), last.content
 
 
-class CompletionRequest(Generate):
+class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`: raw prompts, as text or token ids, one or several."""
 
     prompt_field: ClassVar[str] = "prompt"
 
     prompt: Annotated[
         Annotated[str, Tag("~text")]
-        | Annotated[Annotated[list[TokenId], Field(min_length=1)], Tag("~ids")]
-        | Annotated[Annotated[list[str], Field(min_length=1)], Tag("~texts")]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Tag("~several")],
+        | Annotated[NonEmptyIds, Tag("~ids")]
+        | Annotated[Annotated[list[str], Len(1)], Tag("~texts")]
+        | Annotated[list[NonEmptyIds], Tag("~several")],
         Discriminator(lambda given: _kind_of_prompt(given)),
     ]
-    logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
+    logprobs: TopLogprobs | None = None
     echo: StrictBool | None = None
     return_tokens_as_token_ids: StrictBool | None = Field(
         default=None,
         description="With logprobs: tokens as `token_id:N`; those of an API have no ids and stay text.",
     )
     suffix: Literal[""] | None = None
-    best_of: StrictInt | None = Field(default=None, ge=1)
+    best_of: PositiveCount | None = None
 
     @model_validator(mode="after")
-    def _together(self) -> CompletionRequest:
+    def _check_together(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("best_of other than n is not offered; the aggregation best_of is")
         if self.max_tokens == 0 and not self.echo:
@@ -344,51 +338,44 @@ class CompletionRequest(Generate):
         return self
 
     @classmethod
-    def idle(cls, name: str, value: Any) -> bool:
-        return (name == "logprobs" and value is False) or super().idle(name, value)
+    def is_idle(cls, name: str, value: Any) -> bool:
+        return (name == "logprobs" and value is False) or super().is_idle(name, value)
 
     @property
     def alternatives(self) -> int | None:
         return self.logprobs
 
     def prompts(self) -> list[tuple[Prompt, str]]:
-        given = self.prompt
-        if isinstance(given, str):
-            return [(Text(given), "")]
-        if all(isinstance(one, int) for one in given):
-            return [(TokenIds(tuple(one for one in given if isinstance(one, int))), "")]
-        return [(Text(one) if isinstance(one, str) else TokenIds(tuple(_ids(one))), "") for one in given]
+        kind = _kind_of_prompt(self.prompt)
+        given: list[Any] = [self.prompt] if kind in ("~text", "~ids") else list(self.prompt)
+        return [(Text(part) if isinstance(part, str) else TokenIds(tuple(part)), "") for part in given]
 
 
-def _nested(given: Any) -> bool:
+def _is_nested(given: Any) -> bool:
     return isinstance(given, list) and bool(given) and isinstance(given[0], list)
 
 
 def _kind_of_prompt(given: Any) -> str:
     if not isinstance(given, list):
         return "~text"
-    if _nested(given):
+    if _is_nested(given):
         return "~several"
     return "~texts" if given and isinstance(given[0], str) else "~ids"
 
 
-def _ids(value: Any) -> list[int]:
-    return [int(one) for one in value]
+_MODEL = "Whose tokenizer; may be left out where all that are served have the same."
 
 
-_WHOSE = "Whose tokenizer; may be left out where all that are served have the same."
-
-
-class TokenizeRequest(WholeCharacters, Body):
+class TokenizeRequest(RequestBody):
     """`POST /tokenize`."""
 
     prompt: str
     add_special_tokens: bool = True
-    model: str | None = Field(default=None, description=_WHOSE)
+    model: str | None = Field(default=None, description=_MODEL)
 
 
-class DetokenizeRequest(WholeCharacters, Body):
+class DetokenizeRequest(RequestBody):
     """`POST /detokenize`."""
 
     tokens: list[TokenId]
-    model: str | None = Field(default=None, description=_WHOSE)
+    model: str | None = Field(default=None, description=_MODEL)

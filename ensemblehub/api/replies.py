@@ -1,6 +1,7 @@
 """The replies of the server as schemas, for `/openapi.json`, `/docs` and generated clients.
 
-Replies are made in `answers` and `about`, and are not read by these; a test holds them to it.  Fields may be added.
+Replies are made in `chunks`, `completion`, `usage` and `info`, and not validated when they are sent; a test
+compares them with these schemas.  Fields may be added.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ensemblehub.config.sections import Bound
+from ensemblehub.ensemble_methods.base import Checkpoint
+from ensemblehub.schema import Choice, Finish, Verdict
 
 
-class Reply(BaseModel):
-    """A part of a reply."""
+class ReplyObject(BaseModel):
+    """A JSON object of a reply."""
 
     model_config = ConfigDict(protected_namespaces=())
 
 
-class ErrorBody(Reply):
-    """What is wrong: in words, by kind, in which field, and for programs."""
+class ErrorDetail(ReplyObject):
+    """The message, its kind, the wrong field and a code for programs."""
 
     message: str
     type: str
@@ -27,21 +30,21 @@ class ErrorBody(Reply):
     code: str | None
 
 
-class Error(Reply):
+class Error(ReplyObject):
     """OpenAI's error object."""
 
-    error: ErrorBody
+    error: ErrorDetail
 
 
-class ModelAbout(Reply):
-    """What answers under a name."""
+class ModelMembers(ReplyObject):
+    """The models that answer under a name."""
 
     kind: Literal["model", "ensemble"]
     method: str
     members: list[str]
 
 
-class Model(Reply):
+class ModelObject(ReplyObject):
     """An ensemble, or one of its models alone."""
 
     id: str
@@ -51,25 +54,17 @@ class Model(Reply):
     max_model_len: int | None = Field(
         default=None, description="Longest prompt and answer together, in tokens."
     )
-    ensemble: ModelAbout
+    ensemble: ModelMembers
 
 
-class ModelList(Reply):
+class ModelList(ReplyObject):
     """All that is served."""
 
     object: Literal["list"]
-    data: list[Model]
+    data: list[ModelObject]
 
 
-class Level(Reply):
-    """A checkpoint of a Tandem."""
-
-    level: str
-    mentor_tokens: int
-    threshold: float
-
-
-class Composition(Reply):
+class Composition(ReplyObject):
     """How an ensemble is made up; `bounds` are the options that a request may set."""
 
     id: str
@@ -79,12 +74,12 @@ class Composition(Reply):
     members: list[str]
     roles: dict[str, str]
     params: dict[str, Any]
-    levels: list[Level]
+    levels: list[Checkpoint]
     bounds: dict[str, Bound]
 
 
-class Member(Reply):
-    """A model: its size, FLOPs a token, context in tokens, and abilities."""
+class MemberObject(ReplyObject):
+    """A model: its size, FLOPs per token, context in tokens, and capabilities."""
 
     id: str
     parameters: int
@@ -93,33 +88,25 @@ class Member(Reply):
     can: list[str]
 
 
-class Configuration(Reply):
+class Configuration(ReplyObject):
     """All ensembles and models."""
 
     version: str
     ensembles: list[Composition]
-    members: list[Member]
+    members: list[MemberObject]
 
 
-class Health(Reply):
+class Health(ReplyObject):
     """Whether requests are answered."""
 
     status: Literal["loading", "ready", "draining", "stopped", "failed"]
-
-
-class Methods(Reply):
-    """What a configuration may name."""
-
-    model_selection: list[str]
-    output_aggregation: list[str]
-    scorers: list[str]
 
 
 class ServerStatus(Health):
     """What the server is made of and does now."""
 
     version: str
-    available_methods: Methods
+    available_methods: dict[str, list[str]]
     model_count: int
     reward_count: int
     ensembles: list[str]
@@ -128,7 +115,7 @@ class ServerStatus(Health):
     queued_tokens: int
 
 
-class Tokenized(Reply):
+class Tokenized(ReplyObject):
     """Token ids of a text, for the model that is named."""
 
     tokens: list[int]
@@ -137,33 +124,14 @@ class Tokenized(Reply):
     model: str
 
 
-class Detokenized(Reply):
+class Detokenized(ReplyObject):
     """The text of token ids."""
 
     prompt: str
     model: str
 
 
-class Verdict(Reply):
-    """What the judge said of an insight."""
-
-    level: str
-    mentor_tokens: int
-    probability: float
-    threshold: float
-    sufficient: bool
-
-
-class Decision(Reply):
-    """A choice between candidates; `scores` are pairs of name and score."""
-
-    about: str
-    chosen: list[str]
-    scores: list[list[str | float]]
-    reason: str
-
-
-class Segment(Reply):
+class AttributedSegment(ReplyObject):
     """Text of one author; `length` in tokens."""
 
     round: int
@@ -173,24 +141,24 @@ class Segment(Reply):
     length: int
 
 
-class Attribution(Reply):
+class Attribution(ReplyObject):
     """Who wrote what."""
 
     summary: str
-    segments: list[Segment]
+    segments: list[AttributedSegment]
 
 
-class Metadata(Reply):
+class AnswerMetadata(ReplyObject):
     """How an answer came about."""
 
     selected_models: list[str]
     method: str
     attribution: Attribution
     verdicts: list[Verdict]
-    choices: list[Decision]
+    choices: list[Choice]
 
 
-class TopLogprob(Reply):
+class TopLogprob(ReplyObject):
     """A token with its logprob (nats); `bytes` are its own, also where it is a part of a character."""
 
     token: str
@@ -204,21 +172,21 @@ class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(Reply):
+class ChatLogprobs(ReplyObject):
     """Logprobs of an answer's tokens."""
 
     content: list[TokenLogprob]
     refusal: list[TokenLogprob] | None = None
 
 
-class FunctionCall(Reply):
-    """What a tool call calls; `arguments` as JSON."""
+class FunctionCall(ReplyObject):
+    """The function of a tool call; `arguments` as JSON."""
 
     name: str = ""
     arguments: str = ""
 
 
-class ToolCall(Reply):
+class ToolCall(ReplyObject):
     """A call of a tool."""
 
     id: str
@@ -226,7 +194,7 @@ class ToolCall(Reply):
     function: FunctionCall
 
 
-class AssistantMessage(Reply):
+class AssistantMessage(ReplyObject):
     """The answer, with a Tandem's insight as `reasoning_content`."""
 
     role: Literal["assistant"]
@@ -237,21 +205,18 @@ class AssistantMessage(Reply):
     tool_calls: list[ToolCall] | None = None
 
 
-Finish = Literal["stop", "length", "tool_calls"]
-
-
-class ChatChoice(Reply):
+class ChatChoice(ReplyObject):
     """One answer of a chat."""
 
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
     finish_reason: Finish
-    metadata: Metadata
+    metadata: AnswerMetadata
 
 
-class TextLogprobs(Reply):
-    """Logprobs of a completion's tokens, those of an echoed prompt included; the first of a prompt has none."""
+class TextLogprobs(ReplyObject):
+    """Logprobs of a completion's tokens, those of an echoed prompt included; its first token has none."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -260,7 +225,7 @@ class TextLogprobs(Reply):
     entropies: list[float | None]
 
 
-class TextChoice(Reply):
+class TextChoice(ReplyObject):
     """One completion."""
 
     index: int
@@ -269,23 +234,23 @@ class TextChoice(Reply):
     reasoning: str | None = None
     logprobs: TextLogprobs | None
     finish_reason: Finish
-    metadata: Metadata
+    metadata: AnswerMetadata
 
 
-class CachedTokens(Reply):
+class PromptTokensDetails(ReplyObject):
     """Tokens of the prompt that were computed before."""
 
     cached_tokens: int
 
 
-class ReasoningTokens(Reply):
+class CompletionTokensDetails(ReplyObject):
     """Tokens of the insight."""
 
     reasoning_tokens: int
 
 
-class Spent(Reply):
-    """What one engine spent for one purpose: tokens, FLOPs, US dollars and seconds."""
+class UsageLineObject(ReplyObject):
+    """Usage of one engine for one purpose: tokens, FLOPs, US dollars and seconds."""
 
     engine: str
     purpose: str
@@ -302,8 +267,8 @@ class Spent(Reply):
     estimated: bool
 
 
-class CostDetails(Reply):
-    """Every call of every engine, and what the mentor alone would have cost, where a judge knows it."""
+class CostDetails(ReplyObject):
+    """Every call of every engine, and the estimated cost of the mentor alone, where a judge knows it."""
 
     flops: float
     cold_flops: float = Field(
@@ -312,47 +277,48 @@ class CostDetails(Reply):
     usd: float
     seconds: float
     estimated: bool
-    spent: list[Spent]
+    spent: list[UsageLineObject]
     estimated_mentor_alone_flops: list[float] | None = Field(
         description="Expected, and the ends of a 95 % interval; cold: the mentor reads its whole prompt."
     )
     estimated_saving: float | None = Field(
-        description="1 - cold_flops / the expected FLOPs of the mentor alone; both cold, so caches do not count."
+        description="1 - cold_flops / the expected FLOPs of the mentor alone; both without caches."
     )
 
 
-class Usage(Reply):
-    """Tokens of prompt and answer, and what they cost."""
+class UsageObject(ReplyObject):
+    """Tokens of prompt and answer, and their cost."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: CachedTokens
-    completion_tokens_details: ReasoningTokens
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
     cost: float | None = Field(description="US dollars; null where no price is known.")
     cost_details: CostDetails
 
 
-class ChatCompletion(Reply):
+class CompletionObject(ReplyObject):
+    """What the replies to chats and to raw prompts have in common."""
+
+    id: str
+    created: int
+    model: str
+    usage: UsageObject
+
+
+class ChatCompletion(CompletionObject):
     """A reply to a chat."""
 
-    id: str
     object: Literal["chat.completion"]
-    created: int
-    model: str
     choices: list[ChatChoice]
-    usage: Usage
 
 
-class TextCompletion(Reply):
+class TextCompletion(CompletionObject):
     """A reply to raw prompts."""
 
-    id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
     choices: list[TextChoice]
-    usage: Usage
 
 
 _DATA = {
@@ -369,6 +335,6 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 _STATUSES = (400, 401, 403, 404, 413, 415, 429, 500, 502, 503, 504, "default")
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": Error} for status in _STATUSES}
 _ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-PLAIN: dict[int | str, dict[str, Any]] = {
+PLAIN: dict[int | str, dict[str, Any]] = {  # of a route whose 200 is no JSON
     status: {"content": _ERROR} for status in _STATUSES
-}  # where 200 is no JSON
+}

@@ -1,22 +1,20 @@
-"""`ensemblehub serve`: an application on a socket, its keys, its logs and its end."""
+"""`ensemblehub serve`: runs the application on a socket until it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import cast
 
 from ensemblehub.config import Config
 from ensemblehub.config.sections import ServerSection
@@ -26,7 +24,8 @@ try:
     import uvicorn
 
     from ensemblehub.api.app import create_app
-    from ensemblehub.api.connection import Connection, Limits
+    from ensemblehub.api.connection import Connection, connection_limit
+    from ensemblehub.api.logs import log_to_stderr
     from ensemblehub.api.state import State
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[serve]'") from error
@@ -36,10 +35,13 @@ _CUT = 5.0  # seconds for a request that is cut off to say so
 
 
 class Server(uvicorn.Server):
-    """A server that lets requests end when it is told to stop, and cuts them off when told again.
+    """uvicorn's server, which lets requests end when told to stop, and cuts them off when told again.
+
+    uvicorn's own graceful shutdown cancels requests without waiting for what they still have to send, and
+    does not free the models after a second signal.
 
     Attributes:
-        state: told of what the server does.
+        state: updated with what the server does.
         drain: seconds that requests in flight are given to end.
     """
 
@@ -55,10 +57,9 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but being told to stop is no failure: the signal is not raised again at the end."""
-        before = {
-            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        """Handle signals as uvicorn does, but do not raise them again: being told to stop is no failure."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
             yield
         finally:
@@ -66,7 +67,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, wait for requests in flight, cut off what is left, free the models."""
+        """Accept no more connections, wait for requests in flight, cut off those left, free the models."""
         for server in self.servers:
             server.close()
         for listening in sockets or []:
@@ -82,11 +83,12 @@ class Server(uvicorn.Server):
 
     def _unfinished(self) -> bool:
         """Whether a request is at work, or a response not sent yet."""
-        transports = [one.transport for one in self.server_state.connections if one.transport is not None]
-        return bool(self.server_state.tasks) or any(one.get_write_buffer_size() for one in transports)
+        transports = [connection.transport for connection in self.server_state.connections]
+        unsent = any(transport.get_write_buffer_size() for transport in transports if transport is not None)
+        return unsent or bool(self.server_state.tasks)
 
     async def _cut(self) -> None:
-        """End every request that still runs; each says so in its response and in a line of the log."""
+        """Cancel every request that still runs; each says so in its response and in a line of the log."""
         if tasks := set(self.server_state.tasks):
             self.state.word = "stopped"
             log.warning("%d requests are cut off", len(tasks))
@@ -100,7 +102,7 @@ class Server(uvicorn.Server):
 
 
 def serve(config: Config, keys: Sequence[str] = ()) -> None:
-    """Serve until told to stop; what is in flight then has `server.drain` seconds to end.
+    """Serve until told to stop; requests in flight then have `server.drain` seconds to end.
 
     Raises:
         ConfigError: an ensemble cannot work, or the address cannot be listened on.
@@ -114,7 +116,7 @@ def serve(config: Config, keys: Sequence[str] = ()) -> None:
     server = Server(
         uvicorn.Config(
             app,
-            http=cast(type[asyncio.Protocol], partial(Connection, Limits.of(settings))),
+            http=cast(type[asyncio.Protocol], partial(Connection, settings, connection_limit(settings))),
             ws="none",  # nothing is served over one, and it would take over the connection with its bounds
             log_config=None,
             access_log=False,
@@ -134,7 +136,7 @@ def serve(config: Config, keys: Sequence[str] = ()) -> None:
 
 
 def keys_of(settings: ServerSection, given: Sequence[str], file: Path | None) -> list[str]:
-    """All API keys: given ones, those of a file, one a line, and that of the environment.
+    """All API keys: given ones, those of a file (one a line), and that of the environment.
 
     Raises:
         ConfigError: the file cannot be read or holds none, or a key is empty.
@@ -188,66 +190,3 @@ def listen(host: str, port: int) -> socket.socket:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-class Lines(logging.Formatter):
-    """A line per record, with the details of a request behind it.
-
-    What came from outside can neither begin a line nor look like a detail: what does not print is escaped, a value with
-    a space, a quote or `=` in it stands in quotes, and a traceback is indented.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        details = {key: value for key, value in getattr(record, "details", {}).items() if value is not None}
-        said = [
-            f"{key}={_value(value)}"
-            for key, value in details.items()
-            if key not in ("method", "path", "status")
-        ]
-        stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
-        text = " ".join([f"{stamp} {record.levelname.lower()}: {printable(record.getMessage())}", *said])
-        if not record.exc_info:
-            return text
-        trace = self.formatException(record.exc_info).split("\n")
-        return "\n".join([text, *(f"    {printable(line)}" for line in trace)])
-
-
-def printable(text: str) -> str:
-    """A text on one line of a terminal or a log: characters that do not print are escaped, as Python writes them."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-
-
-def _value(value: Any) -> str:
-    if not isinstance(value, str):
-        return json.dumps(value, default=str)
-    plain = value.isprintable() and not any(one in value for one in ' "=')
-    return value if plain else printable(json.dumps(value, ensure_ascii=False))
-
-
-class Objects(logging.Formatter):
-    """A JSON object per record."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": record.created,
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **getattr(record, "details", {}),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-def log_to_stderr(settings: ServerSection) -> None:
-    """Log on standard error, in the form that is configured."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Objects() if settings.log_format == "json" else Lines())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-    for name in ("uvicorn", "uvicorn.error", "httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Whether a server can answer yet, or still."""
+"""The state of a server, shared by those who change it and those who report it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal
 
 @dataclass
 class State:
-    """The state of a server, for everyone who asks.
+    """The state of a server.
 
     Attributes:
-        word: what it is doing; stopped: requests are not waited for any longer.
+        word: what it does; `stopped`: requests in flight are not waited for any longer.
         reason: why it failed.
     """
 

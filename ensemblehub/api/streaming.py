@@ -1,4 +1,7 @@
-"""Replies that stop working when their client leaves, streamed as server-sent events or sent whole.
+"""Sending a reply as server-sent events, and stopping work whose client has left.
+
+`EventSourceResponse` of `sse-starlette` (3.7) and of FastAPI send the head before the first event, so an
+early error would have no status of its own; and `sse-starlette` ends streams when the server begins to drain.
 
 Source: the WHATWG specification of server-sent events; `data: [DONE]` ends a stream as OpenAI's do.
 """
@@ -6,7 +9,8 @@ Source: the WHATWG specification of server-sent events; `data: [DONE]` ends a st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import orjson
@@ -16,14 +20,9 @@ from starlette.types import Receive, Scope, Send
 from ensemblehub.api.problems import problem_of
 
 T = TypeVar("T")
-Emit = Callable[[bytes], Awaitable[None]]
-DONE = b"data: [DONE]\n\n"
+_DONE = b"data: [DONE]\n\n"
+_KEEP_ALIVE = b": keep-alive\n\n"
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-
-
-def event(data: Any) -> bytes:
-    """One server-sent event."""
-    return b"data: %b\n\n" % orjson.dumps(data)
 
 
 class JSON(Response):
@@ -40,12 +39,17 @@ class Disconnected(Exception):
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns; it is cancelled, and waited for, as soon as the client leaves.
+    """The result of `work`, which is cancelled and awaited as soon as the client leaves.
 
     Raises:
         Disconnected: the client left first.
     """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(receive))
+
+    async def disconnected() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -57,37 +61,22 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 class EventStream(Response):
     """A stream of server-sent events, with a comment after every `keep_alive` seconds of silence.
 
-    A problem before the first event is an ordinary response with its status; a later one is the last event.
-
-    Args:
-        write: writes the whole stream.
+    An error before the first event is an ordinary response with its status; a later one is the last event.
     """
 
-    def __init__(self, write: Callable[[Emit], Coroutine[Any, Any, None]], keep_alive: float) -> None:
+    def __init__(self, chunks: AsyncGenerator[dict[str, Any], None], keep_alive: float) -> None:
         super().__init__(media_type="text/event-stream", headers=_HEADERS)
         del self.headers["content-length"]
-        self._write, self._keep_alive = write, keep_alive
+        self._chunks, self._keep_alive = chunks, keep_alive
         self._started, self._last = False, 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def emit(data: bytes) -> None:
-            if not self._started:
-                self._started = True
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            self._last = asyncio.get_running_loop().time()
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-
-        beating = asyncio.ensure_future(self._beat(emit))
+        comments = asyncio.ensure_future(self._keep_alive_comments(send))
         try:
-            await while_connected(receive, self._write(emit))
+            await while_connected(receive, self._events(send))
         except Disconnected:
             return
         except (Exception, asyncio.CancelledError) as error:  # cancelled: the server is stopped
@@ -95,15 +84,33 @@ class EventStream(Response):
             if not self._started:
                 await problem.response()(scope, receive, send)
                 return
-            await emit(event(problem.body) + DONE)
+            await self._send(send, _event(problem.body) + _DONE)
         finally:
-            beating.cancel()
+            comments.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _beat(self, emit: Emit) -> None:
+    async def _events(self, send: Send) -> None:
+        async with aclosing(self._chunks) as chunks:
+            async for chunk in chunks:
+                await self._send(send, _event(chunk))
+        await self._send(send, _DONE)
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        self._last = asyncio.get_running_loop().time()
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _keep_alive_comments(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
         self._last = loop.time()
         while True:
             await asyncio.sleep(self._last + self._keep_alive - loop.time())
             if loop.time() - self._last >= self._keep_alive:
-                await emit(b": keep-alive\n\n")
+                await self._send(send, _KEEP_ALIVE)
+
+
+def _event(data: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: %b\n\n" % orjson.dumps(data)

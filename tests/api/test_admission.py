@@ -20,16 +20,16 @@ def anyio_backend():
 
 async def ask(admission, done, answers=1, tokens=5, reading=None):
     """One request, as the server sees it: admitted, its prompt read, written; returns what became of it."""
-    with admission.entry() as entry:
+    with admission.reservation() as reservation:
         try:
-            entry.admit(answers)
+            reservation.admit(answers)
             if reading is not None:
                 await reading.wait()
-            entry.enter([tokens] * answers)
+            reservation.queue([tokens] * answers)
         except Problem as problem:
             return problem.status_code
         for _ in range(answers):
-            async with entry.place():
+            async with reservation.place():
                 assert admission.running <= admission.max_running
                 await done.wait()
     return 200
@@ -100,15 +100,15 @@ async def test_several_answers_of_a_request_count_each():
 async def test_places_are_given_in_the_order_of_arrival():
     admission, order = Admission(1, 20, 10**6), []
 
-    async def one(number):
-        with admission.entry() as entry:
-            entry.admit(1)
-            entry.enter([1])
-            async with entry.place():
+    async def answer(number):
+        with admission.reservation() as reservation:
+            reservation.admit(1)
+            reservation.queue([1])
+            async with reservation.place():
                 order.append(number)
                 await asyncio.sleep(0)
 
-    await asyncio.gather(*(one(number) for number in range(20)))
+    await asyncio.gather(*(answer(number) for number in range(20)))
     assert order == list(range(20))
 
 
@@ -135,12 +135,12 @@ def test_whoever_leaves_when_nothing_is_lost_and_no_bound_is_passed(steps, max_q
     asyncio.run(play())
 
 
-def test_an_entry_that_is_given_up_before_its_answers_begin_gives_all_back():
+def test_a_reservation_that_is_given_up_before_its_answers_begin_gives_all_back():
     admission = Admission(1, 5, 100)
     with ExitStack() as stack:
-        first, second = (stack.enter_context(admission.entry()) for _ in range(2))
+        first, second = (stack.enter_context(admission.reservation()) for _ in range(2))
         first.admit(2)
-        first.enter([3, 4])
+        first.queue([3, 4])
         second.admit(3)
         assert (admission.admitted, admission.running, admission.queued_tokens) == (5, 1, 4)
     assert nothing_is_left(admission)

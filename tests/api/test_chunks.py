@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ensemblehub.api.answers import Answer, chunk, closing, logprobs
+from ensemblehub.api.chunks import AnswerChunks, logprobs
+from ensemblehub.api.job import AnswerRecord
 from ensemblehub.config.sections import Generation
 from ensemblehub.generators.text.stops import StopFilter
 from ensemblehub.schema import Alternative, Choice, Piece, Request, Scored, Text, Token, Verdict
@@ -34,22 +35,26 @@ ensembles:
 
 def answer(alternatives=None, marks=()):
     served = SimpleNamespace(ensemble=SimpleNamespace(engines=()))
-    return Answer(0, Request(Text("?")), served, 1, Generation(extract_after=list(marks)), alternatives)
+    return AnswerRecord(0, Request(Text("?")), served, 1, Generation(extract_after=list(marks)), alternatives)
 
 
 def piece(text, purpose="answer", engine="a", finish=None, tokens=None):
     return Piece(text, engine, purpose, (Token(text, None, -1.0),) if tokens is None else tokens, finish)
 
 
-def folded(one, events, kind="chat"):
+def writer(record, kind="chat"):
+    """The chunks of an answer that is opened already."""
+    chunks = AnswerChunks(kind, record)
+    chunks._begun = True
+    return chunks
+
+
+def folded(chunks, events):
     """The chunks of all events."""
     found = []
     for event in events:
-        if isinstance(event, Piece):
-            one.take(event)
-        said = chunk(kind, one, event)
-        if said is not None:
-            found.append(said)
+        chunks.answer.add(event)
+        found += chunks.parts(event)
     return found
 
 
@@ -68,7 +73,7 @@ def test_verdicts_and_choices_travel_with_the_next_text():
         piece("It"),
         piece(" is", finish="stop"),
     ]
-    found = folded(answer(), events)
+    found = folded(writer(answer()), events)
     assert texts(found, "reasoning_content") == ["Goal", " add", None, None]
     assert texts(found) == [None, None, "It", " is"]
     told = [
@@ -83,15 +88,26 @@ def test_verdicts_and_choices_travel_with_the_next_text():
 
 
 def test_what_comes_after_the_last_text_is_told_at_the_end():
-    one = answer()
-    assert len(folded(one, [piece("all", finish="stop"), CHOICE])) == 1
-    assert [choice["reason"] for choice in closing("chat", one, None)["ensemble"]["choices"]] == ["because"]
-    assert closing("chat", one, "length")["ensemble"] == {}  # once
+    chunks = writer(answer())
+    assert len(folded(chunks, [piece("all", finish="stop"), CHOICE])) == 1
+    (last,) = chunks.end("length")
+    assert [choice["reason"] for choice in last["ensemble"]["choices"]] == ["because"]
+    assert last["choices"][0]["finish_reason"] is None  # which was said before
+    assert list(chunks.end("length")) == []  # once
+
+
+def test_an_answer_without_a_reason_ends_with_one():
+    chunks = writer(answer())
+    folded(chunks, [piece("all")])
+    (last,) = chunks.end("length")
+    assert (last["choices"][0]["finish_reason"], last["ensemble"]) == ("length", {})
 
 
 def test_tokens_that_complete_no_character_come_with_the_one_that_does():
-    one = answer(alternatives=0)
-    found = folded(one, [piece("a"), piece(""), piece(""), piece("é"), piece("", finish="stop")])
+    found = folded(
+        writer(answer(alternatives=0)),
+        [piece("a"), piece(""), piece(""), piece("é"), piece("", finish="stop")],
+    )
     assert texts(found) == ["a", "é", None]
     assert [one["ensemble"]["tokens"] for one in found] == [1, 3, 1]
     assert [len(one["choices"][0]["logprobs"]["content"]) for one in found] == [1, 3, 1]
@@ -100,7 +116,7 @@ def test_tokens_that_complete_no_character_come_with_the_one_that_does():
 
 def test_an_insight_that_ends_without_text_leaves_no_empty_chunk():
     events = [piece("so", "insight"), piece("", "insight"), VERDICT, piece("4", finish="stop")]
-    found = folded(answer(alternatives=0), events)
+    found = folded(writer(answer(alternatives=0)), events)
     assert texts(found, "reasoning_content") == ["so", None]
     assert [len(one["choices"][0]["logprobs"]["content"]) for one in found if texts([one])[0]] == [1]
     assert found[-1]["ensemble"]["verdicts"]
@@ -110,7 +126,8 @@ def test_an_answer_behind_a_mark_comes_at_once_with_all_it_took():
     call = {"index": 0, "function": {"name": "add"}}
     called = Piece("", "a", "answer", (Token(""),), None, tool_calls=(call,))
     found = folded(
-        answer(marks=["=>"]), [piece("x"), called, piece(" => "), piece("y"), piece("", finish="stop")]
+        writer(answer(marks=["=>"])),
+        [piece("x"), called, piece(" => "), piece("y"), piece("", finish="stop")],
     )
     (last,) = found
     assert last["choices"][0]["delta"] == {"content": "y", "tool_calls": [call]}
@@ -118,9 +135,9 @@ def test_an_answer_behind_a_mark_comes_at_once_with_all_it_took():
 
 
 def test_a_scored_prompt_brings_what_was_judged_before_it():
-    one = answer()
-    one.echoed = "two words"
-    found = folded(one, [VERDICT, Scored(())], "text")
+    record = answer()
+    record.echoed = "two words"
+    found = folded(writer(record, "text"), [VERDICT, Scored(())])
     assert found[0]["choices"][0]["text"] == "two words"
     assert len(found[0]["ensemble"]["verdicts"]) == 1
 
@@ -142,9 +159,9 @@ def test_logprobs_of_a_completion_name_parts_of_characters_by_their_bytes():
     found = logprobs("text", answer(2), [PARTS, WHOLE])
     assert found["tokens"] == ["bytes:\\xf0\\x9f", "bytes:\\x98\\x80"]
     assert found["top_logprobs"] == [{"bytes:\\xf0\\x9f": -0.5, "a": -1.0}, {"bytes:\\x98\\x80": -0.25}]
-    one = answer(2)
-    one.as_ids = True
-    assert logprobs("text", one, [PARTS])["tokens"] == ["token_id:3"]
+    record = answer(2)
+    record.as_ids = True
+    assert logprobs("text", record, [PARTS])["tokens"] == ["token_id:3"]
 
 
 @pytest.mark.parametrize(

@@ -343,9 +343,13 @@ ensemble:
         ("cannot reach 10.1.2.3:99 or [fe80::1]:80", "cannot reach [address] or [address]"),
         ("cannot reach localhost:8000", "cannot reach [address]"),
         ("HTTP 400 prompt has 12:30 and v1.2.3 in it", "HTTP 400 prompt has 12:30 and v1.2.3 in it"),
+        ("judge: /srv/models/judge has no weights", "judge: [path] has no weights"),
+        ("'/home/me/a b.yaml', ~/weights/x.gguf and ../x", "'[path] b.yaml', [path] and [path]"),
+        (r"cannot read C:\models\x.gguf: denied", "cannot read [path]: denied"),
+        ("12 tokens/s and/or org/model (1 / 2)", "12 tokens/s and/or org/model (1 / 2)"),
     ],
 )
-def test_addresses_are_taken_out_of_what_is_told(said, told):
+def test_addresses_and_paths_are_taken_out_of_what_is_told(said, told):
     assert public(said) == told
 
 

@@ -130,7 +130,7 @@ REPLIES = [
     ("Error", "/v1/chat/completions", {"messages": []}),
     ("Error", "/tokenize", {"prompt": "a", "model": "small"}),
     ("ModelList", "/v1/models", None),
-    ("Model", "/v1/models/votes", None),
+    ("ModelObject", "/v1/models/votes", None),
     ("Configuration", "/v1/ensemble/config", None),
     ("Health", "/health", None),
     ("ServerStatus", "/status", None),
