@@ -14,6 +14,7 @@ from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.model_selection.random import RandomSelection
 from ensemblehub.ensemble_methods.output_aggregation.fuse import Fuse
+from ensemblehub.ensemble_methods.templates import filled
 from ensemblehub.errors import ConfigError, EngineError, RequestError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.lab.builtin import samples, skills
@@ -188,7 +189,7 @@ def test_the_builtin_template_is_what_the_builtin_models_are_taught():
         question, _, listed = prompt.partition(CANDIDATES_HEADER)
         places = [line for line in listed.splitlines() if line[:1].isdigit()]
         shown.add("last_line" if len(places) == len(listed.splitlines()) else "full")
-        asked = Fuse(template="builtin").filled(question, listed)
+        asked = filled(Fuse(template="builtin").words, question=question, candidates=listed)
         assert asked == prompt
     assert shown == {"last_line", "full"}
 

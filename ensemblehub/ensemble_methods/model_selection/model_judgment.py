@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import Selection
+from ensemblehub.ensemble_methods.base import Selection, name_of
 from ensemblehub.ensemble_methods.roles import by_name, check_k, require
-from ensemblehub.errors import ConfigError, RequestError
+from ensemblehub.ensemble_methods.templates import question_of, with_question
+from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Decoder, Engine, Vocabulary
-from ensemblehub.schema import Capability, Chat, Prompt, Request, Text
+from ensemblehub.schema import Capability, Chat, Prompt, Request
 
 Mask = NDArray[np.bool_]
 QUESTION = "{question}"
@@ -67,15 +68,9 @@ class ModelJudgment(Selection):
         Raises:
             RequestError: the prompt is token ids, or has no message.
         """
-        if isinstance(prompt, Text):
-            return Text(self.template.replace(QUESTION, prompt.text))
-        if not isinstance(prompt, Chat) or not prompt.messages:
-            raise RequestError(
-                "selection model_judgment needs a question in words: text, or a chat with a message"
-            )
-        *before, last = prompt.messages
-        last = replace(last, content=self.template.replace(QUESTION, last.content))
-        return Chat((*before, last), thinking=False)
+        question = question_of(prompt, name_of(self))
+        asked = with_question(prompt, self.template.replace(QUESTION, question))
+        return replace(asked, thinking=False) if isinstance(asked, Chat) else asked
 
     def min_engines(self, engines: Sequence[Engine]) -> int:
         return self.k

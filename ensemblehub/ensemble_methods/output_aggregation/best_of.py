@@ -19,7 +19,8 @@ from ensemblehub.schema import Choice, Event, Request
 class BestOf(Aggregation):
     """The answer with the best score; of equal scores the first in the order of the engines.
 
-    All answers are written at the same time, and those that are not given are billed as discarded.
+    All answers are written at the same time, and the usage of those that are not given is recorded as
+    discarded.
 
     Attributes:
         samples: answers per engine; one at temperature 0, where all are the same.

@@ -23,9 +23,10 @@ from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity
 from ensemblehub.ensemble_methods.candidates import Candidate, drafts, least_engines, write_all
 from ensemblehub.ensemble_methods.roles import by_name, largest
-from ensemblehub.errors import ConfigError, RequestError, did_you_mean
+from ensemblehub.ensemble_methods.templates import filled, question_of, with_question
+from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Chat, Event, Prompt, Request, Text
+from ensemblehub.schema import Event, Prompt, Request
 
 TEMPLATES = {
     "instruct": """{question}
@@ -40,7 +41,6 @@ Answers of the models:
     "builtin": "{question}" + CANDIDATES_HEADER + "{candidates}",
 }
 log = logging.getLogger(__name__)
-_PLACES = re.compile(r"\{(question|candidates)\}")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Fuse(Aggregation):
     ) -> AsyncGenerator[Event, None]:
         fuser = self.fusing(engines)
         proposers = [by_name(engines, name, "fuse: proposers") for name in self.proposers] or engines
-        self.asked(request.prompt, ())  # what cannot be fused is refused before anything is spent
+        self.asked(request.prompt, ())  # refused before any engine is called
         ask = request
         for layer in range(self.layers):
             proposals = drafts(ask.seeded("layer", layer), proposers, self.samples)
@@ -91,17 +91,8 @@ class Fuse(Aggregation):
         """
         shown = [self.shown(proposal.reply) for proposal in proposals]
         listed = "\n".join(f"{place}. {text}" for place, text in enumerate(shown, 1))
-        if isinstance(prompt, Text):
-            return Text(self.filled(prompt.text, listed))
-        if not isinstance(prompt, Chat) or not prompt.messages:
-            raise RequestError("fuse needs a question in words: text, or a chat with a message")
-        *before, last = prompt.messages
-        return replace(prompt, messages=(*before, replace(last, content=self.filled(last.content, listed))))
-
-    def filled(self, question: str, candidates: str) -> str:
-        """The template with both filled in; braces in either stay what they are."""
-        values = {"question": question, "candidates": candidates}
-        return _PLACES.sub(lambda place: values[place[1]], self.words)
+        question = question_of(prompt, "fuse")
+        return with_question(prompt, filled(self.words, question=question, candidates=listed))
 
     def shown(self, reply: str) -> str:
         """What the fuser sees of one proposal."""
@@ -123,11 +114,9 @@ class Fuse(Aggregation):
             if self.template not in TEMPLATES:
                 raise ConfigError(f"fuse: {did_you_mean(self.template, TEMPLATES, 'template')}")
             return TEMPLATES[self.template]
-        missing = {"question", "candidates"} - set(_PLACES.findall(self.template))
+        missing = [place for place in ("{candidates}", "{question}") if place not in self.template]
         if missing:
-            raise ConfigError(
-                f"fuse: the template lacks {' and '.join(f'{{{name}}}' for name in sorted(missing))}"
-            )
+            raise ConfigError(f"fuse: the template lacks {' and '.join(missing)}")
         return self.template
 
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:

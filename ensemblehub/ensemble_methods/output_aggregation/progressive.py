@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -15,6 +14,7 @@ from annotated_types import Ge
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import name_of
 from ensemblehub.ensemble_methods.roles import by_size, require
+from ensemblehub.ensemble_methods.templates import filled, with_question
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, refuse
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
@@ -179,7 +179,5 @@ class Progressive(Segments):
 def templated(request: Request, template: str, outline: str = "") -> Request:
     """The request with its last message put into a template."""
     chat = insights.chat_of(request)
-    values = {"question": chat.messages[-1].content, "outline": outline}
-    content = re.sub(r"\{(question|outline)\}", lambda mark: values[mark[1]], template)
-    last = replace(chat.messages[-1], content=content)
-    return replace(request, prompt=replace(chat, messages=(*chat.messages[:-1], last)))
+    question = filled(template, question=chat.messages[-1].content, outline=outline)
+    return replace(request, prompt=with_question(chat, question))
