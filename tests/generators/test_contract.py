@@ -551,7 +551,7 @@ def test_card(subject, able):
 # Tandem
 
 
-def rides(config, count=6):
+def runs(config, count=6):
     async def work():
         async with AsyncEnsemble.from_config(config) as ensemble:
             asked = [
@@ -564,25 +564,25 @@ def rides(config, count=6):
 
 
 def told(results):
-    return [(ride.insight, ride.text, [verdict.level for verdict in ride.verdicts]) for ride in results]
+    return [(run.insight, run.text, [verdict.level for verdict in run.verdicts]) for run in results]
 
 
 @pytest.mark.ability("ride")
 def test_mentor(subject, able):
     """as Tandem's mentor beside an `hf` intern it gives the ride that two `hf` engines give"""
     home = ["model_specs.0.device=cpu"]
-    away = rides(Config.read(builtin.CONFIG, [f"model_specs.0={subject.spec()}"]))
+    away = runs(Config.read(builtin.CONFIG, [f"model_specs.0={subject.spec()}"]))
     if subject.scripted:
-        assert all(engines.ECHO.startswith(ride.insight) and ride.insight for ride in away)
+        assert all(engines.ECHO.startswith(run.insight) and run.insight for run in away)
     elif subject.name != "openai_bare":  # which cannot be asked not to think
-        assert told(away) == told(rides(Config.read(builtin.CONFIG, home)))
-    assert all(any(line.purpose == "insight" for line in ride.usage.lines) for ride in away)
-    assert len({ride.verdicts[-1].level for ride in away}) > 1 or subject.scripted
-    stopped = [ride for ride in away if ride.verdicts[-1].level in ("low", "medium")]
+        assert told(away) == told(runs(Config.read(builtin.CONFIG, home)))
+    assert all(any(line.purpose == "insight" for line in run.usage.lines) for run in away)
+    assert len({run.verdicts[-1].level for run in away}) > 1 or subject.scripted
+    stopped = [run for run in away if run.verdicts[-1].level in ("low", "medium")]
     budgets = {"low": 24, "medium": 64}
-    for ride in stopped:
-        (insight,) = [line.cost for line in ride.usage.lines if line.purpose == "insight"]
-        assert insight.completion_tokens - insight.discarded_tokens <= budgets[ride.verdicts[-1].level]
+    for run in stopped:
+        (insight,) = [line.cost for line in run.usage.lines if line.purpose == "insight"]
+        assert insight.completion_tokens - insight.discarded_tokens <= budgets[run.verdicts[-1].level]
 
 
 @pytest.mark.ability("ride", needs="score")
@@ -594,9 +594,9 @@ def test_intern(subject, able):
     config = Config.read(builtin.CONFIG, [f"model_specs.0={subject.spec()}", f"model_specs.1={hf}", *roles])
     if not able:
         with refusing(subject, CapabilityError):
-            rides(config, 1)
+            runs(config, 1)
     elif subject.scripted:
-        assert all(ride.text and engines.ECHO.startswith(ride.text) for ride in rides(config))
+        assert all(run.text and engines.ECHO.startswith(run.text) for run in runs(config))
     else:
         home = Config.read(builtin.CONFIG, ["model_specs.0.device=cpu", f"model_specs.1={hf}", *roles])
-        assert told(rides(config)) == told(rides(home))
+        assert told(runs(config)) == told(runs(home))

@@ -81,11 +81,11 @@ def test_weights_are_spread_over_so_many_gpus(monkeypatch):
 def test_max_memory_loads_with_accelerate(qwen):
     engine = HFEngine("m", HFOptions(qwen, device="cpu", max_memory={"cpu": "1GiB"}))
 
-    async def ride():
+    async def run():
         await engine.load()
         await engine.close()
 
-    asyncio.run(ride())
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("family", ["qwen", "llama"])

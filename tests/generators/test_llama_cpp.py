@@ -582,11 +582,11 @@ def test_what_cannot_be_exported_is_said(sliding, mistral, tmp_path, capsys):
     assert "no folder" in capsys.readouterr().err
 
 
-def test_a_ride_with_a_llama_cpp_intern_is_the_ride_with_hf(exported, tmp_path):
+def test_a_run_with_a_llama_cpp_intern_is_the_run_with_hf(exported, tmp_path):
     items = list(BuiltinMath().items("test", 6))
     tandem = Tandem(**{**Config.read(builtin.CONFIG).aggregation.params, "judge": "entropy:0.35"})
 
-    def rides(intern):
+    def runs(intern):
         async def main():
             mentor = HFEngine("mentor", HFOptions(builtin.resolve("builtin:mentor"), device="cpu"))
             async with AsyncEnsemble([mentor, intern], All(), tandem) as hub:
@@ -596,8 +596,8 @@ def test_a_ride_with_a_llama_cpp_intern_is_the_ride_with_hf(exported, tmp_path):
         return run(main())
 
     folder = builtin.resolve("builtin:intern")
-    ours = rides(LlamaCppEngine("intern", LlamaCppOptions(str(exported(folder)), threads=1, kv="f32")))
-    theirs = rides(HFEngine("intern", HFOptions(folder, device="cpu")))
+    ours = runs(LlamaCppEngine("intern", LlamaCppOptions(str(exported(folder)), threads=1, kv="f32")))
+    theirs = runs(HFEngine("intern", HFOptions(folder, device="cpu")))
     assert len({result.verdicts[-1].level for result in theirs}) > 1
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.text == other.text

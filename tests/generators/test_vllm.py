@@ -1,4 +1,4 @@
-"""The vllm engine writes, reads and rides as the hf engine does; vLLM runs for real, on the CPU, in float32.
+"""The vllm engine writes and reads as the hf engine does; vLLM runs for real, on the CPU, in float32.
 
 One pair is started for all tests, since a start takes a minute.
 """
@@ -429,26 +429,26 @@ def test_32_questions_at_once_are_answered_as_alone(pair):
 
 
 @needs_vllm
-def test_rides_of_the_pair_are_those_of_the_hf_pair(pair):
+def test_runs_of_the_pair_are_those_of_the_hf_pair(pair):
     tandem = Tandem(**Config.read(builtin.CONFIG).aggregation.params)
     asked = [Request(BuiltinMath().request(item), Sampling(max_tokens=300)) for item in ITEMS[:20]]
 
-    async def rides(engines):
+    async def runs(engines):
         hub = AsyncEnsemble(list(engines.values()), All(), tandem)
         return await asyncio.gather(*map(hub.generate, asked))
 
     async def main():
-        return await rides(pair.vllm), await rides(pair.hf)
+        return await runs(pair.vllm), await runs(pair.hf)
 
     ours, theirs = pair.run(main())
     told = [
-        [(ride.insight, ride.text, [verdict.level for verdict in ride.verdicts]) for ride in results]
+        [(run.insight, run.text, [verdict.level for verdict in run.verdicts]) for run in results]
         for results in (ours, theirs)
     ]
     differ = sum(left != right for left, right in zip(*told, strict=True))
-    print(f"{differ} of 20 rides differ")
+    print(f"{differ} of 20 runs differ")
     assert differ <= 2
-    assert len({ride.verdicts[-1].level for ride in ours}) > 1
+    assert len({run.verdicts[-1].level for run in ours}) > 1
     for mine, other in zip(ours, theirs, strict=True):
         for verdict, same in zip(mine.verdicts, other.verdicts, strict=False):
             assert (
@@ -463,11 +463,11 @@ def test_a_mentor_writes_on_while_the_intern_reads_and_the_surplus_is_discarded_
     tandem = Tandem(**{**params, **changed})
     asked = [Request(BuiltinMath().request(item), Sampling(max_tokens=60)) for item in ITEMS[:4]]
 
-    async def rides(engines):
+    async def runs(engines):
         hub = AsyncEnsemble(list(engines.values()), All(), tandem)
         return [await hub.generate(one) for one in asked]
 
-    for mine, other in zip(pair.run(rides(pair.vllm)), pair.run(rides(pair.hf)), strict=True):
+    for mine, other in zip(pair.run(runs(pair.vllm)), pair.run(runs(pair.hf)), strict=True):
         assert (mine.insight, mine.text) == (other.insight, other.text)
         (surplus,) = [line.cost for line in mine.usage.lines if line.purpose == "insight"]
         assert surplus.completion_tokens - surplus.discarded_tokens == mine.verdicts[-1].mentor_tokens == 8

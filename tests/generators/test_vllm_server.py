@@ -95,7 +95,7 @@ def test_greedy_answers_are_those_of_the_hf_engine_with_their_logprobs(server):
     Both(server).run(work)
 
 
-def test_rides_with_a_mentor_behind_the_server_are_those_of_the_pair_at_home(server):
+def test_runs_with_a_mentor_behind_the_server_are_those_of_the_pair_at_home(server):
     far = [
         "engine=openai",
         "path=mentor",
@@ -104,31 +104,31 @@ def test_rides_with_a_mentor_behind_the_server_are_those_of_the_pair_at_home(ser
         "tokenizer=builtin:mentor",
     ]
 
-    async def rides(config):
+    async def runs(config):
         async with AsyncEnsemble.from_config(config) as ensemble:
             asked = [Request(BuiltinMath().request(item), Sampling(max_tokens=300)) for item in ITEMS]
             return [await ensemble.generate(one) for one in asked]
 
-    away = asyncio.run(rides(Config.read(builtin.CONFIG, [f"model_specs.0.{one}" for one in far])))
-    home = asyncio.run(rides(Config.read(builtin.CONFIG)))
+    away = asyncio.run(runs(Config.read(builtin.CONFIG, [f"model_specs.0.{one}" for one in far])))
+    home = asyncio.run(runs(Config.read(builtin.CONFIG)))
     told = [
-        [(ride.insight, ride.text, [verdict.level for verdict in ride.verdicts]) for ride in results]
+        [(run.insight, run.text, [verdict.level for verdict in run.verdicts]) for run in results]
         for results in (away, home)
     ]
     differ = sum(left != right for left, right in zip(*told, strict=True))
-    print(f"{differ} of {len(ITEMS)} rides differ")
+    print(f"{differ} of {len(ITEMS)} runs differ")
     assert differ <= 1  # where two tokens are as likely, the last bits decide
-    assert len({ride.verdicts[-1].level for ride in away}) > 1
+    assert len({run.verdicts[-1].level for run in away}) > 1
 
 
-def test_a_ride_that_has_insight_enough_frees_the_mentor_over_there(server):
+def test_a_run_with_a_sufficient_insight_frees_the_mentor_over_there(server):
     far = [f"model_specs.0.{one}" for one in ("engine=openai", "path=mentor", f"base_url={server.url}/v1")]
     stopping = [
         f"ensemble.output_aggregation_params.{one}"
         for one in ("judge=fixed:low", "levels={low: 6, high: 128}")
     ]
 
-    async def ride():
+    async def run():
         async with AsyncEnsemble.from_config(Config.read(builtin.CONFIG, [*far, *stopping])) as ensemble:
             found = await ensemble.generate(Request(BuiltinMath().request(ITEMS[3]), Sampling(max_tokens=60)))
             async with asyncio.timeout(2):
@@ -136,7 +136,7 @@ def test_a_ride_that_has_insight_enough_frees_the_mentor_over_there(server):
                     await asyncio.sleep(0.02)
             return found
 
-    (insight,) = [line.cost for line in asyncio.run(ride()).usage.lines if line.purpose == "insight"]
+    (insight,) = [line.cost for line in asyncio.run(run()).usage.lines if line.purpose == "insight"]
     assert insight.completion_tokens == 6
     assert insight.estimated  # it was left before the server told its usage
 
