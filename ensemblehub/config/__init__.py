@@ -1,31 +1,26 @@
-"""One YAML file, validated at the edge.
+"""The YAML file that names the models and how they work together, validated when it is read.
 
-Knows the shape of the file, the reference toolkit's own shape included, and says where it is wrong, with file,
-line and the nearest name.  Knows no engine and no strategy: their options are checked against their own
+Errors have file, line and the nearest name.  Options of engines and strategies are checked against their own
 dataclasses when they are built.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from ensemblehub import registry
+from ensemblehub.config.old_keys import MOVED, Place, Translation, translate, warn_once
 from ensemblehub.config.sections import (
-    NO_EFFECT,
     DebugSection,
     EnsembleSection,
     ExperimentSection,
     ModelSpec,
-    ModelStats,
     RewardSpec,
     Section,
     ServerSection,
@@ -35,8 +30,7 @@ from ensemblehub.config.sections import (
 from ensemblehub.config.yaml_file import YamlFile, parsed
 from ensemblehub.errors import ConfigError, did_you_mean
 
-log = logging.getLogger(__name__)
-WHERE_IT_RUNS = {  # and how patiently; not what it says
+WHERE_IT_RUNS = {  # options that decide where and how patiently a model runs, not what it says
     "device",
     "max_memory",
     "num_gpus",
@@ -53,16 +47,18 @@ WHERE_IT_RUNS = {  # and how patiently; not what it says
     "patience",
     "concurrency",
 }
-DEFAULT = "ensemble"  # the name of the ensemble that is not given one
+DEFAULT = "ensemble"  # name of the ensemble under the key `ensemble`
 
 
 class Config(Section):
     """The whole file.
 
     Attributes:
-        ensemble: the one that a command uses, and that a server calls `ensemble`.
-        ensembles: more of them, by the name under which a server offers them, over the same models.
-        engine_options: options by engine kind, for models that do not give them themselves.
+        model_specs: The models.
+        reward_specs: The scorers.
+        ensemble: The ensemble that commands use; a server calls it `ensemble`.
+        ensembles: More ensembles over the same models, by the name under which a server offers them.
+        engine_options: Defaults for the options of all models on an engine, by engine.
     """
 
     model_specs: list[ModelSpec] = Field(min_length=1)
@@ -70,11 +66,11 @@ class Config(Section):
     ensemble: EnsembleSection = Field(default_factory=lambda: EnsembleSection())
     ensembles: dict[str, EnsembleSection] = Field(default_factory=dict)
     engine_options: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
-    model_stats: ModelStats = Field(default_factory=lambda: ModelStats())
     experiment: ExperimentSection = Field(default_factory=lambda: ExperimentSection())
     server: ServerSection = Field(default_factory=lambda: ServerSection())
     debug: DebugSection = Field(default_factory=lambda: DebugSection())
     _file: YamlFile | None = PrivateAttr(default=None)
+    _translation: Translation = PrivateAttr(default_factory=Translation)
     _place: tuple[str, ...] = PrivateAttr(default=("ensemble",))
 
     @field_validator("model_specs", mode="after")
@@ -85,6 +81,11 @@ class Config(Section):
                 raise ValueError("a model needs a path or a name")
         return named(specs, "models")
 
+    @field_validator("reward_specs", mode="after")
+    @classmethod
+    def _scorers(cls, specs: list[RewardSpec]) -> list[RewardSpec]:
+        return named(specs, "scorers")
+
     @model_validator(mode="after")
     def _names(self) -> Config:
         models = [spec.name for spec in self.model_specs]
@@ -93,26 +94,17 @@ class Config(Section):
                 raise ValueError(
                     f"ensembles: {name!r} is the name of a model, or of the one under `{DEFAULT}`"
                 )
-            if self.ensembles[name].reward_specs:
-                raise ValueError(f"ensembles: {name}: reward_specs stand at top level or under `{DEFAULT}`")
         for section in (self.ensemble, *self.ensembles.values()):
             for model in section.models:
                 if model not in models:
                     raise ValueError(did_you_mean(model, models, "model"))
         return self
 
-    @model_validator(mode="after")
-    def _all_scorers(self) -> Config:
-        scorers = named([*self.reward_specs, *self.ensemble.reward_specs], "scorers")
-        object.__setattr__(self, "reward_specs", scorers)
-        object.__setattr__(self, "ensemble", self.ensemble.model_copy(update={"reward_specs": []}))
-        return self
-
     def named(self, name: str) -> Config:
-        """The configuration whose `ensemble` is the one called `name`.
+        """The configuration with the ensemble called `name` as its `ensemble`.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: No ensemble has that name.
         """
         if name == DEFAULT:
             return self
@@ -131,106 +123,54 @@ class Config(Section):
     @property
     def selection(self) -> StrategySpec:
         """The selection strategy."""
-        section, stats = self.ensemble, self.model_stats.model_dump(exclude_none=True)
-        if section.model_selection_params.keys() & {"stats_file", "stats"}:
-            stats = {}
-        used = _known(registry.SELECTIONS, section.model_selection_method, stats)
-        return StrategySpec(
-            method=section.model_selection_method, params=used | section.model_selection_params
-        )
+        section = self.ensemble
+        return StrategySpec(method=section.model_selection_method, params=section.model_selection_params)
 
     @property
     def aggregation(self) -> StrategySpec:
         """The aggregation strategy."""
         section = self.ensemble
-        used = _known(registry.AGGREGATIONS, section.output_aggregation_method, self._wide)
-        if section.output_aggregation_method == "progressive":
-            used |= section.progressive  # so that unknown keys are found
         return StrategySpec(
-            method=section.output_aggregation_method, params=used | section.output_aggregation_params
+            method=section.output_aggregation_method, params=section.output_aggregation_params
         )
 
-    @property
-    def _wide(self) -> dict[str, Any]:
-        """The aggregation's options that the reference writes beside its method."""
-        wide = {"max_rounds": self.ensemble.max_rounds, "score_threshold": self.ensemble.score_threshold}
-        return {key: value for key, value in wide.items() if value is not None}
-
     def options(self, spec: ModelSpec) -> dict[str, Any]:
-        """The options of a model's engine: its own, then those of all models on that engine."""
-        shared = dict(self.engine_options.get(spec.engine) or {})
-        if spec.engine == "hf":
-            if self.debug.enable_thinking is not None:
-                shared.setdefault("enable_thinking", self.debug.enable_thinking)
-            if shared.pop("use_eager_attention", False):
-                shared.setdefault("attn_implementation", "eager")
-        return {key: value for key, value in shared.items() if key not in NO_EFFECT} | spec.options
+        """The options of a model's engine: the defaults of `engine_options`, then its own."""
+        return (self.engine_options.get(spec.engine) or {}) | spec.options
 
     def deciding(self, spec: ModelSpec) -> dict[str, Any]:
-        """The options of a model's engine that decide what it says, not where and how patiently it runs."""
+        """The options of a model's engine that decide what it says, without those that decide where it runs."""
         return {key: value for key, value in self.options(spec).items() if key not in WHERE_IT_RUNS}
 
     @property
     def notes(self) -> list[str]:
-        """What the file says in vain, a line each: keys that cannot do anything, or not with these strategies."""
-        return [
-            f"{self._at(*where)}{'.'.join(map(str, where))} has no effect: {why}"
-            for where, why in self._idle()
-        ]
+        """Warnings for old names and for keys that have no effect, one line each."""
+        return [f"{self._at(*place)}{text}" for place, text in (*self._translation.notes, *self._unused())]
 
-    def _idle(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        for key, why in NO_EFFECT.items():
-            said = [index for index, spec in enumerate(self.model_specs) if key in spec.extra]
-            if said:
-                yield ("model_specs", said[0], key), why
-        for engine, options in self.engine_options.items():
-            if engine not in {spec.engine for spec in self.model_specs}:
-                yield ("engine_options", engine), f"no model runs on the engine {engine!r}"
-            for key in NO_EFFECT.keys() & (options or {}).keys():
-                yield ("engine_options", engine, key), NO_EFFECT[key]
-        section, wide = self.ensemble, self._wide
-        chosen, method = section.model_selection_method, section.output_aggregation_method
-        for key in wide.keys() - _known(registry.AGGREGATIONS, method, wide).keys():
-            yield ("ensemble", key), f"the aggregation {method!r} has no such option"
-        if section.progressive and method != "progressive":
-            yield ("ensemble", "progressive"), f"the aggregation is {method!r}"
-        stats = self.model_stats.model_dump(exclude_none=True)
-        for key in stats.keys() - _known(registry.SELECTIONS, chosen, stats).keys():
-            yield ("model_stats", key), f"the selection {chosen!r} has no such option"
+    def _unused(self) -> Iterator[tuple[Place, str]]:
+        for engine in self.engine_options.keys() - {spec.engine for spec in self.model_specs}:
+            text = f"engine_options.{engine} has no effect: no model runs on the engine {engine!r}"
+            yield ("engine_options", engine), text
 
     def warn(self) -> None:
-        """Warn of every note once."""
+        """Log each of `notes` once."""
         for note in self.notes:
-            _warn(note)
+            warn_once(note)
 
     def _at(self, *where: str | int) -> str:
         if self._file is None:
             return ""
         if where[0] == "ensemble":
             where = (*self._place, *where[1:])
-        if where[0] == "reward_specs" and where[0] not in self._file.data:
-            where = ("ensemble", *where)
-        return f"{self._file.at(*where)}: "
+        return f"{self._file.at(*self._translation.origin(where))}: "
 
     @contextmanager
     def within(self, *where: str | int) -> Iterator[None]:
-        """Errors about what stands at `where` say its file and line."""
+        """Put file and line of the value at `where` before the errors that are raised."""
         try:
             yield
         except ConfigError as error:
             raise type(error)(f"{self._at(*where, *error.option)}{error}") from error
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Config:
-        """Validate what a YAML file would hold.
-
-        Raises:
-            ConfigError: One line: what is wrong, with the nearest name for an unknown key.
-        """
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise ConfigError(_explain(None, error)) from error
 
     @classmethod
     def read(cls, path: Path, changes: Sequence[str] = ()) -> Config:
@@ -245,25 +185,29 @@ class Config(Section):
         file = YamlFile.read(path.expanduser())
         for change in changes:
             _apply(file.data, change)
+        return cls._validated(file.data, file)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Config:
+        """Validate what a YAML file would hold.
+
+        Raises:
+            ConfigError: One line: what is wrong, with the nearest name for an unknown key.
+        """
+        return cls._validated(copy.deepcopy(dict(data)), None)
+
+    @classmethod
+    def _validated(cls, data: dict[str, Any], file: YamlFile | None) -> Config:
+        translation = Translation()
         try:
-            config = cls.model_validate(file.data)
-        except ValidationError as error:
-            raise ConfigError(_explain(file, error)) from error
-        object.__setattr__(config, "_file", file)
+            translate(data, translation)
+            config = cls.model_validate(data)
+        except (ConfigError, ValidationError) as error:
+            where, text = _explained(error)
+            at = f"{file.at(*translation.origin(where))}: " if file else ""
+            raise ConfigError(at + text) from error
+        config._file, config._translation = file, translation
         return config
-
-
-def _known(table: Mapping[str, str], method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `options` that the strategy has; imports it only where there are any."""
-    if not options:
-        return {}
-    fields = {field.name for field in dataclasses.fields(registry.lookup(table, method, "method"))}
-    return {key: value for key, value in options.items() if key in fields}
-
-
-@lru_cache(maxsize=1024)
-def _warn(note: str) -> None:
-    log.warning(note)
 
 
 def _apply(data: Any, change: str) -> None:
@@ -283,19 +227,19 @@ def _apply(data: Any, change: str) -> None:
         raise ConfigError(f"cannot set {change!r} (expected KEY.KEY=VALUE): {error}") from error
 
 
-def _explain(file: YamlFile | None, error: ValidationError) -> str:
-    first = min(
-        error.errors(), key=lambda one: one["type"] != "extra_forbidden"
-    )  # a mistyped key explains most
-    where = [part for part in first["loc"] if isinstance(part, str | int)]
-    at = f"{file.at(*where)}: " if file else ""
+def _explained(error: ConfigError | ValidationError) -> tuple[Place, str]:
+    """The place and the text of the error that explains most; a mistyped key before those that follow from it."""
+    if isinstance(error, ConfigError):
+        return error.option, str(error)
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    where = tuple(part for part in first["loc"] if isinstance(part, str | int))
     if first["type"] == "extra_forbidden":
-        return f"{at}{did_you_mean(str(where[-1]), _keys(where[:-1]), 'key')}"
+        return where, did_you_mean(str(where[-1]), _keys(where[:-1]), "key")
     reason = first["msg"].removeprefix("Value error, ")
-    return f"{at}{'.'.join(map(str, where))}: {reason}"
+    return where, f"{'.'.join(map(str, where))}: {reason}"
 
 
-def _keys(where: Iterable[str | int]) -> list[str]:
+def _keys(where: Sequence[str | int]) -> list[str]:
     """The keys of a section."""
     section: type[BaseModel] = Config
     for part in where:
@@ -303,4 +247,4 @@ def _keys(where: Iterable[str | int]) -> list[str]:
         for kind in (inner, *get_args(inner)):  # get_args: the values of a mapping
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 section = kind
-    return list(section.model_fields)
+    return [*section.model_fields, *MOVED.get(".".join(map(str, where)), ())]

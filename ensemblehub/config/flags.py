@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -32,10 +33,13 @@ def configured(
     Raises:
         ConfigError: As `Config.read`, or a model names an unknown engine.
     """
-    if models and changes and path is None:
-        raise ConfigError("--set changes a file: give --config")
-    flags = Config.model_validate({"model_specs": _specs(models)}) if models else None
-    config = flags if flags and path is None else Config.read(path or builtin.CONFIG, changes)
+    if models and path is None:
+        if changes:
+            raise ConfigError("--set changes a file: give --config")
+        config = Config.model_validate({"model_specs": _specs(models)})
+    else:
+        replaced = [f"model_specs={json.dumps(_specs(models))}"] if models else []
+        config = Config.read(path or builtin.CONFIG, [*changes, *replaced])
     section = config.ensemble
     update: dict[str, Any] = {}
     if selection not in (None, section.model_selection_method):
@@ -45,8 +49,7 @@ def configured(
     if max_tokens is not None:
         limit = {"max_tokens": max_tokens, "fit_context": False}
         update["generation"] = section.generation.model_copy(update=limit)
-    replaced = {"model_specs": flags.model_specs} if flags else {}
-    return config.model_copy(update={"ensemble": section.model_copy(update=update), **replaced})
+    return config.model_copy(update={"ensemble": section.model_copy(update=update)})
 
 
 def _specs(texts: Sequence[str]) -> list[dict[str, str]]:

@@ -1,71 +1,64 @@
-"""The sections of a configuration file, each a frozen pydantic model whose keys are all known.
-
-Knows what may stand in a file, the reference toolkit's own keys included; `config.Config` is the whole of it.
-"""
+"""The sections of a configuration file: frozen pydantic models that refuse unknown keys."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ensemblehub import builtin, registry
 from ensemblehub.schema import Sampling
 
+LONGEST = 16384  # tokens of an answer without a limit
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
-LONGEST = 16384  # tokens of an answer whose length nobody limits
-NO_EFFECT = {"padding_side": "nothing is padded", "low_cpu_mem": "weights are always loaded so"}
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+Seconds = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Texts = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
 class Section(BaseModel):
-    """A part of the file whose keys are all known; `key:` without a value is the default."""
+    """A part of the file that refuses unknown keys; `key:` without a value is the default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-    nullable: ClassVar[frozenset[str]] = frozenset()  # keys whose null is not their default
+    nullable: ClassVar[frozenset[str]] = frozenset()  # keys for which null is a value of its own
 
     @model_validator(mode="before")
     @classmethod
     def _default(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        return {
-            key: data[key]
-            for key in data
-            if data[key] is not None or key not in cls.model_fields.keys() - cls.nullable
-        }
+        return _without_nulls(data, cls.model_fields.keys() - cls.nullable)
+
+
+def _without_nulls(data: Any, keys: Set[str]) -> Any:
+    """The mapping without those of `keys` that are null; anything else as it is."""
+    if not isinstance(data, Mapping):
+        return data
+    return {key: value for key, value in data.items() if value is not None or key not in keys}
 
 
 class _Spec(BaseModel):
     """One model or scorer; keys besides the named ones are its own options.
 
     Attributes:
-        name: how bills and choices call it; its path, or its kind, where omitted.
+        name: Name in usage and events; its path, or its engine, where omitted.
+        engine: Which engine runs it.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    omitted_if_null: ClassVar[frozenset[str]] = frozenset(
+        {"path", "device", "max_memory", "quantization", "num_gpus", "enable_thinking"}
+    )  # the reference toolkit's options, which it may write as null
     name: str = ""
     engine: str = "hf"
 
     @model_validator(mode="before")
     @classmethod
     def _default(cls, data: Any) -> Any:
-        """Keys of the reference are as if omitted where they are null."""
-        keys = {
-            "name",
-            "engine",
-            "weight",
-            "path",
-            "device",
-            "max_memory",
-            "quantization",
-            "num_gpus",
-            "enable_thinking",
-        }
-        if not isinstance(data, Mapping):
-            return data
-        return {key: data[key] for key in data if data[key] is not None or key not in keys}
+        return _without_nulls(data, cls.model_fields.keys() | cls.omitted_if_null)
 
     def model_post_init(self, _: Any) -> None:
         if not self.name:
@@ -78,14 +71,10 @@ class _Spec(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its own options; `builtin:NAME` as `path` or `tokenizer` stands for a model that ships."""
-        options = {key: value for key, value in self.extra.items() if key not in NO_EFFECT}
-        named = {
-            key: builtin.resolve(options[key])
-            for key in ("path", "tokenizer")
-            if isinstance(options.get(key), str)
-        }
-        return options | named
+        """Its own options, with `builtin:NAME` as `path` or `tokenizer` resolved."""
+        paths = {key: self.extra.get(key) for key in ("path", "tokenizer")}
+        resolved = {key: builtin.resolve(path) for key, path in paths.items() if isinstance(path, str)}
+        return self.extra | resolved
 
 
 class ModelSpec(_Spec):
@@ -101,31 +90,31 @@ class RewardSpec(_Spec):
     """One scorer.
 
     Attributes:
-        engine: its kind: `perplexity` (the reference's `hf_gen`), `reward_model` (`hf_rm`) or `api`.
-        weight: its share in the weighted mean.
+        engine: `perplexity` (the reference's `hf_gen`), `reward_model` (`hf_rm`) or `api`.
+        weight: Weight in the mean of all scorers.
     """
 
     engine: str = "hf_rm"
-    weight: float = Field(default=1.0, gt=0)
+    weight: Annotated[float, Gt(0)] = 1.0
 
 
 SpecT = TypeVar("SpecT", bound=_Spec)
 
 
 def named(specs: Sequence[SpecT], what: str) -> list[SpecT]:
-    """The specs, those without a name of their own numbered where they would share one."""
+    """The specs; those without a `name` get a number where they would share one."""
     taken = [spec.name for spec in specs if "name" in spec.model_fields_set]
     if len(set(taken)) < len(taken):
         raise ValueError(f"two {what} share a name: {', '.join(taken)}")
-    named: list[SpecT] = []
+    numbered: list[SpecT] = []
     for spec in specs:
-        name, number = spec.name, 1
-        while "name" not in spec.model_fields_set and name in taken:
-            number += 1
-            name = f"{spec.name}-{number}"
-        taken.append(name)
-        named.append(spec if name == spec.name else spec.model_copy(update={"name": name}))
-    return named
+        if "name" not in spec.model_fields_set:
+            names = (spec.name, *(f"{spec.name}-{number}" for number in range(2, len(specs) + 2)))
+            name = next(name for name in names if name not in taken)
+            taken.append(name)
+            spec = spec.model_copy(update={"name": name})
+        numbered.append(spec)
+    return numbered
 
 
 class StrategySpec(Section):
@@ -144,31 +133,26 @@ class Generation(Section):
             refuses it.
         temperature: 0 is greedy.
         do_sample: false is greedy whatever the temperature; true draws, at temperature 1.0 where none is given.
-        stop_strings, stop_sequences: strings that end the answer and are not part of it.
-        extract_after: what is kept of the answer is the text behind the last of these marks.
+        stop_strings, stop_sequences: Strings that end the answer and are not part of it.
+        extract_after: Only the text after the last of these strings is kept of an answer.
     """
 
     nullable: ClassVar[frozenset[str]] = frozenset({"max_tokens"})
 
-    max_tokens: int | None = Field(default=512, ge=1)
+    max_tokens: Positive | None = 512
     fit_context: bool = True
-    temperature: float = Field(default=0.0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0)
-    min_p: float = Field(default=0.0, ge=0, le=1)
-    repetition_penalty: float = Field(default=1.0, gt=0)
+    temperature: Annotated[float, Ge(0)] = 0.0
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    top_k: Count = 0
+    min_p: Share = 0.0
+    repetition_penalty: Annotated[float, Gt(0)] = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     do_sample: bool | None = None
-    stop_strings: list[str] = Field(default_factory=list)
-    stop_sequences: list[str] = Field(default_factory=list)
-    extract_after: list[str] = Field(default_factory=list)
+    stop_strings: Texts = Field(default_factory=list)
+    stop_sequences: Texts = Field(default_factory=list)
+    extract_after: Texts = Field(default_factory=list)
     seed: int | None = None
-
-    @field_validator("stop_strings", "stop_sequences", "extract_after", mode="before")
-    @classmethod
-    def _list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _draws(self) -> Generation:
@@ -223,7 +207,7 @@ class Bound(Section):
     def admits(self, value: Any) -> bool:
         """Whether a value, or every value of a mapping, is within the bound."""
         if isinstance(value, Mapping):
-            return bool(value) and all(self.admits(one) for one in value.values())
+            return bool(value) and all(map(self.admits, value.values()))
         if self.choices is not None:
             return isinstance(value, str | int | float) and value in self.choices
         low, high = self.minimum, self.maximum
@@ -240,16 +224,15 @@ class Bound(Section):
 
 
 class EnsembleSection(Section):
-    """Which strategies, and how text is generated.
+    """Which models and strategies, and how text is generated.
 
     Attributes:
-        models: names of the models that belong to it, the first one first; all by default.
-        on_error: what becomes of an answer when a model fails: `fail`, or `drop` the model and go on with the others,
-            behind what is already written.
-        request_params: options of the aggregation that a request to a server may set, and their bounds.
-        max_rounds, score_threshold, progressive: options of the aggregation that the reference writes here; those
-            among `output_aggregation_params` go before them.
-        reward_specs: scorers, as at top level.
+        models: Names of the ensemble's models, in its order; all by default.
+        on_error: `fail`, or `drop` a model that fails and continue the answer with the others.
+        request_params: Options of the aggregation that a request to a server may set, and their bounds.
+        model_selection_method, model_selection_params: The selection strategy and its options.
+        output_aggregation_method, output_aggregation_params: The aggregation strategy and its options.
+        score_normalization: How the scorers' scores are scaled before their mean is taken.
     """
 
     models: list[str] = Field(default_factory=list)
@@ -260,10 +243,6 @@ class EnsembleSection(Section):
     output_aggregation_method: str = "single"
     output_aggregation_params: dict[str, Any] = Field(default_factory=dict)
     score_normalization: Literal["none", "minmax", "standard"] = "none"
-    reward_specs: list[RewardSpec] = Field(default_factory=list)
-    max_rounds: int | None = None
-    score_threshold: float | None = None
-    progressive: dict[str, Any] = Field(default_factory=dict)
     generation: Generation = Field(default_factory=lambda: Generation())
 
 
@@ -271,69 +250,68 @@ class ServerSection(Section):
     """Where a server listens, who may ask, and how much at a time.
 
     Attributes:
-        host, port: loopback by default; without an API key nothing but loopback is served.
-        api_key_file: API keys, one a line; a line that begins with # is none.
-        api_key_env: environment variable with an API key.
-        cors_origins: origins whose pages may ask; none by default.
-        max_body_bytes, max_head_bytes: of a request; its head is the URL and the headers.
-        max_connections: that are open at the same time, as far as there are file descriptors; beyond it the
+        host, port: Address to listen on; without an API key only loopback addresses are served.
+        api_key_file: File with one API key per line; lines that begin with # are ignored.
+        api_key_env: Environment variable with an API key.
+        cors_origins: Origins whose pages may send requests; none by default.
+        max_body_bytes, max_head_bytes: Maximum size of a request's body, and of its URL and headers.
+        max_connections: Maximum number of open connections, bounded by the file descriptors; beyond it the
             connection that has waited longest for its client is closed.
-        head_timeout, body_timeout: seconds in which a request's head and its body must have come.
-        idle_timeout: seconds after which a connection that nobody uses is closed.
-        max_prompt_tokens, max_output_tokens: of one answer.
-        max_answers: answers that one request may ask for, its prompts times `n`.
-        max_stop: stop strings of a request.
-        max_running: answers that are written at the same time.
-        max_queued, max_queued_tokens: answers, and tokens of their prompts, that may wait; more are refused.
-        timeout: seconds that a request may take, waiting included.
-        first_token_timeout: seconds until its first token.
-        keep_alive: seconds of silence after which a stream sends a comment.
-        drain: seconds that answers in flight are given to end when the server is stopped.
-        reasoning_fields: names under which an insight is sent; clients that know both show it twice.
-        log_format: lines for a person, or one JSON object a line.
-        log_prompts: whether logs may hold what was asked and answered.
+        head_timeout, body_timeout: Seconds in which a request's head and its body must arrive.
+        idle_timeout: Seconds after which an unused connection is closed.
+        max_prompt_tokens, max_output_tokens: Maximum number of tokens of one prompt and of one answer.
+        max_answers: Maximum number of answers of one request, its prompts times `n`.
+        max_stop: Maximum number of stop strings of a request.
+        max_running: Maximum number of answers generated at the same time.
+        max_queued, max_queued_tokens: Maximum number of waiting answers, and of the tokens of their prompts; more
+            are refused.
+        timeout: Seconds that a request may take, with the time in the queue.
+        first_token_timeout: Seconds until its first token.
+        keep_alive: Seconds of silence after which a stream sends a comment.
+        drain: Seconds that running answers have to end when the server is stopped.
+        reasoning_fields: Fields in which an insight is sent; clients that know both show it twice.
+        log_format: Text, or one JSON object per line.
+        log_prompts: Whether logs may contain prompts and answers.
     """
 
     host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    port: Annotated[int, Ge(0), Le(65535)] = 8000
     api_key_file: UserPath | None = None
     api_key_env: str = "ENSEMBLEHUB_API_KEY"
     cors_origins: list[str] = Field(default_factory=list)
-    max_body_bytes: int = Field(default=2**21, ge=1)
-    max_head_bytes: int = Field(default=2**16, ge=1024)
-    max_connections: int = Field(default=1024, ge=1)
-    head_timeout: float = Field(default=10.0, gt=0)
-    body_timeout: float = Field(default=60.0, gt=0)
-    idle_timeout: float = Field(default=120.0, gt=0)
-    max_prompt_tokens: int = Field(default=32768, ge=1)
-    max_output_tokens: int = Field(default=LONGEST, ge=1)
-    max_answers: int = Field(default=64, ge=1)
-    max_stop: int = Field(default=16, ge=0)
-    max_running: int = Field(default=64, ge=1)
-    max_queued: int = Field(default=256, ge=0)
-    max_queued_tokens: int = Field(default=1_000_000, ge=0)
-    timeout: float = Field(default=600.0, gt=0)
-    first_token_timeout: float = Field(default=120.0, gt=0)
-    keep_alive: float = Field(default=15.0, gt=0)
-    drain: float = Field(default=30.0, ge=0)
+    max_body_bytes: Positive = 2**21
+    max_head_bytes: Annotated[int, Ge(1024)] = 2**16
+    max_connections: Positive = 1024
+    head_timeout: Seconds = 10.0
+    body_timeout: Seconds = 60.0
+    idle_timeout: Seconds = 120.0
+    max_prompt_tokens: Positive = 32768
+    max_output_tokens: Positive = LONGEST
+    max_answers: Positive = 64
+    max_stop: Count = 16
+    max_running: Positive = 64
+    max_queued: Count = 256
+    max_queued_tokens: Count = 1_000_000
+    timeout: Seconds = 600.0
+    first_token_timeout: Seconds = 120.0
+    keep_alive: Seconds = 15.0
+    drain: Annotated[float, Ge(0)] = 30.0
     reasoning_fields: tuple[Literal["reasoning_content", "reasoning"], ...] = ("reasoning_content",)
     log_format: Literal["text", "json"] = "text"
     log_prompts: bool = False
 
 
 class DebugSection(Section):
-    """What to watch.
+    """What is printed or kept for debugging.
 
     Attributes:
-        show_input_details, show_output_details: print every request, and every answer with its bill, on standard
+        show_input_details, show_output_details: Print every request, and every answer with its usage, on standard
             error.
-        enable_thinking: of the chat template, for `hf` models that do not say themselves.
-        save_results: keep what a server answers, in `saves/logs/api_session_TIME.jsonl`.
+        save_results: Append a server's answers to `saves/logs/api_session_TIME.jsonl`.
     """
 
     show_input_details: bool = False
     show_output_details: bool = False
-    enable_thinking: bool | None = None
     save_results: bool = False
 
     @property
@@ -342,19 +320,16 @@ class DebugSection(Section):
         return self.show_input_details or self.show_output_details
 
 
-class ModelStats(Section):
-    """Statistics of the models, for a selection that uses them and names none."""
-
-    stats_file: str | None = None
-    stats: dict[str, Any] | None = None
-
-
 class ExperimentSection(Section):
     """What the pipeline runs on (`collect | train | calibrate | evaluate | report`).
 
     Attributes:
-        task: a benchmark (`docs/tasks.md`).
-        data: a file or folder of a public benchmark, instead of `data/` or the hub.
+        task: A benchmark (`docs/tasks.md`).
+        data: A file or folder of a public benchmark, instead of `data/` or the hub.
+        results: Folder for everything that the pipeline writes.
+        judge, preset: Kind of judge, and how it is trained.
+        aim: What the thresholds are chosen for: `max-accuracy`, `budget:SHARE` or `min-accuracy:SHARE`.
+        concurrency: Maximum number of questions in progress.
     """
 
     task: str = "builtin_math"
@@ -363,4 +338,4 @@ class ExperimentSection(Section):
     judge: Literal["mlp", "logistic", "gb", "lstm", "gru", "cnn", "attention", "ensemble"] = "mlp"
     preset: Literal["default", "paper"] = "default"
     aim: str = "max-accuracy"
-    concurrency: int = Field(default=32, ge=1)
+    concurrency: Positive = 32
