@@ -1,4 +1,4 @@
-"""Best of n: what is scored, what is kept, what is billed."""
+"""Best of n: what is scored, what is kept, what is recorded."""
 
 import asyncio
 from contextlib import aclosing
@@ -49,7 +49,7 @@ def best(engines, pool=None, ledger=None, prefix="", aggregation=None, **samplin
     return asyncio.run(hub.generate(Request(CHAT, Sampling(**sampling), prefix)))
 
 
-def test_the_best_is_kept_and_the_others_are_billed_as_discarded():
+def test_the_best_is_kept_and_the_others_are_recorded_as_discarded():
     result = best(members("one", "one two three", "one two"))
     assert result.text == "one two three"
     assert result.finish == "stop"
@@ -58,10 +58,10 @@ def test_the_best_is_kept_and_the_others_are_billed_as_discarded():
     assert choice.chosen == ("b",)
     assert choice.scores == (("a", 3.0), ("b", 13.0), ("c", 7.0))
     assert choice.reason == "b scores 13, the best of 3"
-    bill = {(line.engine, line.purpose): line.cost for line in result.usage.lines}
-    assert [bill[name, "propose"].completion_tokens for name in "abc"] == [1, 3, 2]
-    assert [bill[name, "propose"].discarded_tokens for name in "abc"] == [1, 0, 2]
-    assert bill["judge", "score"].prompt_tokens == 7
+    costs = {(line.engine, line.purpose): line.cost for line in result.usage.lines}
+    assert [costs[name, "propose"].completion_tokens for name in "abc"] == [1, 3, 2]
+    assert [costs[name, "propose"].discarded_tokens for name in "abc"] == [1, 0, 2]
+    assert costs["judge", "score"].prompt_tokens == 7
 
 
 def test_of_equal_scores_the_first_is_given_and_it_is_said():
@@ -122,7 +122,7 @@ def test_candidates_are_written_at_the_same_time():
 
 
 @pytest.mark.parametrize("fault", ["member", "scorer"])
-def test_a_failure_is_raised_as_it_is_and_everything_is_billed(fault):
+def test_a_failure_is_raised_as_it_is_and_everything_is_recorded(fault):
     engines, ledger = members("one two three " * 9, "one"), UsageLedger()
     if fault == "member":
         engines[0] = EchoEngine("a", EchoOptions({"": "one two three"}, fail_after=2))

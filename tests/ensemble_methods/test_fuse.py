@@ -66,8 +66,8 @@ def test_the_largest_writes_from_everybodys_proposals():
         Message("user", f"{QUESTION}\nCandidate answers:\n{listed}"),
     )
     assert request.prompt.thinking is False
-    bill = {(line.engine, line.purpose): line.cost.completion_tokens for line in result.usage.lines}
-    assert bill == {("a", "propose"): 3, ("b", "propose"): 3, ("c", "propose"): 3, ("b", "answer"): 3}
+    costs = {(line.engine, line.purpose): line.cost.completion_tokens for line in result.usage.lines}
+    assert costs == {("a", "propose"): 3, ("b", "propose"): 3, ("c", "propose"): 3, ("b", "answer"): 3}
     assert result.cost.discarded_tokens == 0  # every proposal was read
 
 
@@ -228,7 +228,7 @@ def test_the_builtin_models_fuse_and_vote_from_yaml(tmp_path: Path):
     generation = "  generation: {max_tokens: 96, temperature: 0.8, seed: 4}\n"
     question = "There are 3 mugs. There are 2 more plates than mugs. How many plates are there?"
 
-    def ride(method, params):
+    def run(method, params):
         path = tmp_path / f"{method}.yaml"
         how = f"ensemble:\n  output_aggregation_method: {method}\n  output_aggregation_params: {params}\n"
         path.write_text(models + how + generation)
@@ -241,11 +241,11 @@ def test_the_builtin_models_fuse_and_vote_from_yaml(tmp_path: Path):
 
         return asyncio.run(go())
 
-    voted = ride("vote", "{samples: 3}")
+    voted = run("vote", "{samples: 3}")
     assert voted.choices[0].chosen[0].startswith(("intern#", "mentor#"))
-    assert voted.choices[0] == ride("vote", "{samples: 3}").choices[0]  # seeded: the same every time
+    assert voted.choices[0] == run("vote", "{samples: 3}").choices[0]  # seeded: the same every time
     assert sum(line.cost.calls for line in voted.usage.lines) == 6
-    fused = ride("fuse", "{template: builtin, show: last_line}")
+    fused = run("fuse", "{template: builtin, show: last_line}")
     assert {(line.engine, line.purpose) for line in fused.usage.lines} == {
         ("intern", "propose"),
         ("mentor", "propose"),

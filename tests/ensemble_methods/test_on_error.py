@@ -73,7 +73,7 @@ def test_a_vote_is_held_among_the_others():
 
 
 @pytest.mark.parametrize("fails", ["a", "b"])
-def test_of_a_pair_that_rides_in_tandem_the_other_answers_alone(fails):
+def test_of_a_pair_that_runs_in_tandem_the_other_answers_alone(fails):
     result = ask(ensemble("tandem", fails=fails, engines="ab", levels={"low": 2}, judge="fixed:low"))
     assert result.text == WORDS
     assert result.choices[-1].chosen == ({"a": "b", "b": "a"}[fails],)

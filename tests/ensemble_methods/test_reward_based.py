@@ -1,4 +1,4 @@
-"""reward_based on scripted members and scorers: what is proposed, kept, ended, billed."""
+"""reward_based on scripted members and scorers: what is proposed, kept, ended, recorded."""
 
 import asyncio
 from contextlib import aclosing
@@ -96,7 +96,7 @@ def test_the_best_proposal_of_each_round_is_kept():
     ]
 
 
-def test_losing_proposals_are_billed_as_discarded():
+def test_losing_proposals_are_recorded_as_discarded():
     result = answer(
         ensemble(two(), Likes(**{"or": 1.0, "make": 1.0, "four": 1.0}), max_new_tokens_per_round=2)
     )
@@ -251,7 +251,7 @@ def test_a_context_that_is_full_ends_the_answer_or_refuses_it():
         answer(ensemble([Member("a", "x", context=3), Member("b", "y", context=2)], Likes()))
 
 
-def test_failures_of_members_and_scorers_are_errors_and_billed():
+def test_failures_of_members_and_scorers_are_errors_and_recorded():
     slow = Member("slow", "one two three four", delay=0.02)
     broken = Member("broken", "one two three", delay=0.01, fail_after=1)
     ledger = UsageLedger()
@@ -290,7 +290,7 @@ def test_closing_early_stops_everything(after):
 
 
 @pytest.mark.parametrize("where", ["members", "scorer"])
-def test_cancelling_bills_every_token(where):
+def test_cancelling_records_every_token(where):
     members = [Member(name, "one two three four", delay=0.02 if where == "members" else 0.0) for name in "ab"]
     members[1].table = "two three"
     rm = Likes()

@@ -173,13 +173,13 @@ def predicted(**chances):
 
 def chosen(folder, among=None, **options):
     selection = Learned(str(folder), **options)
-    return [one.name for one in asyncio.run(selection.select(ASK, among or engines(), UsageLedger()))]
+    return [engine.name for engine in asyncio.run(selection.select(ASK, among or engines(), UsageLedger()))]
 
 
 ASK = learning.Request(Chat((Message("user", "what is it"),)))
 
 
-def test_the_cheapest_that_suffices_else_the_likeliest(tmp_path):
+def test_the_cheapest_that_suffices_else_the_most_probable(tmp_path):
     predicted(a=0.9, b=0.8, c=0.3).save(tmp_path)
     assert chosen(tmp_path) == ["b"]
     assert chosen(tmp_path, threshold=0.85) == ["a"]

@@ -112,7 +112,7 @@ UNABLE = Speller("unable", {(): {b"yes": 0.2, b"no": 0.8}})
 
 
 def chosen(selection, engines=(UNABLE, UNSURE, SURE), ask=Request(Text("?"))):  # noqa: B008
-    return [one.name for one in asyncio.run(selection.select(ask, list(engines), UsageLedger()))]
+    return [engine.name for engine in asyncio.run(selection.select(ask, list(engines), UsageLedger()))]
 
 
 def test_the_surest_come_first_less_their_usual_score():

@@ -36,7 +36,7 @@ STATS = {
 
 def chosen(selection, engines=ENGINES, ledger=None):
     ledger = ledger or UsageLedger()
-    return [one.name for one in asyncio.run(selection.select(ASK, engines, ledger))]
+    return [engine.name for engine in asyncio.run(selection.select(ASK, engines, ledger))]
 
 
 def test_z_is_that_of_the_formula():
@@ -46,7 +46,7 @@ def test_z_is_that_of_the_formula():
     )
 
 
-def test_the_most_familiar_come_first_and_their_reading_is_billed():
+def test_the_most_familiar_come_first_and_their_reading_is_recorded():
     ledger = UsageLedger()
     assert chosen(ZScore(k=3, stats=STATS), ledger=ledger) == ["b", "c", "a"]
     assert chosen(ZScore(k=1, stats=STATS)) == ["b"]

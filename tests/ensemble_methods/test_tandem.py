@@ -1,4 +1,4 @@
-"""Tandem on the echo engine: what is written, judged, stopped, billed."""
+"""Tandem on the echo engine: what is written, judged, stopped, recorded."""
 
 import asyncio
 import subprocess
@@ -130,7 +130,7 @@ def test_continuation_puts_the_insight_into_the_interns_own_turn():
     assert asked[0].prefix == "Goal: add two"
 
 
-def test_an_engine_error_in_mid_ride_is_an_error_and_never_an_answer():
+def test_an_engine_error_in_mid_run_is_an_error_and_never_an_answer():
     for mentor, intern in (({"fail_after": 2}, None), (None, {"fail_after": 1})):
         hub = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1"), intern, mentor)
         with pytest.raises(EngineError, match="as scripted"):
@@ -163,7 +163,7 @@ async def events_of(hub, ledger, stop=None):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 25), st.sampled_from(["entropy:0.1", "fixed:medium"]), st.integers(0, 3))
-def test_closing_early_stops_every_model_and_bills_what_was_written(stop, judge, lookahead):
+def test_closing_early_stops_every_model_and_records_what_was_written(stop, judge, lookahead):
     hub = ensemble(Tandem(levels=LEVELS, judge=judge), mentor={"lookahead": lookahead})
     ledger = UsageLedger()
     events = asyncio.run(events_of(hub, ledger, stop))

@@ -337,7 +337,7 @@ async def early(hub, method, ledger):
 
 
 @pytest.mark.parametrize("every", ["token", "disputed"])
-def test_closing_early_closes_and_bills_every_decoder(every):
+def test_closing_early_closes_and_records_every_decoder(every):
     hub, ledger = engines(), UsageLedger()
     asyncio.run(early(hub, GaC(every=every), ledger))
     assert [engine.decoders[0].closed for engine in hub] == [1, 1]
@@ -349,7 +349,7 @@ def test_closing_early_closes_and_bills_every_decoder(every):
 
 @pytest.mark.parametrize("failing", [0, 1])
 @pytest.mark.parametrize("every", ["token", "disputed"])
-def test_a_failing_engine_is_an_error_and_all_is_billed(failing, every):
+def test_a_failing_engine_is_an_error_and_all_is_recorded(failing, every):
     hub, ledger = engines(), UsageLedger()
     hub[failing].fail_at = 2
 

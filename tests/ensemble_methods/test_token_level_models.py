@@ -150,7 +150,7 @@ def test_concurrent_requests_share_forward_passes():
     run(["mentor", "intern"], work)
 
 
-def test_closing_early_frees_the_rows_and_bills_them():
+def test_closing_early_frees_the_rows_and_records_them():
     async def work(mentor, intern):
         ledger = UsageLedger()
         hub = AsyncEnsemble([mentor, intern], All(), GaC())
@@ -168,7 +168,7 @@ def test_closing_early_frees_the_rows_and_bills_them():
     run(["mentor", "intern"], work)
 
 
-def test_a_failing_model_is_an_error_and_the_other_is_billed():
+def test_a_failing_model_is_an_error_and_the_other_is_recorded():
     async def work(mentor, intern):
         await asyncio.gather(mentor.load(), intern.load())
         model, calls = intern._worker.loaded.result(), []

@@ -124,7 +124,7 @@ def test_a_stop_string_may_span_turns_and_none_of_it_is_shown():
     result, pieces = collect(Alternate(), [Recorder("a"), Recorder("b")], Sampling(stop=("two three four",)))
     assert "".join(piece.text for piece in pieces) == result.text == "one "
     assert result.finish == "stop"
-    assert result.cost.completion_tokens == 4  # what was written and is not shown is billed
+    assert result.cost.completion_tokens == 4  # what was written and is not shown is recorded
 
 
 @settings(max_examples=200, deadline=None)
@@ -233,7 +233,7 @@ def test_a_turn_ends_behind_a_mark_that_spans_turns():
     ]
 
 
-def test_closing_stops_the_writer_and_bills_it():
+def test_closing_stops_the_writer_and_records_it():
     engines, ledger = [EchoEngine(name, EchoOptions({"": STORY})) for name in "ab"], UsageLedger()
 
     async def read():
@@ -247,7 +247,7 @@ def test_closing_stops_the_writer_and_bills_it():
     assert [(call.engine, call.cost.completion_tokens) for call in ledger.calls] == [("a", 2), ("b", 1)]
 
 
-def test_a_failure_is_not_an_answer_and_is_billed():
+def test_a_failure_is_not_an_answer_and_is_recorded():
     ledger, engines = UsageLedger(), [Recorder("a"), Recorder("b", fail_after=1)]
 
     async def read():

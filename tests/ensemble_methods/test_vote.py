@@ -62,11 +62,11 @@ def test_the_answer_is_one_piece_by_its_author_and_losers_are_discarded():
         ("b", "answer", boxed(2, 3))
     ]
     assert len(result.pieces[0].tokens) == 6
-    bill = {line.engine: line.cost for line in result.usage.lines}
+    costs = {line.engine: line.cost for line in result.usage.lines}
     assert {line.purpose for line in result.usage.lines} == {"propose"}
-    assert {name: cost.completion_tokens for name, cost in bill.items()} == {"a": 3, "b": 6, "c": 3}
-    assert {name: cost.discarded_tokens for name, cost in bill.items()} == {"a": 3, "b": 0, "c": 0}
-    assert {name: cost.calls for name, cost in bill.items()} == {"a": 1, "b": 1, "c": 1}
+    assert {name: cost.completion_tokens for name, cost in costs.items()} == {"a": 3, "b": 6, "c": 3}
+    assert {name: cost.discarded_tokens for name, cost in costs.items()} == {"a": 3, "b": 0, "c": 0}
+    assert {name: cost.calls for name, cost in costs.items()} == {"a": 1, "b": 1, "c": 1}
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_failing_member_fails_the_vote_and_stops_the_others(early):
     assert ledger.total.completion_tokens == sum(engine.written for engine in engines)
 
 
-def test_cancelling_stops_every_engine_and_bills_what_it_wrote():
+def test_cancelling_stops_every_engine_and_records_what_it_wrote():
     engines, ledger = members(boxed(1, 500), boxed(1, 500), delay=[0.001, 0.001]), UsageLedger()
 
     async def run():
@@ -205,8 +205,8 @@ def test_stop_early_ends_what_cannot_change_the_answer():
     assert result.text == boxed(1)
     assert engines[2].written < 250  # all of it would take five seconds
     assert choice(result).reason == "2 of 3 agree on 1; 1 stopped early"
-    bill = {line.engine: line.cost for line in result.usage.lines}
-    assert bill["c"].completion_tokens == bill["c"].discarded_tokens == engines[2].written
+    costs = {line.engine: line.cost for line in result.usage.lines}
+    assert costs["c"].completion_tokens == costs["c"].discarded_tokens == engines[2].written
     engines = members(boxed(1), boxed(1), boxed(2, 500))
     vote(engines)
     assert engines[2].written == 503
@@ -298,7 +298,7 @@ def test_settled_is_said_exactly_when_no_answers_of_the_others_change_winner_or_
     st.lists(st.tuples(ANSWERS, st.integers(0, 40)), min_size=2, max_size=6),
     st.sampled_from([{}, {"b": 2.0}]),
 )
-def test_stopping_early_gives_the_same_answer_and_bills_every_token(plan, weights):
+def test_stopping_early_gives_the_same_answer_and_records_every_token(plan, weights):
     def engines():
         return members(*(boxed(answer, words) if answer else "so " * words + "?" for answer, words in plan))
 
