@@ -28,7 +28,7 @@ from benchmarks import engines
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.lab.pipeline.evaluate import Bill
+from ensemblehub.lab.pipeline.evaluate import ColdCost
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks.base import Item
 from ensemblehub.lab.tasks.builtin_math import BuiltinMath
@@ -73,7 +73,7 @@ def shares(rides: Ridden, ensemble: AsyncEnsemble) -> dict[str, float]:
         answer = calls[-1]
         cached, prompt = cached + answer.cached_tokens, prompt + answer.prompt_tokens
         blocks += (answer.prompt_tokens - 1) // engines.BLOCK * engines.BLOCK
-        bill = Bill.of(ledger.calls, cards, "intern")
+        bill = ColdCost.of(ledger.calls, cards, "intern")
         judging, flops = judging + bill.judging_flops, flops + bill.flops
         wrote = sum(call.cost.completion_tokens for call in ledger.calls if call.engine == "mentor")
         discarded += wrote - shown[-1]

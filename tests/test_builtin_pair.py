@@ -18,7 +18,7 @@ from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.lab.builtin import corpus
 from ensemblehub.lab.pipeline.collect import Collector
-from ensemblehub.lab.pipeline.evaluate import Bill
+from ensemblehub.lab.pipeline.evaluate import ColdCost
 from ensemblehub.lab.pipeline.records import Row
 from ensemblehub.lab.tasks.builtin_math import BuiltinMath
 from ensemblehub.results import fold
@@ -120,7 +120,7 @@ def test_the_live_ride_at_a_fixed_level_is_what_collecting_replays():
     for row, live, ledger in zip(rows, lives, ledgers, strict=True):
         run_ = Row.from_json({key: value for key, value in row.items() if key != "readings"}).runs["medium"]
         assert run_.text == live.text
-        bill = Bill.of(ledger.calls, cards, "intern")
+        bill = ColdCost.of(ledger.calls, cards, "intern")
         assert bill.flops == pytest.approx(run_.flops(cards["mentor"], cards["intern"]), rel=1e-9)
         assert bill.judging_flops == 0
 

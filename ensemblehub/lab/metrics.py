@@ -14,21 +14,28 @@ _Z95 = 1.959963984540054
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson 1927)."""
+    """95 % score interval of a share (Wilson 1927).
+
+    Not `scipy.stats.binomtest(…).proportion_ci("wilson")`, which takes whole counts only; a random mix of levels has
+    fractional ones.
+    """
     if n == 0:
         return 0.0, 1.0
     share, spread = successes / n, _Z95**2 / n
     centre = (share + spread / 2) / (1 + spread)
     half = _Z95 * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, min(share, centre - half)), min(
-        1.0, max(share, centre + half)
-    )  # rounding must not cut it off
+    low, high = min(share, centre - half), max(share, centre + half)  # rounding must not cut the share off
+    return max(0.0, low), min(1.0, high)
 
 
 def paired_bootstrap(
     a: ArrayLike, b: ArrayLike, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of `mean(a - b)`, questions drawn with replacement; a, b of shape (questions,)."""
+    """95 % percentile interval of `mean(a - b)`, questions drawn with replacement; a, b of shape (questions,).
+
+    Not `scipy.stats.bootstrap`: it draws every resample question by question and from another random stream, so
+    that committed intervals would change; here a multinomial draws how often each distinct difference occurs.
+    """
     differences = np.asarray(a, float) - np.asarray(b, float)
     values, counts = np.unique(differences, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(differences), counts / counts.sum(), resamples)
@@ -38,10 +45,10 @@ def paired_bootstrap(
 
 def calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error over `bins` bins of equal mass."""
-    order = np.argsort(np.asarray(probabilities, float), kind="stable")
+    truth, said = np.asarray(labels, float), np.asarray(probabilities, float)
+    order = np.argsort(said, kind="stable")
     gaps = [
-        len(part)
-        * abs(np.mean(np.asarray(labels, float)[part]) - np.mean(np.asarray(probabilities, float)[part]))
+        len(part) * abs(np.mean(truth[part]) - np.mean(said[part]))
         for part in np.array_split(order, bins)
         if len(part)
     ]

@@ -20,7 +20,7 @@ from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.lab.pipeline import selection as learning
 from ensemblehub.lab.pipeline.calibration import Objective
-from ensemblehub.lab.pipeline.selection import Answers
+from ensemblehub.lab.pipeline.selection import SelectionData
 from ensemblehub.lab.tasks.base import Grade, Item, Task
 from ensemblehub.schema import Chat, Message
 from ensemblehub.tandem.features import FEATURE_NAMES
@@ -120,7 +120,7 @@ def answers(n=400, seed=0):
     correct = np.stack([~hard ^ (rng.random(n) < 0.05), rng.random(n) < 0.9], axis=1)
     cost = np.tile([1.0, 10.0], (n, 1))
     models = {"cheap": "cheap@1", "dear": "dear@2"}
-    return Answers(
+    return SelectionData(
         "cheap", models, table, rng.integers(5, 50, n).astype(float), correct, cost, np.full(n, 0.1), "flops"
     )
 
@@ -228,4 +228,4 @@ def test_a_model_of_unknown_cost_is_refused():
     spent = {"correct": True, "usd": 0.0}
     row["answers"] = {"a": spent | {"flops": 5.0}, "b": spent | {"flops": 0.0}}
     with pytest.raises(ConfigError, match="cost of 'b' is unknown"):
-        Answers.of({"reader": "a", "models": {"a": "a", "b": "b"}}, [row])
+        SelectionData.of({"reader": "a", "models": {"a": "a", "b": "b"}}, [row])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ensemblehub.errors import ArtifactError
-from ensemblehub.lab.judges import training
+from ensemblehub.lab.judges.examples import examples_of
 from ensemblehub.lab.judges.training import KINDS, train_judge
 from ensemblehub.tandem.artifact import JudgeArtifact, load_judge
 from ensemblehub.tandem.judges import Inputs, Reading, ReadingBatch
@@ -44,7 +44,7 @@ def judges():
 @pytest.fixture(scope="module")
 def readings():
     table, right, tokens, sequences = problem(n=60, seed=1)
-    examples = training._examples(table, right, tokens, None, sequences)
+    examples = examples_of(table, right, tokens, None, sequences)
     return examples.readings, examples.label
 
 

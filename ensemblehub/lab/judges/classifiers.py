@@ -1,7 +1,7 @@
 """Every kind of judge on collected data: how good, how calibrated, where it fails, what it looks at.
 
 Trained on `train`, thresholds from `calibration`, figures from `test`.  Two are named the best, both on `calibration`:
-the one with the lowest Brier score, and the one with the best ride, its own cost included.  Paper Tables 9 and 14;
+the one with the lowest Brier score, and the one with the best cascade, its own cost included.  Paper Tables 9 and 14;
 failure types of the reference's report.
 """
 
@@ -21,34 +21,25 @@ from ensemblehub.artifacts import write_atomically
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.lab import metrics
 from ensemblehub.lab.judges.training import KINDS, train_judge
+from ensemblehub.lab.markdown import table
 from ensemblehub.lab.pipeline import calibration, cascade, replay, report
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.tandem.features import FEATURE_NAMES
 from ensemblehub.tandem.judges import EntropyRule, Judge, PerplexityRule, ReadingBatch
 
-Row = dict[str, Any]
+JudgeFigures = dict[str, Any]
 RULES: dict[str, tuple[type[EntropyRule] | type[PerplexityRule], int]] = {
     "entropy": (EntropyRule, EntropyRule.column),
     "perplexity": (PerplexityRule, PerplexityRule.column),
 }
 NAMES = (*KINDS, *RULES)
+ROUTING = ("correct_routing", "false_early_stop", "false_continuation", "unavoidable_wrong")
+COSTS = ("train s", "ms a reading", "FLOPs", "aims missed")
 COLUMNS = (
-    "judge",
-    "AUC",
-    "F1",
-    "Brier",
-    "calibration error",
-    "accuracy",
-    "cost_vs_mentor",
-    "correct_routing",
-    "false_early_stop",
-    "false_continuation",
-    "unavoidable_wrong",
-    "train s",
-    "ms a reading",
-    "FLOPs",
-    "aims missed",
+    *("judge", "AUC", "F1", "Brier", "calibration error", "accuracy", "cost_vs_mentor"),
+    *ROUTING,
+    *COSTS,
 )
 RESAMPLES = 400
 AUC, ERROR = 0.80, 0.05  # the aims, with a Brier score below the base rate's
@@ -87,7 +78,7 @@ def run(pipeline: Pipeline, kinds: Sequence[str] = (), say: Callable[[str], None
     for kind in kinds:
         if kind not in NAMES:
             raise ConfigError(did_you_mean(kind, NAMES, "judge"))
-    data, rows, curves = Data.of(pipeline), list[Row](), dict[str, NDArray[np.float64]]()
+    data, rows, curves = Data.of(pipeline), list[JudgeFigures](), dict[str, NDArray[np.float64]]()
     _, tandem = pipeline.ensemble()
     for split in (data.train, data.calibration, data.test):
         pipeline.check_levels(split, tandem)
@@ -104,7 +95,7 @@ def run(pipeline: Pipeline, kinds: Sequence[str] = (), say: Callable[[str], None
     plot(curves, labels, pipeline.folder / "classifiers.svg")
     text = markdown(pipeline, data, rows, best)
     write_atomically(pipeline.folder / "classifiers.md", text)
-    record = {"best": best, "best_ride": best_ride(rows), "n": len(data.test.rows)}
+    record = {"best": best, "best_ride": best_run(rows), "n": len(data.test.rows)}
     record |= {"base_rate_brier": rows[0]["brier_base_rate"], "rows": rows}
     write_atomically(pipeline.folder / "classifiers.json", json.dumps(record, indent=1) + "\n")
     return text
@@ -116,7 +107,7 @@ def made(kind: str, data: Data) -> tuple[Judge, float]:
     if kind in RULES:
         rule, column = RULES[kind]
         return rule(float(np.median(data.train.features[..., column]))), time.perf_counter() - started
-    tokens = replay.table(data.train, data.levels, lambda one: one.mentor_tokens)
+    tokens = replay.table(data.train, data.levels, lambda run: run.mentor_tokens)
     labels = labels_of(data.train, data.levels).reshape(tokens.shape)
     judge, _ = train_judge(kind, data.train.features, labels, tokens, sequences=data.train.sequences)
     return judge, time.perf_counter() - started
@@ -124,34 +115,34 @@ def made(kind: str, data: Data) -> tuple[Judge, float]:
 
 def measured(
     judge: Judge, data: Data, visited: list[str], pipeline: Pipeline, fallback: cascade.Fallback
-) -> tuple[Row, NDArray[np.float64]]:
+) -> tuple[JudgeFigures, NDArray[np.float64]]:
     """A judge's figures on the test split, and its probabilities there."""
     levels, readings = data.levels, replay.readings(data.test, data.levels)
     labels, question = labels_of(data.test, levels), np.repeat(np.arange(len(data.test.rows)), len(levels))
     started = time.perf_counter()
     said = judge.probabilities_of(readings)
     each = (time.perf_counter() - started) / len(said)
-    figures: Row = dict(metrics.judge_report(labels, said))
+    figures: JudgeFigures = dict(metrics.judge_report(labels, said))
     figures |= {f"{name}_interval": bounds for name, bounds in intervals(labels, said, question).items()}
     held = judge.probabilities_of(replay.readings(data.calibration, levels))
     figures["validation_brier"] = float(np.mean((held - labels_of(data.calibration, levels)) ** 2))
     aim = calibration.Objective.parse(pipeline.settings.aim)
     chosen = calibration.calibrate(replay.outcomes(data.calibration, judge, visited, fallback), aim)
     outcomes = replay.outcomes(data.test, judge, visited, fallback)
-    ride = cascade.replay(outcomes, chosen.thresholds)
+    run = cascade.replay(outcomes, chosen.thresholds)
     steps = np.array([row.level for row in data.test.rows])
     figures |= {
         "validation_accuracy": chosen.expected["cross_validated_accuracy"],
         "validation_cost": chosen.expected["cross_validated_cost"],
-        "accuracy": float(ride.correct.mean()),
-        "accuracy_interval": list(metrics.wilson_interval(float(ride.correct.sum()), len(ride.correct))),
-        "cost_vs_mentor": float(ride.cost.sum() / outcomes.mentor_cost.sum()),
-        "failures": failures(outcomes, ride),
+        "accuracy": float(run.correct.mean()),
+        "accuracy_interval": list(metrics.wilson_interval(float(run.correct.sum()), len(run.correct))),
+        "cost_vs_mentor": float(run.cost.sum() / outcomes.mentor_cost.sum()),
+        "failures": failures(outcomes, run),
         "importance": importance(judge, readings, labels),
         "by_level": {
             str(value): {
                 "n": int((steps == value).sum()),
-                "accuracy": float(ride.correct[steps == value].mean()),
+                "accuracy": float(run.correct[steps == value].mean()),
                 "brier": float(np.mean(((said - labels) ** 2).reshape(-1, len(levels))[steps == value])),
             }
             for value in np.unique(steps)
@@ -164,7 +155,7 @@ def measured(
 
 def labels_of(data: Collected, levels: list[str]) -> NDArray[np.bool_]:
     """Whether the intern was right, question by question, (questions · levels)."""
-    return replay.table(data, levels, lambda one: one.correct).astype(bool).reshape(-1)
+    return replay.table(data, levels, lambda run: run.correct).astype(bool).reshape(-1)
 
 
 def intervals(
@@ -184,20 +175,22 @@ def intervals(
     }
 
 
-def failures(outcomes: cascade.Outcomes, ride: cascade.Replay) -> dict[str, float]:
-    """Shares of questions: routed right; stopped too early (a later level is right); went past a level that was right;
-    wrong at every level."""
+def failures(outcomes: cascade.Outcomes, run: cascade.Replay) -> dict[str, float]:
+    """Shares of questions by outcome.
+
+    Routed right; stopped too early (a later level is right); went past a level that was right; wrong at every level.
+    """
     right, level = outcomes.correct & outcomes.visited, np.arange(outcomes.correct.shape[1])
-    chosen = np.where(ride.chosen < 0, outcomes.correct.shape[1], ride.chosen)[:, None]
+    chosen = np.where(run.chosen < 0, outcomes.correct.shape[1], run.chosen)[:, None]
     earlier, later = (right & (level < chosen)).any(axis=1), (right & (level > chosen)).any(axis=1)
     hopeless = ~right.any(axis=1)
-    early = ~ride.correct & later & ~hopeless
+    early = ~run.correct & later & ~hopeless
     past = earlier & ~early
     return {
-        "correct_routing": float((ride.correct & ~past).mean()),
+        "correct_routing": float((run.correct & ~past).mean()),
         "false_early_stop": float(early.mean()),
         "false_continuation": float((past & ~hopeless).mean()),
-        "unavoidable_wrong": float((hopeless & ~ride.correct).mean()),
+        "unavoidable_wrong": float((hopeless & ~run.correct).mean()),
     }
 
 
@@ -225,72 +218,62 @@ def importance(judge: Judge, readings: ReadingBatch, labels: NDArray[np.bool_]) 
         "mentor_tokens": replace(readings, mentor_tokens=readings.mentor_tokens[order]),
     }
     return {
-        name: whole - metrics.judge_report(labels, judge.probabilities_of(one))["auc"]
-        for name, one in changed.items()
+        name: whole - metrics.judge_report(labels, judge.probabilities_of(mixed))["auc"]
+        for name, mixed in changed.items()
     }
 
 
-def markdown(pipeline: Pipeline, data: Data, rows: Sequence[Row], best: str) -> str:
+def markdown(pipeline: Pipeline, data: Data, rows: Sequence[JudgeFigures], best: str) -> str:
     """The tables for a person."""
     count, base = len(data.test.rows), rows[0]["brier_base_rate"]
-    lines = [f"# {pipeline.settings.task}: every classifier", "", "| " + " | ".join(COLUMNS) + " |"]
-    lines += ["|" + "---|" * len(COLUMNS), *("| " + " | ".join(cells(row)) + " |" for row in rows)]
-    lines += [
-        "",
-        f"{count} test questions at {len(data.levels)} levels, 95 % bootstrap intervals by question. Trained on "
-        f"{len(data.train.rows)} questions; thresholds for `{pipeline.settings.aim}` from {len(data.calibration.rows)} "
-        "of calibration; accuracy and cost are replayed on the test questions. Brier score of the base rate: "
-        f"{base:.4f}. Calibration error in 15 equal-mass bins; a rule's output is a scale, not a probability. Aims: "
-        "AUC at least 0.80, calibration error at most 0.05, Brier below the base rate's.",
-        "",
-        f"Lowest Brier score on calibration: **{best}** ("
-        + ", ".join(f"{row['judge']} {row['validation_brier']:.4f}" for row in rows)
-        + ").",
-        "",
-        f"Best ride on calibration, cross-validated, with what judging costs: **{best_ride(rows)}** ("
-        + ", ".join(f"{row['judge']} {validated(row)}" for row in rows)
-        + ").",
-        "",
-        "AUC lost when an input comes from another reading:",
-        "",
-        "| judge | perplexity | entropy | level | mentor_tokens |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {row['judge']} | " + " | ".join(f"{value:.3f}" for value in row["importance"].values()) + " |"
-            for row in rows
-        ),
-        "",
-        "Accuracy of the cascade, and Brier score, by difficulty:",
-        "",
-        "| judge | " + " | ".join(f"level {level}" for level in rows[0]["by_level"]) + " |",
-        "|---|" + "---|" * len(rows[0]["by_level"]),
-        *(
-            f"| {row['judge']} | "
-            + " | ".join(f"{one['accuracy']:.1%}, {one['brier']:.3f}" for one in row["by_level"].values())
-            + " |"
-            for row in rows
-        ),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def best_ride(rows: Sequence[Row]) -> str:
-    """The judge whose rides are right most often on questions of calibration that its thresholds were not chosen on;
-    of equal ones the cheapest.
-    """
-    return str(
-        max(rows, key=lambda row: (row["validation_accuracy"] or 0, -(row["validation_cost"] or 1)))["judge"]
+    briers = ", ".join(f"{row['judge']} {row['validation_brier']:.4f}" for row in rows)
+    validations = ", ".join(f"{row['judge']} {validated(row)}" for row in rows)
+    losses = ([row["judge"], *(f"{value:.3f}" for value in row["importance"].values())] for row in rows)
+    by_level = (
+        [
+            row["judge"],
+            *(f"{level['accuracy']:.1%}, {level['brier']:.3f}" for level in row["by_level"].values()),
+        ]
+        for row in rows
     )
+    parts = [
+        f"# {pipeline.settings.task}: every classifier",
+        table(COLUMNS, map(cells, rows)),
+        f"{count} test questions at {len(data.levels)} levels, 95 % bootstrap intervals by question. Trained on "
+        f"{len(data.train.rows)} questions; thresholds for `{pipeline.settings.aim}` from "
+        f"{len(data.calibration.rows)} of calibration; accuracy and cost are replayed on the test questions. Brier "
+        f"score of the base rate: {base:.4f}. Calibration error in 15 equal-mass bins; a rule's output is a scale, "
+        "not a probability. Aims: AUC at least 0.80, calibration error at most 0.05, Brier below the base rate's.",
+        f"Lowest Brier score on calibration: **{best}** ({briers}).",
+        f"Best run on calibration, cross-validated, with what judging costs: **{best_run(rows)}** ({validations}).",
+        "AUC lost when an input comes from another reading:",
+        table(("judge", "perplexity", "entropy", "level", "mentor_tokens"), losses),
+        "Accuracy of the cascade, and Brier score, by difficulty:",
+        table(["judge", *(f"level {level}" for level in rows[0]["by_level"])], by_level),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def validated(row: Row) -> str:
-    """Accuracy and cost of the cross-validated ride."""
+def best_run(rows: Sequence[JudgeFigures]) -> str:
+    """The judge whose cascade is most accurate on calibration questions that its thresholds were not chosen on.
+
+    Of equal ones, the cheapest.
+    """
+
+    def merit(row: JudgeFigures) -> tuple[float, float]:
+        return row["validation_accuracy"] or 0, -(row["validation_cost"] or 1)
+
+    return str(max(rows, key=merit)["judge"])
+
+
+def validated(row: JudgeFigures) -> str:
+    """Accuracy and cost of the cross-validated cascade."""
     if row["validation_accuracy"] is None:
         return "misses the aim"
     return f"{row['validation_accuracy']:.1%} at {row['validation_cost']:.3f}"
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: JudgeFigures) -> list[str]:
     """One line of the first table."""
 
     def ranged(name: str) -> str:
@@ -310,7 +293,7 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def missed(row: Row) -> list[str]:
+def missed(row: JudgeFigures) -> list[str]:
     """The aims that a judge falls short of."""
     found = ["AUC"] if not row["auc"] >= AUC else []
     found += ["calibration"] if row["calibration_error"] > ERROR else []
@@ -333,7 +316,7 @@ def plot(curves: dict[str, NDArray[np.float64]], labels: NDArray[np.bool_], path
         bins = np.array_split(np.argsort(said, kind="stable"), 15)
         axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
         axes.plot(
-            [said[one].mean() for one in bins], [labels[one].mean() for one in bins], "o-", markersize=3
+            [said[part].mean() for part in bins], [labels[part].mean() for part in bins], "o-", markersize=3
         )
         axes.set(title=kind, xlim=(0, 1), ylim=(0, 1))
     for axes in list(grid.flat)[len(curves) :]:

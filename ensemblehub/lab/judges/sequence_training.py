@@ -5,17 +5,20 @@ FACTS: Adam 1e-3, weight decay 1e-5, the rate halved when the validation loss st
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemblehub.lab.judges.examples import Examples
 from ensemblehub.tandem.sequence_judges import Context, SequenceJudge, build, inputs, padded, torch_module
 
-if TYPE_CHECKING:
-    from ensemblehub.lab.judges.training import Examples
-
-RATE, DECAY, EPOCHS, BATCH, PATIENCE, STOP = 2e-3, 1e-5, 100, 128, 4, 10
+RATE = 2e-3
+DECAY = 1e-5
+EPOCHS = 100
+BATCH = 128
+PATIENCE = 4  # epochs before the rate is halved
+STOP = 10  # epochs without a better loss before training ends
 
 
 def fit(

@@ -18,8 +18,9 @@ from ensemblehub.errors import ArtifactError, ConfigError, MissingExtraError, di
 from ensemblehub.lab import metrics
 from ensemblehub.lab.judges import sequence_training
 from ensemblehub.lab.judges.curve_fitting import best_curve, sklearn
+from ensemblehub.lab.judges.examples import Examples, examples_of, split
 from ensemblehub.tandem.curves import sigmoid
-from ensemblehub.tandem.judges import JUDGES, MLP, Classifier, Inputs, Logistic, ReadingBatch
+from ensemblehub.tandem.judges import JUDGES, MLP, Classifier, Inputs, Logistic
 from ensemblehub.tandem.sequence_judges import SEQUENCE_JUDGES
 from ensemblehub.tandem.stacking import Stack, Trained
 from ensemblehub.tandem.trees import GradientBoosting, Trees
@@ -29,14 +30,12 @@ Layers = tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
 Floats = NDArray[np.float64]
 
 HIDDEN = (64, 32)
-SHARES = (0.70, 0.15)  # of the questions, for training and for validation; the rest is held out
-FEWEST = 20  # questions
 MEMBERS = ("mlp", "gb", *SEQUENCE_JUDGES)  # of `ensemble`
 KINDS = ("logistic", *MEMBERS, "ensemble")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class NetworkRecipe:
     """How the network learns; the defaults train to convergence on validation.
 
     Attributes:
@@ -51,24 +50,11 @@ class Recipe:
     batch: int = 256
 
 
-PRESETS: dict[str, Recipe] = {
-    "default": Recipe(),
+PRESETS: dict[str, NetworkRecipe] = {
+    "default": NetworkRecipe(),
     # Paper: Adam, 1e-4, at most 3 epochs, early stopping; its batch size is not stated.
-    "paper": Recipe(learning_rate=1e-4, weight_decay=0.0, epochs=3, patience=1, batch=32),
+    "paper": NetworkRecipe(learning_rate=1e-4, weight_decay=0.0, epochs=3, patience=1, batch=32),
 }
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Readings with, for each, its label (n,) and its question (n,)."""
-
-    readings: ReadingBatch
-    label: NDArray[np.bool_]
-    question: NDArray[np.int64]
-
-    def part(self, mask: NDArray[np.bool_]) -> Examples:
-        """Those where `mask` holds."""
-        return Examples(self.readings.part(mask), self.label[mask], self.question[mask])
 
 
 def train_judge(
@@ -108,7 +94,7 @@ def train_judge(
         MissingExtraError: torch or scikit-learn is not installed.
     """
     _check(kind, preset, sequences is not None)
-    examples = _examples(features, labels, lengths, groups, sequences)
+    examples = examples_of(features, labels, lengths, groups, sequences)
     train, validation, held_out = split(examples, seed)
     inputs = Inputs(int(examples.readings.level.max()) + 1, level, length, log_perplexity=preset != "paper")
     judge, fitted = fit(kind, train, validation, inputs, PRESETS[preset], seed)
@@ -118,7 +104,7 @@ def train_judge(
 
 
 def fit(
-    kind: str, train: Examples, validation: Examples, inputs: Inputs, recipe: Recipe, seed: int
+    kind: str, train: Examples, validation: Examples, inputs: Inputs, recipe: NetworkRecipe, seed: int
 ) -> tuple[Trained | Stack, dict[str, Any]]:
     """A judge of one kind, its output calibrated on the validation questions, and how training went."""
     judge: Trained | Stack
@@ -135,13 +121,13 @@ def fit(
 
 
 def fit_network(
-    kind: str, train: Examples, validation: Examples, inputs: Inputs, recipe: Recipe, seed: int
+    kind: str, train: Examples, validation: Examples, inputs: Inputs, recipe: NetworkRecipe, seed: int
 ) -> tuple[Classifier, dict[str, Any]]:
     """`mlp` or `logistic`, over standardised features."""
     method, judge = {"mlp": (fit_mlp, MLP), "logistic": (fit_logistic, Logistic)}[kind]
     raw = [
-        inputs.matrix(one.table, one.level, one.mentor_tokens)
-        for one in (train.readings, validation.readings)
+        inputs.matrix(part.table, part.level, part.mentor_tokens)
+        for part in (train.readings, validation.readings)
     ]
     mean, std = raw[0].mean(axis=0), raw[0].std(axis=0)
     std = np.where(std > 1e-9, std, 1.0)  # a constant column stays 0
@@ -166,7 +152,7 @@ def fit_trees(train: Examples, inputs: Inputs, seed: int) -> tuple[GradientBoost
 
 
 def fit_stack(
-    train: Examples, validation: Examples, inputs: Inputs, recipe: Recipe, seed: int
+    train: Examples, validation: Examples, inputs: Inputs, recipe: NetworkRecipe, seed: int
 ) -> tuple[Stack, dict[str, Any]]:
     """Every other kind, trained apart, and a logistic regression over their logits on the validation questions."""
     members: dict[str, Trained] = {}
@@ -192,45 +178,8 @@ def _check(kind: str, preset: str, has_sequences: bool) -> None:
         )
 
 
-def _examples(
-    features: ArrayLike,
-    labels: ArrayLike,
-    lengths: ArrayLike,
-    groups: ArrayLike | None,
-    sequences: Sequence[Sequence[NDArray[Any]]] | None = None,
-) -> Examples:
-    table, truth = np.asarray(features), np.asarray(labels, bool)
-    n, levels = truth.shape
-    question = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    if len(np.unique(question)) < FEWEST:
-        raise ArtifactError(
-            f"a judge needs at least {FEWEST} questions to learn from, not {len(np.unique(question))}"
-        )
-    if truth.all() or not truth.any():
-        word = "right" if truth.all() else "wrong"
-        raise ArtifactError(f"every answer of the intern is {word}: there is nothing for a judge to learn")
-    flat = (
-        [one for row in sequences for one in row]
-        if sequences is not None
-        else [np.zeros((2, 0))] * (n * levels)
-    )
-    readings = ReadingBatch(
-        table.reshape(n * levels, -1), flat, np.tile(np.arange(levels), n), np.asarray(lengths).reshape(-1)
-    )
-    return Examples(readings, truth.reshape(-1), np.repeat(question, levels))
-
-
-def split(examples: Examples, seed: int) -> tuple[Examples, Examples, Examples]:
-    """Training, validation and held-out examples, no question on two sides."""
-    questions = np.random.default_rng(seed).permutation(np.unique(examples.question))
-    first, second = round(SHARES[0] * len(questions)), round(sum(SHARES) * len(questions))
-    sides = np.split(questions, [first, second])
-    train, validation, held_out = (examples.part(np.isin(examples.question, side)) for side in sides)
-    return train, validation, held_out
-
-
 def fit_logistic(
-    x: NDArray[np.float32], labels: NDArray[np.bool_], _vx: Any, _vy: Any, _recipe: Recipe, seed: int
+    x: NDArray[np.float32], labels: NDArray[np.bool_], _vx: Any, _vy: Any, _recipe: NetworkRecipe, seed: int
 ) -> tuple[Layers, dict[str, Any]]:
     """Logistic regression with scikit-learn's defaults (L2, C = 1), as a network of one layer."""
     fitted = sklearn("linear_model").LogisticRegression(max_iter=2000, random_state=seed).fit(x, labels)
@@ -242,7 +191,7 @@ def fit_mlp(
     labels: NDArray[np.bool_],
     validation_x: NDArray[np.float32],
     validation_labels: NDArray[np.bool_],
-    recipe: Recipe,
+    recipe: NetworkRecipe,
     seed: int,
 ) -> tuple[Layers, dict[str, Any]]:
     """The paper's network, trained with binary cross-entropy; keeps the weights of the best validation loss."""

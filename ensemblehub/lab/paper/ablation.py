@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 from ensemblehub.artifacts import parsed
+from ensemblehub.concurrency import for_each
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.journal import ANEW, Journal
 from ensemblehub.lab.paper.study import Study, collected
 from ensemblehub.lab.paper.tables import Table
 from ensemblehub.lab.pipeline import report, splits
-from ensemblehub.lab.pipeline.collect import fold
-from ensemblehub.lab.pipeline.pipeline import Pipeline, as_json
+from ensemblehub.lab.pipeline.collect import generate
+from ensemblehub.lab.pipeline.experiment import as_json
+from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected, Run
+from ensemblehub.lab.tasks.base import Item
 from ensemblehub.schema import Request
 from ensemblehub.tandem import insights
 from ensemblehub.tandem.insights import LEVEL_0, Dialogue
@@ -38,7 +42,7 @@ def run(study: Study) -> list[Table]:
     data = collected(study, pipeline, "test")
     runs = answers(study, pipeline, data)
     answered = [
-        replace(report.fixed(data, FULL, list(data.levels)[-1])),
+        report.fixed(data, FULL, list(data.levels)[-1]),
         *(
             report.of_runs(
                 data, name, [runs[f"{row.id}/{name}"] for row in data.rows], {name: len(data.rows)}
@@ -78,59 +82,62 @@ def answers(study: Study, pipeline: Pipeline, data: Collected) -> dict[str, Run]
     }
     settings |= {"asked": splits.asked(*items.values()), "collected": data.header}
     path = study.folder / "ablation.jsonl"
-    journal = Journal(path, as_json(settings), study.force)
-    missing = [
-        (f"{row.id}/{name}", items[row.id], row.runs[list(data.levels)[-1]], change(row.insight))
+    variants = [
+        Variant(f"{row.id}/{name}", items[row.id], row.runs[list(data.levels)[-1]], change(row.insight))
         for row in data.rows
         for name, change in VARIANTS.items()
-        if f"{row.id}/{name}" not in journal.rows
     ]
-    try:
-        with progress("ablation", len(data.rows) * len(VARIANTS), len(journal.rows)) as step:
+    with closing(Journal(path, as_json(settings), study.force)) as journal:
+        missing = journal.missing(variants)
+        with progress("ablation", len(variants), len(variants) - len(missing)) as step:
             asyncio.run(_answer(pipeline, ensemble, tandem, missing, journal, step))
-    finally:
-        journal.close()
     return {
         key: parsed(Run, json.dumps(row.get("run")), f"{path}: {key}", ANEW)
         for key, row in journal.rows.items()
     }
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A question with a variant of its insight; `full` is the run after the whole insight."""
+
+    id: str
+    item: Item
+    full: Run
+    insight: str
+
+
 async def _answer(
     pipeline: Pipeline,
     ensemble: AsyncEnsemble,
     tandem: Tandem,
-    missing: list[Any],
+    missing: Sequence[Variant],
     journal: Journal,
     step: Callable[[], None],
 ) -> None:
     _, intern = tandem.roles(ensemble.engines)
-    room = asyncio.Semaphore(pipeline.settings.concurrency)
 
-    async def one(key: str, item: Any, full: Run, insight: str) -> None:
-        async with room:
-            ask = Request(pipeline.task.request(item), pipeline.sampling, id=item.id)
-            request = Dialogue(ask, tandem.words, tandem.insight_mode).intern_request(insight)
-            text, finish, cost = await fold(intern, request)
-            grade = await asyncio.to_thread(pipeline.task.grade, item, text)
-            leak = await asyncio.to_thread(pipeline.task.leaks, item, insight)
-            done = replace(
-                full,
-                correct=grade.correct,
-                finish=finish,
-                intern_read=cost.prompt_tokens,
-                intern_tokens=cost.completion_tokens,
-                seconds=cost.seconds,
-                leak=leak,
-                text=text,
-            )
-            journal.append({"id": key, "run": asdict(done)})
-            step()
+    async def work(variant: Variant) -> dict[str, Any]:
+        item, insight = variant.item, variant.insight
+        ask = Request(pipeline.task.request(item), pipeline.sampling, id=item.id)
+        request = Dialogue(ask, tandem.words, tandem.insight_mode).intern_request(insight)
+        text, finish, cost = await generate(intern, request)
+        grade = await asyncio.to_thread(pipeline.task.grade, item, text)
+        run = replace(
+            variant.full,
+            correct=grade.correct,
+            finish=finish,
+            intern_read=cost.prompt_tokens,
+            intern_tokens=cost.completion_tokens,
+            seconds=cost.seconds,
+            leak=await asyncio.to_thread(pipeline.task.leaks, item, insight),
+            text=text,
+        )
+        return {"id": variant.id, "run": asdict(run)}
 
     await intern.load()
     try:
-        async with asyncio.TaskGroup() as tasks:
-            for arguments in missing:
-                tasks.create_task(one(*arguments))
+        limit = pipeline.settings.concurrency
+        await for_each(missing, work, limit=limit, keep=journal.append, progress=step)
     finally:
         await ensemble.close()

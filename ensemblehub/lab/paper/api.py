@@ -16,26 +16,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ensemblehub.errors import EngineError
 from ensemblehub.lab.paper import main
-from ensemblehub.lab.paper.study import Study, collected, ridden
-from ensemblehub.lab.paper.tables import Row, Table
+from ensemblehub.lab.paper.study import Study, collected, study_runs, with_model
+from ensemblehub.lab.paper.tables import Table, TableRow
 from ensemblehub.lab.pipeline import report
+from ensemblehub.lab.pipeline.experiment import with_aggregation
 
-COLUMNS = (
-    "method",
-    "n",
-    "accuracy",
-    "difference",
-    "mentor_tokens",
-    "intern_tokens",
-    "tflops",
-    "cost_vs_mentor",
-    "truncated_share",
-)
+COLUMNS = (*report.METHOD_COLUMNS, "cost_vs_mentor", "truncated_share")
 START = 120.0  # seconds that a server may take to be ready
 
 
@@ -43,40 +35,36 @@ def run(study: Study) -> list[Table]:
     """Tandem with its mentor behind an API; for the built-in pair beside the same mentor at home."""
     if not study.is_builtin:
         return main.run(study)
-    home = ridden(study)
-    size = home.test.info("mentor").parameters
+    home = study_runs(study)
+    mentor: dict[str, Any] = {
+        "engine": "openai",
+        "path": "mentor",
+        "dialect": "vllm",
+        "parameters": home.test.info("mentor").parameters,
+    }
     with served(str(home.pipeline.config.model_specs[0].extra["path"])) as url:
-        spec: dict[str, Any] = {
-            "name": "mentor",
-            "engine": "openai",
-            "path": "mentor",
-            "base_url": url,
-            "dialect": "vllm",
-        }
-        spec["parameters"] = size
+        judge = study.judge or str(home.pipeline.judge_folder)
         away = study.pipeline(
-            "api", f"model_specs.0={json.dumps(spec)}", _judge(study, home.pipeline.settings.results)
+            "api",
+            partial(with_model, number=0, base_url=url, **mentor),
+            partial(with_aggregation, judge=judge),
         )
         away.served["mentor"] = home.test.header["mentor"]  # whatever port it has this time
         test = collected(study, home.pipeline, "test")
-        rides = away.ride(test, away.collected_items(test), "rides", study.force)
-    answered = [*home.methods(), report.tandem(home.test, rides, "tandem, mentor behind an API")]
-    rows: list[Row] = report.summary(study.benchmark, answered, home.steps)
+        runs = away.run_tandem(test, away.collected_items(test), "runs", study.force)
+    answered = [*home.methods(), report.tandem(home.test, runs, "tandem, mentor behind an API")]
+    rows: list[TableRow] = report.summary(study.benchmark, answered, home.steps)
     kept = ("intern", "mentor", home.highest, "tandem", "tandem, mentor behind an API")
-    same = sum(one.text == two.text for one, two in zip(home.rides, rides, strict=True))
-    levels = sum(one.chosen == two.chosen for one, two in zip(home.rides, rides, strict=True))
+    same = sum(ours.text == theirs.text for ours, theirs in zip(home.runs, runs, strict=True))
+    levels = sum(ours.chosen == theirs.chosen for ours, theirs in zip(home.runs, runs, strict=True))
     notes = [
         home.where,
-        f"The API is this project's own server with the same mentor. Of {len(rides)} rides {levels} stopped at the "
+        f"The API is this project's own server with the same mentor. Of {len(runs)} runs {levels} stopped at the "
         f"same level and {same} wrote the same text as at home. An API's attention and cache are not known: its FLOPs "
         "are 2 per parameter and token.",
     ]
     shown = [row for row in rows if row["method"] in kept]
     return [Table("api", f"{study.benchmark}: a mentor behind an API", shown, COLUMNS, notes, "api")]
-
-
-def _judge(study: Study, home: Path) -> str:
-    return f"ensemble.output_aggregation_params.judge={json.dumps(study.judge or str(home / 'judge'))}"
 
 
 @contextmanager

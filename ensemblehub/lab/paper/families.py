@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from ensemblehub.lab.paper.study import BUILTIN, Study, ridden
-from ensemblehub.lab.paper.tables import Row, Table
+from ensemblehub.lab.paper.study import BUILTIN, Study, study_runs
+from ensemblehub.lab.paper.tables import Table, TableRow
 from ensemblehub.lab.pipeline import report
 
-COLUMNS = (
-    "pair and method",
-    "n",
-    "accuracy",
-    "difference",
-    "mentor_tokens",
-    "intern_tokens",
-    "tflops",
-    "cost_vs_mentor",
-    "truncated_share",
-)
+COLUMNS = ("pair and method", *report.METHOD_COLUMNS[1:], "cost_vs_mentor", "truncated_share")
 FAMILIES = {BUILTIN: ("builtin", "builtin-guest"), "deepseek": ("deepseek", "qwen3-deepseek", "qwen3")}
 KEPT = ("intern", "mentor", "tandem")
 
 
 def run(study: Study) -> list[Table]:
     """Every pair's intern, mentor and Tandem on the same questions; each pair trains its own judge."""
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for pair in FAMILIES.get(study.pair, (study.pair,)):
-        done = ridden(study.of(pair=pair, judge=study.judge if pair == study.pair else None))
+        done = study_runs(study.of(pair=pair, judge=study.judge if pair == study.pair else None))
         kept = (*KEPT, done.highest)
         for row in report.summary(study.benchmark, done.methods(), done.steps):
             if row["method"] in kept:

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from ensemblehub.lab.paper.study import Study, collected
-from ensemblehub.lab.paper.tables import Row, Table
+from ensemblehub.lab.paper.tables import Table, TableRow
 from ensemblehub.lab.pipeline import report
+from ensemblehub.lab.pipeline.experiment import with_aggregation
 from ensemblehub.tandem.insights import LEVEL_0
 
-COLUMNS = (
-    "method",
-    "n",
-    "accuracy",
-    "difference",
-    "mentor_tokens",
-    "intern_tokens",
-    "tflops",
-    "cost_vs_mentor",
-    "leak_share",
-    "truncated_share",
-)
+COLUMNS = (*report.METHOD_COLUMNS, "cost_vs_mentor", "leak_share", "truncated_share")
 POINTS = 8
 
 
@@ -29,10 +20,10 @@ def run(study: Study) -> list[Table]:
     _, tandem = study.pipeline().ensemble(judge=f"fixed:{LEVEL_0}")  # none is asked here
     highest = tandem.checkpoints[-1].mentor_tokens
     lengths = sorted({max(1, round(highest * part / POINTS)) for part in range(1, POINTS + 1)})
-    levels = "{" + ", ".join(f"after_{length}: {length}" for length in lengths) + "}"
-    pipeline = study.pipeline("guidance", f"ensemble.output_aggregation_params.levels={levels}")
+    levels = {f"after_{length}": length for length in lengths}
+    pipeline = study.pipeline("guidance", partial(with_aggregation, levels=levels))
     data = collected(study, pipeline, "test")
-    names = {"intern": LEVEL_0} | {f"after_{length}": f"after_{length}" for length in lengths}
+    names = {"intern": LEVEL_0} | {level: level for level in levels}
     answered = [report.fixed(data, name, run) for name, run in names.items()]
     answered += [report.fixed(data, name, name) for name in ("mentor", "mentor_concise")]
     rows = report.summary(study.benchmark, answered, [row.steps for row in data.rows])
@@ -46,7 +37,7 @@ def run(study: Study) -> list[Table]:
     ]
 
 
-def plot(rows: list[Row], path: Path) -> None:
+def plot(rows: list[TableRow], path: Path) -> None:
     """Accuracy against mentor tokens, with the mentor alone as a line."""
     plt = report.pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 4))

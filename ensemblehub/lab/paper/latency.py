@@ -15,8 +15,8 @@ from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.generators.base import Engine
 from ensemblehub.lab import metrics
 from ensemblehub.lab.paper.study import Study, trained
-from ensemblehub.lab.paper.tables import Row, Table
-from ensemblehub.lab.pipeline.collect import fold
+from ensemblehub.lab.paper.tables import Table, TableRow
+from ensemblehub.lab.pipeline.collect import generate
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item
@@ -36,7 +36,7 @@ def run(study: Study) -> list[Table]:
     items = pipeline.items("test", min(study.limit or QUESTIONS, QUESTIONS) + 1)
     seconds, judging = asyncio.run(timed(pipeline, items))
     mentor = np.array(seconds["mentor"])
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for method, each in seconds.items():
         own = np.array(each)
         low, high = metrics.paired_bootstrap(own, np.zeros(len(own)))
@@ -85,10 +85,10 @@ def ways_of(tandem: Tandem, engines: Sequence[Engine]) -> dict[str, Way]:
     mentor, _ = tandem.roles(engines)
 
     async def alone(thinking: bool | None, request: Request) -> float:
-        await fold(mentor, replace(request, prompt=replace(insights.chat_of(request), thinking=thinking)))
+        await generate(mentor, replace(request, prompt=replace(insights.chat_of(request), thinking=thinking)))
         return 0.0
 
-    async def ride(how: Tandem, request: Request) -> float:
+    async def run_tandem(how: Tandem, request: Request) -> float:
         ledger = UsageLedger()
         async with aclosing(how.run(request, engines, ledger)) as events:
             async for _ in events:
@@ -96,7 +96,7 @@ def ways_of(tandem: Tandem, engines: Sequence[Engine]) -> dict[str, Way]:
         return sum(call.cost.seconds for call in ledger.calls if call.purpose == "judge")
 
     def handed_over(level: str) -> Way:
-        return lambda request: ride(
+        return lambda request: run_tandem(
             replace(tandem, judge=f"fixed:{level}", start_with_intern=level == LEVEL_0), request
         )
 
@@ -105,5 +105,5 @@ def ways_of(tandem: Tandem, engines: Sequence[Engine]) -> dict[str, Way]:
         "mentor": lambda request: alone(None, request),
         "mentor_concise": lambda request: alone(False, request),
         **{f"fixed_{level}": handed_over(level) for level in tandem.levels},
-        "tandem": lambda request: ride(tandem, request),
+        "tandem": lambda request: run_tandem(tandem, request),
     }

@@ -7,25 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ensemblehub.artifacts import write_atomically
-from ensemblehub.lab.paper.study import Ridden, Study, ridden
-from ensemblehub.lab.paper.tables import Row, Table
+from ensemblehub.lab.paper.study import Study, StudyRuns, study_runs
+from ensemblehub.lab.paper.tables import Table, TableRow
 from ensemblehub.lab.pipeline import report
 from ensemblehub.lab.pipeline.records import Row as Question
 
-COLUMNS = (
-    "method",
-    "n",
-    "accuracy",
-    "difference",
-    "mentor_tokens",
-    "intern_tokens",
-    "tflops",
-    "tflops_paper",
-    "cost_vs_mentor",
-    "leak_share",
-    "truncated_share",
-    "judging_share",
-)
+COLUMNS = (*report.METHOD_COLUMNS, "tflops_paper", "cost_vs_mentor", *report.SHARES)
 GROUPS: dict[str, Callable[[Question], object]] = {
     "subject": lambda row: row.subject or "(none given)",
     "level": lambda row: row.level,
@@ -34,7 +21,7 @@ GROUPS: dict[str, Callable[[Question], object]] = {
 
 def run(study: Study) -> list[Table]:
     """The main table and its groups; also `BENCHMARK_PAIR_final.json`, as the reference's experiments leave it."""
-    done = ridden(study)
+    done = study_runs(study)
     done.pipeline.report()
     rows = report.summary(study.benchmark, done.methods(), done.steps)
     final = {row["method"]: row for row in rows}
@@ -52,18 +39,18 @@ def run(study: Study) -> list[Table]:
     ]
 
 
-def group_columns(done: Ridden) -> Sequence[str]:
+def group_columns(done: StudyRuns) -> Sequence[str]:
     """What is said of a group."""
     return ("group", "n", "intern", "mentor", done.highest, "tandem", "tandem - mentor", "cost_vs_mentor")
 
 
-def groups(study: Study, done: Ridden) -> list[Row]:
+def groups(study: Study, done: StudyRuns) -> list[TableRow]:
     """Accuracies of each subject and each level, in per cent with Tandem's distance to the mentor in points."""
-    found: list[Row] = []
+    found: list[TableRow] = []
     for kind, key in GROUPS.items():
         for value in sorted({str(key(row)) for row in done.test.rows}):
             at = [index for index, row in enumerate(done.test.rows) if str(key(row)) == value]
-            part = Ridden(done.pipeline, done.test.part(at), [done.rides[index] for index in at])
+            part = StudyRuns(done.pipeline, done.test.part(at), [done.runs[index] for index in at])
             rows = {row["method"]: row for row in report.summary(study.benchmark, part.methods(), part.steps)}
             ours, best = rows["tandem"], rows[done.highest]
             found.append(
@@ -78,5 +65,5 @@ def groups(study: Study, done: Ridden) -> list[Row]:
     return found
 
 
-def _percent(row: Row) -> str:
+def _percent(row: TableRow) -> str:
     return f"{row['accuracy']:.1%} [{row['accuracy_low']:.1%}, {row['accuracy_high']:.1%}]"

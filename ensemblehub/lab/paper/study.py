@@ -5,28 +5,31 @@ Knows the pairs by name.  A `Study` gives pipelines; what they collect is kept u
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ensemblehub import builtin, registry
 from ensemblehub.config import Config
+from ensemblehub.config.sections import ModelSpec
 from ensemblehub.errors import ArtifactError, ConfigError, did_you_mean
 from ensemblehub.lab.pipeline import report
 from ensemblehub.lab.pipeline.calibration import Objective
 from ensemblehub.lab.pipeline.evaluate import TandemRun
+from ensemblehub.lab.pipeline.experiment import with_aggregation, with_experiment
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.records import Collected
-from ensemblehub.lab.pipeline.report import Answered
+from ensemblehub.lab.pipeline.report import MethodRuns
 from ensemblehub.tandem.artifact import load_judge
 
 _FOLDER = Path(__file__).parent / "pairs"
 BUILTIN = "builtin"
-PAIRS: dict[str, tuple[Path, tuple[str, ...]]] = {
-    BUILTIN: (builtin.CONFIG, ()),
-    "builtin-guest": (builtin.CONFIG, ("model_specs.1.path=builtin:guest",)),
-    **{file.stem: (file, ()) for file in sorted(_FOLDER.glob("*.yaml"))},
+Edit = Callable[[Config], Config]
+PAIRS: dict[str, Path] = {
+    BUILTIN: builtin.CONFIG,
+    "builtin-guest": builtin.CONFIG,
+    **{file.stem: file for file in sorted(_FOLDER.glob("*.yaml"))},
 }
 # What stands for a public benchmark where the built-in pair, which knows no other problems, is asked.
 STANDS_FOR = {"humaneval": "builtin_code", "humaneval_plus": "builtin_code", "mbpp": "builtin_code"}
@@ -44,7 +47,7 @@ class Study:
         judge: an artifact's folder or a rule that is used as it is; by default one is trained.
         limit: only so many questions of every split.
         max_tokens: of an answer; the pair's own by default.
-        changes: further changes to the pair's file.
+        changes: changes to the pair's file, as in `--set`; what the other fields say wins over them.
         force: start anew, even over data made with other settings.
     """
 
@@ -65,7 +68,7 @@ class Study:
 
     @property
     def benchmark(self) -> str:
-        """The benchmark that is really asked."""
+        """The benchmark whose questions are asked."""
         if not self.is_builtin or self.task.startswith(BUILTIN):
             return self.task
         return STANDS_FOR.get(self.task, "builtin_math")
@@ -76,29 +79,33 @@ class Study:
         name = self.benchmark if self.pair == BUILTIN else f"{self.benchmark}_{Path(self.pair).stem}"
         return self.out / (f"{name}_{self.max_tokens}" if self.max_tokens else name)
 
-    def pipeline(self, part: str = "", *changes: str) -> Pipeline:
-        """The pipeline over the pair's file, changed; what it writes lies in `folder`/`part`.
+    def pipeline(self, part: str = "", *edits: Edit) -> Pipeline:
+        """The pipeline over the pair's file, edited; what it writes lies in `folder`/`part`.
 
         Raises:
             ConfigError: no such pair, or the file is wrong.
         """
         folder = self.folder / part
-        own = [f"experiment.task={self.benchmark}", f"experiment.results={json.dumps(str(folder))}"]
-        own += [f"experiment.data={json.dumps(str(self.data))}"] if self.data else []
-        own += [f"ensemble.generation.max_tokens={self.max_tokens}"] if self.max_tokens else []
-        judge = json.dumps(self.judge or str(folder / "judge"))
-        own += [f"ensemble.output_aggregation_params.judge={judge}"]
-        file, base = self._file()
-        config = Config.read(file, [*base, *own, *self.changes, *changes])
+        config = Config.read(self._file(), self.changes)
+        config = with_experiment(config, task=self.benchmark, results=folder)
+        if self.pair == "builtin-guest":
+            config = with_model(config, 1, path="builtin:guest")
+        if self.data:
+            config = with_experiment(config, data=self.data)
+        if self.max_tokens:
+            generation = config.ensemble.generation.model_copy(update={"max_tokens": self.max_tokens})
+            section = config.ensemble.model_copy(update={"generation": generation})
+            config = config.model_copy(update={"ensemble": section})
+        config = with_aggregation(config, judge=self.judge or str(folder / "judge"))
+        for edit in edits:
+            config = edit(config)
         check_keys(config)
         return Pipeline(config)
 
-    def _file(self) -> tuple[Path, tuple[str, ...]]:
-        if self.pair in PAIRS:
-            return PAIRS[self.pair]
-        if not self.pair.endswith((".yaml", ".yml")):
+    def _file(self) -> Path:
+        if self.pair not in PAIRS and not self.pair.endswith((".yaml", ".yml")):
             raise ConfigError(f"{did_you_mean(self.pair, PAIRS, 'pair')}; or a YAML file")
-        return Path(self.pair), ()
+        return PAIRS.get(self.pair, Path(self.pair))
 
     def of(self, **changes: Any) -> Study:
         """The same study with something else in place."""
@@ -106,16 +113,16 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Ridden:
-    """A pair's collected test split and Tandem's live rides over it."""
+class StudyRuns:
+    """A pair's collected test split and Tandem's live runs over it."""
 
     pipeline: Pipeline
     test: Collected
-    rides: list[TandemRun]
+    runs: list[TandemRun]
 
-    def methods(self) -> list[Answered]:
+    def methods(self) -> list[MethodRuns]:
         """Every method of the main table, Tandem last."""
-        return report.methods(self.test, self.rides)
+        return report.methods(self.test, self.runs)
 
     @property
     def steps(self) -> list[int]:
@@ -131,6 +138,13 @@ class Ridden:
     def where(self) -> str:
         """The conditions, for a note."""
         return report.notes(self.test, None)[0]
+
+
+def with_model(config: Config, number: int, **options: Any) -> Config:
+    """The configuration with some options of one of its models replaced."""
+    specs = list(config.model_specs)
+    specs[number] = ModelSpec.model_validate(specs[number].model_dump(exclude_unset=True) | options)
+    return config.model_copy(update={"model_specs": specs})
 
 
 def check_keys(config: Config) -> None:
@@ -173,16 +187,16 @@ def _calibrated(pipeline: Pipeline) -> bool:
     return (kind, preset, aim) == (asked.judge, asked.preset, str(Objective.parse(asked.aim)))
 
 
-def ridden(study: Study, part: str = "", *changes: str) -> Ridden:
-    """Collect, train, calibrate and ride live: what most tables start with.
+def study_runs(study: Study, part: str = "", *edits: Edit) -> StudyRuns:
+    """Collect, train, calibrate and run live: what most tables start with.
 
     Raises:
         ArtifactError: there is not one question in the test split.
     """
-    pipeline = study.pipeline(part, *changes)
+    pipeline = study.pipeline(part, *edits)
     test = collected(study, pipeline, "test")
     if not test.rows:
         raise ArtifactError(f"{study.benchmark} has no test questions")
     trained(study, pipeline)
-    rides = pipeline.ride(test, pipeline.collected_items(test), "rides", study.force)
-    return Ridden(pipeline, test, rides)
+    runs = pipeline.run_tandem(test, pipeline.collected_items(test), "runs", study.force)
+    return StudyRuns(pipeline, test, runs)

@@ -16,7 +16,7 @@ import yaml
 from ensemblehub.artifacts import write_atomically
 from ensemblehub.lab.pipeline import report
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 FIGURES = Path(__file__).with_name("figures.yaml")
 
 
@@ -27,12 +27,12 @@ class Table:
     Attributes:
         figures: which of the paper's tables stands beside it (a key of `figures.yaml`).
         key: the column by which a row finds its figures in the paper.
-        columns: as in `experiments/report.py`; a row may lack some.
+        columns: as in `pipeline/report.py`; a row may lack some.
     """
 
     name: str
     title: str
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     columns: Sequence[str]
     notes: Sequence[str] = ()
     figures: str | None = None
@@ -42,7 +42,7 @@ class Table:
         """The table, the paper's figures in columns that begin with `paper`, and the notes."""
         paper = published(self.figures) if self.figures else {}
         printed = paper.get("rows", {})
-        rows: list[Row] = [{**row, **marked(printed.get(str(row.get(self.key))))} for row in self.rows]
+        rows: list[TableRow] = [{**row, **marked(printed.get(str(row.get(self.key))))} for row in self.rows]
         known = {str(row.get(self.key)) for row in self.rows}
         rows += [
             {self.key: f"paper: {name}", **marked(own)} for name, own in printed.items() if name not in known
@@ -55,7 +55,7 @@ class Table:
         """Write `NAME.md` and `NAME.json`; returns the former."""
         text = self.markdown()
         write_atomically(folder / f"{self.name}.md", text)
-        record: Row = {"title": self.title, "rows": list(self.rows), "notes": list(self.notes)}
+        record: TableRow = {"title": self.title, "rows": list(self.rows), "notes": list(self.notes)}
         if self.figures:
             record["paper"] = published(self.figures)
         write_atomically(folder / f"{self.name}.json", json.dumps(record, indent=1) + "\n")
@@ -71,6 +71,6 @@ def published(name: str) -> Mapping[str, Any]:
     return figures[name]
 
 
-def marked(figures: Mapping[str, Any] | None) -> Row:
+def marked(figures: Mapping[str, Any] | None) -> TableRow:
     """The paper's figures of one row, under names that say whose they are."""
     return {f"paper {key}": value for key, value in (figures or {}).items()}

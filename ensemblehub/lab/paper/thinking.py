@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from ensemblehub.lab.paper.study import Study, ridden
-from ensemblehub.lab.paper.tables import Row, Table
+from ensemblehub.config import Config
+from ensemblehub.lab.paper.study import Study, study_runs
+from ensemblehub.lab.paper.tables import Table, TableRow
 from ensemblehub.lab.pipeline import report
+from ensemblehub.lab.pipeline.experiment import with_experiment
 
-COLUMNS = (
-    "method",
-    "n",
-    "accuracy",
-    "difference",
-    "mentor_tokens",
-    "intern_tokens",
-    "tflops",
-    "cost_vs_mentor",
-    "truncated_share",
-)
-CONCISE = ("debug.enable_thinking=false", "experiment.aim=max-accuracy")
+COLUMNS = (*report.METHOD_COLUMNS, "cost_vs_mentor", "truncated_share")
 KEPT = ("intern", "mentor", "mentor_concise", "tandem")
+
+
+def without_thinking(config: Config) -> Config:
+    """The configuration with thinking off for both models, and the most accurate thresholds."""
+    debug = config.debug.model_copy(update={"enable_thinking": False})
+    return with_experiment(config.model_copy(update={"debug": debug}), aim="max-accuracy")
 
 
 def run(study: Study) -> list[Table]:
     """Both runs, each with its own judge and its differences to its own mentor; costs are shares of that mentor's."""
-    rows: list[Row] = []
-    for part, suffix, changes in (("", "", ()), ("concise", " (concise run)", CONCISE)):
-        done = ridden(study, part, *changes)
+    rows: list[TableRow] = []
+    for part, suffix, edits in (("", "", ()), ("concise", " (concise run)", (without_thinking,))):
+        done = study_runs(study, part, *edits)
         found = report.summary(study.benchmark, done.methods(), done.steps)
         kept = (*KEPT, done.highest) if not part else ("intern", "mentor", done.highest, "tandem")
         rows += [{**row, "method": row["method"] + suffix} for row in found if row["method"] in kept]

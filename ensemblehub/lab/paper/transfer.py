@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from ensemblehub.errors import ArtifactError
-from ensemblehub.lab.paper.study import Study, ridden
+from ensemblehub.lab.paper.study import Study, study_runs
 from ensemblehub.lab.paper.tables import Table
 from ensemblehub.lab.pipeline import report
 
-COLUMNS = (
-    "method",
-    "n",
-    "accuracy",
-    "difference",
-    "mentor_tokens",
-    "intern_tokens",
-    "tflops",
-    "cost_vs_mentor",
-    "cost_vs_fixed",
-    "leak_share",
-    "truncated_share",
-    "levels",
-)
+COSTS = ("cost_vs_mentor", "cost_vs_fixed", "leak_share", "truncated_share")
+COLUMNS = (*report.METHOD_COLUMNS, *COSTS, "levels")
 
 
 def run(study: Study) -> list[Table]:
@@ -33,10 +21,10 @@ def run(study: Study) -> list[Table]:
     foreign = study.judge or (
         "builtin:judge" if study.pair == "builtin" else str(study.of(task="math500").folder / "judge")
     )
-    own = ridden(code.of(judge=None))
+    own = study_runs(code.of(judge=None))
     try:
         items = own.pipeline.collected_items(own.test)
-        moved = own.pipeline.ride(own.test, items, "rides_transferred", study.force, judge=foreign)
+        moved = own.pipeline.run_tandem(own.test, items, "runs_transferred", study.force, judge=foreign)
     except ArtifactError as error:
         raise ArtifactError(
             f"{error}; `ensemblehub paper main --pair {study.pair}` trains the judge on math"

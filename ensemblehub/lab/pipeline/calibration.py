@@ -13,32 +13,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 
 from ensemblehub.errors import ConfigError, did_you_mean
-from ensemblehub.lab.pipeline.cascade import (
-    MENTOR,
-    Bools,
-    Fallback,
-    Floats,
-    Indices,
-    Outcomes,
-    Replay,
-    expectation,
-    oracle,
-    random_mix,
-    replay,
-)
-
-__all__ = [
-    "MENTOR",
-    "Calibrated",
-    "Fallback",
-    "Objective",
-    "Outcomes",
-    "Replay",
-    "calibrate",
-    "oracle",
-    "random_mix",
-    "replay",
-]
+from ensemblehub.lab.pipeline.cascade import Bools, Floats, Indices, Outcomes, expectation, replay
 
 AimName = Literal["max-accuracy", "budget", "min-accuracy"]
 ALWAYS, NEVER = 0.0, 1.01  # thresholds that every and no probability reaches
@@ -116,23 +91,23 @@ def _search(outcomes: Outcomes, aim: Objective) -> Floats:
 
 
 def _cross_validated(outcomes: Outcomes, aim: Objective) -> dict[str, float | None]:
-    """Accuracy and cost on questions that the thresholds were not chosen on; None where a fold cannot serve the aim."""
+    """Accuracy and cost on questions that the thresholds were not chosen on; None where a fold misses the aim."""
     fold = np.arange(len(outcomes.cost)) % FOLDS
     correct, cost = list[Bools](), list[Floats]()
     try:
         for index in range(min(FOLDS, len(fold) - 1)):
             thresholds = _search(outcomes.part(fold != index), aim)
-            ride = replay(outcomes.part(fold == index), thresholds)
-            correct.append(ride.correct)
-            cost.append(ride.cost)
+            unseen = replay(outcomes.part(fold == index), thresholds)
+            correct.append(unseen.correct)
+            cost.append(unseen.cost)
     except ConfigError:
         correct.clear()
-    unseen = bool(correct)
+    if not correct:
+        return {"cross_validated_accuracy": None, "cross_validated_cost": None}
+    share = np.concatenate(cost).mean() / outcomes.mentor_cost.mean()
     return {
-        "cross_validated_accuracy": float(np.concatenate(correct).mean()) if unseen else None,
-        "cross_validated_cost": float(np.concatenate(cost).mean() / outcomes.mentor_cost.mean())
-        if unseen
-        else None,
+        "cross_validated_accuracy": float(np.concatenate(correct).mean()),
+        "cross_validated_cost": float(share),
     }
 
 
@@ -169,12 +144,11 @@ def _lower_end(accuracy: Floats, n: int) -> Floats:
 
 def candidates(probabilities: Floats, quantiles: int = QUANTILES) -> Floats:
     """Thresholds worth trying at one level: always, midpoints between neighbours at quantiles, never."""
-    distinct = np.unique(probabilities[probabilities >= 0])
+    said = probabilities[probabilities >= 0]
+    distinct = np.unique(said)
     if not len(distinct):
         return np.array([NEVER])
-    wanted = np.quantile(
-        probabilities[probabilities >= 0], np.arange(1, quantiles) / quantiles, method="higher"
-    )
+    wanted = np.quantile(said, np.arange(1, quantiles) / quantiles, method="higher")
     above = np.searchsorted(distinct, np.unique(wanted))
     # Between two probabilities rather than on one: a live probability may differ in its last digit.
     between = (distinct[above[above > 0] - 1] + distinct[above[above > 0]]) / 2

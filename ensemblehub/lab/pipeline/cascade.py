@@ -35,7 +35,7 @@ class Outcomes:
         reached: the part of `cost` that is spent on reaching the level, whoever answers: the mentor's
             insight and the intern's reading up to there, (n, L).  An answer from an earlier level pays it too.
         mentor_correct, mentor_cost: of the mentor answering by itself, (n,).
-        visited: False where a ride does not stop at that level, because the mentor had already ended,
+        visited: False where a run does not stop at that level, because the mentor had already ended,
             (n, L); the first level is always visited, and none after one that is not.
         fallback: who answers when no level suffices: the level with the highest probability, the last
             visited one, or the mentor.
@@ -60,11 +60,11 @@ class Outcomes:
 
     @property
     def heard(self) -> Floats:
-        """The probabilities, −1 where no ride hears one, so that no threshold is met there."""
+        """The probabilities, −1 where no run has one, so that no threshold is met there."""
         return np.where(self.visited, self.probabilities, -1.0)
 
     def stopped(self) -> tuple[Floats, Floats]:
-        """Whether right (1 or 0) and the whole cost when a ride stops at a level, each (n, L)."""
+        """Whether right (1 or 0) and the whole cost when a run stops at a level, each (n, L)."""
         return self.correct.astype(np.float64), self.cost + self.judging
 
     def unanswered(self) -> tuple[Indices, Floats, Floats]:
@@ -107,18 +107,16 @@ def expectation(outcomes: Outcomes, thresholds: ArrayLike) -> dict[str, Any]:
 
     The intervals are of the thresholds as given; that they were chosen on the same data is not in them.
     """
-    ride, shares = replay(outcomes, thresholds), {}
-    for level in np.unique(ride.chosen):
-        shares["mentor" if level == MENTOR else str(level)] = float((ride.chosen == level).mean())
+    run, shares = replay(outcomes, thresholds), {}
+    for level in np.unique(run.chosen):
+        shares["mentor" if level == MENTOR else str(level)] = float((run.chosen == level).mean())
     mentor = float(outcomes.mentor_cost.mean())
-    accuracy, cost = (
-        metrics.paired_bootstrap(ride.correct, 0.0),
-        metrics.paired_bootstrap(ride.cost / mentor, 0.0),
-    )
+    accuracy = metrics.paired_bootstrap(run.correct, 0.0)
+    cost = metrics.paired_bootstrap(run.cost / mentor, 0.0)
     return {
-        "accuracy": float(ride.correct.mean()),
+        "accuracy": float(run.correct.mean()),
         "accuracy_interval": list(accuracy),
-        "cost_vs_mentor": float(ride.cost.mean()) / mentor,
+        "cost_vs_mentor": float(run.cost.mean()) / mentor,
         "cost_interval": list(cost),
         "mentor_accuracy": float(outcomes.mentor_correct.mean()),
         "shares": shares,

@@ -3,7 +3,7 @@
 Per question: the mentor's insight once, cut at every level (true prefixes of one stream); the intern's
 reading (perplexity and entropy) and its graded answer at every level; the mentor's own answer, long and
 concise.  Every finished question is synced to a journal, so a killed run loses at most the questions in
-flight.
+progress.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemblehub.artifacts import parsed
+from ensemblehub.concurrency import for_each
 from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError
 from ensemblehub.generators.base import Engine
@@ -37,38 +39,13 @@ Reading = NDArray[np.float16]
 
 
 @dataclass(frozen=True)
-class Cut:
+class InsightCut:
     """An insight cut at a level: its text, what the mentor read and wrote for it, and engine seconds."""
 
     text: str = ""
     read: int = 0
     tokens: int = 0
     seconds: float = 0.0
-
-
-async def collect(
-    tandem: Tandem,
-    engines: list[Engine],
-    task: Task,
-    items: Iterable[Item],
-    sampling: Sampling,
-    journal: Journal,
-    concurrency: int,
-    progress: Callable[[], None],
-) -> None:
-    """Collect every item that the journal does not hold yet, `concurrency` at a time."""
-    collector = Collector(tandem, engines, task, sampling)
-    room = asyncio.Semaphore(concurrency)
-
-    async def one(item: Item) -> None:
-        async with room:
-            journal.append(await collector.collect(item))
-            progress()
-
-    async with asyncio.TaskGroup() as tasks:
-        for item in items:
-            if item.id not in journal.rows:
-                tasks.create_task(one(item))
 
 
 class Collector:
@@ -98,7 +75,7 @@ class Collector:
         row = Row(item.id, item.subject, item.level, item.steps, whole, closing, runs, digest(item))
         return asdict(row) | {"readings": readings}
 
-    async def insight(self, ask: Request) -> dict[str, Cut]:
+    async def insight(self, ask: Request) -> dict[str, InsightCut]:
         """The mentor's insight, written once, as it stands at every level; the empty one first."""
         words, ledger = self.tandem.words, UsageLedger()
         request = Dialogue(ask, words).mentor_request(max(self.tandem.levels.values()))
@@ -106,7 +83,7 @@ class Collector:
         async with aclosing(self.mentor.stream(request, ledger.meter("insight"))) as stream:
             async for piece in stream:
                 pieces.append(piece)
-        total, cuts = ledger.total, {LEVEL_0: Cut()}
+        total, cuts = ledger.total, {LEVEL_0: InsightCut()}
         for level, budget in self.tandem.levels.items():
             text, tokens = "", 0
             for piece in pieces:
@@ -114,10 +91,10 @@ class Collector:
                     break
                 text, tokens = text + piece.text, tokens + len(piece.tokens)
             seconds = total.seconds * tokens / max(1, total.completion_tokens)
-            cuts[level] = Cut(words.shown(text), total.prompt_tokens, tokens, seconds)
+            cuts[level] = InsightCut(words.shown(text), total.prompt_tokens, tokens, seconds)
         return cuts
 
-    async def level(self, item: Item, ask: Request, cut: Cut) -> tuple[Run, Any, int]:
+    async def level(self, item: Item, ask: Request, cut: InsightCut) -> tuple[Run, Any, int]:
         """The intern's answer and reading at one level, and the count of closing template tokens."""
         dialogue = Dialogue(ask, self.tandem.words, self.tandem.insight_mode)
         request = dialogue.intern_request(cut.text)
@@ -125,7 +102,7 @@ class Collector:
         tokens = dialogue.judged_tokens(scored, "question+insight")
         perplexity, entropy = features.sequences(tokens)
         closing = next((n for n, token in enumerate(reversed(scored.tokens)) if token.message is not None), 0)
-        text, finish, cost = await fold(self.intern, request)
+        text, finish, cost = await generate(self.intern, request)
         grade = await asyncio.to_thread(self.task.grade, item, text)
         leak = await asyncio.to_thread(self.task.leaks, item, cut.text)
         run = Run(
@@ -148,15 +125,29 @@ class Collector:
 
     async def alone(self, item: Item, request: Request) -> Run:
         """The mentor's own answer."""
-        text, finish, cost = await fold(self.mentor, request)
+        text, finish, cost = await generate(self.mentor, request)
         grade = await asyncio.to_thread(self.task.grade, item, text)
         return Run(
             grade.correct, finish, cost.prompt_tokens, cost.completion_tokens, 0, 0, cost.seconds, False, text
         )
 
 
-async def fold(engine: Engine, request: Request) -> tuple[str, Any, Cost]:
-    """One engine's whole answer, how it ended, and its bill."""
+async def collect(
+    ensemble: AsyncEnsemble,
+    collector: Collector,
+    items: Iterable[Item],
+    journal: Journal,
+    concurrency: int,
+    progress: Callable[[], None],
+) -> None:
+    """Collect every item that the journal does not hold yet, `concurrency` at a time."""
+    async with ensemble:
+        missing = journal.missing(items)
+        await for_each(missing, collector.collect, limit=concurrency, keep=journal.append, progress=progress)
+
+
+async def generate(engine: Engine, request: Request) -> tuple[str, Any, Cost]:
+    """One engine's whole answer, its finish reason and its cost."""
     ledger, pieces = UsageLedger(), list[Piece]()
     async with aclosing(engine.stream(request, ledger.meter("answer"))) as stream:
         async for piece in stream:
@@ -209,7 +200,7 @@ def _folded(rows: list[dict[str, Any]], header: dict[str, Any], path: Path) -> C
         raise ValueError(f"features of shape {table.shape}")
     if not (np.abs(table) <= np.finfo(np.float32).max).all():
         raise ValueError("features that are no numbers of single precision")
-    if any(not one.size or not np.isfinite(one).all() for question in sequences for one in question):
+    if any(not array.size or not np.isfinite(array).all() for row in sequences for array in row):
         raise ValueError("sequences without numbers")
     if any(name not in row.runs for row in kept for name in (*levels, "mentor", "mentor_concise")):
         raise ValueError("a question without one of its runs")

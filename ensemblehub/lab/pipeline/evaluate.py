@@ -1,7 +1,7 @@
 """Run Tandem live on a split, and take the baselines from collected data after proving them equal.
 
-Costs are cold: what one ride reuses of another ride's prefix (the template's opening, say) is charged as
-if it had been computed, so that a table does not depend on the order of the questions.
+Costs are cold: what one run reuses of another run's prefix (the template's opening, say) is charged as if it had
+been computed, so that a table does not depend on the order of the questions.
 """
 
 from __future__ import annotations
@@ -10,34 +10,36 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ensemblehub.artifacts import content_of, entries, parsed
+from ensemblehub.concurrency import for_each
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError
 from ensemblehub.journal import Journal, settings_of
+from ensemblehub.lab.pipeline.collect import Collector
+from ensemblehub.lab.pipeline.experiment import tandem_of
 from ensemblehub.lab.pipeline.records import Row, with_current_names
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.results import fold
 from ensemblehub.schema import Event, ModelInfo, Request, Result, Sampling, UsageLine
-from ensemblehub.tandem.insights import LEVEL_0
 
 AGAIN = "run `ensemblehub evaluate --force`"
 
 
 @dataclass(frozen=True)
 class TandemRun:
-    """One live ride, graded and billed.
+    """One live run, graded, with its cost.
 
     Attributes:
         chosen: the level the answer came from.
         probabilities: the judge's, by visited level.
         flops: full ledger, cold; `judging_flops` the part that judging added.
-        seconds: the engines' own time; `wall` the ride's.
+        seconds: the engines' own time; `wall` the run's.
     """
 
     __pydantic_config__: ClassVar[Any] = {"allow_inf_nan": False}
@@ -68,28 +70,28 @@ class TandemRun:
         return parsed(cls, json.dumps(row), f"{path}: {row.get('id')}", AGAIN)
 
 
-async def ride(ensemble: AsyncEnsemble, task: Task, item: Item, sampling: Sampling) -> TandemRun:
+async def run_live(ensemble: AsyncEnsemble, task: Task, item: Item, sampling: Sampling) -> TandemRun:
     """Answer one question live."""
     ledger, started, events = UsageLedger(), time.perf_counter(), list[Event]()
-    async for event in ensemble.stream(Request(task.request(item), sampling, id=item.id), ledger):
-        events.append(event)
+    async with aclosing(ensemble.stream(Request(task.request(item), sampling, id=item.id), ledger)) as stream:
+        async for event in stream:
+            events.append(event)
     result = fold(events, ledger, time.perf_counter() - started)
     grade = await asyncio.to_thread(task.grade, item, result.text)
-    assert isinstance(ensemble.aggregation, Tandem)
-    mentor, intern = ensemble.aggregation.roles(ensemble.engines)
-    chosen = ensemble.aggregation.chosen(result.verdicts)
-    bill = Bill.of(ledger.calls, {mentor.name: mentor.info, intern.name: intern.info}, intern.name)
+    tandem = tandem_of(ensemble)
+    mentor, intern = tandem.roles(ensemble.engines)
+    cost = ColdCost.of(ledger.calls, {mentor.name: mentor.info, intern.name: intern.info}, intern.name)
     return TandemRun(
         item.id,
         grade.correct,
-        chosen,
+        tandem.chosen(result.verdicts),
         {verdict.level: verdict.probability for verdict in result.verdicts},
         _written(result, mentor.name),
         _written(result, intern.name),
-        bill.flops,
-        bill.judging_flops,
-        bill.seconds,
-        bill.judging_seconds,
+        cost.flops,
+        cost.judging_flops,
+        cost.seconds,
+        cost.judging_seconds,
         result.seconds,
         task.leaks(item, result.insight),
         result.finish,
@@ -103,9 +105,12 @@ def _written(result: Result, engine: str) -> int:
 
 
 @dataclass(frozen=True)
-class Bill:
-    """A ride's cold cost and the part that judging added (DESIGN: what is computed beyond what the same
-    answer at the chosen level needs without a judge; reading that the answer reuses is not judging)."""
+class ColdCost:
+    """The cold cost of a run and the part that judging added.
+
+    Judging is what is computed beyond what the same answer at the chosen level needs without a judge; reading
+    that the answer reuses is not judging.
+    """
 
     flops: float
     judging_flops: float
@@ -113,13 +118,13 @@ class Bill:
     judging_seconds: float
 
     @classmethod
-    def of(cls, calls: Sequence[UsageLine], cards: dict[str, ModelInfo], intern: str) -> Bill:
-        """Add up the calls of one ride."""
-        cold = list(_cold(calls, cards))
+    def of(cls, calls: Sequence[UsageLine], infos: dict[str, ModelInfo], intern: str) -> ColdCost:
+        """Add up the calls of one run."""
+        cold = list(_cold(calls, infos))
         judged = [call.cost for call in cold if call.purpose == "judge"]
         read = sum(cost.prefill_flops for cost in judged)
         reused = sum(
-            cards[intern].flops(0, call.cost.cached_tokens)
+            infos[intern].flops(0, call.cost.cached_tokens)
             for call in cold
             if call.purpose == "answer" and call.engine == intern
         )
@@ -136,13 +141,13 @@ class Bill:
         )
 
 
-def _cold(calls: Sequence[UsageLine], cards: dict[str, ModelInfo]) -> list[UsageLine]:
+def _cold(calls: Sequence[UsageLine], infos: dict[str, ModelInfo]) -> list[UsageLine]:
     """The calls, with the first of each engine charged for the whole of its prompt."""
     seen, cold = set[str](), list[UsageLine]()
     for call in calls:
-        if call.engine in cards and call.engine not in seen:
+        if call.engine in infos and call.engine not in seen:
             seen.add(call.engine)
-            whole = cards[call.engine].flops(0, call.cost.prompt_tokens)
+            whole = infos[call.engine].flops(0, call.cost.prompt_tokens)
             call = replace(call, cost=replace(call.cost, cached_tokens=0, prefill_flops=whole))
         cold.append(call)
     return cold
@@ -157,24 +162,25 @@ async def evaluate(
     concurrency: int,
     progress: Callable[[], None],
 ) -> list[TandemRun]:
-    """Ride every question, `concurrency` at a time; finished rides are synced to the journal."""
-    room = asyncio.Semaphore(concurrency)
+    """Run Tandem on every question, `concurrency` at a time; finished runs are synced to the journal."""
 
-    async def one(item: Item) -> None:
-        async with room:
-            done = await ride(ensemble, task, item, sampling)
-            journal.append(asdict(done))
-            progress()
+    async def work(item: Item) -> dict[str, Any]:
+        return asdict(await run_live(ensemble, task, item, sampling))
 
-    async with asyncio.TaskGroup() as tasks:
-        for item in items:
-            if item.id not in journal.rows:
-                tasks.create_task(one(item))
+    async with ensemble:
+        missing = journal.missing(items)
+        await for_each(missing, work, limit=concurrency, keep=journal.append, progress=progress)
     return [TandemRun.from_json(journal.rows[item.id], journal.path) for item in items]
 
 
-def read_rides(path: Path) -> tuple[dict[str, Any], list[TandemRun]]:
-    """What a journal of rides was made with, and the rides; a torn last line does not count.
+def runs_file(folder: Path, name: str = "runs") -> Path:
+    """The journal of live runs `NAME.jsonl`; under its former name (`rides.jsonl`) where only that exists."""
+    path, former = folder / f"{name}.jsonl", folder / f"{name.replace('runs', 'rides')}.jsonl"
+    return former if former.exists() and not path.exists() else path
+
+
+def read_runs(path: Path) -> tuple[dict[str, Any], list[TandemRun]]:
+    """The settings of a journal of live runs, and the runs; a torn last line does not count.
 
     Raises:
         ArtifactError: it is missing or damaged.
@@ -184,8 +190,8 @@ def read_rides(path: Path) -> tuple[dict[str, Any], list[TandemRun]]:
     except ValueError as error:
         raise ArtifactError(f"{path} is damaged ({error}): {AGAIN}") from error
     settings, rows = settings_of(path, found)
-    rides = {row.get("id"): TandemRun.from_json(row, path) for row in rows}
-    return settings, list(rides.values())
+    runs = {row.get("id"): TandemRun.from_json(row, path) for row in rows}
+    return settings, list(runs.values())
 
 
 async def reproduced(
@@ -197,34 +203,25 @@ async def reproduced(
     concurrency: int,
 ) -> dict[str, int]:
     """How many collected baseline answers a live run writes again, letter by letter, by method."""
-    from ensemblehub.lab.pipeline.collect import Collector
+    collector = Collector(tandem_of(ensemble), ensemble.engines, task, sampling)
 
-    assert isinstance(ensemble.aggregation, Tandem)
-    collector = Collector(ensemble.aggregation, ensemble.engines, task, sampling)
-    room = asyncio.Semaphore(concurrency)
-
-    async def one(item: Item) -> dict[str, bool]:
-        async with room:
-            again = Row.from_json(
-                {key: value for key, value in (await collector.collect(item)).items() if key != "readings"}
-            )
+    async def work(item: Item) -> dict[str, bool]:
+        made = await collector.collect(item)
+        again = Row.from_json({key: value for key, value in made.items() if key != "readings"})
         return {name: run.text == rows[item.id].runs[name].text for name, run in again.runs.items()}
 
-    same = await asyncio.gather(*(one(item) for item in items))
+    same = await for_each(items, work, limit=concurrency)
     return {name: sum(row[name] for row in same) for name in same[0]} if same else {}
 
 
 async def overhead(
     ensemble: AsyncEnsemble, task: Task, items: Sequence[Item], sampling: Sampling
 ) -> dict[str, Any]:
-    """One ride at a time: wall time over the engines' own time, and judging's share of the wall time."""
-    rides = [await ride(ensemble, task, item, sampling) for item in items]
-    wall, busy = sum(one.wall for one in rides), sum(one.seconds for one in rides)
+    """One run at a time: wall time over the engines' own time, and judging's share of the wall time."""
+    runs = [await run_live(ensemble, task, item, sampling) for item in items]
+    wall, busy = sum(run.wall for run in runs), sum(run.seconds for run in runs)
     return {
-        "rides": len(rides),
+        "rides": len(runs),
         "wall_over_engine_seconds": wall / busy,
-        "judging_share_of_wall": sum(one.judging_seconds for one in rides) / wall,
+        "judging_share_of_wall": sum(run.judging_seconds for run in runs) / wall,
     }
-
-
-__all__ = ["LEVEL_0", "Bill", "TandemRun", "evaluate", "overhead", "read_rides", "reproduced", "ride"]

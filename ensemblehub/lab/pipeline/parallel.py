@@ -1,6 +1,8 @@
 """Collecting by several worker processes: each has its own GPUs, engines and questions; one journal.
 
-The parent alone writes.  A worker that dies leaves its questions to the others; when the parent dies, the workers end.
+Only the parent writes.  A worker that dies leaves its questions to the others; when the parent dies, the workers end.
+Not `concurrent.futures`, where one dead worker breaks the whole pool, nor `pebble`, whose workers take one task at a
+time: each worker here loads its models once and answers many questions at a time, so that they share batches.
 """
 
 from __future__ import annotations
@@ -18,9 +20,13 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ensemblehub.config import Config
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ConfigError, EngineError, EnsembleHubError
 from ensemblehub.journal import Journal
+from ensemblehub.lab.pipeline.collect import Collector
+from ensemblehub.lab.pipeline.experiment import Experiment, tandem_of
 from ensemblehub.lab.tasks.base import Item
+from ensemblehub.tandem.insights import LEVEL_0
 
 TRIES = 3  # workers that may die over one question
 
@@ -52,7 +58,7 @@ def placements(workers: int, gpus: str = "", mentor_gpus: str = "", intern_gpus:
     shared, mentors, interns = (_numbers(text) for text in (gpus, mentor_gpus, intern_gpus))
     if shared and (mentors or interns):
         raise ConfigError("--gpus is for both models: give it, or --mentor-gpus and --intern-gpus")
-    twice = [one for one in mentors if one in interns]
+    twice = [gpu for gpu in mentors if gpu in interns]
     if twice:
         raise ConfigError(f"GPU {twice[0]} is in --mentor-gpus and in --intern-gpus")
     workers = workers or len(mentors or shared) or 1
@@ -63,7 +69,7 @@ def placements(workers: int, gpus: str = "", mentor_gpus: str = "", intern_gpus:
 
 def _numbers(text: str) -> list[str]:
     found = [part.strip() for part in text.split(",") if part.strip()]
-    wrong = next((one for one in found if not one.isdigit()), None)
+    wrong = next((part for part in found if not part.isdigit()), None)
     if wrong is not None or len(set(found)) < len(found):
         raise ConfigError(f"GPUs are numbers with commas, each once, such as 0,1,2,3; not {text!r}")
     return found
@@ -90,20 +96,20 @@ def _on(first: int, count: int) -> dict[str, Any]:
     """Options of a model on `count` of the visible GPUs."""
     if count == 1:
         return {"device": f"cuda:{first}"}
-    return (
-        {"num_gpus": count} if first == 0 else {"max_memory": {first + one: "80GiB" for one in range(count)}}
-    )
+    if first == 0:
+        return {"num_gpus": count}
+    return {"max_memory": {first + index: "80GiB" for index in range(count)}}
 
 
 @dataclass
-class Worker:
-    """A process, and the questions it has in hand."""
+class WorkerProcess:
+    """A process and the questions it is answering."""
 
     number: int
     process: BaseProcess
     pipe: Connection
     ready: bool = False
-    flight: dict[str, Item] = field(default_factory=dict)
+    asked: dict[str, Item] = field(default_factory=dict)
 
 
 def collect(
@@ -123,16 +129,16 @@ def collect(
     deaths: Counter[str] = Counter()
     workers = [_started(number, config, place) for number, place in enumerate(places, 1)]
     try:
-        while missing or any(worker.flight for worker in workers):
+        while missing or any(worker.asked for worker in workers):
             for worker in workers:
-                while worker.ready and missing and len(worker.flight) < concurrency:
+                while worker.ready and missing and len(worker.asked) < concurrency:
                     item = missing.popleft()
-                    worker.flight[item.id] = item
+                    worker.asked[item.id] = item
                     _send(worker, item)
             if not workers:
                 raise EngineError("all workers died; the same command goes on with the rest")
             for pipe in wait([worker.pipe for worker in workers]):
-                worker = next(one for one in workers if one.pipe is pipe)
+                worker = next(worker for worker in workers if worker.pipe is pipe)
                 try:
                     kind, value = worker.pipe.recv()
                 except (EOFError, OSError):
@@ -142,7 +148,7 @@ def collect(
                 if kind == "error":
                     raise EngineError(f"worker {worker.number}: {value}")
                 if kind == "row":
-                    worker.flight.pop(value["id"])
+                    worker.asked.pop(value["id"])
                     journal.append(value)
                     step()
                 worker.ready = True
@@ -153,7 +159,7 @@ def collect(
             worker.pipe.close()
 
 
-def _started(number: int, config: Config, place: Placement) -> Worker:
+def _started(number: int, config: Config, place: Placement) -> WorkerProcess:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(
@@ -161,17 +167,17 @@ def _started(number: int, config: Config, place: Placement) -> Worker:
     )
     process.start()
     theirs.close()
-    return Worker(number, process, ours)
+    return WorkerProcess(number, process, ours)
 
 
-def _send(worker: Worker, item: Item) -> None:
+def _send(worker: WorkerProcess, item: Item) -> None:
     try:
         worker.pipe.send(item)
     except OSError:
         worker.ready = False  # it died: reading from it says so
 
 
-def _bury(worker: Worker, missing: deque[Item], deaths: Counter[str]) -> None:
+def _bury(worker: WorkerProcess, missing: deque[Item], deaths: Counter[str]) -> None:
     """Give the questions of a dead worker to the others.
 
     Raises:
@@ -179,17 +185,17 @@ def _bury(worker: Worker, missing: deque[Item], deaths: Counter[str]) -> None:
     """
     worker.process.join()
     died = f"worker {worker.number} died (exit status {worker.process.exitcode})"
-    print(f"{died}; {len(worker.flight)} questions go to others", file=sys.stderr)
-    deaths.update(worker.flight.keys())
+    print(f"{died}; {len(worker.asked)} questions go to others", file=sys.stderr)
+    deaths.update(worker.asked.keys())
     worst = next((name for name, count in deaths.items() if count >= TRIES), None)
     if worst is not None:
         raise EngineError(f"{TRIES} workers died over {worst}; the same command goes on with the rest")
-    missing.extendleft(reversed(worker.flight.values()))
+    missing.extendleft(reversed(worker.asked.values()))
 
 
 def run(pipe: Connection, config: str, place: Placement) -> None:
-    """A worker's life: questions in, rows out, until the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    """The main function of a worker: questions in, rows out, until the parent closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     if place.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
     else:
@@ -204,33 +210,25 @@ def run(pipe: Connection, config: str, place: Placement) -> None:
 
 def _placed_config(config: Config, place: Placement) -> Config:
     """The configuration with the devices of this worker, for models that run in this process."""
-    from ensemblehub.ensemble import AsyncEnsemble
-    from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
-
     if not place.gpus:
         return config
     ensemble = AsyncEnsemble.from_config(config)
-    assert isinstance(ensemble.aggregation, Tandem)
-    mentor, intern = ensemble.aggregation.roles(ensemble.engines)
+    mentor, intern = tandem_of(ensemble).roles(ensemble.engines)
     options = {mentor.name: place.mentor, intern.name: place.intern}
-    data = config.model_dump(mode="json")
-    for spec in data["model_specs"]:
-        if spec["engine"] == "hf":
-            spec.update(options.get(spec["name"], {}))
-    return Config.model_validate(data)
+    specs = [
+        spec.model_copy(update=options.get(spec.name, {})) if spec.engine == "hf" else spec
+        for spec in config.model_specs
+    ]
+    return config.model_copy(update={"model_specs": specs})
 
 
 async def _work(pipe: Connection, config: Config) -> None:
-    from ensemblehub.lab.pipeline.collect import Collector
-    from ensemblehub.lab.pipeline.pipeline import Pipeline
-    from ensemblehub.tandem.insights import LEVEL_0
-
-    pipeline = Pipeline(config)
-    ensemble, tandem = pipeline.ensemble(judge=f"fixed:{LEVEL_0}")
+    experiment = Experiment(config)
+    ensemble, tandem = experiment.ensemble(judge=f"fixed:{LEVEL_0}")
     async with ensemble, asyncio.TaskGroup() as tasks:
-        collector = Collector(tandem, ensemble.engines, pipeline.task, pipeline.sampling)
+        collector = Collector(tandem, ensemble.engines, experiment.task, experiment.sampling)
 
-        async def one(item: Item) -> None:
+        async def answer(item: Item) -> None:
             try:
                 pipe.send(("row", await collector.collect(item)))
             except EnsembleHubError as error:
@@ -238,4 +236,4 @@ async def _work(pipe: Connection, config: Config) -> None:
 
         pipe.send(("ready", None))
         while True:
-            tasks.create_task(one(await asyncio.to_thread(pipe.recv)))
+            tasks.create_task(answer(await asyncio.to_thread(pipe.recv)))

@@ -196,7 +196,9 @@ class Header:
 def _unzipped(path: Path, content: bytes, remedy: str) -> list[bytes]:
     """The lines of a gzipped file."""
     try:
-        lines = with_current_names(gzip.decompress(content)).split(b"\n")  # not splitlines: U+2028 stands in texts
+        lines = with_current_names(gzip.decompress(content)).split(
+            b"\n"
+        )  # not splitlines: U+2028 stands in texts
     except Exception as error:  # gzip and zlib raise what they like on damaged bytes
         raise ArtifactError(f"{path} is damaged ({error}): {remedy}") from error
     if lines[-1] or len(lines) < 2:

@@ -20,136 +20,115 @@ from ensemblehub.artifacts import write_atomically
 from ensemblehub.cost import paper_flops
 from ensemblehub.errors import MissingExtraError
 from ensemblehub.lab import metrics
-from ensemblehub.lab.pipeline import calibration
+from ensemblehub.lab.markdown import table
+from ensemblehub.lab.pipeline import cascade
 from ensemblehub.lab.pipeline.evaluate import TandemRun
 from ensemblehub.lab.pipeline.records import Collected, Run
 from ensemblehub.tandem.insights import LEVEL_0
 
-COLUMNS = (
-    "method",
-    "n",
-    "accuracy",
-    "difference",
-    "mentor_tokens",
-    "intern_tokens",
-    "tflops",
-    "tflops_paper",
-    "cost_vs_mentor",
-    "cost_vs_concise",
-    "leak_share",
-    "truncated_share",
-    "judging_share",
-)
+METHOD_COLUMNS = ("method", "n", "accuracy", "difference", "mentor_tokens", "intern_tokens", "tflops")
+SHARES = ("leak_share", "truncated_share", "judging_share")
+COLUMNS = (*METHOD_COLUMNS, "tflops_paper", "cost_vs_mentor", "cost_vs_concise", *SHARES)
+# How runs are measured: by column of `MethodRuns`.
+COUNTED: dict[str, Callable[[Run | TandemRun], float]] = {
+    "correct": lambda run: run.correct,
+    "mentor_tokens": lambda run: run.mentor_tokens,
+    "intern_tokens": lambda run: run.intern_tokens,
+    "seconds": lambda run: run.seconds,
+    "leak": lambda run: run.leak,
+    "truncated": lambda run: run.finish == "length",
+}
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One method's outcome on every question: arrays of shape (questions,)."""
+class MethodRuns:
+    """One method's outcome on every question: arrays of shape (questions,).
+
+    Attributes:
+        correct: share of draws that are right; 0 or 1 except for random_mix.
+        levels: number of questions answered from each level.
+    """
 
     method: str
-    correct: NDArray[np.float64]  # share of draws that are right; 0 or 1 but for random_mix
-    mentor_tokens: NDArray[np.float64]
-    intern_tokens: NDArray[np.float64]
-    flops: NDArray[np.float64]
-    paper: NDArray[np.float64]
-    seconds: NDArray[np.float64]
-    leak: NDArray[np.float64]
-    truncated: NDArray[np.float64]
-    judging: NDArray[np.float64]
     levels: dict[str, float]
+    correct: Floats
+    mentor_tokens: Floats
+    intern_tokens: Floats
+    flops: Floats
+    paper: Floats
+    seconds: Floats
+    leak: Floats
+    truncated: Floats
+    judging: Floats
 
 
-def fixed(collected: Collected, method: str, name: str) -> Answered:
+def fixed(collected: Collected, method: str, name: str) -> MethodRuns:
     """A method that answers every question the same way, from collected runs."""
     return of_runs(collected, method, [row.runs[name] for row in collected.rows], {name: len(collected.rows)})
 
 
-def of_runs(collected: Collected, method: str, runs: Sequence[Run], levels: dict[str, float]) -> Answered:
+def of_runs(collected: Collected, method: str, runs: Sequence[Run], levels: dict[str, float]) -> MethodRuns:
     """A method from its run on every question of `collected`."""
     mentor, intern = collected.info("mentor"), collected.info("intern")
-
-    def column(value: Callable[[Run], float]) -> NDArray[np.float64]:
-        return np.array([value(run) for run in runs], float)
-
-    return Answered(
-        method,
-        column(lambda run: run.correct),
-        column(lambda run: run.mentor_tokens),
-        column(lambda run: run.intern_tokens),
-        column(lambda run: run.flops(mentor, intern)),
-        column(lambda run: _paper(collected, run.mentor_tokens, run.intern_tokens, run.intern_read > 0)),
-        column(lambda run: run.seconds),
-        column(lambda run: run.leak),
-        column(lambda run: run.finish == "length"),
-        np.zeros(len(runs)),
-        levels,
-    )
+    flops = [run.flops(mentor, intern) for run in runs]
+    paper = [
+        paper_flops(
+            mentor.active, run.mentor_tokens, intern.active if run.intern_read else 0, run.intern_tokens
+        )
+        for run in runs
+    ]
+    return _method(method, levels, runs, flops, paper, [0.0] * len(runs))
 
 
-def _paper(collected: Collected, mentor_tokens: float, intern_tokens: float, intern_rides: bool) -> float:
-    mentor, intern = collected.info("mentor").active, collected.info("intern").active
-    return paper_flops(mentor, mentor_tokens, intern if intern_rides else 0, intern_tokens)
-
-
-def tandem(collected: Collected, rides: Sequence[TandemRun], name: str = "tandem") -> Answered:
+def tandem(collected: Collected, runs: Sequence[TandemRun], name: str = "tandem") -> MethodRuns:
     """Tandem as it ran live."""
-
-    def column(value: Callable[[TandemRun], float]) -> NDArray[np.float64]:
-        return np.array([value(ride) for ride in rides], float)
-
-    return Answered(
-        name,
-        column(lambda ride: ride.correct),
-        column(lambda ride: ride.mentor_tokens),
-        column(lambda ride: ride.intern_tokens),
-        column(lambda ride: ride.flops),
-        column(lambda ride: _paper(collected, ride.mentor_tokens, ride.intern_tokens, True)),
-        column(lambda ride: ride.seconds),
-        column(lambda ride: ride.leak),
-        column(lambda ride: ride.finish == "length"),
-        column(lambda ride: ride.judging_flops),
-        dict(Counter(ride.chosen for ride in rides)),
+    mentor, intern = collected.info("mentor").active, collected.info("intern").active
+    paper = [paper_flops(mentor, run.mentor_tokens, intern, run.intern_tokens) for run in runs]
+    levels = dict[str, float](Counter(run.chosen for run in runs))
+    return _method(
+        name, levels, runs, [run.flops for run in runs], paper, [run.judging_flops for run in runs]
     )
 
 
-def random_mix(collected: Collected, shares: dict[str, float]) -> Answered:
+def _method(
+    method: str,
+    levels: dict[str, float],
+    runs: Sequence[Run | TandemRun],
+    flops: Sequence[float],
+    paper: Sequence[float],
+    judging: Sequence[float],
+) -> MethodRuns:
+    columns = {name: np.array([value(run) for run in runs], float) for name, value in COUNTED.items()}
+    columns |= {"flops": np.array(flops), "paper": np.array(paper), "judging": np.array(judging)}
+    return MethodRuns(method, levels, **columns)
+
+
+def random_mix(collected: Collected, shares: dict[str, float]) -> MethodRuns:
     """Levels drawn at random with `shares`: every column is its expectation, question by question."""
-    parts = [(shares[level], fixed(collected, "", level)) for level in shares]
-
-    def mean(name: str) -> NDArray[np.float64]:
-        return np.asarray(sum(share * getattr(part, name) for share, part in parts), float)
-
-    names = (
-        "correct",
-        "mentor_tokens",
-        "intern_tokens",
-        "flops",
-        "paper",
-        "seconds",
-        "leak",
-        "truncated",
-        "judging",
-    )
+    parts = [(share, vars(fixed(collected, "", level))) for level, share in shares.items()]
+    columns = {
+        name: np.asarray(sum(share * columns[name] for share, columns in parts), float)
+        for name in (*COUNTED, "flops", "paper", "judging")
+    }
     counts = {level: share * len(collected.rows) for level, share in shares.items()}
-    return Answered("random_mix", **{name: mean(name) for name in names}, levels=counts)
+    return MethodRuns("random_mix", counts, **columns)
 
 
-def oracle(collected: Collected) -> Answered:
+def oracle(collected: Collected) -> MethodRuns:
     """The cheapest level that answers right, or the cheapest of all; a bound, not a method."""
     mentor, intern = collected.info("mentor"), collected.info("intern")
     correct = np.array([[row.runs[level].correct for level in collected.levels] for row in collected.rows])
-    cost = np.array(
-        [[row.runs[level].flops(mentor, intern) for level in collected.levels] for row in collected.rows]
-    )
-    names = [list(collected.levels)[index] for index in calibration.oracle(correct, cost)]
+    cost = [[row.runs[level].flops(mentor, intern) for level in collected.levels] for row in collected.rows]
+    names = [list(collected.levels)[index] for index in cascade.oracle(correct, cost)]
     runs = [row.runs[name] for row, name in zip(collected.rows, names, strict=True)]
     return of_runs(collected, "oracle", runs, dict(Counter(names)))
 
 
-def methods(collected: Collected, rides: Sequence[TandemRun]) -> list[Answered]:
+def methods(collected: Collected, runs: Sequence[TandemRun]) -> list[MethodRuns]:
     """Every row of the table, Tandem last."""
-    live = tandem(collected, rides)
-    shares = {level: count / len(rides) for level, count in live.levels.items() if level in collected.levels}
+    live = tandem(collected, runs)
+    shares = {level: count / len(runs) for level, count in live.levels.items() if level in collected.levels}
     total = sum(shares.values())
     mixed = (
         [random_mix(collected, {level: share / total for level, share in shares.items()})] if shares else []
@@ -166,7 +145,7 @@ def methods(collected: Collected, rides: Sequence[TandemRun]) -> list[Answered]:
 
 
 def summary(
-    task: str, answered: Sequence[Answered], steps: Sequence[int], against: str = "mentor"
+    task: str, answered: Sequence[MethodRuns], steps: Sequence[int], against: str = "mentor"
 ) -> list[dict[str, Any]]:
     """The rows of `summary.json`; accuracies and shares are fractions, compute is TFLOPs per question.
 
@@ -175,70 +154,64 @@ def summary(
         against: the method that differences are taken to; costs are shares of the mentor's.
     """
     deep = np.array([count != 1 for count in steps])
-    by_name = {one.method: one for one in answered}
-    mentor, concise = by_name["mentor"], by_name["mentor_concise"]
-    return [_row(task, one, mentor, concise, by_name[against], deep) for one in answered]
-
-
-def _row(
-    task: str, one: Answered, mentor: Answered, concise: Answered, other: Answered, deep: NDArray[np.bool_]
-) -> dict[str, Any]:
-    low, high = metrics.wilson_interval(float(one.correct.sum()), len(one.correct))
-    difference = metrics.paired_bootstrap(one.correct, other.correct)
-    return {
-        "method": one.method,
-        "task": task,
-        "n": len(one.correct),
-        "accuracy": float(one.correct.mean()),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "difference": float((one.correct - other.correct).mean()),
-        "difference_low": difference[0],
-        "difference_high": difference[1],
-        "mentor_tokens": float(one.mentor_tokens.mean()),
-        "intern_tokens": float(one.intern_tokens.mean()),
-        "tflops": float(one.flops.mean()) / 1e12,
-        "tflops_paper": float(one.paper.mean()) / 1e12,
-        "cost_vs_mentor": float(one.flops.sum() / mentor.flops.sum()),
-        "cost_vs_concise": float(one.flops.sum() / concise.flops.sum()),
-        "levels": {level: round(count, 1) for level, count in one.levels.items()},
-        "leak_share": float(one.leak[deep].mean()) if deep.any() else 0.0,
-        "truncated_share": float(one.truncated.mean()),
-        "judging_share": float(one.judging.sum() / one.flops.sum()),
-        "seconds": float(one.seconds.mean()),
-    }
+    by_name = {runs.method: runs for runs in answered}
+    mentor, concise = by_name["mentor"].flops.sum(), by_name["mentor_concise"].flops.sum()
+    rows = []
+    for runs in answered:
+        low, high = metrics.wilson_interval(float(runs.correct.sum()), len(runs.correct))
+        difference_low, difference_high = metrics.paired_bootstrap(runs.correct, by_name[against].correct)
+        row = {
+            "method": runs.method,
+            "task": task,
+            "n": len(runs.correct),
+            "accuracy": float(runs.correct.mean()),
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "difference": float((runs.correct - by_name[against].correct).mean()),
+            "difference_low": difference_low,
+            "difference_high": difference_high,
+            "mentor_tokens": float(runs.mentor_tokens.mean()),
+            "intern_tokens": float(runs.intern_tokens.mean()),
+            "tflops": float(runs.flops.mean()) / 1e12,
+            "tflops_paper": float(runs.paper.mean()) / 1e12,
+            "cost_vs_mentor": float(runs.flops.sum() / mentor),
+            "cost_vs_concise": float(runs.flops.sum() / concise),
+            "levels": {level: round(count, 1) for level, count in runs.levels.items()},
+            "leak_share": float(runs.leak[deep].mean()) if deep.any() else 0.0,
+            "truncated_share": float(runs.truncated.mean()),
+            "judging_share": float(runs.judging.sum() / runs.flops.sum()),
+            "seconds": float(runs.seconds.mean()),
+        }
+        rows.append(row)
+    return rows
 
 
 def markdown(
     rows: Sequence[dict[str, Any]], footnotes: Sequence[str] = (), columns: Sequence[str] = COLUMNS
 ) -> str:
     """The table as Markdown; what a row lacks is a dash."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row, column) for column in columns) + " |" for row in rows]
-    return "\n".join(lines) + "\n\n" + "\n\n".join(footnotes) + "\n"
+    cells = ([_cell(row, column) for column in columns] for row in rows)
+    return f"{table(columns, cells)}\n\n" + "\n\n".join(footnotes) + "\n"
 
 
 def _cell(row: dict[str, Any], column: str) -> str:
-    if column == "accuracy" and "accuracy_low" in row:
-        return f"{row['accuracy']:.2%} [{row['accuracy_low']:.2%}, {row['accuracy_high']:.2%}]"
-    if column == "difference" and "difference_low" in row:
-        return f"{100 * row['difference']:+.2f} [{100 * row['difference_low']:+.2f}, {100 * row['difference_high']:+.2f}]"
     value = row.get(column)
     if value is None:
         return "–"
+    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+    if column == "accuracy" and low is not None:
+        return f"{value:.2%} [{low:.2%}, {high:.2%}]"
+    if column == "difference" and low is not None and high is not None:
+        return f"{100 * value:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
     if column.startswith("paper"):
         return f"{value:g}"
     if column.startswith("tflops"):
         return f"{value * 1e3:.3f} GFLOPs" if value < 1 else f"{value:.2f}"
     if column.endswith("share"):
         return f"{value:.1%}"
-    return (
-        f"{value:.3f}"
-        if column.startswith("cost")
-        else f"{value:.1f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if column.startswith("cost"):
+        return f"{value:.3f}"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def pyplot() -> Any:
@@ -300,7 +273,8 @@ class Checks:
 
     Attributes:
         reproduced: how many of the `checked` questions' baselines a live run wrote again, by method.
-        rides: timed one at a time; over them wall time against engines' time, and judging's share of the former.
+        rides: number of runs timed one at a time; wall time against the engines' time, and judging's share of
+            wall time, are over them.
         grading: what is to be said of how answers were graded.
     """
 
@@ -328,7 +302,7 @@ def notes(collected: Collected, checks: Checks | None, against: str = "the mento
         ratio, share = checks.wall_over_engine_seconds, checks.judging_share_of_wall
         lines += [
             f"Baselines run again live on {checks.checked} questions wrote the same text: {same}.",
-            f"One ride at a time ({checks.rides} rides): wall time {ratio:.3f} times the engines' own time, "
+            f"One run at a time ({checks.rides} runs): wall time {ratio:.3f} times the engines' own time, "
             f"judging {share:.1%} of it.",
         ]
     if checks and checks.grading:
@@ -338,8 +312,8 @@ def notes(collected: Collected, checks: Checks | None, against: str = "the mento
 
 def write(folder: Path, rows: list[dict[str, Any]], footnotes: Sequence[str], title: str) -> str:
     """Write `summary.json`, `table.md` and the plot; returns the table."""
-    table = f"# {title}\n\n{markdown(rows, footnotes)}"
+    text = f"# {title}\n\n{markdown(rows, footnotes)}"
     write_atomically(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
-    write_atomically(folder / "table.md", table)
+    write_atomically(folder / "table.md", text)
     plot(rows, folder, title)
-    return table
+    return text

@@ -2,7 +2,7 @@
 
 Every engine of the configuration answers the train and calibration questions alone, as the task puts them;
 the smallest one that can score also reads them.  Every finished question is synced to a journal, so a killed
-run loses at most the questions in flight.  Predictors are fitted on the train split; the probabilities that
+run loses at most the questions in progress.  Predictors are fitted on the train split; the probabilities that
 suffice are chosen on the calibration split for `experiment.aim`.
 """
 
@@ -12,7 +12,9 @@ import asyncio
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemblehub import builtin
-from ensemblehub.concurrency import together
+from ensemblehub.concurrency import for_each, together
 from ensemblehub.config import Config
 from ensemblehub.config.sections import EnsembleSection
 from ensemblehub.cost import UsageLedger
@@ -31,11 +33,13 @@ from ensemblehub.ensemble_methods.roles import by_size
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.journal import ANEW, Journal
-from ensemblehub.lab.judges.training import FEWEST, train_judge
+from ensemblehub.lab.judges.examples import FEWEST
+from ensemblehub.lab.judges.training import train_judge
 from ensemblehub.lab.pipeline import calibration, splits
-from ensemblehub.lab.pipeline.calibration import Objective, Outcomes
-from ensemblehub.lab.pipeline.collect import fold
-from ensemblehub.lab.pipeline.pipeline import Pipeline, as_json
+from ensemblehub.lab.pipeline.calibration import Objective
+from ensemblehub.lab.pipeline.cascade import Outcomes
+from ensemblehub.lab.pipeline.collect import generate
+from ensemblehub.lab.pipeline.experiment import Experiment, as_json
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item
 from ensemblehub.schema import Cost, Request
@@ -61,20 +65,24 @@ def train(config: Config, limit: int | None = None, force: bool = False) -> dict
     Raises:
         ConfigError: the configuration names no artifact, or its engines cannot be told apart by cost.
     """
-    aim, folder, pipeline = Objective.parse(config.experiment.aim), artifact_folder(config), Pipeline(config)
-    found = {split: collect(pipeline, split, limit, force) for split in ("train", "calibration")}
-    held = {item.id for item in pipeline.items("calibration", None)}
-    test = pipeline.questions("test")
+    aim, folder, experiment = (
+        Objective.parse(config.experiment.aim),
+        artifact_folder(config),
+        Experiment(config),
+    )
+    found = {split: collect(experiment, split, limit, force) for split in ("train", "calibration")}
+    held = {item.id for item in experiment.items("calibration", None)}
+    test = experiment.questions("test")
     answers = {}
     for split, (header, rows) in found.items():
-        items = pipeline.items(split, limit)
+        items = experiment.items(split, limit)
         kept = splits.unshared(
-            [splits.digest(item) for item in items], test, f"{pipeline.task.name}: {split}", "test"
+            [splits.digest(item) for item in items], test, f"{experiment.task.name}: {split}", "test"
         )
         kept = [at for at in kept if split == "calibration" or items[at].id not in held]
-        answers[split] = Answers.read(header, [rows[at] for at in kept], _path(pipeline, split))
+        answers[split] = SelectionData.read(header, [rows[at] for at in kept], _path(experiment, split))
     artifact, report = learn(answers["train"], answers["calibration"], aim)
-    made = {"task": pipeline.task.name, **asdict(pipeline.sampling), **report["calibration"]}
+    made = {"task": experiment.task.name, **asdict(experiment.sampling), **report["calibration"]}
     replace(artifact, data=json.loads(json.dumps(made))).save(folder)
     return report
 
@@ -100,53 +108,40 @@ def artifact_folder(config: Config) -> Path:
 
 
 def collect(
-    pipeline: Pipeline, split: str, limit: int | None, force: bool
+    experiment: Experiment, split: str, limit: int | None, force: bool
 ) -> tuple[dict[str, Any], list[Any]]:
     """The header and the row of every question of a split, from the journal or run now."""
-    ensemble, items = members(pipeline.config), pipeline.items(split, limit)
+    ensemble, items = members(experiment.config), experiment.items(split, limit)
     engines = ensemble.engines
     if not 2 <= len(engines) <= MOST:
         raise ConfigError(f"a selection is learned among 2 to {MOST} models, not {len(engines)}")
     reader = smallest(engines)
     header = as_json(
         {
-            "task": pipeline.task.name,
+            "task": experiment.task.name,
             "split": split,
             "reader": reader.name,
-            **pipeline.deciding(engines),
+            **experiment.deciding(engines),
             "models": {engine.name: engine.model for engine in engines},
         }
     )
-    journal = Journal(_path(pipeline, split), header, force)
-    try:
+    with closing(Journal(_path(experiment, split), header, force)) as journal:
         splits.check_unchanged(journal, items)
-    except ArtifactError:
-        journal.close()
-        raise
-    missing = [item for item in items if item.id not in journal.rows]
+        missing = journal.missing(items)
+        work, limit = partial(answered, engines, reader, experiment), experiment.settings.concurrency
 
-    async def run(step: Callable[[], None]) -> None:
-        room = asyncio.Semaphore(pipeline.settings.concurrency)
+        async def run(step: Callable[[], None]) -> None:
+            async with ensemble:
+                await for_each(missing, work, limit=limit, keep=journal.append, progress=step)
 
-        async def one(item: Item) -> None:
-            async with room:
-                journal.append(await answered(engines, reader, pipeline, item))
-                step()
-
-        async with ensemble:
-            await together(map(one, missing))
-
-    try:
         if missing:
             with progress(f"answers {split}", len(items), len(items) - len(missing)) as step:
                 asyncio.run(run(step))
         return header, [journal.rows[item.id] for item in items]
-    finally:
-        journal.close()
 
 
-def _path(pipeline: Pipeline, split: str) -> Path:
-    return pipeline.folder / "selection" / f"{split}.jsonl"
+def _path(experiment: Experiment, split: str) -> Path:
+    return experiment.folder / "selection" / f"{split}.jsonl"
 
 
 def smallest(engines: Sequence[Engine]) -> Engine:
@@ -164,41 +159,41 @@ def smallest(engines: Sequence[Engine]) -> Engine:
 
 
 async def answered(
-    engines: Sequence[Engine], reader: Engine, pipeline: Pipeline, item: Item
+    engines: Sequence[Engine], reader: Engine, experiment: Experiment, item: Item
 ) -> dict[str, Any]:
     """One question as a JSON row: the reader's features, and every engine's graded answer with its cost."""
-    ask = Request(pipeline.task.request(item), pipeline.sampling, id=item.id)
+    ask = Request(experiment.task.request(item), experiment.sampling, id=item.id)
     ledger = UsageLedger()
     tokens = await question.read(reader, ask, ledger)
-    answers = await together(_answer(engine, ask, pipeline, item) for engine in engines)
+    answers = await together(_answer(engine, ask, experiment, item) for engine in engines)
     return {
         "id": item.id,
         "asked": splits.asked(item),
         "features": features.features(*features.sequences(tokens)).tolist(),
         "tokens": len(tokens),
-        "reading": _spent(reader, ledger.total),
+        "reading": _cold_cost(reader, ledger.total),
         "answers": dict(zip([engine.name for engine in engines], answers, strict=True)),
     }
 
 
-async def _answer(engine: Engine, ask: Request, pipeline: Pipeline, item: Item) -> dict[str, Any]:
-    text, finish, cost = await fold(engine, ask)
-    grade = await asyncio.to_thread(pipeline.task.grade, item, text)
+async def _answer(engine: Engine, ask: Request, experiment: Experiment, item: Item) -> dict[str, Any]:
+    text, finish, cost = await generate(engine, ask)
+    grade = await asyncio.to_thread(experiment.task.grade, item, text)
     return {
         "correct": grade.correct,
         "finish": finish,
         "tokens": cost.completion_tokens,
-        **_spent(engine, cost),
+        **_cold_cost(engine, cost),
     }
 
 
-def _spent(engine: Engine, cost: Cost) -> dict[str, float]:
+def _cold_cost(engine: Engine, cost: Cost) -> dict[str, float]:
     """What a call costs an engine that has read nothing before: FLOPs and US dollars."""
     return {"flops": cost.flops + engine.info.flops(0, cost.cached_tokens), "usd": cost.usd}
 
 
 @dataclass(frozen=True)
-class Answers:
+class SelectionData:
     """Collected answers of n questions by E engines.
 
     Attributes:
@@ -219,7 +214,7 @@ class Answers:
     unit: str
 
     @classmethod
-    def read(cls, header: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> Answers:
+    def read(cls, header: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> SelectionData:
         """The rows of the journal at `path` as arrays.
 
         Raises:
@@ -232,7 +227,7 @@ class Answers:
             raise ArtifactError(f"{path} is damaged ({error}); {ANEW}") from error
 
     @classmethod
-    def of(cls, header: dict[str, Any], rows: list[dict[str, Any]]) -> Answers:
+    def of(cls, header: dict[str, Any], rows: list[dict[str, Any]]) -> SelectionData:
         """The rows of a journal as arrays.
 
         Raises:
@@ -262,7 +257,9 @@ class Answers:
         )
 
 
-def learn(train: Answers, held: Answers, aim: Objective) -> tuple[LearnedSelection, dict[str, Any]]:
+def learn(
+    train: SelectionData, held: SelectionData, aim: Objective
+) -> tuple[LearnedSelection, dict[str, Any]]:
     """Fit a predictor per engine on `train`, choose thresholds on `held`; the artifact and a report."""
     fitted = {name: _member(train, index) for index, name in enumerate(train.models)}
     order = sorted(fitted, key=lambda name: fitted[name].cost)  # the cheapest first
@@ -284,7 +281,7 @@ def learn(train: Answers, held: Answers, aim: Objective) -> tuple[LearnedSelecti
     return LearnedSelection(train.reader, made), report
 
 
-def _member(train: Answers, index: int) -> LearnedModel:
+def _member(train: SelectionData, index: int) -> LearnedModel:
     """A calibrated logistic regression; the share of right answers where nearly all or none are right."""
     name, right = list(train.models)[index], train.correct[:, index]
     if min(right.sum(), (~right).sum()) < FEWEST:
@@ -310,7 +307,7 @@ def constant(probability: float) -> Logistic:
     return Logistic(inputs, np.zeros(inputs.width), np.ones(inputs.width), (layer,))
 
 
-def outcomes(held: Answers, members: dict[str, LearnedModel], order: list[str]) -> Outcomes:
+def outcomes(held: SelectionData, members: dict[str, LearnedModel], order: list[str]) -> Outcomes:
     """The selection as a cascade whose levels are the engines, cheapest first, and cost nothing to pass.
 
     Every question is read once; the engine that reads has then read it for its own answer, too.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ensemblehub.artifacts import write_atomically
-from ensemblehub.concurrency import together
+from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.data import BadExample, read_items
@@ -42,8 +42,12 @@ def measure(config: Config, questions: Sequence[Request], output: Path) -> dict[
 
     async def run(step: Callable[[], None]) -> list[list[QuestionReading]]:
         async with ensemble:
-            room = asyncio.Semaphore(config.experiment.concurrency)
-            return await together(_readings(engine, questions, room, step) for engine in ensemble.engines)
+            pairs = [(engine, request) for engine in ensemble.engines for request in questions]
+            limit = config.experiment.concurrency
+            found = await for_each(pairs, lambda pair: _reading(*pair), limit=limit, progress=step)
+        n = len(questions)
+        each = [found[at : at + n] for at in range(0, len(found), n)]
+        return [[reading for reading in own if reading is not None] for own in each]
 
     with progress("stats", len(questions) * len(ensemble.engines)) as step:
         readings = asyncio.run(run(step))
@@ -55,20 +59,12 @@ def measure(config: Config, questions: Sequence[Request], output: Path) -> dict[
     return found
 
 
-async def _readings(
-    engine: Engine, questions: Sequence[Request], room: asyncio.Semaphore, step: Callable[[], None]
-) -> list[QuestionReading]:
-    async def one(request: Request) -> QuestionReading | None:
-        async with room:
-            try:
-                return await zscore.read(engine, request, UsageLedger())
-            except RequestError as error:
-                log.warning("question %s is left out: %s", request.id, error)
-                return None
-            finally:
-                step()
-
-    return [reading for reading in await together(map(one, questions)) if reading is not None]
+async def _reading(engine: Engine, request: Request) -> QuestionReading | None:
+    try:
+        return await zscore.read(engine, request, UsageLedger())
+    except RequestError as error:
+        log.warning("question %s is left out: %s", request.id, error)
+        return None
 
 
 def statistics(engine: Engine, readings: Sequence[QuestionReading]) -> Stats:

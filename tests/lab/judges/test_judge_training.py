@@ -7,6 +7,7 @@ from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab import metrics
 from ensemblehub.lab.judges import curve_fitting, training
 from ensemblehub.lab.judges.curve_fitting import best_curve
+from ensemblehub.lab.judges.examples import examples_of, split
 from ensemblehub.lab.judges.training import train_judge
 from ensemblehub.tandem.curves import Curve
 
@@ -55,7 +56,7 @@ def test_the_best_weights_are_kept_not_the_last(monkeypatch):
     real = training._weights
     monkeypatch.setattr(training, "_weights", lambda network: seen.append(real(network)) or real(network))
     x, y = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32), np.arange(64) % 2 == 0
-    recipe = training.Recipe(epochs=4, patience=9)
+    recipe = training.NetworkRecipe(epochs=4, patience=9)
     kept, fitted = training.fit_mlp(x, y, x, y, recipe, seed=0)
     assert fitted["best_epoch"] == 2
     assert all((a == b).all() for a, b in zip(kept[0], seen[-1][0], strict=True))
@@ -74,11 +75,11 @@ def test_training_twice_gives_the_same_judge_and_leaves_torch_s_generator_alone(
 def test_no_question_is_on_two_sides():
     table, right, tokens = problem(n=90)
     groups = np.repeat(np.arange(45), 2)  # two rows per question
-    examples = training._examples(table, right, tokens, groups)
-    sides = [set(part.question) for part in training.split(examples, seed=1)]
+    examples = examples_of(table, right, tokens, groups)
+    sides = [set(part.question) for part in split(examples, seed=1)]
     assert sorted(len(side) for side in sides) == [7, 7, 31]
     assert len(set.union(*sides)) == 45
-    assert sum(len(part.label) for part in training.split(examples, seed=1)) == 270
+    assert sum(len(part.label) for part in split(examples, seed=1)) == 270
 
 
 @pytest.mark.parametrize("fit", [curve_fitting.platt, curve_fitting.isotonic])

@@ -66,10 +66,10 @@ def test_the_scripts_run_offline_on_the_builtin_pair_and_go_on_where_they_stoppe
         assert "20 stopped at the same level and 20 wrote the same text" in " ".join(record["notes"])
     if name != "exp_homo_math.sh":
         return
-    before = (results / folder / "rides.jsonl").read_bytes()
+    before = (results / folder / "runs.jsonl").read_bytes()
     again = script(name, results, PAIR="builtin", LIMIT="20")
     assert again.returncode == 0, again.stderr
-    assert (results / folder / "rides.jsonl").read_bytes() == before
+    assert (results / folder / "runs.jsonl").read_bytes() == before
     assert json.loads((results / folder / f"{table}.json").read_text())["rows"] == record["rows"]
 
 

@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab.pipeline import calibration
-from ensemblehub.lab.pipeline.calibration import (
-    MENTOR,
-    Objective,
-    Outcomes,
-    calibrate,
-    oracle,
-    random_mix,
-    replay,
-)
+from ensemblehub.lab.pipeline.calibration import Objective, calibrate
+from ensemblehub.lab.pipeline.cascade import MENTOR, Outcomes, oracle, random_mix, replay
 
 # Four questions, two levels.  Answers cost 10 and 30, of which 2 and 21 reach the level; judging 1 and 3.
 HAND = Outcomes(

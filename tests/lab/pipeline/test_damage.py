@@ -104,7 +104,7 @@ def put(path, content):
 FILES = {
     "judge/judge.json": ("calibrate", "evaluate"),
     "results/checks.json": ("report",),
-    "results/rides.jsonl": ("report", "evaluate"),
+    "results/runs.jsonl": ("report", "evaluate"),
     "results/collected/test.jsonl.gz": ("report", "evaluate", "collect"),
     "results/collected/calibration.jsonl.gz": ("calibrate", "evaluate"),
     "results/collected/train.jsonl.gz": ("train",),
@@ -229,7 +229,7 @@ def test_files_that_changed_places(folder):
     for first, second, step in [
         (place / "test.npz", place / "train.npz", "report"),
         (place / "test.jsonl.gz", place / "train.jsonl.gz", "report"),
-        (folder / "results/rides.jsonl", folder / "results/checks.json", "report"),
+        (folder / "results/runs.jsonl", folder / "results/checks.json", "report"),
         (folder / "judge/judge.json", folder / "results/checks.json", "calibrate"),
         (folder / "judge/judge.safetensors", place / "test.npz", "calibrate"),
     ]:
@@ -257,7 +257,7 @@ def test_weights_that_are_not_finite_or_of_another_shape(folder):
 
 
 def test_a_torn_last_ride_does_not_count_and_a_text_may_hold_any_line_separator(folder):
-    path = folder / "results/rides.jsonl"
+    path = folder / "results/runs.jsonl"
     lines = path.read_bytes().split(b"\n")
     ride = json.loads(lines[1]) | {"text": "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\rh"}
     whole = [lines[0], json.dumps(ride, ensure_ascii=False).encode(), *lines[2:-1]]
@@ -287,7 +287,7 @@ def test_bad_checks_are_one_line_that_names_the_file(folder, content, match):
 
 
 def test_a_ride_to_a_level_that_was_not_collected(folder):
-    path = folder / "results/rides.jsonl"
+    path = folder / "results/runs.jsonl"
     path.write_text(re.sub('"chosen": "[a-z]*"', '"chosen": "nowhere"', path.read_text()))
     assert "stopped at 'nowhere'" in said(folder, "report")
 
@@ -326,12 +326,10 @@ def test_a_journal_that_is_damaged_is_one_line(folder):
 )
 def test_a_method_that_is_right_on_all_or_no_questions(tmp_path, right, n, monkeypatch):
     monkeypatch.undo()  # with its picture
-    answered = reporting.Answered(
-        "mentor", *(np.full(n, float(right > 0)),) * 1, *(np.ones(n),) * 8, levels={}
-    )
-    rows = reporting.summary(
-        "t", [answered, reporting.Answered("mentor_concise", *(np.ones(n),) * 9, levels={})], [2] * n
-    )
+    ones = (np.ones(n),) * 8
+    answered = reporting.MethodRuns("mentor", {}, np.full(n, float(right > 0)), *ones)
+    concise = reporting.MethodRuns("mentor_concise", {}, np.ones(n), *ones)
+    rows = reporting.summary("t", [answered, concise], [2] * n)
     table = reporting.write(tmp_path, rows, ["note"], "title")
     assert ("100.00%" if right else "0.00%") in table
     assert rows[0]["accuracy_low"] <= rows[0]["accuracy"] <= rows[0]["accuracy_high"]

@@ -15,7 +15,7 @@ from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab.pipeline import report
-from ensemblehub.lab.pipeline.calibration import replay as cascade
+from ensemblehub.lab.pipeline.cascade import replay as cascade
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.records import Collected, Row
 from ensemblehub.lab.pipeline.replay import outcomes
@@ -71,8 +71,8 @@ def test_from_collecting_to_the_table(pipeline, tmp_path):
     chosen = pipeline.calibrate()
     assert chosen["cost_vs_mentor"] <= 0.9
     assert set(chosen["thresholds"]) == {"none", "low", "high"}
-    rides = pipeline.evaluate(60)
-    assert len(rides) == 60
+    runs = pipeline.evaluate(60)
+    assert len(runs) == 60
     table = pipeline.report()
     rows = {row["method"]: row for row in json.loads((tmp_path / "results/summary.json").read_text())}
     assert list(rows) == [
@@ -103,15 +103,15 @@ def test_replaying_collected_data_equals_riding_live(pipeline, tmp_path):
         pipeline.collect(split, 150)
     pipeline.train()
     pipeline.calibrate()
-    rides = pipeline.evaluate(80)
+    runs = pipeline.evaluate(80)
     data = Collected.load(tmp_path / "results/collected", "test").part(list(range(80)))
     artifact = load_judge(tmp_path / "judge")
     levels = ["none", "low", "high"]
     replayed = cascade(
         outcomes(data, artifact.judge, levels, "best"), [artifact.thresholds[level] for level in levels]
     )
-    assert [levels[index] for index in replayed.chosen] == [ride.chosen for ride in rides]
-    assert replayed.correct.tolist() == [ride.correct for ride in rides]
+    assert [levels[index] for index in replayed.chosen] == [run.chosen for run in runs]
+    assert replayed.correct.tolist() == [run.correct for run in runs]
 
 
 def test_collecting_again_reads_what_is_there_and_refuses_other_settings(pipeline, tmp_path):

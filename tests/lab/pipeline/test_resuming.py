@@ -118,15 +118,15 @@ def test_another_way_to_judge_is_refused_with_what_differs(folder, change, said)
 
 
 def test_where_and_how_patiently_it_runs_changes_nothing(folder):
-    before = (folder / "results/rides.jsonl").read_bytes()
-    rides = pipeline(folder, "experiment.concurrency=2", "server.port=1").evaluate(20, checks=False)
-    assert len(rides) == 20
-    assert (folder / "results/rides.jsonl").read_bytes() == before
+    before = (folder / "results/runs.jsonl").read_bytes()
+    runs = pipeline(folder, "experiment.concurrency=2", "server.port=1").evaluate(20, checks=False)
+    assert len(runs) == 20
+    assert (folder / "results/runs.jsonl").read_bytes() == before
 
 
 def test_a_judge_trained_again_is_another_judge(folder):
     own = pipeline(folder)
-    path = folder / "results/rides.jsonl"
+    path = folder / "results/runs.jsonl"
     head, *rows = path.read_text().split("\n")
     settings = json.loads(head)
     settings["settings"]["weights"] = hashlib.sha256(b"of another training").hexdigest()
@@ -168,7 +168,7 @@ def test_data_of_before_these_settings_were_recorded_is_read(folder):
         if row
     ]
     path.write_bytes(gzip.compress("".join(line + "\n" for line in [json.dumps(header), *old]).encode()))
-    rides = folder / "results/rides.jsonl"
+    rides = folder / "results/runs.jsonl"
     first, *others = rides.read_text().split("\n")
     kept = {key: json.loads(first)["settings"][key] for key in ("options", "n", "judge")}
     rides.write_text("\n".join([json.dumps({"settings": kept | {"collected": header}}), *others]))

@@ -1,0 +1,191 @@
+"""What an experiment's configuration describes: the ensemble, the benchmark, and what was collected of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from ensemblehub.artifacts import differences, told
+from ensemblehub.config import Config
+from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.generators.base import Engine
+from ensemblehub.lab.pipeline import splits
+from ensemblehub.lab.pipeline.records import Collected
+from ensemblehub.lab.tasks.base import Item, Task, task_named
+from ensemblehub.tandem.insights import LEVEL_0
+
+NEWER = ("engines", "sampling", "asked")  # settings that older data did not record
+HEADER = ("task", "split", "mentor", "intern", "prompts", "max_tokens", "temperature")
+
+
+def with_experiment(config: Config, **settings: Any) -> Config:
+    """The configuration with some settings of its `experiment` section replaced."""
+    return config.model_copy(update={"experiment": config.experiment.model_copy(update=settings)})
+
+
+def with_aggregation(config: Config, **options: Any) -> Config:
+    """The configuration with some options of its aggregation replaced."""
+    params = config.ensemble.output_aggregation_params | options
+    section = config.ensemble.model_copy(update={"output_aggregation_params": params})
+    return config.model_copy(update={"ensemble": section})
+
+
+def tandem_of(ensemble: AsyncEnsemble) -> Tandem:
+    """The ensemble's aggregation.
+
+    Raises:
+        ConfigError: it is not Tandem.
+    """
+    if not isinstance(ensemble.aggregation, Tandem):
+        raise ConfigError("the pipeline runs Tandem: set `output_aggregation_method: tandem`")
+    return ensemble.aggregation
+
+
+class Experiment:
+    """A configured Tandem on a benchmark, and the folder that its results lie in."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.settings = config, config.experiment
+        self.task: Task = task_named(self.settings.task, self.settings.data)
+        self.sampling = config.ensemble.generation.sampling()
+        self.folder = self.settings.results
+        self._hashed: dict[tuple[str, int | None], dict[str, str]] = {}
+        self.served: dict[str, str] = {}  # models by engine, for engines whose address changes
+
+    def ensemble(self, **options: Any) -> tuple[AsyncEnsemble, Tandem]:
+        """The configured Tandem, with some of its options replaced.
+
+        Raises:
+            ConfigError: the configured aggregation is not Tandem.
+        """
+        ensemble = AsyncEnsemble.from_config(with_aggregation(self.config, **options))
+        return ensemble, tandem_of(ensemble)
+
+    def deciding(self, engines: Sequence[Engine]) -> dict[str, Any]:
+        """The settings that decide what the engines write: models, their options, and the sampling."""
+        specs = {spec.name: spec for spec in self.config.members}
+        found: dict[str, dict[str, Any]] = {}
+        for engine in engines:
+            options = self.config.deciding(specs[engine.name])
+            if engine.name in self.served:
+                options.pop("base_url", None)
+            if engine.model != engine.name:  # which says more than the path that leads there
+                options.pop("path", None)
+            found[engine.name] = {"model": self.served.get(engine.name, engine.model), **options}
+        return {"engines": found, "sampling": asdict(self.sampling)}
+
+    def items(self, split: str, limit: int | None = None) -> list[Item]:
+        """The questions of a split."""
+        return list(self.task.items(split, limit))
+
+    def collected(self, split: str) -> Collected:
+        """A collected split of this experiment.
+
+        Raises:
+            ArtifactError: it is missing, damaged, or holds what does not belong to the split.
+        """
+        data, where = Collected.load(self.folder / "collected", split), f"{self.folder}/collected/{split}"
+        lacking = [name for name in HEADER if name not in data.header]
+        lacking += [
+            f"run of {row.id}: mentor_concise" for row in data.rows if "mentor_concise" not in row.runs
+        ]
+        if lacking:
+            raise ArtifactError(f"{where} is damaged (it has no {lacking[0]}): collect it again (--force)")
+        if data.header["task"] != self.task.name:
+            raise ArtifactError(f"{where} is of the task {data.header['task']}, not {self.task.name}")
+        return self._with_hashes(data, split)
+
+    def collected_items(self, collected: Collected, limit: int | None = None) -> list[Item]:
+        """The questions of the test split that were collected.
+
+        Raises:
+            ArtifactError: a question was changed since it was collected.
+        """
+        known = {row.id: row.question for row in collected.rows}
+        items = [item for item in self.items("test", limit) if item.id in known]
+        for item in items:
+            if known[item.id] not in ("", splits.digest(item)):
+                raise ArtifactError(
+                    f"{item.id} was changed since it was collected: collect it again (--force)"
+                )
+        return items
+
+    def learning(self, split: str) -> Collected:
+        """A collected split to train or to choose on, without the questions of splits that are kept for later.
+
+        Where `calibration` is a part of `train` (public benchmarks), train leaves its questions out.
+
+        Raises:
+            ArtifactError: as `collected`; or it is a copy of the test.
+        """
+        data = self.collected(split)
+        if split == "train" and "calibration" in self.task.splits:
+            held = {*self._digests("calibration"), *self.questions("calibration")}
+            data = data.part([at for at, row in enumerate(data.rows) if not {row.id, row.key} & held])
+        keys, where = [row.key for row in data.rows], f"{self.folder}/collected/{split}"
+        return data.part(splits.unshared(keys, self.questions("test"), where, "test"))
+
+    def questions(self, split: str) -> set[str]:
+        """Hashes of a split's questions: the collected ones, else the benchmark's own, where they are at hand."""
+        if split not in self.task.splits:
+            return set()
+        if self.has_collected(split):
+            data = Collected.load(self.folder / "collected", split)
+            if data.header.get("task") == self.task.name:
+                return {row.key for row in self._with_hashes(data, split).rows}
+        try:
+            return set(self._digests(split).values())
+        except ConfigError:
+            return set()
+
+    def has_collected(self, split: str) -> bool:
+        """Whether a split is collected completely."""
+        return (self.folder / "collected" / f"{split}.jsonl.gz").exists()
+
+    def check_levels(self, data: Collected, tandem: Tandem) -> None:
+        """Check that a split was collected at the configured levels.
+
+        Raises:
+            ArtifactError: it was not; says which.
+        """
+        if differing := list(differences(data.levels, {LEVEL_0: 0, **tandem.levels}, "levels")):
+            where = f"{self.folder}/collected/{data.header['split']}"
+            raise ArtifactError(
+                f"{where} was collected at other levels: {told(differing)}; collect it again (--force)"
+            )
+
+    def _with_hashes(self, data: Collected, split: str) -> Collected:
+        """The data with the hash of every question, checked to be of the split where the benchmark is at hand."""
+        try:
+            known = self._digests(split, len(data.rows))
+        except ConfigError:  # the benchmark's file is elsewhere
+            return data
+        for row in data.rows:
+            if row.id not in known or row.question not in ("", known[row.id]):
+                raise ArtifactError(
+                    f"{self.folder}/collected/{split} holds a question that is none of {split}, or was changed "
+                    f"since: {row.id}; collect it again (--force)"
+                )
+        return replace(data, rows=[replace(row, question=known[row.id]) for row in data.rows])
+
+    def _digests(self, split: str, n: int | None = None) -> dict[str, str]:
+        """Hashes of the benchmark's questions, by id: the first `n` of a split."""
+        if (split, n) not in self._hashed:
+            self._hashed[split, n] = {item.id: splits.digest(item) for item in self.items(split, n or None)}
+        return self._hashed[split, n]
+
+
+def as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they are when they come back from a file."""
+    known: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return known
+
+
+def differing_settings(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What differs; data from before some settings were recorded is taken to have been made with the same."""
+    known = {key: value for key, value in wanted.items() if key in found or key not in NEWER}
+    return list(differences(found, known))
