@@ -1,5 +1,30 @@
-"""Tests ask no hub: huggingface_hub reads this at import, and would try for a minute to reach a model without it."""
+"""Tests ask no hub, and every file is one unit of work for the parallel run.
+
+huggingface_hub reads the variable at import, and would try for a minute to reach a model without it.
+"""
 
 import os
 
+import pytest
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# The files that take longest, longest first: they begin first, so that both workers end together.
+LONGEST = (
+    "lab/paper/test_paper.py",
+    "lab/pipeline/test_parallel.py",
+    "api/test_lm_eval.py",
+)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep a file's tests on one worker, so that its module fixtures are made once, and order the files."""
+    if not hasattr(config, "workerinput"):
+        return
+    here = config.rootpath / "tests"
+    names = {item: item.path.relative_to(here).as_posix() for item in items}
+    for item, name in names.items():
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(name))
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(names[item], len(order)))

@@ -18,14 +18,10 @@ ROOT = Path(__file__).parents[2]
 CONSOLE = str(Path(sys.executable).with_name("ensemblehub"))
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "ensemble", "messages": [{"role": "user", "content": "Hello"}]}
-LOOP = "examples/all_loop.yaml"
 STARTS = {
-    "file": [sys.executable, "ensemblehub/api.py", LOOP],
-    "module": [sys.executable, "-m", "ensemblehub.api", LOOP],
-    "console": [CONSOLE, "serve", LOOP],
-    "file, no config": [sys.executable, "ensemblehub/api.py"],
-    "module, no config": [sys.executable, "-m", "ensemblehub.api"],
-    "console, no config": [CONSOLE, "serve"],
+    "file": [sys.executable, "ensemblehub/api.py"],
+    "module": [sys.executable, "-m", "ensemblehub.api"],
+    "console": [CONSOLE, "serve"],
 }
 ECHO = """
 model_specs:
@@ -34,6 +30,12 @@ model_specs:
 ensemble:
   output_aggregation_method: tandem
   output_aggregation_params: {levels: {low: 2}, judge: "fixed:low"}
+"""
+LOOP = """
+model_specs:
+  - {name: first, engine: echo, replies: {"": "Hello"}}
+  - {name: second, engine: echo, replies: {"": "to you."}}
+ensemble: {output_aggregation_method: loop}
 """
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 
@@ -120,8 +122,13 @@ def echo(tmp_path):
 
 
 @pytest.mark.parametrize("how", STARTS)
-def test_a_server_answers_curl_however_it_is_started(start, how):
-    server = start(STARTS[how], API_PORT="0")
+@pytest.mark.parametrize(("text", "method"), [(LOOP, "loop"), (None, "tandem")], ids=["config", "no config"])
+def test_a_server_answers_curl_however_it_is_started(start, tmp_path, how, text, method):
+    """Without a config it serves the built-in pair."""
+    config = [tmp_path / "config.yaml"] if text else []
+    for path in config:
+        path.write_text(text)
+    server = start([*STARTS[how], *map(str, config)], API_PORT="0")
     url = address(server)
     reply = json.loads(asked(url, HELLO))
     assert reply["object"] == "chat.completion"
@@ -129,7 +136,7 @@ def test_a_server_answers_curl_however_it_is_started(start, how):
     assert choice["message"]["content"]
     assert choice["message"]["role"] == "assistant"
     assert choice["finish_reason"] == "stop"
-    assert choice["metadata"]["method"] == ("tandem" if "no config" in how else "loop")
+    assert choice["metadata"]["method"] == method
     assert reply["usage"]["total_tokens"] > 0
     chunks = events(asked(url, {**HELLO, "stream": True}, "-N"))
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
@@ -202,17 +209,19 @@ def test_the_address_comes_from_the_environment_and_flags_go_before_it(start, ec
     assert three != f"http://127.0.0.1:{port}"
 
 
-@pytest.mark.parametrize("how", ["file", "module", "console"])
-def test_a_port_that_is_taken_is_one_line(start, how):
+@pytest.mark.parametrize("how", STARTS)
+def test_a_port_that_is_taken_is_one_line(start, tmp_path, how):
+    path = tmp_path / "config.yaml"
+    path.write_text(ECHO)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        server = start(STARTS[how], API_PORT=str(port))
+        server = start([*STARTS[how], str(path)], API_PORT=str(port))
         assert server.wait(60) == 2
     (line,) = server.said().strip().splitlines()
     assert line.startswith(f"ensemblehub: cannot listen on 127.0.0.1:{port}: ")
 
 
-@pytest.mark.parametrize("how", ["file", "module", "console"])
+@pytest.mark.parametrize("how", STARTS)
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -227,7 +236,7 @@ def test_a_config_with_an_error_is_one_line(start, tmp_path, how, text, says):
     path = tmp_path / "config.yaml"
     if text is not None:
         path.write_text(text)
-    server = start([*STARTS[how][:-1], str(path)], API_PORT="0")
+    server = start([*STARTS[how], str(path)], API_PORT="0")
     assert server.wait(60) == 2
     (line,) = server.said().strip().splitlines()
     assert line.startswith("ensemblehub: ")
