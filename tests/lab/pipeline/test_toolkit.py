@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from ensemblehub import registry
-from ensemblehub.lab.pipeline import toolkit
+from ensemblehub.errors import ArtifactError
+from ensemblehub.lab.pipeline import toolkit, toolkit_report
 from ensemblehub.lab.pipeline.toolkit import Cell
 
 pytest.importorskip("torch")
@@ -25,7 +26,7 @@ def line(name, right, **more):
         }
         for one in right
     ]
-    return {"selection": "all", "aggregation": name, "note": ""} | toolkit.summary(rows) | more
+    return {"selection": "all", "aggregation": name, "note": ""} | toolkit_report.summary(rows) | more
 
 
 def test_every_registered_method_is_in_the_grid():
@@ -49,7 +50,7 @@ def test_a_combination_that_cannot_work_is_a_line_with_its_reason(tmp_path):
         cell, registry.lookup(registry.TASKS, "builtin_math", "task")(), "test", 2, tmp_path, False
     )
     assert "may drop" in found["refused"]
-    assert "refused: " in toolkit.table([found])
+    assert "refused: " in toolkit_report.markdown([found])
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
@@ -70,7 +71,7 @@ def test_answers_are_kept_and_not_given_twice(tmp_path, monkeypatch):
 def test_an_ensemble_beats_both_members_only_if_both_intervals_say_so():
     n = 200
     intern, guest = "10" * (n // 2), "01" * (n // 2)
-    lines = toolkit.compare(
+    lines = toolkit_report.compare(
         [line("intern", intern), line("guest", guest), line("gac", "1" * n), line("vote", intern)]
     )
     by_name = {one["aggregation"]: one for one in lines}
@@ -97,10 +98,10 @@ def test_the_best_is_picked_on_calibration_and_reported_on_test(tmp_path):
 
 
 def test_what_is_missing_names_its_command(tmp_path):
-    with pytest.raises(toolkit.ArtifactError, match=r"experiments\.toolkit grid"):
+    with pytest.raises(ArtifactError, match=r"pipeline\.toolkit grid"):
         toolkit.report(tmp_path)
 
 
 def test_notes_stand_in_the_table():
     cell = Cell("models", "all", "vote", "a note", next(iter(toolkit.cells("pair", ("all",)))).config)
-    assert "a note" in toolkit.table([line("vote", "1") | {"note": cell.note}])
+    assert "a note" in toolkit_report.markdown([line("vote", "1") | {"note": cell.note}])
