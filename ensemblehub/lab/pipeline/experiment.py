@@ -123,11 +123,17 @@ class Experiment:
             ArtifactError: as `collected`; or it is a copy of the test.
         """
         data = self.collected(split)
-        if split == "train" and "calibration" in self.task.splits:
-            held = {*self._digests("calibration"), *self.questions("calibration")}
-            data = data.part([at for at, row in enumerate(data.rows) if not {row.id, row.key} & held])
+        if split == "train":
+            data = self.without_calibration(data)
         keys, where = [row.key for row in data.rows], f"{self.folder}/collected/{split}"
         return data.part(splits.unshared(keys, self.questions("test"), where, "test"))
+
+    def without_calibration(self, data: Collected) -> Collected:
+        """The collected questions that are not for calibration."""
+        if "calibration" not in self.task.splits:
+            return data
+        held = {*self._digests("calibration"), *self.questions("calibration")}
+        return data.part([at for at, row in enumerate(data.rows) if not {row.id, row.key} & held])
 
     def questions(self, split: str) -> set[str]:
         """Hashes of a split's questions: the collected ones, else the benchmark's own, where they are at hand."""

@@ -237,6 +237,6 @@ def test_training_leaves_out_what_is_for_calibration(tmp_path):
     data = Collected(
         {"levels": {}}, collected, np.zeros((len(train), 0, 16), np.float32), [[] for _ in train]
     )
-    kept = {row.id for row in pipeline._apart(data).rows}
+    kept = {row.id for row in pipeline.without_calibration(data).rows}
     assert (len(train), len(held), len(kept)) == (32, 8, 24)
     assert kept == {item.id for item in train} - {item.id for item in held}
