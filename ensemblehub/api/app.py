@@ -53,6 +53,7 @@ except ModuleNotFoundError as error:
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
+_PAGE_PARTS = {file.name for file in PAGE.iterdir() if file.suffix != ".html"}
 _DOCS = Path(fastapi_offline.__file__).parent / "static"
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
@@ -221,7 +222,7 @@ def _showing(app: FastAPI) -> None:
 
     @app.get("/page/{name}", include_in_schema=False)
     async def part(name: str) -> Response:
-        if name not in ("ride.css", "ride.js"):
+        if name not in _PAGE_PARTS:
             raise Problem(404, "there is no such page")
         return FileResponse(PAGE / name, headers=_PAGE_HEADERS)
 

@@ -29,7 +29,7 @@ from ensemblehub.api.problems import Problem, problem_of
 from ensemblehub.api.state import State
 
 log = logging.getLogger(__name__)
-_OPEN = ("/", "/health", "/page/ride.css", "/page/ride.js")  # what shows no data needs no key
+_OPEN = ("/", "/health")  # what shows no data needs no key, and neither do the parts of the page
 _WORKING = ("/v1/chat/completions", "/v1/completions")
 _TOKENIZERS = ("/tokenize", "/detokenize", "/tokenizer_info")
 _FOR_BROWSERS = ("/docs", "/openapi.json")  # a browser asks for a password itself, which is the key
@@ -106,7 +106,8 @@ class Guard:
             Problem: says why.
         """
         path, method = scope["path"], scope["method"]
-        if not (path in _OPEN and method in ("GET", "HEAD")):
+        shows_no_data = path in _OPEN or path.startswith("/page/")
+        if not (shows_no_data and method in ("GET", "HEAD")):
             self._authorize(scope, headers)
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._most:
