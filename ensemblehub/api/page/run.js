@@ -100,9 +100,9 @@ export const tokensOf = (segments) => total(segments.map((segment) => segment.to
 /** Exact at the end; before, the calls that had ended at the last verdict and the tokens of the others. */
 export function flopsOf(run, saved) {
   if (run.cost) return run.cost.flops;
-  const each = Object.fromEntries(saved.members.map(({ id, token_flops }) => [id, token_flops]));
+  const each = Object.fromEntries(saved.members.map(({ id, token_flops }) => [id, Number(token_flops) || 0]));
   const together = saved.served.granularity === "token"; // every member computes every token
-  const rate = (author) => total((together ? run.members : author.split("+")).map((name) => each[name] || 0));
+  const rate = (author) => total((together ? run.members : author.split("+")).map((name) => each[name] ?? 0));
   return run.flops + total(run.segments.map(({ engine, tokens }) => tokens * rate(engine)));
 }
 
@@ -126,7 +126,8 @@ export function checkpoints(run, saved) {
   const { judge, thresholds } = saved.request.ensemble?.params ?? {};
   const planned = saved.served.levels.map((planned) => {
     const level = fields(planned, VERDICT);
-    return { ...level, threshold: judge ? null : (thresholds?.[level.level] ?? level.threshold) };
+    const threshold = Number(thresholds?.[level.level] ?? level.threshold) || 0;
+    return { ...level, threshold: judge ? null : threshold };
   });
   const others = run.verdicts.filter(({ level }) => !planned.some((point) => point.level === level));
   return [...others, ...planned].map((point) => {
