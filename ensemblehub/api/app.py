@@ -50,7 +50,7 @@ except ModuleNotFoundError as error:
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
-_PAGE_PARTS = {file.name for file in PAGE.iterdir() if file.suffix in (".css", ".js")}
+_PAGE_PARTS = {file.name for file in PAGE.iterdir() if file.suffix != ".html"}
 _DOCS = Path(fastapi_offline.__file__).parent / "static"
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; "

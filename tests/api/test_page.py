@@ -15,7 +15,7 @@ pytestmark = pytest.mark.xdist_group("browser")
 
 QUESTION = "There are 3 more mugs than bowls. The kitchen has 8 bowls. How many mugs are there?"
 LONG = "Something long, please"
-SOUND = {"format": "ensemblehub-ride", "version": 1, "question": "?", "request": {}, "chunks": []}
+SOUND = {"format": "ensemblehub-run", "version": 1, "question": "?", "request": {}, "chunks": []}
 QUIET = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -101,20 +101,24 @@ def ask(page, question=QUESTION):
 
 
 def ended(page, phase="done"):
-    expect(page.locator("#ride")).to_have_attribute("data-phase", phase, timeout=30_000)
+    expect(page.locator("#run")).to_have_attribute("data-phase", phase, timeout=30_000)
 
 
 def save(page):
     with page.expect_download() as download:
         page.get_by_role("button", name="Save", exact=True).click()
-    assert re.fullmatch(r"ride-[\dT-]+\.json", download.value.suggested_filename)
+    assert re.fullmatch(r"run-[\dT-]+\.json", download.value.suggested_filename)
     return json.loads(download.value.path().read_text())
 
 
-def open_file(page, content, name="ride.json"):
-    page.get_by_label("Open a ride").set_input_files(
+def open_file(page, content, name="run.json"):
+    page.get_by_label("Open a run").set_input_files(
         {"name": name, "mimeType": "application/json", "buffer": content.encode()}
     )
+
+
+def three_digits(value):
+    return f"{value:#.3g}".rstrip(".")
 
 
 def insight(page):
@@ -139,16 +143,16 @@ WATCH = """() => {
         parts: [...document.querySelectorAll("#insight dt")].map((one) => one.textContent).join(" "),
         insight: text("#insight dl").length, answer: text("#answer .text").length, status: text("#status"),
         verdicts: document.querySelectorAll("#judge tbody tr").length, handover: text("#handover"),
-        total: text("#bill .total"), flops: Number(document.querySelector("#total")?.value ?? 0),
+        total: text("#cost .total"), flops: Number(document.querySelector("#total")?.value ?? 0),
     });
-    new MutationObserver(look).observe(document.getElementById("ride"), {
+    new MutationObserver(look).observe(document.getElementById("run"), {
         childList: true, characterData: true, attributes: true, subtree: true,
     });
 }"""
 STOPPED = "Mentor stopped after 16 tokens: level medium suffices (1.00 ≥ 1.00)"
 
 
-def test_a_ride_can_be_watched(visit, echo):
+def test_a_run_can_be_watched(visit, echo):
     page = visit(echo)
     page.evaluate(WATCH)
     ask(page)
@@ -196,7 +200,7 @@ def test_a_ride_can_be_watched(visit, echo):
     assert page.locator("#judge .threshold").count() == 4  # and that of the level that was not needed
 
 
-def test_the_final_bill_is_the_servers(visit, serve):
+def test_the_final_cost_is_the_servers(visit, serve):
     page = visit(serve(BUILTIN))
     ask(page)
     ended(page)
@@ -204,21 +208,21 @@ def test_the_final_bill_is_the_servers(visit, serve):
     cost = usage["cost_details"]
     total = page.locator("#total")
     assert float(total.get_attribute("value")) == cost["flops"]
-    assert total.text_content() == f"{cost['flops'] / 1e6:.1f}"
-    assert "≈" not in page.locator("#bill .total").text_content()
+    assert total.text_content() == three_digits(cost["flops"] / 1e6)
+    assert "≈" not in page.locator("#cost .total").text_content()
     share = cost["cold_flops"] / cost["estimated_mentor_alone_flops"][0]
     assert cost["estimated_saving"] == 1 - share
     assert page.locator("#share").text_content() == f"{share * 100:.0f}\u00a0%"
-    assert "estimated" in page.locator("#bill .share").text_content()
-    assert "95 %" in page.locator("#bill").text_content()
+    assert "estimated" in page.locator("#cost .share").text_content()
+    assert "95 %" in page.locator("#cost").text_content()
     rows = [row.locator("th, td").all_text_contents() for row in page.locator("#lines tbody tr").all()]
     assert [row[:2] for row in rows] == [[line["engine"], line["purpose"]] for line in cost["spent"]]
-    assert [row[-2] for row in rows] == [f"{line['flops'] / 1e6:.1f}" for line in cost["spent"]]
+    assert [row[-2] for row in rows] == [three_digits(line["flops"] / 1e6) for line in cost["spent"]]
     tokens = usage["completion_tokens"], usage["completion_tokens_details"]["reasoning_tokens"]
     assert page.locator("#insight .note").text_content() == f"{tokens[1]} tokens"
     assert page.locator("#answer .note").text_content() == f"{tokens[0] - tokens[1]} tokens"
 
-    ask(page)  # caches make the bill smaller, but not what is compared
+    ask(page)  # caches make the cost smaller, but not what is compared
     ended(page)
     again = save(page)["chunks"][-1]["chunk"]["usage"]
     again = again.get("cost_details") or again["cost"]
@@ -226,7 +230,7 @@ def test_the_final_bill_is_the_servers(visit, serve):
     assert again["cold_flops"] == pytest.approx(cost["cold_flops"], rel=0.02)
     assert again["estimated_saving"] == pytest.approx(cost["estimated_saving"], abs=0.02)
     assert page.locator("#share").text_content() == f"{(1 - again['estimated_saving']) * 100:.0f}\u00a0%"
-    expect(page.locator("#bill")).to_contain_text("both without caches")
+    expect(page.locator("#cost")).to_contain_text("both without caches")
 
     page.get_by_label("Ensemble").select_option("mixed")
     expect(page.get_by_text("token by token")).to_be_visible()
@@ -239,7 +243,7 @@ def test_the_final_bill_is_the_servers(visit, serve):
 
 
 @pytest.mark.parametrize("way", ["button", "Escape"])
-def test_a_stopped_ride_keeps_what_had_arrived(visit, echo, way):
+def test_a_stopped_run_keeps_what_had_arrived(visit, echo, way):
     page = visit(echo)
     ask(page, LONG)
     expect(page.locator("#answer .text")).to_contain_text("so on")
@@ -253,7 +257,7 @@ def test_a_stopped_ride_keeps_what_had_arrived(visit, echo, way):
     page.wait_for_timeout(300)
     assert answer(page) == kept
     assert len(kept) < 800
-    expect(page.locator("#bill .total")).to_contain_text("≈")
+    expect(page.locator("#cost .total")).to_contain_text("≈")
     saved = save(page)
     assert saved["stopped"] is True
     assert not any(one["chunk"].get("usage") for one in saved["chunks"])
@@ -270,12 +274,12 @@ def sizes(one):
     return {"big": 4e6, "small": 8e5}.get(one["chunk"]["ensemble"].get("engine"), 0)
 
 
-def test_a_saved_ride_opens_again(visit, echo):
+def test_a_saved_run_opens_again(visit, echo):
     page = visit(echo)
     ask(page, LONG)
     ended(page)
     saved = save(page)
-    assert saved["format"] == "ensemblehub-ride"
+    assert saved["format"] == "ensemblehub-run"
     assert saved["question"] == LONG
     assert saved["request"]["messages"] == [{"role": "user", "content": LONG}]
     assert [one["at"] for one in saved["chunks"]] == sorted(one["at"] for one in saved["chunks"])
@@ -287,21 +291,21 @@ def test_a_saved_ride_opens_again(visit, echo):
     other.on("request", lambda request: posted.append(request.method) if request.method != "GET" else None)
     open_file(other, json.dumps(saved))
     ended(other)
-    expect(other.get_by_role("heading", name="The ride", exact=True)).to_be_focused()
-    shown = page.locator("#ride").text_content()
+    expect(other.get_by_role("heading", name="The run", exact=True)).to_be_focused()
+    shown = page.locator("#run").text_content()
     assert LONG in shown
-    assert other.locator("#ride").text_content() == shown
+    assert other.locator("#run").text_content() == shown
 
     other.get_by_role("button", name="Replay").click()
     expect(other.get_by_role("button", name="Skip to the end")).to_be_visible()
     expect(other.locator("#answer .text")).to_contain_text("so on")
     other.get_by_role("button", name="Skip to the end").click()
     ended(other)
-    assert other.locator("#ride").text_content() == shown
+    assert other.locator("#run").text_content() == shown
     assert posted == []
 
 
-def test_a_dropped_ride_opens(visit, echo):
+def test_a_dropped_run_opens(visit, echo):
     page = visit(echo)
     drop = """(content) => {
         const files = new DataTransfer();
@@ -312,26 +316,50 @@ def test_a_dropped_ride_opens(visit, echo):
     expect(page.locator("#asked")).to_have_text("Dropped?")
 
 
+def test_a_file_of_an_earlier_version_opens(visit, echo):
+    page = visit(echo)
+    open_file(page, json.dumps({**SOUND, "format": "ensemblehub-ride", "question": "Earlier?"}))
+    expect(page.locator("#asked")).to_have_text("Earlier?")
+
+
+@pytest.mark.parametrize(
+    ("flops", "shown"),
+    [
+        (1_484_076.8e6, "1.48 TFLOPs"),
+        (999.6e9, "1.00 TFLOPs"),
+        (717.6e6, "718 MFLOPs"),
+        (5, "5.00 FLOPs"),
+        (0, "0 FLOPs"),
+    ],
+)
+def test_flops_have_three_digits_and_a_fitting_unit(visit, echo, flops, shown):
+    start = {"ensemble": {"start": {"method": "single", "members": ["big"]}}}
+    end = {"choices": [], "usage": {"cost_details": {"flops": flops}}}
+    page = visit(echo)
+    open_file(page, json.dumps({**SOUND, "chunks": [{"at": 0, "chunk": start}, {"at": 1, "chunk": end}]}))
+    expect(page.locator("#cost .total")).to_have_text(shown)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("no ride at all", "it is not JSON"),
-        ("[1, 2]", "it is not a saved ride"),
-        ("null", "it is not a saved ride"),
+        ("no run at all", "it is not JSON"),
+        ("[1, 2]", "it is not a saved run"),
+        ("null", "it is not a saved run"),
         (json.dumps({**SOUND, "version": 2}), "version 2 is not known"),
-        (json.dumps({**SOUND, "chunks": [{"at": "soon", "chunk": {}}]}), "parts of the ride are missing"),
-        (json.dumps({**SOUND, "question": 7}), "parts of the ride are missing"),
+        (json.dumps({**SOUND, "chunks": [{"at": "soon", "chunk": {}}]}), "parts of the run are missing"),
+        (json.dumps({**SOUND, "question": 7}), "parts of the run are missing"),
     ],
     ids=["text", "list", "null", "version", "times", "question"],
 )
-def test_a_file_that_is_no_ride_changes_nothing(visit, echo, content, says):
+def test_a_file_that_is_no_run_changes_nothing(visit, echo, content, says):
     page = visit(echo)
     open_file(page, json.dumps({**SOUND, "question": "The one before"}))
     expect(page.locator("#asked")).to_have_text("The one before")
-    before = page.locator("#ride").text_content()
+    before = page.locator("#run").text_content()
     open_file(page, content, "holiday.json")
     expect(page.get_by_role("alert")).to_contain_text(f"holiday.json cannot be opened: {says}")
-    assert page.locator("#ride").text_content() == before
+    assert page.locator("#run").text_content() == before
 
 
 @pytest.mark.parametrize(
@@ -358,7 +386,7 @@ def test_headings_are_found_as_the_library_finds_them(visit, echo, text):
     assert text.startswith(before)
 
 
-def test_a_ride_with_wild_values_still_opens(visit, echo):
+def test_a_run_with_wild_values_still_opens(visit, echo):
     wild = [
         {"ensemble": {"start": {"method": "tandem", "members": 3, "roles": {"mentor": 1}}}},
         {
@@ -381,7 +409,7 @@ def test_what_models_write_is_never_markup(visit, echo):
     ask(page, "a hostile <b>question</b>")
     ended(page)
     assert answer(page) == HOSTILE
-    assert page.locator("#ride img, #ride b").count() == 0
+    assert page.locator("#run img, #run b").count() == 0
     expect(page.locator("#asked")).to_have_text("a hostile <b>question</b>")
 
 
@@ -439,12 +467,12 @@ def test_other_ensembles_are_coloured_by_author(visit, echo):
     assert answer(page) == INSIGHT
 
 
-def test_a_ride_that_breaks_off_says_so_and_keeps_its_text(visit, echo):
+def test_a_run_that_breaks_off_says_so_and_keeps_its_text(visit, echo):
     page = visit(echo)
     page.get_by_label("Ensemble").select_option("weak")
     ask(page)
     ended(page, "failed")
-    expect(page.get_by_role("status")).to_contain_text("The ride broke off: weak failed after 3 tokens")
+    expect(page.get_by_role("status")).to_contain_text("The run broke off: weak failed after 3 tokens")
     expect(page.get_by_role("status")).to_contain_text("Ask again, or choose another ensemble.")
     assert answer(page) == "this one breaks"
     assert "weak failed" in save(page)["error"]
@@ -544,7 +572,7 @@ def test_errors_say_what_can_be_done_about_them(visit, echo, status, error, head
     )
     ask(page)
     ended(page, "failed")
-    expect(page.get_by_role("status")).to_contain_text(f"The ride broke off: {says}")
+    expect(page.get_by_role("status")).to_contain_text(f"The run broke off: {says}")
     assert says in f"{save(page)['error']}."
     visit.said.clear()
 
@@ -658,7 +686,7 @@ CONTRAST = """() => {
 }"""
 
 
-CUT = """() => [...document.querySelectorAll("#bill *, #lines *")].filter((one) => {
+CUT = """() => [...document.querySelectorAll("#cost *, #lines *")].filter((one) => {
     const { left, right, width } = one.getBoundingClientRect();
     const shown = width > 0 && one.checkVisibility() && !one.closest("thead, .unseen");
     const clipped = one.scrollWidth > one.clientWidth + 1 && one.matches(".scroll, td, th");

@@ -1,0 +1,56 @@
+/** What goes over the wire: requests to this server, and the server-sent events it replies with. */
+
+const KEY = "ensemblehub-key"; // in sessionStorage: gone with the tab
+
+export const TOO_LONG = "context_length_exceeded";
+export const keepKey = (key) => sessionStorage.setItem(KEY, key);
+
+/** Fetch from this server; `askForKey` gets a key where one is needed. No success is an Error. */
+export async function send(path, options, askForKey) {
+  for (;;) {
+    const key = sessionStorage.getItem(KEY);
+    const headers = { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+    const response = await fetch(path, { ...options, headers })
+      .catch(failing("the server cannot be reached"));
+    if (response.ok) return response;
+    if (response.status !== 401) throw await problem(response);
+    await askForKey(key !== null);
+  }
+}
+
+/** The data of server-sent events, parsed, until `[DONE]`. */
+export async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let waiting = "";
+  for (;;) {
+    const { value, done } = await reader.read().catch(failing("the connection was lost"));
+    if (done) throw new Error("the stream ended before the run did");
+    const blocks = (waiting + value).split("\n\n");
+    waiting = blocks.pop();
+    for (const block of blocks.filter((lines) => lines.startsWith("data: "))) { // others are comments
+      const data = block.slice(6);
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw refusal(chunk.error, "the server failed");
+      yield chunk;
+    }
+  }
+}
+
+/** A handler that says `words` of any failure but that of a stop. */
+const failing = (words) => (error) => {
+  throw error.name === "AbortError" ? error : new Error(words);
+};
+
+async function problem(response) {
+  const body = await response.json().catch(() => null);
+  const error = refusal(body?.error, `the server replied ${response.status}`);
+  if (response.status === 413) error.code ||= TOO_LONG;
+  return Object.assign(error, { wait: Number(response.headers.get("retry-after")) });
+}
+
+/** An Error with the server's code and the field that is wrong. */
+function refusal(said, otherwise) {
+  const { message, code, param } = said ?? {};
+  return Object.assign(new Error(message || otherwise), { code: code ?? "", param: param ?? "" });
+}
