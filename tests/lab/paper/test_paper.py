@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ensemblehub.cli import cli
+from ensemblehub.cli import add_plugins, cli
 from ensemblehub.lab import paper
 from ensemblehub.lab.paper.study import PAIRS, Study
 from ensemblehub.lab.paper.tables import FIGURES, Table, published
 from ensemblehub.tandem import insights
 
+add_plugins()
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ROOT / "scripts" / "mentor_guided"
 INSIGHT = "Goal: mugs\nPlanning: trace mugs\nRetrieval: mugs = bowls + 5; bowls = 3\nAction: state it"
