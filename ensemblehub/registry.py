@@ -1,6 +1,6 @@
 """The lazy tables: a name in YAML, and the file that holds what it names.
 
-Adding an engine, a strategy, a scorer or a task is a file plus a line here.  Code outside this package is
+Adding an engine, a strategy or a scorer is a file plus a line here.  Code outside this package is
 named `package.module:Class` in YAML.
 """
 
@@ -49,22 +49,6 @@ SCORERS = {
     "hf_rm": "ensemblehub.scorers.reward_model:RewardModelScorer",
     "perplexity": "ensemblehub.scorers.perplexity:PerplexityScorer",
     "reward_model": "ensemblehub.scorers.reward_model:RewardModelScorer",
-}
-TASKS = {
-    "aime24": "ensemblehub.lab.tasks.aime24:AIME24",
-    "amc23": "ensemblehub.lab.tasks.amc23:AMC23",
-    "gsm8k": "ensemblehub.lab.tasks.gsm8k:GSM8K",
-    "hendrycks_math": "ensemblehub.lab.tasks.hendrycks_math:MATH",
-    "humaneval": "ensemblehub.lab.tasks.humaneval:HumanEval",
-    "humaneval_plus": "ensemblehub.lab.tasks.humaneval_plus:HumanEvalPlus",
-    "math": "ensemblehub.lab.tasks.hendrycks_math:MATH",
-    "math500": "ensemblehub.lab.tasks.math500:MATH500",
-    "mbpp": "ensemblehub.lab.tasks.mbpp:MBPP",
-    "mbpp_plus": "ensemblehub.lab.tasks.mbpp_plus:MBPPPlus",
-    "builtin_math": "ensemblehub.lab.tasks.builtin_math:BuiltinMath",
-    "studio_math": "ensemblehub.lab.tasks.builtin_math:BuiltinMath",  # older names
-    "studio_code": "ensemblehub.lab.tasks.builtin_code:BuiltinCode",
-    "builtin_code": "ensemblehub.lab.tasks.builtin_code:BuiltinCode",
 }
 
 DOCTOR_LINES: dict[str, Callable[[], str]] = {}  # what other packages add to the report of `doctor`, by name

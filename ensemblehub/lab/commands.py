@@ -14,6 +14,7 @@ import click
 
 from ensemblehub import data_files, registry
 from ensemblehub.cli import Commands, CommandT, config_option, force_option, limit_option
+from ensemblehub.lab.tasks import TASKS
 
 if TYPE_CHECKING:
     from ensemblehub.config import Config
@@ -33,8 +34,7 @@ def experiment_option(command: CommandT) -> CommandT:
     name = click.option(
         "--dataset",
         metavar="NAME",
-        help="The benchmark: builtin_math, builtin_code, math, math500, gsm8k, aime24, amc23, humaneval, "
-        "humaneval_plus, mbpp or mbpp_plus (default: experiment.task of the file).",
+        help=f"The benchmark: {', '.join(TASKS)} (default: experiment.task of the file).",
     )
     file = click.option(
         "--data",
@@ -44,11 +44,6 @@ def experiment_option(command: CommandT) -> CommandT:
         "of data/ or the hub.",
     )
     return cast(CommandT, name(file(chosen)))
-
-
-SPLITS = """math and gsm8k have their own train and test; math500 (400 train, 100 test) and humaneval (130, 34) are
-divided by seed 42, and calibration is a seeded quarter of train (training leaves it out); aime24 and amc23 are test
-only; mbpp goes by its published numbers."""
 
 
 @click.command()
@@ -76,7 +71,8 @@ def demo(config: Config, limit: int, question: int) -> None:
 @click.option(
     "--split",
     required=True,
-    help=f"train (for the judge), calibration (for thresholds), test or all. {SPLITS}",
+    help="train (for the judge), calibration (for thresholds), test or all; docs/tasks.md says how each benchmark "
+    "is divided.",
 )
 @click.option("--parallel", is_flag=True, help="Collect by worker processes.")
 @click.option(
@@ -233,7 +229,7 @@ def data() -> None:
 )
 @click.option("--split", help="Only this split; with --from, the one that FILE is.")
 def fetch(name: str, source: Path | None, to: Path, split: str | None) -> None:
-    """Write the files of benchmark NAME: math, math500, gsm8k, aime24, amc23, humaneval(_plus) or mbpp(_plus)."""
+    """Write the files of the public benchmark NAME (docs/tasks.md)."""
     from ensemblehub.lab import data as benchmarks
 
     files, benchmark = benchmarks.fetch(name, source, to, split), benchmarks.named(name)

@@ -8,7 +8,7 @@ import pytest
 from ensemblehub.cli import main
 from ensemblehub.data import plain, read_items
 from ensemblehub.errors import ConfigError, MissingExtraError
-from ensemblehub.lab.data import BENCHMARKS, fetch, named
+from ensemblehub.lab.data import fetch, named, sources
 
 MATH = {
     "problem": "2 + 2?",
@@ -56,7 +56,7 @@ ROWS = {
     ],
 )
 def test_a_public_item_becomes_ours_and_can_be_asked(tmp_path, name, file, output):
-    public = next(row for known, row in ROWS.items() if BENCHMARKS[known] is named(name))
+    public = next(row for known, row in ROWS.items() if sources()[known] is named(name))
     source = tmp_path / "public.jsonl"
     source.write_text(json.dumps(public) + "\n")
     assert fetch(name, source, tmp_path / "data") == {tmp_path / "data" / file: 1}

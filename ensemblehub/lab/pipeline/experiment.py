@@ -15,7 +15,8 @@ from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.records import Collected
-from ensemblehub.lab.tasks.base import Item, Task, task_named
+from ensemblehub.lab.tasks import task_named
+from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.tandem.insights import LEVEL_0
 
 NEWER = ("engines", "sampling", "asked")  # settings that older data did not record

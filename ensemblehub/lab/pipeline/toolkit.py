@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import FiniteFloat
 
-from ensemblehub import builtin, registry
+from ensemblehub import builtin
 from ensemblehub.artifacts import parsed, write_atomically
 from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
@@ -36,6 +36,7 @@ from ensemblehub.lab.pipeline import splits, toolkit_report
 from ensemblehub.lab.pipeline.experiment import as_json
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.toolkit_report import Summary, members, ranking, read_methods, summary
+from ensemblehub.lab.tasks import task_named
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.results import fold
 from ensemblehub.schema import Event, Request, Sampling
@@ -216,7 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--shard", type=str, default="0/1", metavar="I/N", help="only every N-th cell from the I-th on")
     parser.add_argument("--force", action="store_true", help="answer again what other settings answered")
     options = parser.parse_args(arguments)
-    task: Task = registry.lookup(registry.TASKS, "builtin_math", "task")()
+    task = task_named("builtin_math")
     first, of = map(int, options.shard.split("/"))
 
     def lines(name: str, chosen: Sequence[Cell], split: str, limit: int) -> list[Summary]:

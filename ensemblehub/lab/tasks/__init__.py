@@ -1,1 +1,54 @@
-"""Benchmarks, one per file: what is asked, and whether an answer is right."""
+"""Benchmarks, one per file: where the questions come from, how they are asked and split, how answers are graded.
+
+Adding a benchmark is a file and a line in `TASKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ensemblehub import registry
+from ensemblehub.errors import ConfigError
+from ensemblehub.lab.tasks.base import Task
+
+TASKS = {
+    "builtin_math": "ensemblehub.lab.tasks.builtin_math:BuiltinMath",
+    "builtin_code": "ensemblehub.lab.tasks.builtin_code:BuiltinCode",
+    "math": "ensemblehub.lab.tasks.hendrycks_math:MATH",
+    "math500": "ensemblehub.lab.tasks.math500:MATH500",
+    "gsm8k": "ensemblehub.lab.tasks.gsm8k:GSM8K",
+    "aime24": "ensemblehub.lab.tasks.aime24:AIME24",
+    "amc23": "ensemblehub.lab.tasks.amc23:AMC23",
+    "humaneval": "ensemblehub.lab.tasks.humaneval:HumanEval",
+    "humaneval_plus": "ensemblehub.lab.tasks.humaneval_plus:HumanEvalPlus",
+    "mbpp": "ensemblehub.lab.tasks.mbpp:MBPP",
+    "mbpp_plus": "ensemblehub.lab.tasks.mbpp_plus:MBPPPlus",
+}
+OLD_NAMES = {"hendrycks_math": "math", "studio_math": "builtin_math", "studio_code": "builtin_code"}
+
+
+def task_class(name: str) -> Callable[..., Task]:
+    """The class of the benchmark named in a configuration, also by an older name or as `package.module:Class`.
+
+    Raises:
+        ConfigError: unknown name, with the nearest known one.
+    """
+    cls: Callable[..., Task] = registry.lookup(TASKS, OLD_NAMES.get(name, name), "task")
+    return cls
+
+
+def task_named(name: str, data: Path | None = None) -> Task:
+    """The benchmark named in a configuration, reading `data` where given.
+
+    Raises:
+        ConfigError: unknown name, or a benchmark that reads no files.
+    """
+    cls = task_class(name)
+    if data is None:
+        return cls()
+    if "data" not in getattr(cls, "__dataclass_fields__", {}):
+        raise ConfigError(f"task {name!r} makes its own questions: it reads no data")
+    if not data.exists() and "{split}" not in data.name:
+        raise ConfigError(f"{data}: no such file or folder")
+    return cls(data=data)

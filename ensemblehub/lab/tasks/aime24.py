@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ensemblehub.lab.data import Fields
-from ensemblehub.lab.tasks.public import Mathematics
+from ensemblehub.lab.tasks import competition
+from ensemblehub.lab.tasks.public import MATHS, Mathematics
+from ensemblehub.lab.tasks.source import Fields, Source
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,16 @@ class AIME24(Mathematics):
     """30 questions, all of them test; the answer is an integer from 0 to 999."""
 
     name: ClassVar[str] = "aime24"
+    source: ClassVar[Source] = Source(
+        title="AIME 2024",
+        hub="HuggingFaceH4/aime_2024",
+        files="AIME2024/aime/aime24.json",
+        sizes={"train": 30},
+        instruction=MATHS,
+        convert=competition.convert,
+    )
     splits: ClassVar[tuple[str, ...]] = ("test", "all")
-    parts: ClassVar[dict[str, str]] = {"test": "train"}  # the hub calls its only part so
+    parts: ClassVar[dict[str, str]] = {"test": "train"}  # the hub's name of its only split
     division: ClassVar[str] = "all 30, test only"
 
     def _answer(self, fields: Fields) -> str | None:

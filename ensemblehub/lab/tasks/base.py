@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
-from ensemblehub import registry
-from ensemblehub.errors import ConfigError
 from ensemblehub.schema import Chat
 
 
@@ -58,36 +55,20 @@ class Task(ABC):
 
     @abstractmethod
     def request(self, item: Item) -> Chat:
-        """How the question is put to a model."""
+        """The chat that puts the question to a model."""
 
     @abstractmethod
     def grade(self, item: Item, text: str) -> Grade:
-        """Grade an answer; safe in any thread, bounded in time."""
+        """Grade an answer.  Thread-safe, bounded in time."""
 
     def grading(self) -> str:
-        """What a result should say of how answers were graded, where that depends on the machine."""
+        """How answers were graded, for the record of a result, where it depends on the machine; else empty."""
         return ""
 
     def leaks(self, item: Item, insight: str) -> bool:
-        """Whether the insight states the asked quantity's value as a result; as safe and bounded as `grade`."""
+        """Whether the insight states the answer as a result.  Thread-safe, bounded in time."""
         return False
 
     def about(self, split: str) -> dict[str, Any]:
-        """What a result should say of a split's questions; nothing where the task and split say it all."""
+        """The origin of a split's questions, for the record of a result; empty where name and split say it all."""
         return {}
-
-
-def task_named(name: str, data: Path | None = None) -> Task:
-    """The benchmark that a configuration names, reading `data` where one is given.
-
-    Raises:
-        ConfigError: one line: no such task, or one whose questions are not read from a file.
-    """
-    cls: Callable[..., Task] = registry.lookup(registry.TASKS, name, "task")
-    if data is None:
-        return cls()
-    if "data" not in getattr(cls, "__dataclass_fields__", {}):
-        raise ConfigError(f"task {name!r} makes its own questions: it reads no data")
-    if not data.exists() and "{split}" not in data.name:
-        raise ConfigError(f"{data}: no such file or folder")
-    return cls(data=data)

@@ -15,8 +15,8 @@ from ensemblehub.lab.builtin.records import record
 from ensemblehub.lab.builtin.splits import Split
 from ensemblehub.lab.tasks.base import Grade, Item, Task
 from ensemblehub.lab.tasks.builtin import SPLITS, drawn
-from ensemblehub.lab.tasks.extraction import program_of
-from ensemblehub.lab.tasks.sandbox import isolation, run_tests
+from ensemblehub.lab.tasks.programs import grade_program
+from ensemblehub.lab.tasks.sandbox import isolation
 from ensemblehub.schema import Chat, Message
 
 SIZES: Mapping[Split, int] = {"train": 800, "calibration": 400, "test": 800}
@@ -42,10 +42,7 @@ class BuiltinCode(Task):
 
     def grade(self, item: Item, text: str) -> Grade:
         """Right if the answer's last Python block passes the record's test in the sandbox."""
-        prompt, entry_point = item.extra["prompt"], item.extra["entry_point"]
-        program = program_of(text, prompt, entry_point)
-        outcome = run_tests(program, item.extra["test"], entry_point, prompt=prompt)
-        return Grade(outcome.passed, program, outcome.reason)
+        return grade_program(item, text)
 
     def grading(self) -> str:
         """The sandbox's form."""

@@ -6,11 +6,12 @@ Writes source text; runs nothing.  What is written needs only the standard libra
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ensemblehub.errors import MissingExtraError
+from ensemblehub.errors import ConfigError, MissingExtraError
 
 Suite = Literal["base", "all"]
 
@@ -178,3 +179,21 @@ def question(item: Mapping[str, Any]) -> str:
     if "test_list" not in item:
         return text.strip().strip('"').strip()
     return f"{text}\nYour code should pass these tests:\n\n" + "\n".join(item["test_list"])
+
+
+def evalplus_rows(module: str, function: str) -> Mapping[str, Any] | None:
+    """What `evalplus.data.MODULE.FUNCTION` returns, items by id; None where EvalPlus is not installed.
+
+    Raises:
+        ConfigError: one line: it cannot get its data.
+    """
+    try:
+        get = getattr(importlib.import_module(f"evalplus.data.{module}"), function)
+    except ImportError:
+        return None
+    try:
+        rows: Mapping[str, Any] = get()
+    except Exception as error:  # it downloads, reads and asserts
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"evalplus cannot read its data ({reason}); use --data FILE") from error
+    return rows

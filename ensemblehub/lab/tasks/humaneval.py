@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ensemblehub.lab.data import Fields
-from ensemblehub.lab.tasks.public import Programming
+from ensemblehub.lab.tasks import code_tests
+from ensemblehub.lab.tasks.public import CODE, Programming
+from ensemblehub.lab.tasks.source import Fields, Source
+
+
+def convert(item: Mapping[str, Any]) -> Fields:
+    """An item of HumanEval or HumanEval+, with all of its tests."""
+    return {
+        "input": item["prompt"],
+        "output": item["canonical_solution"],
+        "entry_point": item["entry_point"],
+        "test": code_tests.check(item, "all"),
+    }
 
 
 @dataclass(frozen=True)
@@ -14,6 +26,15 @@ class HumanEval(Programming):
     """164 functions, divided 130 to 34 by seed as the reference toolkit divides them; `all` is the 164."""
 
     name: ClassVar[str] = "humaneval"
+    source: ClassVar[Source] = Source(
+        title="HumanEval",
+        hub="openai/openai_humaneval",
+        files="HumanEval/test.json",
+        sizes={"test": 164},
+        instruction=CODE,
+        convert=convert,
+        configs=("openai_humaneval",),
+    )
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "calibration", "all")
     parts: ClassVar[dict[str, str]] = {"train": "test", "test": "test"}
     share: ClassVar[tuple[int, int] | None] = (130, 34)

@@ -5,15 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ensemblehub.lab.data import Fields
-from ensemblehub.lab.tasks.public import Mathematics
+from ensemblehub.lab.tasks.hendrycks_math import convert
+from ensemblehub.lab.tasks.public import MATHS, Mathematics
+from ensemblehub.lab.tasks.source import Fields, Source
 
 
 @dataclass(frozen=True)
 class MATH500(Mathematics):
-    """500 questions, divided 400 to 100 by seed (the benchmark itself has no training split); `all` is the 500."""
+    """500 questions, divided 400 to 100 by seed (published without a training split); `all` is the 500."""
 
     name: ClassVar[str] = "math500"
+    source: ClassVar[Source] = Source(
+        title="MATH-500",
+        hub="HuggingFaceH4/MATH-500",
+        files="MATH-500/test.json",
+        sizes={"test": 500},
+        instruction=MATHS,
+        convert=convert,
+    )
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "calibration", "all")
     parts: ClassVar[dict[str, str]] = {"train": "test", "test": "test"}
     share: ClassVar[tuple[int, int] | None] = (400, 100)

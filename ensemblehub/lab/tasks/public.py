@@ -1,7 +1,6 @@
-"""What the public benchmarks share: splits, stable ids, and how mathematics and code are asked and graded.
+"""Shared by the public benchmarks: splits, stable ids, and how mathematics and code are asked and graded.
 
-A split is drawn by a hash of the items' ids, so it depends neither on the order of a file nor on where it came from.
-Knows no engine.
+A split is drawn by a hash of the items' ids, so it depends neither on the order of a file nor on its origin.
 """
 
 from __future__ import annotations
@@ -11,20 +10,22 @@ import json
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ensemblehub.answers.equality import equal_answers, final_answer, last_boxed
 from ensemblehub.errors import ConfigError, did_you_mean
-from ensemblehub.lab.data import CODE, MATHS, Fields
 from ensemblehub.lab.tasks.base import Grade, Item, Task
-from ensemblehub.lab.tasks.extraction import defines, program_of
-from ensemblehub.lab.tasks.sandbox import isolation, run_tests
-from ensemblehub.lab.tasks.source import Read, read
+from ensemblehub.lab.tasks.extraction import defines
+from ensemblehub.lab.tasks.programs import grade_program
+from ensemblehub.lab.tasks.sandbox import isolation
+from ensemblehub.lab.tasks.source import Fields, Source
 from ensemblehub.schema import Chat, Message
 
+MATHS = "Solve this math problem step by step and put the final answer in \\boxed{}."
+CODE = "Complete this Python function. Reply with the whole function in one code block."
 SEED = 42
 HELD_OUT = 4  # one in four training questions is for calibration
 
@@ -38,13 +39,15 @@ class Public(Task):
     Attributes:
         data: a file in the public form or in that of `ensemblehub data fetch`, or a folder of such files; None
             looks into `data/`, then asks the hub.
-        parts: of the benchmark as it is published: read for training, and for testing.
-        share: training and test questions, where one published part is divided between the two.
-        division: how the splits came about, in one line.
+        source: where its items come from.
+        parts: the published split that is read for train, and for test.
+        share: numbers of train and test questions, where one published split is divided between the two.
+        division: how the splits are made, in one line.
     """
 
     data: Path | None = None
 
+    source: ClassVar[Source]
     parts: ClassVar[dict[str, str]]
     share: ClassVar[tuple[int, int] | None] = None
     division: ClassVar[str]
@@ -60,15 +63,19 @@ class Public(Task):
             raise ConfigError(did_you_mean(split, self.splits, f"split of {self.name}"))
         return islice(iter(self._split(split)), limit)
 
+    def request(self, item: Item) -> Chat:
+        """The instruction, an empty line and the question, as one user message."""
+        return Chat((Message("user", f"{self.source.instruction}\n\n{item.text}"),))
+
     def about(self, split: str) -> dict[str, Any]:
-        """What a result says of its questions: how they were split, whence they came, and a hash of them all."""
+        """How the questions were split, where they came from, and a hash of them all."""
         items = list(self.items(split))
         content = json.dumps(
             [[item.id, item.text, item.answer, item.extra] for item in items], sort_keys=True
         )
         return {
             "split": f"{split}: {self.division}",
-            "source": self._source(split),
+            "source": self._origin(split),
             "items": len(items),
             "sha256": hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16],
         }
@@ -87,32 +94,35 @@ class Public(Task):
         cut = round(len(items) * self.share[0] / sum(self.share))
         return items[:cut] if split == "train" else items[cut:]
 
-    def _source(self, split: str) -> str:
-        parts = (
-            self.parts.values()
-            if split == "all"
-            else [self.parts["train" if split == "calibration" else split]]
-        )
-        return ", ".join(dict.fromkeys(self._read(part).source for part in parts))
+    def _origin(self, split: str) -> str:
+        part = "train" if split == "calibration" else split
+        parts = self.parts.values() if split == "all" else [self.parts[part]]
+        return ", ".join(dict.fromkeys(self._read(part)[1] for part in parts))
 
-    def _read(self, part: str) -> Read:
-        return read(self.name, part, self.data)
+    def _read(self, part: str) -> tuple[list[tuple[str, Fields]], str]:
+        return self.source.read(self.name, part, self.data)
+
+    def files(self, part: str) -> list[Path]:
+        """The files of a published split; empty where none is named and none was fetched."""
+        return self.source.files_of(self.name, part, self.data)
 
     def _part(self, part: str) -> list[Item]:
-        found, first, twice = self._read(part), dict[str, str](), Counter[str]()
+        rows, origin = self._read(part)
+        first = dict[str, str]()
+        twice = Counter[str]()
         items = []
-        for where, fields in found.rows:
+        for where, fields in rows:
             item = self._checked(where, fields)
             if self._named(fields):
                 if item.id in first:
                     raise ConfigError(f"{where}: {item.id} again, as at {first[item.id]}")
                 first[item.id] = where
             elif twice[item.id]:  # the same question, word for word
-                item = Item(**{**item.__dict__, "id": f"{item.id}-{twice[item.id] + 1}"})
+                item = replace(item, id=f"{item.id}-{twice[item.id] + 1}")
             twice[item.id.partition("-")[0]] += 1
             items.append(item)
         if not items:
-            raise ConfigError(f"{found.source}: no items")
+            raise ConfigError(f"{origin}: no items")
         return items
 
     def _checked(self, where: str, fields: Fields) -> Item:
@@ -122,10 +132,9 @@ class Public(Task):
                     raise ValueError(f"`{name}` is not a text")
             fields["input"].encode()
             return self._item(fields)
-        except KeyError as error:
-            raise ConfigError(f"{where} is no item of {self.name}: has no {error}") from error
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{where} is no item of {self.name}: {error}") from error
+        except (KeyError, ValueError, TypeError) as error:
+            reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            raise ConfigError(f"{where} is no item of {self.name}: {reason}") from error
 
     def _named(self, fields: Fields) -> str:
         """The benchmark's own name of an item, where it has public ones."""
@@ -144,10 +153,6 @@ class Public(Task):
 @dataclass(frozen=True)
 class Mathematics(Public):
     """Questions with one final answer, graded by mathematical equality of the last boxed one."""
-
-    def request(self, item: Item) -> Chat:
-        r"""The instruction to reason step by step and box the answer, then the question, as one user message."""
-        return Chat((Message("user", f"{MATHS}\n\n{item.text}"),))
 
     def grade(self, item: Item, text: str) -> Grade:
         """Right if the final answer of the text equals that of the benchmark; see `answers`."""
@@ -183,23 +188,14 @@ class Mathematics(Public):
 class Programming(Public):
     """Functions to write, graded by running the benchmark's tests in the sandbox."""
 
-    instruction: ClassVar[str] = CODE
     seconds: ClassVar[float] = 15
-
-    def request(self, item: Item) -> Chat:
-        """The instruction to reply with the whole function in one block, then signature and text, as one message."""
-        return Chat((Message("user", f"{self.instruction}\n\n{item.text}"),))
 
     def grade(self, item: Item, text: str) -> Grade:
         """Right if the function of the answer passes the tests; see `extraction.program_of`."""
-        prompt, entry_point = item.extra["prompt"], item.extra["entry_point"]
-        program = program_of(text, prompt, entry_point)
-        outcome = run_tests(
-            program, item.extra["test"], entry_point, prompt=prompt, wall_seconds=self.seconds
-        )
-        return Grade(outcome.passed, program, outcome.reason)
+        return grade_program(item, text, self.seconds)
 
     def grading(self) -> str:
+        """The isolation of the programs."""
         return f"Programs ran in the sandbox's form {isolation()}."
 
     def leaks(self, item: Item, insight: str) -> bool:

@@ -1,147 +1,193 @@
-"""Where the items of a public benchmark come from: a file, a folder of files, EvalPlus's package, or the hub.
+"""Reading the items of a public benchmark: from a file, a folder of files, a package, or the hub.
 
-Knows the forms of files (`ensemblehub.lab.data`) and no task.
+An item in this project's form has `instruction`, `input` and `output`, the last with the answer boxed where it is
+mathematics, and the benchmark's own fields that grading needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemblehub.errors import ConfigError
-from ensemblehub.lab.data import (
-    BENCHMARKS,
-    SUBJECTS,
-    Benchmark,
-    Fields,
-    converted,
-    from_hub,
-    missing,
-    rows_of,
-)
+from ensemblehub.data_files import Broken, located
+from ensemblehub.errors import ConfigError, MissingExtraError
+
+Fields = dict[str, Any]
+Rows = Iterator[tuple[str, Any]]  # where an item stands, and the item
 
 FOLDER = Path("data")  # where `ensemblehub data fetch` writes
-BY_SUBJECT = (  # where else the files of MATH lie: in the reference toolkit's repository, and without its folders
-    "math/hendrycks_math/{subject}/{split}.json",
-    "hendrycks_math/{subject}/{split}.json",
-    "{subject}/{split}.json",
-    "{split}/{subject}.json",
-)
 ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
-_EVALPLUS = {"humaneval_plus": "get_human_eval_plus", "mbpp_plus": "get_mbpp_plus"}
+MANY = 7  # files whose names are listed in a result
+
+
+def boxed(solution: str, answer: str) -> str:
+    r"""The solution, with ``\boxed{answer}`` appended unless it has a box."""
+    return solution if "\\boxed" in solution or not answer else f"{solution}\n\\boxed{{{answer}}}".lstrip()
 
 
 @dataclass(frozen=True)
-class Read:
-    """The items of a part of a benchmark, in our form, each with where it stands; and from what they were read."""
+class Source:
+    """Where a public benchmark comes from and how its items are read.
 
-    rows: list[tuple[str, Fields]]
-    source: str
-
-
-def read(name: str, part: str, data: Path | None) -> Read:
-    """A part of a benchmark.
-
-    Args:
-        part: of the benchmark as it is published.
-        data: a file in the public form or ours (`{split}` in its name stands for the part), or a folder with
-            the files of `ensemblehub data fetch` or with NAME.jsonl or NAME_PART.jsonl; None looks into `data/`,
-            then asks EvalPlus's package (HumanEval+ and MBPP+, where it is installed), then the hub.
-
-    Raises:
-        ConfigError: one line: the file and line that cannot be used.
-        MissingExtraError: neither a file nor the library that asks the hub.
+    Attributes:
+        title: its published name.
+        hub: its repository on the hub.
+        files: path of the fetched files below the data folder; may contain `{config}`, `{split}` and `{subject}`.
+        sizes: number of items by published split.
+        instruction: what the model is asked to do.
+        convert: makes an item in our form of a published one (field names in lower case).  KeyError and ValueError
+            say what is wrong with it.
+        configs: configurations on the hub that are read.
+        more_configs: configurations that `data fetch` writes besides.
+        package: reads the items from an installed package instead of the hub; None where it is not installed.
     """
-    benchmark = BENCHMARKS[name]
-    files = files_of(name, part, data)
-    if files:
-        source = (
-            ", ".join(file.name for file in files) if len(files) <= len(SUBJECTS) else f"{len(files)} files"
-        )
-        return Read([row for file in files for row in rows_of(benchmark, file)], source)
-    found: Iterator[tuple[str, Any]]
-    if (rows := _evalplus(name)) is not None:
-        found, source = iter(rows), "evalplus"
-    else:
-        asked = replace(benchmark, configs=("main",)) if name == "gsm8k" else benchmark
-        hint = f"--data FILE (or `ensemblehub data fetch {name}`)"
-        found = ((where, value) for where, _, _, value in from_hub(asked, part, hint))
-        source = benchmark.hub
-    return Read([(where, converted(benchmark, where, value)) for where, value in found], source)
 
+    title: str
+    hub: str
+    files: str
+    sizes: Mapping[str, int]
+    instruction: str
+    convert: Callable[[Mapping[str, Any]], Fields]
+    configs: tuple[str, ...] = ("default",)
+    more_configs: tuple[str, ...] = ()
+    package: Callable[[], Mapping[str, Any] | None] = lambda: None
 
-def files_of(name: str, part: str, data: Path | None) -> list[Path]:
-    """The files to read; none where nothing was named and nothing was fetched.
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The published splits; a single file is taken as the last."""
+        return tuple(self.sizes)
 
-    Raises:
-        ConfigError: what was named has no such part, or a fetched file is missing.
-    """
-    benchmark = BENCHMARKS[name]
-    if data is not None and "{split}" in data.name:
-        return [data.with_name(data.name.replace("{split}", part))]
-    if data is not None and not data.is_dir():
-        if len(benchmark.splits) > 1 and part != benchmark.splits[-1] and data.exists():
-            hint = f"name its files with {{split}}, as in {name}_{{split}}.jsonl, or their folder"
-            raise ConfigError(f"{data} is one file, taken as `{benchmark.splits[-1]}`; for `{part}` {hint}")
-        return [data]
-    folder = data or FOLDER
-    fetched = _files(folder, benchmark.files, benchmark, part)
-    layouts = [
-        fetched,
-        *(_files(folder, layout, benchmark, part) for layout in BY_SUBJECT if benchmark.by_subject),
-    ]
-    for files in layouts:
-        if any(file.exists() for file in files):
-            if absent := next((file for file in files if not file.exists()), None):
-                raise ConfigError(missing(absent))
-            return files
-    if benchmark.by_subject and (
-        single := [file for subject in SUBJECTS for file in _single(folder, part, subject)]
-    ):
-        return single
-    stems = [f"{name}_{part}"]
-    stems += [name] if part == benchmark.splits[-1] else []
-    stems += [part] if data is not None else []
-    beside = next(
-        (file for stem in stems for end in ENDINGS if (file := folder / f"{stem}{end}").is_file()), None
-    )
-    if beside is None and data is not None:
-        raise ConfigError(
-            f"{data} has no file of {benchmark.title}: neither {fetched[0]} nor {stems[0]}.jsonl"
-        )
-    return [beside] if beside else []
+    @property
+    def folder(self) -> str:
+        """The folder of the fetched files, below the data folder."""
+        return self.files.partition("/")[0]
 
+    # -- items ---------------------------------------------------------------------------------------------
 
-def _files(folder: Path, layout: str, benchmark: Benchmark, part: str) -> list[Path]:
-    """The files of a part, one a subject where the benchmark has subjects."""
-    subjects = SUBJECTS if benchmark.by_subject else ("",)
-    names = (layout.format(config=benchmark.configs[0], split=part, subject=subject) for subject in subjects)
-    return [folder / name for name in names]
+    def converted(self, where: str, value: Any) -> Fields:
+        """A published item, or one in our form, as one in our form.
 
+        Raises:
+            ConfigError: one line: where it stands, and what it lacks.
+        """
+        try:
+            return self._converted(value)
+        except (KeyError, ValueError, TypeError, AttributeError, SyntaxError) as error:
+            reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            raise ConfigError(f"{where} is no item of {self.title}: {reason}") from error
 
-def _single(folder: Path, part: str, subject: str) -> list[Path]:
-    """The files of MATH as its authors publish it: `test/algebra/17.json`, one a question."""
-    return sorted((folder / part / subject).glob("*.json"))
+    def _converted(self, value: Any) -> Fields:
+        if not isinstance(value, dict):
+            raise ValueError(value.reason if isinstance(value, Broken) else "it is not an object")
+        item = {key.lower(): inner for key, inner in value.items()}
+        if {"instruction", "input", "output"} <= item.keys():
+            return {"subject": item["type"], **item} if "type" in item else item
+        identity = next(({"id": item[key]} for key in ("id", "task_id", "unique_id") if key in item), {})
+        return identity | {"instruction": self.instruction} | self.convert(item)
 
+    def path_of(self, config: str, split: str, item: Mapping[str, Any]) -> str:
+        """Path of the fetched file that an item belongs to; ValueError if the item does not say."""
+        return self.files.format(config=config, split=split)
 
-def _evalplus(name: str) -> list[tuple[str, Any]] | None:
-    """The rows of EvalPlus's package; None where it is not installed, or this is no benchmark of its.
+    def rows_of(self, file: Path) -> Rows:
+        """The items of a file, in our form.
 
-    Raises:
-        ConfigError: one line: it cannot get its data.
-    """
-    if name not in _EVALPLUS:
-        return None
-    try:
-        from evalplus.data import humaneval, mbpp
-    except ImportError:
-        return None
-    get = getattr(humaneval if name == "humaneval_plus" else mbpp, _EVALPLUS[name])
-    try:
-        rows: dict[str, Any] = get()
-    except Exception as error:  # it downloads, reads and asserts
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"evalplus cannot read its data ({reason}); use --data FILE") from error
-    return [(f"evalplus: {identity}", row) for identity, row in rows.items()]
+        Raises:
+            ConfigError: one line: the file and line that cannot be used.
+        """
+        for where, value in located(file):
+            yield where, self.converted(where, value)
+
+    # -- places --------------------------------------------------------------------------------------------
+
+    def read(self, name: str, split: str, data: Path | None) -> tuple[list[tuple[str, Fields]], str]:
+        """The items of a published split, in our form, and a description of where they were read from.
+
+        Args:
+            name: of the task.
+            data: a file in the public form or ours (`{split}` in its name stands for the split), or a folder with
+                the files of `ensemblehub data fetch` or with NAME.jsonl or NAME_SPLIT.jsonl; None looks into
+                `data/`, then asks the benchmark's package where installed, then the hub.
+
+        Raises:
+            ConfigError: one line: the file and line that cannot be used.
+            MissingExtraError: neither a file nor the library that asks the hub.
+        """
+        files = self.files_of(name, split, data)
+        if files:
+            origin = ", ".join(file.name for file in files) if len(files) <= MANY else f"{len(files)} files"
+            return [row for file in files for row in self.rows_of(file)], origin
+        rows: Rows
+        if (packaged := self.package()) is not None:
+            rows, origin = ((f"evalplus: {key}", value) for key, value in packaged.items()), "evalplus"
+        else:
+            hint = f"--data FILE (or `ensemblehub data fetch {name}`)"
+            found = self.from_hub(self.configs, (split,), hint)
+            rows, origin = ((where, value) for where, _, _, value in found), self.hub
+        return [(where, self.converted(where, value)) for where, value in rows], origin
+
+    def files_of(self, name: str, split: str, data: Path | None) -> list[Path]:
+        """The files of a published split; empty where none is named and none was fetched.
+
+        Raises:
+            ConfigError: `data` has no such split, or a fetched file is missing.
+        """
+        if data is not None and "{split}" in data.name:
+            return [data.with_name(data.name.replace("{split}", split))]
+        if data is not None and not data.is_dir():
+            if split != self.splits[-1] and data.exists():
+                hint = f"name its files with {{split}}, as in {name}_{{split}}.jsonl, or their folder"
+                raise ConfigError(f"{data} is one file, taken as `{self.splits[-1]}`; for `{split}` {hint}")
+            return [data]
+        folder = data or FOLDER
+        for files in self.layouts(folder, split):
+            if any(file.exists() for file in files):
+                if absent := next((file for file in files if not file.exists()), None):
+                    raise ConfigError(f"{absent} is missing: run `ensemblehub data fetch {name}`")
+                return files
+        stems = [f"{name}_{split}"]
+        stems += [name] if split == self.splits[-1] else []
+        stems += [split] if data is not None else []
+        candidates = (folder / f"{stem}{ending}" for stem in stems for ending in ENDINGS)
+        beside = next(filter(Path.is_file, candidates), None)
+        if beside is None and data is not None:
+            fetched = next(self.layouts(folder, split))[0]
+            raise ConfigError(f"{data} has no file of {self.title}: neither {fetched} nor {stems[0]}.jsonl")
+        return [beside] if beside else []
+
+    def layouts(self, folder: Path, split: str) -> Iterator[list[Path]]:
+        """The files that together make a split, one list per known layout of a folder; the fetched one first."""
+        yield [folder / self.files.format(config=self.configs[0], split=split)]
+
+    def from_hub(
+        self, configs: tuple[str, ...], splits: tuple[str, ...], otherwise: str
+    ) -> Iterator[tuple[str, str, str, Any]]:
+        """The published items on the hub: where each stands, its configuration, its split, and itself.
+
+        Args:
+            otherwise: what can be given instead, for error messages.
+
+        Raises:
+            ConfigError: one line: the hub does not answer.
+            MissingExtraError: without the `datasets` library.
+        """
+        try:
+            import datasets
+        except ModuleNotFoundError as error:
+            hint = f"pip install 'ensemblehub[data]', or give a downloaded file with {otherwise}"
+            raise MissingExtraError(f"{self.title} comes from the hub with `datasets`: {hint}") from error
+        for config in configs:
+            for split in splits:
+                try:
+                    rows = list(datasets.load_dataset(self.hub, config, split=split))
+                except (
+                    Exception
+                ) as error:  # the library's own and its connections' errors have no common base
+                    reason = " ".join(str(error).split())[:200]
+                    raise ConfigError(
+                        f"cannot load {self.hub} from the hub ({reason}); or use {otherwise}"
+                    ) from error
+                for number, value in enumerate(rows, 1):
+                    yield f"{self.hub} {config} {split}: item {number}", config, split, value

@@ -9,6 +9,7 @@ from ensemblehub import registry
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.pipeline import toolkit, toolkit_report
 from ensemblehub.lab.pipeline.toolkit import Cell
+from ensemblehub.lab.tasks import task_named
 
 pytest.importorskip("torch")
 
@@ -46,9 +47,7 @@ def test_a_combination_that_cannot_work_is_a_line_with_its_reason(tmp_path):
     (cell,) = (cell for cell in toolkit.cells("models", ("all",)) if cell.aggregation == "tandem")
     section = cell.config.ensemble.model_copy(update={"model_selection_method": "random"})
     cell = replace(cell, config=cell.config.model_copy(update={"ensemble": section}))
-    found = toolkit.run(
-        cell, registry.lookup(registry.TASKS, "builtin_math", "task")(), "test", 2, tmp_path, False
-    )
+    found = toolkit.run(cell, task_named("builtin_math"), "test", 2, tmp_path, False)
     assert "may drop" in found["refused"]
     assert "refused: " in toolkit_report.markdown([found])
     assert not list(tmp_path.rglob("*.jsonl"))
@@ -56,7 +55,7 @@ def test_a_combination_that_cannot_work_is_a_line_with_its_reason(tmp_path):
 
 def test_answers_are_kept_and_not_given_twice(tmp_path, monkeypatch):
     (cell,) = (cell for cell in toolkit.cells("pair", ("all",)) if cell.aggregation == "intern")
-    task = registry.lookup(registry.TASKS, "builtin_math", "task")()
+    task = task_named("builtin_math")
     first = toolkit.run(cell, task, "test", 3, tmp_path, False)
     assert first["n"] == len(first["right"]) == 3
     assert first["written"] > 0 < first["tflops"]

@@ -9,11 +9,13 @@ import pytest
 
 from ensemblehub import data_files
 from ensemblehub.cli import main
+from ensemblehub.data import read_items
 from ensemblehub.errors import ConfigError, MissingExtraError
-from ensemblehub.lab import data as benchmarks
-from ensemblehub.lab.data import CODE, MATHS, WRITE, fetch
-from ensemblehub.lab.tasks.base import task_named
-from ensemblehub.registry import TASKS
+from ensemblehub.lab.data import fetch
+from ensemblehub.lab.tasks import TASKS, task_named
+from ensemblehub.lab.tasks.hendrycks_math import SUBJECTS
+from ensemblehub.lab.tasks.mbpp import WRITE
+from ensemblehub.lab.tasks.public import CODE, MATHS
 from ensemblehub.schema import Request
 from ensemblehub.tandem.insights import PROFILES, Dialogue
 
@@ -189,7 +191,7 @@ def test_what_fetch_writes_reads_as_the_public_file_does(tmp_path, name):
     public = written(tmp_path / "public.jsonl", map(ROWS[name], range(11, 11 + count)))
     fetch(name, public, tmp_path / "data")
     if name == "math":
-        for subject in benchmarks.SUBJECTS:
+        for subject in SUBJECTS:
             file = tmp_path / "data" / "hendrycks_math" / "test" / f"{subject}.json"
             if not file.exists():
                 with pytest.raises(
@@ -224,14 +226,14 @@ def as_the_reference_has_it(number):
     ],
 )
 def test_the_folder_names_the_subject(tmp_path, layout):
-    for number, subject in enumerate(benchmarks.SUBJECTS):
+    for number, subject in enumerate(SUBJECTS):
         for split in ("train", "test"):
             file = tmp_path / layout.format(subject=subject, split=split)
             file.parent.mkdir(parents=True, exist_ok=True)
             item = as_the_reference_has_it(number + 100 * (split == "train"))
             file.write_text(json.dumps(item if "7.json" in layout else [item]))
     found = list(task_named("math", tmp_path).items("test"))
-    assert sorted(item.subject for item in found) == sorted(benchmarks.SUBJECTS)
+    assert sorted(item.subject for item in found) == sorted(SUBJECTS)
     assert {item.subject: item.answer for item in found}["number_theory"] == "5"
     assert len(list(task_named("math", tmp_path).items("all"))) == 14
     one = tmp_path / layout.format(subject="geometry", split="test")
@@ -576,3 +578,47 @@ def test_evalplus_own_rows_of_mbpp_need_its_package(tmp_path, monkeypatch):
     row = {**evalplus(2), "task_id": "Mbpp/20", "assertion": "assert more(1) == 3"}
     with pytest.raises(MissingExtraError, match=r"ensemblehub\[evalplus\]"):
         task_named("mbpp_plus", written(tmp_path / "rows.jsonl", [row])).items("test")
+
+
+# -- adding one --------------------------------------------------------------------------------------------
+
+NEW = """
+from dataclasses import dataclass
+from ensemblehub.lab.tasks.public import MATHS, Mathematics
+from ensemblehub.lab.tasks.source import Source
+
+
+@dataclass(frozen=True)
+class Sums(Mathematics):
+    name = "sums"
+    source = Source(
+        title="Sums 24",
+        hub="someone/sums",
+        files="Sums24/test.json",
+        sizes={"test": 2},
+        instruction=MATHS,
+        convert=lambda item: {"input": item["sum"], "output": "", "answer": item["total"]}
+        | {"output": f"\\\\boxed{{{item['total']}}}"},
+    )
+    splits = ("test", "all")
+    parts = {"test": "test"}
+    division = "both, test only"
+"""
+
+
+def test_a_new_benchmark_is_a_file_and_a_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "sums_of_24.py").write_text(NEW)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(TASKS, "sums", "sums_of_24:Sums")
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "x.jsonl", [{"sum": "20 + 4?", "total": "24"}, {"sum": "1 + 1?", "total": "2"}])
+    main(["data", "fetch", "Sums24", "--from", "x.jsonl"])
+    assert capsys.readouterr().out == "data/Sums24/test.json: 2 items\n"
+    task = task_named("sums")
+    items = {item.text: item for item in task.items("test")}
+    assert task.grade(items["20 + 4?"], "It is \\boxed{24.0}.").correct
+    assert task.request(items["1 + 1?"]).messages[0].content == f"{MATHS}\n\n1 + 1?"
+    with pytest.raises(ConfigError, match="data fetch sums"):
+        list(read_items(tmp_path / "elsewhere" / "Sums24" / "test.json"))
+    with pytest.raises(ConfigError, match="did you mean 'sums'"):
+        task_named("sum")

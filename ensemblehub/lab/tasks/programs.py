@@ -1,0 +1,20 @@
+"""Grading an answer that is a program."""
+
+from __future__ import annotations
+
+from ensemblehub.lab.tasks.base import Grade, Item
+from ensemblehub.lab.tasks.extraction import program_of
+from ensemblehub.lab.tasks.sandbox import run_tests
+
+
+def grade_program(item: Item, text: str, seconds: float = 10) -> Grade:
+    """Run the program found in an answer against the item's test, in the sandbox.
+
+    Args:
+        item: with `prompt`, `entry_point` and `test` in its `extra`.
+        seconds: wall time for the test.
+    """
+    prompt, entry_point = item.extra["prompt"], item.extra["entry_point"]
+    program = program_of(text, prompt, entry_point)
+    outcome = run_tests(program, item.extra["test"], entry_point, prompt=prompt, wall_seconds=seconds)
+    return Grade(outcome.passed, program, outcome.reason)
