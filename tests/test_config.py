@@ -7,6 +7,7 @@ import pytest
 
 from ensemblehub import builtin
 from ensemblehub.config import Config, old_keys, sections
+from ensemblehub.config.flags import configured
 from ensemblehub.config.old_keys import MOVED
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ConfigError
@@ -239,6 +240,25 @@ def test_options_of_the_reference_reach_the_aggregation(tmp_path):
     assert ensemble(tmp_path, text).aggregation.outline_max_tokens == 9
     scored = "reward_specs: [{engine: perplexity, model: a}]\nensemble:\n  output_aggregation_method: reward_based\n"
     assert ensemble(tmp_path, ECHO + scored + "  score_threshold: -2.0").aggregation.score_threshold == -2.0
+
+
+def test_options_beside_a_method_reach_the_one_that_a_flag_names(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text(
+        ECHO + "ensemble:\n  max_rounds: 7\n  score_threshold: 1\n  output_aggregation_method: loop\n"
+        "  output_aggregation_params: {max_repeat: 2}\n"
+    )
+    config = configured(path, aggregation="vote")
+    assert config.aggregation.params == {}
+    assert any("max_rounds has no effect: the aggregation 'vote'" in note for note in config.notes)
+    AsyncEnsemble.from_config(config)
+    rewarded = configured(path, aggregation="reward_based").aggregation
+    assert rewarded.params == {"max_rounds": 7, "score_threshold": 1}
+    assert configured(path, aggregation="loop").aggregation.params == {"max_repeat": 2, "max_rounds": 7}
+    unchanged = configured(
+        path, ["ensemble.output_aggregation_method=single", "ensemble.output_aggregation_params={}"]
+    )
+    assert unchanged.aggregation.params == {}
 
 
 def test_statistics_of_the_reference_reach_the_selection(tmp_path):

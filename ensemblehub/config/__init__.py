@@ -173,11 +173,15 @@ class Config(Section):
             raise type(error)(f"{self._at(*where, *error.option)}{error}") from error
 
     @classmethod
-    def read(cls, path: Path, changes: Sequence[str] = ()) -> Config:
+    def read(
+        cls, path: Path, changes: Sequence[str] = (), methods: Mapping[str, str] | None = None
+    ) -> Config:
         """Read a YAML file.
 
         Args:
             changes: `key.key=value`, applied over the file; the value is YAML, a list is indexed by number.
+            methods: Methods by strategy (`model_selection`, `output_aggregation`), applied over the changes; one
+                that differs from the file's starts with its default options.
 
         Raises:
             ConfigError: one line: file, line, what is wrong, and the nearest name for an unknown key.
@@ -185,6 +189,8 @@ class Config(Section):
         file = YamlFile.read(path.expanduser())
         for change in changes:
             _apply(file.data, change)
+        for strategy, method in (methods or {}).items():
+            _set_method(file.data, strategy, method)
         return cls._validated(file.data, file)
 
     @classmethod
@@ -225,6 +231,18 @@ def _apply(data: Any, change: str) -> None:
         data[last] = value
     except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot set {change!r} (expected KEY.KEY=VALUE): {error}") from error
+
+
+def _set_method(data: dict[str, Any], strategy: str, method: str) -> None:
+    """Set a strategy's method in the file's data, and drop the options of another one."""
+    if data.get("ensemble") is None:
+        data["ensemble"] = {}
+    section, key = data["ensemble"], f"{strategy}_method"
+    if not isinstance(section, dict):
+        return  # refused by the validation
+    if method != (section.get(key) or EnsembleSection.model_fields[key].default):
+        section[key] = method
+        section[f"{strategy}_params"] = {}
 
 
 def _explained(error: ConfigError | ValidationError) -> tuple[Place, str]:

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ensemblehub import builtin, registry
 from ensemblehub.config import Config
@@ -33,23 +32,22 @@ def configured(
     Raises:
         ConfigError: As `Config.read`, or a model names an unknown engine.
     """
+    flags = {"model_selection": selection, "output_aggregation": aggregation}
+    methods = {strategy: method for strategy, method in flags.items() if method is not None}
     if models and path is None:
         if changes:
             raise ConfigError("--set changes a file: give --config")
-        config = Config.model_validate({"model_specs": _specs(models)})
+        section = {f"{strategy}_method": method for strategy, method in methods.items()}
+        config = Config.from_dict({"model_specs": _specs(models), "ensemble": section})
     else:
         replaced = [f"model_specs={json.dumps(_specs(models))}"] if models else []
-        config = Config.read(path or builtin.CONFIG, [*changes, *replaced])
-    section = config.ensemble
-    update: dict[str, Any] = {}
-    if selection not in (None, section.model_selection_method):
-        update |= {"model_selection_method": selection, "model_selection_params": {}}
-    if aggregation not in (None, section.output_aggregation_method):
-        update |= {"output_aggregation_method": aggregation, "output_aggregation_params": {}}
-    if max_tokens is not None:
-        limit = {"max_tokens": max_tokens, "fit_context": False}
-        update["generation"] = section.generation.model_copy(update=limit)
-    return config.model_copy(update={"ensemble": section.model_copy(update=update)})
+        config = Config.read(path or builtin.CONFIG, [*changes, *replaced], methods)
+    if max_tokens is None:
+        return config
+    limit = {"max_tokens": max_tokens, "fit_context": False}
+    generation = config.ensemble.generation.model_copy(update=limit)
+    ensemble = config.ensemble.model_copy(update={"generation": generation})
+    return config.model_copy(update={"ensemble": ensemble})
 
 
 def _specs(texts: Sequence[str]) -> list[dict[str, str]]:
