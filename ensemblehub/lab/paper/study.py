@@ -12,6 +12,7 @@ from typing import Any
 
 from ensemblehub import builtin, registry
 from ensemblehub.config import Config
+from ensemblehub.config.old_keys import current
 from ensemblehub.config.sections import ModelSpec
 from ensemblehub.errors import ArtifactError, ConfigError, did_you_mean
 from ensemblehub.lab.pipeline import report
@@ -60,6 +61,9 @@ class Study:
     max_tokens: int | None = None
     changes: tuple[str, ...] = ()
     force: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pair", current("pair", self.pair))
 
     @property
     def is_builtin(self) -> bool:

@@ -181,3 +181,8 @@ def test_classifiers_are_compared_on_collected_data(tmp_path):
     assert (tmp_path / "classifiers.svg").exists()
     wrong = CliRunner().invoke(cli, [*arguments[:3], "--judge", "lstn"])
     assert "did you mean 'lstm'" in str(wrong.exception)
+
+
+def test_old_names_of_pairs_are_read(tmp_path):
+    assert Study("studio", "math500", tmp_path) == Study("builtin", "math500", tmp_path)
+    assert Study("studio-guest", "math500", tmp_path).pair == "builtin-guest"
