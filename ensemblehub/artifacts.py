@@ -23,7 +23,8 @@ LONGEST = 60  # characters of a value in a message
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Put `content` at `path` in one step that survives a power cut: the old file stays until the new one is whole.
+    """Put `content` at `path` in one step that survives a power cut: the old file stays until the new one is
+    whole.
 
     A device or a pipe is written to directly.
 

@@ -20,10 +20,10 @@ async def for_each(
 ) -> list[R]:
     """Await `work(item)` for every item, at most `limit` at a time; results are in the order of `items`.
 
-    Items are drawn only when a worker is free, so the source may be endless or slow.  The first exception, or the
-    cancellation of the caller (Ctrl-C), cancels the work in progress, awaits it and is raised as it is, not in an
-    `ExceptionGroup`.  To resume after that, give `journal.missing(items)` and `keep=journal.append`: results that
-    were kept are not computed again.
+    Items are drawn only when a worker is free, so the source may be endless or slow.  The first exception, or
+    the cancellation of the caller (Ctrl-C), cancels the work in progress, awaits it and is raised as it is,
+    not in an `ExceptionGroup`.  To resume after that, give `journal.missing(items)` and
+    `keep=journal.append`: results that were kept are not computed again.
 
     Args:
         limit: Maximum number of items in progress.

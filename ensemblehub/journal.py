@@ -29,8 +29,8 @@ ItemT = TypeVar("ItemT", bound=Identified)
 class Lines:
     """An append-only JSONL file that one process writes at a time.
 
-    Every line is synced before it counts.  Opening changes nothing in a file; `mend` cuts off a torn last line
-    (the process was killed while writing).
+    Every line is synced before it counts.  Opening changes nothing in a file; `mend` cuts off a torn last
+    line (the process was killed while writing).
 
     Attributes:
         found: the lines that were there when it was opened.
@@ -80,7 +80,9 @@ class Lines:
         self._write(encoded(line))
 
     def replace(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Put `lines` in place of all that is there, in one step: a kill leaves the old file or the new one."""
+        """Put `lines` in place of all that is there, in one step:
+        a kill leaves the old file or the new one.
+        """
         real = self.path.resolve()
         part, old = real.with_name(f"{real.name}.part"), self._file
         try:
@@ -143,8 +145,8 @@ class Journal:
             fingerprint: all that decides what a row says; JSON.
 
         Raises:
-            ArtifactError: another process is writing it, it is damaged, or it was made with other settings and
-                `force` is not set; nothing in it was changed.
+            ArtifactError: another process is writing it, it is damaged, or it was made with other settings
+                and `force` is not set; nothing in it was changed.
         """
         self.path = path
         self._lines = Lines(path, force)

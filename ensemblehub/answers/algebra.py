@@ -1,8 +1,9 @@
 """Symbolic comparison in processes of its own: a few of them, started when first needed, under limits.
 
-Knows how to keep workers and what they are asked; what an answer means is in `answers.py`.  Safe in any thread.  A
-worker that takes too much time or memory is ended and replaced; one process stays warm between comparisons.  Programs
-are started afresh (never forked with threads about), and a forked child of this process starts workers of its own.
+Knows how to keep workers and what they are asked; what an answer means is in `answers.py`.  Safe in any
+thread.  A worker that takes too much time or memory is ended and replaced; one process stays warm between
+comparisons.  Programs are started afresh (never forked with threads about), and a forked child of this
+process starts workers of its own.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class Worker:
             raise EnsembleHubError(f"the process that compares answers does not start: {ready!r}")
 
     def ask(self, question: list[str | float | None]) -> tuple[bool | str | None, float]:
-        """What the process finds, "costly" where it gave up, and its seconds; `TooCostlyError` where it is no more."""
+        """What the process finds, "costly" where it gave up, and its seconds;
+        `TooCostlyError` where it is no more.
+        """
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(question).encode() + b"\n")
@@ -80,7 +83,9 @@ class Worker:
 
     def _line(self, seconds: float) -> bytes:
         assert self.process.stdout is not None
-        descriptor, read, deadline = self.process.stdout.fileno(), b"", time.monotonic() + seconds
+        descriptor = self.process.stdout.fileno()
+        read = b""
+        deadline = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
             while not read.endswith(b"\n"):

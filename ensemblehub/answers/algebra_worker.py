@@ -1,11 +1,12 @@
 """The process that compares expressions, one pair after another, under limits of its own.
 
-Started by `algebra.py` as a script.  It imports nothing of this package, reads one JSON list a line and writes another:
-`true`, `false`, `null` (one of the two is not understood) or `"costly"`, and the seconds that took.
+Started by `algebra.py` as a script.  It imports nothing of this package, reads one JSON list a line and
+writes another: `true`, `false`, `null` (one of the two is not understood) or `"costly"`, and the seconds that
+    took.
 
-`math_verify` parses.  Two values are equal if their difference vanishes: exactly for rational numbers, to hundreds of
-digits for other constants, at several points for what has variables.  A pair that takes too much processor time is
-given up; one that cannot be given up, or takes too much memory, ends the process.
+`math_verify` parses.  Two values are equal if their difference vanishes: exactly for rational numbers, to
+hundreds of digits for other constants, at several points for what has variables.  A pair that takes too much
+processor time is given up; one that cannot be given up, or takes too much memory, ends the process.
 """
 
 import json
@@ -61,7 +62,9 @@ def limit(megabytes: int) -> None:
 
 
 def allow(seconds: float) -> None:
-    """That much processor time from now: then `CostlyError`, a little later the end of this process; 0: no bound."""
+    """That much processor time from now: then `CostlyError`, a little later the end of this process; 0:
+    no bound.
+    """
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds + _GRACE if seconds else 0)
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -175,7 +178,9 @@ def _same_value(left: Any, right: Any) -> bool:
 
 
 def _worked_out(value: Any) -> Any:
-    """Sums, integrals and limits as their values; an unknown function's value, f(x), as a variable of its own."""
+    """Sums, integrals and limits as their values; an unknown function's value, f(x),
+    as a variable of its own.
+    """
     from sympy import Symbol
     from sympy.core.function import AppliedUndef
 
@@ -184,7 +189,9 @@ def _worked_out(value: Any) -> Any:
 
 
 def _points(value: Any) -> Iterator[dict[Any, Any]]:
-    """Values for the variables of an expression, always the same: positive and negative ones, or counting numbers."""
+    """Values for the variables of an expression, always the same: positive and negative ones,
+    or counting numbers.
+    """
     from sympy import Product, Rational, Sum, binomial, factorial
 
     counted = value.has(factorial, binomial, Sum, Product)
@@ -198,7 +205,9 @@ def _points(value: Any) -> Iterator[dict[Any, Any]]:
 
 
 def _vanishes(number: Any) -> bool | None:
-    """Whether a constant is zero, or is not told from zero at the highest precision; None if it has no value."""
+    """Whether a constant is zero, or is not told from zero at the highest precision;
+    None if it has no value.
+    """
     from sympy import S, nan, oo, zoo
 
     if number.is_Rational:

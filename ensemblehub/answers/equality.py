@@ -1,7 +1,7 @@
 """Final answers of mathematics: finding them in a text, and whether two are equal.
 
-Knows no benchmark.  How an answer is written is read in `notation.py` and `quantities.py`; algebra is done by the
-processes of `algebra.py` (`math_verify`, extra `eval`).
+Knows no benchmark.  How an answer is written is read in `notation.py` and `quantities.py`; algebra is done by
+the processes of `algebra.py` (`math_verify`, extra `eval`).
 """
 
 from __future__ import annotations
@@ -23,28 +23,32 @@ MOST_ALGEBRA = 64  # of them by algebra
 MOST_SECONDS = 0.8  # of processor time for those
 _RELATION = re.compile(r"[<>]|\\[lgn]e(?![a-z])")
 _CONTENT = re.compile(r"[0-9A-Za-z]")
-# Powers of very large exponents, towers of powers, and factorials of large numbers: not worth a process's time.
+# Powers of very large exponents, towers of powers, and factorials of large numbers: not worth a process's
+# time.
 _EXPLOSIVE = re.compile(r"\^\s*\{?\s*[+-]?\d{6,}|\d\s*\^\s*\{?\s*\d+\s*\^|\*\*|\d{5,}\s*!|!\s*!")
 
 
 def equal_answers(gold: str, answer: str) -> bool:
-    r"""Whether two mathematical answers mean the same; symmetric, safe in any thread, bounded in time and memory.
+    r"""Whether two mathematical answers mean the same; symmetric, safe in any thread, bounded in time and
+    memory.
 
-    Text, exact numbers and structure are compared here; what needs algebra goes to `math_verify` in a process of its
-    own (`algebra.py`), where an expression that costs too much counts as different.  The rules:
+    Text, exact numbers and structure are compared here; what needs algebra goes to `math_verify` in a process
+    of its own (`algebra.py`), where an expression that costs too much counts as different.  The rules:
 
-    - *Value, not form.*  Unreduced fractions, sums not worked out, other orders and factored polynomials are equal;
-      so are 0.5, 1/2 and 5e-1.  A decimal stands for its exact value: 0.33 is not 1/3.  From six digits after the
-      point on it may be the rounded value of what is no decimal (1.414214 and \sqrt{2}).
-    - *Units* may be left out, and are not converted: 5, 5 cm and 5 \text{ cm} are equal, 5 cm and 5 km are not.  The
-      same holds for degrees and money.  50\% equals 50 and 0.5.
-    - *Names* may be left out: x = 5 and 5 are equal, x = 5 and y = 5 are not.  Equations are equal if one is a multiple
-      of the other.
-    - *Order* counts in tuples and intervals, not in sets, unions and plain lists ("1, -2", "-2 or 1", 1 \pm 3).  A
-      plain list equals a tuple in the same order.  Kinds of brackets count: (1,2], [1,2] and \{1,2\} are all different.
-      An inequality in one letter equals its interval.  A vector equals the tuple of its entries.
+    - *Value, not form.*  Unreduced fractions, sums not worked out, other orders and factored polynomials are
+      equal; so are 0.5, 1/2 and 5e-1.  A decimal stands for its exact value: 0.33 is not 1/3.  From six
+      digits after the point on it may be the rounded value of what is no decimal (1.414214 and \sqrt{2}).
+    - *Units* may be left out, and are not converted: 5, 5 cm and 5 \text{ cm} are equal, 5 cm and 5 km are
+      not.  The same holds for degrees and money.  50\% equals 50 and 0.5.
+    - *Names* may be left out: x = 5 and 5 are equal, x = 5 and y = 5 are not.  Equations are equal if one is
+      a multiple of the other.
+    - *Order* counts in tuples and intervals, not in sets, unions and plain lists ("1, -2", "-2 or 1", 1 \pm
+      3).  A plain list equals a tuple in the same order.  Kinds of brackets count: (1,2], [1,2] and \{1,2\}
+      are all different. An inequality in one letter equals its interval.  A vector equals the tuple of its
+      entries.
     - *Bases* count: 52_8 is not 52, nor 42; base ten may be left out.  So it may in \log.
-    - *Words* are equal in upper and lower case; single letters are not.  A choice may carry its text: (C) and (C) 12.
+    - *Words* are equal in upper and lower case; single letters are not.  A choice may carry its text: (C) and
+      (C) 12.
     - Nothing equals the empty answer.
 
     Raises:
@@ -135,7 +139,9 @@ class Comparison:
         return self._shaped(*(notation.split_top(text, r"\\approx(?![a-z])")[0] for text in (gold, answer)))
 
     def _shaped(self, gold: str, answer: str) -> bool:
-        """Both values of a plus-minus, inequalities, unions, matrices, brackets; what is left is one value."""
+        """Both values of a plus-minus, inequalities, unions, matrices, brackets;
+        what is left is one value.
+        """
         values = notation.plus_minus(gold), notation.plus_minus(answer)
         if len(values[0]) > 1 or len(values[1]) > 1:
             return self._unordered(*values)
@@ -253,7 +259,9 @@ _CHOICE = re.compile(r"\(([A-J])\)\s*(.*)|([A-J])(?:[.:)]\s+(.*))?", re.DOTALL)
 
 
 def _choice(text: str) -> str:
-    """The letter of a choice, with or without its text: ``C``, ``(C)``, ``(C) 12``, ``C. 12``, ``option C``."""
+    """The letter of a choice, with or without its text: ``C``, ``(C)``, ``(C) 12``, ``C. 12``,
+    ``option C``.
+    """
     bare = re.sub(r"^(?:\\text\{\s*)?(?:(?:[Oo]ption|[Cc]hoice)\s+)?", "", text).removesuffix("}")
     found = _CHOICE.fullmatch(bare)
     return (found[1] or found[3]) if found else ""

@@ -1,4 +1,5 @@
-r"""Where a text states its final answer: boxes, "the answer is", "A:", `####`, `<answer>`; the last mark wins.
+r"""Where a text states its final answer: boxes, "the answer is", "A:", `####`, `<answer>`; the last mark
+wins.
 
 Finds text; what it means is in `answers.py`.  Every search takes time proportional to the length of the text.
 """
@@ -24,8 +25,9 @@ class Mark:
 def final_answer(text: str) -> str | None:
     r"""The answer that the text marks last, or None if it marks none.
 
-    Marks are ``\boxed{...}`` (several that are joined by commas, "and" or "or" are one answer), "the answer is" and
-    its like, "Answer:", a line that begins with "A:", "####" and ``<answer>``.  Text before ``</think>`` is ignored.
+    Marks are ``\boxed{...}`` (several that are joined by commas, "and" or "or" are one answer), "the answer
+    is" and its like, "Answer:", a line that begins with "A:", "####" and ``<answer>``.  Text before
+    ``</think>`` is ignored.
     """
     text = text.rpartition("</think>")[2]
     marks = [mark for find in (_boxed, _phrased, _labelled, _hashed, _tagged) if (mark := find(text))]
@@ -59,10 +61,11 @@ class _Box:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete ``\boxed{...}``, ``\fbox`` or ``\framebox``, braces balanced; or None.
+    r"""The content of the last complete ``\boxed{...}``, ``\fbox`` or ``\framebox``, braces balanced; or
+    None.
 
-    Without braces (``\boxed 7``) it is what follows up to a dollar or the end of the line.  Boxes that are joined by
-    commas, "and" or "or" are one list (``$y=\boxed{-7}$ or $y=\boxed{7}$``: ``-7, 7``).
+    Without braces (``\boxed 7``) it is what follows up to a dollar or the end of the line.  Boxes that are
+    joined by commas, "and" or "or" are one list (``$y=\boxed{-7}$ or $y=\boxed{7}$``: ``-7, 7``).
     """
     boxes = _boxes(text)
     return _joined(text, boxes) if boxes else None
@@ -226,7 +229,9 @@ _AMOUNT = re.compile(
 
 
 def _statement(text: str) -> str | None:
-    """The answer that follows "the answer is": a value, a few words, or the one value that a sentence names."""
+    """The answer that follows "the answer is": a value, a few words,
+    or the one value that a sentence names.
+    """
     written, rest = _sentence(text)
     if not written or _NO_ANSWER.match(written):
         return None
@@ -254,7 +259,9 @@ def _amount(sentence: str) -> str | None:
 
 
 def _sentence(text: str) -> tuple[str, str]:
-    """The first sentence or display formula, without emphasis, full stop and reasons; and the rest of its line."""
+    """The first sentence or display formula, without emphasis, full stop and reasons;
+    and the rest of its line.
+    """
     text = _CALCULATION.sub("", _ENDS.split(text, maxsplit=1)[0])
     lead = _LEAD.match(text)
     text = text[lead.end() :] if lead else text

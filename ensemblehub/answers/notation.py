@@ -109,7 +109,9 @@ _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=[^\s*])(.+?)(?<=[^\s*])\*\*(?![\w(*])"
 
 
 def cleaned(text: str) -> str:
-    """An answer without what carries no meaning: dollars, sizes, spacing, a final stop; one name for each command."""
+    """An answer without what carries no meaning: dollars, sizes, spacing, a final stop;
+    one name for each command.
+    """
     text = _without_stop(text)
     while (inside := _MATHS.match(text)) and "$" not in inside[1].replace("\\$", ""):
         text = inside[1].strip()
@@ -233,9 +235,11 @@ _UNIT_LETTERS = "mshgLlJNWVKACF"
 
 
 def upright(text: str) -> str:
-    r"""Letters and mathematics in ``\text``, ``\mathrm``, ``\operatorname`` ... as what they are; words as ``\text``.
+    r"""Letters and mathematics in ``\text``, ``\mathrm``, ``\operatorname`` ... as what they are; words as
+    ``\text``.
 
-    A number and its unit come apart (``\text{18 dollars}``: ``18 \text{dollars}``); e, i and d are the constants.
+    A number and its unit come apart (``\text{18 dollars}``: ``18 \text{dollars}``); e, i and d are the
+    constants.
     """
     parts, start = list[str](), 0
     for found in _FONT.finditer(text):
@@ -274,8 +278,14 @@ def _upright(inside: str, before: str) -> str:
 
 
 def split_top(text: str, separator: str) -> list[str]:
-    """The parts of a text between matches of a pattern that stand in no bracket; brackets need not be of one kind."""
-    pattern, parts, depth, start, position = re.compile(separator), list[str](), 0, 0, 0
+    """The parts of a text between matches of a pattern that stand in no bracket;
+    brackets need not be of one kind.
+    """
+    pattern = re.compile(separator)
+    parts = list[str]()
+    depth = 0
+    start = 0
+    position = 0
     while position < len(text):
         found = pattern.match(text, position) if depth == 0 else None
         if found and found.end() > position:
@@ -371,7 +381,9 @@ _FUNCTIONS = re.compile(
 
 
 def assigned(text: str) -> tuple[str, str]:
-    r"""The name and the value of ``x = 5``, ``f(x) = x^2`` and ``x \in [0,1]``; an empty name where none is given."""
+    r"""The name and the value of ``x = 5``, ``f(x) = x^2`` and ``x \in [0,1]``;
+    an empty name where none is given.
+    """
     parts = split_top(text, r"=|\\in(?![a-z])|:=")
     if (
         len(parts) == 2
@@ -392,7 +404,9 @@ _ENDS = {"<": (")", "("), r"\le": ("]", "["), ">": ("(", ")"), r"\ge": ("[", "]"
 
 
 def as_interval(text: str) -> tuple[str, str] | None:
-    """The variable and the interval that an inequality of one letter describes; None where it is no such thing."""
+    """The variable and the interval that an inequality of one letter describes;
+    None where it is no such thing.
+    """
     signs = re.findall(r"\\le(?![a-z])|\\ge(?![a-z])|<|>", text)
     parts = split_top(text, r"\\le(?![a-z])|\\ge(?![a-z])|<|>")
     if len(signs) != len(parts) - 1 or not all(parts):

@@ -141,7 +141,9 @@ _MONEY = re.compile(r"([+-]?)\s*(?:\\\$|\$|€|£|US\\?\$)\s*(.+)", re.DOTALL)
 
 
 def unit_apart(text: str) -> tuple[str, frozenset[str]]:
-    r"""The text without its unit, and the words of the unit in one form (``5 \text{ cm}^2``: 5, centimeter)."""
+    r"""The text without its unit, and the words of the unit in one form (``5 \text{ cm}^2``: 5,
+    centimeter).
+    """
     units: set[str] = set()
     if money := _MONEY.fullmatch(text):
         text = money[1] + money[2]
@@ -166,7 +168,9 @@ def radians(text: str) -> str:
 
 
 def without(text: str, units: frozenset[str]) -> str:
-    """Without letters at its end that are one of these units: 5m, where the other answer says that m is one."""
+    """Without letters at its end that are one of these units: 5m,
+    where the other answer says that m is one.
+    """
     found = re.fullmatch(r"(.*\d)\s*([A-Za-z]+)(?:\^\{?[23]\}?)?", text)
     unit = _singular(found[2]) if found else ""
     return found[1] if found and unit in units and not conflict(frozenset({unit}), units) else text
@@ -190,8 +194,8 @@ def factor(units: frozenset[str]) -> Fraction:
 def conflict(one: frozenset[str], other: frozenset[str]) -> bool:
     """Whether two units are different ones.
 
-    None, and "units", go with any.  Measures must be the same, but for a rate of money; other words have to share one
-    ("marbles" and "blue marbles").
+    None, and "units", go with any.  Measures must be the same, but for a rate of money; other words have to
+    share one ("marbles" and "blue marbles").
     """
     one, other = one - _FILL, other - _FILL
     known, given = one & _KNOWN, other & _KNOWN
@@ -201,8 +205,12 @@ def conflict(one: frozenset[str], other: frozenset[str]) -> bool:
 
 
 def _unit_words(found: re.Match[str]) -> set[str]:
-    """The words of a unit and its power: any that are marked as text, and bare ones that are no product of letters."""
-    number, marked, bare = found[1], found[2], found[4]
+    """The words of a unit and its power: any that are marked as text,
+    and bare ones that are no product of letters.
+    """
+    number = found[1]
+    marked = found[2]
+    bare = found[4]
     words = re.findall(r"[A-Za-z]+", marked if marked is not None else bare)
     if _NO_UNIT & set(words):
         return set()
@@ -267,7 +275,9 @@ _WORDS = (
 
 
 def number(text: str) -> Fraction | None:
-    """The exact value of an integer, decimal, fraction, mixed or scientific number, or of a word up to twenty."""
+    """The exact value of an integer, decimal, fraction, mixed or scientific number,
+    or of a word up to twenty.
+    """
     text = re.sub(r"\\text\{([a-z]+)\}", r"\1", text.strip())
     if len(text) > 400:
         return None
@@ -310,7 +320,8 @@ def decimals(text: str) -> int:
 
 
 def rounding(text: str) -> Fraction | None:
-    """Half a unit of the last digit of a decimal that is long enough to stand for the value that it is rounded from.
+    """Half a unit of the last digit of a decimal that is long enough to stand for the value that it is
+    rounded from.
 
     That takes six digits after the point and five that count, or nine that count: 0.333333, but not 0.000003.
     """
@@ -351,7 +362,9 @@ def based(text: str) -> tuple[str, int] | None:
 
 
 def words(text: str) -> str | None:
-    r"""The words of an answer that is words (``\text{even}``, ``East``) in lower case; None if it is mathematics."""
+    r"""The words of an answer that is words (``\text{even}``, ``East``) in lower case;
+    None if it is mathematics.
+    """
     marked, outside = (re.sub(r"\\text\s*\{([^{}]*)\}", by, text) for by in (r" \1 ", " "))
     if marked != text and re.search(r"(?<![a-zA-Z'])[a-zA-Z](?![a-zA-Z'])", outside):
         return None
@@ -364,7 +377,9 @@ def words(text: str) -> str | None:
 
 
 def spelled(text: str) -> str:
-    """Words and mathematics in one spelling: without spaces, braces and the mark of text; signs stay as they are."""
+    """Words and mathematics in one spelling: without spaces, braces and the mark of text;
+    signs stay as they are.
+    """
     text = re.sub(r"(?<=[a-zA-Z]{2})-(?=[a-zA-Z]{2})", "", text)  # two-thirds
     text = re.sub(r"\\text(?![a-zA-Z])|[\s{}'\"~!]|[.,;:](?!\d)", "", text)
     return re.sub(r"[A-Za-z]{2,}", lambda found: found[0].lower(), text)

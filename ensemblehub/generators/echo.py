@@ -115,7 +115,9 @@ class EchoEngine(Engine):
         tokens: list[ScoredToken] = []
         for index, text in enumerate(self._messages(request)):
             for match in _WORD.finditer(text):
-                word, start, end = match.group(), match.start(), match.end()
+                word = match.group()
+                start = match.start()
+                end = match.end()
                 if not tokens:  # nothing predicts the first
                     tokens.append(ScoredToken(word, None, None, None, index, start, end))
                     continue

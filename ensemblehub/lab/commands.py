@@ -1,4 +1,5 @@
-"""The laboratory's commands: `ensemblehub demo | collect | train | calibrate | evaluate | report | paper | ...`.
+"""The laboratory's commands:
+`ensemblehub demo | collect | train | calibrate | evaluate | report | paper | ...`.
 
 `ensemblehub.cli` finds them through the entry point `ensemblehub.commands` of the package.
 """
@@ -248,7 +249,8 @@ def fetch(name: str, source: Path | None, to: Path, split: str | None) -> None:
 def classifiers(config: Config, kinds: tuple[str, ...]) -> None:
     """Train and measure every kind of judge on what was collected.
 
-    Writes classifiers.md, .json and .svg: AUC, F1, Brier, calibration, failure types, importance, by difficulty.
+    Writes classifiers.md, .json and .svg: AUC, F1, Brier, calibration, failure types, importance, by
+        difficulty.
     The sequence judges take minutes each.
     """
     from ensemblehub.lab.judges import classifiers as comparing
@@ -319,7 +321,8 @@ def paper(
       ablation   the insight without its Goal, Planning, Retrieval or Action
       families   mentors and interns of several families (Table 2)
 
-    Whatever a table needs is collected first, and kept: interrupt it whenever you like, the same command goes on.
+    Whatever a table needs is collected first, and kept: interrupt it whenever you like, the same command goes
+        on.
     Scripts with the reference's names and defaults are in scripts/mentor_guided/.
     """
     from ensemblehub.lab import paper as tables

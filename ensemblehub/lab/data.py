@@ -58,7 +58,8 @@ def fetch(name: str, file: Path | None, to: Path, split: str | None = None) -> d
         the number of items by file.
 
     Raises:
-        ConfigError: one line: an unknown name or split, an unreadable file or hub, an item that lacks a field.
+        ConfigError: one line: an unknown name or split, an unreadable file or hub, an item that lacks a
+            field.
         MissingExtraError: the hub was asked without the `datasets` library.
     """
     source = named(name)

@@ -16,8 +16,8 @@ _Z95 = 1.959963984540054
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     """95 % score interval of a share (Wilson 1927).
 
-    Not `scipy.stats.binomtest(…).proportion_ci("wilson")`, which takes whole counts only; a random mix of levels has
-    fractional ones.
+    Not `scipy.stats.binomtest(…).proportion_ci("wilson")`, which takes whole counts only; a random mix of
+    levels has fractional ones.
     """
     if n == 0:
         return 0.0, 1.0
@@ -31,9 +31,11 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
 def paired_bootstrap(
     a: ArrayLike, b: ArrayLike, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of `mean(a - b)`, questions drawn with replacement; a, b of shape (questions,).
+    """95 % percentile interval of `mean(a - b)`, questions drawn with replacement; a, b of shape
+    (questions,).
 
-    Not `scipy.stats.bootstrap`: it draws every resample question by question and from another random stream, so
+    Not `scipy.stats.bootstrap`: it draws every resample question by question and from another random stream,
+        so
     that committed intervals would change; here a multinomial draws how often each distinct difference occurs.
     """
     differences = np.asarray(a, float) - np.asarray(b, float)

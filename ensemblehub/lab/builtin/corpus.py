@@ -17,7 +17,11 @@ from ensemblehub.lab.builtin.programs import Program
 from ensemblehub.lab.builtin.splits import split_of
 from ensemblehub.lab.builtin.word_problems import Quantity, WordProblem
 
-USER, ASSISTANT, SYSTEM, END, PAD = "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|pad|>"
+USER = "<|user|>"
+ASSISTANT = "<|assistant|>"
+SYSTEM = "<|system|>"
+END = "<|end|>"
+PAD = "<|pad|>"
 THINK, END_THINK = "<think>", "</think>"
 SPECIAL_TOKENS = (PAD, END, SYSTEM, USER, ASSISTANT, THINK, END_THINK)
 

@@ -1,8 +1,9 @@
 """Train the built-in process reward model: `python -m ensemblehub.lab.builtin.reward --samples FOLDER`.
 
 It begins with the mentor's weights, reads a question and a concise reply whose every fact, calculation and
-answer is followed by a step token, and says of each whether it is right.  The labels are checked, not guessed:
-a fact must be one that the problem tells, a calculation one that follows from it, everything before it right
+answer is followed by a step token, and says of each whether it is right.  The labels are checked, not
+guessed: a fact must be one that the problem tells, a calculation one that follows from it, everything before
+    it right
 and no needed fact left out; the answer must be the answer.  Replies are those that mentor and intern gave to
 corpus problems, and true ones with one mistake put in; half of them are cut anywhere.
 """
@@ -30,7 +31,9 @@ from ensemblehub.lab.builtin.word_problems import WordProblem
 
 STEP = "<extra_0>"
 SEPARATOR = r"; |\n"  # between facts, between calculations, between lines
-NO_LABEL, WRONG, RIGHT = 0.0, 1.0, 2.0
+NO_LABEL = 0.0
+WRONG = 1.0
+RIGHT = 2.0
 
 
 def labels(problem: WordProblem, reply: str, cut: bool) -> list[tuple[str, bool]]:
@@ -47,7 +50,9 @@ def labels(problem: WordProblem, reply: str, cut: bool) -> list[tuple[str, bool]
         "Work": follows | {f"Work: {action}" for action in follows},
         "Answer": {f"Answer: \\boxed{{{problem.answer}}}"},
     }
-    missing, part, sound = {quantity.fact for quantity in problem.needed}, "Facts", True
+    missing = {quantity.fact for quantity in problem.needed}
+    part = "Facts"
+    sound = True
     found: list[tuple[str, bool]] = []
     steps = [step for step in re.split(SEPARATOR, reply) if step]
     for place, step in enumerate(steps, 1):

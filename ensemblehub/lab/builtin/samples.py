@@ -1,4 +1,5 @@
-"""What a built-in model answers to problems of the corpus, as `python -m ensemblehub.lab.builtin.sampling` writes it.
+"""What a built-in model answers to problems of the corpus, as `python -m ensemblehub.lab.builtin.sampling`
+writes it.
 
 A model is taught to say what it can solve, and the reward model to see mistakes, from these answers: they
 are measured, not guessed.  Knows how to draw a corpus problem again from its number; knows no engine.

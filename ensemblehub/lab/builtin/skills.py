@@ -79,7 +79,9 @@ class Skills:
 
     @classmethod
     def read(cls, folder: Path, model: str) -> Skills:
-        """From `mentor.jsonl` and `intern.jsonl` in `folder`; for the guest the intern, trained alike, stands in."""
+        """From `mentor.jsonl` and `intern.jsonl` in `folder`; for the guest the intern, trained alike,
+        stands in.
+        """
         files = {name: list(samples.read(folder / f"{name}.jsonl")) for name in ("mentor", "intern")}
         return cls(
             files["mentor" if model == "mentor" else "intern"], list(files.values()), model != "mentor"

@@ -38,8 +38,8 @@ def build(digits: bool = True, size: int = VOCABULARY_SIZE) -> PreTrainedTokeniz
     """Train the tokenizer on corpus texts (about ten seconds).
 
     Args:
-        digits: every digit is a token of its own; without it numbers merge into tokens as words do, which gives
-            the guest its other vocabulary.
+        digits: every digit is a token of its own; without it numbers merge into tokens as words do, which
+            gives the guest its other vocabulary.
         size: tokens at most.
     """
     tokenizer = Tokenizer(models.BPE())

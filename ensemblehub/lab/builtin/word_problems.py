@@ -101,7 +101,9 @@ class Quantity:
 
     @property
     def shape(self) -> str:
-        """The canonical dependency graph below this quantity, with operations and without names or numbers."""
+        """The canonical dependency graph below this quantity,
+        with operations and without names or numbers.
+        """
         shapes = [operand.shape for operand in self.operands]
         return f"{self.operation}({','.join(sorted(shapes) if self.operation == 'sum' else shapes)})"
 

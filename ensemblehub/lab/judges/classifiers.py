@@ -1,7 +1,8 @@
 """Every kind of judge on collected data: how good, how calibrated, where it fails, what it looks at.
 
-Trained on `train`, thresholds from `calibration`, figures from `test`.  Two are named the best, both on `calibration`:
-the one with the lowest Brier score, and the one with the best cascade, its own cost included.  Paper Tables 9 and 14;
+Trained on `train`, thresholds from `calibration`, figures from `test`.  Two are named the best, both on
+`calibration`: the one with the lowest Brier score, and the one with the best cascade, its own cost included.
+    Paper Tables 9 and 14;
 failure types of the reference's report.
 """
 
@@ -58,7 +59,8 @@ class Data:
         """The collected splits of an experiment, no question in two of them.
 
         Raises:
-            ArtifactError: one is missing or damaged, they were collected at unlike levels, or share questions.
+            ArtifactError: one is missing or damaged, they were collected at unlike levels, or share
+                questions.
         """
         return cls(pipeline.learning("train"), pipeline.learning("calibration"), pipeline.collected("test"))
 
@@ -78,7 +80,9 @@ def run(pipeline: Pipeline, kinds: Sequence[str] = (), say: Callable[[str], None
     for kind in kinds:
         if kind not in NAMES:
             raise ConfigError(did_you_mean(kind, NAMES, "judge"))
-    data, rows, curves = Data.of(pipeline), list[JudgeFigures](), dict[str, NDArray[np.float64]]()
+    data = Data.of(pipeline)
+    rows = list[JudgeFigures]()
+    curves = dict[str, NDArray[np.float64]]()
     _, tandem = pipeline.ensemble()
     for split in (data.train, data.calibration, data.test):
         pipeline.check_levels(split, tandem)
@@ -102,7 +106,9 @@ def run(pipeline: Pipeline, kinds: Sequence[str] = (), say: Callable[[str], None
 
 
 def made(kind: str, data: Data) -> tuple[Judge, float]:
-    """A judge of that kind, and the seconds that training it took; a rule's limit is the training data's median."""
+    """A judge of that kind, and the seconds that training it took;
+    a rule's limit is the training data's median.
+    """
     started = time.perf_counter()
     if kind in RULES:
         rule, column = RULES[kind]
@@ -178,7 +184,8 @@ def intervals(
 def failures(outcomes: cascade.Outcomes, run: cascade.Replay) -> dict[str, float]:
     """Shares of questions by outcome.
 
-    Routed right; stopped too early (a later level is right); went past a level that was right; wrong at every level.
+    Routed right; stopped too early (a later level is right); went past a level that was right; wrong at every
+    level.
     """
     right, level = outcomes.correct & outcomes.visited, np.arange(outcomes.correct.shape[1])
     chosen = np.where(run.chosen < 0, outcomes.correct.shape[1], run.chosen)[:, None]
@@ -255,7 +262,8 @@ def markdown(pipeline: Pipeline, data: Data, rows: Sequence[JudgeFigures], best:
 
 
 def best_run(rows: Sequence[JudgeFigures]) -> str:
-    """The judge whose cascade is most accurate on calibration questions that its thresholds were not chosen on.
+    """The judge whose cascade is most accurate on calibration questions that its thresholds were not chosen
+    on.
 
     Of equal ones, the cheapest.
     """

@@ -1,6 +1,7 @@
 """Training a judge over sequences: Adam, early stopping on the validation loss, batches of like length.
 
-FACTS: Adam 1e-3, weight decay 1e-5, the rate halved when the validation loss stands still, at most 100 epochs.
+FACTS: Adam 1e-3, weight decay 1e-5, the rate halved when the validation loss stands still, at most 100
+    epochs.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ STOP = 10  # epochs without a better loss before training ends
 def fit(
     judge: type[SequenceJudge], train: Examples, validation: Examples, levels: int, seed: int
 ) -> tuple[SequenceJudge, dict[str, Any]]:
-    """A judge with the weights of the best validation loss, not calibrated yet; the same for the same seed."""
+    """A judge with the weights of the best validation loss, not calibrated yet;
+    the same for the same seed.
+    """
     torch = torch_module()
     tokens = np.concatenate([inputs(sequence) for sequence in train.readings.sequences])
     mean, std = tokens.mean(axis=0), np.maximum(tokens.std(axis=0), 1e-6)
     context = Context(levels)
-    best, best_epoch, kept = float("inf"), 0, dict[str, NDArray[np.float32]]()
+    best = float("inf")
+    best_epoch = 0
+    kept = dict[str, NDArray[np.float32]]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build(judge.kind, context.width)

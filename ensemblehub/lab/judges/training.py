@@ -77,12 +77,12 @@ def train_judge(
         features: shape (questions, levels, 16), see `features.FEATURE_NAMES`.
         labels: shape (questions, levels); the intern answered correctly from that level.
         lengths: mentor tokens read, shape (questions, levels).
-        sequences: per question and level (2, tokens), perplexity and entropy; what `lstm`, `gru`, `cnn`, `attention`
-            and `ensemble` learn from.
+        sequences: per question and level (2, tokens), perplexity and entropy; what `lstm`, `gru`, `cnn`,
+            `attention` and `ensemble` learn from.
         groups: shape (questions,); rows with the same value are the same question and stay together.
         preset: "default" (to convergence) or "paper" (Adam 1e-4, at most 3 epochs); for the mlp.
-        level, length: give the judge the level (one-hot) and the number of mentor tokens; judges over sequences
-            have both.
+        level, length: give the judge the level (one-hot) and the number of mentor tokens; judges over
+            sequences have both.
 
     Returns:
         the judge and its report: AUC, F1, Brier score beside the base rate's and calibration error on
@@ -154,7 +154,9 @@ def fit_trees(train: Examples, inputs: Inputs, seed: int) -> tuple[GradientBoost
 def fit_stack(
     train: Examples, validation: Examples, inputs: Inputs, recipe: NetworkRecipe, seed: int
 ) -> tuple[Stack, dict[str, Any]]:
-    """Every other kind, trained apart, and a logistic regression over their logits on the validation questions."""
+    """Every other kind, trained apart, and a logistic regression
+    over their logits on the validation questions.
+    """
     members: dict[str, Trained] = {}
     for kind in MEMBERS:
         member, _ = fit(kind, train, validation, inputs, recipe, seed)
@@ -194,7 +196,9 @@ def fit_mlp(
     recipe: NetworkRecipe,
     seed: int,
 ) -> tuple[Layers, dict[str, Any]]:
-    """The paper's network, trained with binary cross-entropy; keeps the weights of the best validation loss."""
+    """The paper's network, trained with binary cross-entropy;
+    keeps the weights of the best validation loss.
+    """
     try:
         import torch
     except ImportError as error:
@@ -215,7 +219,9 @@ def fit_mlp(
             _epoch(network, optimizer, data, truth, recipe.batch)
             loss = _loss(network, unseen, unseen_truth)
             if loss < best:
-                best, best_epoch, kept = loss, epoch, _weights(network)
+                best = loss
+                best_epoch = epoch
+                kept = _weights(network)
             elif epoch - best_epoch >= recipe.patience:
                 break
     return kept, {"epochs": epoch, "best_epoch": best_epoch, "validation_loss": best}

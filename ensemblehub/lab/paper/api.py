@@ -1,7 +1,7 @@
 """Table 4: a mentor behind an API.
 
-With the built-in pair the API is our own server, a process of its own with the built-in mentor; any other pair names
-its API itself.
+With the built-in pair the API is our own server, a process of its own with the built-in mentor; any other
+pair names its API itself.
 """
 
 from __future__ import annotations

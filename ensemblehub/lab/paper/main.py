@@ -20,7 +20,9 @@ GROUPS: dict[str, Callable[[Question], object]] = {
 
 
 def run(study: Study) -> list[Table]:
-    """The main table and its groups; also `BENCHMARK_PAIR_final.json`, as the reference's experiments leave it."""
+    """The main table and its groups; also `BENCHMARK_PAIR_final.json`,
+    as the reference's experiments leave it.
+    """
     done = study_runs(study)
     done.pipeline.report()
     rows = report.summary(study.benchmark, done.methods(), done.steps)
@@ -45,7 +47,9 @@ def group_columns(done: StudyRuns) -> Sequence[str]:
 
 
 def groups(study: Study, done: StudyRuns) -> list[TableRow]:
-    """Accuracies of each subject and each level, in per cent with Tandem's distance to the mentor in points."""
+    """Accuracies of each subject and each level, in per
+    cent with Tandem's distance to the mentor in points.
+    """
     found: list[TableRow] = []
     for kind, key in GROUPS.items():
         for value in sorted({str(key(row)) for row in done.test.rows}):

@@ -1,6 +1,7 @@
 """What a table is made from: a pair, a benchmark, a folder; and what every table starts with.
 
-Knows the pairs by name.  A `Study` gives pipelines; what they collect is kept under `folder` and never made twice.
+Knows the pairs by name.  A `Study` gives pipelines; what they collect is kept under `folder` and never made
+twice.
 """
 
 from __future__ import annotations
@@ -172,7 +173,9 @@ def collected(study: Study, pipeline: Pipeline, split: str) -> Collected:
 
 
 def trained(study: Study, pipeline: Pipeline) -> None:
-    """The study's own judge, trained on `train` and calibrated on `calibration`, unless it is there or one is given."""
+    """The study's own judge, trained on `train` and calibrated on `calibration`,
+    unless it is there or one is given.
+    """
     if study.judge is None and (study.force or not _calibrated(pipeline)):
         collected(study, pipeline, "train")
         collected(study, pipeline, "calibration")
@@ -181,7 +184,9 @@ def trained(study: Study, pipeline: Pipeline) -> None:
 
 
 def _calibrated(pipeline: Pipeline) -> bool:
-    """Whether the judge is there, of the kind that is asked for, and calibrated for the aim that is asked for."""
+    """Whether the judge is there, of the kind that is asked for,
+    and calibrated for the aim that is asked for.
+    """
     if not (pipeline.judge_folder / "judge.json").exists():
         return False
     artifact, asked = load_judge(pipeline.judge_folder), pipeline.settings

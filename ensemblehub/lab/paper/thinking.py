@@ -19,7 +19,9 @@ def without_thinking(config: Config) -> Config:
 
 
 def run(study: Study) -> list[Table]:
-    """Both runs, each with its own judge and its differences to its own mentor; costs are shares of that mentor's."""
+    """Both runs, each with its own judge and its differences to its own mentor;
+    costs are shares of that mentor's.
+    """
     rows: list[TableRow] = []
     for part, suffix, edits in (("", "", ()), ("concise", " (concise run)", (without_thinking,))):
         done = study_runs(study, part, *edits)

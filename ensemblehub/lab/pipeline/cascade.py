@@ -33,7 +33,8 @@ class Outcomes:
         judging: of having judged the levels up to and including that one, beyond what an answer from it
             needs anyway, (n, L).
         reached: the part of `cost` that is spent on reaching the level, whoever answers: the mentor's
-            insight and the intern's reading up to there, (n, L).  An answer from an earlier level pays it too.
+            insight and the intern's reading up to there, (n, L).  An answer from an earlier level pays it
+            too.
         mentor_correct, mentor_cost: of the mentor answering by itself, (n,).
         visited: False where a run does not stop at that level, because the mentor had already ended,
             (n, L); the first level is always visited, and none after one that is not.
@@ -81,7 +82,9 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Replay:
-    """The cascade replayed, each (n,): level index (−1: the mentor's own answer), whole cost, right or not."""
+    """The cascade replayed, each (n,): level index (−1: the mentor's own answer), whole cost,
+    right or not.
+    """
 
     chosen: Indices
     cost: Floats

@@ -52,7 +52,9 @@ class Collector:
     """Collects one question at a time; holds no state between questions."""
 
     def __init__(self, tandem: Tandem, engines: list[Engine], task: Task, sampling: Sampling) -> None:
-        self.tandem, self.task, self.sampling = tandem, task, sampling
+        self.tandem = tandem
+        self.task = task
+        self.sampling = sampling
         self.mentor, self.intern = tandem.roles(engines)
 
     async def collect(self, item: Item) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Run Tandem live on a split, and take the baselines from collected data after proving them equal.
 
-Costs are cold: what one run reuses of another run's prefix (the template's opening, say) is charged as if it had
+Costs are cold: what one run reuses of another run's prefix (the template's opening, say) is charged as if it
+    had
 been computed, so that a table does not depend on the order of the questions.
 """
 
@@ -72,7 +73,9 @@ class TandemRun:
 
 async def run_live(ensemble: AsyncEnsemble, task: Task, item: Item, sampling: Sampling) -> TandemRun:
     """Answer one question live."""
-    ledger, started, events = UsageLedger(), time.perf_counter(), list[Event]()
+    ledger = UsageLedger()
+    started = time.perf_counter()
+    events = list[Event]()
     async with aclosing(ensemble.stream(Request(task.request(item), sampling, id=item.id), ledger)) as stream:
         async for event in stream:
             events.append(event)

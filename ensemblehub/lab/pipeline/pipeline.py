@@ -150,7 +150,9 @@ class Pipeline(Experiment):
     def run_tandem(
         self, collected: Collected, items: Sequence[Item], name: str, force: bool = False, **options: Any
     ) -> list[TandemRun]:
-        """Answer questions live with the configured Tandem, some of its options replaced; kept in `NAME.jsonl`."""
+        """Answer questions live with the configured Tandem, some of its options replaced;
+        kept in `NAME.jsonl`.
+        """
         ensemble, tandem = self.ensemble(**options)
         settings = self.deciding(ensemble.engines) | {
             "prompts": tandem.words.fingerprint,
@@ -199,7 +201,8 @@ class Pipeline(Experiment):
         """Check that thresholds for this judge and these levels can be chosen on this data.
 
         Raises:
-            ArtifactError: there is no question, or the judge or the levels are others than what was collected.
+            ArtifactError: there is no question, or the judge or the levels are others than what was
+                collected.
         """
         where, header = f"{self.folder}/collected/calibration", data.header
         if not data.rows:
@@ -256,7 +259,9 @@ def _check_runs(
 
 
 def _foreign(settings: dict[str, Any], header: dict[str, Any]) -> list[str]:
-    """A note where Tandem ran with other models or another sampling than its baselines, as `--force` allows."""
+    """A note where Tandem ran with other models or another sampling than its baselines,
+    as `--force` allows.
+    """
     found = [
         line
         for key in NEWER[:2]

@@ -44,7 +44,8 @@ class Run:
         intern_read, intern_tokens: the same for the intern.
         seconds: engine time.
         leak: the insight states the asked value.
-        cut: characters of the row's insight that the intern was shown; None in older data and for the mentor alone.
+        cut: characters of the row's insight that the intern was shown; None in older data and for the mentor
+            alone.
     """
 
     __pydantic_config__: ClassVar[Any] = {"allow_inf_nan": False}
@@ -139,10 +140,11 @@ class Collected:
         return Collected(self.header, rows, self.features[indices], sequences)
 
     def save(self, folder: Path, split: str) -> None:
-        """Write `SPLIT.npz`, then `SPLIT.jsonl.gz`, which names the other by its hash and completes the split.
+        """Write `SPLIT.npz`, then `SPLIT.jsonl.gz`, which names the other by its hash and completes the
+        split.
 
-        Whatever ends the process between any two steps leaves a split that is whole or has no `SPLIT.jsonl.gz`.
-        When this returns, both files survive a power cut.
+        Whatever ends the process between any two steps leaves a split that is whole or has no
+        `SPLIT.jsonl.gz`. When this returns, both files survive a power cut.
         """
         rows, arrays = folder / f"{split}.jsonl.gz", _packed(self.features, self.sequences)
         header = self.header | {"arrays": hashlib.sha256(arrays).hexdigest()}
@@ -156,7 +158,8 @@ class Collected:
         """Read a collected split.
 
         Raises:
-            ArtifactError: it is missing, damaged or of another split; the text names the command that makes it.
+            ArtifactError: it is missing, damaged or of another split; the text names the command that makes
+                it.
         """
         path, command = folder / f"{split}.jsonl.gz", f"run `ensemblehub collect --split {split}`"
         remedy = f"{command} --force"

@@ -1,7 +1,8 @@
 """Collected runs as the reference's JSON: one file per level, and one for the mentor alone.
 
 `{dataset}_{split}_tokens{N}.json` and `{dataset}_{split}_mentor_only.json`, lists of objects with its fields.
-Ours differ on purpose: levels are true prefixes of one stream, entropies are natural logarithms over the whole
+Ours differ on purpose: levels are true prefixes of one stream, entropies are natural logarithms over the
+    whole
 distribution, `ppl` and `entropy` are over question and insight, and the last boxed answer counts.
 """
 

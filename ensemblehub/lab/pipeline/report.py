@@ -150,7 +150,8 @@ def summary(
     """The rows of `summary.json`; accuracies and shares are fractions, compute is TFLOPs per question.
 
     Args:
-        steps: per question; the leak share is over questions of two steps or more (0 steps: unknown, counted).
+        steps: per question; the leak share is over questions of two steps or more (0 steps: unknown,
+            counted).
         against: the method that differences are taken to; costs are shares of the mentor's.
     """
     deep = np.array([count != 1 for count in steps])

@@ -65,11 +65,9 @@ def train(config: Config, limit: int | None = None, force: bool = False) -> dict
     Raises:
         ConfigError: the configuration names no artifact, or its engines cannot be told apart by cost.
     """
-    aim, folder, experiment = (
-        Objective.parse(config.experiment.aim),
-        artifact_folder(config),
-        Experiment(config),
-    )
+    aim = Objective.parse(config.experiment.aim)
+    folder = artifact_folder(config)
+    experiment = Experiment(config)
     found = {split: collect(experiment, split, limit, force) for split in ("train", "calibration")}
     held = {item.id for item in experiment.items("calibration", None)}
     test = experiment.questions("test")

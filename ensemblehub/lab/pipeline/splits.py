@@ -64,7 +64,8 @@ def check_apart(own: Collection[str], other: Collection[str], what: str, others:
 def unshared(own: Sequence[str], other: Collection[str], what: str, others: str) -> list[int]:
     """The places of the questions in `own` that are not in `other`; both are hashes of questions.
 
-    A few that a benchmark repeats are left out with a warning; arguments and errors are those of `check_apart`.
+    A few that a benchmark repeats are left out with a warning; arguments and errors are those of
+    `check_apart`.
     """
     if shared := check_apart(own, other, what, others):
         log.warning("%s: %d questions are left out, since %s has them too", what, shared, others)

@@ -1,4 +1,6 @@
-"""`ensemblehub stats`: how perplexed and how confident each model is on questions, which `zscore` compares with."""
+"""`ensemblehub stats`: how perplexed and how confident each model is on questions,
+which `zscore` compares with.
+"""
 
 from __future__ import annotations
 

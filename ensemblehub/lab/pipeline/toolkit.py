@@ -1,9 +1,10 @@
-"""Every selection with every aggregation on the built-in problems: `python -m ensemblehub.lab.pipeline.toolkit`.
+"""Every selection with every aggregation on the built-in problems:
+`python -m ensemblehub.lab.pipeline.toolkit`.
 
-`grid` runs all that make sense over mentor, intern and guest; `pair` runs every aggregation over intern and guest on
-the calibration split, and the best of them, beside both members alone, on the test split; `report` writes tables and
-plot.  `toolkit.yaml` lists the methods and their settings.  Every answer is synced as it comes: run the same command
-again after a kill.  All models answer without thinking.
+`grid` runs all that make sense over mentor, intern and guest; `pair` runs every aggregation over intern and
+guest on the calibration split, and the best of them, beside both members alone, on the test split; `report`
+writes tables and plot.  `toolkit.yaml` lists the methods and their settings.  Every answer is synced as it
+comes: run the same command again after a kill.  All models answer without thinking.
 """
 
 from __future__ import annotations
@@ -169,7 +170,10 @@ async def answer(
     """Answer and grade every item; a failed one counts as wrong, with the error in its row."""
 
     async def work(item: Item) -> dict[str, Any]:
-        ledger, events, error, started = UsageLedger(), list[Event](), "", time.perf_counter()
+        ledger = UsageLedger()
+        events = list[Event]()
+        error = ""
+        started = time.perf_counter()
         ask = Request(replace(task.request(item), thinking=False), sampling, id=item.id)
         try:
             async with aclosing(ensemble.stream(ask, ledger)) as stream:

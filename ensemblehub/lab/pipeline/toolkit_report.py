@@ -27,7 +27,9 @@ def read_methods() -> dict[str, Any]:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> Summary:
-    """Accuracy with its 95 % interval (Wilson), and means per question; `right` is the rows' outcome in order."""
+    """Accuracy with its 95 % interval (Wilson), and means per question;
+    `right` is the rows' outcome in order.
+    """
     right, n = [row["correct"] for row in rows], len(rows)
     low, high = metrics.wilson_interval(sum(right), n)
     means = {key: sum(row[key] for row in rows) / n for key in ("read", "written", "tflops", "seconds")}

@@ -1,4 +1,5 @@
-"""Benchmarks, one per file: where the questions come from, how they are asked and split, how answers are graded.
+"""Benchmarks, one per file: where the questions come from, how they are asked and split, how answers are
+graded.
 
 Adding a benchmark is a file and a line in `TASKS`.
 """
@@ -29,7 +30,8 @@ OLD_NAMES = {"hendrycks_math": "math", "studio_math": "builtin_math", "studio_co
 
 
 def task_class(name: str) -> Callable[..., Task]:
-    """The class of the benchmark named in a configuration, also by an older name or as `package.module:Class`.
+    """The class of the benchmark named in a configuration, also by an older name or as
+    `package.module:Class`.
 
     Raises:
         ConfigError: unknown name, with the nearest known one.

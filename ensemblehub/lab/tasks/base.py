@@ -62,7 +62,9 @@ class Task(ABC):
         """Grade an answer.  Thread-safe, bounded in time."""
 
     def grading(self) -> str:
-        """How answers were graded, for the record of a result, where it depends on the machine; else empty."""
+        """How answers were graded, for the record of a result, where it depends on the machine;
+        else empty.
+        """
         return ""
 
     def leaks(self, item: Item, insight: str) -> bool:
@@ -70,5 +72,7 @@ class Task(ABC):
         return False
 
     def about(self, split: str) -> dict[str, Any]:
-        """The origin of a split's questions, for the record of a result; empty where name and split say it all."""
+        """The origin of a split's questions, for the record of a result;
+        empty where name and split say it all.
+        """
         return {}

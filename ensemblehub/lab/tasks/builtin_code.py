@@ -25,14 +25,16 @@ CONSTANTS = range(1, 10)  # with every operation; its own, which the models are 
 
 
 class BuiltinCode(Task):
-    """Small Python functions to write from a docstring: two to four operations, all in tricky wordings, with numbers
-    that the models have not met there."""
+    """Small Python functions to write from a docstring: two to four operations, all in tricky wordings, with
+    numbers that the models have not met there."""
 
     name: ClassVar[str] = "builtin_code"
     splits: ClassVar[tuple[str, ...]] = SPLITS
 
     def items(self, split: str, limit: int | None = None) -> Iterator[Item]:
-        """The functions of a split; 800, 400 and 800 of train, calibration and test where there is no limit."""
+        """The functions of a split; 800, 400 and 800 of train,
+        calibration and test where there is no limit.
+        """
         problems = drawn(_draw, SIZES, split, limit)
         return (_item(problem, f"{self.name}/{split}/{index:05}") for index, problem in enumerate(problems))
 

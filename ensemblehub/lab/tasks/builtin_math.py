@@ -31,7 +31,9 @@ class BuiltinMath(Task):
     splits: ClassVar[tuple[str, ...]] = SPLITS
 
     def items(self, split: str, limit: int | None = None) -> Iterator[Item]:
-        """The problems of a split; 1200, 1000 and 2000 of train, calibration and test where there is no limit."""
+        """The problems of a split; 1200, 1000 and 2000 of train,
+        calibration and test where there is no limit.
+        """
         problems = drawn(word_problems.draw, SIZES, split, limit)
         return (_item(problem, f"{self.name}/{split}/{index:05}") for index, problem in enumerate(problems))
 

@@ -1,6 +1,8 @@
-"""The tests of code benchmarks, all as HumanEval's `check(candidate)`: from assertions, or from EvalPlus's inputs.
+"""The tests of code benchmarks, all as HumanEval's `check(candidate)`: from assertions, or from EvalPlus's
+inputs.
 
-Writes source text; runs nothing.  What is written needs only the standard library, as the sandbox has no other.
+Writes source text; runs nothing.  What is written needs only the standard library, as the sandbox has no
+other.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ if "numpy" not in sys.modules:
     _numpy.testing = types.SimpleNamespace(assert_allclose=_assert_allclose)
     sys.modules["numpy"] = _numpy
 """
-# EvalPlus compares with a reference solution: exactly, floats to 1e-6, and a few functions by rules of their own.
+# EvalPlus compares with a reference solution: exactly, floats to 1e-6, and a few functions by rules of their
+# own.
 _INPUTS = """\
 from math import inf, nan
 import copy
@@ -174,7 +177,9 @@ def entry_point(item: Mapping[str, Any]) -> str:
 
 
 def question(item: Mapping[str, Any]) -> str:
-    """What an MBPP item asks: its text, and the tests that the function should pass; EvalPlus's rows have both."""
+    """What an MBPP item asks: its text, and the tests that the function should pass;
+    EvalPlus's rows have both.
+    """
     text: str = item.get("text") or item["prompt"]
     if "test_list" not in item:
         return text.strip().strip('"').strip()

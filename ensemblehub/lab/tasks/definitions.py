@@ -15,7 +15,9 @@ _SETTINGS = {"setrecursionlimit", "set_int_max_str_digits", "setlocale", "seed"}
 
 
 def rank(statements: Sequence[Statement], name: str) -> int:
-    """How well a name is defined: 4 by a function, class or lambda, 3 by a value, 2 by an import, 1 by a stub, 0."""
+    """How well a name is defined: 4 by a function, class or lambda, 3 by a value, 2 by an import,
+    1 by a stub, 0.
+    """
     return max((_rank(one, name) for one in statements if name in one.binds), default=0)
 
 
@@ -37,7 +39,9 @@ def _targets(node: ast.Assign | ast.AnnAssign) -> set[str]:
 
 
 def _complete(node: ast.AST) -> bool:
-    """Whether a definition is more than a signature: it does something, and no `...` stands for a part of it."""
+    """Whether a definition is more than a signature: it does something,
+    and no `...` stands for a part of it.
+    """
     if not isinstance(node, FUNCTIONS):
         return True
     if any(isinstance(one, ast.Expr) and _is_constant(one.value, ...) for one in ast.walk(node)):
@@ -164,13 +168,13 @@ class _Choice:
         return found
 
     def ordered(self) -> list[Statement]:
-        """The chosen ones: other blocks' imports first, then block by block, what the home block needs before it."""
-        imports, before, own, after = (
-            list[Statement](),
-            list[Statement](),
-            list[Statement](),
-            list[Statement](),
-        )
+        """The chosen ones: other blocks' imports first, then block by block,
+        what the home block needs before it.
+        """
+        imports = list[Statement]()
+        before = list[Statement]()
+        own = list[Statement]()
+        after = list[Statement]()
         given = {name for one, number in self.taken.items() if number == self.home for name in one.binds}
         for number, block in enumerate(self.blocks):
             for one in filter(self.taken.__contains__, block):
@@ -240,7 +244,9 @@ def _last(node: ast.AST) -> str:
 
 
 def _changed(node: ast.stmt) -> Iterator[str]:
-    """The names whose values a statement changes without giving them another: `x[0] = 1`, `x.y = 1`, `x.append(1)`."""
+    """The names whose values a statement changes without giving them another: `x[0] = 1`, `x.y = 1`,
+    `x.append(1)`.
+    """
     for one in inside(node):
         if isinstance(one, ast.Attribute | ast.Subscript) and not isinstance(one.ctx, ast.Load):
             yield from _root(one)

@@ -1,4 +1,5 @@
-"""Finding the program in a model's answer: fenced blocks, bare functions, and bodies that continue the prompt.
+"""Finding the program in a model's answer: fenced blocks, bare functions, and bodies that continue the
+prompt.
 
 Runs nothing.  `statements` reads what is found here, and `definitions` takes from it what the function needs.
 """
@@ -24,7 +25,9 @@ _TOGETHER = 4  # blocks that are read as one, where a docstring holds a fence
 
 @dataclass(frozen=True)
 class _Block:
-    """A fenced block: its language in lower case, where its lines begin and end, and how far its fence is indented."""
+    """A fenced block: its language in lower case, where its lines begin and end,
+    and how far its fence is indented.
+    """
 
     language: str
     start: int
@@ -68,9 +71,10 @@ def _last_block(answer: _Answer) -> str:
 def program_of(text: str, prompt: str, entry_point: str) -> str:
     """A whole program: the last complete definition of `entry_point` in the answer, with what it needs.
 
-    Imports, helpers and constants come from whichever block has them, else from the prompt; examples of use and
-    assertions are left out.  An answer that defines no such function is the body of the prompt's; a body may have lost
-    its indentation.  What is no Python, or too long to be taken apart, is returned as it is, behind the prompt.
+    Imports, helpers and constants come from whichever block has them, else from the prompt; examples of use
+    and assertions are left out.  An answer that defines no such function is the body of the prompt's; a body
+    may have lost its indentation.  What is no Python, or too long to be taken apart, is returned as it is,
+    behind the prompt.
     """
     parser, answer = Parser(), _Answer.of(text)
     asked = parser.whole(prompt) or parser.whole(f"{prompt}\n    pass\n") or []
@@ -98,9 +102,14 @@ def defines(text: str, entry_point: str) -> bool:
 
 
 def _blocks(lines: Sequence[str]) -> list[_Block]:
-    """The fenced blocks, also in lists and quotations.  A fence with a language ends a block that was left open."""
+    """The fenced blocks, also in lists and quotations.
+    A fence with a language ends a block that was left open.
+    """
     out: list[_Block] = []
-    fence, language, start, indent = "", "", 0, 0
+    fence = ""
+    language = ""
+    start = 0
+    indent = 0
     for number, line in enumerate(lines):
         found = _FENCE.fullmatch(line) if "```" in line or "~~~" in line else None
         if fence and _closes(line, fence, found):
@@ -117,7 +126,9 @@ def _blocks(lines: Sequence[str]) -> list[_Block]:
 
 
 def _closes(line: str, fence: str, found: re.Match[str] | None) -> bool:
-    """Whether a line ends an open block: its own kind of fence, one with a language, or three ticks behind code."""
+    """Whether a line ends an open block: its own kind of fence, one with a language,
+    or three ticks behind code.
+    """
     if found is None:
         return fence[0] == "`" and line.rstrip().endswith("```") and line.count("```") == 1
     if found[2][0] != fence[0] or "`" in found[3]:
@@ -126,7 +137,9 @@ def _closes(line: str, fence: str, found: re.Match[str] | None) -> bool:
 
 
 def _content(lines: Sequence[str], start: int, block: _Block) -> str:
-    """The text from a line to the end of a block, without the indentation of its fence and without quotation marks."""
+    """The text from a line to the end of a block,
+    without the indentation of its fence and without quotation marks.
+    """
     margin = re.compile(rf"[ \t>]{{0,{block.indent}}}")
     part = [margin.sub("", line, count=1) if block.indent else line for line in lines[start : block.end]]
     if part and part[-1].rstrip().endswith("```"):
@@ -138,7 +151,9 @@ def _content(lines: Sequence[str], start: int, block: _Block) -> str:
 
 
 def _readings(parser: Parser, answer: _Answer) -> Iterator[list[list[Statement]]]:
-    """The statements of the answer, read in four ways: Python's blocks, all blocks, all text, and what is indented."""
+    """The statements of the answer, read in four ways: Python's blocks, all blocks, all text,
+    and what is indented.
+    """
     lines, blocks = answer.lines, answer.blocks
     python = [block for block in blocks if block.language in ("", *_PYTHON)]
     if python:
@@ -188,7 +203,9 @@ def _session(parser: Parser, source: str) -> list[Statement]:
 def _completed(
     parser: Parser, answer: _Answer, prompt: str, name: str, column: int
 ) -> list[Statement] | None:
-    """The prompt's function with the answer as its body: the first body that returns, else the first there is."""
+    """The prompt's function with the answer as its body: the first body that returns,
+    else the first there is.
+    """
     first: list[Statement] | None = None
     start = prompt if prompt.endswith("\n") else f"{prompt}\n"
     for body in _bodies(answer):

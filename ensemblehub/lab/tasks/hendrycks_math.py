@@ -1,4 +1,6 @@
-"""MATH (Hendrycks et al. 2021): competition problems of seven subjects and five levels, with train and test."""
+"""MATH (Hendrycks et al. 2021): competition problems of seven subjects and five levels,
+with train and test.
+"""
 
 from __future__ import annotations
 

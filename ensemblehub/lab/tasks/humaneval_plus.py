@@ -1,4 +1,6 @@
-"""HumanEval+ (Liu et al. 2023): HumanEval's functions with EvalPlus's many more tests, divided as HumanEval."""
+"""HumanEval+ (Liu et al. 2023): HumanEval's functions with EvalPlus's many more tests,
+divided as HumanEval.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,9 @@ RANGES: Mapping[str, range] = {
 
 
 def convert(suite: code_tests.Suite, item: Mapping[str, Any]) -> Fields:
-    """An item of MBPP as first published, of its sanitized form, or of EvalPlus's: a text or prompt, and tests."""
+    """An item of MBPP as first published, of its sanitized form, or of EvalPlus's: a text or prompt,
+    and tests.
+    """
     entry_point = item.get("entry_point") or code_tests.entry_point(item)
     return {
         "input": code_tests.question(item),

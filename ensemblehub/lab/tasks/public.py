@@ -37,8 +37,8 @@ class Public(Task):
     Every split is in one seeded order, so that the first N questions are a fair sample of it.
 
     Attributes:
-        data: a file in the public form or in that of `ensemblehub data fetch`, or a folder of such files; None
-            looks into `data/`, then asks the hub.
+        data: a file in the public form or in that of `ensemblehub data fetch`, or a folder of such files;
+            None looks into `data/`, then asks the hub.
         source: where its items come from.
         parts: the published split that is read for train, and for test.
         share: numbers of train and test questions, where one published split is divided between the two.

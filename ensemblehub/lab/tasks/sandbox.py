@@ -1,28 +1,31 @@
 """Running a model's program against a benchmark's test.
 
-Three processes.  This one starts a *checker*, which runs the benchmark's own code and holds a random nonce; the
-checker starts a *worker*, which runs the program under test and only ever receives arguments and returns plain
-values.  A verdict counts if it comes from the checker with the nonce.  Both children have resource limits (time,
-memory, file size, open files, no new processes), an empty environment and nothing to read; what they print is thrown
-away.  In the end everything below the checker is killed, and the process group with it.
+Three processes.  This one starts a *checker*, which runs the benchmark's own code and holds a random nonce;
+the checker starts a *worker*, which runs the program under test and only ever receives arguments and returns
+plain values.  A verdict counts if it comes from the checker with the nonce.  Both children have resource
+limits (time, memory, file size, open files, no new processes), an empty environment and nothing to read; what
+they print is thrown away.  In the end everything below the checker is killed, and the process group with it.
 
-The worker is isolated in one of three forms; the strongest that works here is found by running it, once per process,
-unless `ENSEMBLEHUB_SANDBOX` or an argument requires one, and every outcome names its form:
+The worker is isolated in one of three forms; the strongest that works here is found by running it, once per
+process, unless `ENSEMBLEHUB_SANDBOX` or an argument requires one, and every outcome names its form:
 
-- `bubblewrap`: a root of its own, read-only, with the interpreter, its standard library and the system's libraries and
-  nothing else; a private /tmp; no network; its own process, IPC, host and user namespaces.
+- `bubblewrap`: a root of its own, read-only, with the interpreter, its standard library and the system's
+  libraries and nothing else; a private /tmp; no network; its own process, IPC, host and user namespaces.
 - `namespaces` (Linux 5.12, where an ordinary user may make namespaces): the same, made without bubblewrap.
-- `limits`: Landlock (Linux 5.13) hides the contents of all other files, /proc and devices included.  Where it or the
-  filter of system calls is missing, a program could read the right answers in this process's memory or in a file, so
-  this form grades nothing there unless it is asked for by name.
+- `limits`: Landlock (Linux 5.13) hides the contents of all other files, /proc and devices included.  Where it
+  or the filter of system calls is missing, a program could read the right answers in this process's memory or
+  in a file, so this form grades nothing there unless it is asked for by name.
 
-On Linux on x86_64 and aarch64 both children also have their system calls filtered (`sandbox_filter`), in every form: no
-processes, threads, programs, signals, sockets or locks; in `limits`, and in the checker, no writing to files either.
+On Linux on x86_64 and aarch64 both children also have their system calls filtered (`sandbox_filter`), in
+every form: no processes, threads, programs, signals, sockets or locks; in `limits`, and in the checker, no
+    writing to files either.
 `isolation()` says what a program can do here, and `docs/sandbox.md` what each form does not stop.
 
-Any exception that leaves the program fails it, unless the test has a handler that names it (`expected_exceptions`).
+Any exception that leaves the program fails it, unless the test has a handler that names it
+(`expected_exceptions`).
 
-Limits of the method: arguments and results are plain data (numbers, strings, bytes, lists, tuples, sets, dicts), and a
+Limits of the method: arguments and results are plain data (numbers, strings, bytes, lists, tuples, sets,
+    dicts), and a
 test does not see its arguments changed in place.
 """
 
@@ -76,7 +79,9 @@ _PROBING = threading.Lock()
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run went: whether the test passed, why not in one line, the wall time, and the form of isolation."""
+    """How a run went: whether the test passed, why not in one line, the wall time,
+    and the form of isolation.
+    """
 
     passed: bool
     reason: str
@@ -98,8 +103,8 @@ def run_tests(
 
     Args:
         program: the untrusted source, complete.
-        test: trusted source that defines `check(candidate)`.  Bare assertions, MBPP's form, are such a source inside
-            `def check(candidate): ...`: there `entry_point` is the candidate.
+        test: trusted source that defines `check(candidate)`.  Bare assertions, MBPP's form, are such a source
+            inside `def check(candidate): ...`: there `entry_point` is the candidate.
         prompt: trusted source whose definitions the test may use besides the candidate (HumanEval/32's
             `poly`); it must compile by itself.
         wall_seconds: for everything together, start-up included.
@@ -141,7 +146,9 @@ def isolation(form: Form | None = None) -> Isolation:
 
 @functools.cache
 def _probe(form: Form) -> Isolation | str:
-    """The form as it works here, with all of its protections or as many as there are; or why it does not work."""
+    """The form as it works here, with all of its protections or as many as there are;
+    or why it does not work.
+    """
     if not present(form):
         return "bwrap is not installed" if form == "bubblewrap" else "this is not Linux"
     test, why = "def check(candidate):\n    assert candidate(2) == 4\n", ""
@@ -200,7 +207,8 @@ def _run(
 
 
 def expected_exceptions(test: str) -> list[str]:
-    """The exceptions that a test says it expects of the candidate, by name, from its handlers and `assertRaises`.
+    """The exceptions that a test says it expects of the candidate, by name, from its handlers and
+    `assertRaises`.
 
     Handlers of everything (`except Exception`) expect nothing: they would forgive any mistake.
     """
@@ -260,7 +268,9 @@ def _printable(text: str) -> str:
 
 
 def _kill_all(checker: subprocess.Popen[bytes]) -> None:
-    """Stop the checker, kill what it has below it, round by round while any is left, then its process group."""
+    """Stop the checker, kill what it has below it, round by round while any is left,
+    then its process group.
+    """
     _kill(checker.pid, signal.SIGSTOP)  # it may be about to start the worker
     for _ in range(_KILL_ROUNDS):
         alive = _descendants(checker.pid)

@@ -29,7 +29,11 @@ REPLY_BYTES = 8 * MEGABYTE
 FILE_BYTES = MEGABYTE
 OPEN_FILES = 64
 GRACE_SECONDS = 5  # after the time is up; then the children end by themselves, should nobody end them
-_PDEATHSIG, _DUMPABLE, _SECCOMP, _SUBREAPER, _NO_NEW_PRIVS = 1, 4, 22, 36, 38  # prctl options
+_PDEATHSIG = 1
+_DUMPABLE = 4
+_SECCOMP = 22
+_SUBREAPER = 36
+_NO_NEW_PRIVS = 38  # prctl options
 _SECCOMP_FILTER = 2
 READY = b"ready\n"
 
@@ -109,7 +113,9 @@ def _limit(seconds: int, megabytes: int) -> None:
 
 
 def _guard_checker(parent: int, seconds: int) -> None:
-    """Nobody may look into this process; whoever loses its parent below it becomes its child; it ends with `parent`."""
+    """Nobody may look into this process; whoever loses its parent below it becomes its child;
+    it ends with `parent`.
+    """
     signal.alarm(seconds + GRACE_SECONDS)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -132,7 +138,8 @@ class _Filter(ctypes.Structure):
 
 
 def _filter_calls(instructions: bytes) -> None:
-    """Let the kernel refuse system calls from now on, by a filter that `sandbox_filter` made; none if it is empty.
+    """Let the kernel refuse system calls from now on, by a filter that `sandbox_filter` made; none if it is
+    empty.
 
     Raises:
         OSError: the kernel refuses it.
@@ -159,10 +166,14 @@ def _silence() -> None:
 
 
 class Worker:
-    """The worker's process: what it reads, writes and complains.  `subprocess` takes 10 ms to import, and this none."""
+    """The worker's process: what it reads, writes and complains.  `subprocess` takes 10 ms to import,
+    and this none.
+    """
 
     def __init__(self, command: list[str]) -> None:
-        (its_calls, calls), (replies, its_replies), (errors, its_errors) = os.pipe(), os.pipe(), os.pipe()
+        (its_calls, calls) = os.pipe()
+        (replies, its_replies) = os.pipe()
+        (errors, its_errors) = os.pipe()
         its = (its_calls, its_replies, its_errors)
         os.posix_spawn(
             command[0],
@@ -265,7 +276,9 @@ def _hear(worker: Worker, expected: Sequence[str] = ()) -> Any:
         kind, payload = json.loads(line)
         if kind == "return":
             return decode(payload)
-        name, text, bases = str(payload[0]), str(payload[1]), [str(one) for one in payload[2]]
+        name = str(payload[0])
+        text = str(payload[1])
+        bases = [str(one) for one in payload[2]]
     except Exception as error:
         raise WorkerFailed("the result is not plain data") from error
     if kind == "raise" and any(one in expected for one in bases):

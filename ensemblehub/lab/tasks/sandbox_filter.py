@@ -1,11 +1,12 @@
 """The filter of system calls (seccomp) that the sandbox's two children put on themselves, as bytes.
 
-Knows call numbers and the filter's machine code (Linux, `Documentation/userspace-api/seccomp_filter.rst`); applies
-nothing.  Refused, with EPERM: to make processes or threads, to start another program, to signal, trace or reschedule
-anybody, to open, bind or connect a socket, to lock or watch files, to read the kernel's log, to share memory or
-queues, to enter namespaces or mount, and what only widens the reach of a
-hostile program (io_uring, bpf, keys, ...).  With `write=False` also to open for writing, create, rename, remove or
-change any file.  Calls newer than the table are answered with ENOSYS, as an older kernel would.
+Knows call numbers and the filter's machine code (Linux, `Documentation/userspace-api/seccomp_filter.rst`);
+applies nothing.  Refused, with EPERM: to make processes or threads, to start another program, to signal,
+    trace or reschedule
+anybody, to open, bind or connect a socket, to lock or watch files, to read the kernel's log, to share memory
+or queues, to enter namespaces or mount, and what only widens the reach of a
+hostile program (io_uring, bpf, keys, ...).  With `write=False` also to open for writing, create, rename,
+remove or change any file.  Calls newer than the table are answered with ENOSYS, as an older kernel would.
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ class _Condition:
 _ALWAYS_SOME = (
     _Condition((302, 261), 0, "bits", (0xFFFFFFFF,)),  # prlimit64 of another process
     _Condition((53, 199), 1, "bits", (0xE,)),  # socketpair but of streams: datagrams can be sent elsewhere
-    # fcntl: F_SETOWN, F_SETSIG, F_SETOWN_EX signal whom one likes; locks, leases and F_NOTIFY hold up or watch others
+    # fcntl: F_SETOWN, F_SETSIG, F_SETOWN_EX signal whom one likes; locks, leases and F_NOTIFY hold up or
+    # watch others
     _Condition((72, 25), 1, "equals", (8, 10, 15, 6, 7, 37, 38, 1024, 1026)),
     # ioctl: FIOSETOWN and SIOCSPGRP do too; TIOCSTI types into a terminal; FS_IOC_SETFLAGS and FSSETXATTR
     _Condition((16, 29), 1, "equals", (0x8901, 0x8902, 0x5412, 0x541C, 0x40086602, 0x401C5820)),
@@ -171,8 +173,14 @@ _WRITING_SOME = (
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, and name in the filter
 _X32 = 0x40000000
 # struct seccomp_data: number, architecture, instruction pointer, six arguments of 8 bytes (little-endian)
-_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
-_LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER = 0
+_ARCHITECTURE = 4
+_ARGUMENTS = 16
+_LOAD = 0x20
+_IF_EQUAL = 0x15
+_IF_AT_LEAST = 0x35
+_IF_BITS = 0x45
+_RETURN = 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 
 

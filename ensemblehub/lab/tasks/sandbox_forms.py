@@ -1,4 +1,5 @@
-"""The forms of isolation that the sandbox knows, strongest first, and how each starts the process of the program.
+"""The forms of isolation that the sandbox knows, strongest first, and how each starts the process of the
+program.
 
 Knows command lines; `sandbox` finds out which of them work here.
 """
@@ -51,7 +52,9 @@ class Isolation:
 
     @property
     def tight(self) -> bool:
-        """Whether a program can neither find the right answers nor change what is the user's; else only on demand."""
+        """Whether a program can neither find the right answers nor change what is the user's;
+        else only on demand.
+        """
         return self.form != "limits" or (self.filtered and self.hidden)
 
     @property
@@ -113,7 +116,9 @@ def worker_command(form: Form, child: Path) -> list[str]:
 
 
 def python() -> list[str]:
-    """The interpreter with nothing but its standard library, by its own path also in a virtual environment."""
+    """The interpreter with nothing but its standard library,
+    by its own path also in a virtual environment.
+    """
     return [_interpreter(), "-I", "-S", "-B"]
 
 
@@ -124,9 +129,9 @@ def _interpreter() -> str:
 def _bubblewrap(child: Path) -> list[str]:
     """`bwrap` with its options.
 
-    No /proc and no other devices than these, so that it works where a container's own /proc is masked.  /tmp comes
-    first, as the interpreter may lie below it.  The capability to mount is for the worker, which gives /tmp a bound
-    on files and then drops it.
+    No /proc and no other devices than these, so that it works where a container's own /proc is masked.  /tmp
+    comes first, as the interpreter may lie below it.  The capability to mount is for the worker, which gives
+    /tmp a bound on files and then drops it.
     """
     unshare = ("--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534", "--hostname", "sandbox")
     rights = (

@@ -1,7 +1,8 @@
 """How the worker of `sandbox` isolates itself before it loads a program; standard library only.
 
-`sandbox_child` runs this file's text, since a worker may see no file of the package.  Linux's calls by `ctypes`:
-namespaces and a root of its own in the form `namespaces`, Landlock in `limits`, no privileges in any form.
+`sandbox_child` runs this file's text, since a worker may see no file of the package.  Linux's calls by
+`ctypes`: namespaces and a root of its own in the form `namespaces`, Landlock in `limits`, no privileges in
+    any form.
 """
 
 from __future__ import annotations
@@ -18,16 +19,28 @@ import sys
 NEW_NAMESPACES = 0x10000000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x00020000
 FOLDER = b"size=16m,nr_inodes=1024,mode=700"  # the program's /tmp
 _NOBODY = 65534
-_PDEATHSIG, _CAPBSET_DROP, _NO_NEW_PRIVS = 1, 24, 38  # prctl options
+_PDEATHSIG = 1
+_CAPBSET_DROP = 24
+_NO_NEW_PRIVS = 38  # prctl options
 _CAPABILITY_VERSION = 0x20080522
-_READ_ONLY, _NO_SETUID, _NO_DEVICES, _NO_PROGRAMS = 1, 2, 4, 8  # of mount(2) and of mount_setattr(2)
-_REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 32, 4096, 16384, 1 << 18  # of mount(2)
+_READ_ONLY = 1
+_NO_SETUID = 2
+_NO_DEVICES = 4
+_NO_PROGRAMS = 8  # of mount(2) and of mount_setattr(2)
+_REMOUNT = 32
+_BIND = 4096
+_RECURSIVE = 16384
+_PRIVATE = 1 << 18  # of mount(2)
 _DETACH = 2  # of umount2(2)
-_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
+_MOUNT_SETATTR = 442
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 CREATE_RULESET = 444  # Landlock's calls
 _ADD_RULE, _RESTRICT_SELF = 445, 446
-_WRITE_FILE, _READ_FILE, _READ_FOLDER = 2, 4, 8  # its rights
+_WRITE_FILE = 2
+_READ_FILE = 4
+_READ_FOLDER = 8  # its rights
 _FILE_RIGHTS = ((1, 0x1FFF), (2, 1 << 13), (3, 1 << 14), (5, 1 << 15))  # and the version that brought them
 _ANYTHING_TCP = _ANYTHING_SCOPED = 3
 
@@ -92,7 +105,9 @@ def _enter_namespaces(libc: ctypes.CDLL, view: list[tuple[str, str, str]]) -> No
 
 
 def _change_root(libc: ctypes.CDLL, view: list[tuple[str, str, str]]) -> None:
-    """A new root, built on the working folder: the view, and a private, small /tmp below which some of it may lie."""
+    """A new root, built on the working folder: the view, and a private,
+    small /tmp below which some of it may lie.
+    """
     root = os.getcwd()
     _mount(libc, None, "/", _RECURSIVE | _PRIVATE)
     _mount(libc, "tmpfs", root, _NO_SETUID | _NO_DEVICES, b"size=256k,nr_inodes=1024,mode=755")

@@ -1,7 +1,7 @@
 """Reading the items of a public benchmark: from a file, a folder of files, a package, or the hub.
 
-An item in this project's form has `instruction`, `input` and `output`, the last with the answer boxed where it is
-mathematics, and the benchmark's own fields that grading needs.
+An item in this project's form has `instruction`, `input` and `output`, the last with the answer boxed where
+it is mathematics, and the benchmark's own fields that grading needs.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ class Source:
     Attributes:
         title: its published name.
         hub: its repository on the hub.
-        files: path of the fetched files below the data folder; may contain `{config}`, `{split}` and `{subject}`.
+        files: path of the fetched files below the data folder; may contain `{config}`, `{split}` and
+            `{subject}`.
         sizes: number of items by published split.
         instruction: what the model is asked to do.
-        convert: makes an item in our form of a published one (field names in lower case).  KeyError and ValueError
-            say what is wrong with it.
+        convert: makes an item in our form of a published one (field names in lower case).  KeyError and
+            ValueError say what is wrong with it.
         configs: configurations on the hub that are read.
         more_configs: configurations that `data fetch` writes besides.
         package: reads the items from an installed package instead of the hub; None where it is not installed.
@@ -107,9 +108,9 @@ class Source:
 
         Args:
             name: of the task.
-            data: a file in the public form or ours (`{split}` in its name stands for the split), or a folder with
-                the files of `ensemblehub data fetch` or with NAME.jsonl or NAME_SPLIT.jsonl; None looks into
-                `data/`, then asks the benchmark's package where installed, then the hub.
+            data: a file in the public form or ours (`{split}` in its name stands for the split), or a folder
+                with the files of `ensemblehub data fetch` or with NAME.jsonl or NAME_SPLIT.jsonl; None looks
+                into `data/`, then asks the benchmark's package where installed, then the hub.
 
         Raises:
             ConfigError: one line: the file and line that cannot be used.
@@ -158,7 +159,9 @@ class Source:
         return [beside] if beside else []
 
     def layouts(self, folder: Path, split: str) -> Iterator[list[Path]]:
-        """The files that together make a split, one list per known layout of a folder; the fetched one first."""
+        """The files that together make a split, one list per known layout of a folder;
+        the fetched one first.
+        """
         yield [folder / self.files.format(config=self.configs[0], split=split)]
 
     def from_hub(

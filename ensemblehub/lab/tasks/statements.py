@@ -88,7 +88,9 @@ class Parser:
         self.left = _BUDGET
 
     def whole(self, source: str) -> list[Statement] | None:
-        """The statements of a text that is Python from beginning to end; None where it is not, or too long."""
+        """The statements of a text that is Python from beginning to end; None where it is not,
+        or too long.
+        """
         if len(source) > LONGEST or self.left < 0:
             return None
         self.left -= max(len(source), _LEAST) + source.count("{") ** 2 // _BRACES
@@ -138,14 +140,18 @@ class Parser:
 
 
 def _open(text: str) -> bool:
-    """Whether a statement may go on behind the text: a decorator, or in brackets or a text over several lines."""
+    """Whether a statement may go on behind the text: a decorator,
+    or in brackets or a text over several lines.
+    """
     if text[0] == "@" or any(text.count(quotes) % 2 for quotes in ('"""', "'''")):
         return True
     return any(text.count(left) > text.count(right) for left, right in ("()", "[]", "{}"))
 
 
 def _indentations(source: str) -> Iterator[str]:
-    """A text as it stands, without its common indentation, and with that of its first line, which may be lost."""
+    """A text as it stands, without its common indentation, and with that of its first line,
+    which may be lost.
+    """
     yield source
     if re.match(r"\s*\n?[ \t]", source):
         yield textwrap.dedent(source)
