@@ -173,7 +173,7 @@ def doctor(path: Path | None, changes: tuple[str, ...], probe: bool, as_json: bo
     """
     from rich.console import Console
 
-    from ensemblehub import doctor
+    from ensemblehub import doctor, doctor_report
 
     doctor.offline()
     report = doctor.examine(path or builtin.CONFIG, changes, probe)
@@ -181,7 +181,7 @@ def doctor(path: Path | None, changes: tuple[str, ...], probe: bool, as_json: bo
         click.echo(json.dumps(report.record(), ensure_ascii=False, default=str))
     else:
         console = Console(highlight=False)
-        doctor.show(report, console if console.is_terminal else Console(highlight=False, width=160))
+        doctor_report.show(report, console if console.is_terminal else Console(highlight=False, width=160))
     sys.exit(0 if report.ok else 2)
 
 

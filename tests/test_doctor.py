@@ -62,7 +62,7 @@ def test_strategies_parts_and_scorers(tmp_path):
     report = examined(tmp_path, PAIR + SCORED + "best_of\n  model_selection_method: model_judgment")
     assert report.selection.requires == ("decode",)
     assert report.selection.min_engines == 1
-    assert [(one["name"], one["weight"]) for one in report.scorers] == [("builtin:intern", 0.5)]
+    assert [(scorer["name"], scorer["weight"]) for scorer in report.scorers] == [("builtin:intern", 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_all_problems_are_told_at_once(tmp_path):
     assert [member.name for member in report.members] == ["builtin:mentor", "builtin:intern"]
 
 
-def test_notes_tell_what_is_in_vain(tmp_path):
+def test_notes_name_keys_without_effect(tmp_path):
     text = PAIR + "reward_specs: [{path: x}]\nensemble: {max_rounds: 3, generation: {max_tokens: 2048}}"
     notes = examined(tmp_path, text).notes
     assert any("max_rounds has no effect" in note for note in notes)
