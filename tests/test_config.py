@@ -11,7 +11,8 @@ from ensemblehub.config.flags import configured
 from ensemblehub.config.old_keys import MOVED
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ConfigError
-from ensemblehub.registry import ENGINES, TASKS, build, lookup
+from ensemblehub.lab.tasks import TASKS
+from ensemblehub.registry import ENGINES, build, lookup
 
 
 def read(tmp_path, text):
