@@ -13,7 +13,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 LONGEST = (
     "lab/paper/test_paper.py",
     "lab/pipeline/test_parallel.py",
+    "api/test_page.py",
+    "api/test_attacks.py",
     "api/test_lm_eval.py",
+    "api/test_curl.py",
+    "test_builtin_pair.py",
+    "api/test_limits.py",
+    "test_faults.py",
+    "test_examples.py",
+    "generators/test_contract.py",
+    "test_benchmarks.py",
+    "api/test_openai_client.py",
+    "tandem/test_sequence_judges.py",
+    "api/test_far_intern.py",
+    "api/test_hetero.py",
+    "lab/builtin/test_training.py",
 )
 
 

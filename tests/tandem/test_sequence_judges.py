@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 torch = pytest.importorskip("torch")
 
 
-def problem(n=120, seed=0):
+def problem(n=60, seed=0):
     """Right where the entropy rises towards the end, and where one of the features is high."""
     random = np.random.default_rng(seed)
     right = random.random((n, 2)) < 0.5
@@ -43,7 +43,7 @@ def judges():
 
 @pytest.fixture(scope="module")
 def readings():
-    table, right, tokens, sequences = problem(n=60, seed=1)
+    table, right, tokens, sequences = problem(seed=1)
     examples = examples_of(table, right, tokens, None, sequences)
     return examples.readings, examples.label
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from ensemblehub.cli import add_plugins, cli
 from ensemblehub.lab import paper
+from ensemblehub.lab.paper import latency
 from ensemblehub.lab.paper.study import PAIRS, Study
 from ensemblehub.lab.paper.tables import FIGURES, Table, published
 from ensemblehub.tandem import insights
@@ -77,7 +78,8 @@ def test_the_scripts_run_offline_on_the_builtin_pair_and_go_on_where_they_stoppe
 @pytest.mark.slow
 @pytest.mark.xdist_group("paper")
 @pytest.mark.parametrize("table", ["guidance", "thinking", "latency", "ablation", "families"])
-def test_the_other_tables_run_on_the_builtin_pair(table, results):
+def test_the_other_tables_run_on_the_builtin_pair(table, results, monkeypatch):
+    monkeypatch.setattr(latency, "QUESTIONS", 3)  # one at a time, by eight methods
     study = Study("builtin", "math500", results, limit=20)
     texts = list(paper.run(table, study))
     record = json.loads((results / "builtin_math" / f"{table}.json").read_text())

@@ -20,7 +20,7 @@ from ensemblehub.lab.pipeline.records import Collected
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("parallel")]
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "scripts" / "mentor_guided" / "collect_progressive_data.py"
-LIMIT = 24
+LIMIT = 16
 
 
 def command(folder, *more, limit=LIMIT):
