@@ -35,6 +35,46 @@ metric_list: [{metric: acc}, {metric: acc_norm}]
 }
 
 
+# The harness with its imports done: forks for every command line of standard input, and says how that ended.
+FORKING = """
+import json, os, signal, sys
+import datasets, lm_eval.evaluator, lm_eval.models, lm_eval.tasks, torch, transformers
+from lm_eval.__main__ import cli_evaluate
+
+# Not its index of the tasks that come with it: reading that takes as long as everything else.
+lm_eval.tasks.TaskManager.__init__.__defaults__ = (None, None, False, None)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        signal.alarm(240)
+        folder, *sys.argv = json.loads(line)
+        os.chdir(folder)
+        output = os.open("output", os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        cli_evaluate()
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENAI_API_KEY": "none",
+}
+
+
+@pytest.fixture(scope="module")
+def harness():
+    """A process that evaluates one command line after another, each in a fork of its own."""
+    command, pipe = [sys.executable, "-c", FORKING], subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, text=True, env={**os.environ, **OFFLINE}
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     """A folder with the tasks and their questions."""
@@ -62,34 +102,18 @@ def server(serve):
     return serve(None)
 
 
-def evaluated(tasks, out, names, model, arguments, *flags, fails=False):
+def evaluated(harness, tasks, out, names, model, arguments, *flags, fails=False):
     """Metrics and answers by task; with `fails`, what it printed."""
-    command = [
-        sys.executable,
-        "-m",
-        "lm_eval",
-        "--model",
-        model,
-        "--tasks",
-        ",".join(names),
-        "--include_path",
-        str(tasks),
-    ]
+    command = ["lm_eval", "--model", model, "--tasks", ",".join(names), "--include_path", str(tasks)]
     command += ["--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())]
     command += ["--output_path", str(out), "--log_samples", *flags]
-    offline = {
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "OPENAI_API_KEY": "none",
-    }
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **offline}, timeout=240, cwd=out
-    )
+    print(json.dumps([str(out), *command]), file=harness.stdin, flush=True)
+    status = int(harness.stdout.readline())
+    said = (out / "output").read_text()
     if fails:
-        assert done.returncode
-        return done.stderr + done.stdout
-    assert done.returncode == 0, done.stderr[-3000:]
+        assert status
+        return said
+    assert status == 0, said[-3000:]
     (results,) = out.rglob("results_*.json")
     metrics = json.loads(results.read_text())["results"]
     samples = {}
@@ -106,10 +130,10 @@ def through(server, model, **more):
 
 
 @pytest.fixture(scope="module")
-def at_home(tasks, tmp_path_factory):
+def at_home(harness, tasks, tmp_path_factory):
     """The same model, run by the harness itself."""
     arguments = {"pretrained": builtin.resolve("builtin:intern"), "dtype": "float32"}
-    return evaluated(tasks, tmp_path_factory.mktemp("hf"), TASKS, "hf", arguments, "--device", "cpu")
+    return evaluated(harness, tasks, tmp_path_factory.mktemp("hf"), TASKS, "hf", arguments, "--device", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -121,9 +145,11 @@ def at_home(tasks, tmp_path_factory):
     ],
     ids=["remote tokenizer", "batches", "words"],
 )
-def test_a_single_model_scores_through_the_server_as_at_home(server, tasks, tmp_path, at_home, more, flags):
+def test_a_single_model_scores_through_the_server_as_at_home(
+    harness, server, tasks, tmp_path, at_home, more, flags
+):
     metrics, samples = evaluated(
-        tasks, tmp_path, TASKS, "local-completions", through(server, "intern", **more), *flags
+        harness, tasks, tmp_path, TASKS, "local-completions", through(server, "intern", **more), *flags
     )
     assert metrics == at_home[0]
     assert samples["builtin_writes"] == at_home[1]["builtin_writes"]
@@ -133,10 +159,12 @@ def test_a_single_model_scores_through_the_server_as_at_home(server, tasks, tmp_
             assert greedy == greedy_too
 
 
-def test_models_of_different_tokenizers_have_a_log_likelihood_together(serve, tasks, tmp_path, at_home):
+def test_models_of_different_tokenizers_have_a_log_likelihood_together(
+    harness, serve, tasks, tmp_path, at_home
+):
     mixing = serve(MIXED.read_text())
     named = through(mixing, "ensemble", tokenizer=builtin.resolve("builtin:intern"))
-    metrics, samples = evaluated(tasks, tmp_path, TASKS, "local-completions", named)
+    metrics, samples = evaluated(harness, tasks, tmp_path, TASKS, "local-completions", named)
     assert 0 <= metrics["builtin_chooses"]["acc,none"] <= 1
     assert all(text for [[text]] in samples["builtin_writes"])
     mixed = [float(value) for one in samples["builtin_chooses"] for [(value, _)] in one]
@@ -156,19 +184,22 @@ def test_models_of_different_tokenizers_have_a_log_likelihood_together(serve, ta
 
     # the harness asks for "the" tokenizer and names no model: of several, none is told in place of another
     remote = through(mixing, "guest", tokenizer_backend="remote", max_retries=1)
-    said = evaluated(tasks, tmp_path, ["builtin_chooses"], "local-completions", remote, fails=True)
+    said = evaluated(harness, tasks, tmp_path, ["builtin_chooses"], "local-completions", remote, fails=True)
     assert "/tokenizer_info failed" in said
 
 
-def test_tandem_answers_chats_and_says_what_its_log_likelihood_needs(server, tasks, tmp_path):
+def test_tandem_answers_chats_and_says_what_its_log_likelihood_needs(harness, server, tasks, tmp_path):
     chat = {"model": "ensemble", "base_url": f"{server.url}/v1/chat/completions"}
     flags = ["--apply_chat_template", "--gen_kwargs", "max_gen_toks=200"]
-    metrics, _ = evaluated(tasks, tmp_path, ["builtin_writes"], "local-chat-completions", chat, *flags)
+    metrics, _ = evaluated(
+        harness, tasks, tmp_path, ["builtin_writes"], "local-chat-completions", chat, *flags
+    )
     assert (
         metrics["builtin_writes"]["exact_match,last"] >= 0.5
     )  # the pair solves problems of one and two steps
     more = {"max_retries": 1}
     said = evaluated(
+        harness,
         tasks,
         tmp_path,
         ["builtin_chooses"],
