@@ -1,7 +1,4 @@
-"""Input items: what a data file asks, whatever form it asks in.
-
-Knows no engine and no configuration.
-"""
+"""Input items: the questions of a data file in any of the common formats."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ QUESTIONS = ("prompt", "problem", "question", "input")
 LABELS = ("output", "label", "answer", "solution", "canonical_solution", "ground_truth")
 IDS = ("id", "task_id", "unique_id")
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES = ("system", "developer", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -28,10 +25,10 @@ class Example:
     """One item of a data file.
 
     Attributes:
-        number: its place in the file, from 1.
-        id: its own id where it has one, else its number.
-        key: hash of what it asks, and of how many items before it ask the same.
-        label: the expected answer, as the file has it.
+        number: Position in the file, from 1.
+        id: The item's own id, or its number.
+        key: Hash of the prompt and of the number of earlier items with the same prompt.
+        label: Expected answer, as the file has it.
     """
 
     number: int
@@ -43,7 +40,11 @@ class Example:
 
 @dataclass(frozen=True)
 class BadExample:
-    """An item that asks nothing that a model could be given, and why; the other fields are those of `Example`."""
+    """An item without a usable prompt.
+
+    Attributes:
+        reason: Why it cannot be asked; the other fields are those of `Example`.
+    """
 
     number: int
     id: str
@@ -52,13 +53,13 @@ class BadExample:
 
 
 def read_items(path: Path) -> Iterator[Example | BadExample]:
-    """Every item of a data file (JSON, JSONL, gzipped or parquet), in order, read as it is asked for.
+    """Read the items of a data file (JSON, JSONL, gzipped or parquet) lazily, in order.
 
     An item is a plain string or has `messages`; `instruction` and `input`; or `prompt`, `problem` or
-    `question`.  Its label is its `output`, `answer` or `solution`; in `messages`, the assistant's last word.
+    `question`.  Its label is its `output`, `answer` or `solution`; in `messages`, the assistant's last turn.
 
     Raises:
-        ConfigError: one line: the file is missing, empty or cannot be read.
+        ConfigError: The file is missing, empty or cannot be read.
     """
     seen: Counter[bytes] = Counter()
     for number, (_, value) in enumerate(located(path), 1):
@@ -94,14 +95,18 @@ def _name(value: Any, number: int) -> str:
 
 
 def _content(item: Example | BadExample) -> str:
-    """What decides the answer to an item: what it asks, and not its label or id."""
+    """Text of the prompt, which identifies an item whatever its label and id."""
     if isinstance(item, BadExample):
         return f"bad: {item.reason}"
     return json.dumps([[message.role, message.content] for message in item.prompt.messages])
 
 
 def _asked(value: Any, fields: Mapping[str, Any]) -> tuple[tuple[Message, ...], str | None]:
-    """The conversation and the label of an item; a `ValueError` says what is wrong with it."""
+    """The conversation and the label of an item.
+
+    Raises:
+        ValueError: The item cannot be asked.
+    """
     if isinstance(value, Broken):
         raise ValueError(value.reason)
     if isinstance(value, str):
@@ -144,21 +149,7 @@ def _user(text: str) -> Message:
 def _message(turn: Any) -> Message:
     if not isinstance(turn, dict) or turn.get("role") not in ROLES:
         raise ValueError(f"a message needs a role of {', '.join(ROLES)}, and content")
-    content = turn.get("content")
-    if isinstance(content, list):
-        content = "".join(_part(part) for part in content)
-    if not isinstance(content, str):
-        raise ValueError(f"the content of a message is not text: {json.dumps(content)[:40]}")
-    role: Any = ROLES[turn["role"]]
-    return Message(role, content)
-
-
-def _part(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text" or not isinstance(part.get("text"), str):
-        raise ValueError(f"a message holds {kind or json.dumps(part)[:40]}, and only text can be asked")
-    text: str = part["text"]
-    return text
+    return Message.from_dict({"role": turn["role"], "content": turn.get("content")})
 
 
 def _text(value: Any) -> str:
@@ -166,7 +157,7 @@ def _text(value: Any) -> str:
 
 
 def plain(prompt: Chat) -> str | Sequence[dict[str, str]]:
-    """A conversation for a record: its text where it is one question, else its messages."""
+    """A conversation in JSON form: the text of a single question, else the list of messages."""
     if len(prompt.messages) == 1:
         return prompt.messages[0].content
     return [{"role": message.role, "content": message.content} for message in prompt.messages]

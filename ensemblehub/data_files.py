@@ -1,7 +1,4 @@
-"""Reading data files: JSON, JSONL, either gzipped, and parquet, one item at a time.
-
-Knows no benchmark.
-"""
+"""Read data files one item at a time: JSON and JSONL, plain or gzipped, and parquet."""
 
 from __future__ import annotations
 
@@ -29,7 +26,11 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 
 @dataclass(frozen=True)
 class Broken:
-    """A line that is not JSON, and why."""
+    """A line that is not JSON.
+
+    Attributes:
+        reason: What is wrong with it.
+    """
 
     reason: str
 
@@ -38,23 +39,23 @@ _DEEP = Broken("nested too deeply")
 _UNFINISHED = (b"[", b"{", b",", b":")  # how a line ends in the middle of a JSON value
 
 
-HINTS: list[Callable[[Path], str]] = []  # what other packages say of a file that is missing; "" says nothing
+HINTS: list[Callable[[Path], str]] = []  # error texts of other packages for a missing file; "" for none
 
 
 def missing(path: Path) -> str:
-    """One line for a data file that is not there, with the command that makes it where one is known."""
+    """Error text for a missing data file, with the command that creates it if one is known."""
     return next(filter(None, (hint(path) for hint in HINTS)), f"{path}: no such file")
 
 
 def located(path: Path) -> Iterator[Located]:
-    """The items of a file as they are asked for, each with where it stands: `FILE:LINE` in JSONL, else its number.
+    """Read the items of a file lazily, each with its location: `FILE:LINE` in JSONL, else its number.
 
-    Memory holds one item at a time; parquet, and JSON that is one object, are read as a whole.  A line of JSONL that
-    cannot be read is a `Broken`, and does not stop the others.
+    One item at a time is held in memory; parquet is read in batches, and JSON that is one object as a whole.
+    A line of JSONL that cannot be read becomes a `Broken`.
 
     Raises:
-        ConfigError: one line: there is no such file, or it cannot be read.
-        MissingExtraError: a parquet file, and pyarrow is not installed.
+        ConfigError: The file is missing or cannot be read.
+        MissingExtraError: The file is parquet and pyarrow is not installed.
     """
     try:
         with path.open("rb") as raw:
@@ -71,7 +72,7 @@ def located(path: Path) -> Iterator[Located]:
 
 
 def _items(path: Path, file: BinaryIO) -> Iterator[Located]:
-    """The items of a JSON or JSONL file; its name and first line show which of the two it is."""
+    """The items of a JSON or JSONL file, told apart by name and first line."""
     lines = ((number, line) for number, line in enumerate(_lines(file), 1) if line.strip())
     number, first = next(lines, (1, b""))
     if not first:
@@ -102,7 +103,7 @@ def _numbered(path: Path, found: Iterable[Any]) -> Iterator[Located]:
 
 
 def _document(path: Path, number: int, first: bytes, rest: bytes, jsonl: bool) -> Iterator[Located]:
-    """A file whose first line is no JSON by itself: one value over several lines, or JSONL with a bad first line."""
+    """The items of a file whose first line is not JSON: a value on several lines, or broken JSONL."""
     whole = first + rest
     try:
         return _numbered(path, _listed(json.loads(whole.decode())))
@@ -126,7 +127,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines, the first without a byte order mark; of one that is too long only the beginning."""
+    """Lines, the first without a byte order mark; a line that is too long is truncated."""
     mark = codecs.BOM_UTF8
     while line := file.readline(LONGEST_LINE + 1):
         yield line.removeprefix(mark)
@@ -150,11 +151,11 @@ def _parsed(line: bytes) -> Any:
 
 
 class _Text:
-    """JSON text that is read as it is needed.
+    """JSON text, read incrementally.
 
     Attributes:
-        line: the line of the file where `buffer` begins.
-        at: how much of `buffer` is done with.
+        line: Line of the file where `buffer` begins.
+        at: Number of characters of `buffer` that are parsed.
     """
 
     def __init__(self, path: Path, line: int, first: bytes, file: BinaryIO) -> None:
@@ -167,7 +168,7 @@ class _Text:
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
 
     def more(self) -> bool:
-        """Read on, as much again as is there; False at the end of the file."""
+        """Read more text, at least as much as is buffered; returns False at the end of the file."""
         wanted = max(_PART, len(self.buffer))
         read = self._first.read(wanted) or self._file.read(wanted)
         self.line += self.buffer.count("\n", 0, self.at)
@@ -181,7 +182,7 @@ class _Text:
         return bool(read)
 
     def peek(self) -> str:
-        """The next character that is not blank; nothing at the end of the file."""
+        """The next character that is not whitespace; empty at the end of the file."""
         while True:
             blank = _BLANK.match(self.buffer, self.at)
             self.at = blank.end() if blank else self.at
@@ -189,7 +190,7 @@ class _Text:
                 return self.buffer[self.at : self.at + 1]
 
     def value(self) -> Any:
-        """The value that begins here."""
+        """Parse the value that begins at `at`."""
         while True:
             try:
                 value, end = json.JSONDecoder().raw_decode(self.buffer, self.at)
@@ -204,7 +205,7 @@ class _Text:
                 return value
 
     def error(self, message: str, ahead: int = 0) -> ConfigError:
-        """What is wrong `ahead` characters from here."""
+        """Create the error for a position `ahead` characters from `at`."""
         line = self.line + self.buffer.count("\n", 0, self.at + ahead)
         return ConfigError(f"{self.path}:{line}: not JSON: {message}")
 
