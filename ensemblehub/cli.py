@@ -64,8 +64,9 @@ def cli() -> None:
                                             ensemblehub train; ensemblehub calibrate
                                             ensemblehub evaluate; ensemblehub report
 
-    A YAML file names the models and how they work together; examples/ has one for every method.  Without a file,
-    commands use Tandem on the built-in models.  --set KEY=VALUE changes a value of the file for one run.
+    A YAML file names the models and how they work together; examples/ has one for every method.
+    Without a file, commands use Tandem on the built-in models.  --set KEY=VALUE changes a value of the file
+    for one run.
     """
 
 
@@ -98,7 +99,8 @@ def config_file_option(positional: bool = False) -> Callable[[CommandT], Command
                 "changes",
                 multiple=True,
                 metavar="KEY=VALUE",
-                help="Change a value of the file for this run, as in -s ensemble.generation.max_tokens=64; repeatable.",
+                help="Change a value of the file for this run, as in -s ensemble.generation.max_tokens=64; "
+                "repeatable.",
             ),
         ]
         for parameter in reversed(parameters):
@@ -166,10 +168,10 @@ def doctor(path: Path | None, changes: tuple[str, ...], probe: bool, as_json: bo
 
     Loads no weights and needs no API keys and no network.  Exit status: 0 it can run, 2 it cannot.
 
-    --probe sends short requests, some hundred tokens in all, to every model behind an API and reports whether it
-    can be reached, accepts the key, streams, reports usage, gives logprobs, continues an answer, scores prompts,
-    calls tools and keeps to an output format; and which options to write.  An ability that the file's options
-    rely on and that was not seen is a problem.
+    --probe sends short requests, some hundred tokens in all, to every model behind an API and reports whether
+    it can be reached, accepts the key, streams, reports usage, gives logprobs, continues an answer, scores
+    prompts, calls tools and keeps to an output format; and which options to write.  An ability that the
+    file's options rely on and that was not seen is a problem.
     """
     from rich.console import Console
 
@@ -239,8 +241,8 @@ def infer(
 ) -> None:
     """Answer every item of a file; also `python -m ensemblehub.inference`.
 
-    It can be interrupted or killed at any time: the same command continues where it stopped, and retries failed
-    items.  Exit status: 0 all answered, 1 some failed, 2 nothing could be done, 130 interrupted.
+    It can be interrupted or killed at any time: the same command continues where it stopped, and retries
+    failed items.  Exit status: 0 all answered, 1 some failed, 2 nothing could be done, 130 interrupted.
     """
     from ensemblehub import inference, output
     from ensemblehub.config.flags import configured

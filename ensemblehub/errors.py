@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as a short typed tree.  An error is never an answer."""
+"""The exceptions of this package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ class EnsembleHubError(Exception):
 
 
 class ConfigError(EnsembleHubError):
-    """A configuration, option or file that cannot be used; `option` leads to a wrong option, where it is one."""
+    """A configuration, option or file that cannot be used.
+
+    Attributes:
+        option: Path of the wrong option within its section; empty if it is no single option.
+    """
 
     option: tuple[str | int, ...] = ()
 
@@ -21,7 +25,7 @@ class AbsentError(ConfigError):
 
 
 class CapabilityError(ConfigError):
-    """An engine lacks what a strategy needs of it; raised before any weights load."""
+    """An engine lacks a capability that a strategy requires; raised before weights are loaded."""
 
 
 class MissingExtraError(ConfigError):
@@ -29,13 +33,13 @@ class MissingExtraError(ConfigError):
 
 
 class RequestError(EnsembleHubError):
-    """A request that cannot be honoured as it stands."""
+    """A request that cannot be fulfilled."""
 
 
 class ContextOverflowError(RequestError):
-    """Prompt and answer do not fit a model's context; raised before anything is spent.
+    """Prompt and answer exceed a model's context; raised before any token is generated.
 
-    Its text begins as OpenAI's does, which is what clients recognise.
+    The text begins like OpenAI's, which clients recognise.
     """
 
     WORDS = "This model's maximum context length is"
@@ -44,9 +48,9 @@ class ContextOverflowError(RequestError):
     def of(cls, engine: str, context: int, read: int, written: int) -> ContextOverflowError:
         """The error of an engine with a context of `context` tokens, asked to read and write so many."""
         return cls(
-            f"{cls.WORDS} {context} tokens. However, you requested {read + written} tokens ({read} in the prompt, "
-            f"{written} in the completion). Please reduce the length of the prompt or of the completion. "
-            f"(model {engine!r})"
+            f"{cls.WORDS} {context} tokens. However, you requested {read + written} tokens "
+            f"({read} in the prompt, {written} in the completion). "
+            f"Please reduce the length of the prompt or of the completion. (model {engine!r})"
         )
 
     @classmethod
@@ -59,7 +63,7 @@ class ContextOverflowError(RequestError):
 
 
 class EngineError(EnsembleHubError):
-    """An engine failed while it was working; `engine` is its name, where it is an engine."""
+    """An engine failed during generation; `engine` is its name, or empty."""
 
     def __init__(self, text: str, engine: str = "") -> None:
         super().__init__(text)
@@ -67,7 +71,7 @@ class EngineError(EnsembleHubError):
 
 
 class SandboxError(EnsembleHubError):
-    """The sandbox itself failed, which says nothing of the program that it was to run."""
+    """The sandbox itself failed, whatever the program in it does."""
 
 
 class ArtifactError(EnsembleHubError):
@@ -75,13 +79,13 @@ class ArtifactError(EnsembleHubError):
 
 
 def one_line(error: BaseException | str, most: int = 1000) -> str:
-    """All that an error says, in one line of at most `most` characters; its kind where it says nothing."""
+    """The text of an error, or its class if it has none, as one line of at most `most` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def did_you_mean(name: str, known: Iterable[str], what: str) -> str:
-    """One line: `name` is unknown, what it might have meant, and what there is."""
+    """Error text for an unknown `name`, with the most similar of `known`, or all of them."""
     name, options = name if len(name) <= 80 else f"{name[:79]}…", sorted(known)
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else f"; there is: {', '.join(options)}"

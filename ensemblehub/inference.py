@@ -1,7 +1,7 @@
 """Batch inference: `ensemblehub infer`, or `python -m ensemblehub.inference`.
 
-Every answer is synced to the output file before it counts.  A new run keeps the good answers to the same items
-under the same configuration, however the last run ended, and answers the rest.
+Every answer is synced to the output file before it counts.  A new run keeps the good answers to the same
+items under the same configuration, however the last run ended, and answers the rest.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ class Batch:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C or SIGTERM finish the items in progress and start no new ones; a second one cancels them."""
+        """Finish the items in progress and start no new ones on Ctrl-C or SIGTERM; a second one cancels."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
         def stop(number: signal.Signals) -> None:
@@ -276,7 +276,9 @@ class Display:
     """Shows a run's progress: a live bar in a terminal, a line every half minute elsewhere."""
 
     def __init__(self, progress: BatchProgress, console: Console, bar: Progress) -> None:
-        self.progress, self.console, self.bar = progress, console, bar
+        self.progress = progress
+        self.console = console
+        self.bar = bar
         self._task = bar.add_task(str(progress), total=progress.total, completed=progress.kept)
         self._last = time.perf_counter()
 

@@ -1,6 +1,6 @@
-"""The output of a batch: a JSONL file with one good row for every item of the input, or a stream of rows.
+"""The output of a batch: a JSONL file with one row per input item, or a stream of rows.
 
-Every row is synced before it counts, and a new start keeps the good ones.  Knows no engine.
+Every row is synced to disk before it counts, and a new run keeps the rows without an error.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ensemblehub.journal import Lines, encoded
 
 @dataclass(frozen=True)
 class Matched:
-    """What an output has of its input.
+    """Comparison of an output with its input.
 
     Attributes:
-        total: items that were read.
-        aside: rows of items that the input no longer has.
-        beyond: rows of items behind the last that was read.
+        total: Number of items read.
+        aside: Number of rows whose items are no longer in the input.
+        beyond: Number of rows of items after the last one read.
     """
 
     total: int
@@ -37,26 +37,28 @@ class Matched:
     beyond: int
 
     def notes(self, output: Output) -> Iterator[str]:
-        """What a person has to know of it."""
+        """One line for each kind of row without an item."""
         if self.aside:
-            yield f"{output.path}: {self.aside} rows of items that the input no longer has are in {output.aside} now"
+            rows = f"{self.aside} rows of items that the input no longer has"
+            yield f"{output.path}: {rows} are in {output.aside} now"
         if self.beyond:
-            yield f"{output.path} also holds {self.beyond} rows of other items, behind the last that was asked for"
+            rows = f"{self.beyond} rows of other items"
+            yield f"{output.path} also holds {rows}, behind the last that was asked for"
 
 
 class Output:
-    """One good row per item, all of one configuration; closed when the `with` block ends.
+    """The rows of a batch, all of one configuration; a context manager.
 
     Attributes:
-        good: the rows without an error, by key.
-        missing: keys of the items that have no good row yet, once `match` has been called.
+        good: Rows without an error, by key.
+        missing: Keys of the items without a good row, set by `match`.
     """
 
     def __init__(self, path: Path, config: Config, force: bool = False) -> None:
-        """Open or create it; what it holds stays as it is until `match`.
+        """Open or create the file; its rows are unchanged until `match`.
 
         Raises:
-            ArtifactError: it holds other rows and `force` is not set, is damaged, in use or not writable.
+            ArtifactError: The file has other rows and `force` is not set, is damaged, in use or not writable.
         """
         self.path = path
         self.fingerprint = fingerprint(config)
@@ -86,13 +88,13 @@ class Output:
             )
 
     def match(self, items: Iterator[Example | BadExample], limit: int | None = None) -> Matched:
-        """Make the file describe the input as it is now.
+        """Update the file to the present input.
 
-        Rows take the number, id and label that their items have now.  Failed rows are dropped, to be tried again.  Rows
-        of items that the input no longer has go to `aside`; where a `limit` ends the reading early, they stay.
+        Rows get the present number, id and label of their items.  Failed rows are dropped, to be tried again.
+        Rows whose items are no longer in the input move to `aside`, unless `limit` ends the reading early.
 
         Raises:
-            ArtifactError: the file, or the one beside it, cannot be written.
+            ArtifactError: The file, or the one beside it, cannot be written.
         """
         total, changed = 0, len(self.good) < len(self._lines.found)
         present: set[str] = set()
@@ -118,7 +120,7 @@ class Output:
 
     @property
     def aside(self) -> Path:
-        """Where rows go whose items are gone: `out.stale.jsonl` beside `out.jsonl`."""
+        """File for rows whose items are no longer in the input: `out.stale.jsonl` beside `out.jsonl`."""
         return self.path.with_name(f"{self.path.stem}.stale{self.path.suffix}")
 
     def _put_aside(self, rows: list[dict[str, Any]]) -> None:
@@ -133,11 +135,11 @@ class Output:
             beside.close()
 
     def key(self, item: Example | BadExample) -> str:
-        """Hash of what the item asks and of the configuration."""
+        """Hash of the item's key and of the configuration."""
         return hashlib.sha256(f"{self.fingerprint} {item.key}".encode()).hexdigest()[:32]
 
     def add(self, item: Example | BadExample, **fields: Any) -> None:
-        """Write the row of an item; when this returns, it survives a kill."""
+        """Write the row of an item and sync it to disk."""
         methods = {
             "model_selection": self._config.selection.method,
             "output_aggregation": self._config.aggregation.method,
@@ -166,16 +168,16 @@ class Output:
 
 
 def _description(item: Example | BadExample) -> dict[str, Any]:
-    """The fields of a row that may change while its question stays the same."""
+    """The fields of a row that may change while its prompt stays the same."""
     return {"id": item.id, "number": item.number, "label": item.label if isinstance(item, Example) else None}
 
 
 def is_stream(path: Path) -> bool:
-    """Whether rows that go there cannot be read back: standard output, a pipe, a terminal, `/dev/null`."""
+    """Whether `path` cannot be read back: standard output, a pipe, a terminal, `/dev/null`."""
     try:
         there = path.stat()
     except OSError:
-        return False  # it is to be made
+        return False  # it will be created
     return not (stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode)) or _is_standard_output(path)
 
 
@@ -187,20 +189,21 @@ def _is_standard_output(path: Path) -> bool:
 
 
 class Stream:
-    """Rows for what is written once and never read back, in the place of `Lines`."""
+    """Replaces `Lines` for output that cannot be read back."""
 
     def __init__(self, path: Path) -> None:
-        """Open it; a pipe waits for its reader.
+        """Open the output; blocks until a pipe has a reader.
 
         Raises:
-            ArtifactError: it is a block device, or cannot be opened.
+            ArtifactError: The output is a block device, or cannot be opened.
         """
         self.path = path
         self.found: list[dict[str, Any]] = []
         try:
             if path.is_block_device():
                 raise ArtifactError(f"cannot write {path}: it is a block device")
-            self._file = open(os.dup(1) if _is_standard_output(path) else path, "wb", buffering=0)  # noqa: SIM115
+            target = os.dup(1) if _is_standard_output(path) else path
+            self._file = open(target, "wb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -208,7 +211,7 @@ class Stream:
         """Write a row.
 
         Raises:
-            ArtifactError: nobody reads it any more, or there is no room.
+            ArtifactError: The reader is gone, or the disk is full.
         """
         rest = memoryview(encoded(line))
         try:
@@ -218,18 +221,18 @@ class Stream:
             raise ArtifactError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def replace(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Nothing that is written can be replaced, and nothing was found that would have to be."""
+        """Do nothing: written rows cannot be replaced."""
 
     def mend(self) -> None:
-        """Nothing was found that could be torn."""
+        """Do nothing: there is no incomplete row."""
 
     def close(self) -> None:
-        """Close it; standard output itself stays open."""
+        """Close the output; standard output itself stays open."""
         self._file.close()
 
 
 def fingerprint(config: Config) -> str:
-    """Hash of all that decides an answer: not the device it is computed on, nor values that are the default."""
+    """Hash of the settings that decide an answer, without devices and default values."""
     decides = config.model_dump(
         mode="json", exclude_defaults=True, exclude={"experiment", "server", "ensembles"}
     )

@@ -77,7 +77,8 @@ def verdict_text(verdict: Verdict) -> str:
     bar = "█" * round(20 * verdict.probability)
     comparison = f"{verdict.probability:.2f} against {verdict.threshold:.2f}"
     decision = "sufficient" if verdict.sufficient else "not yet"
-    return f"[judge] {verdict.level:<7}{verdict.mentor_tokens:>5} mentor tokens  {bar:░<20} {comparison}: {decision}"
+    checkpoint = f"{verdict.level:<7}{verdict.mentor_tokens:>5} mentor tokens"
+    return f"[judge] {checkpoint}  {bar:░<20} {comparison}: {decision}"
 
 
 def usage_table(result: Result, estimate: tuple[float, float, float] | None) -> Table:
@@ -98,9 +99,10 @@ def usage_table(result: Result, estimate: tuple[float, float, float] | None) -> 
     table.add_row("total", "", *_cells(result.cost, priced))
     if estimate:
         mean, low, high = map(flops_text, estimate)
+        fraction = f"{result.cost.cold_flops / estimate[0]:.2f}"
         table.caption = (
             f"mentor alone (estimated): {mean} (95 %: {low} to {high}); "
-            f"this run, without the help of earlier runs' caches: {result.cost.cold_flops / estimate[0]:.2f} of it"
+            f"this run, without the help of earlier runs' caches: {fraction} of it"
         )
     return table
 
@@ -113,7 +115,8 @@ def _cells(cost: Cost, priced: bool) -> list[str]:
 
 async def watch(ensemble: AsyncEnsemble, request: Request, console: Console) -> Result:
     """Answer a request, printing the events as they come."""
-    screen, ledger, started = Screen(console), UsageLedger(), time.perf_counter()
+    screen, ledger = Screen(console), UsageLedger()
+    started = time.perf_counter()
     events: list[Event] = []
     async with aclosing(ensemble.stream(request, ledger)) as stream:
         async for event in stream:

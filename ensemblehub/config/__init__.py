@@ -139,7 +139,7 @@ class Config(Section):
         return (self.engine_options.get(spec.engine) or {}) | spec.options
 
     def deciding(self, spec: ModelSpec) -> dict[str, Any]:
-        """The options of a model's engine that decide what it says, without those that decide where it runs."""
+        """The engine options of a model that affect its output, without those of where it runs."""
         return {key: value for key, value in self.options(spec).items() if key not in WHERE_IT_RUNS}
 
     @property
@@ -180,8 +180,8 @@ class Config(Section):
 
         Args:
             changes: `key.key=value`, applied over the file; the value is YAML, a list is indexed by number.
-            methods: Methods by strategy (`model_selection`, `output_aggregation`), applied over the changes; one
-                that differs from the file's starts with its default options.
+            methods: Methods by strategy (`model_selection`, `output_aggregation`), applied over the changes;
+                one that differs from the file's starts with its default options.
 
         Raises:
             ConfigError: one line: file, line, what is wrong, and the nearest name for an unknown key.
@@ -246,7 +246,7 @@ def _set_method(data: dict[str, Any], strategy: str, method: str) -> None:
 
 
 def _explained(error: ConfigError | ValidationError) -> tuple[Place, str]:
-    """The place and the text of the error that explains most; a mistyped key before those that follow from it."""
+    """Place and text of the first error, a mistyped key before the errors that follow from it."""
     if isinstance(error, ConfigError):
         return error.option, str(error)
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")

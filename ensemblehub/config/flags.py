@@ -51,7 +51,7 @@ def configured(
 
 
 def _specs(texts: Sequence[str]) -> list[dict[str, str]]:
-    """Models from `path:engine:device`; a path may hold colons (`builtin:intern`), as may a device (`cuda:0`)."""
+    """Models from `path:engine:device`; path (`builtin:intern`) and device (`cuda:0`) may contain colons."""
     engines = "|".join(map(re.escape, registry.ENGINES))
     specs: list[dict[str, str]] = []
     names = Counter[str]()

@@ -1,8 +1,7 @@
 """Keys and names of other versions, translated in one place before a file is validated.
 
-Two kinds are read: keys that the reference toolkit writes in other places than this package does, which are moved
-without a warning, and names that earlier versions of this package used, with one warning each that names the new one
-(`docs/old_names.md` lists them).
+Keys that the reference toolkit has in other places than this package are moved without a warning.  Names that
+earlier versions of this package used (`docs/old_names.md`) are replaced, with one warning each.
 """
 
 from __future__ import annotations
@@ -117,9 +116,9 @@ class Translation:
 
 
 def translate(data: dict[str, Any], done: Translation) -> None:
-    """Give the old keys and names in a file's data their present places and spellings, in place; `done` takes the record.
+    """Replace the old keys and names in a file's data, in place, and record the changes in `done`.
 
-    What is malformed is left for validation to refuse.
+    Malformed parts are left for the validation to refuse.
 
     Raises:
         ConfigError: An old key has a value of the wrong form; its `option` is the place.

@@ -129,10 +129,11 @@ class Generation(Section):
 
     Attributes:
         max_tokens: tokens of the answer; null: half of the shortest context among the models, at most 16,384.
-        fit_context: a prompt that leaves less room than `max_tokens` in a model's context gets a shorter answer; false
-            refuses it.
+        fit_context: a prompt that leaves less room than `max_tokens` in a model's context gets a shorter
+            answer; false refuses it.
         temperature: 0 is greedy.
-        do_sample: false is greedy whatever the temperature; true draws, at temperature 1.0 where none is given.
+        do_sample: false is greedy whatever the temperature; true draws, at temperature 1.0 where none is
+            given.
         stop_strings, stop_sequences: Strings that end the answer and are not part of it.
         extract_after: Only the text after the last of these strings is kept of an answer.
     """
@@ -182,7 +183,7 @@ class Generation(Section):
         )
 
     def extracted(self, text: str) -> str:
-        """What is kept of an answer: the text behind the last mark of `extract_after`; all of it without one."""
+        """The text of an answer after the last mark of `extract_after`; all of it if there is none."""
         ends = [at + len(mark) for mark in self.extract_after if mark and (at := text.rfind(mark)) >= 0]
         return text[max(ends) :].strip() if ends else text
 
@@ -263,8 +264,8 @@ class ServerSection(Section):
         max_answers: Maximum number of answers of one request, its prompts times `n`.
         max_stop: Maximum number of stop strings of a request.
         max_running: Maximum number of answers generated at the same time.
-        max_queued, max_queued_tokens: Maximum number of waiting answers, and of the tokens of their prompts; more
-            are refused.
+        max_queued, max_queued_tokens: Maximum number of waiting answers, and of the tokens of their prompts;
+            more are refused.
         timeout: Seconds that a request may take, with the time in the queue.
         first_token_timeout: Seconds until its first token.
         keep_alive: Seconds of silence after which a stream sends a comment.
@@ -305,8 +306,8 @@ class DebugSection(Section):
     """What is printed or kept for debugging.
 
     Attributes:
-        show_input_details, show_output_details: Print every request, and every answer with its usage, on standard
-            error.
+        show_input_details, show_output_details: Print every request, and every answer with its usage, on
+            standard error.
         save_results: Append a server's answers to `saves/logs/api_session_TIME.jsonl`.
     """
 

@@ -1,4 +1,4 @@
-"""A YAML file that knows its lines.  Knows nothing of what it says."""
+"""Read a YAML file and keep the line of every value."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class YamlFile:
     """A mapping read from a file.
 
     Attributes:
-        node: the same as YAML sees it, with the line of every part.
+        node: The YAML node of `data`, with the line of every part.
     """
 
     path: Path
@@ -37,8 +37,7 @@ class YamlFile:
         """Read a file.
 
         Raises:
-            ConfigError: one line with file and line: it cannot be read, is not YAML or not a mapping, says a key
-                twice, or is too large for a configuration.
+            ConfigError: The file cannot be read, is no YAML mapping, has a key twice, or is too large.
         """
         try:
             node, data = parsed(_source(path))
@@ -74,11 +73,11 @@ class YamlFile:
 
 
 def parsed(source: str) -> tuple[yaml.Node | None, Any]:
-    """The node of a YAML text and what it says; both are None where it says nothing.
+    """The node and the data of a YAML text; both are None if it is empty.
 
     Raises:
-        yaml.YAMLError: it is not YAML, says a key twice, or holds half a surrogate pair, which is no text; or one of
-            the errors that PyYAML does not wrap.
+        yaml.YAMLError: The text is not YAML, has a key twice or an unpaired surrogate.
+        _BAD_VALUES: PyYAML cannot convert a value.
     """
     loader = yaml.SafeLoader(source)
     node = loader.get_single_node()
@@ -97,7 +96,7 @@ def _source(path: Path) -> str:
 
 
 def _check(root: yaml.Node) -> None:
-    """Join escaped surrogate pairs; refuse half a pair, and a key that is said twice, of which YAML takes the last."""
+    """Join escaped surrogate pairs; refuse unpaired surrogates and duplicate keys."""
     waiting, seen = [root], set[int]()
     while waiting:
         node = waiting.pop()
