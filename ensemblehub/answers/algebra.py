@@ -48,7 +48,7 @@ class Budget:
     seconds: float
 
 
-class Worker:
+class AlgebraWorker:
     """One process; used by one thread at a time."""
 
     def __init__(self) -> None:
@@ -112,8 +112,8 @@ class Workers:
     """At most `count` workers for any number of threads."""
 
     def __init__(self, count: int = WORKERS) -> None:
-        self._places: queue.LifoQueue[Worker | None] = queue.LifoQueue()  # the warmest first
-        self._alive: set[Worker] = set()
+        self._places: queue.LifoQueue[AlgebraWorker | None] = queue.LifoQueue()  # the warmest first
+        self._alive: set[AlgebraWorker] = set()
         self._lock = threading.Lock()
         for _ in range(count):
             self._places.put(None)
@@ -156,14 +156,14 @@ class Workers:
             raise TooCostlyError
         return found
 
-    def _replace(self, worker: Worker | None) -> Worker:
+    def _replace(self, worker: AlgebraWorker | None) -> AlgebraWorker:
         self._end(worker)
-        fresh = Worker()
+        fresh = AlgebraWorker()
         with self._lock:
             self._alive.add(fresh)
         return fresh
 
-    def _end(self, worker: Worker | None) -> None:
+    def _end(self, worker: AlgebraWorker | None) -> None:
         if worker is not None:
             worker.close()
             with self._lock:

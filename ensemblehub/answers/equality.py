@@ -10,7 +10,7 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from ensemblehub.answers import algebra, notation, quantities
+from ensemblehub.answers import algebra, notation, quantities, structure
 from ensemblehub.answers.algebra import TooCostlyError
 from ensemblehub.answers.final_answers import final_answer, last_boxed
 
@@ -83,9 +83,9 @@ class Comparison:
         self.parts -= 1
         if self.parts < 0:
             raise TooCostlyError
-        if notation.squeezed(gold) == notation.squeezed(answer):
+        if structure.squeezed(gold) == structure.squeezed(answer):
             return True
-        parts = notation.elements(gold), notation.elements(answer)
+        parts = structure.elements(gold), structure.elements(answer)
         if len(parts[0]) > 1 or len(parts[1]) > 1:
             return self._lists(gold, answer, *parts)
         return self._named(gold, answer)
@@ -94,17 +94,17 @@ class Comparison:
         """At least one is a list without brackets."""
         for text, parts, other in ((gold, golds, answers), (answer, answers, golds)):
             if len(parts) == 1:
-                value = notation.assigned(text)[1]
+                value = structure.assigned(text)[1]
                 if any(map(_RELATION.search, other)):
-                    parts[:] = notation.split_top(value, r"\\cup(?![a-z])")
-                inner = notation.bracketed(value)
-                if notation.THOUSANDS.fullmatch(value):
+                    parts[:] = structure.split_top(value, r"\\cup(?![a-z])")
+                inner = structure.bracketed(value)
+                if structure.THOUSANDS.fullmatch(value):
                     parts[:] = value.split(",")
                 elif inner and inner.opening == "(" and inner.closing == ")":
-                    return self._ordered(notation.elements(inner.inside, inside=True), other)
+                    return self._ordered(structure.elements(inner.inside, inside=True), other)
                 elif inner and inner.opening == r"\{":
-                    parts[:] = notation.elements(inner.inside, inside=True)
-        names = [{notation.assigned(part)[0] for part in parts} for parts in (golds, answers)]
+                    parts[:] = structure.elements(inner.inside, inside=True)
+        names = [{structure.assigned(part)[0] for part in parts} for parts in (golds, answers)]
         if {""} in names and max(map(len, names)) > 1:
             return self._ordered(golds, answers)  # x = 1, y = 2 and 1, 2
         return self._unordered(golds, answers)
@@ -113,8 +113,8 @@ class Comparison:
         return len(golds) == len(answers) and all(map(self.same, golds, answers))
 
     def _unordered(self, golds: list[str], answers: list[str]) -> bool:
-        golds = list(dict.fromkeys(one for part in golds for one in notation.plus_minus(part)))
-        answers = list(dict.fromkeys(one for part in answers for one in notation.plus_minus(part)))
+        golds = list(dict.fromkeys(one for part in golds for one in structure.plus_minus(part)))
+        answers = list(dict.fromkeys(one for part in answers for one in structure.plus_minus(part)))
         return self._among(golds, answers) and self._among(answers, golds)
 
     def _among(self, some: list[str], others: list[str]) -> bool:
@@ -123,8 +123,8 @@ class Comparison:
 
     def _named(self, gold: str, answer: str) -> bool:
         """Without the names of what is equal to something; equations."""
-        (known, gold_value), (given, answer_value) = notation.assigned(gold), notation.assigned(answer)
-        equations = notation.is_equation(gold), notation.is_equation(answer)
+        (known, gold_value), (given, answer_value) = structure.assigned(gold), structure.assigned(answer)
+        equations = structure.is_equation(gold), structure.is_equation(answer)
         if all(equations) and not (known and given):
             return self._algebra(gold, answer, "relation")
         if known and given and known != given and len(known) == len(given) == 1:
@@ -136,20 +136,20 @@ class Comparison:
             return not re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", chain)) and self._named(
                 _last(gold), _last(answer)
             )
-        return self._shaped(*(notation.split_top(text, r"\\approx(?![a-z])")[0] for text in (gold, answer)))
+        return self._shaped(*(structure.split_top(text, r"\\approx(?![a-z])")[0] for text in (gold, answer)))
 
     def _shaped(self, gold: str, answer: str) -> bool:
         """Both values of a plus-minus, inequalities, unions, matrices, brackets;
         what is left is one value.
         """
-        values = notation.plus_minus(gold), notation.plus_minus(answer)
+        values = structure.plus_minus(gold), structure.plus_minus(answer)
         if len(values[0]) > 1 or len(values[1]) > 1:
             return self._unordered(*values)
         gold, answer = _intervals(gold, answer)
-        unions = notation.split_top(gold, r"\\cup(?![a-z])"), notation.split_top(answer, r"\\cup(?![a-z])")
+        unions = structure.split_top(gold, r"\\cup(?![a-z])"), structure.split_top(answer, r"\\cup(?![a-z])")
         if len(unions[0]) > 1 or len(unions[1]) > 1:
             return self._unordered(*unions)
-        matrices = notation.matrix(gold), notation.matrix(answer)
+        matrices = structure.matrix(gold), structure.matrix(answer)
         if any(matrices):
             first, second = _rows(matrices[0], gold), _rows(matrices[1], answer)
             return self._matrices(first, second) if first and second else self._algebra(gold, answer, "value")
@@ -161,8 +161,8 @@ class Comparison:
         return all(self._ordered(*rows) for rows in zip(gold, answer, strict=True))
 
     def _brackets(self, gold: str, answer: str) -> bool:
-        inner = notation.bracketed(gold), notation.bracketed(answer)
-        parts = [notation.elements(one.inside, inside=True) if one else [] for one in inner]
+        inner = structure.bracketed(gold), structure.bracketed(answer)
+        parts = [structure.elements(one.inside, inside=True) if one else [] for one in inner]
         if inner[0] and inner[1] and max(map(len, parts)) > 1:
             if (inner[0].opening, inner[0].closing) != (inner[1].opening, inner[1].closing):
                 return False
@@ -226,7 +226,7 @@ class Comparison:
 
 def _intervals(gold: str, answer: str) -> tuple[str, str]:
     """Inequalities of one letter as intervals, where the other text is an interval or of the same letter."""
-    first, second = notation.as_interval(gold), notation.as_interval(answer)
+    first, second = structure.as_interval(gold), structure.as_interval(answer)
     if first and second:
         return (first[1], second[1]) if first[0] == second[0] else (gold, answer)
     if first and not _RELATION.search(answer):
@@ -236,15 +236,15 @@ def _intervals(gold: str, answer: str) -> tuple[str, str]:
 
 def _last(text: str) -> str:
     """What a chain of equal things ends in."""
-    return notation.split_top(text, "=")[-1]
+    return structure.split_top(text, "=")[-1]
 
 
 def _rows(matrix: list[list[str]] | None, text: str) -> list[list[str]] | None:
     """A matrix, a vector always as one row; a tuple is a vector."""
     if matrix is None:
-        inner = notation.bracketed(text)
+        inner = structure.bracketed(text)
         matrix = (
-            [notation.elements(inner.inside, inside=True)]
+            [structure.elements(inner.inside, inside=True)]
             if inner and inner.opening == "(" and inner.closing == ")"
             else None
         )

@@ -9,7 +9,7 @@ import math
 import re
 from fractions import Fraction
 
-from ensemblehub.answers.notation import THOUSANDS
+from ensemblehub.answers.structure import THOUSANDS
 
 _UNITS = {
     "°": "degree",

@@ -165,7 +165,7 @@ def _silence() -> None:
 # -- the checker -------------------------------------------------------------------------------------------
 
 
-class Worker:
+class ProgramWorker:
     """The worker's process: what it reads, writes and complains.  `subprocess` takes 10 ms to import,
     and this none.
     """
@@ -193,7 +193,7 @@ def check() -> NoReturn:
     verdict = os.dup(1)
     _guard_checker(job["parent"], job["seconds"])
     try:
-        worker = Worker(job["worker"])
+        worker = ProgramWorker(job["worker"])
         signal.signal(
             signal.SIGCHLD, signal.SIG_IGN
         )  # what ends below this process is no zombie of anybody's
@@ -211,7 +211,7 @@ def check() -> NoReturn:
         signal.pause()
 
 
-def _start(worker: Worker, job: dict[str, Any]) -> None:
+def _start(worker: ProgramWorker, job: dict[str, Any]) -> None:
     """Send the worker its job and wait until it has isolated itself.
 
     Raises:
@@ -228,7 +228,7 @@ def _start(worker: Worker, job: dict[str, Any]) -> None:
         raise NotIsolated(lines[-1] if lines else "it ended before the program was loaded")
 
 
-def _reason(job: dict[str, Any], worker: Worker) -> str:
+def _reason(job: dict[str, Any], worker: ProgramWorker) -> str:
     """Why the test failed, empty if it passed."""
     failures: list[str] = []
     try:
@@ -257,7 +257,7 @@ def _run_test(job: dict[str, Any], candidate: Callable[..., Any]) -> None:
     namespace["check"](candidate)
 
 
-def _tell(worker: Worker, message: dict[str, Any]) -> None:
+def _tell(worker: ProgramWorker, message: dict[str, Any]) -> None:
     try:
         worker.calls.write(json.dumps(message).encode() + b"\n")
         worker.calls.flush()
@@ -265,7 +265,7 @@ def _tell(worker: Worker, message: dict[str, Any]) -> None:
         raise WorkerFailed("the program ended its process") from error
 
 
-def _hear(worker: Worker, expected: Sequence[str] = ()) -> Any:
+def _hear(worker: ProgramWorker, expected: Sequence[str] = ()) -> Any:
     """What the worker answers; an exception is raised as such only if the test expects it."""
     line = worker.replies.readline(REPLY_BYTES)
     if not line.endswith(b"\n"):
