@@ -24,7 +24,7 @@ def test_grading_reads_the_public_files_and_says_what_fails(tmp_path, monkeypatc
     )
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"category": "own", "gold": "1/2", "answer": "0.5", "equal": False}) + "\n")
-    monkeypatch.setattr(grading, "PAIRS", pairs)
+    monkeypatch.setattr(grading, "PAIRS", {"pairs": pairs, "more_pairs": pairs})
     monkeypatch.setattr(sys, "argv", ["grading", "--data", str(tmp_path), "--to", str(tmp_path / "to")])
     assert grading.main() == 1
     found = json.loads((tmp_path / "to" / "grading.json").read_text())
@@ -35,6 +35,8 @@ def test_grading_reads_the_public_files_and_says_what_fails(tmp_path, monkeypatc
     table = (tmp_path / "to" / "table.md").read_text()
     assert "- math500, b: gold `2`, solution `4` (the answer is 2)" in table
     assert "- confused (own): `1/2` and `0.5`" in table
+    assert "Told rightly: 0 (0.00%); baseline 0 (0.00%)." in table
+    assert "math-verify" in found["conditions"]
     assert "aime24: left out" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["grading", "--to", str(tmp_path / "to")])
     assert grading.main() == 1
