@@ -155,8 +155,7 @@ class UnseenScorer(Scorer):
     options: ClassVar[type] = RewardSpec
 
     def __init__(self, name: str, options: object, engines: Sequence[Engine]) -> None:
-        self.name = name
-        self.path = str(getattr(options, "extra", {}).get("path", name))
+        self.name, self.path = name, str(getattr(options, "extra", {}).get("path", name))
 
     @property
     def model(self) -> str:
@@ -192,8 +191,9 @@ def examine(path: Path, changes: Sequence[str] = (), probe: bool = False) -> Rep
     report.notes += [f"{engine.name}: {note}" for engine in engines.values() for note in engine.notes]
     for name in config.ensembles:
         other = config.named(name)
-        if (found := _ensemble(report, other, engines)).is_complete:
-            names = ", ".join(engine.name for engine in found.engines)
+        ensemble = _ensemble(report, other, engines)
+        if ensemble.is_complete:
+            names = ", ".join(engine.name for engine in ensemble.engines)
             report.ensembles[name] = f"{other.aggregation.method} over {names}"
     report.extra = {name: line() for name, line in registry.DOCTOR_LINES.items()}
     if probe:
@@ -206,8 +206,8 @@ def _engine(report: Report, config: Config, spec: ModelSpec) -> Engine | None:
     engine = report.attempt(configured.engine_of, config, spec)
     if len(report.unseen) == before:
         return engine
-    kind = registry.lookup(registry.ENGINES, spec.engine, "engine")
-    return Unseen(spec.name, kind.capabilities, str(spec.extra.get("path")))
+    capabilities = registry.lookup(registry.ENGINES, spec.engine, "engine").capabilities
+    return Unseen(spec.name, capabilities, str(spec.extra.get("path")))
 
 
 def _member(engine: Engine, spec: ModelSpec) -> DoctorMember:
@@ -299,10 +299,9 @@ def _generation(report: Report, config: Config, engines: Sequence[Engine]) -> No
     report.generation = asdict(replace(sampling, logit_bias={}))
     for name, context in contexts.items():
         if sampling.max_tokens >= context:
-            report.notes.append(
-                f"ensemble.generation.max_tokens: {sampling.max_tokens:,} are more than the context of "
-                f"{name!r}, {context:,} tokens, leaves behind any prompt: answers are cut to what it leaves"
-            )
+            limit = f"{sampling.max_tokens:,} are more than the context of {name!r}, {context:,} tokens,"
+            text = f"{limit} leaves behind any prompt: answers are cut to what it leaves"
+            report.notes.append(f"ensemble.generation.max_tokens: {text}")
 
 
 async def _probe(report: Report, engines: Sequence[Engine]) -> None:
