@@ -57,10 +57,10 @@ def experiment_option(command: CommandT) -> CommandT:
     type=click.IntRange(min=0),
     default=22,
     show_default=True,
-    help="Which test question to ride.",
+    help="Number of the test question to run.",
 )
 def demo(config: Config, limit: int, question: int) -> None:
-    """Show one ride live, then a quick evaluation with its table and plot."""
+    """Show one run live, then a quick evaluation with its table and plot."""
     from ensemblehub.lab import demo as demonstration
 
     demonstration.demo(config, limit, question)
@@ -196,10 +196,10 @@ def evaluate(config: Config, limit: int | None, force: bool) -> None:
     """Run Tandem live on the test split; resumable like `collect`."""
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 
-    rides = Pipeline(config).evaluate(limit, force)
-    right = sum(ride.correct for ride in rides)
+    runs = Pipeline(config).evaluate(limit, force)
+    right = sum(run.correct for run in runs)
     click.echo(
-        f"{right} of {len(rides)} right ({right / len(rides):.2%}); `ensemblehub report` writes the table"
+        f"{right} of {len(runs)} right ({right / len(runs):.2%}); `ensemblehub report` writes the table"
     )
 
 

@@ -32,14 +32,14 @@ def comparison(rows: list[dict[str, Any]]) -> Table:
 
 
 def demo(config: Config, limit: int, question: int) -> None:
-    """One ride live on a test question, then an evaluation of `limit` questions with table and plot."""
+    """One run live on a test question, then an evaluation of `limit` questions with table and plot."""
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 
     console = Console(highlight=False)
     section = config.experiment.model_copy(update={"results": Path("saves/demo")})
     pipeline = Pipeline(config.model_copy(update={"experiment": section}))
     item = pipeline.items("test", question + 1)[question]
-    console.rule("one ride")
+    console.rule("one run")
     console.print(Text(f"{item.text}\n", "bold"))
     asyncio.run(ask(config, pipeline.task.request(item), console))
     console.print(Text(f"right answer: {item.answer}"))
@@ -48,6 +48,4 @@ def demo(config: Config, limit: int, question: int) -> None:
     pipeline.evaluate(limit, force=True, checks=False)
     pipeline.report()
     console.print(comparison(json.loads((section.results / "summary.json").read_text())))
-    console.print(
-        f"table, per-question file and plot: {section.results}/ (table.md, rides.jsonl, pareto.png)"
-    )
+    console.print(f"table, per-question file and plot: {section.results}/ (table.md, runs.jsonl, pareto.png)")

@@ -23,6 +23,7 @@ from ensemblehub.tandem.features import sequences
 from ensemblehub.tandem.insights import LEVEL_0, Dialogue, Insight
 from ensemblehub.tandem.judges import Reading
 
+Answerer = Callable[[Dialogue, str], AsyncGenerator[Any, None]]  # the answer's stream after an insight
 ALONE = Verdict(LEVEL_0, 0, 0.0, 0.0, True)  # the intern answers without an insight
 
 
@@ -40,7 +41,7 @@ class Tandem(TandemOptions):
         request: Request,
         engines: Sequence[Engine],
         ledger: UsageLedger,
-        answer: Callable[[Dialogue, str], AsyncGenerator[Any, None]] | None = None,
+        answer: Answerer | None = None,
     ) -> AsyncGenerator[Any, None]:
         """Answer `request`; `answer` replaces the intern's stream after the chosen insight."""
         mentor, intern = self.roles(engines)
@@ -65,14 +66,16 @@ class Tandem(TandemOptions):
         dialogue = dialogue.spending(insight.tokens)
         if chosen is None:
             answering = answer_of(mentor, dialogue.request, ledger.meter("answer"))
-        elif answer:
-            answering = answer(dialogue, texts[chosen.level])
         else:
-            told = dialogue.intern_request(texts[chosen.level])
-            answering = answer_of(intern, told, ledger.meter("answer"))
+            answering = (answer or self._intern_answer(intern, ledger))(dialogue, texts[chosen.level])
         async with aclosing(answering) as pieces:
             async for piece in pieces:
                 yield piece
+
+    def _intern_answer(self, intern: Engine, ledger: UsageLedger) -> Answerer:
+        """How the intern answers after an insight."""
+        meter = ledger.meter("answer")
+        return lambda dialogue, insight: answer_of(intern, dialogue.intern_request(insight), meter)
 
     async def judged(
         self, checkpoint: Checkpoint, insight: Insight, intern: Engine, ledger: UsageLedger

@@ -87,25 +87,32 @@ class Study:
     def pipeline(self, part: str = "", *edits: Edit) -> Pipeline:
         """The pipeline over the pair's file, edited; what it writes lies in `folder`/`part`.
 
+        The study's own settings give way to `changes`, and both to `edits`.
+
         Raises:
             ConfigError: no such pair, or the file is wrong.
         """
         folder = self.folder / part
         config = Config.read(self._file(), self.changes)
-        config = with_experiment(config, task=self.benchmark, results=folder)
+        own = {"task": self.benchmark, "results": folder, "data": self.data}
+        own = {key: value for key, value in own.items() if value and not self._changes(f"experiment.{key}")}
+        config = with_experiment(config, **own)
         if self.pair == "builtin-guest":
             config = with_model(config, 1, path="builtin:guest")
-        if self.data:
-            config = with_experiment(config, data=self.data)
-        if self.max_tokens:
+        if self.max_tokens and not self._changes("ensemble.generation.max_tokens"):
             generation = config.ensemble.generation.model_copy(update={"max_tokens": self.max_tokens})
             section = config.ensemble.model_copy(update={"generation": generation})
             config = config.model_copy(update={"ensemble": section})
-        config = with_aggregation(config, judge=self.judge or str(folder / "judge"))
+        if not self._changes("ensemble.output_aggregation_params.judge"):
+            config = with_aggregation(config, judge=self.judge or str(folder / "judge"))
         for edit in edits:
             config = edit(config)
         check_keys(config)
         return Pipeline(config)
+
+    def _changes(self, key: str) -> bool:
+        """Whether `changes` set the key."""
+        return any(change.partition("=")[0].strip() == key for change in self.changes)
 
     def _file(self) -> Path:
         if self.pair not in PAIRS and not self.pair.endswith((".yaml", ".yml")):

@@ -188,3 +188,13 @@ def test_classifiers_are_compared_on_collected_data(tmp_path):
 def test_old_names_of_pairs_are_read(tmp_path):
     assert Study("studio", "math500", tmp_path) == Study("builtin", "math500", tmp_path)
     assert Study("studio-guest", "math500", tmp_path).pair == "builtin-guest"
+
+
+def test_set_goes_before_the_studys_own_settings(results):
+    changes = ("experiment.task=builtin_code", "ensemble.output_aggregation_params.judge=fixed:low")
+    changes += ("ensemble.generation.max_tokens=9",)
+    config = Study("builtin", "math500", results, max_tokens=7, changes=changes).pipeline().config
+    assert config.experiment.task == "builtin_code"
+    assert config.aggregation.params["judge"] == "fixed:low"
+    assert config.ensemble.generation.max_tokens == 9
+    assert config.experiment.results.is_relative_to(results)
