@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ensemblehub import registry
+from ensemblehub.config.old_keys import current
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab.tasks.base import Task
 
@@ -26,7 +27,7 @@ TASKS = {
     "mbpp": "ensemblehub.lab.tasks.mbpp:MBPP",
     "mbpp_plus": "ensemblehub.lab.tasks.mbpp_plus:MBPPPlus",
 }
-OLD_NAMES = {"hendrycks_math": "math", "studio_math": "builtin_math", "studio_code": "builtin_code"}
+REFERENCE_NAMES = {"hendrycks_math": "math"}  # the reference toolkit's
 
 
 def task_class(name: str) -> Callable[..., Task]:
@@ -36,7 +37,7 @@ def task_class(name: str) -> Callable[..., Task]:
     Raises:
         ConfigError: unknown name, with the nearest known one.
     """
-    cls: Callable[..., Task] = registry.lookup(TASKS, OLD_NAMES.get(name, name), "task")
+    cls: Callable[..., Task] = registry.lookup(TASKS, REFERENCE_NAMES.get(name, current("task", name)), "task")
     return cls
 
 
