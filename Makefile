@@ -11,7 +11,7 @@ WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ensemblehub/wheels
 VLLM := .venv-vllm
 ON_VLLM := $(addprefix tests/generators/test_, vllm.py vllm_server.py contract.py) tests/api/test_tools.py
 BELOW_CAPS := $(addprefix tests/, $(addprefix generators/test_hf_, score.py stream.py rendering.py) \
-	ensemble_methods/test_tandem.py tandem/test_sufficiency.py api/test_hetero.py api/test_catalog.py)
+	ensemble_methods/test_tandem.py tandem/test_artifact.py api/test_hetero.py api/test_catalog.py)
 # LiteLLM caps openai below the version that the tests of the server need.
 CLIENTS := .venv-clients
 AI_SDK := tests/clients/ai_sdk
