@@ -341,6 +341,7 @@ def test_text_that_only_looks_like_an_old_name_is_left_alone(tmp_path):
 
 
 def test_names_outside_a_file_are_translated_too(caplog):
+    old_keys.warn_once.cache_clear()
     assert old_keys.current("pair", "studio-guest") == "builtin-guest"
     assert "pair 'studio-guest' is now called 'builtin-guest'" in caplog.text
     assert old_keys.current("pair", "deepseek") == "deepseek"

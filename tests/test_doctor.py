@@ -11,7 +11,10 @@ from ensemblehub.doctor import examine
 pytest.importorskip("transformers")
 
 PAIR = "model_specs:\n- {path: builtin:mentor}\n- {path: builtin:intern}\n"
-SCORED = "reward_specs:\n- {path: builtin:intern, engine: hf_gen, weight: 0.5}\nensemble:\n  output_aggregation_method: "
+SCORED = (
+    "reward_specs:\n- {path: builtin:intern, engine: hf_gen, weight: "
+    "0.5}\nensemble:\n  output_aggregation_method: "
+)
 
 
 def examined(tmp_path, text):

@@ -138,7 +138,10 @@ def _name(text: str, box: _Box) -> str:
 
 # -- phrases and labels ------------------------------------------------------------------------------------
 
-_ASIDE = r"(?:\s{0,4},?\s{0,4}\(?(?:to|in|for|of|from|as|on|at|that|which|therefore|then|thus|rounded)\b[^.:=\n<>]{0,80}?)?"
+_ASIDE = (
+    r"(?:\s{0,4},?\s{0,4}\(?(?:to|in|for|of|from|as|on|at|that|which|therefore|then|thus|rounded)\b"
+    r"[^.:=\n<>]{0,80}?)?"
+)
 _IS = r"(?:is|are|was|equals|becomes|(?:would|will|should|must|has\s+to|turns\s+out\s+to)\s+be|comes\s+out\s+to)"
 _ANSWER = re.compile(r"(?<![a-zA-Z])(?:answers?|ans\b\.?|final\s+results?)(?![a-zA-Z])", re.IGNORECASE)
 _STATES = re.compile(

@@ -20,7 +20,10 @@ QUIET = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
-INSIGHT = "Goal: mugs\nPlanning: trace mugs, then add\nRetrieval: mugs = bowls + 3; bowls = 8\nAction: mugs = 8 + 3 = 11"
+INSIGHT = (
+    "Goal: mugs\nPlanning: trace mugs, then add\nRetrieval: mugs = bowls + "
+    "3; bowls = 8\nAction: mugs = 8 + 3 = 11"
+)
 HOSTILE = "<img src=x onerror=alert(1)> is & stays text"
 ECHO = f"""
 model_specs:

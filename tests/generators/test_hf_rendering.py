@@ -66,7 +66,10 @@ TOOLS = [{"type": "function", "function": {"name": "add", "description": "a + b,
 
 def with_tools(tokenizer, monkeypatch):
     offered = "{% if tools %}{{ '<|system|>' + tools | tojson + '<|end|>' }}{% endif %}"
-    calls = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments.a }};{% endfor %}{% endfor %}"
+    calls = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ "
+        "c.function.arguments.a }};{% endfor %}{% endfor %}"
+    )
     monkeypatch.setattr(tokenizer, "chat_template", offered + calls + tokenizer.chat_template)
     return Renderer(tokenizer)
 

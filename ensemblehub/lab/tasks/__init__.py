@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ensemblehub import registry
-from ensemblehub.config.old_keys import current
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab.tasks.base import Task
 
@@ -37,7 +36,11 @@ def task_class(name: str) -> Callable[..., Task]:
     Raises:
         ConfigError: unknown name, with the nearest known one.
     """
-    cls: Callable[..., Task] = registry.lookup(TASKS, REFERENCE_NAMES.get(name, current("task", name)), "task")
+    from ensemblehub.config.old_keys import current  # the sandbox is also imported without yaml and pydantic
+
+    cls: Callable[..., Task] = registry.lookup(
+        TASKS, REFERENCE_NAMES.get(name, current("task", name)), "task"
+    )
     return cls
 
 

@@ -75,7 +75,10 @@ _SETS = (
     "Diff",
 )
 _FOUND = ("check_str", "text_match_three", "text_starta_endb")
-_ROOT = "assert abs(sum(coefficient * out ** power for power, coefficient in enumerate(given[0]))) <= {atol!r}; continue"
+_ROOT = (
+    "assert abs(sum(coefficient * out ** power for power, coefficient in "
+    "enumerate(given[0]))) <= {atol!r}; continue"
+)
 _PYRAMID = (
     "base, height = given; slant = ((base / 2) ** 2 + height ** 2) ** 0.5\n"
     "        if out == expected or abs(out - round(base ** 2 + 2 * base * slant)) <= {atol!r}: continue"

@@ -115,7 +115,8 @@ def mbppplus(number):
         "code": "def add(x):\n  return x",
         "test_imports": [],
         "test_list": [f"assert add(1.0) == {number + 1}.0"],
-        "test": "import numpy as np\ndef assertion(out, exp, atol):\n    np.testing.assert_allclose(out, exp, atol=atol)\n"
+        "test": "import numpy as np\ndef assertion(out, exp, atol):\n    "
+        "np.testing.assert_allclose(out, exp, atol=atol)\n"
         f"inputs = [[1.0], [0.5]]\nresults = [{number + 1}.0, {number + 0.5}]\n"
         "for i, (inp, exp) in enumerate(zip(inputs, results)):\n    assertion(add(*inp), exp, 1e-6)\n",
     }

@@ -205,7 +205,10 @@ def test_the_folder_is_fresh_and_goes_away(form):
 @pytest.mark.parametrize("private", ["bubblewrap", "namespaces"])
 def test_a_program_sees_the_interpreter_and_nothing_else(private):
     working(private)
-    program = "import os\ndef f(x):\n    return [os.listdir('/'), sorted(os.listdir('/dev')), os.path.exists('/proc/self')]\n"
+    program = (
+        "import os\ndef f(x):\n    return [os.listdir('/'), "
+        "sorted(os.listdir('/dev')), os.path.exists('/proc/self')]\n"
+    )
     above = {Path(one).parts[1] for one in (sys.base_prefix, os.path.realpath(sys.executable))}
     allowed = {"sandbox_child.py", "dev", "etc", "gnu", "lib", "lib64", "nix", "tmp", "usr", *above}
     test = (
@@ -249,7 +252,7 @@ def test_where_python_lies_below_tmp(form, python_below_tmp):
     )
     packages = python_below_tmp.parents[1] / "lib" / python_below_tmp.name / "site-packages" / "more"
     cheat = f"import sys\nsys.path.append({str(packages)!r})\nfrom answers import f\n"
-    command = [str(python_below_tmp), "-I", "-c", script, str(Path(sandbox.__file__).parents[2]), TEST, form]
+    command = [str(python_below_tmp), "-I", "-c", script, str(Path(sandbox.__file__).parents[3]), TEST, form]
     done = subprocess.run([*command, RIGHT, cheat], capture_output=True, text=True, timeout=120)
     passed, refused, _ = done.stdout.split("\n")
     assert passed == "", done.stderr
