@@ -4,7 +4,7 @@ For each architecture of transformers' `AutoModelForCausalLM` a tiny random mode
 compared with `model.generate` on it, in float32 on a CPU, under `sdpa` and under `eager`: the greedy tokens and their
 logprobs of a prompt alone, of two prompts of unlike length in one batch, of a prompt that continues a cached one, and
 the logprobs of a prompt that is read.  What is found goes into the table that the engine and `doctor` read
-(`ensemblehub/generators/architectures.json`) and into `results/engines/architectures.md`.
+(`ensemblehub/generators/hf/architectures.json`) and into `results/engines/architectures.md`.
 
 An architecture that the table already has for this version of transformers is not run again without `--again`, so a
 run that was cut off goes on where it was.
@@ -233,7 +233,7 @@ def main() -> int:
     transformers.logging.set_verbosity(logging.CRITICAL)
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    table, page = options.out / "ensemblehub/generators" / TABLE.name, options.out / REPORT
+    table, page = options.out / "ensemblehub/generators/hf" / TABLE.name, options.out / REPORT
     found = json.loads(table.read_text(encoding="utf-8"))
     kept = found["architectures"] if found["transformers"] == transformers.__version__ else []
     lines = {_key(line["kind"], line["when"]): line for line in kept}

@@ -147,7 +147,7 @@ def test_the_table_is_whole_and_a_run_of_it_goes_on_where_it_was(tmp_path, monke
         "olmo2",
     ):
         assert any(line["kind"] == kind and line["sdpa"] == SAME for line in table["architectures"])
-    out = tmp_path / "ensemblehub/generators/architectures.json"
+    out = tmp_path / "ensemblehub/generators/hf/architectures.json"
     out.parent.mkdir(parents=True)
     (tmp_path / "results/engines").mkdir(parents=True)
     out.write_text('{"transformers": "", "architectures": []}')
