@@ -32,8 +32,8 @@ from ensemblehub.lab.pipeline.evaluate import ColdCost
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks.base import Item
 from ensemblehub.lab.tasks.builtin_math import BuiltinMath
-from ensemblehub.results import fold
-from ensemblehub.schema import Event, Request, Result
+from ensemblehub.results import collect
+from ensemblehub.schema import Request, Result
 
 RESULTS = Path("results/benchmarks")
 COLLECTED = Path("results/builtin_math/collected")
@@ -49,10 +49,8 @@ async def ridden(config: Config, items: Sequence[Item], at_once: int) -> tuple[f
 
         async def one(item: Item) -> tuple[Result, UsageLedger]:
             async with room:
-                ledger, events, started = UsageLedger(), list[Event](), time.perf_counter()
-                async for event in ensemble.stream(Request(task.request(item), ensemble.sampling), ledger):
-                    events.append(event)
-                return fold(events, ledger, time.perf_counter() - started), ledger
+                ledger, request = UsageLedger(), Request(task.request(item), ensemble.sampling)
+                return await collect(ensemble.stream(request, ledger), ledger), ledger
 
         started = time.perf_counter()
         rides = list(await asyncio.gather(*map(one, items)))

@@ -264,8 +264,7 @@ class AsyncEnsemble:
 
     async def _result(self, request: Request, on_event: Callable[[Event], object] | None) -> Result:
         ledger = UsageLedger()
-        async with aclosing(self.stream(request, ledger)) as events:
-            return await collect(events, ledger, on_event)
+        return await collect(self.stream(request, ledger), ledger, on_event)
 
     async def _attempts(
         self, request: Request, chosen: list[Engine], ledger: UsageLedger

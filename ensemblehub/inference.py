@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import aclosing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -27,8 +27,8 @@ from ensemblehub.data import BadExample, Example, read_items
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ArtifactError, ConfigError, EnsembleHubError, one_line
 from ensemblehub.output import Output
-from ensemblehub.results import attribution, fold
-from ensemblehub.schema import Cost, Event, Request, Result
+from ensemblehub.results import attempt, attribution
+from ensemblehub.schema import Cost, Request, Result
 from ensemblehub.terminal import cost_text
 
 FAILURES_SHOWN = 20
@@ -212,16 +212,9 @@ class Batch:
     async def answer(self, item: Example) -> None:
         """Answer one item and write its row; an error becomes part of the row."""
         request = Request(item.prompt, self.ensemble.sampling, id=item.id)
-        ledger, started = UsageLedger(), time.perf_counter()
-        events: list[Event] = []
-        reason = None
-        try:
-            async with aclosing(self.ensemble.stream(request, ledger)) as stream:
-                async for event in stream:
-                    events.append(event)
-        except Exception as error:  # no error of one item may cost the others
-            reason = error_text(error)
-        result = fold(events, ledger, time.perf_counter() - started)
+        ledger = UsageLedger()
+        result, failure = await attempt(self.ensemble.stream(request, ledger), ledger)
+        reason = error_text(failure) if failure else None  # no error of one item may cost the others
         extra = {"attribution": attribution(result)} if self.show_attribution else {}
         self.output.add(
             item,

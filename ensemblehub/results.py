@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +12,40 @@ from ensemblehub.cost import UsageLedger
 from ensemblehub.schema import Choice, Event, Piece, Result, Verdict
 
 
+async def attempt(
+    stream: AsyncGenerator[Event, None],
+    ledger: UsageLedger,
+    on_event: Callable[[Event], object] | None = None,
+) -> tuple[Result, Exception | None]:
+    """Fold a stream into a result, and close it; an error ends it and is returned beside what came before.
+
+    Args:
+        on_event: Called with every event as it comes.
+    """
+    started = time.perf_counter()
+    seen: list[Event] = []
+    failure = None
+    try:
+        async with aclosing(stream) as events:
+            async for event in events:
+                seen.append(event)
+                if on_event:
+                    on_event(event)
+    except Exception as error:
+        failure = error
+    return fold(seen, ledger, time.perf_counter() - started), failure
+
+
 async def collect(
-    events: AsyncIterator[Event], ledger: UsageLedger, on_event: Callable[[Event], object] | None = None
+    stream: AsyncGenerator[Event, None],
+    ledger: UsageLedger,
+    on_event: Callable[[Event], object] | None = None,
 ) -> Result:
-    """Fold a stream into a result; `on_event` is called with every event as it comes."""
-    started, seen = time.perf_counter(), list[Event]()
-    async for event in events:
-        seen.append(event)
-        if on_event:
-            on_event(event)
-    return fold(seen, ledger, time.perf_counter() - started)
+    """Fold a stream into a result, and close it; errors are raised. See `attempt`."""
+    result, failure = await attempt(stream, ledger, on_event)
+    if failure:
+        raise failure
+    return result
 
 
 def fold(events: Sequence[Event], ledger: UsageLedger, seconds: float) -> Result:

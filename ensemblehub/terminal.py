@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
@@ -12,9 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ensemblehub.config import Config
-from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.results import fold
 from ensemblehub.schema import Chat, Choice, Cost, Event, Request, Result, Verdict
 
 COLOURS = {"insight": "cyan", "answer": "green"}
@@ -115,15 +111,9 @@ def _cells(cost: Cost, priced: bool) -> list[str]:
 
 async def watch(ensemble: AsyncEnsemble, request: Request, console: Console) -> Result:
     """Answer a request, printing the events as they come."""
-    screen, ledger = Screen(console), UsageLedger()
-    started = time.perf_counter()
-    events: list[Event] = []
-    async with aclosing(ensemble.stream(request, ledger)) as stream:
-        async for event in stream:
-            events.append(event)
-            screen.show(event)
+    result = await ensemble.generate(request, on_event=Screen(console).show)
     console.print()
-    return fold(events, ledger, time.perf_counter() - started)
+    return result
 
 
 async def ask(config: Config, chat: Chat, console: Console) -> dict[str, Any]:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,8 +24,8 @@ from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.experiment import tandem_of
 from ensemblehub.lab.pipeline.records import Row, with_current_names
 from ensemblehub.lab.tasks.base import Item, Task
-from ensemblehub.results import fold
-from ensemblehub.schema import Event, ModelInfo, Request, Result, Sampling, UsageLine
+from ensemblehub.results import collect
+from ensemblehub.schema import ModelInfo, Request, Result, Sampling, UsageLine
 
 AGAIN = "run `ensemblehub evaluate --force`"
 
@@ -74,12 +72,8 @@ class TandemRun:
 async def run_live(ensemble: AsyncEnsemble, task: Task, item: Item, sampling: Sampling) -> TandemRun:
     """Answer one question live."""
     ledger = UsageLedger()
-    started = time.perf_counter()
-    events = list[Event]()
-    async with aclosing(ensemble.stream(Request(task.request(item), sampling, id=item.id), ledger)) as stream:
-        async for event in stream:
-            events.append(event)
-    result = fold(events, ledger, time.perf_counter() - started)
+    request = Request(task.request(item), sampling, id=item.id)
+    result = await collect(ensemble.stream(request, ledger), ledger)
     grade = await asyncio.to_thread(task.grade, item, result.text)
     tandem = tandem_of(ensemble)
     mentor, intern = tandem.roles(ensemble.engines)

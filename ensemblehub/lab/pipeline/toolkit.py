@@ -15,9 +15,8 @@ import functools
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import aclosing, closing
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,8 @@ from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.toolkit_report import Summary, members, ranking, read_methods, summary
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.lab.tasks.base import Item, Task
-from ensemblehub.results import fold
-from ensemblehub.schema import Event, Request, Sampling
+from ensemblehub.results import attempt
+from ensemblehub.schema import Request, Sampling
 
 CONCURRENCY = 32
 
@@ -171,17 +170,11 @@ async def answer(
 
     async def work(item: Item) -> dict[str, Any]:
         ledger = UsageLedger()
-        events = list[Event]()
-        error = ""
-        started = time.perf_counter()
         ask = Request(replace(task.request(item), thinking=False), sampling, id=item.id)
-        try:
-            async with aclosing(ensemble.stream(ask, ledger)) as stream:
-                async for event in stream:
-                    events.append(event)
-        except EngineError as failure:
-            error = str(failure)
-        result, total = fold(events, ledger, time.perf_counter() - started), ledger.total
+        result, failure = await attempt(ensemble.stream(ask, ledger), ledger)
+        if failure and not isinstance(failure, EngineError):
+            raise failure
+        error, total = str(failure or ""), ledger.total
         grade = await asyncio.to_thread(task.grade, item, result.text)
         return {
             "id": item.id,
