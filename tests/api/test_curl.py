@@ -162,21 +162,17 @@ def test_curl_reads_a_stream_as_it_is_written(start, echo):
     assert [delta["content"] for delta in deltas if delta.get("content")] == ["Hello", " to", " you."]
 
 
+def streaming(url, body):
+    """The command that asks for a chat and prints what comes as it comes."""
+    head = ["curl", "-sSN", "--max-time", "60", url + CHAT, "-H", "Content-Type: application/json"]
+    return [*head, "-d", body]
+
+
 def test_the_stream_is_not_held_back(start, echo):
     slow = ["--set", "model_specs.1.delay=0.5"]
     url = address(start(echo, *slow, API_PORT="0"))
     body = json.dumps({**HELLO, "stream": True})
-    command = [
-        "curl",
-        "-sSN",
-        "--max-time",
-        "60",
-        url + CHAT,
-        "-H",
-        "Content-Type: application/json",
-        "-d",
-        body,
-    ]
+    command = streaming(url, body)
     came = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
@@ -257,17 +253,7 @@ def test_being_told_to_stop_lets_an_answer_in_flight_end(start, echo, told, stre
     server = start(echo, "--set", "model_specs.1.delay=0.4", API_PORT="0")
     url = address(server)
     body = json.dumps({**HELLO, "stream": stream})
-    command = [
-        "curl",
-        "-sSN",
-        "--max-time",
-        "60",
-        url + CHAT,
-        "-H",
-        "Content-Type: application/json",
-        "-d",
-        body,
-    ]
+    command = streaming(url, body)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         begun = time.monotonic()
         while json.loads(curl(url + "/status"))["running"] == 0:

@@ -190,14 +190,14 @@ def failures(outcomes: cascade.Outcomes, run: cascade.Replay) -> dict[str, float
     right, level = outcomes.correct & outcomes.visited, np.arange(outcomes.correct.shape[1])
     chosen = np.where(run.chosen < 0, outcomes.correct.shape[1], run.chosen)[:, None]
     earlier, later = (right & (level < chosen)).any(axis=1), (right & (level > chosen)).any(axis=1)
-    hopeless = ~right.any(axis=1)
-    early = ~run.correct & later & ~hopeless
+    never_right = ~right.any(axis=1)
+    early = ~run.correct & later & ~never_right
     past = earlier & ~early
     return {
         "correct_routing": float((run.correct & ~past).mean()),
         "false_early_stop": float(early.mean()),
-        "false_continuation": float((past & ~hopeless).mean()),
-        "unavoidable_wrong": float((hopeless & ~run.correct).mean()),
+        "false_continuation": float((past & ~never_right).mean()),
+        "unavoidable_wrong": float((never_right & ~run.correct).mean()),
     }
 
 
