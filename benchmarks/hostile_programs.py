@@ -362,7 +362,7 @@ _SURROUNDINGS = (
     Hostile(
         "others' memory",
         "the right answers in the memory of the grader or of any process",
-        "import os\ndef f(x):\n    seen = 0\n    for name in [str(os.getppid()), *map(str, range(1, 5000)), 'self']:\n        for what in ('mem', 'maps', 'environ', 'root/etc/passwd', 'cwd', *['fd/3'] * (name != 'self')):\n            try:\n                os.listdir('/proc/%s/cwd' % name) if what == 'cwd' else os.open('/proc/%s/%s' % (name, what), os.O_RDONLY)\n                seen += 1\n            except OSError:\n                pass\n    return 'seen %d' % seen\n",
+        "import os\ndef f(x):\n    seen = 0\n    for name in [str(os.getppid()), *map(str, range(1, 5000)), 'self']:\n        for what in ('mem', 'maps', 'environ', 'root/etc/passwd', 'cwd', *['fd/3'] * (name not in ('self', str(os.getpid())))):\n            try:\n                os.listdir('/proc/%s/cwd' % name) if what == 'cwd' else os.open('/proc/%s/%s' % (name, what), os.O_RDONLY)\n                seen += 1\n            except OSError:\n                pass\n    return 'seen %d' % seen\n",
         r"seen 0$",
     ),
     _attempts(
