@@ -41,7 +41,7 @@ demo: $(STAMP)  ## the built-in pair rides in tandem
 	$(BIN)/ensemblehub demo
 
 test: $(TESTS)  ## run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 $(LLAMACPP)/.installed: pyproject.toml constraints.txt | $(TESTS)
 	mkdir -p $(WHEELS)

@@ -5,8 +5,6 @@ huggingface_hub reads the variable at import, and would try for a minute to reac
 
 import os
 
-import pytest
-
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # The files that take longest, longest first: they begin first, so that both workers end together.
@@ -32,13 +30,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keep a file's tests on one worker, so that its module fixtures are made once, and order the files."""
-    if not hasattr(config, "workerinput"):
-        return
+    """Order the files; `--dist loadfile` keeps each on one worker, so that its module fixtures are made once."""
     here = config.rootpath / "tests"
-    names = {item: item.path.relative_to(here).as_posix() for item in items}
-    for item, name in names.items():
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(name))
-    order = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(names[item], len(order)))
+    order = {here / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))

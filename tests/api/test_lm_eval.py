@@ -12,7 +12,7 @@ import pytest
 from ensemblehub import builtin
 from ensemblehub.lab.builtin import word_problems
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lm_eval")]
+pytestmark = pytest.mark.slow
 MIXED = Path(__file__).parents[2] / "examples" / "all_gac.yaml"
 TASKS = {
     "builtin_writes": """

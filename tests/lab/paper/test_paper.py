@@ -39,7 +39,6 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("paper")
 @pytest.mark.parametrize(
     ("name", "folder", "table", "finals"),
     [
@@ -76,7 +75,6 @@ def test_the_scripts_run_offline_on_the_builtin_pair_and_go_on_where_they_stoppe
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("paper")
 @pytest.mark.parametrize("table", ["guidance", "thinking", "latency", "ablation", "families"])
 def test_the_other_tables_run_on_the_builtin_pair(table, results, monkeypatch):
     monkeypatch.setattr(latency, "QUESTIONS", 3)  # one at a time, by eight methods

@@ -17,7 +17,7 @@ from ensemblehub.errors import ConfigError
 from ensemblehub.lab.pipeline.parallel import Placement, placements
 from ensemblehub.lab.pipeline.records import Collected
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("parallel")]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "scripts" / "mentor_guided" / "collect_progressive_data.py"
 LIMIT = 16

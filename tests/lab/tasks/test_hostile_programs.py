@@ -28,7 +28,7 @@ def test_there_are_many_and_each_has_a_name():
     assert Counter(one.name for one in HOSTILE).most_common(1)[0][1] == 1
 
 
-@pytest.mark.parametrize("form", [pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in FORMS])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_hostile_program_is_contained(name, form, around):
     if form == "limits" and BY_NAME[name].dangerous:
@@ -40,7 +40,7 @@ def test_a_hostile_program_is_contained(name, form, around):
     assert trial.wrong == (), trial.reason
 
 
-@pytest.mark.parametrize("form", [pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in FORMS])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_neighbour_is_not_disturbed(form, around):
     filtered(form)  # without, it would be
     trial = benchmark.neighboured(HOSTILE, form, around)

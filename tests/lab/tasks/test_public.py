@@ -19,9 +19,6 @@ from ensemblehub.lab.tasks.public import CODE, MATHS
 from ensemblehub.schema import Request
 from ensemblehub.tandem.insights import PROFILES, Dialogue
 
-# A hostile program may kill what it can reach, other tests' sandboxes included: one worker runs them all.
-pytestmark = pytest.mark.xdist_group("sandbox")
-
 
 def math(number):
     kinds = ("Algebra", "Counting & Probability", "Number Theory")
