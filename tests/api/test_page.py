@@ -11,7 +11,6 @@ from playwright.sync_api import expect, sync_playwright
 from ensemblehub import builtin
 from ensemblehub.tandem.insights import sections
 
-
 QUESTION = "There are 3 more mugs than bowls. The kitchen has 8 bowls. How many mugs are there?"
 LONG = "Something long, please"
 SOUND = {"format": "ensemblehub-run", "version": 1, "question": "?", "request": {}, "chunks": []}
