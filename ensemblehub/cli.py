@@ -1,7 +1,7 @@
-"""The command line: `ensemblehub ask | infer | serve | doctor | export-gguf`, and the commands of plugins.
+"""The command line: `ensemblehub ask`, `infer`, `serve`, `doctor`, `export-gguf`, and commands of plugins.
 
-Reads arguments and prints; the work is done by the modules that each command imports when it runs, so that
-`--help` loads none of them.
+Commands parse arguments and print. Each imports the module that does its work when it runs, so that `--help`
+loads none of them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
-INTERRUPTED = 130  # exit status, as shells have it
+INTERRUPTED = 130  # exit status of a program stopped by SIGINT
 
 
 class Commands(click.Group):
-    """A group that names the nearest command for a mistyped one."""
+    """A group that suggests the nearest command for a mistyped one."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:
@@ -38,7 +38,7 @@ class Commands(click.Group):
 
 
 def dashed(name: str) -> str:
-    """Flags may be written with `_` or `-`."""
+    """Return the name with `-` for `_`: both spellings of a flag are accepted."""
     return name.replace("_", "-")
 
 
@@ -64,9 +64,8 @@ def cli() -> None:
                                             ensemblehub train; ensemblehub calibrate
                                             ensemblehub evaluate; ensemblehub report
 
-    A YAML file names the models and how they work together; examples/ has one for every method.
-    Without a file, commands use Tandem on the built-in models.  --set KEY=VALUE changes a value of the file
-    for one run.
+    A YAML file names the models and the methods that combine them; examples/ has a file for every method.
+    Without a file, commands run Tandem on the built-in models. --set KEY=VALUE changes a value for one run.
     """
 
 
@@ -99,7 +98,7 @@ def config_file_option(positional: bool = False) -> Callable[[CommandT], Command
                 "changes",
                 multiple=True,
                 metavar="KEY=VALUE",
-                help="Change a value of the file for this run, as in -s ensemble.generation.max_tokens=64; "
+                help="Change a value of the file for this run, e.g. -s ensemble.generation.max_tokens=64; "
                 "repeatable.",
             ),
         ]
@@ -124,7 +123,7 @@ def config_option(command: CommandT) -> CommandT:
 
 limit_option = click.option("--limit", type=click.IntRange(min=1), help="Only the first N questions.")
 force_option = click.option(
-    "--force", is_flag=True, help="Start over, also where the existing data was made with other settings."
+    "--force", is_flag=True, help="Start over; existing data is replaced, whatever settings it was made with."
 )
 
 
@@ -135,7 +134,7 @@ force_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object: answer, insight, verdicts, usage."
 )
 def ask(question: str, config: Config, as_json: bool) -> None:
-    """Answer QUESTION and show who wrote what, and what it cost.
+    """Answer QUESTION; show which model wrote what, and the cost.
 
     `-` reads the question from standard input.
     """
@@ -160,18 +159,18 @@ def ask(question: str, config: Config, as_json: bool) -> None:
 @cli.command()
 @config_file_option(positional=True)
 @click.option(
-    "--probe", is_flag=True, help="Ask models behind APIs what they can do: about 15 short requests each."
+    "--probe", is_flag=True, help="Test the abilities of models behind APIs: about 15 short requests each."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(path: Path | None, changes: tuple[str, ...], probe: bool, as_json: bool) -> None:
-    """Check a configuration on this machine: models, memory, strategies, problems.
+    """Check a configuration: models, memory, methods, problems.
 
-    Loads no weights and needs no API keys and no network.  Exit status: 0 it can run, 2 it cannot.
+    Loads no weights; needs neither API keys nor a network. Exit status: 0 if the file can run here, 2 if not.
 
-    --probe sends short requests, some hundred tokens in all, to every model behind an API and reports whether
-    it can be reached, accepts the key, streams, reports usage, gives logprobs, continues an answer, scores
-    prompts, calls tools and keeps to an output format; and which options to write.  An ability that the
-    file's options rely on and that was not seen is a problem.
+    --probe sends short requests, some hundred tokens in all, to every model behind an API. It reports whether
+    the API can be reached, accepts the key, streams, reports usage, returns logprobs, continues an answer,
+    scores prompts, calls tools and keeps to an output format, and recommends options. An ability that the
+    options require and the probe does not observe is a problem.
     """
     from rich.console import Console
 
@@ -194,39 +193,41 @@ def doctor(path: Path | None, changes: tuple[str, ...], probe: bool, as_json: bo
     "models",
     multiple=True,
     metavar="PATH:ENGINE:DEVICE",
-    help="A model, instead of the file's; engine and device may be omitted; repeatable.",
+    help="A model, instead of those of the file; ENGINE and DEVICE are optional; repeatable.",
 )
 @click.option(
-    "--model_selection_method", "selection", metavar="NAME", help="Which models answer: all, zscore, ..."
+    "--model_selection_method", "selection", metavar="NAME", help="How models are selected: all, zscore, ..."
 )
 @click.option(
     "--output_aggregation_method",
     "aggregation",
     metavar="NAME",
-    help="How their outputs become one: tandem, vote, ...",
+    help="How outputs are combined: tandem, vote, ...",
 )
 @click.option("--max_tokens", type=click.IntRange(min=1), help="Maximum number of tokens of an answer.")
 @click.option(
     "--input_path",
     type=FILE,
     required=True,
-    help="JSON, JSONL or parquet, gzipped or not; `-` is standard input.",
+    help="Questions: JSON, JSONL or parquet, optionally gzipped; `-` is standard input.",
 )
 @click.option(
     "--output_path",
     type=FILE,
     required=True,
-    help="JSONL, one row per item; `-` is standard output, which cannot be resumed.",
+    help="Answers: JSONL, one row per item; `-` is standard output, which cannot be resumed.",
 )
 @click.option(
-    "--batch_size", type=click.IntRange(min=1), default=4, show_default=True, help="Items at the same time."
+    "--batch_size",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Items answered concurrently.",
 )
 @click.option("--max_examples", type=click.IntRange(min=1), help="Only the first N items.")
-@click.option("--show_attribution", is_flag=True, help="Add who wrote which part to each row.")
-@click.option("--resume", is_flag=True, help="Continue where the last run stopped; this is the default.")
-@click.option(
-    "--force", is_flag=True, help="Start over, also where the output has answers of another configuration."
-)
+@click.option("--show_attribution", is_flag=True, help="Record in each row which model wrote which part.")
+@click.option("--resume", is_flag=True, help="Continue where the last run stopped (the default).")
+@click.option("--force", is_flag=True, help="Start over; answers of another configuration are replaced.")
 def infer(
     path: Path | None,
     changes: tuple[str, ...],
@@ -239,10 +240,12 @@ def infer(
     force: bool,
     **flags: Any,
 ) -> None:
-    """Answer every item of a file; also `python -m ensemblehub.inference`.
+    """Answer every item of a file.
 
-    It can be interrupted or killed at any time: the same command continues where it stopped, and retries
-    failed items.  Exit status: 0 all answered, 1 some failed, 2 nothing could be done, 130 interrupted.
+    The command can be interrupted or killed at any time; the same command continues where it stopped and
+    retries failed items. Exit status: 0 all answered, 1 some failed, 2 nothing could be done, 130 interrupted.
+
+    Also `python -m ensemblehub.inference`.
     """
     from ensemblehub import inference, output
     from ensemblehub.config.flags import configured
@@ -259,7 +262,7 @@ def infer(
     )
     click.echo(progress.summary(output_path), err=output.is_stream(output_path))
     if progress.stopped_by:
-        click.echo("ensemblehub: interrupted; the same command goes on with the rest", err=True)
+        click.echo("ensemblehub: interrupted; the same command answers the rest", err=True)
     sys.exit(progress.exit_code)
 
 
@@ -270,7 +273,7 @@ def infer(
     "--port",
     envvar="API_PORT",
     type=click.IntRange(0, 65535),
-    help="Port (default: server.port, 8000); 0 takes any free one.",
+    help="Port (default: server.port, 8000); 0 picks a free port.",
 )
 @click.option("--api_key", multiple=True, metavar="KEY", help="A key that clients must send; repeatable.")
 @click.option("--api_key_file", type=FILE, help="A file with one key per line.")
@@ -284,16 +287,17 @@ def serve(
     api_key_file: Path | None,
     **server_options: Any,
 ) -> None:
-    """Serve the ensembles of a file as an OpenAI-compatible API, with a web page.
+    """Serve an OpenAI-compatible API and a web page.
 
     \b
-    Also `python -m ensemblehub.api YAML`.  Then:
-      http://127.0.0.1:8000/       the page
-      base_url="http://127.0.0.1:8000/v1", model="ensemble"     for OpenAI clients
-      /docs, /health, /metrics
+    http://127.0.0.1:8000/              the page
+    http://127.0.0.1:8000/v1            the base URL for OpenAI clients; model "ensemble"
+    /docs, /health, /status, /metrics   documentation and monitoring
 
-    Without an API key (--api-key, --api-key-file or the environment's ENSEMBLEHUB_API_KEY) only loopback
-    addresses are served.  Ctrl-C or SIGTERM lets running answers end.
+    Without an API key (--api-key, --api-key-file or the environment variable ENSEMBLEHUB_API_KEY), only
+    loopback addresses are served. Ctrl-C and SIGTERM let running answers end.
+
+    Also `python -m ensemblehub.api YAML`.
     """
     from ensemblehub.api import serving
     from ensemblehub.config import Config
@@ -321,9 +325,10 @@ def serve(
     help="Precision of the matrices.",
 )
 def export_gguf(model: str, folder: Path, kind: Any) -> None:
-    """Write MODEL, a Hugging Face folder or `builtin:NAME`, as GGUF into FOLDER, with its tokenizer.
+    """Convert a model to GGUF for the engine `llama_cpp`.
 
-    The engine `llama_cpp` runs it: name FOLDER/model.gguf as its `path`.
+    MODEL is a Hugging Face folder or `builtin:NAME`. Writes FOLDER/model.gguf, the `path` to name in the
+    configuration, and the tokenizer beside it.
     """
     from ensemblehub.generators.llama_cpp.gguf_export import export
 
@@ -332,7 +337,7 @@ def export_gguf(model: str, folder: Path, kind: Any) -> None:
 
 
 def add_plugins() -> None:
-    """Let the installed packages add their commands (entry point group `ensemblehub.commands`)."""
+    """Register the commands of installed packages (entry point group `ensemblehub.commands`)."""
     for plugin in entry_points(group="ensemblehub.commands"):
         plugin.load()(cli)
 
@@ -349,7 +354,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(0)
     except (click.Abort, KeyboardInterrupt):
         click.echo(
-            "\nensemblehub: interrupted; finished questions are kept, the same command goes on", err=True
+            "\nensemblehub: interrupted; finished questions are kept, the same command continues", err=True
         )
         sys.exit(INTERRUPTED)
     except (click.ClickException, EnsembleHubError) as error:

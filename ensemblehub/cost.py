@@ -220,12 +220,12 @@ class UsageMeter:
         return cost
 
 
-def _common(one: Sequence[int], other: Sequence[int], most: int) -> int:
+def _common(tokens: Sequence[int], other: Sequence[int], most: int) -> int:
     """Length of the common prefix of two sequences, at most `most`."""
-    most = min(most, len(one), len(other))
-    if one[:most] == other[:most]:
+    most = min(most, len(tokens), len(other))
+    if tokens[:most] == other[:most]:
         return most
-    return bisect_left(range(1, most + 1), True, key=lambda length: one[:length] != other[:length])
+    return bisect_left(range(1, most + 1), True, key=lambda length: tokens[:length] != other[:length])
 
 
 def dollars(info: ModelInfo, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:

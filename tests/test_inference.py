@@ -458,7 +458,7 @@ def test_an_interrupt_finishes_what_is_in_flight_and_a_second_gives_it_up(tmp_pa
     said, errors = child.communicate(timeout=30)
     assert child.returncode == code, errors
     assert "finishing the items in flight" in errors
-    assert "the same command goes on" in errors
+    assert "the same command answers the rest" in errors
     assert "Traceback" not in errors
     answered = 3 if times == 1 else 0
     assert f"{answered} of 8 answered (0 before), {8 - answered} left" in said

@@ -95,8 +95,8 @@ def _capitals(*texts: str) -> list[str]:
     free = [name for name in _GREEK if not any(name in text for text in texts)]
     names = dict(zip(letters, free, strict=False))
     return [
-        _CAPITAL.sub(lambda found: f"{names.get(found[1], found[0])} " if found[1] else found[0], one)
-        for one in texts
+        _CAPITAL.sub(lambda found: f"{names.get(found[1], found[0])} " if found[1] else found[0], text)
+        for text in texts
     ]
 
 
@@ -114,7 +114,9 @@ def _parsed(text: str) -> Any:
         lambda found: rf"{{(\frac{{{int(found[1] + found[2])}}}{{{10 ** len(found[2])}}})}}", text
     )
     found = math_verify.parse(f"\\boxed{{{exact}}}", config, parsing_timeout=None)
-    value = _alone(next((one for one in found if isinstance(one, Basic | MatrixBase)), None))
+    value = _alone(
+        next((candidate for candidate in found if isinstance(candidate, Basic | MatrixBase)), None)
+    )
     if value is None:
         return None
     # no assumption that a symbol is real: the same letter is the same symbol on both sides
@@ -156,8 +158,8 @@ def _alone(value: Any) -> Any:
 
 
 def _same_elements(left: Any, right: Any) -> bool:
-    covered = all(any(_same(one, other) for other in right) for one in left)
-    return covered and all(any(_same(one, other) for other in left) for one in right)
+    covered = all(any(_same(element, other) for other in right) for element in left)
+    return covered and all(any(_same(element, other) for other in left) for element in right)
 
 
 def _same_value(left: Any, right: Any) -> bool:
@@ -249,7 +251,7 @@ def _same_relation(left: Any, right: Any) -> bool:
         return (_covered(left.args, right.args) and _covered(right.args, left.args)) or _same_set(left, right)
     if isinstance(left, And) or isinstance(right, And):
         return _same_set(left, right)
-    kinds = {kind for kind in (Eq, Ne) for one in (left, right) if isinstance(one, kind)}
+    kinds = {kind for kind in (Eq, Ne) for relation in (left, right) if isinstance(relation, kind)}
     if len(kinds) > 1 or (kinds and type(left) is not type(right)):
         return False
     if _multiple(left, right):
@@ -258,7 +260,7 @@ def _same_relation(left: Any, right: Any) -> bool:
 
 
 def _covered(left: Any, right: Any) -> bool:
-    return all(any(_same_relation(one, other) for other in right) for one in left)
+    return all(any(_same_relation(relation, other) for other in right) for relation in left)
 
 
 def _multiple(left: Any, right: Any) -> bool:

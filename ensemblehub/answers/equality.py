@@ -113,13 +113,15 @@ class Comparison:
         return len(golds) == len(answers) and all(map(self.same, golds, answers))
 
     def _unordered(self, golds: list[str], answers: list[str]) -> bool:
-        golds = list(dict.fromkeys(one for part in golds for one in structure.plus_minus(part)))
-        answers = list(dict.fromkeys(one for part in answers for one in structure.plus_minus(part)))
+        golds = list(dict.fromkeys(value for part in golds for value in structure.plus_minus(part)))
+        answers = list(dict.fromkeys(value for part in answers for value in structure.plus_minus(part)))
         return self._among(golds, answers) and self._among(answers, golds)
 
     def _among(self, some: list[str], others: list[str]) -> bool:
         """Whether each of some is among the others; what is written alike is found first."""
-        return all(any(self.same(one, other) for other in sorted(others, key=one.__ne__)) for one in some)
+        return all(
+            any(self.same(element, other) for other in sorted(others, key=element.__ne__)) for element in some
+        )
 
     def _named(self, gold: str, answer: str) -> bool:
         """Without the names of what is equal to something; equations."""
@@ -162,7 +164,7 @@ class Comparison:
 
     def _brackets(self, gold: str, answer: str) -> bool:
         inner = structure.bracketed(gold), structure.bracketed(answer)
-        parts = [structure.elements(one.inside, inside=True) if one else [] for one in inner]
+        parts = [structure.elements(brackets.inside, inside=True) if brackets else [] for brackets in inner]
         if inner[0] and inner[1] and max(map(len, parts)) > 1:
             if (inner[0].opening, inner[0].closing) != (inner[1].opening, inner[1].closing):
                 return False
@@ -170,8 +172,8 @@ class Comparison:
         if len(parts[0]) > 1 or len(parts[1]) > 1:
             return False
         bare = [
-            one.inside if one and one.opening != "[" else text
-            for one, text in zip(inner, (gold, answer), strict=True)
+            brackets.inside if brackets and brackets.opening != "[" else text
+            for brackets, text in zip(inner, (gold, answer), strict=True)
         ]
         return self.same(*bare) if bare != [gold, answer] and all(bare) else self._value(gold, answer)
 
@@ -211,10 +213,11 @@ class Comparison:
 
     def _algebra(self, gold: str, answer: str, kind: algebra.Kind) -> bool:
         texts = gold, answer
-        if any(one.count("{") != one.count("}") for one in texts):
+        if any(text.count("{") != text.count("}") for text in texts):
             return False
         if any(
-            len(one) > LONGEST_ANSWER or _EXPLOSIVE.search(one) or not _CONTENT.search(one) for one in texts
+            len(text) > LONGEST_ANSWER or _EXPLOSIVE.search(text) or not _CONTENT.search(text)
+            for text in texts
         ):
             return False
         self.algebra -= 1

@@ -191,17 +191,17 @@ def factor(units: frozenset[str]) -> Fraction:
     return math.prod((_FACTORS[word] for word in units & _FACTORS.keys()), start=Fraction(1))
 
 
-def conflict(one: frozenset[str], other: frozenset[str]) -> bool:
+def conflict(unit: frozenset[str], other: frozenset[str]) -> bool:
     """Whether two units are different ones.
 
     None, and "units", go with any.  Measures must be the same, but for a rate of money; other words have to
     share one ("marbles" and "blue marbles").
     """
-    one, other = one - _FILL, other - _FILL
-    known, given = one & _KNOWN, other & _KNOWN
+    unit, other = unit - _FILL, other - _FILL
+    known, given = unit & _KNOWN, other & _KNOWN
     if known and given:
         return known != given and not (known & given & _LOOSE and (known <= given or given <= known))
-    return bool(one and other) and not one & other
+    return bool(unit and other) and not unit & other
 
 
 def _unit_words(found: re.Match[str]) -> set[str]:
@@ -216,7 +216,7 @@ def _unit_words(found: re.Match[str]) -> set[str]:
         return set()
     if not {"sq", "square", "cubic", "cu"} & set(words) and len(words) > 1:
         words = [word for word in words if word not in _FILL]  # "in all" is no inch
-    singular = {one for word in words for one in _singular(word).split()} - {"per"}
+    singular = {part for word in words for part in _singular(word).split()} - {"per"}
     if not re.search(r"[\d\\]", number) and (not number.strip() or marked is None or not singular <= _KNOWN):
         return set()
     if marked is None and not all(

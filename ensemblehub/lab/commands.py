@@ -1,5 +1,4 @@
-"""The laboratory's commands:
-`ensemblehub demo | collect | train | calibrate | evaluate | report | paper | ...`.
+"""The laboratory's commands: `ensemblehub demo`, `collect`, `train`, `calibrate`, `evaluate`, `report`, ...
 
 `ensemblehub.cli` finds them through the entry point `ensemblehub.commands` of the package.
 """
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def experiment_option(command: CommandT) -> CommandT:
-    """`config_option`, and `--dataset` and `--data` for what the experiment is about."""
+    """Add the options of `config_option`, and `--dataset` and `--data` for the benchmark."""
 
     @functools.wraps(command)
     def chosen(dataset: str | None, data: Path | None, changes: tuple[str, ...], **options: Any) -> Any:
@@ -41,8 +40,8 @@ def experiment_option(command: CommandT) -> CommandT:
         "--data",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Its questions: a file or folder in the public form ({split} in a name stands for the split), instead "
-        "of data/ or the hub.",
+        help="File or folder of the benchmark in its public format, instead of data/ or the hub; {split} in "
+        "the name stands for the split.",
     )
     return cast(CommandT, name(file(chosen)))
 
@@ -50,20 +49,27 @@ def experiment_option(command: CommandT) -> CommandT:
 @click.command()
 @config_option
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Questions to evaluate."
+    "--limit",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Number of questions to evaluate.",
 )
 @click.option(
     "--question",
     type=click.IntRange(min=0),
     default=22,
     show_default=True,
-    help="Number of the test question to run.",
+    help="Index of the test question that is run live.",
 )
 def demo(config: Config, limit: int, question: int) -> None:
-    """Show one run live, then a quick evaluation with its table and plot."""
-    from ensemblehub.lab import demo as demonstration
+    """Show one run live, then evaluate a sample of questions.
 
-    demonstration.demo(config, limit, question)
+    Prints the table of the evaluation and writes its plot.
+    """
+    from ensemblehub.lab.demo import run
+
+    run(config, limit, question)
 
 
 @click.command()
@@ -72,18 +78,22 @@ def demo(config: Config, limit: int, question: int) -> None:
 @click.option(
     "--split",
     required=True,
-    help="train (for the judge), calibration (for thresholds), test or all; docs/tasks.md says how each benchmark "
-    "is divided.",
+    help="train (for the judge), calibration (for the thresholds), test or all (docs/tasks.md).",
 )
-@click.option("--parallel", is_flag=True, help="Collect by worker processes.")
+@click.option("--parallel", is_flag=True, help="Collect in several worker processes.")
 @click.option(
-    "--num_workers", type=click.IntRange(min=1), help="How many (default: one per GPU of the mentors)."
+    "--num_workers",
+    type=click.IntRange(min=1),
+    help="Number of workers (default: one per GPU of the mentors).",
 )
 @click.option(
-    "--gpus", default="", metavar="0,1", help="GPUs, shared evenly; each worker has both models on its own."
+    "--gpus",
+    default="",
+    metavar="0,1",
+    help="GPUs to divide among the workers; a worker's GPUs hold both its models.",
 )
-@click.option("--mentor_gpus", default="", metavar="0,1", help="GPUs for the mentors, shared evenly.")
-@click.option("--intern_gpus", default="", metavar="2,3", help="GPUs for the interns, shared evenly.")
+@click.option("--mentor_gpus", default="", metavar="0,1", help="GPUs to divide among the mentors.")
+@click.option("--intern_gpus", default="", metavar="2,3", help="GPUs to divide among the interns.")
 @limit_option
 @force_option
 def collect(
@@ -97,9 +107,12 @@ def collect(
     mentor_gpus: str,
     intern_gpus: str,
 ) -> None:
-    """Collect a split: the mentor's stream once, the intern's reading and answer at every level.
+    """Collect one split: mentor and intern at every level.
 
-    Interrupt it whenever you like: the same command goes on where it stopped.
+    For each question, records the mentor's whole answer once, and at every level the intern's perplexity and
+    entropy, its answer and whether it is right.
+
+    The command can be interrupted at any time; the same command continues where it stopped.
     """
     from ensemblehub.lab.pipeline.parallel import placements
     from ensemblehub.lab.pipeline.pipeline import Pipeline
@@ -114,23 +127,24 @@ def collect(
 @click.command()
 @experiment_option
 @config_option
-@click.option(
-    "--selection", is_flag=True, help="Train a `learned` selection instead: collect what it needs, then fit."
-)
+@click.option("--selection", is_flag=True, help="Collect data for the `learned` selection, and train it.")
 @click.option(
     "--limit", type=click.IntRange(min=1), help="With --selection: only the first N questions of each split."
 )
-@click.option("--force", is_flag=True, help="With --selection: collect anew.")
+@click.option("--force", is_flag=True, help="With --selection: collect the data again.")
 def train(config: Config, selection: bool, limit: int | None, force: bool) -> None:
-    """Train the sufficiency judge on the collected `train` split, or a selection."""
-    if selection:
-        from ensemblehub.lab.pipeline import selection as learning
+    """Train the judge on the collected split `train`.
 
-        click.echo(json.dumps(learning.train(config, limit, force), indent=1))
+    With --selection, trains the `learned` selection instead, and collects its data first.
+    """
+    if selection:
+        from ensemblehub.lab.pipeline.selection import train as train_selection
+
+        click.echo(json.dumps(train_selection(config, limit, force), indent=1))
         return
     if limit or force:
         raise click.UsageError(
-            "--limit and --force go with --selection; the judge learns from what was collected"
+            "--limit and --force go with --selection; the judge is trained on all collected rows"
         )
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 
@@ -140,7 +154,7 @@ def train(config: Config, selection: bool, limit: int | None, force: bool) -> No
 @click.command()
 @config_option
 @click.option(
-    "--input_path", "--input-path", type=click.Path(path_type=Path), required=True, help="Questions."
+    "--input_path", "--input-path", type=click.Path(path_type=Path), required=True, help="File of questions."
 )
 @click.option(
     "--output_path",
@@ -148,43 +162,47 @@ def train(config: Config, selection: bool, limit: int | None, force: bool) -> No
     type=click.Path(path_type=Path),
     default="stats.json",
     show_default=True,
-    help="Where the statistics go.",
+    help="File to write the statistics to.",
 )
 @limit_option
 def stats(config: Config, input_path: Path, output_path: Path, limit: int | None) -> None:
-    """Measure every model's perplexity and confidence on questions, for the selection `zscore`."""
-    from ensemblehub.lab.pipeline import stats as measuring
+    """Measure every model's perplexity and confidence for `zscore`.
 
-    found = measuring.measure(config, measuring.questions(input_path, limit), output_path)
-    for name, one in found.items():
+    The file of statistics is the option `stats_file` of the selection `zscore`.
+    """
+    from ensemblehub.lab.pipeline.stats import measure, questions
+
+    for name, statistics in measure(config, questions(input_path, limit), output_path).items():
         spread = "{ppl_mean:.3f} ± {ppl_std:.3f}, confidence {conf_mean:.3f} ± {conf_std:.3f} ({n} questions)"
-        click.echo(f"{name}: perplexity {spread.format(**one)}")
+        click.echo(f"{name}: perplexity {spread.format(**statistics)}")
     click.echo(f"written to {output_path}: name it as `stats_file` of the selection")
 
 
 @click.command()
 @experiment_option
 @config_option
-@click.option("--max-accuracy", is_flag=True, help="The most accurate thresholds.")
+@click.option("--max-accuracy", is_flag=True, help="The most accurate thresholds, whatever they cost.")
 @click.option(
     "--budget",
     type=click.FloatRange(0, min_open=True),
-    help="Most accurate within this share of the mentor's cost.",
+    help="The most accurate thresholds that cost at most this share of the mentor's cost.",
 )
 @click.option(
-    "--min-accuracy", type=click.FloatRange(0, 1), help="Cheapest thresholds with at least this accuracy."
+    "--min-accuracy", type=click.FloatRange(0, 1), help="The cheapest thresholds with at least this accuracy."
 )
 def calibrate(config: Config, max_accuracy: bool, budget: float | None, min_accuracy: float | None) -> None:
-    """Choose one threshold per level on the collected `calibration` split (never on test data)."""
+    """Choose the judge's thresholds on the split `calibration`.
+
+    One threshold per level; test data is never used. The default objective is `experiment.aim` of the file.
+    """
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 
     given = {"budget": budget, "min-accuracy": min_accuracy}
-    aims = ["max-accuracy"] if max_accuracy else []
-    aims += [f"{name}:{value}" for name, value in given.items() if value is not None]
-    if len(aims) > 1:
+    objectives = ["max-accuracy"] if max_accuracy else []
+    objectives += [f"{name}:{value}" for name, value in given.items() if value is not None]
+    if len(objectives) > 1:
         raise click.UsageError("choose one of --max-accuracy, --budget and --min-accuracy")
-    aim = aims[0] if aims else None
-    click.echo(json.dumps(Pipeline(config).calibrate(aim), indent=1))
+    click.echo(json.dumps(Pipeline(config).calibrate(next(iter(objectives), None)), indent=1))
 
 
 @click.command()
@@ -193,7 +211,10 @@ def calibrate(config: Config, max_accuracy: bool, budget: float | None, min_accu
 @limit_option
 @force_option
 def evaluate(config: Config, limit: int | None, force: bool) -> None:
-    """Run Tandem live on the test split; resumable like `collect`."""
+    """Run Tandem live on the split `test`.
+
+    The command can be interrupted at any time; the same command continues where it stopped.
+    """
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 
     runs = Pipeline(config).evaluate(limit, force)
@@ -206,7 +227,10 @@ def evaluate(config: Config, limit: int | None, force: bool) -> None:
 @click.command()
 @config_option
 def report(config: Config) -> None:
-    """Write the table, `summary.json`, the per-question file and the Pareto plot."""
+    """Write table, summary and plots of an evaluation.
+
+    Writes table.md, summary.json, the per-question file and the Pareto plot to the folder of results.
+    """
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 
     click.echo(Pipeline(config).report())
@@ -214,26 +238,30 @@ def report(config: Config) -> None:
 
 @click.group(cls=Commands)
 def data() -> None:
-    """Benchmarks as data files."""
+    """Download benchmarks as data files."""
 
 
-@data.command()
+@data.command("fetch")
 @click.argument("name")
 @click.option(
     "--from",
     "source",
     type=click.Path(path_type=Path),
-    help="A file in the public format, instead of the hub.",
+    help="A file in the benchmark's public format, instead of the Hugging Face hub.",
 )
 @click.option(
-    "--to", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Data folder."
+    "--to",
+    type=click.Path(path_type=Path),
+    default=Path("data"),
+    show_default=True,
+    help="Folder to write to.",
 )
-@click.option("--split", help="Only this split; with --from, the one that FILE is.")
-def fetch(name: str, source: Path | None, to: Path, split: str | None) -> None:
-    """Write the files of the public benchmark NAME (docs/tasks.md)."""
-    from ensemblehub.lab import data as benchmarks
+@click.option("--split", help="Only this split; with --from, the split that the file holds.")
+def fetch_command(name: str, source: Path | None, to: Path, split: str | None) -> None:
+    """Download the public benchmark NAME (docs/tasks.md)."""
+    from ensemblehub.lab.data import fetch, named
 
-    files, benchmark = benchmarks.fetch(name, source, to, split), benchmarks.named(name)
+    files, benchmark = fetch(name, source, to, split), named(name)
     for file, count in files.items():
         click.echo(f"{file}: {count} items")
     whole, count = benchmark.sizes[split or benchmark.splits[-1]], sum(files.values())
@@ -247,16 +275,17 @@ def fetch(name: str, source: Path | None, to: Path, split: str | None) -> None:
     "--judge", "kinds", multiple=True, metavar="KIND", help="Only this kind; repeat for more (default: all)."
 )
 def classifiers(config: Config, kinds: tuple[str, ...]) -> None:
-    """Train and measure every kind of judge on what was collected.
+    """Train and compare every kind of judge.
 
-    Writes classifiers.md, .json and .svg: AUC, F1, Brier, calibration, failure types, importance, by
-        difficulty.
-    The sequence judges take minutes each.
+    Works on the collected data and writes classifiers.md, .json and .svg: AUC, F1, Brier score, calibration
+    error, kinds of failure, feature importance, and accuracy by difficulty.
+
+    A sequence judge takes minutes to train.
     """
-    from ensemblehub.lab.judges import classifiers as comparing
+    from ensemblehub.lab.judges.classifiers import run
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 
-    click.echo(comparing.run(Pipeline(config), kinds, lambda line: click.echo(line, err=True)))
+    click.echo(run(Pipeline(config), kinds, lambda line: click.echo(line, err=True)))
 
 
 @click.command()
@@ -272,24 +301,28 @@ def classifiers(config: Config, kinds: tuple[str, ...]) -> None:
     "--dataset",
     default="math500",
     show_default=True,
-    help="Benchmark; a built-in pair has its own of each kind.",
+    help="The benchmark; the built-in pairs replace it by a built-in one of the same kind.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="Its file or folder, where it is not in data/.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="File or folder of the benchmark, where it is not in data/.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("data/acte_experiments/results"),
     show_default=True,
-    help="Folder of results; what is there is not made twice.",
+    help="Folder of results; existing results are reused.",
 )
 @click.option(
-    "--judge", help="A judge to use as it is: a folder, or a rule such as entropy:1.0 (default: train one)."
+    "--judge", help="A trained judge (a folder) or a rule such as entropy:1.0 (default: train a judge)."
 )
 @click.option(
     "--max_tokens",
     multiple=True,
     type=click.IntRange(min=1),
-    help="Of an answer; repeat it for a run with each (default: the pair's own).",
+    help="Maximum number of tokens of an answer; repeat for a run with each (default: the pair's own).",
 )
 @click.option(
     "--set", "-s", "changes", multiple=True, metavar="KEY=VALUE", help="Change the pair's file for this run."
@@ -308,34 +341,37 @@ def paper(
     limit: int | None,
     force: bool,
 ) -> None:
-    """Make one of the paper's tables for a pair, with the paper's own figures beside it.
+    """Reproduce a table of the paper for a pair of models.
+
+    The table shows the paper's own figures beside the measured ones.
 
     \b
-    TABLE is one of
+    TABLE is one of:
       main       accuracy and cost of every method, by subject and by level (Table 1)
-      transfer   the classifier trained on math, unchanged on code (Table 5)
+      transfer   a judge trained on math, applied to code unchanged (Table 5)
       api        a mentor behind an API (Table 4)
-      guidance   accuracy by the length of the insight (Figure 5)
-      thinking   thinking and concise models (Table 7)
+      guidance   accuracy by length of the insight (Figure 5)
+      thinking   models with and without thinking (Table 7)
       latency    seconds per question, one at a time (Table 13)
-      ablation   the insight without its Goal, Planning, Retrieval or Action
+      ablation   insights without Goal, Planning, Retrieval or Action
       families   mentors and interns of several families (Table 2)
 
-    Whatever a table needs is collected first, and kept: interrupt it whenever you like, the same command goes
-        on.
+    The data that a table needs is collected first, and kept. The command can be interrupted at any time; the
+    same command continues where it stopped.
+
     Scripts with the reference's names and defaults are in scripts/mentor_guided/.
     """
-    from ensemblehub.lab import paper as tables
+    from ensemblehub.lab.paper import run
     from ensemblehub.lab.paper.study import Study
 
     study = Study(pair, dataset, out, data, judge, limit, None, changes, force)
     for tokens in max_tokens or (None,):
-        for made in tables.run(table, study.of(max_tokens=tokens)):
+        for made in run(table, study.of(max_tokens=tokens)):
             click.echo(made)
 
 
 def register(cli: click.Group) -> None:
-    """Add the commands to `ensemblehub`, and the sandbox to what `doctor` says."""
+    """Register the laboratory's commands, and the sandbox's line in the report of `doctor`."""
     for command in (demo, collect, train, stats, calibrate, evaluate, report, data, classifiers, paper):
         cli.add_command(command)
     registry.DOCTOR_LINES["sandbox"] = _sandbox

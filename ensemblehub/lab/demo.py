@@ -31,7 +31,7 @@ def comparison(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def demo(config: Config, limit: int, question: int) -> None:
+def run(config: Config, limit: int, question: int) -> None:
     """One run live on a test question, then an evaluation of `limit` questions with table and plot."""
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 

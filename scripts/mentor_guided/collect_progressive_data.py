@@ -111,7 +111,7 @@ def main() -> None:
         )[2]
         mentor = Path(options.pair).stem if options.pair else mentor
         pipeline = study.pipeline()
-        known = [one for one in pipeline.task.splits if one != "all"]
+        known = [name for name in pipeline.task.splits if name != "all"]
         for split in known if options.split == "all" else [options.split]:
             data = pipeline.collect(split, study.limit, study.force, places)
             items = {item.id: item for item in pipeline.items(split, study.limit)}

@@ -83,9 +83,9 @@ def mistaken(problem: WordProblem, rng: random.Random) -> str:
 
 def draw(answered: Sequence[Answered], tokens: PreTrainedTokenizerFast, rng: random.Random) -> Row:
     """Token ids, and a label at every step token."""
-    one = rng.choice(answered)
-    problem = one.problem
-    reply = mistaken(problem, rng) if rng.random() < 0.3 else one.reply
+    chosen = rng.choice(answered)
+    problem = chosen.problem
+    reply = mistaken(problem, rng) if rng.random() < 0.3 else chosen.reply
     cut = rng.random() < 0.5
     reply = reply[: rng.randint(1, len(reply))] if cut else reply
     ids: list[int] = tokens.encode(corpus.prompt(problem.text))
@@ -142,7 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     shape = MENTOR.shape(len(tokens))
     answered = [
-        one for name in ("mentor", "intern") for one in samples.read(options.samples / f"{name}.jsonl")
+        sample for name in ("mentor", "intern") for sample in samples.read(options.samples / f"{name}.jsonl")
     ]
     rates = (MENTOR.muon * options.rate, MENTOR.adam * options.rate)
     trainer = Trainer(RewardNetwork(shape), *rates, options.device, partial(export, shape, tokens))

@@ -22,7 +22,7 @@ async def answers(path: str, count: int, rows: int) -> list[Answered]:
     """The greedy, concise answers of the model at `path` to corpus problems 0 to `count - 1`."""
     from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 
-    engine, room = (
+    engine, semaphore = (
         HFEngine("model", HFOptions(path=builtin.resolve(path), batch_rows=rows)),
         asyncio.Semaphore(rows),
     )
@@ -30,7 +30,7 @@ async def answers(path: str, count: int, rows: int) -> list[Answered]:
     async def answer(number: int) -> Answered:
         problem = numbered(number)
         request = Request(Chat((Message("user", problem.text),), thinking=False), Sampling(max_tokens=384))
-        async with room:
+        async with semaphore:
             pieces = [piece.text async for piece in engine.stream(request, UsageLedger().meter("answer"))]
         reply = "".join(pieces)
         return Answered(number, reply, last_boxed(reply) == str(problem.answer))
@@ -55,8 +55,8 @@ def main() -> None:
     options = parser.parse_args()
     done = asyncio.run(answers(options.path, options.problems, options.rows))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text("".join(json.dumps(asdict(one)) + "\n" for one in done), encoding="utf-8")
-    print(f"{sum(one.solved for one in done)} of {len(done)} solved; {options.out}")
+    options.out.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in done), encoding="utf-8")
+    print(f"{sum(sample.solved for sample in done)} of {len(done)} solved; {options.out}")
 
 
 if __name__ == "__main__":

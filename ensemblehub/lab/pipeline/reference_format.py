@@ -34,7 +34,7 @@ def export(data: Collected, items: dict[str, Item], folder: Path, name: str) -> 
 def guided(row: Row, item: Item, level: str, sequence: NDArray[Any]) -> dict[str, Any]:
     """One question at one level, with the intern's reading, (2, tokens): perplexity and entropy."""
     run, (perplexity, entropy) = row.runs[level], sequence
-    read = {"ppl": [float(one) for one in perplexity], "entropy": [float(one) for one in entropy]}
+    read = {"ppl": [float(value) for value in perplexity], "entropy": [float(value) for value in entropy]}
     return fields(row, item, level, row.insight[: run.cut], run.text) | read
 
 

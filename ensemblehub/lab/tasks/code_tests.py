@@ -123,7 +123,7 @@ def check(item: Mapping[str, Any], suite: Suite) -> str:
     if not lines or not all(isinstance(line, str) for line in lines):
         raise ValueError("its tests are not a list of texts")
     setup = [*item.get("test_imports", ()), item.get("test_setup_code") or ""]
-    return _from_statements("\n".join([*(one for one in setup if one), *lines]))
+    return _from_statements("\n".join([*(line for line in setup if line), *lines]))
 
 
 def _from_statements(source: str) -> str:

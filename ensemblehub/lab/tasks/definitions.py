@@ -18,7 +18,7 @@ def rank(statements: Sequence[Statement], name: str) -> int:
     """How well a name is defined: 4 by a function, class or lambda, 3 by a value, 2 by an import,
     1 by a stub, 0.
     """
-    return max((_rank(one, name) for one in statements if name in one.binds), default=0)
+    return max((_rank(statement, name) for statement in statements if name in statement.binds), default=0)
 
 
 def _rank(statement: Statement, name: str) -> int:
@@ -35,7 +35,7 @@ def _rank(statement: Statement, name: str) -> int:
 
 def _targets(node: ast.Assign | ast.AnnAssign) -> set[str]:
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    return {one.id for one in targets if isinstance(one, ast.Name)}
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def _complete(node: ast.AST) -> bool:
@@ -44,13 +44,15 @@ def _complete(node: ast.AST) -> bool:
     """
     if not isinstance(node, FUNCTIONS):
         return True
-    if any(isinstance(one, ast.Expr) and _is_constant(one.value, ...) for one in ast.walk(node)):
+    if any(isinstance(child, ast.Expr) and _is_constant(child.value, ...) for child in ast.walk(node)):
         return False
     return not all(
-        isinstance(one, ast.Pass)
-        or (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
-        or (isinstance(one, ast.Raise) and one.exc is not None and "NotImplemented" in ast.dump(one.exc))
-        for one in node.body
+        isinstance(child, ast.Pass)
+        or (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant))
+        or (
+            isinstance(child, ast.Raise) and child.exc is not None and "NotImplemented" in ast.dump(child.exc)
+        )
+        for child in node.body
     )
 
 
@@ -60,21 +62,25 @@ def _is_constant(node: ast.AST, value: object) -> bool:
 
 def returns(statements: Sequence[Statement], name: str) -> bool:
     """Whether the function of that name gives a result."""
-    functions = [one.node for one in statements if isinstance(one.node, FUNCTIONS) and one.node.name == name]
-    inner = [node for function in functions for one in function.body for node in inside(one)]
+    functions = [
+        statement.node
+        for statement in statements
+        if isinstance(statement.node, FUNCTIONS) and statement.node.name == name
+    ]
+    inner = [node for function in functions for child in function.body for node in inside(child)]
     return any(
-        isinstance(one, ast.Yield | ast.YieldFrom | ast.Raise)
-        or (isinstance(one, ast.Return) and one.value is not None)
-        for one in inner
+        isinstance(node, ast.Yield | ast.YieldFrom | ast.Raise)
+        or (isinstance(node, ast.Return) and node.value is not None)
+        for node in inner
     )
 
 
 def body_column(statements: Sequence[Statement], name: str) -> int:
     """How far the body of a function is indented; 4 where there is none."""
     found = [
-        one.node.body[0].col_offset
-        for one in statements
-        if isinstance(one.node, FUNCTIONS) and one.node.name == name
+        statement.node.body[0].col_offset
+        for statement in statements
+        if isinstance(statement.node, FUNCTIONS) and statement.node.name == name
     ]
     return found[-1] if found else 4
 
@@ -93,7 +99,7 @@ def assemble(blocks: Sequence[Sequence[Statement]], name: str) -> str:
     while more := chosen.effects():
         for number, statement in more:
             chosen.take(number, statement)
-    return "\n\n".join(one.text for one in chosen.ordered()) + "\n"
+    return "\n\n".join(statement.text for statement in chosen.ordered()) + "\n"
 
 
 class _Choice:
@@ -116,10 +122,10 @@ class _Choice:
                 continue
             self.names.add(name)
             number = self.home if name == self.name else max(self.order, key=lambda at: self._worth(at, name))
-            for one in self._found(number, name):
-                self.taken[one] = number
-                waiting += one.uses
-                if one.uses & _DYNAMIC:  # any name may be meant
+            for statement in self._found(number, name):
+                self.taken[statement] = number
+                waiting += statement.uses
+                if statement.uses & _DYNAMIC:  # any name may be meant
                     waiting += [also for each in self.blocks[number] if _defines(each) for also in each.binds]
 
     def take(self, number: int, statement: Statement) -> None:
@@ -130,30 +136,38 @@ class _Choice:
     def _worth(self, number: int, name: str) -> int:
         """2 where a block gives a name a meaning, 1 where by a stub alone, else 0."""
         found = self.binding[number].get(name, ())
-        return max((1 if rank([one], name) == 1 else 2 for one in found), default=0)
+        return max((1 if rank([statement], name) == 1 else 2 for statement in found), default=0)
 
     def _found(self, number: int, name: str) -> list[Statement]:
         stubs = self._worth(number, name) == 1
-        return [one for one in self.binding[number].get(name, ()) if stubs or rank([one], name) != 1]
+        return [
+            statement
+            for statement in self.binding[number].get(name, ())
+            if stubs or rank([statement], name) != 1
+        ]
 
     def effects(self) -> list[tuple[int, Statement]]:
         """Statements that give no chosen name a meaning but change what it means, as by filling a table."""
-        imports = {name for one in self.taken if _imports(one) for name in one.binds}
-        variables = {name for one in self.taken if not _defines(one) for name in one.binds} & self.names
+        imports = {name for statement in self.taken if _imports(statement) for name in statement.binds}
+        variables = {
+            name for statement in self.taken if not _defines(statement) for name in statement.binds
+        } & self.names
         return [
-            (number, one)
+            (number, statement)
             for number in sorted({self.home, *self.taken.values()} - {0})
-            for one in self.blocks[number]
-            if one not in self.taken and not _is_usage(one) and self._matters(one, number, imports, variables)
+            for statement in self.blocks[number]
+            if statement not in self.taken
+            and not _is_usage(statement)
+            and self._matters(statement, number, imports, variables)
         ]
 
-    def _matters(self, one: Statement, number: int, imports: set[str], variables: set[str]) -> bool:
-        if "*" in one.binds or _is_future(one) or _is_setting(one.node):
+    def _matters(self, statement: Statement, number: int, imports: set[str], variables: set[str]) -> bool:
+        if "*" in statement.binds or _is_future(statement) or _is_setting(statement.node):
             return True
-        changed = set(_changed(one.node)) & self.names
-        runs = isinstance(one.node, ast.Expr | ast.For | ast.While | ast.With | ast.Try | ast.If)
-        if (runs and changed - imports) or (_calls(one.node) and variables):
-            reach = self._reach(one, number)
+        changed = set(_changed(statement.node)) & self.names
+        runs = isinstance(statement.node, ast.Expr | ast.For | ast.While | ast.With | ast.Try | ast.If)
+        if (runs and changed - imports) or (_calls(statement.node) and variables):
+            reach = self._reach(statement, number)
             return self.name not in reach and bool(changed - imports or reach & variables)
         return not runs and bool(changed)
 
@@ -164,7 +178,7 @@ class _Choice:
             name = waiting.pop()
             if name not in found:
                 found.add(name)
-                waiting += [use for one in self.binding[number].get(name, ()) for use in one.uses]
+                waiting += [use for binder in self.binding[number].get(name, ()) for use in binder.uses]
         return found
 
     def ordered(self) -> list[Statement]:
@@ -175,25 +189,32 @@ class _Choice:
         before = list[Statement]()
         own = list[Statement]()
         after = list[Statement]()
-        given = {name for one, number in self.taken.items() if number == self.home for name in one.binds}
+        given = {
+            name
+            for statement, number in self.taken.items()
+            if number == self.home
+            for name in statement.binds
+        }
         for number, block in enumerate(self.blocks):
-            for one in filter(self.taken.__contains__, block):
-                if _imports(one) and (number != self.home or _is_future(one)):
-                    imports.append(one)
+            for statement in filter(self.taken.__contains__, block):
+                if _imports(statement) and (number != self.home or _is_future(statement)):
+                    imports.append(statement)
                 elif number == self.home:
-                    own.append(one)
+                    own.append(statement)
                 else:
-                    (after if number > self.home and one.needs_first & given else before).append(one)
-        imports.sort(key=lambda one: not _is_future(one))
+                    (after if number > self.home and statement.needs_first & given else before).append(
+                        statement
+                    )
+        imports.sort(key=lambda statement: not _is_future(statement))
         return [*imports, *before, *own, *after]
 
 
 def _index(block: Sequence[Statement]) -> dict[str, list[Statement]]:
     """By name, the statements of a block that give it a meaning."""
     out: dict[str, list[Statement]] = {}
-    for one in block:
-        for name in () if _is_usage(one) else one.binds:
-            out.setdefault(name, []).append(one)
+    for statement in block:
+        for name in () if _is_usage(statement) else statement.binds:
+            out.setdefault(name, []).append(statement)
     return out
 
 
@@ -217,7 +238,7 @@ def _is_usage(statement: Statement) -> bool:
 def _guards_main(node: ast.stmt) -> bool:
     """Whether it is `if __name__ == "__main__"`."""
     return isinstance(node, ast.If) and any(
-        isinstance(one, ast.Name) and one.id == "__name__" for one in ast.walk(node.test)
+        isinstance(child, ast.Name) and child.id == "__name__" for child in ast.walk(node.test)
     )
 
 
@@ -247,18 +268,21 @@ def _changed(node: ast.stmt) -> Iterator[str]:
     """The names whose values a statement changes without giving them another: `x[0] = 1`, `x.y = 1`,
     `x.append(1)`.
     """
-    for one in inside(node):
-        if isinstance(one, ast.Attribute | ast.Subscript) and not isinstance(one.ctx, ast.Load):
-            yield from _root(one)
+    for child in inside(node):
+        if isinstance(child, ast.Attribute | ast.Subscript) and not isinstance(child.ctx, ast.Load):
+            yield from _root(child)
         elif (
-            isinstance(one, ast.Expr)
-            and isinstance(one.value, ast.Call)
-            and isinstance(one.value.func, ast.Attribute)
+            isinstance(child, ast.Expr)
+            and isinstance(child.value, ast.Call)
+            and isinstance(child.value.func, ast.Attribute)
         ):
-            yield from _root(one.value.func)
-        elif isinstance(one, DEFINITIONS):  # `@f.register`
+            yield from _root(child.value.func)
+        elif isinstance(child, DEFINITIONS):  # `@f.register`
             yield from (
-                name for each in one.decorator_list if not isinstance(each, ast.Name) for name in _root(each)
+                name
+                for each in child.decorator_list
+                if not isinstance(each, ast.Name)
+                for name in _root(each)
             )
 
 

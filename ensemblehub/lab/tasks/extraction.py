@@ -78,7 +78,7 @@ def program_of(text: str, prompt: str, entry_point: str) -> str:
     """
     parser, answer = Parser(), _Answer.of(text)
     asked = parser.whole(prompt) or parser.whole(f"{prompt}\n    pass\n") or []
-    start = [one for one in asked if entry_point not in one.binds]
+    start = [statement for statement in asked if entry_point not in statement.binds]
     for blocks in _readings(parser, answer):
         if max((rank(block, entry_point) for block in blocks), default=0) > 1:
             return assemble([start, *blocks], entry_point)

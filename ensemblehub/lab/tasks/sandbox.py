@@ -133,12 +133,12 @@ def isolation(form: Form | None = None) -> Isolation:
     """
     wanted = form_named(form) if form else required()
     failures = []
-    for one in (wanted,) if wanted else FORMS:
+    for candidate in (wanted,) if wanted else FORMS:
         with _PROBING:
-            found = _probe(one)
+            found = _probe(candidate)
         if isinstance(found, Isolation) and (wanted or found.tight):
             return found
-        failures.append(f"{one}: {_LOOSE if isinstance(found, Isolation) else found}")
+        failures.append(f"{candidate}: {_LOOSE if isinstance(found, Isolation) else found}")
     if wanted:
         raise ConfigError(f"the sandbox's form {wanted!r} is required but does not work here: {found}")
     raise SandboxError(f"no form of the sandbox works here: {'; '.join(failures)}")
@@ -264,7 +264,10 @@ def _verdict(line: bytes, nonce: str, where: Isolation) -> tuple[bool, str]:
 
 def _printable(text: str) -> str:
     """The text with what no terminal or file should get (control characters, lone surrogates) as escapes."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def _kill_all(checker: subprocess.Popen[bytes]) -> None:

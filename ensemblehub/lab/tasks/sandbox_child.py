@@ -179,10 +179,10 @@ class ProgramWorker:
             command[0],
             command,
             {},
-            file_actions=[(os.POSIX_SPAWN_DUP2, one, number) for number, one in enumerate(its)],
+            file_actions=[(os.POSIX_SPAWN_DUP2, descriptor, number) for number, descriptor in enumerate(its)],
         )
-        for one in its:
-            os.close(one)
+        for descriptor in its:
+            os.close(descriptor)
         self.calls, self.replies = os.fdopen(calls, "wb"), os.fdopen(replies, "rb")
         self.errors = os.fdopen(errors, "rb")
 
@@ -278,10 +278,10 @@ def _hear(worker: ProgramWorker, expected: Sequence[str] = ()) -> Any:
             return decode(payload)
         name = str(payload[0])
         text = str(payload[1])
-        bases = [str(one) for one in payload[2]]
+        bases = [str(base) for base in payload[2]]
     except Exception as error:
         raise WorkerFailed("the result is not plain data") from error
-    if kind == "raise" and any(one in expected for one in bases):
+    if kind == "raise" and any(base in expected for base in bases):
         raise _exception(bases, text)
     raise WorkerFailed(f"{name}: {text}" if text else name)
 
@@ -358,7 +358,7 @@ def _attempt(action: Callable[[], Any], on_error: str) -> list[Any]:
         kind = "failed"  # a result that is not plain data is no exception of the program's
         return ["return", encode(value)]
     except BaseException as error:
-        bases = [one.__name__ for one in type(error).__mro__ if one.__module__ == "builtins"]
+        bases = [base.__name__ for base in type(error).__mro__ if base.__module__ == "builtins"]
         return [kind, [type(error).__name__, " ".join(str(error).split())[:300], bases]]
 
 

@@ -215,7 +215,7 @@ def filter_bytes(*, write: bool) -> bytes:
             code += [(_IF_EQUAL, 0, 1, number), refuse]
     for condition in _ALWAYS_SOME + (() if write else _WRITING_SOME):
         code += _conditional(condition, condition.numbers[column], refuse)
-    return b"".join(struct.pack("=HBBI", *one) for one in [*code, (_RETURN, 0, 0, _ALLOW)])
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in [*code, (_RETURN, 0, 0, _ALLOW)])
 
 
 def _conditional(
@@ -225,6 +225,6 @@ def _conditional(
     if number is None:
         return []
     jump = _IF_BITS if condition.test == "bits" else _IF_EQUAL
-    tests = [one for value in condition.values for one in ((jump, 0, 1, value), refuse)]
+    tests = [instruction for value in condition.values for instruction in ((jump, 0, 1, value), refuse)]
     inner = [(_LOAD, 0, 0, _ARGUMENTS + 8 * condition.argument), *tests, (_LOAD, 0, 0, _NUMBER)]
     return [(_IF_EQUAL, 0, len(inner), number), *inner]

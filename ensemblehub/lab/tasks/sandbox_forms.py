@@ -102,9 +102,9 @@ def ways(form: Form, filterable: bool) -> list[Isolation]:
     """The form with all of its protections, then with fewer, as far as this system may have them."""
     hiding = (True, False) if form == "limits" and sys.platform == "linux" else (form != "limits",)
     return [
-        Isolation(form, one, hidden)
+        Isolation(form, filtered, hidden)
         for hidden in hiding
-        for one in ((True, False) if filterable else (False,))
+        for filtered in ((True, False) if filterable else (False,))
     ]
 
 
@@ -199,10 +199,10 @@ def rules() -> tuple[tuple[Kind, str, str], ...]:
     """
     hidden = [path for kind, _, path in view() if kind == "hide"]
     waiting = [path for kind, _, path in view() if kind == "show"]
-    out: list[tuple[Kind, str, str]] = [one for one in view() if one[0] == "device"]
+    out: list[tuple[Kind, str, str]] = [entry for entry in view() if entry[0] == "device"]
     while waiting:
         path = waiting.pop()
-        if not any(Path(one).is_relative_to(path) for one in hidden):
+        if not any(Path(folder).is_relative_to(path) for folder in hidden):
             out.append(("show", path, path))
         elif path not in hidden:
             out.append(("list", path, path))

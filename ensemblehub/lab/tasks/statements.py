@@ -121,7 +121,7 @@ class Parser:
                 while found and out and out[-1][0] < end:  # it was a part of this
                     out.pop()
                 out.append((margin[at], found))
-        return [one for _, found in reversed(out) for one in found]
+        return [statement for _, found in reversed(out) for statement in found]
 
     def _piece(self, lines: list[str], margin: Sequence[int]) -> tuple[list[Statement], int]:
         """What begins at the first of these lines, and where it ends."""
@@ -163,7 +163,7 @@ def _indentations(source: str) -> Iterator[str]:
 def _text(lines: list[bytes], node: ast.stmt) -> str:
     """The text of a statement, which may share its lines with others."""
     decorators = getattr(node, "decorator_list", [])
-    first = min([node.lineno, *(one.lineno for one in decorators)])
+    first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
     part = lines[first - 1 : node.end_lineno]
     part[-1] = part[-1][: node.end_col_offset]
     part[0] = part[0][0 if decorators else node.col_offset :]
@@ -174,10 +174,10 @@ def inside(node: ast.AST) -> Iterator[ast.AST]:
     """A node and what is below it in the same scope."""
     waiting = [node]
     while waiting:
-        one = waiting.pop()
-        yield one
-        if not isinstance(one, _SCOPES):
-            waiting += ast.iter_child_nodes(one)
+        child = waiting.pop()
+        yield child
+        if not isinstance(child, _SCOPES):
+            waiting += ast.iter_child_nodes(child)
 
 
 def bound(node: ast.AST) -> Iterator[str]:
