@@ -189,10 +189,6 @@ class Request:
         bounded = replace(sampling, max_completion_tokens=left, max_tokens=most, min_tokens=least)
         return replace(self, sampling=bounded)
 
-    def with_prompt(self, prompt: Prompt) -> Request:
-        """Return the request with another prompt and an empty prefix."""
-        return replace(self, prompt=prompt, prefix="", written=())
-
 
 def derived_seed(seed: int, *parts: object) -> int:
     """Derive a 63-bit seed for one part of a request; equal on every machine."""
