@@ -327,6 +327,7 @@ class ExperimentSection(Section):
     Attributes:
         task: A benchmark (`docs/tasks.md`).
         data: A file or folder of a public benchmark, instead of `data/` or the hub.
+        prompt: How its questions are put: `plain`, or a profile of `docs/tasks.md` (`official`).
         results: Folder for everything that the pipeline writes.
         judge, preset: Kind of judge, and how it is trained.
         aim: What the thresholds are chosen for: `max-accuracy`, `budget:SHARE` or `min-accuracy:SHARE`.
@@ -335,6 +336,7 @@ class ExperimentSection(Section):
 
     task: str = "builtin_math"
     data: UserPath | None = None
+    prompt: str = "plain"
     results: UserPath = Path("results/builtin_math")
     judge: Literal["mlp", "logistic", "gb", "lstm", "gru", "cnn", "attention", "ensemble"] = "mlp"
     preset: Literal["default", "paper"] = "default"

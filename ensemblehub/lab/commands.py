@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 
 def experiment_option(command: CommandT) -> CommandT:
-    """Add the options of `config_option`, and `--dataset` and `--data` for the benchmark."""
+    """Add the options of `config_option`, and `--dataset`, `--data` and `--prompt` for the benchmark."""
 
     @functools.wraps(command)
-    def chosen(dataset: str | None, data: Path | None, changes: tuple[str, ...], **options: Any) -> Any:
-        given = {"task": dataset, "data": data}
+    def chosen(
+        dataset: str | None, data: Path | None, prompt: str | None, changes: tuple[str, ...], **options: Any
+    ) -> Any:
+        given = {"task": dataset, "data": data, "prompt": prompt}
         more = (
             f"experiment.{key}={json.dumps(str(value))}" for key, value in given.items() if value is not None
         )
@@ -43,7 +45,13 @@ def experiment_option(command: CommandT) -> CommandT:
         help="File or folder of the benchmark in its public format, instead of data/ or the hub; {split} in "
         "the name stands for the split.",
     )
-    return cast(CommandT, name(file(chosen)))
+    words = click.option(
+        "--prompt",
+        metavar="NAME",
+        help="Prompt profile: plain, or to compare with published scores official, evalplus or reference "
+        "(docs/tasks.md).",
+    )
+    return cast(CommandT, name(file(words(chosen))))
 
 
 @click.command()

@@ -24,7 +24,6 @@ from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected, Run
 from ensemblehub.lab.tasks.base import Item
-from ensemblehub.schema import Request
 from ensemblehub.tandem import insights
 from ensemblehub.tandem.insights import LEVEL_0, Dialogue
 
@@ -119,7 +118,7 @@ async def _answer(
 
     async def work(variant: Variant) -> dict[str, Any]:
         item, insight = variant.item, variant.insight
-        ask = Request(pipeline.task.request(item), pipeline.sampling, id=item.id)
+        ask = pipeline.task.ask(item, pipeline.sampling)
         request = Dialogue(ask, tandem.words, tandem.insight_mode).intern_request(insight)
         text, finish, cost = await generate(intern, request)
         grade = await asyncio.to_thread(pipeline.task.grade, item, text)

@@ -68,7 +68,7 @@ async def timed(
         seconds, judging = ({name: list[float]() for name in ways} for _ in range(2))
         with progress("latency", len(items)) as step:
             for turn, item in enumerate(items):
-                ask = Request(pipeline.task.request(item), pipeline.sampling, id=item.id)
+                ask = pipeline.task.ask(item, pipeline.sampling)
                 names = list(ways)
                 for name in names[turn % len(names) :] + names[: turn % len(names)]:
                     started = time.perf_counter()

@@ -59,7 +59,7 @@ class Collector:
 
     async def collect(self, item: Item) -> dict[str, Any]:
         """Everything about one question, as a JSON row."""
-        ask = Request(self.task.request(item), self.sampling, id=item.id)
+        ask = self.task.ask(item, self.sampling)
         cuts = await self.insight(ask)
         runs: dict[str, Run] = {}
         readings: dict[str, Any] = {}
@@ -71,8 +71,7 @@ class Collector:
             else:  # the mentor ended before this level: nothing new to read
                 runs[level], readings[level] = replace(runs[same], mentor_tokens=cut.tokens), readings[same]
         runs["mentor"] = await self.alone(item, ask)
-        concise = replace(self.task.request(item), thinking=False)
-        runs["mentor_concise"] = await self.alone(item, replace(ask, prompt=concise))
+        runs["mentor_concise"] = await self.alone(item, self.task.ask(item, self.sampling, thinking=False))
         whole = list(cuts.values())[-1].text
         row = Row(item.id, item.subject, item.level, item.steps, whole, closing, runs, digest(item))
         return asdict(row) | {"readings": readings}

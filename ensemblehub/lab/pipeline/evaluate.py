@@ -25,7 +25,7 @@ from ensemblehub.lab.pipeline.experiment import tandem_of
 from ensemblehub.lab.pipeline.records import Row, with_current_names
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.results import collect
-from ensemblehub.schema import ModelInfo, Request, Result, Sampling, UsageLine
+from ensemblehub.schema import ModelInfo, Result, Sampling, UsageLine
 
 AGAIN = "run `ensemblehub evaluate --force`"
 
@@ -72,7 +72,7 @@ class TandemRun:
 async def run_live(ensemble: AsyncEnsemble, task: Task, item: Item, sampling: Sampling) -> TandemRun:
     """Answer one question live."""
     ledger = UsageLedger()
-    request = Request(task.request(item), sampling, id=item.id)
+    request = task.ask(item, sampling)
     result = await collect(ensemble.stream(request, ledger), ledger)
     grade = await asyncio.to_thread(task.grade, item, result.text)
     tandem = tandem_of(ensemble)

@@ -51,7 +51,7 @@ class Experiment:
 
     def __init__(self, config: Config) -> None:
         self.config, self.settings = config, config.experiment
-        self.task: Task = task_named(self.settings.task, self.settings.data)
+        self.task: Task = task_named(self.settings.task, self.settings.data, self.settings.prompt)
         self.sampling = config.ensemble.generation.sampling()
         self.folder = self.settings.results
         self._hashed: dict[tuple[str, int | None], dict[str, str]] = {}

@@ -160,7 +160,7 @@ async def answered(
     engines: Sequence[Engine], reader: Engine, experiment: Experiment, item: Item
 ) -> dict[str, Any]:
     """One question as a JSON row: the reader's features, and every engine's graded answer with its cost."""
-    ask = Request(experiment.task.request(item), experiment.sampling, id=item.id)
+    ask = experiment.task.ask(item, experiment.sampling)
     ledger = UsageLedger()
     tokens = await question.read(reader, ask, ledger)
     answers = await together(_answer(engine, ask, experiment, item) for engine in engines)

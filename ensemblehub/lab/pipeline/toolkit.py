@@ -17,7 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from ensemblehub.lab.pipeline.toolkit_report import Summary, members, ranking, r
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.results import attempt
-from ensemblehub.schema import Request, Sampling
+from ensemblehub.schema import Sampling
 
 CONCURRENCY = 32
 
@@ -170,7 +170,7 @@ async def answer(
 
     async def work(item: Item) -> dict[str, Any]:
         ledger = UsageLedger()
-        ask = Request(replace(task.request(item), thinking=False), sampling, id=item.id)
+        ask = task.ask(item, sampling, thinking=False)
         result, failure = await attempt(ensemble.stream(ask, ledger), ledger)
         if failure and not isinstance(failure, EngineError):
             raise failure

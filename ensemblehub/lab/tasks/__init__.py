@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ensemblehub import registry
 from ensemblehub.errors import ConfigError
-from ensemblehub.lab.tasks.base import Task
+from ensemblehub.lab.tasks.base import PLAIN, Task
 
 TASKS = {
     "builtin_math": "ensemblehub.lab.tasks.builtin_math:BuiltinMath",
@@ -44,17 +44,24 @@ def task_class(name: str) -> Callable[..., Task]:
     return cls
 
 
-def task_named(name: str, data: Path | None = None) -> Task:
-    """The benchmark named in a configuration, reading `data` where given.
+def task_named(name: str, data: Path | None = None, prompt: str | None = None) -> Task:
+    """The benchmark named in a configuration.
+
+    Args:
+        data: file or folder that it reads; None: `data/`, else the hub.
+        prompt: name of one of its prompt profiles (`Task.prompts`); None: `plain`.
 
     Raises:
-        ConfigError: unknown name, or a benchmark that reads no files.
+        ConfigError: unknown name or profile, or a benchmark that reads no files.
     """
     cls = task_class(name)
-    if data is None:
-        return cls()
-    if "data" not in getattr(cls, "__dataclass_fields__", {}):
-        raise ConfigError(f"task {name!r} makes its own questions: it reads no data")
-    if not data.exists() and "{split}" not in data.name:
-        raise ConfigError(f"{data}: no such file or folder")
-    return cls(data=data)
+    options = getattr(cls, "__dataclass_fields__", {})
+    if data is not None:
+        if "data" not in options:
+            raise ConfigError(f"task {name!r} makes its own questions: it reads no data")
+        if not data.exists() and "{split}" not in data.name:
+            raise ConfigError(f"{data}: no such file or folder")
+    if "prompt" not in options and prompt not in (None, PLAIN):
+        raise ConfigError(f"task {name!r} has one prompt, {PLAIN!r}")
+    given = {"data": data, "prompt": prompt}
+    return cls(**{key: value for key, value in given.items() if value is not None and key in options})

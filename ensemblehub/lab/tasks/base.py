@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from ensemblehub.schema import Chat
+from ensemblehub.schema import Chat, Request, Sampling
+
+PLAIN = "plain"  # the profile of every benchmark
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,20 @@ class Grade:
 
 
 class Task(ABC):
-    """A benchmark."""
+    """A benchmark.
+
+    Attributes:
+        prompt: name of the prompt profile that its questions are put with.
+    """
 
     name: ClassVar[str]
     splits: ClassVar[tuple[str, ...]]
+    prompt: str = PLAIN
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The names of its prompt profiles; the first is the default."""
+        return (PLAIN,)
 
     @abstractmethod
     def items(self, split: str, limit: int | None = None) -> Iterator[Item]:
@@ -56,6 +68,17 @@ class Task(ABC):
     @abstractmethod
     def request(self, item: Item) -> Chat:
         """The chat that puts the question to a model."""
+
+    def ask(self, item: Item, sampling: Sampling, thinking: bool | None = None) -> Request:
+        """The question as a request: its chat, and what else the prompt profile sets.
+
+        Args:
+            sampling: as configured; a profile may add stop strings and set the length of the answer.
+            thinking: the chat template's `enable_thinking`; None leaves its default.
+        """
+        chat = self.request(item)
+        chat = chat if thinking is None else replace(chat, thinking=thinking)
+        return Request(chat, sampling, id=item.id)
 
     @abstractmethod
     def grade(self, item: Item, text: str) -> Grade:

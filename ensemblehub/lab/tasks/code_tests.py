@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ensemblehub.errors import ConfigError, MissingExtraError
 
 Suite = Literal["base", "all"]
+TESTS = "\nYour code should pass these tests:\n\n"  # between an MBPP item's sentence and its tests
 
 # What the public files of HumanEval+ and MBPP+ use of NumPy, for a checker that has none.
 _NUMPY = """\
@@ -186,7 +187,7 @@ def question(item: Mapping[str, Any]) -> str:
     text: str = item.get("text") or item["prompt"]
     if "test_list" not in item:
         return text.strip().strip('"').strip()
-    return f"{text}\nYour code should pass these tests:\n\n" + "\n".join(item["test_list"])
+    return text + TESTS + "\n".join(item["test_list"])
 
 
 def evalplus_rows(module: str, function: str) -> Mapping[str, Any] | None:

@@ -78,5 +78,10 @@ class MBPP(Programming):
         item.extra["number"] = self._number(fields)
         return item
 
+    def _code(self, item: Item) -> str:
+        """EvalPlus's form: a docstring of the sentence and the first test."""
+        sentence, _, tests = item.text.partition(code_tests.TESTS)
+        return "\n".join(filter(None, ('"""', sentence.strip(), tests.partition("\n")[0], '"""')))
+
     def _prompt(self, fields: Fields) -> str:
         return ""  # what is asked is words, not the start of a program

@@ -9,7 +9,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,12 +17,13 @@ from typing import Any, ClassVar
 
 from ensemblehub.answers.equality import equal_answers, final_answer, last_boxed
 from ensemblehub.errors import ConfigError, did_you_mean
-from ensemblehub.lab.tasks.base import Grade, Item, Task
+from ensemblehub.lab.tasks.base import PLAIN, Grade, Item, Task
 from ensemblehub.lab.tasks.extraction import defines
 from ensemblehub.lab.tasks.programs import grade_program
+from ensemblehub.lab.tasks.prompts import CODE_PROFILES, MATH_PROFILES, PromptProfile
 from ensemblehub.lab.tasks.sandbox import isolation
 from ensemblehub.lab.tasks.source import Fields, Source
-from ensemblehub.schema import Chat, Message
+from ensemblehub.schema import Chat, Request, Sampling
 
 MATHS = "Solve this math problem step by step and put the final answer in \\boxed{}."
 CODE = "Complete this Python function. Reply with the whole function in one code block."
@@ -39,18 +40,38 @@ class Public(Task):
     Attributes:
         data: a file in the public form or in that of `ensemblehub data fetch`, or a folder of such files;
             None looks into `data/`, then asks the hub.
+        prompt: name of a prompt profile: `plain`, or one of `published`.
         source: where its items come from.
         parts: the published split that is read for train, and for test.
         share: numbers of train and test questions, where one published split is divided between the two.
         division: how the splits are made, in one line.
+        published: prompt profiles of others, by name; see `lab.tasks.prompts`.
     """
 
     data: Path | None = None
+    prompt: str = PLAIN
 
     source: ClassVar[Source]
     parts: ClassVar[dict[str, str]]
     share: ClassVar[tuple[int, int] | None] = None
     division: ClassVar[str]
+    published: ClassVar[Mapping[str, PromptProfile]] = {}
+
+    def __post_init__(self) -> None:
+        if self.prompt not in self.prompts:
+            raise ConfigError(did_you_mean(self.prompt, self.prompts, f"prompt of {self.name}"))
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The names of its prompt profiles; `plain` is the default."""
+        return (PLAIN, *self.published)
+
+    @property
+    def profile(self) -> PromptProfile:
+        """The prompt profile; `plain` is the instruction, an empty line and the question."""
+        if self.prompt == PLAIN:
+            return PromptProfile(f"{self.source.instruction}\n\n{{question}}")
+        return self.published[self.prompt]
 
     def items(self, split: str, limit: int | None = None) -> Iterator[Item]:
         """The questions of a split; see `division` for what it holds.
@@ -64,20 +85,30 @@ class Public(Task):
         return islice(iter(self._split(split)), limit)
 
     def request(self, item: Item) -> Chat:
-        """The instruction, an empty line and the question, as one user message."""
-        return Chat((Message("user", f"{self.source.instruction}\n\n{item.text}"),))
+        """The question in the words of the profile, without what it opens the answer with."""
+        return self.profile.chat(item.text, self._code(item))
+
+    def ask(self, item: Item, sampling: Sampling, thinking: bool | None = None) -> Request:
+        """The question in the words of the profile, with its opening of the answer, stop strings and length."""
+        profile = self.profile
+        request = super().ask(item, profile.sampling(sampling), thinking)
+        return replace(request, prefix=profile.opening)
 
     def about(self, split: str) -> dict[str, Any]:
-        """How the questions were split, where they came from, and a hash of them all."""
+        """How the questions were split, where they came from, a hash of them all, and how they were put
+        (name and fingerprint of the profile; absent for `plain`).
+        """
         items = list(self.items(split))
         content = json.dumps(
             [[item.id, item.text, item.answer, item.extra] for item in items], sort_keys=True
         )
+        put = {} if self.prompt == PLAIN else {"prompt": f"{self.prompt} {self.profile.fingerprint}"}
         return {
             "split": f"{split}: {self.division}",
             "source": self._origin(split),
             "items": len(items),
             "sha256": hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16],
+            **put,
         }
 
     def _split(self, split: str) -> list[Item]:
@@ -145,6 +176,10 @@ class Public(Task):
         words = " ".join(fields["input"].split())
         return self._named(fields) or f"{self.name}/{hashlib.sha256(words.encode()).hexdigest()[:12]}"
 
+    def _code(self, item: Item) -> str:
+        """The question as the start of a Python program, for profiles that put it so."""
+        return item.text.strip()
+
     @abstractmethod
     def _item(self, fields: Fields) -> Item:
         """An item in our form as one of this task; KeyError and ValueError say what is wrong."""
@@ -153,6 +188,8 @@ class Public(Task):
 @dataclass(frozen=True)
 class Mathematics(Public):
     """Questions with one final answer, graded by mathematical equality of the last boxed one."""
+
+    published: ClassVar[Mapping[str, PromptProfile]] = MATH_PROFILES
 
     def grade(self, item: Item, text: str) -> Grade:
         """Right if the final answer of the text equals that of the benchmark; see `answers`."""
@@ -188,11 +225,12 @@ class Mathematics(Public):
 class Programming(Public):
     """Functions to write, graded by running the benchmark's tests in the sandbox."""
 
+    published: ClassVar[Mapping[str, PromptProfile]] = CODE_PROFILES
     seconds: ClassVar[float] = 15
 
     def grade(self, item: Item, text: str) -> Grade:
         """Right if the function of the answer passes the tests; see `extraction.program_of`."""
-        return grade_program(item, text, self.seconds)
+        return grade_program(item, self.profile.opening + text, self.seconds)
 
     def grading(self) -> str:
         """The isolation of the programs."""
@@ -200,7 +238,8 @@ class Programming(Public):
 
     def leaks(self, item: Item, insight: str) -> bool:
         """Whether the insight holds the asked function, whole and right."""
-        return defines(insight, item.extra["entry_point"]) and self.grade(item, insight).correct
+        whole = defines(insight, item.extra["entry_point"])
+        return whole and grade_program(item, insight, self.seconds).correct
 
     def _item(self, fields: Fields) -> Item:
         extra = {name: fields[name] for name in ("entry_point", "test")}
