@@ -234,7 +234,7 @@ class Stream:
 def fingerprint(config: Config) -> str:
     """Hash of the settings that decide an answer, without devices and default values."""
     decides = config.model_dump(
-        mode="json", exclude_defaults=True, exclude={"experiment", "server", "ensembles"}
+        mode="json", exclude_defaults=True, exclude={"experiment", "server", "ensembles", "sweep"}
     )
     decides.get("ensemble", {}).pop("request_params", None)
     for spec in decides["model_specs"]:

@@ -59,6 +59,7 @@ class Config(Section):
         ensemble: The ensemble that commands use; a server calls it `ensemble`.
         ensembles: More ensembles over the same models, by the name under which a server offers them.
         engine_options: Defaults for the options of all models on an engine, by engine.
+        sweep: Cells that `ensemblehub bench` makes of the file: changes by name, or lists of values by key.
     """
 
     model_specs: list[ModelSpec] = Field(min_length=1)
@@ -66,6 +67,7 @@ class Config(Section):
     ensemble: EnsembleSection = Field(default_factory=lambda: EnsembleSection())
     ensembles: dict[str, EnsembleSection] = Field(default_factory=dict)
     engine_options: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
+    sweep: dict[str, Any] = Field(default_factory=dict)
     experiment: ExperimentSection = Field(default_factory=lambda: ExperimentSection())
     server: ServerSection = Field(default_factory=lambda: ServerSection())
     debug: DebugSection = Field(default_factory=lambda: DebugSection())
@@ -85,6 +87,14 @@ class Config(Section):
     @classmethod
     def _scorers(cls, specs: list[RewardSpec]) -> list[RewardSpec]:
         return named(specs, "scorers")
+
+    @field_validator("sweep", mode="after")
+    @classmethod
+    def _cells(cls, entries: dict[str, Any]) -> dict[str, Any]:
+        lists = [isinstance(entry, list) and bool(entry) for entry in entries.values()]
+        if not all(lists) and not all(isinstance(entry, dict) for entry in entries.values()):
+            raise ValueError("give every key a list of values, or every cell a mapping of changes")
+        return entries
 
     @model_validator(mode="after")
     def _names(self) -> Config:
@@ -194,13 +204,16 @@ class Config(Section):
         return cls._validated(file.data, file)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Config:
-        """Validate what a YAML file would hold.
+    def from_dict(cls, data: Mapping[str, Any], changes: Sequence[str] = ()) -> Config:
+        """Validate what a YAML file would hold, with `changes` as for `read`.
 
         Raises:
             ConfigError: One line: what is wrong, with the nearest name for an unknown key.
         """
-        return cls._validated(copy.deepcopy(dict(data)), None)
+        own = copy.deepcopy(dict(data))
+        for change in changes:
+            _apply(own, change)
+        return cls._validated(own, None)
 
     @classmethod
     def _validated(cls, data: dict[str, Any], file: YamlFile | None) -> Config:

@@ -14,6 +14,7 @@ import click
 
 from ensemblehub import data_files, registry
 from ensemblehub.cli import Commands, CommandT, config_option, force_option, limit_option
+from ensemblehub.lab.bench import commands as bench
 from ensemblehub.lab.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -382,6 +383,7 @@ def register(cli: click.Group) -> None:
     """Register the laboratory's commands, and the sandbox's line in the report of `doctor`."""
     for command in (demo, collect, train, stats, calibrate, evaluate, report, data, classifiers, paper):
         cli.add_command(command)
+    bench.register(cli)
     registry.DOCTOR_LINES["sandbox"] = _sandbox
     data_files.HINTS.append(_how_to_fetch)
 

@@ -13,7 +13,7 @@ from ensemblehub.errors import MissingExtraError
 _Z95 = 1.959963984540054
 
 
-def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float) -> tuple[float, float]:
     """95 % score interval of a share (Wilson 1927).
 
     Not `scipy.stats.binomtest(…).proportion_ci("wilson")`, which takes whole counts only; a random mix of
@@ -26,6 +26,39 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     half = _Z95 * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
     low, high = min(share, centre - half), max(share, centre + half)  # rounding must not cut the share off
     return max(0.0, low), min(1.0, high)
+
+
+def clustered_interval(shares: ArrayLike, draws: int = 1) -> tuple[float, float]:
+    """95 % interval of an accuracy over questions that were each answered `draws` times.
+
+    Wilson's, with the effective number of answers p (1 - p) / var, where var is the variance of the mean over
+    questions (answers to one question are a cluster; Miller 2024, arXiv:2411.00640).  That number is at least
+    the number of questions and at most the number of answers.
+
+    Args:
+        shares: Share of right answers by question, of shape (questions,).
+    """
+    right = np.asarray(shares, float)
+    n = len(right)
+    share = float(right.mean()) if n else 0.0
+    variance = float(right.var(ddof=1)) / n if n > 1 else 0.0
+    effective = share * (1 - share) / variance if variance else float(n)
+    effective = min(max(effective, n), n * draws)
+    return wilson_interval(share * effective, effective)
+
+
+def pass_at(k: int, n: int, right: int) -> float:
+    """Probability that one of `k` answers, drawn from `n` of which `right` are right, is right.
+
+    The unbiased estimator of Chen et al. 2021 (arXiv:2107.03374).
+    """
+    return float(1 - math.comb(n - right, k) / math.comb(n, k))
+
+
+def mcnemar(gains: int, losses: int) -> float:
+    """Two-sided p-value of the exact McNemar test for questions that only one of two methods answers."""
+    fewer, n = min(gains, losses), gains + losses
+    return float(min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n))
 
 
 def paired_bootstrap(

@@ -23,9 +23,10 @@ from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.lab import metrics
 from ensemblehub.lab.judges.training import KINDS, train_judge
 from ensemblehub.lab.markdown import table
-from ensemblehub.lab.pipeline import calibration, cascade, replay, report
+from ensemblehub.lab.pipeline import calibration, cascade, replay
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.records import Collected
+from ensemblehub.lab.plots import pyplot
 from ensemblehub.tandem.features import FEATURE_NAMES
 from ensemblehub.tandem.judges import EntropyRule, Judge, PerplexityRule, ReadingBatch
 
@@ -310,7 +311,7 @@ def missed(row: JudgeFigures) -> list[str]:
 
 def plot(curves: dict[str, NDArray[np.float64]], labels: NDArray[np.bool_], path: Path) -> None:
     """Reliability: what came true against what was said, in 15 bins of equal mass."""
-    plt = report.pyplot()
+    plt = pyplot()
     columns = 5
     figure, grid = plt.subplots(
         -(-len(curves) // columns),

@@ -9,6 +9,7 @@ from ensemblehub.lab.paper.study import Study, collected
 from ensemblehub.lab.paper.tables import Table, TableRow
 from ensemblehub.lab.pipeline import report
 from ensemblehub.lab.pipeline.experiment import with_aggregation
+from ensemblehub.lab.plots import pyplot
 from ensemblehub.tandem.insights import LEVEL_0
 
 COLUMNS = (*report.METHOD_COLUMNS, "cost_vs_mentor", "leak_share", "truncated_share")
@@ -39,7 +40,7 @@ def run(study: Study) -> list[Table]:
 
 def plot(rows: list[TableRow], path: Path) -> None:
     """Accuracy against mentor tokens, with the mentor alone as a line."""
-    plt = report.pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 4))
     line = [row for row in rows if not row["method"].startswith("mentor")]
     middle = [100 * row["accuracy"] for row in line]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -68,15 +68,7 @@ class Experiment:
 
     def deciding(self, engines: Sequence[Engine]) -> dict[str, Any]:
         """The settings that decide what the engines write: models, their options, and the sampling."""
-        specs = {spec.name: spec for spec in self.config.members}
-        found: dict[str, dict[str, Any]] = {}
-        for engine in engines:
-            options = self.config.deciding(specs[engine.name])
-            if engine.name in self.served:
-                options.pop("base_url", None)
-            if engine.model != engine.name:  # which says more than the path that leads there
-                options.pop("path", None)
-            found[engine.name] = {"model": self.served.get(engine.name, engine.model), **options}
+        found = deciding(self.config, engines, self.served)
         return {"engines": found, "sampling": asdict(self.sampling)}
 
     def items(self, split: str, limit: int | None = None) -> list[Item]:
@@ -189,6 +181,26 @@ class Experiment:
         if (split, n) not in self._hashed:
             self._hashed[split, n] = {item.id: splits.digest(item) for item in self.items(split, n or None)}
         return self._hashed[split, n]
+
+
+def deciding(
+    config: Config, engines: Sequence[Engine], served: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The models and their options that decide what the engines write, by engine.
+
+    Args:
+        served: Models by engine, for engines whose address changes.
+    """
+    specs, served = {spec.name: spec for spec in config.members}, served or {}
+    found: dict[str, dict[str, Any]] = {}
+    for engine in engines:
+        options = config.deciding(specs[engine.name])
+        if engine.name in served:
+            options.pop("base_url", None)
+        if engine.model != engine.name:  # which says more than the path that leads there
+            options.pop("path", None)
+        found[engine.name] = {"model": served.get(engine.name, engine.model), **options}
+    return found
 
 
 def as_json(settings: dict[str, Any]) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from pydantic import FiniteFloat
 
 from ensemblehub.artifacts import write_atomically
 from ensemblehub.cost import paper_flops
-from ensemblehub.errors import MissingExtraError
 from ensemblehub.lab import metrics
 from ensemblehub.lab.markdown import table
 from ensemblehub.lab.pipeline import cascade
 from ensemblehub.lab.pipeline.evaluate import TandemRun
 from ensemblehub.lab.pipeline.records import Collected, Run
+from ensemblehub.lab.plots import Point, accuracy_against_cost
 from ensemblehub.tandem.insights import LEVEL_0
 
 METHOD_COLUMNS = ("method", "n", "accuracy", "difference", "mentor_tokens", "intern_tokens", "tflops")
@@ -210,26 +210,13 @@ def _cell(row: dict[str, Any], column: str) -> str:
         return f"{value * 1e3:.3f} GFLOPs" if value < 1 else f"{value:.2f}"
     if column.endswith("share"):
         return f"{value:.1%}"
+    if column == "usd":
+        return f"{value:.6f}" if value else "–"
+    if column == "wall" or column.startswith("pass@"):
+        return f"{value:.3g}" if column == "wall" else f"{value:.2%}"
     if column.startswith("cost"):
         return f"{value:.3f}"
     return f"{value:.1f}" if isinstance(value, float) else str(value)
-
-
-def pyplot() -> Any:
-    """Matplotlib's pyplot, drawing to files that are the same every time.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingExtraError("plots need matplotlib: pip install 'ensemblehub[eval]'") from error
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "ensemblehub"
-    from matplotlib import pyplot as plt
-
-    return plt
 
 
 def plot(rows: Sequence[dict[str, Any]], folder: Path, title: str) -> list[Path]:
@@ -238,33 +225,20 @@ def plot(rows: Sequence[dict[str, Any]], folder: Path, title: str) -> list[Path]
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(8, 5.2))
-    for row in rows:
-        x, y = row["cost_vs_mentor"], 100 * row["accuracy"]
-        bars = [[y - 100 * row["accuracy_low"]], [100 * row["accuracy_high"] - y]]
-        style = {"tandem": ("*", "C3", 14), "mentor": ("s", "C0", 8), "oracle": ("x", "0.6", 8)}
-        marker, color, size = style.get(row["method"], ("o", "C7", 6))
-        axes.errorbar(x, y, bars, fmt=marker, color=color, markersize=size, capsize=2, linewidth=1)
-        axes.annotate(
+    styles = {"tandem": ("*", "C3", 14), "mentor": ("s", "C0", 8), "oracle": ("x", "0.6", 8)}
+    points = [
+        Point(
             row["method"].replace("_", " "),
-            (x, y),
-            xytext=(7, -14 if row["method"] == "tandem" else 5),
-            textcoords="offset points",
-            fontsize=9,
+            row["cost_vs_mentor"],
+            row["accuracy"],
+            row["accuracy_low"],
+            row["accuracy_high"],
+            *styles.get(row["method"], ("o", "C7", 6)),
         )
-    axes.set(
-        xlabel="cost against the mentor alone (full ledger)",
-        ylabel="accuracy, % (95 % interval)",
-        title=title,
-    )
-    axes.grid(alpha=0.3)
+        for row in rows
+    ]
     paths = [folder / "pareto.png", folder / "pareto.svg"]
-    for path in paths:
-        figure.savefig(
-            path, dpi=150, bbox_inches="tight", metadata={"Date": None} if path.suffix == ".svg" else None
-        )
-    plt.close(figure)
+    accuracy_against_cost(points, paths, "cost against the mentor alone (full ledger)", title)
     return paths
 
 

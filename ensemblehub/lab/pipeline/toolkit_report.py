@@ -14,7 +14,7 @@ from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab import metrics
 from ensemblehub.lab.markdown import table
-from ensemblehub.lab.pipeline.report import pyplot
+from ensemblehub.lab.plots import pyplot
 
 Summary = dict[str, Any]
 

@@ -1,0 +1,233 @@
+"""Ask the questions of a benchmark, grade the answers, and keep a row of each that survives a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ensemblehub import builtin
+from ensemblehub.concurrency import for_each
+from ensemblehub.config import WHERE_IT_RUNS, Config
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.errors import ArtifactError, ContextOverflowError, EngineError, EnsembleHubError
+from ensemblehub.journal import ANEW, Journal
+from ensemblehub.lab.bench.cells import Cell
+from ensemblehub.lab.bench.rows import AnswerRow, parse_row
+from ensemblehub.lab.bench.summary import Tally
+from ensemblehub.lab.pipeline import splits
+from ensemblehub.lab.pipeline.experiment import as_json, deciding
+from ensemblehub.lab.pipeline.progress import progress
+from ensemblehub.lab.tasks.base import Grade, Item, Task
+from ensemblehub.results import attempt
+from ensemblehub.schema import Chat, Request, Result
+
+Errors = Literal["stop", "wrong"]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question, asked for one of its samples."""
+
+    item: Item
+    sample: int = 0
+
+    @property
+    def id(self) -> str:
+        """Key of its row: the question's id, with the sample's number from the second sample on."""
+        return f"{self.item.id}#{self.sample}" if self.sample else self.item.id
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions of a benchmark, each asked `samples` times.
+
+    Attributes:
+        thinking: `enable_thinking` of every chat; None leaves the task's own.
+    """
+
+    task: Task
+    split: str
+    items: Sequence[Item]
+    samples: int = 1
+    thinking: bool | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What decides which questions they are and how they are asked."""
+        return {"task": self.task.name, "split": self.split, "prompt": getattr(self.task, "prompt", None)}
+
+    @property
+    def asks(self) -> list[Ask]:
+        """Every question and sample: the first sample of every question, then the second."""
+        return [Ask(item, sample) for sample in range(self.samples) for item in self.items]
+
+    def chat(self, item: Item) -> Chat:
+        """The chat that puts a question to a model."""
+        chat = self.task.request(item)
+        return chat if self.thinking is None else replace(chat, thinking=self.thinking)
+
+    def prompted(self, item: Item) -> str:
+        """A hash of the chat."""
+        return hashlib.sha256(json.dumps(asdict(self.chat(item))).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Asks cells the same questions.
+
+    Attributes:
+        folder: Where the journals of the cells are.
+        errors: `stop` ends the run when a model fails; `wrong` counts the answer as wrong.  A question that
+            does not fit into a model's context is wrong in any case.
+    """
+
+    questions: Questions
+    folder: Path
+    force: bool = False
+    errors: Errors = "stop"
+
+    def answered(self, cell: Cell) -> list[AnswerRow]:
+        """Ask a cell what it has not answered yet; its rows, in the order of the questions.
+
+        Raises:
+            ArtifactError: The journal was begun with other settings, is damaged, or in use.
+            EnsembleHubError: The run stopped; says how many answers are kept.
+        """
+        ensemble, asks = AsyncEnsemble.from_config(cell.config), self.questions.asks
+        path = self.folder / f"{cell.file}.jsonl"
+        settings = {"cell": cell.name, **settings_of_cell(cell.config, ensemble, self.questions)}
+        with closing(Journal(path, as_json(settings), self.force)) as journal:
+            self._check(journal)
+            known = [parse_row(path, journal.rows[ask.id]) for ask in asks if ask.id in journal.rows]
+            tally = Tally(known, len(asks))
+            missing = journal.missing(asks)
+            with progress(cell.name, len(asks), len(known), lambda: str(tally)) as step:
+                try:
+                    if missing:
+                        work = self._answer(ensemble, missing, cell.config, journal, tally, step)
+                        asyncio.run(work)
+                except EnsembleHubError as error:
+                    kept = f"{len(tally.rows)} of {len(asks)} answers of {cell.name} are kept"
+                    raise EnsembleHubError(f"{error} ({kept}: the same command goes on)") from error
+        rows = {row.id: row for row in tally.rows}
+        return [rows[ask.id] for ask in asks]
+
+    async def _answer(
+        self,
+        ensemble: AsyncEnsemble,
+        asks: Iterable[Ask],
+        config: Config,
+        journal: Journal,
+        tally: Tally,
+        step: Callable[[], None],
+    ) -> None:
+        def keep(row: AnswerRow) -> None:
+            journal.append(asdict(row))
+            tally.rows.append(row)
+
+        async with ensemble:
+            tally.begin()
+            await for_each(
+                asks,
+                lambda ask: self._row_of(ensemble, ask),
+                limit=config.experiment.concurrency,
+                keep=keep,
+                progress=step,
+            )
+
+    async def _row_of(self, ensemble: AsyncEnsemble, ask: Ask) -> AnswerRow:
+        """Answer and grade a question."""
+        questions, ledger, item = self.questions, UsageLedger(), ask.item
+        request = Request(questions.chat(item), ensemble.sampling, id=ask.id)
+        request = request.seeded(ask.sample) if ask.sample else request
+        result, failure = await attempt(ensemble.stream(request, ledger), ledger)
+        if failure and not self._is_wrong(failure):
+            raise failure
+        error, insight = str(failure or ""), result.insight
+        total = ledger.total
+        text = ensemble.generation.extracted(result.text)
+        grade = await asyncio.to_thread(questions.task.grade, item, text)
+        leak = bool(insight) and await asyncio.to_thread(questions.task.leaks, item, insight)
+        return AnswerRow(
+            id=ask.id,
+            question=item.id,
+            sample=ask.sample,
+            asked=splits.asked(item),
+            prompted=questions.prompted(item),
+            subject=item.subject,
+            level=item.level,
+            **_graded(grade, error),
+            finish=result.finish,
+            error=error,
+            leak=leak,
+            read=total.prompt_tokens - total.cached_tokens,
+            written=total.completion_tokens,
+            flops=total.flops,
+            cold_flops=total.cold_flops,
+            usd=total.usd,
+            seconds=total.seconds,
+            wall=result.seconds,
+            text=result.text,
+            **_decisions(result),
+        )
+
+    def _is_wrong(self, failure: Exception) -> bool:
+        return isinstance(failure, ContextOverflowError) or (
+            self.errors == "wrong" and isinstance(failure, EngineError)
+        )
+
+    def _check(self, journal: Journal) -> None:
+        """Check that rows answer the questions as they are now, and as they are put now."""
+        for ask in self.questions.asks if journal.rows else ():
+            row = journal.rows.get(ask.id)
+            now = {"asked": splits.asked(ask.item), "prompted": self.questions.prompted(ask.item)}
+            if row and {key: row.get(key) for key in now} != now:
+                what = "question" if row.get("asked") != now["asked"] else "prompt of question"
+                raise ArtifactError(
+                    f"{journal.path}: the {what} {ask.item.id} was changed since it was answered; {ANEW}"
+                )
+
+
+def _graded(grade: Grade, error: str) -> dict[str, Any]:
+    return {"correct": grade.correct and not error, "graded": grade.answer, "reason": error or grade.reason}
+
+
+def _decisions(result: Result) -> dict[str, Any]:
+    """How an answer came about: insight, decisions, and cost by engine and purpose."""
+    record = result.to_dict()
+    return {key: record[key] for key in ("insight", "verdicts", "choices")} | {
+        "usage": record["usage"]["lines"]
+    }
+
+
+def settings_of_cell(config: Config, ensemble: AsyncEnsemble, questions: Questions) -> dict[str, Any]:
+    """All that decides a cell's answers but the questions themselves, as JSON."""
+    scorers = [spec.model_dump(exclude=WHERE_IT_RUNS) for spec in config.reward_specs]
+    return questions.about | {
+        "engines": deciding(config, ensemble.engines),
+        "sampling": asdict(ensemble.sampling),
+        "extract_after": ensemble.generation.extract_after,
+        "selection": config.selection.model_dump(),
+        "aggregation": config.aggregation.model_dump(),
+        "scorers": scorers if ensemble.aggregation.uses_scorers else [],
+        "on_error": config.ensemble.on_error,
+        "trained": trained(config),
+    }
+
+
+def trained(config: Config) -> dict[str, str]:
+    """Hashes of the trained parts that a configuration names, by option."""
+    named = {**config.selection.params, **config.aggregation.params}
+    found = {}
+    for option in sorted({"artifact", "judge", "stats_file"} & named.keys()):
+        place = Path(builtin.resolve(str(named[option])))
+        files = sorted(place.glob("*.*")) if place.is_dir() else [place] if place.is_file() else []
+        found[option] = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    return found

@@ -1,0 +1,100 @@
+"""`ensemblehub bench | compare | board`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from ensemblehub.cli import force_option, limit_option
+from ensemblehub.lab.tasks import TASKS
+
+
+@click.command()
+@click.argument("configs", metavar="CONFIG...", nargs=-1, required=True)
+@click.option("--task", required=True, metavar="NAME", help=f"The benchmark: {', '.join(TASKS)}.")
+@click.option("--split", default="test", show_default=True, help="docs/tasks.md says how each is divided.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Its questions: a file or folder in the public form, instead of data/ or the hub.",
+)
+@click.option("--prompt", metavar="PROFILE", help="How the questions are put: a profile of the task.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Answers to every question; more than one needs a temperature above 0.",
+)
+@click.option("--seed", type=int, help="Seed of every answer (default: ensemble.generation.seed).")
+@click.option(
+    "--set",
+    "-s",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a value of every CONFIG, as in -s ensemble.generation.max_tokens=1024; repeatable.",
+)
+@click.option(
+    "--errors",
+    type=click.Choice(["stop", "wrong"]),
+    default="stop",
+    show_default=True,
+    help="What an answer is that a model or an API fails to give.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the results (default: results/bench/TASK)."
+)
+@limit_option
+@force_option
+def bench(
+    configs: tuple[str, ...],
+    task: str,
+    split: str,
+    data: Path | None,
+    prompt: str | None,
+    samples: int,
+    seed: int | None,
+    changes: tuple[str, ...],
+    errors: str,
+    out: Path | None,
+    limit: int | None,
+    force: bool,
+) -> None:
+    """Measure every CONFIG on the same questions of a benchmark: accuracy and cost.
+
+    \b
+    CONFIG is one of
+      FILE.yaml                   a configuration; with `sweep:` in it, several
+      builtin:mentor, FOLDER,     a model alone
+        MODEL.gguf, HUB/ID
+      http://HOST:8000/v1,        a running server, or one of its models
+        MODEL:http://HOST:8000/v1
+
+    \b
+    Into the folder go
+      answers/NAME.jsonl          every answer: text, grade, tokens, cost, verdicts
+      summary.json, table.md      the figures, with 95 % intervals
+      accuracy_cost.svg           the plot
+
+    Interrupt or kill it whenever you like: the same command goes on where it stopped.  More questions
+    (--limit), more samples and more CONFIGs extend what is there.  `ensemblehub compare` and `ensemblehub
+    board` read the folder.
+    """
+    from ensemblehub.lab.bench import run
+    from ensemblehub.lab.bench.cells import cells_of
+
+    questions = run.questions_of(task, split, data, prompt, limit, samples)
+    seeded = [] if seed is None else [f"ensemble.generation.seed={seed}"]
+    cells = cells_of(configs, [*changes, *seeded])
+    folder = out or Path("results/bench") / questions.task.name
+    click.echo(run.bench(cells, questions, folder, force, cast(Any, errors)), nl=False)
+    click.echo(f"\nwritten to {folder}", err=True)
+
+
+def register(cli: click.Group) -> None:
+    """Add the commands to `ensemblehub`."""
+    cli.add_command(bench)

@@ -1,0 +1,151 @@
+"""The report of a result folder: `summary.json`, `table.md` and accuracy against cost as a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemblehub.artifacts import content_of, parsed, write_atomically
+from ensemblehub.errors import ArtifactError
+from ensemblehub.journal import ANEW
+from ensemblehub.lab import metrics
+from ensemblehub.lab.bench.rows import AnswerRow, read_rows
+from ensemblehub.lab.bench.summary import Summary, shares, summary
+from ensemblehub.lab.pipeline.report import markdown
+from ensemblehub.lab.plots import Point, accuracy_against_cost
+
+ANSWERS = "answers"  # subfolder of the journals
+COSTS = (  # what the cost axis may show: the first that every cell has
+    ("tflops", "TFLOPs per answer (caches of earlier questions not counted)"),
+    ("usd", "US dollars per answer"),
+    ("written", "tokens generated per answer"),
+)
+COLUMNS = ("method", "n", "accuracy", "difference", "read", "written", "tflops", "usd", "wall")
+SHARES = ("truncated_share", "unreadable_share", "leak_share", "errors")
+HOW = (
+    "Accuracy with 95 % interval (Wilson; several samples of a question are a cluster); difference to the first "
+    "line in points with paired-bootstrap 95 % interval. Per answer: tokens computed (read) and generated "
+    "(written) by all models, compute as if no earlier question had filled a cache, and wall seconds beside the "
+    "other questions in progress."
+)
+
+
+@dataclass(frozen=True)
+class CellAnswers:
+    """What a cell has answered so far."""
+
+    name: str
+    settings: dict[str, Any]
+    rows: list[AnswerRow]
+
+    @classmethod
+    def read(cls, path: Path) -> CellAnswers:
+        """The cell whose journal is at `path`.
+
+        Raises:
+            ArtifactError: It is missing or damaged.
+        """
+        settings, rows = read_rows(path)
+        return cls(str(settings.get("cell", path.stem)), settings, list(rows.values()))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Task, split and prompt."""
+        return {key: self.settings.get(key) for key in ("task", "split", "prompt")}
+
+
+def lines(cells: Sequence[CellAnswers], asked: int) -> list[Summary]:
+    """The lines of `summary.json`; differences are to the first cell, over the same questions."""
+    answered = [cell for cell in cells if cell.rows]
+    found = [summary(cell.name, cell.rows, asked) for cell in answered]
+    baseline = shares(answered[0].rows) if answered else {}
+    for cell, line in zip(answered[1:], found[1:], strict=True):
+        mine = shares(cell.rows)
+        if mine.keys() == baseline.keys():
+            theirs = [baseline[name] for name in mine]
+            low, high = metrics.paired_bootstrap(list(mine.values()), theirs)
+            line["difference"] = line["accuracy"] - found[0]["accuracy"]
+            line |= {"difference_low": low, "difference_high": high}
+    return found
+
+
+def table(found: Sequence[Summary], title: str, notes: Sequence[str]) -> str:
+    """The lines as Markdown."""
+    used = [column for column in SHARES if any(line[column] for line in found)]
+    rates = [key for key in (found[0] if found else ()) if key.startswith("pass@")]
+    columns = [column for column in COLUMNS if column != "usd" or any(line["usd"] for line in found)]
+    if not any("difference" in line for line in found):
+        columns.remove("difference")
+    return f"# {title}\n\n{markdown(found, notes, [*columns, *rates, *used])}"
+
+
+def plot(found: Sequence[Summary], path: Path, title: str) -> None:
+    """Draw the cells, by the cost that all of them have.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    column, label = next((entry for entry in COSTS if all(line[entry[0]] for line in found)), COSTS[-1])
+    points = [
+        Point(line["method"], line[column], line["accuracy"], line["accuracy_low"], line["accuracy_high"])
+        for line in found
+    ]
+    costs = [point.cost for point in points if point.cost]
+    wide = len(costs) > 1 and max(costs) > 8 * min(costs)
+    accuracy_against_cost(points, [path], label, title, log=wide)
+
+
+def notes(cells: Sequence[CellAnswers], found: Sequence[Summary], asked: int, grading: str) -> list[str]:
+    """What stands below the table: conditions, and what is missing."""
+    about, samplings = cells[0].about, [cell.settings["sampling"] for cell in cells]
+    temperatures = sorted({sampling["temperature"] for sampling in samplings})
+    lengths = sorted({sampling["max_tokens"] for sampling in samplings})
+    drawn = " or ".join(f"temperature {value:g}" if value else "greedy" for value in temperatures)
+    said = f"{drawn}, at most {' or '.join(map(str, lengths))} tokens"
+    prompt = f", prompt profile {about['prompt']}" if about["prompt"] else ""
+    asked_how = f"`{about['task']}` ({about['split']}){prompt}, {said}."
+    short = [f"{line['method']} {line['answers']} of {asked}" for line in found if line["answers"] < asked]
+    left = [f"Not finished: {', '.join(short)}."] if short else []
+    return [f"{asked_how} {HOW}", *left, *([grading] if grading else [])]
+
+
+def write(folder: Path, names: Sequence[str], ids: set[str], grading: str = "") -> str:
+    """Write the report of all cells of a folder; returns the table.
+
+    Args:
+        names: Files of the cells in the order of the table; others in the folder come before them.
+        ids: Answers that the report is over.
+    """
+    files = {path.stem: path for path in sorted((folder / ANSWERS).glob("*.jsonl"))}
+    known = [name for name in known_cells(folder) if name in files]
+    order = dict.fromkeys([*known, *(name for name in names if name in files), *files])
+    cells = [CellAnswers.read(files[name]) for name in order]
+    cells = [
+        CellAnswers(cell.name, cell.settings, [row for row in cell.rows if row.id in ids]) for cell in cells
+    ]
+    found = lines(cells, len(ids))
+    if not found:
+        return ""
+    about = cells[0].about
+    title = f"{about['task']}, {about['split']}: {found[0]['n']} questions"
+    text = table(found, title, notes(cells, found, len(ids), grading))
+    record = {**about, "cells": list(order), "lines": found}
+    write_atomically(folder / "summary.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / "table.md", text)
+    plot(found, folder / "accuracy_cost.svg", title)
+    return text
+
+
+def known_cells(folder: Path) -> list[str]:
+    """Files of the cells in the order of the folder's last report; empty where there is none."""
+    path = folder / "summary.json"
+    if not path.exists():
+        return []
+    try:
+        found = parsed(dict[str, Any], content_of(path, ANEW), path, "remove it")
+        return [str(name) for name in found["cells"]]
+    except KeyError as error:
+        raise ArtifactError(f"{path} is no summary of `ensemblehub bench`: choose another --out") from error

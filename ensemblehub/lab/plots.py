@@ -1,0 +1,72 @@
+"""Plots that are the same every time they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemblehub.errors import MissingExtraError
+
+
+def pyplot() -> Any:
+    """Matplotlib's pyplot, drawing to files that are the same every time.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise MissingExtraError("plots need matplotlib: pip install 'ensemblehub[eval]'") from error
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "ensemblehub"
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method in a plot of accuracy against cost; accuracies are fractions."""
+
+    name: str
+    cost: float
+    accuracy: float
+    low: float
+    high: float
+    marker: str = "o"
+    color: str = "C0"
+    size: float = 6
+
+
+def accuracy_against_cost(
+    points: Sequence[Point], paths: Sequence[Path], cost: str, title: str, log: bool = False
+) -> None:
+    """Draw every method's accuracy with its 95 % interval against its cost.
+
+    Args:
+        cost: Label of the cost axis, logarithmic with `log`.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(8, 5.2))
+    for point in points:
+        x, y = point.cost, 100 * point.accuracy
+        bars = [[y - 100 * point.low], [100 * point.high - y]]
+        axes.errorbar(
+            x, y, bars, fmt=point.marker, color=point.color, markersize=point.size, capsize=2, linewidth=1
+        )
+        offset = (7, -14 if point.size > 10 else 5)
+        axes.annotate(point.name, (x, y), xytext=offset, textcoords="offset points", fontsize=9)
+    axes.set(xlabel=cost, ylabel="accuracy, % (95 % interval)", title=title)
+    if log:
+        axes.set_xscale("log")
+    axes.grid(alpha=0.3)
+    for path in paths:
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, dpi=150, bbox_inches="tight", metadata=metadata)
+    plt.close(figure)

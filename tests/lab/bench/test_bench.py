@@ -1,0 +1,204 @@
+"""`ensemblehub bench`: cells, sweeps, rows that survive a kill, and figures."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ensemblehub import cli
+from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.lab import metrics
+from ensemblehub.lab.bench import cells, run
+from ensemblehub.lab.bench.answers import Bench
+from ensemblehub.lab.bench.rows import read_rows
+
+pytest.importorskip("torch")
+PAIR = """
+model_specs:
+  - {name: mentor, path: "builtin:mentor"}
+  - {name: intern, path: "builtin:intern"}
+ensemble:
+  output_aggregation_method: tandem
+  output_aggregation_params: {mentor: mentor, intern: intern, profile: builtin, judge: "builtin:judge",
+                              levels: {low: 24, medium: 64, high: 128}}
+sweep:
+  intern alone: {ensemble: {models: [intern]}}
+  low: {ensemble.output_aggregation_params.judge: "fixed:low"}
+"""
+
+
+def command(*arguments):
+    try:
+        cli.main(["bench", *map(str, arguments)])
+    except SystemExit as exit_:
+        return exit_.code
+    return 0
+
+
+def ids(folder, name):
+    lines = (folder / "answers" / f"{name}.jsonl").read_text().splitlines()[1:]
+    return [json.loads(line)["id"] for line in lines]
+
+
+def test_every_cell_of_a_sweep_and_a_model_alone_answer_the_same_questions(tmp_path, capsys):
+    file = tmp_path / "pair.yaml"
+    file.write_text(PAIR)
+    out = tmp_path / "out"
+    assert command(file, "builtin:mentor", "--task", "builtin_math", "--limit", 4, "--out", out) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert [line["method"] for line in summary["lines"]] == ["intern alone", "low", "builtin:mentor"]
+    assert capsys.readouterr().out == (out / "table.md").read_text()
+    assert "<svg" in (out / "accuracy_cost.svg").read_text()
+    rows = {name: read_rows(out / "answers" / f"{name}.jsonl")[1] for name in summary["cells"]}
+    assert rows["low"].keys() == rows["intern_alone"].keys() == rows["builtin_mentor"].keys()
+    for row in rows["low"].values():
+        assert row.verdicts[-1]["level"] == "low"
+        assert row.insight
+        assert {line["engine"] for line in row.usage} >= {"mentor", "intern"}
+        assert row.written == sum(line["completion_tokens"] for line in row.usage)
+        assert row.cold_flops >= row.flops > 0
+    asked = {(row.question, row.asked, row.prompted) for row in rows["low"].values()}
+    assert asked == {(row.question, row.asked, row.prompted) for row in rows["builtin_mentor"].values()}
+
+
+def test_more_questions_extend_a_folder_and_none_is_asked_twice(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    given = ("builtin:intern", "--task", "builtin_math", "--out", out)
+    assert command(*given, "--limit", 2) == 0
+    first = ids(out, "builtin_intern")
+    assert command(*given, "--limit", 4) == 0
+    assert ids(out, "builtin_intern")[:2] == first
+    assert len(set(ids(out, "builtin_intern"))) == len(ids(out, "builtin_intern")) == 4
+
+    def never(*_):
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(Bench, "_row_of", never)
+    assert command(*given, "--limit", 2) == 0
+    assert json.loads((out / "summary.json").read_text())["lines"][0]["n"] == 2
+
+
+def test_a_killed_bench_goes_on_and_asks_every_question_once(tmp_path):
+    out = tmp_path / "out"
+    arguments = ["bench", "builtin:mentor", "--task", "builtin_math", "--limit", "24", "--out", str(out)]
+    arguments += ["-s", "experiment.concurrency=2"]
+    process = subprocess.Popen([sys.executable, "-m", "ensemblehub", *arguments], stderr=subprocess.DEVNULL)
+    path = out / "answers" / "builtin_mentor.jsonl"
+    deadline = time.monotonic() + 120
+    while not (path.exists() and path.read_bytes().count(b"\n") > 4) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert command(*arguments[1:]) == 2  # the other one holds the folder
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = ids(out, "builtin_mentor") if path.read_bytes().endswith(b"\n") else None
+    assert before is None or 0 < len(before) < 24
+    assert command(*arguments[1:]) == 0
+    after = ids(out, "builtin_mentor")
+    assert len(after) == len(set(after)) == 24
+    assert before is None or after[: len(before)] == before
+
+
+def test_a_folder_made_with_other_settings_says_what_differs(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command("builtin:intern", "--task", "builtin_math", "--limit", 1, "--out", out) == 0
+    short = ("-s", "ensemble.generation.max_tokens=8")
+    assert command("builtin:intern", "--task", "builtin_math", "--limit", 1, "--out", out, *short) == 2
+    assert "sampling.max_tokens 512, not 8; use --force" in capsys.readouterr().err
+    assert command("builtin:mentor", "--task", "builtin_code", "--limit", 1, "--out", out) == 2
+    assert "task 'builtin_math', not 'builtin_code'; choose another --out" in capsys.readouterr().err
+    assert (
+        command("builtin:intern", "--task", "builtin_math", "--limit", 1, "--out", out, *short, "--force")
+        == 0
+    )
+    (row,) = read_rows(out / "answers" / "builtin_intern.jsonl")[1].values()
+    assert row.finish == "length"
+    assert row.written == 8
+
+
+def test_samples_differ_and_are_a_cluster(tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ("builtin:intern", "--task", "builtin_math", "--limit", 2, "--out", out, "--samples", 3)
+    assert command(*given) == 2
+    assert "builtin:intern is greedy" in capsys.readouterr().err
+    assert command(*given, "-s", "ensemble.generation.temperature=1.5", "--seed", 5) == 0
+    _, rows = read_rows(out / "answers" / "builtin_intern.jsonl")
+    assert sorted(row.sample for row in rows.values()) == [0, 0, 1, 1, 2, 2]
+    assert len({row.text for row in rows.values()}) > 2
+    (line,) = json.loads((out / "summary.json").read_text())["lines"]
+    assert (line["n"], line["answers"]) == (2, 6)
+    assert line["accuracy"] <= line["pass@2"] <= line["pass@3"]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "said"),
+    [
+        ("{a: {ensemble.output_aggregation_params.juge: x}}", "pair.yaml:9: .*'juge'; did you mean 'judge'"),
+        ("{a: {ensembel.models: [intern]}}", "pair.yaml:9: .*'ensembel'; did you mean 'ensemble'"),
+        ("{ensemble.models: []}", "pair.yaml:9: sweep: give every key a list"),
+        ("{ensemble.models: [[intern]], b: {}}", "pair.yaml:9: sweep: give every key a list"),
+        ("{ensemble.models: [[nobody]]}", "pair.yaml:9: .*nobody"),
+    ],
+)
+def test_a_wrong_sweep_is_refused_with_its_line(tmp_path, sweep, said):
+    file = tmp_path / "pair.yaml"
+    file.write_text(PAIR.partition("sweep:")[0] + f"sweep: {sweep}\n")
+    with pytest.raises(ConfigError, match=said):
+        cells.cells_of([str(file)])
+
+
+def test_lists_of_values_are_all_combinations(tmp_path):
+    file = tmp_path / "pair.yaml"
+    judges = 'ensemble.output_aggregation_params.judge: ["fixed:low", "fixed:high"]'
+    axes = f"{judges}, ensemble.generation.max_tokens: [8, 9]"
+    file.write_text(PAIR.partition("sweep:")[0] + f"sweep: {{{axes}}}")
+    found = cells.cells_of([str(file)], ["ensemble.generation.seed=3"])
+    assert [cell.name for cell in found] == [
+        "pair judge=fixed:low, max_tokens=8",
+        "pair judge=fixed:low, max_tokens=9",
+        "pair judge=fixed:high, max_tokens=8",
+        "pair judge=fixed:high, max_tokens=9",
+    ]
+    assert found[3].config.aggregation.params["judge"] == "fixed:high"
+    assert {cell.config.ensemble.generation.seed for cell in found} == {3}
+    with pytest.raises(ConfigError, match="two cells are called"):
+        cells.cells_of([str(file), str(file)])
+
+
+def test_an_endpoint_that_is_down_stops_the_run_and_counts_what_is_kept(tmp_path, capsys):
+    given = ("m:http://127.0.0.1:9/v1", "--task", "builtin_math", "--limit", 2, "--out", tmp_path)
+    assert command(*given) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "127.0.0.1:9" in said
+    assert "(0 of 2 answers of m@127.0.0.1:9 are kept: the same command goes on)" in said
+
+
+def test_a_changed_question_is_not_mixed_with_old_answers(tmp_path):
+    data = tmp_path / "questions.jsonl"
+    row = {"question": "1 + 1?", "answer": "#### 2"}
+    data.write_text(json.dumps(row) + "\n")
+    questions = run.questions_of("gsm8k", "test", data, None, 1)
+    found = cells.cells_of(["builtin:intern"], ["ensemble.generation.max_tokens=4"])
+    run.bench(found, questions, tmp_path / "out")
+    data.write_text(json.dumps(row | {"answer": "#### 3"}) + "\n")
+    changed = run.questions_of("gsm8k", "test", data, None, 1)
+    with pytest.raises(ArtifactError, match="was changed since it was answered"):
+        run.bench(found, changed, tmp_path / "out")
+
+
+def test_intervals_and_tests_are_those_of_the_literature():
+    assert metrics.clustered_interval([1, 1, 0, 1]) == metrics.wilson_interval(3, 4)
+    # answers of a question that always agree are one answer, those that never do are many
+    assert metrics.clustered_interval([1, 1, 0, 1], 5) == metrics.wilson_interval(3, 4)
+    assert metrics.clustered_interval([0.5, 0.5, 0.5, 0.5], 4)[0] == metrics.wilson_interval(2, 4)[0]
+    low, high = metrics.clustered_interval([0.5, 0.75, 0.5, 0.25] * 5, 4)
+    wide = metrics.wilson_interval(10, 20)
+    assert wide[0] < low < 0.5 < high < wide[1]
+    assert metrics.pass_at(1, 10, 3) == pytest.approx(0.3)
+    assert metrics.pass_at(2, 4, 1) == pytest.approx(0.5)
+    assert metrics.pass_at(3, 3, 0) == 0.0
+    assert metrics.mcnemar(0, 5) == pytest.approx(2 / 32)
+    assert metrics.mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
+    assert metrics.mcnemar(3, 3) == metrics.mcnemar(0, 0) == 1.0
