@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ from ensemblehub.lab.pipeline.experiment import as_json, deciding
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Grade, Item, Task
 from ensemblehub.results import attempt
-from ensemblehub.schema import Chat, Request, Result
+from ensemblehub.schema import Request, Result, Sampling
 
 Errors = Literal["stop", "wrong"]
 
@@ -61,21 +60,21 @@ class Questions:
     @property
     def about(self) -> dict[str, Any]:
         """What decides which questions they are and how they are asked."""
-        return {"task": self.task.name, "split": self.split, "prompt": getattr(self.task, "prompt", None)}
+        return {"task": self.task.name, "split": self.split, "prompt": self.task.prompt}
 
     @property
     def asks(self) -> list[Ask]:
         """Every question and sample: the first sample of every question, then the second."""
         return [Ask(item, sample) for sample in range(self.samples) for item in self.items]
 
-    def chat(self, item: Item) -> Chat:
-        """The chat that puts a question to a model."""
-        chat = self.task.request(item)
-        return chat if self.thinking is None else replace(chat, thinking=self.thinking)
+    def request(self, ask: Ask, sampling: Sampling) -> Request:
+        """The request of an answer; samples but the first have seeds of their own."""
+        request = replace(self.task.ask(ask.item, sampling, self.thinking), id=ask.id)
+        return request.seeded(ask.sample) if ask.sample else request
 
     def prompted(self, item: Item) -> str:
-        """A hash of the chat."""
-        return hashlib.sha256(json.dumps(asdict(self.chat(item))).encode()).hexdigest()[:16]
+        """A hash of how a question is put: its chat, and what the prompt profile sets besides."""
+        return splits.hashed(asdict(self.task.ask(item, Sampling(), self.thinking)))
 
 
 @dataclass(frozen=True)
@@ -145,8 +144,7 @@ class Bench:
     async def _row_of(self, ensemble: AsyncEnsemble, ask: Ask) -> AnswerRow:
         """Answer and grade a question."""
         questions, ledger, item = self.questions, UsageLedger(), ask.item
-        request = Request(questions.chat(item), ensemble.sampling, id=ask.id)
-        request = request.seeded(ask.sample) if ask.sample else request
+        request = questions.request(ask, ensemble.sampling)
         result, failure = await attempt(ensemble.stream(request, ledger), ledger)
         if failure and not self._is_wrong(failure):
             raise failure
@@ -212,7 +210,7 @@ def settings_of_cell(config: Config, ensemble: AsyncEnsemble, questions: Questio
     scorers = [spec.model_dump(exclude=WHERE_IT_RUNS) for spec in config.reward_specs]
     return questions.about | {
         "engines": deciding(config, ensemble.engines),
-        "sampling": asdict(ensemble.sampling),
+        "sampling": asdict(questions.request(questions.asks[0], ensemble.sampling).sampling),
         "extract_after": ensemble.generation.extract_after,
         "selection": config.selection.model_dump(),
         "aggregation": config.aggregation.model_dump(),

@@ -21,7 +21,11 @@ from ensemblehub.lab.tasks import TASKS
     metavar="FILE",
     help="Its questions: a file or folder in the public form, instead of data/ or the hub.",
 )
-@click.option("--prompt", metavar="PROFILE", help="How the questions are put: a profile of the task.")
+@click.option(
+    "--prompt",
+    metavar="PROFILE",
+    help="Prompt profile: plain (default), or to compare with published scores official, evalplus or reference.",
+)
 @click.option(
     "--samples",
     type=click.IntRange(min=1),

@@ -105,8 +105,7 @@ def notes(cells: Sequence[CellAnswers], found: Sequence[Summary], asked: int, gr
     lengths = sorted({sampling["max_tokens"] for sampling in samplings})
     drawn = " or ".join(f"temperature {value:g}" if value else "greedy" for value in temperatures)
     said = f"{drawn}, at most {' or '.join(map(str, lengths))} tokens"
-    prompt = f", prompt profile {about['prompt']}" if about["prompt"] else ""
-    asked_how = f"`{about['task']}` ({about['split']}){prompt}, {said}."
+    asked_how = f"`{about['task']}` ({about['split']}), prompt profile `{about['prompt']}`, {said}."
     short = [f"{line['method']} {line['answers']} of {asked}" for line in found if line["answers"] < asked]
     left = [f"Not finished: {', '.join(short)}."] if short else []
     return [f"{asked_how} {HOW}", *left, *([grading] if grading else [])]

@@ -31,8 +31,7 @@ def questions_of(
     Raises:
         ConfigError: No such task, split or profile, or the data cannot be read.
     """
-    profile = {} if prompt is None else {"prompt": prompt}
-    task = task_named(name, data, **profile)
+    task = task_named(name, data, prompt)
     return Questions(task, split, list(task.items(split, limit)), samples)
 
 

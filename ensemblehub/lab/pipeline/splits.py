@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from ensemblehub.errors import ArtifactError
 from ensemblehub.journal import ANEW, Journal
@@ -27,7 +28,12 @@ def digest(item: Item) -> str:
 def asked(*items: Item) -> str:
     """A hash of questions with all that they are graded by."""
     told = [[item.id, item.text, item.answer, item.extra] for item in items]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashed(told)
+
+
+def hashed(value: Any) -> str:
+    """A hash of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def check_unchanged(journal: Journal, items: Iterable[Item]) -> None:
