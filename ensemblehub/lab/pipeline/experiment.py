@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import Any
 
 from ensemblehub.artifacts import differences, told
@@ -99,7 +100,8 @@ class Experiment:
             ArtifactError: a question was changed since it was collected.
         """
         known = {row.id: row.question for row in collected.rows}
-        items = [item for item in self.items("test", limit) if item.id in known]
+        found = (item for item in self.task.items("test", limit) if item.id in known)
+        items = list(islice(found, len(known)))
         for item in items:
             if known[item.id] not in ("", splits.digest(item)):
                 raise ArtifactError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
-from typing import Protocol, TypeVar
+from functools import cache
+from itertools import count, islice
+from typing import Generic, Protocol, TypeVar
 
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.lab.builtin.splits import Split, stream_split
@@ -37,7 +39,28 @@ def drawn(
     known = next((name for name in sizes if name == split), None)
     if known is None:
         raise ConfigError(did_you_mean(split, sizes, "split"))
-    return islice(_unique(stream_split(make, known)), sizes[known] if limit is None else limit)
+    return islice(_kept(make, known), sizes[known] if limit is None else limit)
+
+
+@cache
+def _kept(make: Callable[[random.Random], ProblemT], split: Split) -> _Kept[ProblemT]:
+    return _Kept(_unique(stream_split(make, split)))
+
+
+class _Kept(Generic[ProblemT]):
+    """A split's problems, each drawn once in a process, however often they are asked for."""
+
+    def __init__(self, problems: Iterator[ProblemT]) -> None:
+        self._problems = problems
+        self._drawn: list[ProblemT] = []
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[ProblemT]:
+        for index in count():
+            with self._lock:
+                if index == len(self._drawn):
+                    self._drawn.append(next(self._problems))
+            yield self._drawn[index]
 
 
 def _unique(problems: Iterator[ProblemT]) -> Iterator[ProblemT]:
