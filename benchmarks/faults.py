@@ -1,10 +1,10 @@
 """What a user sees when a model breaks: `python -m benchmarks.faults [ENGINE ...]`, fault by engine.
 
-the built-in pair rides over the same questions, all at once, while one of its models breaks: engines in this process
-by `benchmarks.broken`, models behind APIs (this project's server and vLLM's) by `benchmarks.fault_proxy`, which spoils
-every second question.  Every ride must be what it is without a fault, the answer of the intern alone where
-`on_mentor_error: intern` allows that, or an error of one line; any other text is wrong.  Kept by engine in
-`results/engines/faults.json` and `.md`; the exit status is 1 where something was wrong.
+The built-in pair answers the same questions, all at once, while one of its models breaks: engines in this process by
+`benchmarks.broken`, models behind APIs (this project's server and vLLM's) by `benchmarks.fault_proxy`, which breaks
+every second question. Every result must be the one without a fault, the intern's own answer where `on_mentor_error:
+intern` allows it, or an error of one line; any other text is wrong. Results are kept by engine in
+`results/engines/faults.json` and `.md`; the exit status is 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Row = dict[str, Any]
 
 
 class Table:
-    """The rides without a fault, and what became of them with each."""
+    """The results without a fault, and the outcomes under each fault."""
 
     def __init__(self, questions: int, faults: Sequence[str] = ()) -> None:
         self.faults = faults or (*LOCAL, *FAULTS)
@@ -58,7 +58,7 @@ class Table:
         self.alone: list[Result] = []
 
     async def ridden(self, config: Config) -> list[tuple[Result | BaseException, float]]:
-        """Every question at once: its ride, or what it raised, and its seconds."""
+        """Run all questions concurrently; returns the result or exception of each, and its seconds."""
         async with AsyncEnsemble.from_config(config) as ensemble:
 
             async def one(request: Request) -> tuple[Result | BaseException, float]:
@@ -74,12 +74,12 @@ class Table:
             )
 
     async def rightly(self, config: Config) -> list[Result]:
-        """Rides that must not fail."""
+        """Run questions that must not fail."""
         found = [result for result, _ in await self.ridden(config)]
         return [result for result in found if isinstance(result, Result)]
 
     async def add(self, engine: str, role: str, fault: str, config: Config, tolerant: bool = False) -> None:
-        """Ride with a fault, and note what was seen."""
+        """Run with a fault, and record the outcomes."""
         row = {"engine": engine, "role": role, "fault": fault, "degrades": tolerant, "asked": len(self.items)}
         row |= {"as without": 0, "intern alone": 0, "errors": {}, "wrong": [], "longest": 0.0}
         for found, home, alone in zip(await self.ridden(config), self.home, self.alone, strict=True):
@@ -156,7 +156,7 @@ async def far(table: Table, engine: str, specs: engines.Specs, roles: Sequence[s
 
 
 async def reference(table: Table, role: str, spec: dict[str, Any]) -> None:
-    """The rides without a fault, and those of the intern alone."""
+    """Run without a fault, and with the intern alone."""
     table.home = await table.rightly(setup(role, spec))
     table.alone = await table.rightly(setup(role, spec, f"{PARAMS}.judge=fixed:none"))
 
@@ -177,7 +177,7 @@ def line(row: Row) -> str:
 
 
 def seen(row: Row) -> str:
-    """What became of the questions."""
+    """Return the outcomes of the questions as text."""
     parts = [f"{row['as without']} as without"] if row["as without"] else []
     parts += [f"{row['intern alone']} by the intern alone"] if row["intern alone"] else []
     parts += [f"{count} error: *{said}*" for said, count in sorted(row["errors"].items())]
@@ -191,12 +191,13 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [
         "# Fault by engine: what the user saw",
         "",
-        f"{asked} rides of the built-in pair in {len(rows)} cases, {wrong} of them wrong: every other one is the ride "
-        "without a fault, the intern's own answer where `on_mentor_error: intern` asks for it, or one line. "
-        f"Deadlines of APIs here: first token {PATIENCE['first_token']} s, next token {PATIENCE['inter_token']} s; "
+        f"{asked} runs of the built-in pair in {len(rows)} cases, {wrong} of them wrong. Every other one has the "
+        "result without a fault, the intern's own answer where `on_mentor_error: intern` allows it, or an error of "
+        f"one line. Deadlines of APIs here: first token {PATIENCE['first_token']} s, next token "
+        f"{PATIENCE['inter_token']} s; "
         f"{PATIENCE['tries']} tries. Written by `python -m benchmarks.faults`.",
         "",
-        "| fault | engine | role | `on_mentor_error` | what became of the questions | longest, s |",
+        "| fault | engine | role | `on_mentor_error` | outcomes of the questions | longest, s |",
         "|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (row["role"] == "intern", row["fault"], row["engine"])):

@@ -106,7 +106,7 @@ def plot(cells: Sequence[Measured], folder: Path) -> None:
         axis.set(xlabel="tokens of the answer", ylabel=label, ylim=(0, None), xlim=(0, None))
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.suptitle("loop, builtin mentor and intern in turns of 64 tokens")
+    figure.suptitle("loop: built-in mentor and intern in turns of 64 tokens")
     for name in ("turns.png", "turns.svg"):
         metadata = {"Date": None} if name.endswith("svg") else None
         figure.savefig(folder / name, dpi=150, bbox_inches="tight", metadata=metadata)

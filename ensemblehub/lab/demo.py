@@ -1,4 +1,4 @@
-"""`ensemblehub demo`: one run of Tandem in the terminal, then a quick evaluation with its table and plot."""
+"""`ensemblehub demo`: one run of Tandem in the terminal, then a small evaluation with its table and plot."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from ensemblehub.config import Config
+from ensemblehub.lab.pipeline.report import labelled
 from ensemblehub.terminal import ask
 
 
 def comparison(rows: list[dict[str, Any]]) -> Table:
-    """The rows of `summary.json` as a table that fits a terminal."""
+    """Return the rows of `summary.json` as a table that fits a terminal."""
     table = Table(
-        title="tokens by author, and cost against the mentor thinking and concise", title_justify="left"
+        title="tokens by author, and cost relative to the mentor with and without thinking",
+        title_justify="left",
     )
-    for column in ("method", "accuracy", "95 %", "mentor", "intern", "cost", "concise"):
+    for column in ("method", "accuracy", "95 %", "mentor", "intern", "thinking", "no thinking"):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
-    for row in rows:
+    for row in labelled(rows):
         interval = f"{100 * row['accuracy_low']:.0f}–{100 * row['accuracy_high']:.0f}"
         tokens = [f"{row['mentor_tokens']:.0f}", f"{row['intern_tokens']:.0f}"]
         costs = [f"{row['cost_vs_mentor']:.2f}", f"{row['cost_vs_concise']:.2f}"]
@@ -32,7 +34,7 @@ def comparison(rows: list[dict[str, Any]]) -> Table:
 
 
 def run(config: Config, limit: int, question: int) -> None:
-    """One run live on a test question, then an evaluation of `limit` questions with table and plot."""
+    """Run one test question live, then evaluate `limit` questions and write their table and plot."""
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 
     console = Console(highlight=False)
@@ -43,7 +45,7 @@ def run(config: Config, limit: int, question: int) -> None:
     console.print(Text(f"{item.text}\n", "bold"))
     asyncio.run(ask(config, pipeline.task.request(item), console))
     console.print(Text(f"right answer: {item.answer}"))
-    console.rule(f"{limit} test questions: Tandem live, and every baseline on the same questions")
+    console.rule(f"{limit} test questions: Tandem live and every baseline")
     pipeline.collect("test", limit, force=True)
     pipeline.evaluate(limit, force=True, checks=False)
     pipeline.report()

@@ -37,14 +37,14 @@ RULES: dict[str, tuple[type[EntropyRule] | type[PerplexityRule], int]] = {
 }
 NAMES = (*KINDS, *RULES)
 ROUTING = ("correct_routing", "false_early_stop", "false_continuation", "unavoidable_wrong")
-COSTS = ("train s", "ms a reading", "FLOPs", "aims missed")
+COSTS = ("train s", "ms a reading", "FLOPs", "targets missed")
 COLUMNS = (
     *("judge", "AUC", "F1", "Brier", "calibration error", "accuracy", "cost_vs_mentor"),
     *ROUTING,
     *COSTS,
 )
 RESAMPLES = 400
-AUC, ERROR = 0.80, 0.05  # the aims, with a Brier score below the base rate's
+AUC, ERROR = 0.80, 0.05  # the targets, with a Brier score below the base rate's
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def run(pipeline: Pipeline, kinds: Sequence[str] = (), say: Callable[[str], None
     plot(curves, labels, pipeline.folder / "classifiers.svg")
     text = markdown(pipeline, data, rows, best)
     write_atomically(pipeline.folder / "classifiers.md", text)
-    record = {"best": best, "best_ride": best_run(rows), "n": len(data.test.rows)}
+    record = {"best": best, "best_run": best_run(rows), "n": len(data.test.rows)}
     record |= {"base_rate_brier": rows[0]["brier_base_rate"], "rows": rows}
     write_atomically(pipeline.folder / "classifiers.json", json.dumps(record, indent=1) + "\n")
     return text
@@ -232,7 +232,7 @@ def importance(judge: Judge, readings: ReadingBatch, labels: NDArray[np.bool_]) 
 
 
 def markdown(pipeline: Pipeline, data: Data, rows: Sequence[JudgeFigures], best: str) -> str:
-    """The tables for a person."""
+    """Return the tables as Markdown."""
     count, base = len(data.test.rows), rows[0]["brier_base_rate"]
     briers = ", ".join(f"{row['judge']} {row['validation_brier']:.4f}" for row in rows)
     validations = ", ".join(f"{row['judge']} {validated(row)}" for row in rows)
@@ -251,7 +251,7 @@ def markdown(pipeline: Pipeline, data: Data, rows: Sequence[JudgeFigures], best:
         f"{len(data.train.rows)} questions; thresholds for `{pipeline.settings.aim}` from "
         f"{len(data.calibration.rows)} of calibration; accuracy and cost are replayed on the test questions. Brier "
         f"score of the base rate: {base:.4f}. Calibration error in 15 equal-mass bins; a rule's output is a scale, "
-        "not a probability. Aims: AUC at least 0.80, calibration error at most 0.05, Brier below the base rate's.",
+        "not a probability. Targets: AUC at least 0.80, calibration error at most 0.05, Brier below the base rate's.",
         f"Lowest Brier score on calibration: **{best}** ({briers}).",
         f"Best run on calibration, cross-validated, with what judging costs: **{best_run(rows)}** ({validations}).",
         "AUC lost when an input comes from another reading:",
@@ -278,7 +278,7 @@ def best_run(rows: Sequence[JudgeFigures]) -> str:
 def validated(row: JudgeFigures) -> str:
     """Accuracy and cost of the cross-validated cascade."""
     if row["validation_accuracy"] is None:
-        return "misses the aim"
+        return "misses the objective"
     return f"{row['validation_accuracy']:.1%} at {row['validation_cost']:.3f}"
 
 
@@ -303,14 +303,14 @@ def cells(row: JudgeFigures) -> list[str]:
 
 
 def missed(row: JudgeFigures) -> list[str]:
-    """The aims that a judge falls short of."""
+    """Return the targets that a judge misses."""
     found = ["AUC"] if not row["auc"] >= AUC else []
     found += ["calibration"] if row["calibration_error"] > ERROR else []
     return found + (["Brier"] if row["brier"] >= row["brier_base_rate"] else [])
 
 
 def plot(curves: dict[str, NDArray[np.float64]], labels: NDArray[np.bool_], path: Path) -> None:
-    """Reliability: what came true against what was said, in 15 bins of equal mass."""
+    """Plot the reliability diagram: observed frequency against predicted probability, in 15 equal-mass bins."""
     plt = pyplot()
     columns = 5
     figure, grid = plt.subplots(

@@ -17,7 +17,7 @@ POINTS = 8
 
 
 def run(study: Study) -> list[Table]:
-    """The intern after each length, up to the highest level's; a picture beside the table."""
+    """Measure the intern after insights of eight lengths, up to the highest level's; also draws a plot."""
     _, tandem = study.pipeline().ensemble(judge=f"fixed:{LEVEL_0}")  # none is asked here
     highest = tandem.checkpoints[-1].mentor_tokens
     lengths = sorted({max(1, round(highest * part / POINTS)) for part in range(1, POINTS + 1)})
@@ -39,7 +39,7 @@ def run(study: Study) -> list[Table]:
 
 
 def plot(rows: list[TableRow], path: Path) -> None:
-    """Accuracy against mentor tokens, with the mentor alone as a line."""
+    """Plot accuracy against mentor tokens; the mentor's own accuracy is a horizontal line."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 4))
     line = [row for row in rows if not row["method"].startswith("mentor")]
@@ -54,12 +54,9 @@ def plot(rows: list[TableRow], path: Path) -> None:
         capsize=2,
         label="intern, guided",
     )
-    for row, style in zip(
-        [row for row in rows if row["method"].startswith("mentor")], ("--", ":"), strict=False
-    ):
-        axes.axhline(
-            100 * row["accuracy"], linestyle=style, color="0.5", label=row["method"].replace("_", " ")
-        )
+    mentors = [row for row in report.labelled(rows) if row["method"].startswith("mentor")]
+    for row, style in zip(mentors, ("--", ":"), strict=False):
+        axes.axhline(100 * row["accuracy"], linestyle=style, color="0.5", label=row["method"])
     axes.set(xlabel="mean tokens of insight", ylabel="accuracy, % (95 % interval)")
     axes.legend()
     axes.grid(alpha=0.3)

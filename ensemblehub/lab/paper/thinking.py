@@ -1,4 +1,4 @@
-"""Table 7: models that think, and the same models told not to."""
+"""Table 7: models with and without thinking."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def without_thinking(config: Config) -> Config:
 
 
 def run(study: Study) -> list[Table]:
-    """Both runs, each with its own judge and its differences to its own mentor;
-    costs are shares of that mentor's.
+    """Run the study with and without thinking; each run has its own judge, and its mentor is the baseline
+    of its differences and costs.
     """
     rows: list[TableRow] = []
-    for part, suffix, edits in (("", "", ()), ("concise", " (concise run)", (without_thinking,))):
+    for part, suffix, edits in (("", "", ()), ("concise", " (both without thinking)", (without_thinking,))):
         done = study_runs(study, part, *edits)
         found = report.summary(study.benchmark, done.methods(), done.steps)
         kept = (*KEPT, done.highest) if not part else ("intern", "mentor", done.highest, "tandem")
@@ -31,7 +31,9 @@ def run(study: Study) -> list[Table]:
         where = done.where
     notes = [
         where,
-        "The concise run sets `enable_thinking: false` for both models (one without such a switch does as it did) and "
-        "takes the most accurate thresholds, since a budget made for a thinking mentor is none for a concise one.",
+        "`both without thinking` sets `enable_thinking: false` for both models (a model without this switch is not "
+        "affected) and takes the most accurate thresholds: a budget chosen for a mentor that thinks does not fit.",
     ]
-    return [Table("thinking", f"{study.benchmark}: thinking and concise", rows, COLUMNS, notes, "thinking")]
+    return [
+        Table("thinking", f"{study.benchmark}: with and without thinking", rows, COLUMNS, notes, "thinking")
+    ]

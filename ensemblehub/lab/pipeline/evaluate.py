@@ -37,7 +37,7 @@ class TandemRun:
     Attributes:
         chosen: the level the answer came from.
         probabilities: the judge's, by visited level.
-        flops: full ledger, cold; `judging_flops` the part that judging added.
+        flops: FLOPs of every call, without cached prefixes of other questions; `judging_flops` is judging's part.
         seconds: the engines' own time; `wall` the run's.
     """
 
@@ -218,7 +218,7 @@ async def overhead(
     runs = [await run_live(ensemble, task, item, sampling) for item in items]
     wall, busy = sum(run.wall for run in runs), sum(run.seconds for run in runs)
     return {
-        "rides": len(runs),
+        "timed": len(runs),
         "wall_over_engine_seconds": wall / busy,
         "judging_share_of_wall": sum(run.judging_seconds for run in runs) / wall,
     }

@@ -236,7 +236,12 @@ class Pipeline(Experiment):
 
     def _checks(self) -> Checks | None:
         path, again = self.folder / "checks.json", "run `ensemblehub evaluate`, or remove it"
-        return parsed(Checks, content_of(path, again), path, again) if path.exists() else None
+        if not path.exists():
+            return None
+        content = content_of(path, again)
+        if isinstance(content, dict) and "rides" in content:  # the former name
+            content = {**content, "timed": content.pop("rides")}
+        return parsed(Checks, content, path, again)
 
 
 def _check_runs(

@@ -1,4 +1,4 @@
-"""The table of a pair: every method on the same questions, with the full ledger and the paper's formula.
+"""The table of a pair: every method on the same questions, with costs of every call and by the paper's formula.
 
 `summary.json` is a list of rows, one per method; the Markdown table and the Pareto plot are drawn from it.
 """
@@ -29,6 +29,9 @@ from ensemblehub.tandem.insights import LEVEL_0
 METHOD_COLUMNS = ("method", "n", "accuracy", "difference", "mentor_tokens", "intern_tokens", "tflops")
 SHARES = ("leak_share", "truncated_share", "judging_share")
 COLUMNS = (*METHOD_COLUMNS, "tflops_paper", "cost_vs_mentor", "cost_vs_concise", *SHARES)
+# What tables and plots show for the mentor's two runs and for a column's key.
+LABELS = {"mentor": "mentor (thinking)", "mentor_concise": "mentor (no thinking)"}
+HEADERS = {"cost_vs_concise": "cost_vs_no_thinking"}
 # How runs are measured: by column of `MethodRuns`.
 COUNTED: dict[str, Callable[[Run | TandemRun], float]] = {
     "correct": lambda run: run.correct,
@@ -190,15 +193,24 @@ def summary(
 def markdown(
     rows: Sequence[dict[str, Any]], footnotes: Sequence[str] = (), columns: Sequence[str] = COLUMNS
 ) -> str:
-    """The table as Markdown; what a row lacks is a dash."""
-    cells = ([_cell(row, column) for column in columns] for row in rows)
-    return f"{table(columns, cells)}\n\n" + "\n\n".join(footnotes) + "\n"
+    """Return the table as Markdown; a missing value is a dash."""
+    cells = ([_cell(row, column) for column in columns] for row in labelled(rows))
+    header = [HEADERS.get(column, column) for column in columns]
+    return f"{table(header, cells)}\n\n" + "\n\n".join(footnotes) + "\n"
+
+
+def labelled(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with methods as they are shown; the mentor's runs get labels where both are present."""
+    both = LABELS.keys() <= {row.get("method") for row in rows}
+    return [{**row, "method": LABELS.get(row["method"], row["method"])} if both else row for row in rows]
 
 
 def _cell(row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if value is None:
         return "–"
+    if isinstance(value, dict):
+        return ", ".join(f"{LABELS.get(name, name)} {part:g}" for name, part in value.items())
     low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
     if column == "accuracy" and low is not None:
         return f"{value:.2%} [{low:.2%}, {high:.2%}]"
@@ -228,56 +240,58 @@ def plot(rows: Sequence[dict[str, Any]], folder: Path, title: str) -> list[Path]
     styles = {"tandem": ("*", "C3", 14), "mentor": ("s", "C0", 8), "oracle": ("x", "0.6", 8)}
     points = [
         Point(
-            row["method"].replace("_", " "),
+            shown["method"].replace("_", " "),
             row["cost_vs_mentor"],
             row["accuracy"],
             row["accuracy_low"],
             row["accuracy_high"],
             *styles.get(row["method"], ("o", "C7", 6)),
         )
-        for row in rows
+        for row, shown in zip(rows, labelled(rows), strict=True)
     ]
     paths = [folder / "pareto.png", folder / "pareto.svg"]
-    accuracy_against_cost(points, paths, "cost against the mentor alone (full ledger)", title)
+    accuracy_against_cost(points, paths, "cost as a share of the mentor's (every call counted)", title)
     return paths
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What `evaluate` found out besides (`checks.json`).
+    """Additional measurements of `evaluate` (`checks.json`).
 
     Attributes:
-        reproduced: how many of the `checked` questions' baselines a live run wrote again, by method.
-        rides: number of runs timed one at a time; wall time against the engines' time, and judging's share of
-            wall time, are over them.
-        grading: what is to be said of how answers were graded.
+        checked: number of questions whose baselines were run again.
+        reproduced: by method, number of these questions for which the live run wrote the collected text.
+        timed: number of runs timed one at a time; the two ratios below are measured on them.
+        wall_over_engine_seconds: wall time as a multiple of the engines' own time.
+        judging_share_of_wall: share of wall time spent on judging.
+        grading: a note on how answers were graded.
     """
 
     checked: int
     reproduced: dict[str, int]
-    rides: int
+    timed: int
     wall_over_engine_seconds: FiniteFloat
     judging_share_of_wall: FiniteFloat
     grading: str = ""
 
 
-def notes(collected: Collected, checks: Checks | None, against: str = "the mentor alone") -> list[str]:
-    """What stands below the table: conditions, what differences are taken to, and what was checked."""
+def notes(collected: Collected, checks: Checks | None, against: str = "the mentor") -> list[str]:
+    """Return the notes below a table: conditions, the baseline of differences, and checks."""
     header = collected.header
     lines = [
         f"n = {len(collected.rows)} questions of `{header['task']}` ({header['split']}), mentor `{header['mentor']}`, "
         f"intern `{header['intern']}`, temperature {header['temperature']}, at most {header['max_tokens']} answer "
         f"tokens. Accuracy with Wilson 95 % interval; difference to {against} in points with paired-bootstrap "
-        "95 % interval. Costs are full ledgers, cold (no prefix shared between questions); tflops_paper counts output "
-        "tokens only; leak_share is over questions of two steps or more. random_mix draws Tandem's levels at random; "
-        "oracle knows the answers and is a bound."
+        "95 % interval. Costs count every call, without prefixes shared between questions; tflops_paper counts "
+        "output tokens only; leak_share is over questions of two steps or more. random_mix draws Tandem's levels at "
+        "random; oracle knows the answers and is a bound."
     ]
     if checks:
-        same = ", ".join(f"{name} {count}" for name, count in checks.reproduced.items())
+        same = ", ".join(f"{LABELS.get(name, name)} {count}" for name, count in checks.reproduced.items())
         ratio, share = checks.wall_over_engine_seconds, checks.judging_share_of_wall
         lines += [
             f"Baselines run again live on {checks.checked} questions wrote the same text: {same}.",
-            f"One run at a time ({checks.rides} runs): wall time {ratio:.3f} times the engines' own time, "
+            f"One run at a time ({checks.timed} runs): wall time {ratio:.3f} times the engines' own time, "
             f"judging {share:.1%} of it.",
         ]
     if checks and checks.grading:

@@ -115,7 +115,7 @@ def plot(lines: Sequence[Summary], path: Path) -> None:
                 )
     axes.set(
         xscale="log",
-        xlabel="GFLOPs per question (full ledger)",
+        xlabel="GFLOPs per question (every call counted)",
         ylabel="accuracy, %",
         title="Every selection × aggregation over mentor, intern and guest",
     )
