@@ -126,8 +126,8 @@ class Bench:
     def cost(self):
         return self.ledger.total
 
-    def spent(self):
-        """What was billed since the last call."""
+    def take_usage(self):
+        """The usage since the last call."""
         total = self.ledger.total
         self.ledger.calls.clear()
         return total

@@ -71,7 +71,7 @@ class Subject:
     def scripted(self):
         return self.name == "echo"
 
-    def spent(self):
+    def take_usage(self):
         total = self.ledger.total
         self.ledger.calls.clear()
         return total
@@ -107,7 +107,7 @@ def started(request):
 
 @pytest.fixture
 def subject(started):
-    started.spent()
+    started.take_usage()
     return started
 
 
@@ -116,7 +116,7 @@ def able(subject, request, record_property):
     """Whether the engine can do what the test is about; what came out is written down."""
     mark = request.node.get_closest_marker("ability")
     ability, needs = mark.args[0], mark.kwargs.get("needs", mark.args[0])
-    does = needs in ("stream", "bill", "ride") or subject.can(needs)
+    does = needs in ("stream", "usage", "tandem") or subject.can(needs)
     record_property("contract", [subject.name, ability, request.function.__doc__, does])
     return does
 
@@ -139,7 +139,7 @@ def refusing(subject, kind=EnsembleHubError):
 
 @pytest.mark.ability("stream")
 def test_text(subject, able):
-    """greedy text is the `hf` engine's, token by token, and the last piece alone says why it ends"""
+    """greedy text equals the `hf` engine's token by token; only the last piece has a finish reason"""
 
     async def work():
         for index in range(4):
@@ -161,7 +161,7 @@ def test_text(subject, able):
 
 @pytest.mark.ability("stream")
 def test_ends(subject, able):
-    """an answer ends by itself, at a stop string that is never shown, or at `max_tokens`"""
+    """an answer ends at the end token, at a stop string (which is not shown) or at `max_tokens`"""
 
     async def work():
         whole = await subject.pieces(question(1, max_tokens=700))
@@ -180,7 +180,7 @@ def test_ends(subject, able):
 
 @pytest.mark.ability("stream")
 def test_together(subject, able):
-    """questions asked at once are answered as alone"""
+    """concurrent questions get the same answers as single ones"""
 
     async def work():
         alone = [await subject.text(question(index)) for index in range(8)]
@@ -192,7 +192,7 @@ def test_together(subject, able):
 
 @pytest.mark.ability("stream")
 def test_seeds(subject, able):
-    """a seed repeats an answer, another seed gives another"""
+    """equal seeds give equal answers, different seeds different ones"""
 
     async def work():
         sampled = [question(2, temperature=2.0, seed=seed, max_tokens=200) for seed in (1, 1, 2, 3)]
@@ -205,7 +205,7 @@ def test_seeds(subject, able):
 
 @pytest.mark.ability("stream")
 def test_characters(subject, able):
-    """no character is split between pieces, whatever bytes the tokens are made of"""
+    """no character is split between pieces, whatever the tokens' bytes"""
 
     async def work():
         for seed in range(4):
@@ -223,7 +223,7 @@ def test_characters(subject, able):
 
 @pytest.mark.ability("stream")
 def test_overflow(subject, able):
-    """what does not fit the context is refused before anything is computed"""
+    """a prompt that does not fit the context is refused before any computation"""
 
     async def work():
         long = Request(Chat((Message("user", "sails " * 3000),)), Sampling(max_tokens=40))
@@ -231,7 +231,7 @@ def test_overflow(subject, able):
         known = subject.name != "openai_bare"  # where no context is known, the server refuses
         with refusing(subject, ContextOverflowError if known else EnsembleHubError):
             await subject.text(long, engine)
-        assert subject.spent().completion_tokens == 0
+        assert subject.take_usage().completion_tokens == 0
         assert await subject.text(question())
 
     subject.run(work())
@@ -242,7 +242,7 @@ def test_overflow(subject, able):
 
 @pytest.mark.ability("stream")
 def test_closing(subject, able):
-    """closing a stream stops the model, and the engine goes on with others"""
+    """closing a stream stops the model; the engine continues with other requests"""
 
     async def work():
         endless = question(
@@ -263,7 +263,7 @@ def test_closing(subject, able):
 
 @pytest.mark.ability("stream")
 def test_cancelling(subject, able):
-    """cancelling a reader bills the call once"""
+    """a cancelled call is recorded in the usage exactly once"""
 
     async def work():
         task = asyncio.ensure_future(subject.text(question(4, max_tokens=700)))
@@ -280,7 +280,7 @@ def test_cancelling(subject, able):
 
 @pytest.mark.ability("stream")
 def test_unread(subject, able):
-    """a stream that nobody reads holds nobody up, and loses nothing"""
+    """a stream that is not read does not block others and loses no text"""
 
     async def work():
         async with aclosing(
@@ -301,7 +301,7 @@ def test_unread(subject, able):
 
 @pytest.mark.ability("prefix")
 def test_prefix(subject, able):
-    """an answer goes on from a given start as if it had written it"""
+    """an answer continues a given start as if the model had generated it"""
 
     async def work():
         whole = await subject.text(question(6, max_tokens=60))
@@ -322,7 +322,7 @@ def test_prefix(subject, able):
 
 @pytest.mark.ability("logprobs")
 def test_logprobs(subject, able):
-    """what is written has the `hf` engine's logprobs and alternatives"""
+    """generated tokens have the `hf` engine's logprobs and alternatives"""
 
     async def work():
         asked = question(7, top_logprobs=3)
@@ -345,7 +345,7 @@ def test_logprobs(subject, able):
 
 @pytest.mark.ability("score")
 def test_score(subject, able):
-    """every token of a prompt is read with its place, logprob and entropy, and nothing that is written is used"""
+    """every prompt token has its position, logprob and entropy; generated tokens are not part of the result"""
 
     async def work():
         asked = question(8).continued("There are")
@@ -354,7 +354,7 @@ def test_score(subject, able):
                 await subject.engine.score(asked, subject.ledger.meter("judge"))
             return
         ours = await subject.engine.score(asked, subject.ledger.meter("judge"))
-        cost = subject.spent()
+        cost = subject.take_usage()
         theirs = await subject.reference.score(asked, subject.ledger.meter("judge"))
         assert cost.completion_tokens == cost.discarded_tokens
         assert cost.prompt_tokens == len(ours.tokens) == len(theirs.tokens)
@@ -376,7 +376,7 @@ def test_score(subject, able):
 
 @pytest.mark.ability("score")
 def test_extended(subject, able):
-    """a reading that goes on from another is the same as a fresh one"""
+    """scoring an extended prompt gives the same result as scoring it from the start"""
 
     async def work():
         if not able:
@@ -395,7 +395,7 @@ def test_extended(subject, able):
 
 @pytest.mark.ability("decode")
 def test_decoder(subject, able):
-    """stepped by hand it writes the greedy text; distributions sum to one, and dropping takes back"""
+    """stepping by hand gives the greedy text; distributions sum to one, and `drop` undoes steps"""
 
     async def work():
         if not able:
@@ -453,7 +453,7 @@ def fits_schema(text):
 
 @pytest.mark.ability("response_format")
 def test_format(subject, able):
-    """an answer keeps to a JSON schema"""
+    """an answer conforms to a JSON schema"""
 
     async def work():
         schema = {"name": "fleet", "schema": SCHEMA}
@@ -476,7 +476,7 @@ def test_format(subject, able):
 
 @pytest.mark.ability("tools")
 def test_tools(subject, able, monkeypatch):
-    """a tool is called with arguments that keep to its schema"""
+    """a tool is called with arguments that conform to its schema"""
 
     async def work():
         asked = keeping(subject, tools=[TOOL], tool_choice="required", parallel_tool_calls=False)
@@ -508,17 +508,17 @@ def test_tools(subject, able, monkeypatch):
     subject.run(work())
 
 
-# The bill
+# Usage
 
 
-@pytest.mark.ability("bill")
-def test_bill(subject, able):
-    """prompt, cached and written tokens are billed, and a prompt that was read before is found again"""
+@pytest.mark.ability("usage")
+def test_usage(subject, able):
+    """prompt, cached and generated tokens are recorded; a repeated prompt is read from the cache"""
 
     async def work():
         asked = question(7, max_tokens=30)  # long enough for whole blocks of vLLM's cache
         tokens = await subject.tokens(asked)
-        first = subject.spent()
+        first = subject.take_usage()
         assert first.completion_tokens == 30
         assert first.discarded_tokens == 0
         assert first.calls == 1
@@ -526,7 +526,7 @@ def test_bill(subject, able):
         assert first.prompt_tokens == (subject.reference.count(asked) if count is None else count)
         assert subject.name.startswith("openai") or len(tokens) == 30
         await subject.text(asked)
-        second = subject.spent()
+        second = subject.take_usage()
         assert second.prompt_tokens == first.prompt_tokens
         blocks = (second.prompt_tokens - 1) // engines.BLOCK * engines.BLOCK
         assert second.cached_tokens >= blocks > 0 or subject.scripted
@@ -536,9 +536,9 @@ def test_bill(subject, able):
     subject.run(work())
 
 
-@pytest.mark.ability("bill")
-def test_card(subject, able):
-    """its size and context are known before anything is loaded, and it says in one line what it is"""
+@pytest.mark.ability("usage")
+def test_info(subject, able):
+    """size and context are known before weights load, and `describe` fits on one line"""
     fresh, loaded = subject.made(), subject.engine
     assert fresh.info == loaded.info
     assert "\n" not in fresh.describe()
@@ -567,9 +567,9 @@ def told(results):
     return [(run.insight, run.text, [verdict.level for verdict in run.verdicts]) for run in results]
 
 
-@pytest.mark.ability("ride")
+@pytest.mark.ability("tandem")
 def test_mentor(subject, able):
-    """as Tandem's mentor beside an `hf` intern it gives the ride that two `hf` engines give"""
+    """as Tandem's mentor beside an `hf` intern it gives the same run as two `hf` engines"""
     home = ["model_specs.0.device=cpu"]
     away = runs(Config.read(builtin.CONFIG, [f"model_specs.0={subject.spec()}"]))
     if subject.scripted:
@@ -585,9 +585,9 @@ def test_mentor(subject, able):
         assert insight.completion_tokens - insight.discarded_tokens <= budgets[run.verdicts[-1].level]
 
 
-@pytest.mark.ability("ride", needs="score")
+@pytest.mark.ability("tandem", needs="score")
 def test_intern(subject, able):
-    """as Tandem's intern it reads, judges and answers as the `hf` engine does, or is refused before weights load"""
+    """as Tandem's intern it gives the same run as the `hf` engine, or is refused before weights load"""
     params = "ensemble.output_aggregation_params"
     roles = [f"{params}.mentor=intern", f"{params}.intern=mentor", f"{params}.judge=perplexity:1.6"]
     hf = '{"name": "intern", "engine": "hf", "path": "builtin:intern", "device": "cpu"}'

@@ -50,7 +50,7 @@ def test_score_is_that_of_a_direct_pass(family, bench, request):
                 asked, await asyncio.gather(*[b.engine.score(a, b.meter) for a in asked]), strict=True
             ):
                 check(b, scored, b.engine.render(one).ids)
-            cost = b.spent()
+            cost = b.take_usage()
             assert cost.completion_tokens == 0
             assert cost.prompt_tokens == sum(b.engine.count(one) for one in asked)
             assert len(b.passes) < len(asked)  # waiting requests share passes
@@ -89,7 +89,7 @@ def test_an_extended_reading_computes_only_the_new_tokens(bench):
             for text in levels:
                 one = ask("Use the insights.", text)
                 check(b, await b.engine.score(one, b.meter), b.engine.render(one).ids)
-                read.append(b.spent())
+                read.append(b.take_usage())
             for before, now in pairwise(read):
                 # All but the closing template tokens, a re-tokenised last word and the boundary token.
                 assert now.cached_tokens >= before.prompt_tokens - 6
@@ -98,11 +98,11 @@ def test_an_extended_reading_computes_only_the_new_tokens(bench):
 
             again = await b.engine.score(ask("Use the insights.", levels[2]), b.meter)
             check(b, again, b.engine.render(ask("Use the insights.", levels[2])).ids)
-            same = b.spent()
+            same = b.take_usage()
             assert same.cached_tokens == same.prompt_tokens  # nothing at all
 
             answer = await b.text(ask("Use the insights.", levels[-1]))
-            reused = b.spent()
+            reused = b.take_usage()
             assert reused.prompt_tokens - reused.cached_tokens == 1
             longer = ask("Use the insights.", levels[-1], prefix=answer + " and sun")
             check(b, await b.engine.score(longer, b.meter), b.engine.render(longer).ids)
@@ -117,11 +117,11 @@ def test_scoring_after_writing_knows_no_more_than_was_read(bench):
             ids = [token.id for piece in await b.pieces(one) for token in piece.tokens]
             whole = (*b.engine.render(one).ids, *ids)
             given = Request(TokenIds(whole))
-            b.spent()
+            b.take_usage()
             check(b, await b.engine.score(given, b.meter), whole)
-            assert b.spent().cached_tokens == 0  # the prompt's predictions were never looked at
+            assert b.take_usage().cached_tokens == 0  # the prompt's predictions were never looked at
             check(b, await b.engine.score(Request(TokenIds((*whole, 9))), b.meter), (*whole, 9))
-            assert b.spent().cached_tokens == len(whole) - 1
+            assert b.take_usage().cached_tokens == len(whole) - 1
 
     run(main())
 
@@ -204,7 +204,7 @@ def test_decoder_equals_a_fresh_pass_through_appends_and_drops(bench):
                 await decoder.step([rng.randrange(9)] * 512)
             decoder.close()
             decoder.close()
-            cost = b.spent()
+            cost = b.take_usage()
             assert (cost.prompt_tokens, cost.completion_tokens, cost.discarded_tokens, cost.calls) == (
                 prompt,
                 8,
@@ -280,7 +280,7 @@ def test_a_cancelled_step_is_billed_for_what_it_read(bench):
             with pytest.raises(asyncio.CancelledError):
                 await stepping
             decoder.close()
-            assert b.spent().prompt_tokens == b.engine.count(ask("be brief", "nine small birds"))
+            assert b.take_usage().prompt_tokens == b.engine.count(ask("be brief", "nine small birds"))
 
     run(main())
 

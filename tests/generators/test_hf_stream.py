@@ -79,9 +79,9 @@ def test_prefix_cache_changes_no_text_and_continuing_reuses_the_answer(bench):
         async with bench() as b:
             one = ask("the quick brown fox jumps over", max_tokens=24)
             first = await b.text(one)
-            assert b.spent().cached_tokens == 0
+            assert b.take_usage().cached_tokens == 0
             assert await b.text(one) == first
-            again = b.spent()
+            again = b.take_usage()
             assert again.cached_tokens == again.prompt_tokens - 1
             # The answer so far is re-tokenised, so only as much as gives the same tokens is reused.
             head = "".join(
@@ -89,9 +89,9 @@ def test_prefix_cache_changes_no_text_and_continuing_reuses_the_answer(bench):
                 for piece in await b.pieces(ask("lazy dogs sing", max_tokens=9))
                 for token in piece.tokens
             )
-            b.spent()
+            b.take_usage()
             await b.text(ask("lazy dogs sing", max_tokens=5).continued(head))
-            assert b.spent().cached_tokens >= b.engine.count(ask("lazy dogs sing"))
+            assert b.take_usage().cached_tokens >= b.engine.count(ask("lazy dogs sing"))
 
     run(main())
 
@@ -128,9 +128,9 @@ def test_finish_tells_stop_from_length_and_the_end_token_is_no_text(bench):
             assert cut[-1].finish == "stop"
             assert tokens[-1].id == third
             assert tokens[-1].text == ""
-            b.spent()
+            b.take_usage()
             await b.pieces(ask("rain and sun", max_tokens=6, stop_token_ids=(third,)))
-            assert b.spent().completion_tokens == len(tokens) <= 3
+            assert b.take_usage().completion_tokens == len(tokens) <= 3
 
     run(main())
 
@@ -293,7 +293,7 @@ def test_closing_stops_the_model_and_bills_what_it_wrote(bench):
                     taken += len(piece.tokens)
                     if taken >= 10:
                         break
-            cost, passes = b.spent(), len(b.passes)
+            cost, passes = b.take_usage(), len(b.passes)
             await asyncio.sleep(0.1)
             assert len(b.passes) == passes == cost.completion_tokens  # the prefill yields the first token
             assert cost.completion_tokens - cost.discarded_tokens == taken
@@ -310,7 +310,7 @@ def test_an_unread_row_pauses_and_others_go_on(bench, lookahead):
         async with bench(lookahead=lookahead) as b:
             one = ask("the quick", max_tokens=40)
             whole = await b.ids(one)
-            b.spent()
+            b.take_usage()
             async with aclosing(b.engine.stream(one, b.meter)) as stream:
                 piece = await anext(stream)
                 await asyncio.sleep(0.15)
@@ -324,12 +324,12 @@ def test_an_unread_row_pauses_and_others_go_on(bench, lookahead):
                     assert len(piece.tokens) <= max(1, lookahead)
                     ids += [token.id for token in piece.tokens]
             assert ids == whole
-            assert b.spent().discarded_tokens == 0
+            assert b.take_usage().discarded_tokens == 0
 
             async with aclosing(b.engine.stream(one, b.meter)) as stream:
                 await anext(stream)
                 await asyncio.sleep(0.1)
-            assert b.spent().discarded_tokens == lookahead
+            assert b.take_usage().discarded_tokens == lookahead
 
     run(main())
 
@@ -343,7 +343,7 @@ def test_cancelling_the_reader_bills_once(bench):
             with pytest.raises(asyncio.CancelledError):
                 await task
             await b.until(lambda: b.ledger.calls)  # the generator is closed by the event loop
-            cost, passes = b.spent(), len(b.passes)
+            cost, passes = b.take_usage(), len(b.passes)
             assert cost.calls == 1
             assert cost.completion_tokens == passes
             await asyncio.sleep(0.05)
@@ -363,12 +363,12 @@ def test_a_failing_model_is_an_error_is_billed_and_the_engine_lives_on(bench):
                     raise RuntimeError("out of memory\nlong trace")
                 return forward(*args, **kwargs)
 
-            b.spent()
+            b.take_usage()
             b.model.forward = failing
             with pytest.raises(EngineError, match=r"out of memory long trace$") as caught:
                 await b.ids(ask("the quick brown fox", max_tokens=30))
             assert isinstance(caught.value.__cause__, RuntimeError)
-            assert b.spent().completion_tokens == 5
+            assert b.take_usage().completion_tokens == 5
             assert await b.ids(ask("lazy dogs")) == expected
 
     run(main())
@@ -412,7 +412,7 @@ def test_a_default_is_cut_to_the_room_there_is(bench):
                 pieces = await b.pieces(request)
                 assert sum(len(piece.tokens) for piece in pieces) == room
                 assert pieces[-1].finish == "length"
-                b.spent()
+                b.take_usage()
             with pytest.raises(
                 ContextOverflowError, match=r"513 tokens .512 in the prompt, 1 in the completion"
             ):
@@ -541,7 +541,7 @@ def test_close_ends_the_thread_and_fails_running_rows(bench):
     run(main())
 
 
-def test_card_is_known_before_weights(qwen):
+def test_info_is_known_before_weights(qwen):
     engine = HFEngine("tiny", HFOptions(qwen, device="cpu"))
     network = hf_bench.transformers.AutoModelForCausalLM.from_pretrained(qwen)
     total = sum(weight.numel() for weight in network.parameters())

@@ -175,9 +175,9 @@ def test_what_was_read_is_not_read_again_and_changes_no_text(bench):
         async with bench() as b:
             one = ask("the quick brown fox jumps over", max_tokens=24)
             first = await b.text(one)
-            assert b.spent().cached_tokens == 0
+            assert b.take_usage().cached_tokens == 0
             assert await b.text(one) == first
-            again = b.spent()
+            again = b.take_usage()
             assert again.cached_tokens == again.prompt_tokens - 1
 
     run(main())
@@ -197,11 +197,11 @@ def test_stop_strings_ends_and_limits(bench):
                 assert "".join(piece.text for piece in pieces) == whole[: whole.index(stop)]
                 assert pieces[-1].finish == "stop"
             end = next(index for index in ids if ids.count(index) == 1)
-            b.spent()
+            b.take_usage()
             cut = await b.pieces(ask("nine small birds", max_tokens=40, stop_token_ids=(end,)))
             tokens = [token for piece in cut for token in piece.tokens]
             assert (cut[-1].finish, tokens[-1].id, tokens[-1].text) == ("stop", end, "")
-            assert b.spent().completion_tokens == len(tokens) == ids.index(end) + 1
+            assert b.take_usage().completion_tokens == len(tokens) == ids.index(end) + 1
             forbidden = await b.ids(ask("nine small birds", stop_token_ids=(ids[0],), min_tokens=4))
             assert len(forbidden) >= 4
             assert ids[0] not in forbidden[:4]
@@ -239,7 +239,7 @@ def test_closing_stops_the_model_and_bills_what_it_wrote(bench):
                     taken += len(piece.tokens)
                     if taken >= 10:
                         break
-            cost, passes = b.spent(), len(b.passes)
+            cost, passes = b.take_usage(), len(b.passes)
             await asyncio.sleep(0.1)
             assert len(b.passes) == passes == cost.completion_tokens
             assert cost.completion_tokens - cost.discarded_tokens == taken
@@ -334,7 +334,7 @@ def test_score_is_that_of_a_direct_pass(family, bench, request):
                 assert [(t.message, t.start, t.end) for t in scored.tokens] == [
                     (t.message, t.start, t.end) for t in theirs.tokens
                 ]
-            assert b.spent().completion_tokens == 0
+            assert b.take_usage().completion_tokens == 0
 
     run(main())
 
@@ -351,14 +351,14 @@ def test_an_extended_reading_computes_only_the_new_tokens(bench):
             for text in levels:
                 one = ask("Use the insights.", text)
                 check(b, await b.engine.score(one, b.meter), b.engine.render(one).ids)
-                read.append(b.spent())
+                read.append(b.take_usage())
             for before, now in pairwise(read):
                 assert now.cached_tokens >= before.prompt_tokens - 6
             check(b, await b.engine.score(one, b.meter), b.engine.render(one).ids)
-            same = b.spent()
+            same = b.take_usage()
             assert same.cached_tokens == same.prompt_tokens
             await b.text(one)
-            reused = b.spent()
+            reused = b.take_usage()
             assert reused.prompt_tokens - reused.cached_tokens == 1
 
     run(main())
@@ -487,11 +487,11 @@ def test_a_failing_model_is_an_error_is_billed_and_the_engine_lives_on(bench):
                     raise RuntimeError("out of memory\nlong trace")
                 return forward(*args, **kwargs)
 
-            b.spent()
+            b.take_usage()
             b.model.forward = failing
             with pytest.raises(EngineError, match=r"out of memory long trace$"):
                 await b.ids(ask("the quick brown fox", max_tokens=30))
-            assert b.spent().completion_tokens == 5
+            assert b.take_usage().completion_tokens == 5
             assert await b.ids(ask("lazy dogs")) == expected
 
     run(main())

@@ -82,7 +82,7 @@ class Pair:
     async def close(self):
         await asyncio.gather(*(one.close() for one in (*self.vllm.values(), *self.hf.values())))
 
-    def spent(self):
+    def take_usage(self):
         total = self.ledger.total
         self.ledger.calls.clear()
         return total
@@ -112,7 +112,7 @@ def started():
 
 @pytest.fixture
 def pair(started):
-    started.spent()
+    started.take_usage()
     return started
 
 
@@ -225,9 +225,9 @@ def test_greedy_answers_are_those_of_the_hf_engine_and_come_token_by_token(pair)
 def test_a_question_asked_again_is_found_in_the_prefix_cache(pair):
     async def main():
         first = await pair.text(question(7))
-        pair.spent()
+        pair.take_usage()
         assert await pair.text(question(7)) == first
-        cost = pair.spent()
+        cost = pair.take_usage()
         assert cost.cached_tokens == (cost.prompt_tokens - 1) // 32 * 32 > 0
         assert (cost.discarded_tokens, cost.calls, cost.estimated) == (0, 1, False)
 
@@ -246,7 +246,7 @@ def test_closing_stops_vllm_within_a_second_and_bills_what_nobody_read(pair):
             await asyncio.sleep(0.2)  # nobody reads, vLLM goes on
             started = time.monotonic()
         assert time.monotonic() - started < 1
-        cost = pair.spent()
+        cost = pair.take_usage()
         assert cost.completion_tokens - cost.discarded_tokens == taken == 5
         assert 0 < cost.discarded_tokens < 1495
         await asyncio.sleep(0.1)
@@ -266,7 +266,7 @@ def test_cancelling_the_reader_stops_vllm_and_bills_once(pair):
         async with asyncio.timeout(1):
             while not pair.ledger.calls:  # noqa: ASYNC110  # the generator is closed by the event loop
                 await asyncio.sleep(0.01)
-        cost = pair.spent()
+        cost = pair.take_usage()
         assert cost.calls == 1
         assert 0 < cost.completion_tokens < 1500
 
@@ -285,11 +285,11 @@ def test_stop_strings_never_show_and_ids_and_limits_end_an_answer(pair):
         free = await pair.pieces(endless(max_tokens=6))
         ids = [token.id for piece in free for token in piece.tokens]
         assert (free[-1].finish, len(ids)) == ("length", 6)
-        pair.spent()
+        pair.take_usage()
         cut = await pair.pieces(endless(max_tokens=6, stop_token_ids=(ids[2],)))
         tokens = [token for piece in cut for token in piece.tokens]
         assert (cut[-1].finish, tokens[-1].id, tokens[-1].text) == ("stop", ids[2], "")
-        assert pair.spent().completion_tokens == len(tokens) == ids.index(ids[2]) + 1
+        assert pair.take_usage().completion_tokens == len(tokens) == ids.index(ids[2]) + 1
         forbidden = await pair.ids(endless(max_tokens=6, stop_token_ids=(ids[0],), min_tokens=4))
         assert len(forbidden) >= 4
         assert ids[0] not in forbidden[:4]
@@ -360,7 +360,7 @@ def test_score_is_that_of_the_hf_engine(pair):
     async def main():
         asked = [question(index) for index in range(8)]
         asked.append(asked[0].continued(await pair.text(asked[0])))
-        pair.spent()
+        pair.take_usage()
         for one, ours in zip(asked, await asyncio.gather(*map(pair.score, asked)), strict=True):
             bill = pair.ledger.calls
             assert all(call.cost.completion_tokens == call.cost.discarded_tokens == 1 for call in bill)
@@ -374,9 +374,9 @@ def test_score_is_that_of_the_hf_engine(pair):
                 for name in ("logprob", "entropy", "best"):
                     assert getattr(mine, name) == pytest.approx(getattr(other, name), abs=CLOSE)
                 assert mine.top[0].id == other.top[0].id
-        pair.spent()
+        pair.take_usage()
         await pair.text(asked[-1])  # what was read for the judge is there for the answer
-        cost = pair.spent()
+        cost = pair.take_usage()
         assert cost.cached_tokens == (cost.prompt_tokens - 1) // 32 * 32 > 0
 
     pair.run(main())
@@ -570,7 +570,7 @@ def test_a_process_that_dies_is_an_error_and_what_it_wrote_is_billed(pair):
         with pytest.raises(EngineError, match="mentor: vLLM failed"):
             async for _ in stream:
                 pass
-        assert pair.spent().completion_tokens > 0
+        assert pair.take_usage().completion_tokens > 0
         with pytest.raises(EngineError, match="mentor: vLLM failed"):
             await pair.text(question(), mentor)
 
@@ -585,7 +585,7 @@ def test_close_ends_the_thread_and_fails_what_still_runs(pair):
         await pair.ours.close()
         with pytest.raises(EngineError, match="closed"):
             await task
-        assert pair.spent().completion_tokens > 0
+        assert pair.take_usage().completion_tokens > 0
         with pytest.raises(EngineError, match="closed"):
             await pair.text(question())
 
