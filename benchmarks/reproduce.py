@@ -1,8 +1,8 @@
-"""What the paper's pair takes on real GPUs: `python -m benchmarks.reproduce`.
+"""Estimated cost of reproducing the paper on real GPUs: `python -m benchmarks.reproduce`.
 
-Memory, hours and dollars of `scripts/mentor_guided/exp_homo_math.sh` (MATH-500, 600 questions collected, 100 ridden
-live), from the mean lengths that the paper measured (Table 1) and from what is assumed below.  An estimate, not a run:
-decoding is taken to be bound by memory bandwidth, of which a share is reached.
+Memory, hours and dollars of `scripts/mentor_guided/exp_homo_math.sh` (MATH-500, 600 questions collected, 100 run
+live), from the mean lengths in the paper (Table 1) and the assumptions below. This is an estimate, not a measurement:
+decoding is assumed to be bound by memory bandwidth, a share of which is reached.
 """
 
 from __future__ import annotations
@@ -11,25 +11,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RESULT = Path("results/benchmarks/reproduce.txt")
-COLLECTED, RIDDEN = 600, 100  # questions: train 400, calibration 100 of them once more, test 100
+COLLECTED, LIVE = 600, 100  # questions: train 400, calibration 100 of them once more, test 100
 BANDWIDTH, SHARE = 3.35e12, 0.5  # bytes/s of an H100, and how much of it decoding reaches
 DOLLARS = 3.0  # per GPU and hour
-GPT_4O = 10.0  # dollars per million tokens that GPT-4o writes
-ANSWER = 600  # tokens of an answer of GPT-4o, a guess
+GPT_4O = 10.0  # dollars per million output tokens of GPT-4o
+ANSWER = 600  # assumed tokens of an answer of GPT-4o
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model in bf16: parameters, bytes of keys and values per token, and tokens it writes for a question.
+    """A model in bf16.
 
-    `collect` and `ride` are its tokens per question, by the paper's mean lengths; `longer` is their factor at
-    32,768 tokens (the reference's own untruncated runs against those cut at 4,096).
+    Attributes:
+        parameters: number of parameters.
+        token: bytes of keys and values per token.
+        collect: output tokens per collected question, from the paper's mean lengths.
+        live: output tokens per question run live.
+        longer: factor of both at `max_tokens` 32,768, from the reference's own runs with 32,768 and 4,096.
     """
 
     parameters: float
     token: float
     collect: float
-    ride: float
+    live: float
     longer: float
 
 
@@ -60,7 +64,7 @@ MACHINES = (
 def hours(model: Model, machine: Machine, weight_bytes: float, longest: int) -> float:
     """Hours in which `machine.workers` copies of the model write everything."""
     longer = model.longer if longest > 4096 else 1.0
-    tokens = longer * (COLLECTED * model.collect + RIDDEN * model.ride)
+    tokens = longer * (COLLECTED * model.collect + LIVE * model.live)
     second = machine.rows * SHARE * BANDWIDTH / (model.parameters * weight_bytes)  # tokens of one copy
     return tokens / second / machine.workers / 3600
 
@@ -91,15 +95,16 @@ def text() -> str:
         "|" + "---|" * 6,
     ]
     lines += [row(machine, longest) for machine in MACHINES for longest in (4096, 32768)]
-    api = (COLLECTED * (994 + 2 * ANSWER) + RIDDEN * 920) * GPT_4O / 1e6
+    api = (COLLECTED * (994 + 2 * ANSWER) + LIVE * 920) * GPT_4O / 1e6
     lines += [
         "",
-        f"Assumed: H100, {BANDWIDTH / 1e12:.2f} TB/s of which decoding reaches {SHARE:.0%}; {DOLLARS:g} dollars per "
-        f"GPU-hour; {MACHINES[0].rows} questions at a time, each with keys and values of 4,096 tokens; at 32,768 "
-        f"tokens answers {MENTOR.longer:.2f} (mentor) and {INTERN.longer:.2f} (intern) times as long, as the "
+        f"Assumptions: H100 with {BANDWIDTH / 1e12:.2f} TB/s, of which decoding reaches {SHARE:.0%}; {DOLLARS:g} "
+        f"dollars per GPU-hour; {MACHINES[0].rows} questions at a time, each with keys and values of 4,096 tokens; at "
+        f"32,768 tokens, answers {MENTOR.longer:.2f} (mentor) and {INTERN.longer:.2f} (intern) times as long, as the "
         "reference measured.",
-        f"GPT-4o as mentor instead (`exp_hetero_math.sh`): {api:.0f} dollars at {GPT_4O:g} per million tokens written, "
-        f"its answers taken to be {ANSWER} tokens, prompts apart; it bills what it wrote, and the ledger says so.",
+        f"With GPT-4o as mentor (`exp_hetero_math.sh`): {api:.0f} dollars at {GPT_4O:g} dollars per million output "
+        f"tokens, with answers of {ANSWER} tokens and without the cost of prompts. The provider charges for all tokens "
+        "it generated, including those discarded; the usage records them.",
     ]
     return "\n".join(lines) + "\n"
 
