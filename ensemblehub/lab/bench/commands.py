@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,6 +100,31 @@ def bench(
     click.echo(f"\nwritten to {folder}", err=True)
 
 
+@click.command()
+@click.argument(
+    "paths", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True)
+)
+@click.option("--common", is_flag=True, help="Compare over the questions that both have answered.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every question gained and lost.")
+def compare(paths: tuple[Path, ...], common: bool, as_json: bool) -> None:
+    """Compare results of `ensemblehub bench` question by question.
+
+    DIR is a result folder, or one cell of it (DIR/answers/NAME.jsonl).  Every cell is compared to the first
+    one; two folders that hold several cells of the same names are compared cell by cell.
+
+    Prints the paired difference with its 95 % interval (bootstrap over questions), an exact McNemar test, and
+    gains and losses: in all, by subject and by level.  Different questions or prompts are refused.
+    """
+    from ensemblehub.lab.bench import compare as comparing
+
+    found = comparing.comparisons(paths, common)
+    if as_json:
+        click.echo(json.dumps([comparison.record() for comparison in found], ensure_ascii=False))
+    else:
+        click.echo("\n".join(map(comparing.text, found)), nl=False)
+
+
 def register(cli: click.Group) -> None:
     """Add the commands to `ensemblehub`."""
-    cli.add_command(bench)
+    for command in (bench, compare):
+        cli.add_command(command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class CellAnswers:
     """What a cell has answered so far."""
 
     name: str
+    path: Path
     settings: dict[str, Any]
     rows: list[AnswerRow]
 
@@ -49,7 +50,7 @@ class CellAnswers:
             ArtifactError: It is missing or damaged.
         """
         settings, rows = read_rows(path)
-        return cls(str(settings.get("cell", path.stem)), settings, list(rows.values()))
+        return cls(str(settings.get("cell", path.stem)), path, settings, list(rows.values()))
 
     @property
     def about(self) -> dict[str, Any]:
@@ -118,33 +119,42 @@ def write(folder: Path, names: Sequence[str], ids: set[str], grading: str = "") 
         names: Files of the cells in the order of the table; others in the folder come before them.
         ids: Answers that the report is over.
     """
-    files = {path.stem: path for path in sorted((folder / ANSWERS).glob("*.jsonl"))}
-    known = [name for name in known_cells(folder) if name in files]
-    order = dict.fromkeys([*known, *(name for name in names if name in files), *files])
-    cells = [CellAnswers.read(files[name]) for name in order]
+    if not any((folder / ANSWERS).glob("*.jsonl")):
+        return ""
     cells = [
-        CellAnswers(cell.name, cell.settings, [row for row in cell.rows if row.id in ids]) for cell in cells
+        replace(cell, rows=[row for row in cell.rows if row.id in ids]) for cell in cells_in(folder, names)
     ]
     found = lines(cells, len(ids))
     if not found:
-        return ""
+        return ""  # nothing is answered yet
     about = cells[0].about
     title = f"{about['task']}, {about['split']}: {found[0]['n']} questions"
     text = table(found, title, notes(cells, found, len(ids), grading))
-    record = {**about, "cells": list(order), "lines": found}
+    record = {**about, "cells": [cell.path.stem for cell in cells], "lines": found}
     write_atomically(folder / "summary.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     write_atomically(folder / "table.md", text)
     plot(found, folder / "accuracy_cost.svg", title)
     return text
 
 
-def known_cells(folder: Path) -> list[str]:
-    """Files of the cells in the order of the folder's last report; empty where there is none."""
-    path = folder / "summary.json"
-    if not path.exists():
-        return []
-    try:
-        found = parsed(dict[str, Any], content_of(path, ANEW), path, "remove it")
-        return [str(name) for name in found["cells"]]
-    except KeyError as error:
-        raise ArtifactError(f"{path} is no summary of `ensemblehub bench`: choose another --out") from error
+def cells_in(folder: Path, names: Sequence[str] = ()) -> list[CellAnswers]:
+    """The cells of a result folder, in the order of its last report, then of `names`.
+
+    Raises:
+        ArtifactError: A journal is damaged, or the folder is none of `ensemblehub bench`.
+    """
+    files = {path.stem: path for path in sorted((folder / ANSWERS).glob("*.jsonl"))}
+    if not files:
+        raise ArtifactError(f"{folder} holds no results of `ensemblehub bench`")
+    path, known = folder / "summary.json", list[str]()
+    if path.exists():
+        known = parsed(_Order, content_of(path, ANEW), path, "remove it").cells
+    order = dict.fromkeys(name for name in (*known, *names, *files) if name in files)
+    return [CellAnswers.read(files[name]) for name in order]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is read of `summary.json`: files of the cells in the order of the table."""
+
+    cells: list[str]

@@ -1,0 +1,201 @@
+"""`ensemblehub compare`: two cells on the same questions, question by question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ensemblehub.artifacts import differences, told
+from ensemblehub.errors import ArtifactError
+from ensemblehub.lab import markdown, metrics
+from ensemblehub.lab.bench.report import CellAnswers, cells_in
+from ensemblehub.lab.bench.rows import AnswerRow
+from ensemblehub.lab.bench.summary import by_question
+
+SHOWN = 12  # questions that a text names
+COSTS = {  # what is compared besides, by field of a row
+    "cold_flops": "FLOPs",
+    "usd": "dollars",
+    "written": "tokens generated",
+    "wall": "wall seconds",
+}
+Pair = tuple[list[AnswerRow], list[AnswerRow]]  # the samples of a question from both cells
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference over questions, `other` against `base`; accuracies are fractions.
+
+    Attributes:
+        low, high: 95 % interval of `difference`, by a paired bootstrap over questions.
+        gains, losses: Questions that only `other`, or only `base`, answers better.
+        p: Two-sided p-value of the exact McNemar test; None where questions have several samples.
+    """
+
+    n: int
+    base: float
+    other: float
+    difference: float
+    low: float
+    high: float
+    gains: list[str]
+    losses: list[str]
+    p: float | None
+
+    @classmethod
+    def of(cls, pairs: dict[str, Pair]) -> Difference:
+        """The difference over some questions."""
+        base, other = ([_share(pair[side]) for pair in pairs.values()] for side in (0, 1))
+        low, high = metrics.paired_bootstrap(other, base)
+        changes = list(zip(pairs, base, other, strict=True))
+        gains = [name for name, before, after in changes if after > before]
+        losses = [name for name, before, after in changes if after < before]
+        single = all(len(samples) == 1 for pair in pairs.values() for samples in pair)
+        n = len(pairs)
+        return cls(
+            n,
+            sum(base) / n,
+            sum(other) / n,
+            sum(other) / n - sum(base) / n,
+            low,
+            high,
+            gains,
+            losses,
+            metrics.mcnemar(len(gains), len(losses)) if single else None,
+        )
+
+
+def _share(samples: Sequence[AnswerRow]) -> float:
+    return sum(row.correct for row in samples) / len(samples)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two cells over the same questions: all of them, and by subject and level."""
+
+    base: str
+    other: str
+    costs: dict[str, tuple[float, float]]
+    whole: Difference
+    groups: dict[str, dict[str, Difference]] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """The comparison as JSON."""
+        return asdict(self)
+
+
+def compare(base: CellAnswers, other: CellAnswers, common: bool = False) -> Comparison:
+    """Compare two cells.
+
+    Args:
+        common: Compare over the questions that both have answered, where one of them has more.
+
+    Raises:
+        ArtifactError: They answer different questions, or were asked with different prompts; says which.
+    """
+    where = f"{base.path} and {other.path}"
+    if differing := list(differences(base.about, other.about)):
+        raise ArtifactError(f"{where} were not asked the same: {told(differing)}")
+    mine, theirs = by_question(base.rows), by_question(other.rows)
+    names = [name for name in mine if name in theirs]
+    only = len(mine) - len(names), len(theirs) - len(names)
+    if any(only) and not common:
+        counts = f"{only[0]} of the first only, {only[1]} of the second only"
+        raise ArtifactError(
+            f"{where} have not answered the same questions ({counts}); --common compares those of both"
+        )
+    if not names:
+        raise ArtifactError(f"{where} have no question in common")
+    pairs = {name: (mine[name], theirs[name]) for name in names}
+    for name, (rows, others) in pairs.items():
+        for what, key in (("question", "asked"), ("prompt", "prompted")):
+            if getattr(rows[0], key) != getattr(others[0], key):
+                raise ArtifactError(f"{where} were asked {name} with another {what}: ask them again")
+    groups = {
+        "subject": _grouped(pairs, lambda row: row.subject),
+        "level": _grouped(pairs, lambda row: str(row.level or "")),
+    }
+    costs = {key: (_mean(pairs, 0, key), _mean(pairs, 1, key)) for key in COSTS}
+    return Comparison(base.name, other.name, costs, Difference.of(pairs), groups)
+
+
+def _grouped(pairs: dict[str, Pair], key: Callable[[AnswerRow], str]) -> dict[str, Difference]:
+    """The difference by group, in the order of their names; questions without one are left out."""
+    groups: dict[str, dict[str, Pair]] = {}
+    for name, pair in pairs.items():
+        if group := key(pair[0][0]):
+            groups.setdefault(group, {})[name] = pair
+    return {group: Difference.of(groups[group]) for group in sorted(groups)} if len(groups) > 1 else {}
+
+
+def _mean(pairs: dict[str, Pair], side: int, key: str) -> float:
+    """Mean cost of an answer."""
+    rows = [row for pair in pairs.values() for row in pair[side]]
+    return float(sum(getattr(row, key) for row in rows) / len(rows))
+
+
+def comparisons(paths: Sequence[Path], common: bool = False) -> list[Comparison]:
+    """Compare the cells of result folders and of journals.
+
+    Two folders with several cells of the same names are compared cell by cell; otherwise every cell is
+    compared to the first.
+
+    Raises:
+        ArtifactError: See `compare`; or there are fewer than two cells.
+    """
+    groups = [[CellAnswers.read(path)] if path.is_file() else cells_in(path) for path in paths]
+    found = [cell for group in groups for cell in group]
+    if len(found) < 2:
+        raise ArtifactError(
+            f"{paths[0]} holds one cell, {found[0].name}: name another folder to compare it with"
+        )
+    if len(groups) == 2 and min(map(len, groups)) > 1:
+        by_name = {cell.name: cell for cell in groups[1]}
+        if pairs := [(cell, by_name[cell.name]) for cell in groups[0] if cell.name in by_name]:
+            return [compare(*pair, common) for pair in pairs]
+    return [compare(found[0], cell, common) for cell in found[1:]]
+
+
+def text(comparison: Comparison) -> str:
+    """A comparison as Markdown."""
+    whole, header = (
+        comparison.whole,
+        ["", "n", comparison.base, comparison.other, "difference, points [95 %]"],
+    )
+    rows = [("all", whole)]
+    rows += [
+        (f"{kind} {name}", found) for kind, of in comparison.groups.items() for name, found in of.items()
+    ]
+    body = markdown.table(
+        [*header, "gains", "losses", "McNemar p"],
+        [[name, *_cells(found)] for name, found in rows],
+        "lrrrrrrr",
+    )
+    costs = [
+        f"{label} {before:.4g} -> {after:.4g}" + (f" ({after / before:.3g} times)" if before else "")
+        for label, (before, after) in ((COSTS[key], pair) for key, pair in comparison.costs.items())
+        if before or after
+    ]
+    named = [
+        f"{what}: {', '.join(names[:SHOWN])}"
+        + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        for what, names in (("Gains", whole.gains), ("Losses", whole.losses))
+        if names
+    ]
+    title = f"# {comparison.other} against {comparison.base}"
+    return "\n\n".join([title, body, f"Per answer: {'; '.join(costs)}.", *named]) + "\n"
+
+
+def _cells(found: Difference) -> list[str]:
+    points = [100 * value for value in (found.difference, found.low, found.high)]
+    return [
+        str(found.n),
+        f"{found.base:.1%}",
+        f"{found.other:.1%}",
+        "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points),
+        str(len(found.gains)),
+        str(len(found.losses)),
+        "–" if found.p is None else f"{found.p:.3g}",
+    ]

@@ -1,0 +1,90 @@
+"""`ensemblehub compare`: paired differences, worked out by hand, and what is refused."""
+
+import json
+
+import made
+import pytest
+
+from ensemblehub import cli
+from ensemblehub.errors import ArtifactError
+from ensemblehub.lab.bench.compare import comparisons, text
+
+
+def test_the_difference_is_paired_and_says_which_questions_changed(tmp_path):
+    made.cell(tmp_path / "a", "base", "11000000")
+    made.cell(tmp_path / "b", "other", "01111110")
+    (found,) = comparisons([tmp_path / "a", tmp_path / "b"])
+    whole = found.whole
+    assert (whole.n, whole.base, whole.other, whole.difference) == (8, 0.25, 0.75, 0.5)
+    assert whole.gains == ["q2", "q3", "q4", "q5", "q6"]
+    assert whole.losses == ["q0"]
+    assert whole.p == pytest.approx(2 * (1 + 6) / 64)
+    assert whole.low < 0.5 < whole.high
+    assert found.groups["subject"]["even"].gains == ["q2", "q4", "q6"]
+    assert found.groups["subject"]["odd"].losses == []
+    assert {name: group.n for name, group in found.groups["level"].items()} == {"1": 4, "2": 4}
+    said = text(found)
+    assert "# other against base" in said
+    assert "| all | 8 | 25.0% | 75.0% | +50.0 [" in said
+    assert "Gains: q2, q3, q4, q5, q6" in said
+    assert "FLOPs 2e+09 -> 2e+09 (1 times)" in said
+
+
+def test_every_cell_of_a_folder_is_compared_to_the_first(tmp_path, capsys):
+    for name in ("one", "three", "two"):
+        made.cell(tmp_path, name, "0101")
+    (tmp_path / "summary.json").write_text(json.dumps({"cells": ["two", "one"]}))
+    found = comparisons([tmp_path])
+    assert [(pair.base, pair.other) for pair in found] == [("two", "one"), ("two", "three")]
+    cli.main(["compare", str(tmp_path), "--json"])
+    assert [entry["whole"]["p"] for entry in json.loads(capsys.readouterr().out)] == [1.0, 1.0]
+
+
+def test_folders_with_the_same_cells_are_compared_cell_by_cell(tmp_path):
+    for folder, digits in (("before", "00"), ("after", "11")):
+        for name in ("x", "y"):
+            made.cell(tmp_path / folder, name, digits)
+    found = comparisons([tmp_path / "before", tmp_path / "after"])
+    assert [(pair.base, pair.other, pair.whole.difference) for pair in found] == [
+        ("x", "x", 1.0),
+        ("y", "y", 1.0),
+    ]
+
+
+def test_several_samples_are_shares_and_have_no_mcnemar_test(tmp_path):
+    rows = [made.row(number, sample % 2, sample) for number in range(3) for sample in range(4)]
+    made.journal(tmp_path, "drawn", rows)
+    greedy = made.cell(tmp_path / "greedy", "greedy", "101")
+    (found,) = comparisons([greedy, tmp_path / "answers" / "drawn.jsonl"])
+    assert (found.whole.base, found.whole.other) == (pytest.approx(2 / 3), 0.5)
+    assert found.whole.gains == ["q1"]
+    assert found.whole.p is None
+
+
+def test_other_questions_and_other_prompts_are_refused(tmp_path):
+    base = made.cell(tmp_path, "base", "0101")
+    longer = made.cell(tmp_path, "longer", "01011")
+    with pytest.raises(ArtifactError, match="0 of the first only, 1 of the second only"):
+        comparisons([base, longer])
+    (found,) = comparisons([base, longer], common=True)
+    assert found.whole.n == 4
+    official = made.cell(tmp_path, "official", "0101", prompt="official")
+    with pytest.raises(ArtifactError, match="not asked the same: prompt 'plain', not 'official'"):
+        comparisons([base, official], common=True)
+    rows = [made.row(number, 1) for number in range(4)]
+    for key, what in (("asked", "question"), ("prompted", "prompt")):
+        changed = made.journal(tmp_path, key, [*rows[:3], rows[3] | {key: "another"}])
+        with pytest.raises(ArtifactError, match=f"were asked q3 with another {what}"):
+            comparisons([base, changed], common=True)
+
+
+def test_what_is_no_result_is_one_line(tmp_path, capsys):
+    made.cell(tmp_path / "alone", "alone", "01")
+    for path, said in ((tmp_path, "holds no results of"), (tmp_path / "alone", "holds one cell, alone")):
+        with pytest.raises(SystemExit):
+            cli.main(["compare", str(path)])
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert said in line
+    damaged = made.journal(tmp_path / "damaged", "damaged", [made.row(0, 1) | {"correct": "yes"}])
+    with pytest.raises(ArtifactError, match="q0 is damaged"):
+        comparisons([damaged, damaged])
