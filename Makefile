@@ -53,7 +53,7 @@ $(LLAMACPP)/.installed: pyproject.toml constraints.txt | $(TESTS)
 
 test-llamacpp: $(LLAMACPP)/.installed  ## test the llama_cpp engine and keep the result; the first time compiles for 5 to 12 minutes
 	PYTHONPATH=$(LLAMACPP) $(BIN)/python -c 'import gguf, llama_cpp'  # without them all tests would be skipped
-	PYTHONPATH=$(LLAMACPP) $(BIN)/python -m pytest tests/generators/test_llama_cpp.py tests/generators/test_contract.py -k 'llama_cpp' $(ARGS) \
+	PYTHONPATH=$(LLAMACPP) $(BIN)/python -m pytest tests/generators/test_llama_cpp.py tests/generators/test_gguf_files.py tests/generators/test_contract.py -k 'llama_cpp or gguf' $(ARGS) \
 		> results/benchmarks/llama_cpp_tests.txt; status=$$?; cat results/benchmarks/llama_cpp_tests.txt; exit $$status
 	PYTHONPATH=$(LLAMACPP) $(BIN)/python -m benchmarks.llama_cpp_agreement
 

@@ -1,11 +1,12 @@
 """The llama.cpp engine: GGUF files through `llama-cpp-python`, batched by the row scheduler.
 
-Text becomes token ids by the model's own tokenizer, not by the one in the GGUF file, so ids and origins equal
-the hf engine's.
+Text becomes token ids by a Hugging Face tokenizer, which says where each token lies: the model's own where it is
+given, else one built from the file.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -19,11 +20,13 @@ try:
     from ensemblehub.generators.llama_cpp.header import GGUFHeader
     from ensemblehub.generators.llama_cpp.model import LlamaModel
     from ensemblehub.generators.llama_cpp.options import LlamaCppOptions
+    from ensemblehub.generators.llama_cpp.vocabulary import LlamaVocabulary, tokenizer_of
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[llamacpp]'") from error
 
 __all__ = ["LlamaCppEngine", "LlamaCppOptions"]
 
+log = logging.getLogger(__name__)
 _BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}  # of one key or value
 
 
@@ -64,16 +67,34 @@ class LlamaCppEngine(ScheduledEngine):
         return f"{self.name}: {self.settings.path} in llama.cpp on {device}, {kind}"
 
     def _tokenizer(self) -> Any:
+        settings = self.settings
         try:
-            return self.settings.checkpoint.tokenizer()
+            if settings.checkpoint:
+                return settings.checkpoint.tokenizer()
+            return tokenizer_of(settings.file, self._header.pre, self.info.vocabulary)
         except ConfigError as error:
-            raise ConfigError(
-                f"{self.name}: `tokenizer` must name the model's own tokenizer: {error}"
-            ) from error
+            advice = "`tokenizer` may name the model's own, a folder or hub id"
+            if settings.tokenizer:
+                advice = "without `tokenizer`, the file's own is used"
+            raise ConfigError(f"{self.name}: no tokenizer: {error}; {advice}") from error
 
     def _end_ids(self) -> frozenset[int]:
-        return self._header.end | self.settings.checkpoint.end_ids()
+        checkpoint = self.settings.checkpoint
+        with LlamaVocabulary(self.settings.file) as vocabulary:
+            # llama.cpp takes any `</s>` for an end, also where it is ordinary text, as in Qwen's vocabulary
+            ends = {index for index in vocabulary.ends if not self._header.is_text(index)}
+            difference = "" if checkpoint else vocabulary.difference(self._own_ids)
+        if difference:
+            advice = "name the model's own tokenizer with `tokenizer`"
+            log.warning(
+                "%s: transformers reads the vocabulary otherwise: %s; %s", self.name, difference, advice
+            )
+        return self._header.end | ends | (checkpoint.end_ids() if checkpoint else frozenset())
+
+    def _own_ids(self, text: str) -> list[int]:
+        return self._renderer.encode(text, special=False)
 
     def _load(self) -> LlamaModel:
-        self._header.check(self._renderer.tokenizer.get_vocab(), self.settings)
+        if checkpoint := self.settings.checkpoint:
+            self._header.check(self._renderer.tokenizer.get_vocab(), checkpoint.path)
         return LlamaModel(self.settings, self.info.context)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from math import prod
 from pathlib import Path
-from typing import Any
 
-import gguf
-
-from ensemblehub.errors import ConfigError, one_line
+from ensemblehub.errors import ConfigError
+from ensemblehub.generators.llama_cpp.gguf_file import GGUFFile
 from ensemblehub.generators.llama_cpp.options import LlamaCppOptions
 from ensemblehub.schema import ModelInfo
 
 _CONTEXT = 4096  # default limit of a row's tokens
+_TEXT = 1  # ggml's type of a token that is no control token
 
 
 class GGUFHeader:
@@ -24,11 +23,10 @@ class GGUFHeader:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._reader = gguf.GGUFReader(path)
-        except (OSError, ValueError, IndexError) as error:
-            raise ConfigError(f"cannot read {str(path)!r} as GGUF: {one_line(error)}") from error
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        file = GGUFFile.read(path)
+        self._path = path
+        self._tensors = file.tensors
+        self._values = file.values
         if "token_embd.weight" not in self._tensors:
             raise ConfigError(f"{path} holds no language model")
 
@@ -42,7 +40,7 @@ class GGUFHeader:
             active=active,
             attention_flops=4.0 * queries,
             context=min(own, options.n_ctx or _CONTEXT),
-            vocabulary=int(self._tensors["token_embd.weight"].shape[-1]),
+            vocabulary=self._tensors["token_embd.weight"].shape[-1],
             price=options.price,
         )
 
@@ -51,7 +49,7 @@ class GGUFHeader:
 
         The latter leave out the embedding table, unless it is also the head, and experts that are not asked.
         """
-        sizes = {name: prod(map(int, tensor.shape)) for name, tensor in self._tensors.items()}
+        sizes = {name: prod(tensor.shape) for name, tensor in self._tensors.items()}
         experts = self._of("expert_count", 0)
         share = self._of("expert_used_count", 1) / experts if experts else 1.0
         active = sum(round(size * share) if "_exps." in name else size for name, size in sizes.items())
@@ -61,12 +59,12 @@ class GGUFHeader:
     @property
     def name(self) -> str:
         """What the model is called; empty where nothing is said."""
-        return str(self._value("general.name") or "")
+        return str(self._values.get("general.name") or "")
 
     @property
     def size(self) -> int:
         """Bytes of all weights."""
-        return sum(int(tensor.n_bytes) for tensor in self._tensors.values())
+        return sum(tensor.size for tensor in self._tensors.values())
 
     @property
     def windowed(self) -> bool:
@@ -78,7 +76,7 @@ class GGUFHeader:
         """Precision of most weights."""
         kinds = Counter[str]()
         for tensor in self._tensors.values():
-            kinds[tensor.tensor_type.name] += int(tensor.n_bytes)
+            kinds[tensor.kind] += tensor.size
         return kinds.most_common(1)[0][0]
 
     @property
@@ -89,28 +87,35 @@ class GGUFHeader:
         return int(self._of("block_count", 0) * heads * width)
 
     @property
+    def pre(self) -> str:
+        """How the vocabulary splits text into words."""
+        return str(self._values.get("tokenizer.ggml.pre") or "")
+
+    @property
     def end(self) -> frozenset[int]:
-        """Ids that end an answer."""
+        """Ids that the file says end an answer."""
         names = ("eos_token_id", "eot_token_id", "eom_token_id")
-        found = [self._value(f"tokenizer.ggml.{name}") for name in names]
+        found = [self._values.get(f"tokenizer.ggml.{name}") for name in names]
         return frozenset(int(index) for index in found if index is not None)
 
-    def check(self, strings: dict[str, int], options: LlamaCppOptions) -> None:
-        """Compare about a thousand of the file's token ids with those of a tokenizer.
+    def is_text(self, index: int) -> bool:
+        """Whether a token id stands for ordinary text."""
+        kinds = self._values.get("tokenizer.ggml.token_type") or ()
+        return index < len(kinds) and kinds[index] == _TEXT
+
+    def check(self, strings: dict[str, int], source: str) -> None:
+        """Compare about a thousand of the file's token ids with those of the tokenizer read from `source`.
 
         Raises:
             ConfigError: they differ.
         """
-        field = self._reader.get_field("tokenizer.ggml.tokens")
-        if field is None:
-            return
+        own = self._values.get("tokenizer.ggml.tokens") or []
         tokens = {index: string for string, index in strings.items()}
-        every = range(0, len(field.data), max(1, len(field.data) // 1000))
-        compared = [index for index in every if index in tokens]
-        other = sum(bytes(field.parts[field.data[index]]).decode() != tokens[index] for index in compared)
-        if 10 * other >= len(compared):
+        compared = [index for index in range(0, len(own), max(1, len(own) // 1000)) if index in tokens]
+        other = sum(own[index] != tokens[index] for index in compared)
+        if own and 10 * other >= len(compared):
             raise ConfigError(
-                f"{options.checkpoint.path!r} is not the tokenizer of {options.path!r}: "
+                f"{source!r} is not the tokenizer of {str(self._path)!r}: "
                 f"{other} of {len(compared)} token ids mean something else"
             )
 
@@ -121,9 +126,5 @@ class GGUFHeader:
 
     def _of(self, name: str, default: float) -> float:
         """A number of the architecture; the largest, where layers differ."""
-        value = self._value(f"{self._value('general.architecture')}.{name}")
+        value = self._values.get(f"{self._values.get('general.architecture')}.{name}")
         return default if value is None else float(max(value) if isinstance(value, list) else value)
-
-    def _value(self, key: str) -> Any:
-        field = self._reader.get_field(key)
-        return None if field is None else field.contents()

@@ -7,12 +7,9 @@ used wait as saved states.  Knows llama.cpp's C interface; knows no request.
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import llama_cpp
@@ -20,31 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ensemblehub.errors import ConfigError, one_line
+from ensemblehub.errors import ConfigError
+from ensemblehub.generators.llama_cpp import library
 from ensemblehub.generators.llama_cpp.options import LlamaCppOptions
 
 State = NDArray[np.uint8]  # keys and values of a sequence as llama.cpp saves them
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's numbers
 _BATCH = 2048  # tokens that one call may be given; a row of the scheduler never has more
-_ERROR = 4  # ggml's log level
-_complaints: deque[str] = deque(maxlen=8)  # llama.cpp says why it failed in its log only
-log = logging.getLogger(__name__)
-
-
-def _listen(level: int, text: bytes, _: Any) -> None:
-    if level == _ERROR:
-        _complaints.append(text.decode(errors="replace").strip())
-        log.debug(text.decode(errors="replace").strip())
-
-
-_LISTENER = llama_cpp.llama_log_callback(_listen)  # kept: C holds on to it
-
-
-@cache
-def _ready() -> None:
-    llama_cpp.llama_log_set(_LISTENER, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
 
 
 class LlamaModel:
@@ -58,8 +38,7 @@ class LlamaModel:
     """
 
     def __init__(self, options: LlamaCppOptions, context: int) -> None:
-        _ready()
-        _complaints.clear()
+        library.start()
         path = str(options.file)
         self._context: Any = None
         layers = options.n_gpu_layers
@@ -67,7 +46,7 @@ class LlamaModel:
         params.n_gpu_layers = layers if layers >= 0 else 2**31 - 1
         self._model: Any = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
-            raise ConfigError(f"cannot load {path!r}: {_reason()}")
+            raise ConfigError(f"cannot load {path!r}: {library.reason()}")
         if _is_other(self._model):
             self.close()
             raise ConfigError(f"{path}: the llama_cpp engine runs decoders with attention only")
@@ -75,7 +54,9 @@ class LlamaModel:
         if not self._context:
             self.close()
             rows = options.batch_rows
-            raise ConfigError(f"cannot make room for {rows} x {context} tokens of {path!r}: {_reason()}")
+            raise ConfigError(
+                f"cannot make room for {rows} x {context} tokens of {path!r}: {library.reason()}"
+            )
         self.vocabulary = int(llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model)))
         windowed = llama_cpp.llama_model_n_swa(self._model) > 0
         self.slots = Sequences(self._context, options.batch_rows, windowed)
@@ -106,7 +87,7 @@ class LlamaModel:
             self._batch.fill([(sequences[row - first], starts[row], ids[row], wanted[row]) for row in order])
             code = llama_cpp.llama_decode(self._context, self._batch.struct)
             if code:
-                raise RuntimeError(_reason(f"llama_decode returned {code}"))
+                raise RuntimeError(library.reason(f"llama_decode returned {code}"))
             self.slots.computed(slots[first:last], starts[first:last], counts[first:last])
             if min(wanted[first:last]) == columns and order == list(range(first, last)):
                 self._copy(logits[first:last])
@@ -163,12 +144,6 @@ def _cores() -> int:
     """Half of the cores of this process, as in llama-cpp-python: hyper-threads disturb each other."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // 2)
-
-
-def _reason(text: str = "no reason was given") -> str:
-    found = one_line(" ".join(_complaints)) if _complaints else text
-    _complaints.clear()
-    return found
 
 
 @dataclass
@@ -240,7 +215,7 @@ class Sequences:
         size = llama_cpp.llama_state_seq_get_size(self._context, sequence)
         state = np.empty(size, dtype=np.uint8)
         if llama_cpp.llama_state_seq_get_data(self._context, _bytes(state), size, sequence) != size:
-            raise RuntimeError(_reason("the state of a row could not be saved"))
+            raise RuntimeError(library.reason("the state of a row could not be saved"))
         return state
 
     def seat(self, slots: Sequence[int], starts: Sequence[int]) -> list[int]:
@@ -297,7 +272,7 @@ class Sequences:
         state = self._saved.pop(slot, None)
         if state is not None:
             if not llama_cpp.llama_state_seq_set_data(self._context, _bytes(state), state.size, sequence):
-                raise RuntimeError(_reason("a saved state could not be restored"))
+                raise RuntimeError(library.reason("a saved state could not be restored"))
             row.length = int(llama_cpp.llama_memory_seq_pos_max(self._memory, sequence)) + 1
             row.floor = row.length if self._windowed else 0
 

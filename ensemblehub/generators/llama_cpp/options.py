@@ -20,7 +20,7 @@ class LlamaCppOptions:
     Attributes:
         path: a .gguf file.
         tokenizer: folder or hub id with the model's own tokenizer and chat template; None is the folder
-            of the file.
+            of the file where that has a `tokenizer.json`, else what the file itself holds.
         n_ctx: maximum length of prompt and answer together, in tokens; None is the model's own, up to 4096.
         batch_rows: maximum number of rows in one forward pass; the KV cache holds `batch_rows` times `n_ctx`
             tokens.
@@ -55,8 +55,9 @@ class LlamaCppOptions:
         return Path(os.path.expanduser(self.path))
 
     @property
-    def checkpoint(self) -> ModelCheckpoint:
-        """Where the tokenizer is."""
-        return ModelCheckpoint(
-            os.path.expanduser(self.tokenizer) if self.tokenizer else str(self.file.parent)
-        )
+    def checkpoint(self) -> ModelCheckpoint | None:
+        """Where the tokenizer is, unless it is the file's own."""
+        if self.tokenizer:
+            return ModelCheckpoint(os.path.expanduser(self.tokenizer))
+        folder = self.file.parent
+        return ModelCheckpoint(str(folder)) if (folder / "tokenizer.json").is_file() else None
