@@ -124,7 +124,30 @@ def compare(paths: tuple[Path, ...], common: bool, as_json: bool) -> None:
         click.echo("\n".join(map(comparing.text, found)), nl=False)
 
 
+@click.command()
+@click.argument(
+    "folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True)
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("board.html"),
+    show_default=True,
+    help="The page.",
+)
+def board(folders: tuple[Path, ...], out: Path) -> None:
+    """Write results of `ensemblehub bench` as one page: table, plot, and answers side by side.
+
+    The page is a single file that any browser opens, without network.  It holds all questions and answers of
+    the folders.
+    """
+    from ensemblehub.lab.bench import board as page
+
+    size = page.write(folders, out)
+    click.echo(f"{out}: {len(folders)} results, {size / 1e6:.1f} MB")
+
+
 def register(cli: click.Group) -> None:
     """Add the commands to `ensemblehub`."""
-    for command in (bench, compare):
+    for command in (bench, compare, board):
         cli.add_command(command)

@@ -127,14 +127,19 @@ def write(folder: Path, names: Sequence[str], ids: set[str], grading: str = "") 
     found = lines(cells, len(ids))
     if not found:
         return ""  # nothing is answered yet
-    about = cells[0].about
-    title = f"{about['task']}, {about['split']}: {found[0]['n']} questions"
+    about, title = cells[0].about, title_of(cells[0], found[0]["n"])
     text = table(found, title, notes(cells, found, len(ids), grading))
     record = {**about, "cells": [cell.path.stem for cell in cells], "lines": found}
     write_atomically(folder / "summary.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     write_atomically(folder / "table.md", text)
     plot(found, folder / "accuracy_cost.svg", title)
     return text
+
+
+def title_of(cell: CellAnswers, n: int) -> str:
+    """A title for results over `n` questions."""
+    about = cell.about
+    return f"{about['task']}, {about['split']}: {n} questions"
 
 
 def cells_in(folder: Path, names: Sequence[str] = ()) -> list[CellAnswers]:

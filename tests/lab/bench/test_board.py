@@ -1,0 +1,96 @@
+"""`ensemblehub board`: one page that holds everything, lets no text escape, and works from a file."""
+
+import json
+import os
+import re
+import shutil
+
+import made
+import pytest
+
+from ensemblehub import cli
+from ensemblehub.errors import ArtifactError
+from ensemblehub.lab.bench import board
+
+EVIL = (
+    "</script><script>window.escaped = 1</script><img src=x onerror='window.escaped = 1'> & \u2028 \\boxed{1}"
+)
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A page of two folders; the answers to q0 of the first try to escape."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    made.cell(first, "base", "0110", sampling={"temperature": 0.0, "max_tokens": 9})
+    rows = [made.row(number, 1, text=EVIL if not number else "fine", written=50) for number in range(4)]
+    made.journal(first, EVIL[:20].replace("/", ""), [rows[0] | {"insight": EVIL, "reason": EVIL}, *rows[1:]])
+    question = {"id": "q0", "text": EVIL, "answer": EVIL, "subject": "even", "level": 1}
+    (first / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    made.cell(second, "drawn", "11", split="train")
+    out = tmp_path / "board.html"
+    cli.main(["board", str(first), str(second), "--out", str(out)])
+    return out
+
+
+def test_the_page_is_whole_and_nothing_in_it_can_end_its_script(page):
+    text = page.read_text()
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
+    assert not re.search("[<>&]", data)
+    first, second = json.loads(data)
+    assert first["questions"][0]["text"] == EVIL
+    assert [len(section["questions"]) for section in (first, second)] == [4, 2]
+    assert all(len(cell["answers"]) == 4 for cell in first["cells"])
+    assert second["title"] == "made, train: 2 questions"
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+
+
+def test_cells_without_an_answer_to_a_question_have_a_gap(tmp_path):
+    made.cell(tmp_path, "long", "0101")
+    made.cell(tmp_path, "short", "11")
+    found = board.section(tmp_path)
+    answers = {cell["name"]: [bool(samples) for samples in cell["answers"]] for cell in found["cells"]}
+    assert answers == {"long": [True] * 4, "short": [True, True, False, False]}
+    assert "difference" not in found["lines"][1]
+    assert found["notes"][1] == "Not finished: short 2 of 4."
+
+
+def test_a_folder_without_results_is_one_line(tmp_path):
+    with pytest.raises(ArtifactError, match="holds no results of"):
+        board.section(tmp_path)
+
+
+@pytest.mark.skipif(not CHROMIUM and not os.environ.get("ENSEMBLEHUB_REQUIRE_BROWSER"), reason="no chromium")
+def test_the_page_works_in_a_browser_from_a_file(page):
+    sync = pytest.importorskip("playwright.sync_api")
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page()
+        said, asked = [], []
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(page.as_uri())
+        names = tab.locator("#table tbody td:first-child")
+        assert names.count() == 2
+        tab.click("#table th:has-text('accuracy') button")
+        assert tab.locator("#table tbody tr").first.inner_text().split("\t")[2] == "100.0"
+        tab.click("#table th:has-text('accuracy') button")
+        assert tab.locator("#table tbody tr").first.inner_text().split("\t")[0] == "base"
+        assert tab.locator("#plot circle").count() == 2
+        tab.select_option("#which", "differing")
+        assert tab.locator("#grid tbody tr").count() == 2
+        tab.click("#grid tbody button >> nth=0")
+        cards = tab.locator("#answers article")
+        assert cards.count() == 2
+        assert EVIL in cards.all_inner_texts()[1] or EVIL in cards.all_inner_texts()[0]
+        assert tab.inner_text("#asked") == EVIL
+        tab.click("#next")
+        assert tab.inner_text("#question") == "q3"
+        tab.click("#sections button >> nth=1")
+        assert tab.locator("#grid tbody tr").count() == 0  # all of them are right
+        tab.select_option("#which", "right")
+        assert tab.locator("#grid tbody tr").count() == 2
+        assert tab.evaluate("window.escaped") is None
+        assert (said, asked) == ([], [page.as_uri()])
+        browser.close()
