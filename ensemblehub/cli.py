@@ -299,10 +299,11 @@ def serve(
 
     Also `python -m ensemblehub.api YAML`.
     """
-    from ensemblehub.api import serving
     from ensemblehub.config import Config
 
     config = Config.read(path or builtin.CONFIG, changes)
+    from ensemblehub.api import serving  # takes half a second, which an error in the file need not wait for
+
     given = {key: value for key, value in server_options.items() if value is not None}
     server = config.server.model_copy(update=given)
     try:
