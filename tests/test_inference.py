@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import random
@@ -115,7 +116,7 @@ def test_the_output_describes_the_input_as_it_is_now(paths):
     before = {row["prompt"]: row["predict"] for row in rows(out)}
     changed = [{"id": f"r{n}", "question": f"question {n}", "answer": f"new {n}"} for n in (5, 3, 1)]
     written(source, [*changed, "question 7"])
-    console = Console(record=True, width=300, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(record=True, width=300, file=io.StringIO())
     tally = infer(echo(), source, out, console=console)
     assert (tally.total, tally.kept, tally.good) == (4, 3, 1)
     found = sorted(rows(out), key=lambda row: row["number"])
@@ -158,7 +159,7 @@ def test_a_limit_leaves_the_rows_behind_it(paths):
     source, out = paths
     infer(echo(), source, out, console=QUIET)
     before = out.read_bytes()
-    console = Console(record=True, width=300, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(record=True, width=300, file=io.StringIO())
     assert infer(echo(), source, out, max_examples=1, console=console).kept == 1
     assert out.read_bytes() == before
     assert "also holds 2 rows of other items" in console.export_text()
@@ -182,7 +183,7 @@ def test_bad_items_and_failures_are_rows_that_are_tried_again(tmp_path):
         written(tmp_path / "in.json", ["fine", {"no": "question"}, "also fine"]),
         tmp_path / "out.jsonl",
     )
-    console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(record=True, width=200, file=io.StringIO())
     tally = infer(echo(fail_after=1), source, out, console=console)
     assert (tally.good, tally.failed, tally.exit_code) == (0, 3, 1)
     said = console.export_text()
