@@ -95,8 +95,8 @@ types: $(TESTS)  ## check types
 serve: $(STAMP)  ## the built-in pair as a server, with its page
 	$(BIN)/ensemblehub serve
 
-bench: $(TESTS)  ## measure what the README states
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(TESTS)  ## measure the hf engine against model.generate
+	$(BIN)/python -m benchmarks.engine_overhead hf $(ARGS)
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(AI_SDK)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

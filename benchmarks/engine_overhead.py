@@ -111,7 +111,7 @@ async def hf(folder: Path, quick: bool) -> list[dict[str, Any]]:
         engine = HFEngine("engine", HFOptions(str(path), device="cpu", prefix_cache_tokens=0, batch_rows=32))
         await engine.load()
         large = name.startswith("random")
-        for rows in (1, 4) if quick else (1, 8, 32):
+        for rows in (1, 4) if quick else (1, 8, 16, 32):
             tokens = 16 if quick else 32 if large else 96
             prompts = prompts_of(rows, 48, model.config.vocab_size)
 

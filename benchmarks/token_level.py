@@ -17,8 +17,8 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.__main__ import ours, prompts
 from ensemblehub import builtin
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods import mixing
 from ensemblehub.ensemble_methods.model_selection.all import All
@@ -28,9 +28,30 @@ from ensemblehub.ensemble_methods.token_level import TokenLevel
 from ensemblehub.ensemble_methods.union_vocabulary import union_of
 from ensemblehub.generators.base import Vocabulary
 from ensemblehub.generators.hf.engine import HFEngine, HFOptions
+from ensemblehub.lab.builtin import corpus, word_problems
 from ensemblehub.schema import Request, Sampling, Text
 
 SIZE = 150_000
+
+
+def prompts(count: int) -> list[str]:
+    """Questions of five steps, as the mentor is asked them."""
+    rng = random.Random(0)
+    return [corpus.prompt(word_problems.draw(rng, steps=5).text, think=True) for _ in range(count)]
+
+
+async def alone(engine: HFEngine, texts: list[str], tokens: int) -> float:
+    """Seconds one engine takes."""
+
+    async def ask(text: str) -> None:
+        request = Request(Text(text), Sampling(max_tokens=tokens, ignore_eos=True))
+        async with aclosing(engine.stream(request, UsageLedger().meter("answer"))) as pieces:
+            async for _ in pieces:
+                pass
+
+    started = time.perf_counter()
+    await asyncio.gather(*map(ask, texts))
+    return time.perf_counter() - started
 
 
 async def together(engines: Sequence[HFEngine], method: TokenLevel, texts: list[str], tokens: int) -> float:
@@ -60,15 +81,15 @@ async def decoding(models: Sequence[str], tokens: int, repeats: int) -> None:
         texts = prompts(rows)
         engines = [HFEngine(path, HFOptions(builtin.resolve(path), prefix_cache_tokens=0)) for path in models]
         await asyncio.gather(*[engine.load() for engine in engines])
-        alone, ratios = [], []
+        own_times, ratios = [], []
         for turn in range(repeats + 1):
-            own = [await ours(engine, texts, tokens) for engine in engines]
+            own = [await alone(engine, texts, tokens) for engine in engines]
             both = [await together(engines, method, texts, tokens) for method in methods.values()]
             if turn:  # the first one warms up
-                alone.append(own)
+                own_times.append(own)
                 ratios.append([seconds / sum(own) for seconds in both])
         await asyncio.gather(*[engine.close() for engine in engines])
-        times = [f"{median(column):>10.2f} s" for column in zip(*alone, strict=True)]
+        times = [f"{median(column):>10.2f} s" for column in zip(*own_times, strict=True)]
         spread = [
             f"{median(one):>10.3f} ({min(one):.2f}-{max(one):.2f})" for one in zip(*ratios, strict=True)
         ]

@@ -63,15 +63,10 @@ class CachedPrefix:
 
 @dataclass(frozen=True)
 class Match:
-    """A cached sequence and how many of its first tokens are the wanted ones."""
+    """A cached sequence and how many of its first tokens can be used."""
 
     entry: CachedPrefix | None
-    common: int
-
-    @property
-    def read(self) -> int:
-        """Number of common tokens whose readings are known."""
-        return min(self.common, len(self.entry.readings)) if self.entry else 0
+    length: int
 
 
 class PrefixCache:
@@ -89,17 +84,18 @@ class PrefixCache:
     def longest(self, ids: Sequence[int], *, read: bool = False) -> Match:
         """The entry with the longest common token prefix; with `read`, as far as readings are known."""
         wanted = np.asarray(ids, dtype=np.int64)
-        best, length = Match(None, 0), 0
+        best: CachedPrefix | None = None
+        length = 0
         for entry in reversed(self.entries):
             if length >= len(wanted) or length >= len(entry.ids) or entry.ids[length] != wanted[length]:
                 continue  # cannot be longer than the best so far
-            match = Match(entry, _common(entry.ids, wanted))
-            reach = match.read if read else match.common
+            common = _common(entry.ids, wanted)
+            reach = min(common, len(entry.readings)) if read else common
             if reach > length:
-                best, length = match, reach
-        if best.entry is not None:
-            self._touch(best.entry)
-        return best
+                best, length = entry, reach
+        if best is not None:
+            self._touch(best)
+        return Match(best, length)
 
     def put(self, ids: Sequence[int], readings: TokenReadings, kv: Callable[[], Any]) -> None:
         """Keep a computed sequence; `kv` is called only if no entry holds the sequence already."""

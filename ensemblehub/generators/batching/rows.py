@@ -77,6 +77,16 @@ class ModelRow:
         """Whether to compute this row in the next step."""
         return not self.done and self.pending > 0
 
+    def begins(self, other: ModelRow, count: int) -> bool:
+        """Whether another row can start from this one's first `count` tokens, once they are computed."""
+        known = self.whole or not other.whole or len(self.readings) >= count
+        return known and len(self.ids) >= count and self.ids[:count] == other.ids[:count]
+
+    @property
+    def lent(self) -> int:
+        """Tokens computed that stay as they are, whatever the reader does: those of the prompt."""
+        return min(self.computed, self.prompt)
+
     def conclude(self) -> None:
         """Tell the reader that the row has left the scheduler (runs in the reader's loop)."""
         self.ended.set()

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
+from itertools import islice
 from typing import cast
 
 import torch
@@ -24,11 +25,12 @@ from ensemblehub.generators.batching.batches import chunk, rows_to_read, short_r
 from ensemblehub.generators.batching.callbacks import LoopCallbacks
 from ensemblehub.generators.batching.local_model import LocalModel
 from ensemblehub.generators.batching.logprobs import entropy, readings_of, top_tokens
-from ensemblehub.generators.batching.prefix_cache import PrefixCache
+from ensemblehub.generators.batching.prefix_cache import Match, PrefixCache
 from ensemblehub.generators.batching.rows import LogprobLines, ModelRow, StepRow, WriteRow
 from ensemblehub.generators.batching.sampling import choose
 
 _STOP = object()
+SHARED = 32  # tokens of a prefix for which a row waits while another reads them
 
 
 class Scheduler:
@@ -138,9 +140,12 @@ class Scheduler:
         """Rows that ended or lost their reader leave; what they computed stays in the prefix cache."""
         for row in [row for row in (*self._rows, *self._waiting) if row.done or row.closed]:
             if row.slot >= 0 and row.error is None:
-                computed = partial(self._model.slots.read, row.slot, row.computed)
-                self.cache.put(row.ids[: row.computed], row.readings, computed)
+                self._keep(row, row.computed)
             self._forget(row)
+
+    def _keep(self, row: ModelRow, length: int) -> None:
+        """Put the first tokens that a row has computed into the prefix cache."""
+        self.cache.put(row.ids[:length], row.readings, partial(self._model.slots.read, row.slot, length))
 
     def _forget(self, row: ModelRow) -> None:
         if row in self._rows:
@@ -154,27 +159,47 @@ class Scheduler:
         """Waiting rows join up to `batch_rows` active ones; paused rows do not count."""
         if not self._waiting:
             return
-        active = sum(row.ready() for row in self._rows)
-        for _ in range(min(len(self._waiting), self._batch_rows - active)):
-            row = self._waiting[0]
-            row.slot = self._model.slots.take()
-            self._rows.append(self._waiting.popleft())
-            self._recall(row)
+        places = max(0, self._batch_rows - sum(row.ready() for row in self._rows))
+        for row in list(islice((row for row in self._waiting if row.ready()), places)):
+            try:
+                self._join(row)
+            except Exception as error:  # such as too little memory for its keys and values
+                self._fail([row], self._failure(error))
 
-    def _recall(self, row: ModelRow) -> None:
-        """Start from the longest prefix that was computed before.
+    def _join(self, row: ModelRow) -> None:
+        """Let a row start from the longest computed prefix; where another row reads a longer one, it waits."""
+        match = self.cache.longest(row.ids, read=row.whole)
+        for other in self._rows:
+            length = other.lent
+            if length >= match.length + SHARED and other.begins(row, match.length + SHARED):
+                self._keep(other, length)
+                match = self.cache.longest(row.ids, read=row.whole)
+        wanted = match.length + SHARED
+        if any(self._reads(other, row, wanted) for other in self._rows):
+            return
+        row.slot = self._model.slots.take()
+        self._waiting.remove(row)
+        self._rows.append(row)
+        self._recall(row, match)
+
+    def _reads(self, row: ModelRow, other: ModelRow, count: int) -> bool:
+        """Whether a row is about to compute the first `count` tokens of another, which the cache will hold."""
+        reading = row.ready() and row.computed < count and len(row.ids) <= self.cache.limit
+        return reading and row.begins(other, count)
+
+    def _recall(self, row: ModelRow, match: Match) -> None:
+        """Start from a prefix that was computed before.
 
         The last token is computed again for its prediction; where all predictions are returned, so is the
         last token whose successor's prediction is known.
         """
-        match = self.cache.longest(row.ids, read=row.whole)
         if match.entry is None:
             return
-        row.readings = match.entry.readings.head(match.read)
+        row.readings = match.entry.readings.head(match.length)
         if not row.whole:
-            row.computed = min(match.common, len(row.ids) - 1)
+            row.computed = min(match.length, len(row.ids) - 1)
         else:
-            row.computed = match.read if match.read == len(row.ids) else match.read - 1
+            row.computed = match.length if match.length == len(row.ids) else match.length - 1
         row.cached = row.computed
         if row.computed:
             self._model.slots.write(row.slot, match.entry.kv, row.computed)

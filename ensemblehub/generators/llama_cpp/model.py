@@ -210,7 +210,6 @@ class Sequences:
         """A copy of what a slot holds, at least its first `length` tokens."""
         if slot not in self._seated:
             return self._saved[slot]
-        self._cut(slot, length)
         sequence = self._seated[slot].sequence
         size = llama_cpp.llama_state_seq_get_size(self._context, sequence)
         state = np.empty(size, dtype=np.uint8)
