@@ -40,8 +40,9 @@ install: $(STAMP)  ## make the environment in .venv
 demo: $(STAMP)  ## the built-in pair rides in tandem
 	$(BIN)/ensemblehub demo
 
+# Three workers on two cores: many tests wait for a server or a child process most of their time.
 test: $(TESTS)  ## run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 $(LLAMACPP)/.installed: pyproject.toml constraints.txt | $(TESTS)
 	mkdir -p $(WHEELS)
