@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -18,8 +17,6 @@ from pydantic import TypeAdapter, ValidationError
 from ensemblehub.errors import ArtifactError
 
 T = TypeVar("T")
-SHOWN = 3  # differences that a message names
-LONGEST = 60  # characters of a value in a message
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -127,32 +124,3 @@ def _object(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("not an object")
     return value
-
-
-def differences(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
-    """Every value of two nested mappings that differs, as `max_tokens 768, not 512`."""
-    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
-        for key in dict.fromkeys([*wanted, *found]):
-            inner = f"{where}.{key}" if where else str(key)
-            yield from differences(found.get(key, _Absent), wanted.get(key, _Absent), inner)
-    elif found is _Absent:
-        yield f"{where} was not recorded"
-    elif wanted is _Absent:
-        yield f"{where} {_short(found)}, now without it"
-    elif found != wanted:
-        yield f"{where} {_short(found)}, not {_short(wanted)}"
-
-
-def told(differing: list[str]) -> str:
-    """The first differences, and how many more there are."""
-    more = len(differing) - SHOWN
-    return ", ".join(differing[:SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-class _Absent:
-    """Stands for a key that is not there."""
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -237,14 +237,3 @@ def dollars(info: ModelInfo, prompt_tokens: int, cached_tokens: int, completion_
     return (
         fresh * info.price.prompt + cached_tokens * cached_price + completion_tokens * info.price.completion
     ) / 1e6
-
-
-def paper_flops(
-    mentor_parameters: float, mentor_tokens: float, intern_parameters: float, intern_tokens: float
-) -> float:
-    """The paper's cost of one question in FLOPs: `2 (θ_L L_L + θ_S (L_L + L_S))`.
-
-    Reconstructed from Table 1 (its lengths reproduce its TFLOPs only with the factor 2): the intern is
-    charged for reading the insight once and for its own output; prompts, attention and judging are free.
-    """
-    return 2.0 * (mentor_parameters * mentor_tokens + intern_parameters * (mentor_tokens + intern_tokens))

@@ -1,4 +1,4 @@
-"""Append-only JSONL files that lose and repeat nothing: a journal of finished rows, and the file below it."""
+"""Append-only JSONL files that lose and repeat nothing."""
 
 from __future__ import annotations
 
@@ -8,22 +8,11 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-from ensemblehub.artifacts import differences, entries, sync_folder, told
+from ensemblehub.artifacts import entries, sync_folder
 from ensemblehub.errors import ArtifactError
 from ensemblehub.surrogates import whole
-
-
-class Identified(Protocol):
-    """What has a row in a journal."""
-
-    @property
-    def id(self) -> str:
-        """Key of the row."""
-
-
-ItemT = TypeVar("ItemT", bound=Identified)
 
 
 class Lines:
@@ -133,65 +122,3 @@ def _locked(path: Path) -> io.FileIO:
 def encoded(line: dict[str, Any]) -> bytes:
     """A line of JSONL."""
     return whole(json.dumps(line, ensure_ascii=False)).encode() + b"\n"
-
-
-class Journal:
-    """Finished rows in a `Lines` file, keyed by `id`, for one fingerprint of settings (its first line)."""
-
-    def __init__(self, path: Path, fingerprint: dict[str, Any], force: bool = False) -> None:
-        """Open or create, and keep every other process out until it is closed.
-
-        Args:
-            fingerprint: all that decides what a row says; JSON.
-
-        Raises:
-            ArtifactError: another process is writing it, it is damaged, or it was made with other settings
-                and `force` is not set; nothing in it was changed.
-        """
-        self.path = path
-        self._lines = Lines(path, force)
-        try:
-            self._check(fingerprint)
-            self.rows: dict[str, dict[str, Any]] = {row["id"]: row for row in self._lines.found[1:]}
-            self._lines.mend()
-            if not self._lines.found:
-                self._lines.append({"settings": fingerprint})
-        except BaseException:
-            self.close()
-            raise
-
-    def _check(self, fingerprint: dict[str, Any]) -> None:
-        settings, rows = settings_of(self.path, self._lines.found) if self._lines.found else (fingerprint, [])
-        for number, row in enumerate(rows, 2):
-            if not isinstance(row.get("id"), str):
-                raise ArtifactError(f"{self.path} is damaged (line {number}: no id); {ANEW}")
-        if differing := list(differences(settings, fingerprint)):
-            raise ArtifactError(f"{self.path} was begun with other settings: {told(differing)}; {ANEW}")
-
-    def missing(self, items: Iterable[ItemT]) -> list[ItemT]:
-        """The items without a row."""
-        return [item for item in items if item.id not in self.rows]
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Add a finished row; when this returns, the row survives a kill."""
-        self._lines.append(row)
-        self.rows[row["id"]] = row
-
-    def close(self) -> None:
-        """Close the file."""
-        self._lines.close()
-
-
-ANEW = "use --force to start it anew"
-
-
-def settings_of(path: Path, found: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The settings and the rows of a journal.
-
-    Raises:
-        ArtifactError: it does not begin with settings.
-    """
-    settings = found[0].get("settings") if found else None
-    if not isinstance(settings, dict):
-        raise ArtifactError(f"{path} holds no settings in its first line, so it is no journal; {ANEW}")
-    return settings, found[1:]

@@ -2,24 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemblehub.cost import UsageLedger, dollars, paper_flops
+from ensemblehub.cost import UsageLedger, dollars
 from ensemblehub.schema import Cost, ModelInfo, Price
-
-# Table 1 of the paper: method, inference length L_L + L_S, TFLOPs.  The mentor's share of the length is not
-# printed; it follows from the other two and lands on the levels' own budgets.
-GUIDED = [("low", 2735, 44.76, 100), ("medium", 2853, 71.96, 500), ("high", 2930, 104.62, 1000)]
-
-
-def test_paper_table_1_single_models():
-    assert paper_flops(0, 0, 7e9, 2732) / 1e12 == pytest.approx(38.25, abs=0.005)
-    assert paper_flops(32e9, 2630, 0, 0) / 1e12 == pytest.approx(168.35, abs=0.04)
-
-
-@pytest.mark.parametrize(("level", "length", "tflops", "budget"), GUIDED)
-def test_paper_table_1_guided(level, length, tflops, budget):
-    mentor = (tflops * 1e12 / 2 - 7e9 * length) / 32e9
-    assert mentor == pytest.approx(budget, rel=0.02), level
-    assert paper_flops(32e9, mentor, 7e9, length - mentor) / 1e12 == pytest.approx(tflops, abs=0.01)
 
 
 def test_flops_by_hand():

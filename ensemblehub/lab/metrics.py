@@ -113,3 +113,14 @@ def judge_report(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float
         "brier_base_rate": rate * (1 - rate),
         "calibration_error": calibration_error(truth, guess),
     }
+
+
+def paper_flops(
+    mentor_parameters: float, mentor_tokens: float, intern_parameters: float, intern_tokens: float
+) -> float:
+    """The paper's cost of one question in FLOPs: `2 (θ_L L_L + θ_S (L_L + L_S))`.
+
+    Reconstructed from Table 1 (its lengths reproduce its TFLOPs only with the factor 2): the intern is
+    charged for reading the insight once and for its own output; prompts, attention and judging are free.
+    """
+    return 2.0 * (mentor_parameters * mentor_tokens + intern_parameters * (mentor_tokens + intern_tokens))

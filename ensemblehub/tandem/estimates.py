@@ -8,11 +8,8 @@ estimate is cold, with the whole prompt read, and is compared with `Cost.cold_fl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
-
-import numpy as np
-from numpy.typing import ArrayLike
 
 from ensemblehub.schema import ModelInfo
 
@@ -28,14 +25,6 @@ class Length:
     low: float
     high: float
     n: int
-
-    @classmethod
-    def fit(cls, prompt_tokens: ArrayLike, lengths: ArrayLike) -> dict[str, Any]:
-        """Least squares on collected questions, both (n,), as it is stored in an artifact."""
-        x, y = np.asarray(prompt_tokens, float), np.asarray(lengths, float)
-        slope, intercept = np.polyfit(x, y, 1) if len(set(x.tolist())) > 1 else (0.0, y.mean())
-        low, high = np.percentile(y - intercept - slope * x, [2.5, 97.5])
-        return asdict(cls(float(intercept), float(slope), float(low), float(high), len(x)))
 
     def flops(self, info: ModelInfo, prompt_tokens: int) -> tuple[float, float, float]:
         """Estimated FLOPs of the mentor answering alone: expected, and the ends of the 95 % interval."""

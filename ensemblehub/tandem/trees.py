@@ -31,29 +31,6 @@ class Trees:
     value: NDArray[np.float64]
     start: float
 
-    @classmethod
-    def of(cls, fitted: Any) -> Trees:
-        """From a fitted `GradientBoostingClassifier` of two classes."""
-        trees = [estimator.tree_ for estimator in fitted.estimators_[:, 0]]
-        nodes = max(tree.node_count for tree in trees)
-
-        def table(name: str, fill: float, kind: Any) -> NDArray[Any]:
-            full = np.full((len(trees), nodes), fill, kind)
-            for row, tree in zip(full, trees, strict=True):
-                row[: tree.node_count] = np.ravel(getattr(tree, name))
-            return full
-
-        feature = np.where(table("children_left", -1, np.int32) < 0, -1, table("feature", -1, np.int32))
-        rate = np.clip(fitted.init_.class_prior_[1], 1e-9, 1 - 1e-9)
-        return cls(
-            feature,
-            table("threshold", 0.0, np.float64),
-            table("children_left", -1, np.int32),
-            table("children_right", -1, np.int32),
-            fitted.learning_rate * table("value", 0.0, np.float64),
-            float(np.log(rate / (1 - rate))),
-        )
-
     def check(self, columns: int) -> None:
         """Raise a `ValueError` unless every walk over inputs of so many columns ends in a leaf."""
         arrays = (self.feature, self.threshold, self.left, self.right, self.value)

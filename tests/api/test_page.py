@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from ensemblehub import builtin
-from ensemblehub.tandem.insights import sections
+from ensemblehub.lab.paper.gpra import sections
 
 QUESTION = "There are 3 more mugs than bowls. The kitchen has 8 bowls. How many mugs are there?"
 LONG = "Something long, please"

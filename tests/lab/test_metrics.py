@@ -65,3 +65,20 @@ def test_an_interval_holds_its_share_and_stays_within_0_and_1(n):
         assert 0 <= low <= right / n <= high <= 1
     assert metrics.wilson_interval(0, n)[0] == 0
     assert metrics.wilson_interval(n, n)[1] == 1
+
+
+# Table 1 of the paper: method, inference length L_L + L_S, TFLOPs.  The mentor's share of the length is not
+# printed; it follows from the other two and lands on the levels' own budgets.
+GUIDED = [("low", 2735, 44.76, 100), ("medium", 2853, 71.96, 500), ("high", 2930, 104.62, 1000)]
+
+
+def test_paper_table_1_single_models():
+    assert metrics.paper_flops(0, 0, 7e9, 2732) / 1e12 == pytest.approx(38.25, abs=0.005)
+    assert metrics.paper_flops(32e9, 2630, 0, 0) / 1e12 == pytest.approx(168.35, abs=0.04)
+
+
+@pytest.mark.parametrize(("level", "length", "tflops", "budget"), GUIDED)
+def test_paper_table_1_guided(level, length, tflops, budget):
+    mentor = (tflops * 1e12 / 2 - 7e9 * length) / 32e9
+    assert mentor == pytest.approx(budget, rel=0.02), level
+    assert metrics.paper_flops(32e9, mentor, 7e9, length - mentor) / 1e12 == pytest.approx(tflops, abs=0.01)

@@ -3,7 +3,7 @@ import pytest
 from ensemblehub.errors import RequestError
 from ensemblehub.schema import Chat, Message, Request, Sampling, Scored, ScoredToken, Text, TokenIds
 from ensemblehub.tandem import insights
-from ensemblehub.tandem.insights import PROFILES, Dialogue, sections
+from ensemblehub.tandem.insights import PROFILES, Dialogue
 
 ASK = Request(
     Chat((Message("system", "Be kind."), Message("user", "2 + 2?"))), Sampling(max_tokens=50, stop=("\n",))
@@ -38,24 +38,6 @@ def test_the_mentor_keeps_the_seed_and_not_the_answers_limits():
 )
 def test_the_intern_sees_the_insight_without_the_familys_marks(name, written, seen):
     assert PROFILES[name].shown(written) == seen
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Goal: a\nPlanning: b\nRetrieval: c\nAction: d\nand e",
-        "**Goal:** a\n**Planning:** b\n**Retrieval:** c\n**Action:** d\nand e",
-        "1. Goal: a\n2. Planning: b\n3. Retrieval: c\n4. Action: d\nand e",
-        "### GOAL\na\n### Planning\nb\n- retrieval: c\n# Action\nd\nand e",
-    ],
-)
-def test_sections_of_every_style(text):
-    assert sections(text) == {"Goal": "a", "Planning": "b", "Retrieval": "c", "Action": "d\nand e"}
-
-
-def test_a_cut_insight_lacks_the_sections_that_were_cut():
-    assert sections("Goal: a\nPlanning: count on and o") == {"Goal": "a", "Planning": "count on and o"}
-    assert sections("no headings at all, but a goal in mind") == {}
 
 
 def test_the_judge_reads_question_and_insight_or_the_insight_alone():

@@ -5,11 +5,10 @@ import pytest
 
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.judges.examples import examples_of
-from ensemblehub.lab.judges.training import KINDS, train_judge
+from ensemblehub.lab.judges.training import KINDS, train_judge, trees_of
 from ensemblehub.tandem.artifact import JudgeArtifact, load_judge
 from ensemblehub.tandem.judges import Inputs, Reading, ReadingBatch
 from ensemblehub.tandem.sequence_judges import LONGEST, SEQUENCE_JUDGES
-from ensemblehub.tandem.trees import Trees
 
 pytest.importorskip("sklearn")
 torch = pytest.importorskip("torch")
@@ -105,7 +104,7 @@ def test_trees_say_what_scikit_learn_says():
     x = random.normal(size=(400, 20)).astype(np.float32).astype(np.float64)
     y = x[:, 3] * x[:, 5] + x[:, 0] > 0
     fitted = GradientBoostingClassifier(n_estimators=30, max_depth=5, random_state=0).fit(x, y)
-    assert Trees.of(fitted)(x) == pytest.approx(fitted.decision_function(x), abs=1e-9)
+    assert trees_of(fitted)(x) == pytest.approx(fitted.decision_function(x), abs=1e-9)
 
 
 def test_a_long_reading_is_judged_by_its_end(judges):

@@ -10,10 +10,10 @@ from typing import Any
 
 from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.errors import ArtifactError
-from ensemblehub.journal import ANEW
 from ensemblehub.lab import metrics
 from ensemblehub.lab.bench.rows import AnswerRow, read_rows
 from ensemblehub.lab.bench.summary import Summary, shares, summary
+from ensemblehub.lab.journal import ANEW
 from ensemblehub.lab.pipeline.report import markdown
 from ensemblehub.lab.plots import Point, accuracy_against_cost
 

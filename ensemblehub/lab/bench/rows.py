@@ -11,7 +11,7 @@ from pydantic import FiniteFloat
 
 from ensemblehub.artifacts import content_of, entries, parsed
 from ensemblehub.errors import ArtifactError
-from ensemblehub.journal import ANEW, settings_of
+from ensemblehub.lab.journal import ANEW, settings_of
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ensemblehub.artifacts import content_of, differences, entries, told, write_atomically
+from ensemblehub.artifacts import content_of, entries, write_atomically
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab.bench import report
 from ensemblehub.lab.bench.answers import Bench, Errors, Questions
 from ensemblehub.lab.bench.cells import Cell
 from ensemblehub.lab.bench.report import ANSWERS, CellAnswers
+from ensemblehub.lab.journal import differences, told
 from ensemblehub.lab.tasks import task_named
 
 

@@ -1,4 +1,4 @@
-"""Fitting the curve that turns a judge's logits into probabilities, on held-out questions."""
+"""Fits on collected questions: a judge's logits to probabilities, the mentor's answers to their lengths."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import importlib
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ensemblehub.errors import MissingExtraError
 from ensemblehub.lab import metrics
 from ensemblehub.tandem.curves import Curve, Floats
+from ensemblehub.tandem.estimates import Length
 
 FOLDS = 5
 
@@ -52,6 +53,14 @@ def isotonic(logits: Floats, labels: NDArray[np.bool_]) -> Curve:
     regression = sklearn("isotonic").IsotonicRegression(y_min=0.005, y_max=0.995, out_of_bounds="clip")
     fitted = regression.fit(logits, labels.astype(float))
     return Curve("isotonic", np.array([fitted.X_thresholds_, fitted.y_thresholds_], np.float64))
+
+
+def answer_lengths(prompt_tokens: ArrayLike, lengths: ArrayLike) -> Length:
+    """Least squares on the mentor's answers to collected questions, in tokens, both (n,)."""
+    x, y = np.asarray(prompt_tokens, float), np.asarray(lengths, float)
+    slope, intercept = np.polyfit(x, y, 1) if len(set(x.tolist())) > 1 else (0.0, y.mean())
+    low, high = np.percentile(y - intercept - slope * x, [2.5, 97.5])
+    return Length(float(intercept), float(slope), float(low), float(high), len(x))
 
 
 def sklearn(module: str) -> Any:

@@ -148,7 +148,30 @@ def fit_trees(train: Examples, inputs: Inputs, seed: int) -> tuple[GradientBoost
         random_state=seed,
     )
     fitted = boosting.fit(inputs.matrix(about.table, about.level, about.mentor_tokens), train.label)
-    return GradientBoosting(inputs, Trees.of(fitted)), {"trees": 100}
+    return GradientBoosting(inputs, trees_of(fitted)), {"trees": 100}
+
+
+def trees_of(fitted: Any) -> Trees:
+    """The trees of a fitted `GradientBoostingClassifier` of two classes."""
+    trees = [estimator.tree_ for estimator in fitted.estimators_[:, 0]]
+    nodes = max(tree.node_count for tree in trees)
+
+    def table(name: str, fill: float, kind: Any) -> NDArray[Any]:
+        full = np.full((len(trees), nodes), fill, kind)
+        for row, tree in zip(full, trees, strict=True):
+            row[: tree.node_count] = np.ravel(getattr(tree, name))
+        return full
+
+    feature = np.where(table("children_left", -1, np.int32) < 0, -1, table("feature", -1, np.int32))
+    rate = np.clip(fitted.init_.class_prior_[1], 1e-9, 1 - 1e-9)
+    return Trees(
+        feature,
+        table("threshold", 0.0, np.float64),
+        table("children_left", -1, np.int32),
+        table("children_right", -1, np.int32),
+        fitted.learning_rate * table("value", 0.0, np.float64),
+        float(np.log(rate / (1 - rate))),
+    )
 
 
 def fit_stack(

@@ -14,7 +14,8 @@ from ensemblehub.artifacts import parsed
 from ensemblehub.concurrency import for_each
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
-from ensemblehub.journal import ANEW, Journal
+from ensemblehub.lab.journal import ANEW, Journal
+from ensemblehub.lab.paper import gpra
 from ensemblehub.lab.paper.study import Study, collected
 from ensemblehub.lab.paper.tables import Table
 from ensemblehub.lab.pipeline import report, splits
@@ -24,14 +25,13 @@ from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected, Run
 from ensemblehub.lab.tasks.base import Item
-from ensemblehub.tandem import insights
 from ensemblehub.tandem.insights import LEVEL_0, Dialogue
 
 COLUMNS = ("method", "n", "accuracy", "difference", "intern_tokens", "leak_share", "truncated_share")
 FULL = "full insight"
 VARIANTS: dict[str, Callable[[str], str]] = {
-    **{f"no {section.lower()}": partial(insights.without, section=section) for section in insights.SECTIONS},
-    "unstructured": insights.unstructured,
+    **{f"no {section.lower()}": partial(gpra.without, section=section) for section in gpra.SECTIONS},
+    "unstructured": gpra.unstructured,
 }
 
 
@@ -53,8 +53,8 @@ def run(study: Study) -> list[Table]:
     baselines = [report.fixed(data, name, name) for name in ("mentor", "mentor_concise")]
     steps = [row.steps for row in data.rows]
     rows = report.summary(study.benchmark, [*answered, *baselines], steps, against=FULL)
-    sections = [insights.sections(row.insight) for row in data.rows]
-    had = ", ".join(f"{name} {sum(name in found for found in sections)}" for name in insights.SECTIONS)
+    sections = [gpra.sections(row.insight) for row in data.rows]
+    had = ", ".join(f"{name} {sum(name in found for found in sections)}" for name in gpra.SECTIONS)
     notes = [
         report.notes(data, None, "the full insight")[0],
         f"Of {len(sections)} insights so many have the section: {had}.",

@@ -27,7 +27,7 @@ from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError
 from ensemblehub.generators.base import Engine
-from ensemblehub.journal import ANEW, Journal
+from ensemblehub.lab.journal import ANEW, Journal
 from ensemblehub.lab.pipeline.records import FEATURES, Collected, Row, Run
 from ensemblehub.lab.pipeline.splits import digest
 from ensemblehub.lab.tasks.base import Item, Task

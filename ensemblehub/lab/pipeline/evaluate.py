@@ -19,7 +19,7 @@ from ensemblehub.concurrency import for_each
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ArtifactError
-from ensemblehub.journal import Journal, settings_of
+from ensemblehub.lab.journal import Journal, settings_of
 from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.experiment import tandem_of
 from ensemblehub.lab.pipeline.records import Row, with_current_names

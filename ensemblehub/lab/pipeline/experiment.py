@@ -8,12 +8,12 @@ from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
-from ensemblehub.artifacts import differences, told
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.base import Engine
+from ensemblehub.lab.journal import differences, told
 from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks import task_named

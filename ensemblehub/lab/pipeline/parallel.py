@@ -23,7 +23,7 @@ from typing import Any
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ConfigError, EngineError, EnsembleHubError
-from ensemblehub.journal import Journal
+from ensemblehub.lab.journal import Journal
 from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.experiment import Experiment, tandem_of
 from ensemblehub.lab.tasks.base import Item

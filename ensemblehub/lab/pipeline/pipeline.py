@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ensemblehub import builtin
-from ensemblehub.artifacts import content_of, differences, parsed, told, write_atomically
+from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError, ConfigError
-from ensemblehub.journal import Journal
+from ensemblehub.lab.journal import Journal, differences, told
+from ensemblehub.lab.judges.curve_fitting import answer_lengths
 from ensemblehub.lab.judges.training import train_judge
 from ensemblehub.lab.pipeline import calibration, collect, evaluate, parallel, replay, report, splits
 from ensemblehub.lab.pipeline.evaluate import TandemRun
@@ -30,7 +31,6 @@ from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.pipeline.report import Checks
 from ensemblehub.lab.tasks.base import Item
 from ensemblehub.tandem.artifact import JudgeArtifact, load_judge
-from ensemblehub.tandem.estimates import Length
 from ensemblehub.tandem.insights import LEVEL_0
 
 CHECKED = 100  # questions whose baselines are run again live
@@ -82,13 +82,13 @@ class Pipeline(Experiment):
             settings.judge, data.features, labels, tokens, sequences=data.sequences, preset=settings.preset
         )
         alone = [row.runs["mentor"] for row in data.rows]
-        length = Length.fit([run.mentor_read for run in alone], [run.mentor_tokens for run in alone])
+        length = answer_lengths([run.mentor_read for run in alone], [run.mentor_tokens for run in alone])
         artifact = JudgeArtifact(
             judge,
             **{key: data.header[key] for key in ("mentor", "intern", "prompts", "levels")},
             data={"task": self.task.name, "split": "train", "n": len(data.rows)},
             metrics=metrics,
-            estimates={"mentor_alone_tokens": length},
+            estimates={"mentor_alone_tokens": asdict(length)},
         )
         artifact.save(self.judge_folder)
         return metrics

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from pydantic import FiniteFloat
 
 from ensemblehub.artifacts import write_atomically
-from ensemblehub.cost import paper_flops
 from ensemblehub.lab import metrics
 from ensemblehub.lab.markdown import table
+from ensemblehub.lab.metrics import paper_flops
 from ensemblehub.lab.pipeline import cascade
 from ensemblehub.lab.pipeline.evaluate import TandemRun
 from ensemblehub.lab.pipeline.records import Collected, Run

@@ -32,7 +32,7 @@ from ensemblehub.ensemble_methods.model_selection.learned import LearnedModel, L
 from ensemblehub.ensemble_methods.roles import by_size
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.base import Engine
-from ensemblehub.journal import ANEW, Journal
+from ensemblehub.lab.journal import ANEW, Journal
 from ensemblehub.lab.judges.examples import FEWEST
 from ensemblehub.lab.judges.training import train_judge
 from ensemblehub.lab.pipeline import calibration, splits

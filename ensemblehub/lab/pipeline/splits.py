@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ensemblehub.errors import ArtifactError
-from ensemblehub.journal import ANEW, Journal
+from ensemblehub.lab.journal import ANEW, Journal
 from ensemblehub.lab.tasks.base import Item
 
 log = logging.getLogger(__name__)

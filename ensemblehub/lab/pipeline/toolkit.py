@@ -31,7 +31,7 @@ from ensemblehub.config.sections import EnsembleSection, Generation, ModelSpec, 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import EngineError, EnsembleHubError
-from ensemblehub.journal import ANEW, Journal
+from ensemblehub.lab.journal import ANEW, Journal
 from ensemblehub.lab.pipeline import splits, toolkit_report
 from ensemblehub.lab.pipeline.experiment import as_json
 from ensemblehub.lab.pipeline.progress import progress

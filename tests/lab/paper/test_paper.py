@@ -11,10 +11,9 @@ from click.testing import CliRunner
 
 from ensemblehub.cli import add_plugins, cli
 from ensemblehub.lab import paper
-from ensemblehub.lab.paper import latency
+from ensemblehub.lab.paper import gpra, latency
 from ensemblehub.lab.paper.study import PAIRS, Study
 from ensemblehub.lab.paper.tables import FIGURES, Table, published
-from ensemblehub.tandem import insights
 
 add_plugins()
 ROOT = Path(__file__).parents[3]
@@ -155,20 +154,38 @@ def test_what_the_paper_printed_is_marked_as_its_own():
     assert "The paper's own figures: the paper, Table 1" in text
 
 
-@pytest.mark.parametrize("section", insights.SECTIONS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Goal: a\nPlanning: b\nRetrieval: c\nAction: d\nand e",
+        "**Goal:** a\n**Planning:** b\n**Retrieval:** c\n**Action:** d\nand e",
+        "1. Goal: a\n2. Planning: b\n3. Retrieval: c\n4. Action: d\nand e",
+        "### GOAL\na\n### Planning\nb\n- retrieval: c\n# Action\nd\nand e",
+    ],
+)
+def test_sections_of_every_style(text):
+    assert gpra.sections(text) == {"Goal": "a", "Planning": "b", "Retrieval": "c", "Action": "d\nand e"}
+
+
+def test_a_cut_insight_lacks_the_sections_that_were_cut():
+    assert gpra.sections("Goal: a\nPlanning: count on and o") == {"Goal": "a", "Planning": "count on and o"}
+    assert gpra.sections("no headings at all, but a goal in mind") == {}
+
+
+@pytest.mark.parametrize("section", gpra.SECTIONS)
 def test_a_section_is_taken_out_with_its_heading(section):
-    kept = insights.without(INSIGHT, section)
-    assert section not in insights.sections(kept)
-    assert insights.sections(kept) == {k: v for k, v in insights.sections(INSIGHT).items() if k != section}
-    assert insights.without(kept, section) == kept
+    kept = gpra.without(INSIGHT, section)
+    assert section not in gpra.sections(kept)
+    assert gpra.sections(kept) == {k: v for k, v in gpra.sections(INSIGHT).items() if k != section}
+    assert gpra.without(kept, section) == kept
 
 
 def test_without_headings_the_text_stays():
-    text = insights.unstructured("**Goal:** find x\n2. Planning: add\nAction: 3")
+    text = gpra.unstructured("**Goal:** find x\n2. Planning: add\nAction: 3")
     assert text == "find x\nadd\n3"
-    assert insights.unstructured(INSIGHT).count("\n") == INSIGHT.count("\n")
-    assert insights.sections(insights.unstructured(INSIGHT)) == {}
-    assert insights.without("no headings here", "Goal") == "no headings here"
+    assert gpra.unstructured(INSIGHT).count("\n") == INSIGHT.count("\n")
+    assert gpra.sections(gpra.unstructured(INSIGHT)) == {}
+    assert gpra.without("no headings here", "Goal") == "no headings here"
 
 
 @pytest.mark.slow

@@ -11,14 +11,13 @@ import pytest
 
 from ensemblehub.artifacts import write_atomically
 from ensemblehub.errors import ArtifactError
-from ensemblehub.journal import Journal
+from ensemblehub.lab.journal import Journal
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.schema import ModelInfo
 
 WRITER = """
 import sys
 from pathlib import Path
-from ensemblehub.journal import Journal
 journal = Journal(Path(sys.argv[1]), {"a": 1})
 for index in range(100000):
     if str(index) not in journal.rows:
