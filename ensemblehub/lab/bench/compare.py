@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ensemblehub.artifacts import differences, told
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab import markdown, metrics
 from ensemblehub.lab.bench.report import CellAnswers, cells_in
 from ensemblehub.lab.bench.rows import AnswerRow
 from ensemblehub.lab.bench.summary import by_question
+from ensemblehub.lab.journal import differences, told
 
 SHOWN = 12  # questions that a text names
 COSTS = {  # what is compared besides, by field of a row
