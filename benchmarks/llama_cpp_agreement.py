@@ -30,6 +30,7 @@ import torch
 
 from benchmarks.engine_overhead import random_model
 from ensemblehub import builtin
+from ensemblehub.concurrency import for_each
 from ensemblehub.cost import UsageLedger
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.hf.engine import HFEngine, HFOptions
@@ -51,13 +52,12 @@ def requests(count: int, tokens: int, top: int = 0) -> list[Request]:
 
 async def written(engine: Engine, asked: Sequence[Request], together: int) -> list[list[Token]]:
     """The tokens of every answer."""
-    room = asyncio.Semaphore(together)
 
-    async def one(request: Request) -> list[Token]:
-        async with room, aclosing(engine.stream(request, UsageLedger().meter("answer"))) as pieces:
+    async def answer(request: Request) -> list[Token]:
+        async with aclosing(engine.stream(request, UsageLedger().meter("answer"))) as pieces:
             return [token async for piece in pieces for token in piece.tokens]
 
-    return list(await asyncio.gather(*map(one, asked)))
+    return await for_each(asked, answer, limit=together)
 
 
 def parting(hf: Sequence[Token], ours: Sequence[Token]) -> dict[str, Any] | None:

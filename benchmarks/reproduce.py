@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ensemblehub.lab.markdown import table
+
 RESULT = Path("results/benchmarks/reproduce.txt")
 COLLECTED, LIVE = 600, 100  # questions: train 400, calibration 100 of them once more, test 100
 BANDWIDTH, SHARE = 3.35e12, 0.5  # bytes/s of an H100, and how much of it decoding reaches
@@ -69,8 +71,8 @@ def hours(model: Model, machine: Machine, weight_bytes: float, longest: int) -> 
     return tokens / second / machine.workers / 3600
 
 
-def row(machine: Machine, longest: int) -> str:
-    """One line of the table."""
+def row(machine: Machine, longest: int) -> tuple[str, ...]:
+    """The cells of one line of the table."""
     mentor = hours(MENTOR, machine, machine.bytes_per_parameter, longest)
     intern = hours(INTERN, machine, 2.0, longest)
     weights = MENTOR.parameters * machine.bytes_per_parameter, INTERN.parameters * 2
@@ -85,16 +87,13 @@ def row(machine: Machine, longest: int) -> str:
         f"{took:.1f}",
         f"{took * machine.gpus * DOLLARS:.0f}",
     )
-    return "| " + " | ".join(map(str, cells)) + " |"
+    return tuple(map(str, cells))
 
 
 def text() -> str:
     """The tables as Markdown."""
-    lines = [
-        "| GPUs | layout | memory of a mentor, of an intern | max_tokens | hours | dollars |",
-        "|" + "---|" * 6,
-    ]
-    lines += [row(machine, longest) for machine in MACHINES for longest in (4096, 32768)]
+    header = ("GPUs", "layout", "memory of a mentor, of an intern", "max_tokens", "hours", "dollars")
+    lines = [table(header, (row(machine, longest) for machine in MACHINES for longest in (4096, 32768)))]
     api = (COLLECTED * (994 + 2 * ANSWER) + LIVE * 920) * GPT_4O / 1e6
     lines += [
         "",

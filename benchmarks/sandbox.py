@@ -38,6 +38,7 @@ from typing import Any
 
 import ensemblehub
 from benchmarks.hostile_programs import HOSTILE, MARK, SECRET, SHARED_BYTES, TEST, TIME, Hostile
+from ensemblehub.concurrency import for_each
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab.tasks.sandbox import Outcome, isolation, run_tests
 from ensemblehub.lab.tasks.sandbox_forms import FORMS, Form, Isolation, python
@@ -356,16 +357,10 @@ def _threads(records: Sequence[dict[str, str]], form: Form) -> list[Outcome]:
 
 
 def _asyncio(records: Sequence[dict[str, str]], form: Form) -> list[Outcome]:
-    async def all_of_them() -> list[Outcome]:
-        places = asyncio.Semaphore(2)
+    async def graded(record: dict[str, str]) -> Outcome:
+        return await asyncio.to_thread(grade, record, "    pass\n", form)
 
-        async def one(record: dict[str, str]) -> Outcome:
-            async with places:
-                return await asyncio.to_thread(grade, record, "    pass\n", form)
-
-        return await asyncio.gather(*map(one, records))
-
-    return asyncio.run(all_of_them())
+    return asyncio.run(for_each(records, graded, limit=2))
 
 
 def _ms(seconds: Sequence[float], percent: int) -> float:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import engines
+from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
@@ -44,16 +45,15 @@ Ridden = list[tuple[Result, UsageLedger]]
 
 async def ridden(config: Config, items: Sequence[Item], at_once: int) -> tuple[float, Ridden, AsyncEnsemble]:
     """Seconds for all the questions with fresh engines, and every ride with its bill."""
-    task, room = BuiltinMath(), asyncio.Semaphore(at_once)
+    task = BuiltinMath()
     async with AsyncEnsemble.from_config(config) as ensemble:
 
-        async def one(item: Item) -> tuple[Result, UsageLedger]:
-            async with room:
-                ledger, request = UsageLedger(), Request(task.request(item), ensemble.sampling)
-                return await collect(ensemble.stream(request, ledger), ledger), ledger
+        async def answer(item: Item) -> tuple[Result, UsageLedger]:
+            ledger, request = UsageLedger(), Request(task.request(item), ensemble.sampling)
+            return await collect(ensemble.stream(request, ledger), ledger), ledger
 
         started = time.perf_counter()
-        rides = list(await asyncio.gather(*map(one, items)))
+        rides = await for_each(items, answer, limit=at_once)
         return time.perf_counter() - started, rides, ensemble
 
 

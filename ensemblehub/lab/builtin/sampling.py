@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ensemblehub import builtin
 from ensemblehub.answers.equality import last_boxed
+from ensemblehub.concurrency import for_each
 from ensemblehub.cost import UsageLedger
 from ensemblehub.lab.builtin.samples import Answered, numbered
 from ensemblehub.schema import Chat, Message, Request, Sampling
@@ -22,21 +23,17 @@ async def answers(path: str, count: int, rows: int) -> list[Answered]:
     """The greedy, concise answers of the model at `path` to corpus problems 0 to `count - 1`."""
     from ensemblehub.generators.hf.engine import HFEngine, HFOptions
 
-    engine, semaphore = (
-        HFEngine("model", HFOptions(path=builtin.resolve(path), batch_rows=rows)),
-        asyncio.Semaphore(rows),
-    )
+    engine = HFEngine("model", HFOptions(path=builtin.resolve(path), batch_rows=rows))
 
     async def answer(number: int) -> Answered:
         problem = numbered(number)
         request = Request(Chat((Message("user", problem.text),), thinking=False), Sampling(max_tokens=384))
-        async with semaphore:
-            pieces = [piece.text async for piece in engine.stream(request, UsageLedger().meter("answer"))]
+        pieces = [piece.text async for piece in engine.stream(request, UsageLedger().meter("answer"))]
         reply = "".join(pieces)
         return Answered(number, reply, last_boxed(reply) == str(problem.answer))
 
     try:
-        return await asyncio.gather(*map(answer, range(count)))
+        return await for_each(range(count), answer, limit=rows)
     finally:
         await engine.close()
 
