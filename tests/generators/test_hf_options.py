@@ -187,3 +187,8 @@ def test_a_kernel_that_transformers_has_not_for_a_scorers_model_is_replaced(tmp_
     network = loading.load_network(HFOptions(str(tmp_path), device="cpu"), config, auto)
     assert network.config._attn_implementation == "eager"
     assert "runs with attn_implementation: eager" in caplog.text
+
+
+def test_options_made_in_python_are_checked_as_those_of_a_file(qwen):
+    with pytest.raises(ConfigError, match="engine 'm': option 'batch_rows': .* greater than or equal to 1"):
+        HFEngine("m", HFOptions(qwen, batch_rows=0))

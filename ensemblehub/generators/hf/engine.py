@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from ensemblehub.errors import ConfigError, MissingExtraError
 from ensemblehub.generators.base import Footprint
+from ensemblehub.registry import build
 
 try:
     from ensemblehub.generators.batching.checkpoint import footprint_of
@@ -30,13 +31,14 @@ class HFEngine(ScheduledEngine):
     Its info is there at once; tokenizer and weights are loaded when first needed.
 
     Raises:
-        ConfigError: the model's configuration cannot be read or run.
+        ConfigError: an option is out of bounds or of another type, or the model cannot be read or run.
     """
 
     options: ClassVar[type] = HFOptions
 
     def __init__(self, name: str, options: HFOptions) -> None:
-        self.settings = options
+        self.settings: HFOptions = build(HFOptions, vars(options), f"engine {name!r}")
+        options = self.settings
         self._config = config_of(options)
         self._support = self._supported()
         super().__init__(name, options.checkpoint.info(self._config, options.price), options)
