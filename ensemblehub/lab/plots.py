@@ -29,7 +29,11 @@ def pyplot() -> Any:
 
 @dataclass(frozen=True)
 class Point:
-    """A method in a plot of accuracy against cost; accuracies are fractions."""
+    """A method in a plot of accuracy against cost; accuracies are fractions.
+
+    Attributes:
+        group: Name in the legend that it shares with others; without groups there is no legend.
+    """
 
     name: str
     cost: float
@@ -39,6 +43,7 @@ class Point:
     marker: str = "o"
     color: str = "C0"
     size: float = 6
+    group: str = ""
 
 
 def accuracy_against_cost(
@@ -54,18 +59,22 @@ def accuracy_against_cost(
     """
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(8, 5.2))
+    groups = set[str]()
     for point in points:
         x, y = point.cost, 100 * point.accuracy
         bars = [[y - 100 * point.low], [100 * point.high - y]]
-        axes.errorbar(
-            x, y, bars, fmt=point.marker, color=point.color, markersize=point.size, capsize=2, linewidth=1
-        )
+        style = {"fmt": point.marker, "color": point.color, "markersize": point.size}
+        label = point.group if point.group not in groups else None
+        axes.errorbar(x, y, bars, **style, capsize=2, linewidth=1, label=label or None)
+        groups |= {point.group} - {""}
         offset = (7, -14 if point.size > 10 else 5)
         axes.annotate(point.name, (x, y), xytext=offset, textcoords="offset points", fontsize=9)
     axes.set(xlabel=cost, ylabel="accuracy, % (95 % interval)", title=title)
     if log:
         axes.set_xscale("log")
     axes.grid(alpha=0.3)
+    if groups:
+        axes.legend()
     for path in paths:
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(path, dpi=150, bbox_inches="tight", metadata=metadata)

@@ -214,7 +214,7 @@ def _cell(row: dict[str, Any], column: str) -> str:
     low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
     if column == "accuracy" and low is not None:
         return f"{value:.2%} [{low:.2%}, {high:.2%}]"
-    if column == "difference" and low is not None and high is not None:
+    if column.startswith(("difference", "over ")) and low is not None and high is not None:
         return f"{100 * value:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
     if column.startswith("paper"):
         return f"{value:g}"
@@ -224,8 +224,10 @@ def _cell(row: dict[str, Any], column: str) -> str:
         return f"{value:.1%}"
     if column == "usd":
         return f"{value:.6f}" if value else "–"
-    if column == "wall" or column.startswith("pass@"):
-        return f"{value:.3g}" if column == "wall" else f"{value:.2%}"
+    if column in ("wall", "seconds") and isinstance(value, float):
+        return f"{value:.3g}"
+    if column.startswith("pass@"):
+        return f"{value:.2%}"
     if column.startswith("cost"):
         return f"{value:.3f}"
     return f"{value:.1f}" if isinstance(value, float) else str(value)

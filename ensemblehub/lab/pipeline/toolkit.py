@@ -10,62 +10,39 @@ comes: run the same command again after a kill.  All models answer without think
 from __future__ import annotations
 
 import argparse
-import asyncio
 import functools
-import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import FiniteFloat
-
-from ensemblehub import builtin
-from ensemblehub.artifacts import parsed, write_atomically
-from ensemblehub.concurrency import for_each
+from ensemblehub.artifacts import write_atomically
 from ensemblehub.config import Config
 from ensemblehub.config.sections import EnsembleSection, Generation, ModelSpec, RewardSpec
-from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.errors import EngineError, EnsembleHubError
-from ensemblehub.lab.journal import ANEW, Journal
-from ensemblehub.lab.pipeline import splits, toolkit_report
-from ensemblehub.lab.pipeline.experiment import as_json
-from ensemblehub.lab.pipeline.progress import progress
-from ensemblehub.lab.pipeline.toolkit_report import Summary, members, ranking, read_methods, summary
+from ensemblehub.errors import EnsembleHubError
+from ensemblehub.lab.bench.answers import Bench, Questions
+from ensemblehub.lab.bench.cells import Cell
+from ensemblehub.lab.bench.summary import Summary, summary
+from ensemblehub.lab.pipeline import toolkit_report
+from ensemblehub.lab.pipeline.toolkit_report import members, ranking, read_methods
 from ensemblehub.lab.tasks import task_named
-from ensemblehub.lab.tasks.base import Item, Task
-from ensemblehub.results import attempt
-from ensemblehub.schema import Sampling
-
-CONCURRENCY = 32
+from ensemblehub.lab.tasks.base import Task
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One combination: a configuration and what the table calls it."""
+class Combination(Cell):
+    """A selection with an aggregation, and what is to be said of it."""
 
     models: str
     selection: str
     aggregation: str
     note: str
-    config: Config
-
-    @property
-    def sampling(self) -> Sampling:
-        """How its text is generated."""
-        return self.config.ensemble.generation.sampling()
-
-    @property
-    def file(self) -> str:
-        """Its name on disk."""
-        return f"{self.models}-{self.selection}-{self.aggregation}".replace(" ", "_")
 
 
-def cells(models: str, selections: Sequence[str] = ()) -> Iterator[Cell]:
+def cells(models: str, selections: Sequence[str] = ()) -> Iterator[Combination]:
     """All combinations over `models` or `pair`, with some of the selections (all of them by default)."""
     methods = read_methods()
     generation: dict[str, Any] = methods["generation"]
@@ -87,19 +64,22 @@ def cells(models: str, selections: Sequence[str] = ()) -> Iterator[Cell]:
             )
             note = "; ".join(filter(None, (chosen.get("note"), entry.get("note"))))
             config = Config(model_specs=specs, reward_specs=rewards, ensemble=section)
-            yield Cell(models, selection, aggregation, note, config)
+            name = f"{models}-{selection}-{aggregation}"
+            yield Combination(name, config, models, selection, aggregation, note)
     if models == "pair":
         for name in methods["pair"]:
             section = EnsembleSection(
                 output_aggregation_params={"engine": name}, generation=Generation(**generation)
             )
-            yield Cell(models, "all", name, "", Config(model_specs=specs, ensemble=section))
+            config = Config(model_specs=specs, ensemble=section)
+            yield Combination(f"{models}-all-{name}", config, models, "all", name, "")
 
 
-def run(cell: Cell, task: Task, split: str, limit: int, folder: Path, force: bool) -> Summary:
-    """Answer `limit` questions of a split with a cell, or read what was answered; its line of the table.
+def run(cell: Combination, task: Task, split: str, limit: int, folder: Path, force: bool) -> Summary:
+    """Answer `limit` questions of a split with a combination, or read what was answered; its line of the
+    table.
 
-    A combination that is refused before loading has no figures but the reason.
+    A combination that is refused before loading has no figures but the reason.  A failed answer is wrong.
     """
     line: Summary = {
         "models": cell.models,
@@ -109,87 +89,15 @@ def run(cell: Cell, task: Task, split: str, limit: int, folder: Path, force: boo
         "note": cell.note,
     }
     try:
-        ensemble = AsyncEnsemble.from_config(cell.config)
+        AsyncEnsemble.from_config(cell.config)
     except EnsembleHubError as error:
         return line | {"refused": str(error)}
-    items = list(task.items(split, limit))
-    settings = {"config": cell.config.model_dump(mode="json"), "split": split, "task": task.name}
-    settings["models"] = [engine.model for engine in ensemble.engines]
-    settings["trained"] = trained(cell.config)
-    path = folder / "rows" / split / f"{cell.file}.jsonl"
-    with closing(Journal(path, as_json(settings), force)) as journal:
-        splits.check_unchanged(journal, items)
-        missing = journal.missing(items)
-        with progress(
-            f"{split} {cell.selection} {cell.aggregation}", len(items), len(items) - len(missing)
-        ) as step:
-            if missing:
-                asyncio.run(answer(ensemble, task, missing, cell.sampling, journal, step))
-        rows = [
-            parsed(AnswerRow, json.dumps(journal.rows[item.id]), f"{journal.path}: {item.id}", ANEW)
-            for item in items
-        ]
-    return line | summary([asdict(row) for row in rows])
-
-
-def trained(config: Config) -> dict[str, str]:
-    """Hashes of the trained parts that a configuration names, by option."""
-    named = {**config.selection.params, **config.aggregation.params}
-    found = {}
-    for option in sorted({"artifact", "judge", "stats_file"} & named.keys()):
-        place = Path(builtin.resolve(str(named[option])))
-        files = sorted(place.glob("*.*")) if place.is_dir() else [place] if place.is_file() else []
-        found[option] = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-    return found
-
-
-@dataclass(frozen=True)
-class AnswerRow:
-    """A row of a cell's journal: tokens `read` and `written`, and the `error` that an answer failed with."""
-
-    id: str
-    correct: bool
-    finish: str | None
-    read: int
-    written: int
-    tflops: FiniteFloat
-    seconds: FiniteFloat
-    error: str = ""
-    asked: str = ""
-
-
-async def answer(
-    ensemble: AsyncEnsemble,
-    task: Task,
-    items: Sequence[Item],
-    sampling: Sampling,
-    journal: Journal,
-    step: Callable[[], None],
-) -> None:
-    """Answer and grade every item; a failed one counts as wrong, with the error in its row."""
-
-    async def work(item: Item) -> dict[str, Any]:
-        ledger = UsageLedger()
-        ask = task.ask(item, sampling, thinking=False)
-        result, failure = await attempt(ensemble.stream(ask, ledger), ledger)
-        if failure and not isinstance(failure, EngineError):
-            raise failure
-        error, total = str(failure or ""), ledger.total
-        grade = await asyncio.to_thread(task.grade, item, result.text)
-        return {
-            "id": item.id,
-            "asked": splits.asked(item),
-            "correct": grade.correct and not error,
-            "finish": result.finish,
-            "read": total.prompt_tokens - total.cached_tokens,
-            "written": total.completion_tokens,
-            "tflops": total.flops / 1e12,
-            "seconds": total.seconds,
-            "error": error,
-        }
-
-    async with ensemble:
-        await for_each(items, work, limit=CONCURRENCY, keep=journal.append, progress=step)
+    questions = Questions(task, split, list(task.items(split, limit)), thinking=False)
+    rows = Bench(questions, folder / "rows" / split, force, "wrong").answered(cell)
+    found = summary(cell.name, rows, limit)
+    found["tflops"] = found["tflops_computed"]
+    line |= {key: found[key] for key in toolkit_report.MEASURED if key in found}
+    return line | {"right": "".join(str(int(row.correct)) for row in rows)}
 
 
 def report(folder: Path) -> str:
@@ -217,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     task = task_named("builtin_math")
     first, of = map(int, options.shard.split("/"))
 
-    def lines(name: str, chosen: Sequence[Cell], split: str, limit: int) -> list[Summary]:
+    def lines(name: str, chosen: Sequence[Combination], split: str, limit: int) -> list[Summary]:
         done = [run(cell, task, split, limit, options.out, options.force) for cell in chosen[first::of]]
         if of == 1:
             write_atomically(options.out / f"{name}.json", json.dumps(done, indent=1) + "\n")

@@ -13,10 +13,11 @@ from pydantic import FiniteFloat, StringConstraints
 from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab import metrics
-from ensemblehub.lab.markdown import table
-from ensemblehub.lab.plots import pyplot
+from ensemblehub.lab.bench.summary import Summary
+from ensemblehub.lab.pipeline import report
+from ensemblehub.lab.plots import Point, accuracy_against_cost
 
-Summary = dict[str, Any]
+COLORS = ("C0", "C1", "C2", "C3", "C4")  # of the selections
 
 
 def read_methods() -> dict[str, Any]:
@@ -26,37 +27,17 @@ def read_methods() -> dict[str, Any]:
     return methods
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> Summary:
-    """Accuracy with its 95 % interval (Wilson), and means per question;
-    `right` is the rows' outcome in order.
-    """
-    right, n = [row["correct"] for row in rows], len(rows)
-    low, high = metrics.wilson_interval(sum(right), n)
-    means = {key: sum(row[key] for row in rows) / n for key in ("read", "written", "tflops", "seconds")}
-    counts = {
-        "errors": sum(bool(row["error"]) for row in rows),
-        "cut": sum(row["finish"] != "stop" for row in rows),
-    }
-    return {
-        "n": n,
-        "accuracy": sum(right) / n,
-        "low": low,
-        "high": high,
-        **means,
-        **counts,
-        "right": "".join(str(int(correct)) for correct in right),
-    }
-
-
 def compare(lines: Sequence[Summary]) -> list[Summary]:
     """The pair's lines with their paired difference to either member, and the interval of it, in points."""
     by_name = {line["aggregation"]: line for line in lines if "right" in line}
     for line in by_name.values():
         for member in members():
             mine, theirs = ([float(digit) for digit in side["right"]] for side in (line, by_name[member]))
-            low, high = metrics.paired_bootstrap(mine, theirs)
-            line[f"over_{member}"] = [line["accuracy"] - by_name[member]["accuracy"], low, high]
-        line["beats_both"] = all(line[f"over_{member}"][1] > 0 for member in members())
+            over = f"over {member}"
+            line[over] = line["accuracy"] - by_name[member]["accuracy"]
+            line[f"{over}_low"], line[f"{over}_high"] = metrics.paired_bootstrap(mine, theirs)
+        beats = all(line[f"over {member}_low"] > 0 for member in members())
+        line["beats both"] = "yes" if beats else "no"
     return sorted(by_name.values(), key=lambda line: -line["accuracy"])
 
 
@@ -73,56 +54,32 @@ def ranking(lines: Sequence[Summary]) -> list[Summary]:
 
 def markdown(lines: Sequence[Summary], compared: bool = False) -> str:
     """The lines as a table."""
-    columns = ["selection", "aggregation", "accuracy", "95 %", "tokens read", "written", "GFLOPs", "engine s"]
+    columns = ["selection", "aggregation", "accuracy", "read", "written", "tflops", "seconds"]
     columns += [*(f"over {member}" for member in members()), "beats both"] if compared else []
-    rows = []
-    for line in lines:
-        cells = [line["selection"], line["aggregation"]]
-        if "refused" in line:
-            rows.append([*cells, *[""] * (len(columns) - 2), f"refused: {line['refused']}"])
-            continue
-        cells += [f"{100 * line['accuracy']:.1f}", f"{100 * line['low']:.1f}–{100 * line['high']:.1f}"]
-        cells += [f"{line['read']:.0f}", f"{line['written']:.0f}"]
-        cells += [f"{1e3 * line['tflops']:.2f}", f"{line['seconds']:.3f}"]
-        if compared:
-            for member in members():
-                gain, low, high = (100 * value for value in line[f"over_{member}"])
-                cells.append(f"{gain:+.1f} ({low:+.1f} to {high:+.1f})")
-            cells.append("yes" if line["beats_both"] else "no")
-        failed = [f"{line[key]} {word}" for key, word in (("errors", "failed"), ("cut", "cut")) if line[key]]
-        rows.append([*cells, "; ".join(filter(None, [line["note"], *failed]))])
-    return table([*columns, "note"], rows) + "\n"
+    rows = [line | {"note": f"refused: {line['refused']}"} if "refused" in line else line for line in lines]
+    return report.markdown(rows, (), [*columns, "truncated_share", "errors", "note"]).rstrip() + "\n"
 
 
 def plot(lines: Sequence[Summary], path: Path) -> None:
-    """Accuracy against compute per question, one mark per selection."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(9, 6))
-    for mark, selection in zip("os^Dv", dict.fromkeys(line["selection"] for line in lines), strict=False):
-        mine = [line for line in lines if line["selection"] == selection and "refused" not in line]
-        axes.scatter(
-            [1e3 * line["tflops"] for line in mine],
-            [100 * line["accuracy"] for line in mine],
-            marker=mark,
-            label=selection,
-            alpha=0.8,
+    """Accuracy against compute per question, a mark for each selection; those of `all` have names."""
+    measured = [line for line in lines if "right" in line]
+    selections = dict.fromkeys(line["selection"] for line in measured)
+    styles = dict(zip(selections, zip("os^Dv", COLORS, strict=True), strict=False))
+    points = [
+        Point(
+            line["aggregation"] if line["selection"] == "all" else "",
+            1e3 * line["tflops"],
+            line["accuracy"],
+            line["accuracy_low"],
+            line["accuracy_high"],
+            marker=styles[line["selection"]][0],
+            color=styles[line["selection"]][1],
+            group=f"selection {line['selection']}",
         )
-        for line in mine:
-            if selection == "all":
-                where = (1e3 * line["tflops"], 100 * line["accuracy"])
-                axes.annotate(
-                    line["aggregation"], where, fontsize=7, xytext=(3, 3), textcoords="offset points"
-                )
-    axes.set(
-        xscale="log",
-        xlabel="GFLOPs per question (every call counted)",
-        ylabel="accuracy, %",
-        title="Every selection × aggregation over mentor, intern and guest",
-    )
-    axes.legend(title="selection")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=140, bbox_inches="tight")
-    plt.close(figure)
+        for line in measured
+    ]
+    title = "Every selection × aggregation over mentor, intern and guest"
+    accuracy_against_cost(points, [path], "GFLOPs per question (full ledger)", title, log=True)
 
 
 def write(folder: Path, wanted: Iterable[tuple[str, str]]) -> str:
@@ -149,7 +106,7 @@ def write(folder: Path, wanted: Iterable[tuple[str, str]]) -> str:
         raise ArtifactError(
             f"{folder}: the best ensemble of pair-calibration.json is not in pair-test.json: {again}"
         )
-    word = "beats both members" if picked["beats_both"] else "does not beat both members"
+    word = "beats both members" if picked["beats both"] == "yes" else "does not beat both members"
     share = f"{100 * best['accuracy']:.1f} %"
     head = f"Picked on {best['n']} calibration questions: **{best['aggregation']}** ({share} there).  "
     head += f"On {picked['n']} test questions it {word}.\n\n"
@@ -182,7 +139,7 @@ def read(folder: Path, name: str) -> list[Summary]:
 
 @dataclass(frozen=True)
 class GridLine:
-    """A line of `grid.json` and `pair-SPLIT.json` (see `toolkit.run` and `summary`)."""
+    """A line of `grid.json` and `pair-SPLIT.json` (see `toolkit.run` and `bench.summary`)."""
 
     selection: str
     aggregation: str
@@ -190,14 +147,14 @@ class GridLine:
     refused: str | None = None
     n: int | None = None
     accuracy: FiniteFloat | None = None
-    low: FiniteFloat | None = None
-    high: FiniteFloat | None = None
+    accuracy_low: FiniteFloat | None = None
+    accuracy_high: FiniteFloat | None = None
     read: FiniteFloat | None = None
     written: FiniteFloat | None = None
     tflops: FiniteFloat | None = None
     seconds: FiniteFloat | None = None
+    truncated_share: FiniteFloat | None = None
     errors: int | None = None
-    cut: int | None = None
     right: Annotated[str, StringConstraints(pattern="^[01]*$")] | None = None
 
 

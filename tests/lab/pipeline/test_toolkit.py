@@ -7,27 +7,30 @@ import pytest
 
 from ensemblehub import registry
 from ensemblehub.errors import ArtifactError
+from ensemblehub.lab import metrics
+from ensemblehub.lab.bench.answers import Bench
 from ensemblehub.lab.pipeline import toolkit, toolkit_report
-from ensemblehub.lab.pipeline.toolkit import Cell
 from ensemblehub.lab.tasks import task_named
 
 pytest.importorskip("torch")
 
 
 def line(name, right, **more):
-    rows = [
-        {
-            "correct": one == "1",
-            "read": 1,
-            "written": 2,
-            "tflops": 1e-3,
-            "seconds": 0.1,
-            "error": "",
-            "finish": "stop",
-        }
-        for one in right
-    ]
-    return {"selection": "all", "aggregation": name, "note": ""} | toolkit_report.summary(rows) | more
+    low, high = metrics.wilson_interval(right.count("1"), len(right))
+    figures = {
+        "n": len(right),
+        "accuracy": right.count("1") / len(right),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "read": 1.0,
+        "written": 2.0,
+        "tflops": 1e-3,
+        "seconds": 0.1,
+        "truncated_share": 0.0,
+        "errors": 0,
+        "right": right,
+    }
+    return {"selection": "all", "aggregation": name, "note": ""} | figures | more
 
 
 def test_every_registered_method_is_in_the_grid():
@@ -63,7 +66,7 @@ def test_answers_are_kept_and_not_given_twice(tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("answered again")
 
-    monkeypatch.setattr(toolkit, "answer", never)
+    monkeypatch.setattr(Bench, "_row_of", never)
     assert toolkit.run(cell, task, "test", 3, tmp_path, False) == first
 
 
@@ -74,10 +77,10 @@ def test_an_ensemble_beats_both_members_only_if_both_intervals_say_so():
         [line("intern", intern), line("guest", guest), line("gac", "1" * n), line("vote", intern)]
     )
     by_name = {one["aggregation"]: one for one in lines}
-    assert by_name["gac"]["over_intern"][0] == pytest.approx(0.5)
-    assert by_name["gac"]["beats_both"]
-    assert by_name["vote"]["over_intern"] == [0.0, 0.0, 0.0]
-    assert not by_name["vote"]["beats_both"]
+    assert by_name["gac"]["over intern"] == pytest.approx(0.5)
+    assert by_name["gac"]["beats both"] == "yes"
+    assert [by_name["vote"][f"over intern{end}"] for end in ("", "_low", "_high")] == [0.0, 0.0, 0.0]
+    assert by_name["vote"]["beats both"] == "no"
 
 
 def test_the_best_is_picked_on_calibration_and_reported_on_test(tmp_path):
@@ -102,5 +105,4 @@ def test_what_is_missing_names_its_command(tmp_path):
 
 
 def test_notes_stand_in_the_table():
-    cell = Cell("models", "all", "vote", "a note", next(iter(toolkit.cells("pair", ("all",)))).config)
-    assert "a note" in toolkit_report.markdown([line("vote", "1") | {"note": cell.note}])
+    assert "a note" in toolkit_report.markdown([line("vote", "1", note="a note")])
