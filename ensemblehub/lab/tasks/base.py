@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -34,11 +34,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Grade:
-    """Whether an answer is right, what was understood as the answer, and why not in one line."""
+    """Whether an answer is right, what was understood as the answer, and why not in one line.
+
+    Attributes:
+        suites: whether it passes each of the benchmark's sets of tests, where there are several (`base`, `plus`);
+            a right answer passes all.
+    """
 
     correct: bool
     answer: str | None
     reason: str = ""
+    suites: Mapping[str, bool] = field(default_factory=dict)
 
 
 class Task(ABC):
@@ -83,6 +89,10 @@ class Task(ABC):
     @abstractmethod
     def grade(self, item: Item, text: str) -> Grade:
         """Grade an answer.  Thread-safe, bounded in time."""
+
+    def in_form(self, item: Item, text: str) -> bool:
+        """Whether an answer has the form that was asked for: a box, or code with the asked function."""
+        return True
 
     def grading(self) -> str:
         """How answers were graded, for the record of a result, where it depends on the machine;

@@ -18,6 +18,7 @@ def convert(item: Mapping[str, Any]) -> Fields:
         "output": item["canonical_solution"],
         "entry_point": item["entry_point"],
         "test": code_tests.check(item, "all"),
+        **code_tests.separate(item),
     }
 
 

@@ -28,4 +28,4 @@ class HumanEvalPlus(HumanEval):
         convert=convert,
         package=partial(evalplus_rows, "humaneval", "get_human_eval_plus"),
     )
-    seconds: ClassVar[float] = 60
+    seconds: ClassVar[float] = 120

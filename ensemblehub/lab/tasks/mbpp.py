@@ -33,6 +33,7 @@ def convert(suite: code_tests.Suite, item: Mapping[str, Any]) -> Fields:
         "output": item.get("code") or item["canonical_solution"],
         "entry_point": entry_point,
         "test": code_tests.check(item, suite),
+        **(code_tests.separate(item) if suite == "all" else {}),
     }
 
 

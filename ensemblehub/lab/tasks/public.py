@@ -28,6 +28,8 @@ from ensemblehub.schema import Chat, Request, Sampling
 MATHS = "Solve this math problem step by step and put the final answer in \\boxed{}."
 CODE = "Complete this Python function. Reply with the whole function in one code block."
 SEED = 42
+MOST_LINES = 100  # of an insight, that are searched for the answer
+PLUS_MEMORY = 4096  # MiB for EvalPlus's tests, as EvalPlus allows
 HELD_OUT = 4  # one in four training questions is for calibration
 
 
@@ -199,10 +201,14 @@ class Mathematics(Public):
         correct = equal_answers(item.answer, answer)
         return Grade(correct, answer, "" if correct else f"the answer is {item.answer}")
 
+    def in_form(self, item: Item, text: str) -> bool:
+        """Whether the answer has a box; "the answer is 7" is graded, and has none."""
+        return last_boxed(text.rpartition("</think>")[2]) is not None
+
     def leaks(self, item: Item, insight: str) -> bool:
-        """Whether the insight boxes the answer, or says that it is the answer."""
-        stated = final_answer(insight)
-        return stated is not None and equal_answers(item.answer, stated)
+        """Whether the insight boxes the answer or says that it is the answer, at its end or in any line."""
+        stated = dict.fromkeys(map(final_answer, (insight, *insight.splitlines()[:MOST_LINES])))
+        return any(answer is not None and equal_answers(item.answer, answer) for answer in stated)
 
     def _item(self, fields: Fields) -> Item:
         answer = self._answer(fields)
@@ -223,14 +229,34 @@ class Mathematics(Public):
 
 @dataclass(frozen=True)
 class Programming(Public):
-    """Functions to write, graded by running the benchmark's tests in the sandbox."""
+    """Functions to write, graded by running the benchmark's tests in the sandbox.
+
+    Attributes:
+        seconds: wall time of all tests of an answer.
+        base_seconds: wall time of the benchmark's own, where EvalPlus's are told apart.
+    """
 
     published: ClassVar[Mapping[str, PromptProfile]] = CODE_PROFILES
     seconds: ClassVar[float] = 15
+    base_seconds: ClassVar[float] = 15
 
     def grade(self, item: Item, text: str) -> Grade:
-        """Right if the function of the answer passes the tests; see `extraction.program_of`."""
-        return grade_program(item, self.profile.opening + text, self.seconds)
+        """Right if the function of the answer passes the tests; see `extraction.program_of`.
+
+        With EvalPlus's tests, `Grade.suites` tells the benchmark's own (`base`) from all of them (`plus`).
+        """
+        answer = self.profile.opening + text
+        if "base" not in item.extra:
+            return grade_program(item, answer, self.seconds)
+        base = grade_program(item, answer, self.base_seconds, test="base")
+        if not base.correct:
+            return replace(base, suites={"base": False, "plus": False})
+        plus = grade_program(item, answer, self.seconds, PLUS_MEMORY)
+        return replace(plus, suites={"base": True, "plus": plus.correct})
+
+    def in_form(self, item: Item, text: str) -> bool:
+        """Whether the answer defines the function; a body that continues the prompt does not."""
+        return defines(self.profile.opening + text, item.extra["entry_point"])
 
     def grading(self) -> str:
         """The isolation of the programs."""
@@ -247,12 +273,9 @@ class Programming(Public):
             raise ValueError("`entry_point` and `test` must be texts")
         if not str(extra["entry_point"]).isidentifier():
             raise ValueError(f"`entry_point` {extra['entry_point'][:40]!r} is no name of a function")
-        return Item(
-            self._id(fields),
-            fields["input"],
-            fields["output"],
-            extra=extra | {"prompt": self._prompt(fields)},
-        )
+        extra["prompt"] = self._prompt(fields)
+        extra |= {name: fields[name] for name in ("base", "adapter") if name in fields}
+        return Item(self._id(fields), fields["input"], fields["output"], extra=extra)
 
     def _prompt(self, fields: Fields) -> str:
         """The code that stands before the answer."""

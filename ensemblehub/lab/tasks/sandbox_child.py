@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Any, BinaryIO, NoReturn
 
 MEGABYTE = 1 << 20
-REPLY_BYTES = 8 * MEGABYTE
+REPLY_BYTES = 32 * MEGABYTE
 FILE_BYTES = MEGABYTE
 OPEN_FILES = 64
 GRACE_SECONDS = 5  # after the time is up; then the children end by themselves, should nobody end them

@@ -12,7 +12,7 @@ from ensemblehub.cli import main
 from ensemblehub.data import read_items
 from ensemblehub.errors import ConfigError, MissingExtraError
 from ensemblehub.lab.data import fetch
-from ensemblehub.lab.tasks import TASKS, task_named
+from ensemblehub.lab.tasks import TASKS, mbpp_inputs, task_named
 from ensemblehub.lab.tasks.hendrycks_math import SUBJECTS
 from ensemblehub.lab.tasks.mbpp import WRITE
 from ensemblehub.lab.tasks.public import CODE, MATHS
@@ -158,7 +158,8 @@ def test_a_public_file_is_read_and_its_splits_do_not_meet(tmp_path, name):
         assert set(ids["calibration"]) <= set(ids["train"])
         assert not set(ids["calibration"]) & set(ids["train"][: len(ids["train"]) * 3 // 4])
     if name in ("mbpp", "mbpp_plus"):
-        assert [len(ids[split]) for split in ("train", "calibration", "test")] == [374, 90, 500]
+        sizes = [374, 90, 500] if name == "mbpp" else [371, 87, 485]  # without 21 ill-formed ones
+        assert [len(ids[split]) for split in ("train", "calibration", "test")] == sizes
     about = task.about("test")
     assert about["split"] == f"test: {task.division}"
     assert about["items"] == len(ids["test"])
@@ -455,6 +456,7 @@ def test_a_stated_answer_leaks_and_an_equal_number_does_not(tmp_path):
     item = next(one.items("test"))
     assert one.leaks(item, "Action: so the answer is 1000.")
     assert one.leaks(item, "\\boxed{1000}")
+    assert one.leaks(item, "Goal: the answer is 1000.\nAction: 2 * 3 = 6, so \\boxed{6}")
     assert not one.leaks(item, "Retrieval: 1000 pans, 0 more")
     code = task("humaneval", tmp_path, 1)
     asked = next(code.items("all"))
@@ -571,11 +573,91 @@ def test_evalplus_is_asked_where_it_is_installed(tmp_path, monkeypatch):
         first.items("all")
 
 
-def test_evalplus_own_rows_of_mbpp_need_its_package(tmp_path, monkeypatch):
+PLUS = {
+    "task_id": "Mbpp/20",
+    "prompt": '"""\nHalve a number of a pair. See https://example.org/x\nassert half((1, 2), 0) == 0.5\n"""\n',
+    "entry_point": "half",
+    "canonical_solution": "def half(pair, at):\n    return pair[at] / 2\n",
+    "atol": 0,
+    "base_input": [[[1, 2], 0]],
+    "plus_input": [[[3, 5], 1], [[8, 8], 0]],
+    "assertion": "assert half((1, 2), 0) == 0.5",
+}
+
+
+def test_evalplus_own_rows_of_mbpp_are_read_without_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "evalplus", None)
-    row = {**evalplus(2), "task_id": "Mbpp/20", "assertion": "assert more(1) == 3"}
-    with pytest.raises(MissingExtraError, match=r"ensemblehub\[evalplus\]"):
-        task_named("mbpp_plus", written(tmp_path / "rows.jsonl", [row])).items("test")
+    one = task_named("mbpp_plus", written(tmp_path / "rows.jsonl", [PLUS]))
+    (item,) = one.items("test")
+    assert "https" not in item.text
+    right = "def half(pair, at):\n    assert type(pair) is tuple\n    return pair[at] / 2\n"
+    for text, base, plus in (
+        (right, True, True),
+        ("def half(pair, at):\n    return 4 if pair[0] == 8 else pair[at] / 2\n", True, True),  # 4 is 4.0
+        ("def half(pair, at):\n    return pair[0] / 2\n", True, False),
+        ("def half(pair, at):\n    return 7\n", False, False),
+    ):
+        grade = one.grade(item, text)
+        assert grade.suites == {"base": base, "plus": plus}, grade
+        assert grade.correct == plus
+
+
+def test_the_functions_that_evalplus_took_out_are_in_its_first_version_only(tmp_path):
+    rows = [PLUS, PLUS | {"task_id": "Mbpp/83"}, PLUS | {"task_id": "Mbpp/602"}]
+    one = task_named("mbpp_plus", written(tmp_path / "rows.jsonl", rows))
+    assert sorted(item.id for item in one.items("all")) == ["Mbpp/20", "Mbpp/602"]
+    assert [item.id for item in one.items("test")] == ["Mbpp/20"]
+    assert len(list(one.items("v0.1.0"))) == 3
+
+
+def test_a_match_counts_as_found(tmp_path):
+    row = PLUS | {
+        "entry_point": "check_str",
+        "canonical_solution": "import re\ndef check_str(text):\n    return re.search('^a', text)\n",
+        "base_input": [["ab"]],
+        "plus_input": [["ba"]],
+        "assertion": "assert check_str('ab')",
+    }
+    one = task_named("mbpp_plus", written(tmp_path / "rows.jsonl", [row]))
+    (item,) = one.items("test")
+    for result, right in (("re.match('a', text)", True), ("text[0] == 'a'", True), ("'found'", False)):
+        text = f"import re\ndef check_str(text):\n    return {result}\n"
+        assert one.grade(item, text).correct == right, text
+
+
+@pytest.mark.parametrize(
+    ("assertion", "given", "expected"),
+    [
+        ("f((1, 2), [3])", [[5], [6, 7]], [(5,), [6, 7]]),
+        ("f([(1, 'a')])", [[[2, "b"], []]], [[(2, "b"), ()]]),
+        ("f((1, (2, 3)))", [[4, [5, [6]]]], [(4, (5, (6,)))]),
+        ("f([{1, 2}, {}])", [[[3], []]], [[{3}, {}]]),
+        ("f({'a': (1,)})", [{"b": [2, 3]}], [{"b": (2, 3)}]),
+        ("f(1, 'x')", ["1j", "1j"], [1j, "1j"]),
+        ("f(g(1))", [[1]], [[1]]),
+    ],
+)
+def test_arguments_get_the_types_of_the_assertions(assertion, given, expected):
+    item = {
+        "entry_point": "f",
+        "assertion": f"assert {assertion} == 0",
+        "base_input": [given],
+        "plus_input": [],
+    }
+    assert mbpp_inputs.restored(item, [given]) == [expected]
+
+
+def test_answers_in_another_form_than_asked_are_told(tmp_path):
+    one = task("gsm8k", tmp_path, 1)
+    item = next(one.items("test"))
+    assert one.in_form(item, "So \\boxed{7}.")
+    assert not one.in_form(item, "The answer is 1000.")
+    assert not one.in_form(item, "<think>\\boxed{7}</think> print(7)")
+    code = task("humaneval", tmp_path, 1)
+    asked = next(code.items("all"))
+    assert code.in_form(asked, "Here:\n```python\ndef more(x):\n    return x\n```")
+    assert not code.in_form(asked, "    return x + 0")
+    assert not code.in_form(asked, "```python\ndef less(x):\n    return x\n```")
 
 
 # -- adding one --------------------------------------------------------------------------------------------
