@@ -37,7 +37,7 @@ $(TESTS): $(STAMP)
 
 install: $(STAMP)  ## make the environment in .venv
 
-demo: $(STAMP)  ## the built-in pair rides in tandem
+demo: $(STAMP)  ## show Tandem on the built-in pair
 	$(BIN)/ensemblehub demo
 
 # Three workers on two cores: many tests wait for a server or a child process most of their time.

@@ -57,7 +57,7 @@ class Table:
         self.home: list[Result] = []
         self.alone: list[Result] = []
 
-    async def ridden(self, config: Config) -> list[tuple[Result | BaseException, float]]:
+    async def answered(self, config: Config) -> list[tuple[Result | BaseException, float]]:
         """Run all questions concurrently; returns the result or exception of each, and its seconds."""
         async with AsyncEnsemble.from_config(config) as ensemble:
 
@@ -75,14 +75,14 @@ class Table:
 
     async def rightly(self, config: Config) -> list[Result]:
         """Run questions that must not fail."""
-        found = [result for result, _ in await self.ridden(config)]
+        found = [result for result, _ in await self.answered(config)]
         return [result for result in found if isinstance(result, Result)]
 
     async def add(self, engine: str, role: str, fault: str, config: Config, tolerant: bool = False) -> None:
         """Run with a fault, and record the outcomes."""
         row = {"engine": engine, "role": role, "fault": fault, "degrades": tolerant, "asked": len(self.items)}
         row |= {"as without": 0, "intern alone": 0, "errors": {}, "wrong": [], "longest": 0.0}
-        for found, home, alone in zip(await self.ridden(config), self.home, self.alone, strict=True):
+        for found, home, alone in zip(await self.answered(config), self.home, self.alone, strict=True):
             result, seconds = found
             row["longest"] = max(row["longest"], seconds)
             if isinstance(result, EnsembleHubError) and "\n" not in str(result):

@@ -40,11 +40,11 @@ RESULTS = Path("results/benchmarks")
 COLLECTED = Path("results/builtin_math/collected")
 AT_ONCE = (1, 8, 32)
 AIM = 0.90  # of the insight text is never computed twice, on engines with a prefix cache of their own
-Ridden = list[tuple[Result, UsageLedger]]
+Runs = list[tuple[Result, UsageLedger]]
 
 
-async def ridden(config: Config, items: Sequence[Item], at_once: int) -> tuple[float, Ridden, AsyncEnsemble]:
-    """Seconds for all the questions with fresh engines, and every ride with its bill."""
+async def answered(config: Config, items: Sequence[Item], at_once: int) -> tuple[float, Runs, AsyncEnsemble]:
+    """Answer all questions with fresh engines; returns the seconds, and every run with its usage."""
     task = BuiltinMath()
     async with AsyncEnsemble.from_config(config) as ensemble:
 
@@ -53,16 +53,16 @@ async def ridden(config: Config, items: Sequence[Item], at_once: int) -> tuple[f
             return await collect(ensemble.stream(request, ledger), ledger), ledger
 
         started = time.perf_counter()
-        rides = await for_each(items, answer, limit=at_once)
-        return time.perf_counter() - started, rides, ensemble
+        runs = await for_each(items, answer, limit=at_once)
+        return time.perf_counter() - started, runs, ensemble
 
 
-def shares(rides: Ridden, ensemble: AsyncEnsemble) -> dict[str, float]:
+def shares(runs: Runs, ensemble: AsyncEnsemble) -> dict[str, float]:
     """What the intern computed once, what came from the cache, what judging cost, what was discarded."""
     closing = Collected.load(COLLECTED, "test").rows[0].closing  # template tokens after the insight
-    cards = {engine.name: engine.info for engine in ensemble.engines}
+    infos = {engine.name: engine.info for engine in ensemble.engines}
     insight = again = cached = prompt = blocks = judging = flops = discarded = 0.0
-    for result, ledger in rides:
+    for result, ledger in runs:
         calls = [call.cost for call in ledger.calls if call.engine == "intern" and call.cost.prompt_tokens]
         shown = [0, *(verdict.mentor_tokens for verdict in result.verdicts)]
         insight += shown[-1]
@@ -71,8 +71,8 @@ def shares(rides: Ridden, ensemble: AsyncEnsemble) -> dict[str, float]:
         answer = calls[-1]
         cached, prompt = cached + answer.cached_tokens, prompt + answer.prompt_tokens
         blocks += (answer.prompt_tokens - 1) // engines.BLOCK * engines.BLOCK
-        bill = ColdCost.of(ledger.calls, cards, "intern")
-        judging, flops = judging + bill.judging_flops, flops + bill.flops
+        cold = ColdCost.of(ledger.calls, infos, "intern")
+        judging, flops = judging + cold.judging_flops, flops + cold.flops
         wrote = sum(call.cost.completion_tokens for call in ledger.calls if call.engine == "mentor")
         discarded += wrote - shown[-1]
     return {
@@ -80,7 +80,7 @@ def shares(rides: Ridden, ensemble: AsyncEnsemble) -> dict[str, float]:
         "cached": cached / prompt,
         "cached of whole blocks": cached / blocks,
         "judging": judging / flops,
-        "discarded a question": discarded / len(rides),
+        "discarded a question": discarded / len(runs),
     }
 
 
@@ -91,16 +91,16 @@ async def measured(engine: str, config: Config, questions: int, rounds: int) -> 
     for at_once in AT_ONCE:
         rates = []
         for _ in range(rounds):
-            seconds, rides, ensemble = await ridden(config, items, at_once)
+            seconds, runs, ensemble = await answered(config, items, at_once)
             rates.append(60 * len(items) / seconds)
-        texts = texts or [result.text for result, _ in rides]
-        same = sum(result.text == text for (result, _), text in zip(rides, texts, strict=True))
+        texts = texts or [result.text for result, _ in runs]
+        same = sum(result.text == text for (result, _), text in zip(runs, texts, strict=True))
         low, high = np.percentile(
             np.median(np.random.default_rng(0).choice(rates, (4000, rounds)), axis=1), [2.5, 97.5]
         )
         row = {"engine": engine, "at once": at_once, "questions": len(items), "rounds": rounds}
         row |= {"per minute": float(np.median(rates)), "interval": [float(low), float(high)]}
-        rows.append(row | {"as alone": same, **shares(rides, ensemble)})
+        rows.append(row | {"as alone": same, **shares(runs, ensemble)})
         print(line(rows[-1]), flush=True)
     return rows
 

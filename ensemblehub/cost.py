@@ -229,7 +229,7 @@ def _common(tokens: Sequence[int], other: Sequence[int], most: int) -> int:
 
 
 def dollars(info: ModelInfo, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
-    """Price of a call in US dollars; 0 where the card has no price."""
+    """Price of a call in US dollars; 0 if the model has no price."""
     if info.price is None:
         return 0.0
     cached_price = info.price.prompt if info.price.cached is None else info.price.cached

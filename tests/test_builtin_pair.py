@@ -54,33 +54,33 @@ def told(results):
 
 
 @pytest.fixture(scope="module")
-def rides():
+def runs():
     return answers(builtin_pair())
 
 
-def test_rides_use_more_than_one_level_and_the_parts_equal_the_total(rides):
-    assert len({result.verdicts[-1].level for result in rides}) > 1
-    for result in rides:
+def test_runs_use_more_than_one_level_and_the_parts_equal_the_total(runs):
+    assert len({result.verdicts[-1].level for result in runs}) > 1
+    for result in runs:
         assert sum((line.cost for line in result.usage.lines), Cost()) == result.cost
         assert result.cost.discarded_tokens == 0
         assert "boxed" in result.text
 
 
-def test_the_prefix_cache_changes_the_cost_and_never_the_text(rides):
+def test_the_prefix_cache_changes_the_cost_and_never_the_text(runs):
     cold = answers(builtin_pair(engine={"prefix_cache_tokens": 0}))
-    assert told(cold) == told(rides)
+    assert told(cold) == told(runs)
     assert sum(result.cost.cached_tokens for result in cold) == 0
-    assert sum(result.cost.flops for result in cold) > sum(result.cost.flops for result in rides)
+    assert sum(result.cost.flops for result in cold) > sum(result.cost.flops for result in runs)
 
 
-def test_rides_together_write_what_each_writes_alone(rides):
-    assert told(answers(builtin_pair(), together=False)) == told(rides)
+def test_runs_together_write_what_each_writes_alone(runs):
+    assert told(answers(builtin_pair(), together=False)) == told(runs)
 
 
 def test_each_checkpoint_and_the_answer_read_at_most_16_tokens_again():
     hub = builtin_pair(judge="entropy:0.000001")  # never sufficient: every level is visited
 
-    async def ride(item):
+    async def usage(item):
         ledger = UsageLedger()
         async for _ in hub.stream(Request(BuiltinMath().request(item), SAMPLING), ledger):
             pass
@@ -88,7 +88,7 @@ def test_each_checkpoint_and_the_answer_read_at_most_16_tokens_again():
 
     async def run():
         async with hub:
-            return [await ride(item) for item in ITEMS[:6]]
+            return [await usage(item) for item in ITEMS[:6]]
 
     for calls in asyncio.run(run()):
         reads = [call.cost for call in calls if call.engine == "intern"]
@@ -116,13 +116,13 @@ def test_the_live_ride_at_a_fixed_level_is_what_collecting_replays():
                 lives.append(fold(events, ledger, 0.0))
         return rows, lives, ledgers, {engine.name: engine.info for engine in fresh.engines}
 
-    rows, lives, ledgers, cards = asyncio.run(run())
+    rows, lives, ledgers, infos = asyncio.run(run())
     for row, live, ledger in zip(rows, lives, ledgers, strict=True):
         run_ = Row.from_json({key: value for key, value in row.items() if key != "readings"}).runs["medium"]
         assert run_.text == live.text
-        bill = ColdCost.of(ledger.calls, cards, "intern")
-        assert bill.flops == pytest.approx(run_.flops(cards["mentor"], cards["intern"]), rel=1e-9)
-        assert bill.judging_flops == 0
+        cold = ColdCost.of(ledger.calls, infos, "intern")
+        assert cold.flops == pytest.approx(run_.flops(infos["mentor"], infos["intern"]), rel=1e-9)
+        assert cold.judging_flops == 0
 
 
 def test_closing_in_mid_insight_stops_the_mentor_and_bills_it():

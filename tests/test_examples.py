@@ -46,13 +46,13 @@ def test_an_example_builds_says_nothing_in_vain_and_is_short(path):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=named)
 def test_an_example_answers(path):
-    async def ride():
+    async def answer():
         async with AsyncEnsemble.from_config(
             Config.read(path, ["ensemble.generation.max_tokens=24"])
         ) as ensemble:
             return await ensemble.generate(QUESTION)
 
-    result = asyncio.run(ride())
+    result = asyncio.run(answer())
     assert result.text
     assert result.cost.completion_tokens > 0
 
@@ -128,7 +128,7 @@ def local(path, tiny, *more):
 def test_a_file_of_the_references_shape_builds_and_answers(path, tiny):
     config = local(path, tiny, "ensemble.generation.max_tokens=12")
 
-    async def ride():
+    async def answer():
         async with AsyncEnsemble.from_config(config) as ensemble:
             assert (
                 ensemble.engines[0].settings.enable_thinking
@@ -136,7 +136,7 @@ def test_a_file_of_the_references_shape_builds_and_answers(path, tiny):
             )
             return await ensemble.generate("the quick brown fox")
 
-    assert asyncio.run(ride()).cost.completion_tokens > 0
+    assert asyncio.run(answer()).cost.completion_tokens > 0
     assert [note.split(" has")[0].split()[-1] for note in config.notes] == [
         "model_specs.0.padding_side",
         "engine_options.hf.low_cpu_mem",

@@ -209,7 +209,7 @@ def ask(request: Request, turn: EngineTurn, so_far: SoFar) -> Request:
 
 
 def room(engine: Engine, request: Request, wanted: int) -> int:
-    """How many of `wanted` tokens the engine's context has room for behind the request."""
+    """Return how many of `wanted` tokens fit the engine's context after the request."""
     read = engine.count(request)
     return wanted if read is None or not engine.info.context else min(wanted, engine.info.context - read)
 

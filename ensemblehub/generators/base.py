@@ -83,7 +83,7 @@ class Decoder(ABC):
     """One sequence that a token-level method steps by hand.
 
     Attributes:
-        given: number of appended ids that belong to the prompt; they are billed as prompt tokens.
+        given: number of appended ids that belong to the prompt; they are recorded as prompt tokens.
     """
 
     vocabulary: Vocabulary

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from test_hetero import rides
+from test_hetero import runs
 
 from ensemblehub import builtin
 from ensemblehub.cli import main
@@ -33,7 +33,7 @@ def server(serve):
 
 
 def read(server, *requests, **options):
-    """Each prompt as the server's intern reads it and as one at home does, and the server's bill."""
+    """Each prompt as the server's intern reads it and as one at home does, and the server's usage."""
 
     async def main():
         given = {"score": "echo", "tokenizer": PATH, "dialect": "vllm", **options}
@@ -99,14 +99,14 @@ def test_raw_text_needs_no_tokenizer(server):
 def test_a_ride_with_an_intern_behind_an_api_is_that_of_the_pair_at_home(server):
     far = ["engine=openai", "path=intern", "dialect=vllm", f"base_url={server.url}/v1", "score=echo"]
     far += ["entropy_top_k=0", f"tokenizer={PATH}"]
-    away = rides(Config.read(builtin.CONFIG, [f"model_specs.1.{change}" for change in far]))
-    home = rides(Config.read(builtin.CONFIG))
+    away = runs(Config.read(builtin.CONFIG, [f"model_specs.1.{change}" for change in far]))
+    home = runs(Config.read(builtin.CONFIG))
     for one, other in zip(away, home, strict=True):
         assert (one.insight, one.text) == (other.insight, other.text)
         assert [verdict.level for verdict in one.verdicts] == [verdict.level for verdict in other.verdicts]
         for verdict, same in zip(one.verdicts, other.verdicts, strict=True):
             assert verdict.probability == pytest.approx(same.probability, abs=1e-3)
-    assert any(len(ride.verdicts) > 1 for ride in away)
+    assert any(len(run.verdicts) > 1 for run in away)
 
 
 def test_what_the_server_can_do_is_seen_by_asking_it(server, tmp_path, capsys):

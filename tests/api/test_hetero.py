@@ -1,4 +1,4 @@
-"""A mentor behind an API, in a process of its own, and a local intern: the same ride as with both at home."""
+"""A mentor behind an API, in a process of its own, and a local intern: the same run as with both at home."""
 
 import asyncio
 import random
@@ -16,11 +16,11 @@ from ensemblehub.schema import Chat, Message, Request
 FAR = ["model_specs.0.engine=openai", "model_specs.0.path=mentor", "model_specs.0.dialect=vllm"]
 
 
-def rides(config, count=12):
+def runs(config, count=12):
     rng = random.Random(5)
     questions = [word_problems.draw(rng, steps=3 + number % 3).text for number in range(count)]
 
-    async def ride():
+    async def main():
         async with AsyncEnsemble.from_config(config) as ensemble:
             found = []
             for question in questions:
@@ -28,7 +28,7 @@ def rides(config, count=12):
                 found.append(await ensemble.generate(Request(Chat((Message("user", question),)), sampling)))
             return found
 
-    return asyncio.run(ride())
+    return asyncio.run(main())
 
 
 def far(url, *changes):
@@ -38,8 +38,8 @@ def far(url, *changes):
 
 def test_the_ride_is_the_same_and_a_mentor_that_is_stopped_stops_over_there(serve):
     server = serve()
-    away = rides(far(server.url, "strict=false"))
-    home = rides(Config.read(builtin.CONFIG))
+    away = runs(far(server.url, "strict=false"))
+    home = runs(Config.read(builtin.CONFIG))
     for one, other in zip(away, home, strict=True):
         assert one.insight == other.insight
         assert [verdict.level for verdict in one.verdicts] == [verdict.level for verdict in other.verdicts]
@@ -66,11 +66,11 @@ def test_the_ride_is_the_same_and_a_mentor_that_is_stopped_stops_over_there(serv
 
 def test_without_the_mentor_the_intern_answers_alone_where_so_configured():
     nobody = far("http://127.0.0.1:9", "on_mentor_error=intern")
-    (ride,) = rides(
+    (run,) = runs(
         nobody.model_copy(update={"model_specs": [quick(nobody.model_specs[0]), nobody.model_specs[1]]}), 1
     )
-    assert ride.text
-    assert ride.insight == ""
+    assert run.text
+    assert run.insight == ""
 
 
 def quick(spec):
@@ -86,10 +86,10 @@ def test_the_example_of_a_mentor_behind_an_api_rides_with_another_address_and_sm
         "ensemble.generation.max_tokens=64",
     ]
     config = Config.read(example, [*models, "ensemble.output_aggregation_params.levels={low: 24, high: 64}"])
-    for ride in rides(config, 2):
-        assert ride.insight
-        assert ride.text
-        assert {(line.engine, line.purpose) for line in ride.usage.lines} >= {
+    for run in runs(config, 2):
+        assert run.insight
+        assert run.text
+        assert {(line.engine, line.purpose) for line in run.usage.lines} >= {
             ("mentor", "insight"),
             ("intern", "answer"),
         }

@@ -25,7 +25,7 @@ MALFORMED = [
     (200, {"content-type": "text/html"}, "<p>log in</p>"),
     (200, {"content-type": "text/event-stream", "content-encoding": "br"}, "\x0b\x02\x80"),
 ]
-BILLS = [
+USAGES = [
     {"prompt_tokens": value, "completion_tokens": value} for value in (10**400, -1, float("nan"), "4", [])
 ]
 HALVES = [
@@ -42,13 +42,15 @@ def config(url):
     return json.dumps({"model_specs": [model], "ensemble": {"output_aggregation_method": "single"}})
 
 
-def test_a_malformed_reply_is_a_502_of_one_line_and_an_odd_bill_none(serve):
-    bills = [[faulty.said("4"), faulty.said(finish="stop"), faulty.event({"usage": bill})] for bill in BILLS]
+def test_a_malformed_reply_is_a_502_of_one_line_and_odd_usage_is_none(serve):
+    chunks = [
+        [faulty.said("4"), faulty.said(finish="stop"), faulty.event({"usage": usage})] for usage in USAGES
+    ]
 
     async def ask():
-        async with faulty.upstream(*MALFORMED, *bills, HALVES) as (_, url):
+        async with faulty.upstream(*MALFORMED, *chunks, HALVES) as (_, url):
             server = serve(config(url))
-            count = len(MALFORMED) + len(BILLS) + 1
+            count = len(MALFORMED) + len(USAGES) + 1
             return [await asyncio.to_thread(server.post, "/v1/chat/completions", ASK) for _ in range(count)]
 
     replies = asyncio.run(ask())
@@ -60,7 +62,7 @@ def test_a_malformed_reply_is_a_502_of_one_line_and_an_odd_bill_none(serve):
     for reply in replies[len(MALFORMED) :]:
         assert reply.status_code == 200, reply.text
     texts = [reply.json()["choices"][0]["message"]["content"] for reply in replies[len(MALFORMED) :]]
-    assert texts == ["4"] * len(BILLS) + ["4 \U0001f600\ufffd"]
+    assert texts == ["4"] * len(USAGES) + ["4 \U0001f600\ufffd"]
 
 
 def test_infer_and_ask_write_what_halves_stand_for(tmp_path):

@@ -126,12 +126,12 @@ def chat_ids(text=QUESTION, name="intern"):
 
 
 def untimed(usage):
-    """A bill without what differs from run to run."""
-    bill = usage.model_dump(exclude_none=True)
-    details = bill["cost_details"]
+    """The usage without what differs from run to run."""
+    kept = usage.model_dump(exclude_none=True)
+    details = kept["cost_details"]
     details.pop("seconds")
     details["spent"] = [{**line, "seconds": 0} for line in details["spent"]]
-    return bill
+    return kept
 
 
 class Stream:
@@ -695,7 +695,7 @@ def test_what_a_request_may_not_say_about_the_ensemble_is_refused(
     assert (refused.value.code, refused.value.param) == (code, f"ensemble.{param}")
 
 
-# The bill
+# Usage
 
 
 def test_prompt_tokens_are_the_interns(pair):

@@ -82,8 +82,8 @@ def test_from_collecting_to_answers(config, tmp_path, capsys):
     assert brings["accuracy"] == 1.0
     share = np.mean([item.text.startswith("easy") for item in EasyOrHard().items("calibration")])
     assert brings["shares"]["small"] == pytest.approx(share)
-    assert brings["cost_vs_dearest"] < 0.6
-    assert brings["dearest"] == "big"
+    assert brings["cost_vs_most_expensive"] < 0.6
+    assert brings["most_expensive"] == "big"
 
     ensemble = AsyncEnsemble.from_config(config)
     for question, name in (("easy x x x x", "small"), ("hard x x x x", "big")):
@@ -131,8 +131,8 @@ def test_thresholds_serve_the_aim():
     _, thrifty = learning.learn(train, held, Objective.parse("budget:0.3"))
     best = accurate["calibration"]
     assert best["accuracy"] > held.correct.mean(axis=0).max()  # better than either alone
-    assert best["cost_vs_dearest"] < 1
-    assert thrifty["calibration"]["cost_vs_dearest"] <= 0.3
+    assert best["cost_vs_most_expensive"] < 1
+    assert thrifty["calibration"]["cost_vs_most_expensive"] <= 0.3
     assert thrifty["calibration"]["accuracy"] < best["accuracy"]
 
 

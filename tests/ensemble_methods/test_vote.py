@@ -1,4 +1,4 @@
-"""Voting: who wins and why, ties, closing early, the bill."""
+"""Voting: who wins and why, ties, closing early, usage."""
 
 import asyncio
 from contextlib import aclosing

@@ -1,4 +1,4 @@
-"""The llama.cpp engine writes, reads and bills as the hf engine does, from files that `export-gguf` wrote."""
+"""The llama.cpp engine generates, scores and records usage as the hf engine does, on files of `export-gguf`."""
 
 import asyncio
 import json

@@ -362,8 +362,8 @@ def test_score_is_that_of_the_hf_engine(pair):
         asked.append(asked[0].continued(await pair.text(asked[0])))
         pair.take_usage()
         for one, ours in zip(asked, await asyncio.gather(*map(pair.score, asked)), strict=True):
-            bill = pair.ledger.calls
-            assert all(call.cost.completion_tokens == call.cost.discarded_tokens == 1 for call in bill)
+            calls = pair.ledger.calls
+            assert all(call.cost.completion_tokens == call.cost.discarded_tokens == 1 for call in calls)
             theirs = await pair.theirs.score(one, UsageLedger().meter("judge"))
             same = [(token.id, token.text, token.message, token.start, token.end) for token in ours.tokens]
             assert same == [

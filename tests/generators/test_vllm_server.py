@@ -162,9 +162,9 @@ def test_a_prompt_is_read_as_the_hf_engine_reads_it(server):
                 assert mine.best == pytest.approx(other.best, abs=CLOSE)
                 assert mine.top[0].id == other.top[0].id
                 assert other.entropy - 3 < mine.entropy <= other.entropy + 1e-5  # of 20 in 992: a lower bound
-        bills = [call.cost for call in both.ledger.calls]
+        costs = [call.cost for call in both.ledger.calls]
         assert all(
-            bill.completion_tokens == bill.discarded_tokens == 1 and not bill.estimated for bill in bills
+            cost.completion_tokens == cost.discarded_tokens == 1 and not cost.estimated for cost in costs
         )
 
     Both(server).run(work)

@@ -347,7 +347,7 @@ class RowDecoder(Decoder):
         try:
             return await row.distributions()
         except asyncio.CancelledError:
-            await row.leave()  # so that all it computed is billed
+            await row.leave()  # so that everything it computed is recorded
             raise
 
     def close(self) -> None:

@@ -166,7 +166,7 @@ class InFlightRequest:
                 await self.ended()
 
     def record(self, engine: str, info: ModelInfo, meter: UsageMeter) -> None:
-        """Bill it, unless vLLM refused it; until vLLM reports, the prompt counts as read: an estimate."""
+        """Record its usage unless vLLM refused it; until then the prompt counts as read (estimated)."""
         if self.refused:
             return
         meter.record(

@@ -112,7 +112,7 @@ class Collected:
     """A collected split.
 
     Attributes:
-        header: pair, prompts, levels, cards, task, split.
+        header: pair, prompts, levels, model infos (`cards`), task, split.
         features: float32, (questions, levels, 16).
         sequences: per question, per level: float16 (2, tokens), perplexity and entropy.
     """
@@ -128,7 +128,7 @@ class Collected:
         return cast(dict[str, int], self.header["levels"])
 
     def info(self, role: str) -> ModelInfo:
-        """The card of `mentor` or `intern` as it was when collecting."""
+        """Return the `ModelInfo` of `mentor` or `intern` at the time of collecting."""
         return ModelInfo(**{**self.header["cards"][role], "price": None})
 
     def part(self, indices: list[int]) -> Collected:
@@ -214,9 +214,9 @@ def _check_rows(header: Header, rows: list[Row], split: str) -> None:
     if header.split not in ("", split):
         raise ValueError(f"its questions are those of {header.split!r}")
     if not {"mentor", "intern"} <= header.cards.keys() or LEVEL_0 not in header.levels:
-        raise ValueError(f"its header lacks a card or the level {LEVEL_0!r}")
+        raise ValueError(f"its header lacks the models or the level {LEVEL_0!r}")
     if not all(math.isfinite(info.flops(0, 1)) for info in header.cards.values()):
-        raise ValueError("its header holds a card that is not finite")
+        raise ValueError("its header has model figures that are not finite")
     if len({row.id for row in rows}) < len(rows):
         raise ValueError("a question stands in it twice")
     for row in rows:

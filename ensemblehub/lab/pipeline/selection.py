@@ -264,7 +264,7 @@ def learn(
     chosen = calibration.calibrate(outcomes(held, fitted, order), aim)
     thresholds = dict(zip(order, map(float, chosen.thresholds), strict=True))
     made = {name: replace(fitted[name], threshold=thresholds[name]) for name in order}
-    expected = {name.replace("mentor", "dearest"): value for name, value in chosen.expected.items()}
+    expected = {name.replace("mentor", "most_expensive"): value for name, value in chosen.expected.items()}
     expected["shares"] = {order[int(index)]: share for index, share in chosen.expected["shares"].items()}
     report = {
         "members": {name: {"cost": member.cost, **member.metrics} for name, member in made.items()},
@@ -272,7 +272,7 @@ def learn(
             "aim": str(aim),
             "n": len(held.tokens),
             "thresholds": thresholds,
-            "dearest": order[-1],
+            "most_expensive": order[-1],
         }
         | {"unit": train.unit, "reader": train.reader, "n_train": len(train.tokens), **expected},
     }

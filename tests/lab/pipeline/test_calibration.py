@@ -49,31 +49,31 @@ def synthetic(n, levels=3, seed=0, fallback="best"):
 
 
 def test_replay_by_hand():
-    ride = replay(HAND, [0.5, 0.5])
-    assert ride.chosen.tolist() == [0, 1, 0, 1]  # the last two: never sufficient, the best is taken
-    assert ride.correct.tolist() == [True, True, True, True]
+    cascade = replay(HAND, [0.5, 0.5])
+    assert cascade.chosen.tolist() == [0, 1, 0, 1]  # the last two: never sufficient, the best is taken
+    assert cascade.correct.tolist() == [True, True, True, True]
     # stopped at 0: 10 + 1; stopped at 1: 30 + 3; back to 0 after all levels: 10 − 2 + 21 + 3; best is the last: 33
-    assert ride.cost.tolist() == [11, 33, 32, 33]
+    assert cascade.cost.tolist() == [11, 33, 32, 33]
 
 
 def test_fallback_to_the_last_level():
-    ride = replay(replace(HAND, fallback="last"), [0.5, 0.5])
-    assert ride.chosen.tolist() == [0, 1, 1, 1]
-    assert ride.cost.tolist() == [11, 33, 33, 33]
+    cascade = replay(replace(HAND, fallback="last"), [0.5, 0.5])
+    assert cascade.chosen.tolist() == [0, 1, 1, 1]
+    assert cascade.cost.tolist() == [11, 33, 33, 33]
 
 
 def test_fallback_to_the_mentor():
-    ride = replay(replace(HAND, fallback="mentor"), [0.5, 0.5])
-    assert ride.chosen.tolist() == [0, 1, MENTOR, MENTOR]
-    assert ride.correct.tolist() == [True, True, False, True]
-    assert ride.cost.tolist() == [11, 33, 124, 124]  # 21 to reach the last level, 3 of judging, 100
+    cascade = replay(replace(HAND, fallback="mentor"), [0.5, 0.5])
+    assert cascade.chosen.tolist() == [0, 1, MENTOR, MENTOR]
+    assert cascade.correct.tolist() == [True, True, False, True]
+    assert cascade.cost.tolist() == [11, 33, 124, 124]  # 21 to reach the last level, 3 of judging, 100
 
 
 def test_a_mentor_that_ended_early_leaves_the_last_checkpoint():
     early = replace(HAND, visited=np.array([[1, 1], [1, 0], [1, 1], [1, 0]], bool))
-    ride = replay(early, [0.5, 0.5])
-    assert ride.chosen.tolist() == [0, 0, 0, 0]
-    assert ride.cost.tolist() == [11, 11, 32, 11]
+    cascade = replay(early, [0.5, 0.5])
+    assert cascade.chosen.tolist() == [0, 0, 0, 0]
+    assert cascade.cost.tolist() == [11, 11, 32, 11]
     assert replay(replace(early, fallback="last"), [0.5, 0.0]).chosen.tolist() == [0, 0, 1, 0]
 
 
@@ -97,19 +97,19 @@ def test_the_surface_is_every_replay(fallback, levels):
     grids = [calibration.candidates(column, 5) for column in outcomes.heard.T]
     accuracy, cost = calibration.surface(outcomes, grids)
     for at in itertools.product(*(range(len(grid)) for grid in grids)):
-        ride = replay(outcomes, [grid[index] for grid, index in zip(grids, at, strict=True)])
-        assert accuracy[at] == pytest.approx(ride.correct.mean())
-        assert cost[at] == pytest.approx(ride.cost.mean())
+        cascade = replay(outcomes, [grid[index] for grid, index in zip(grids, at, strict=True)])
+        assert accuracy[at] == pytest.approx(cascade.correct.mean())
+        assert cost[at] == pytest.approx(cascade.cost.mean())
 
 
 def brute_force(outcomes, serves, better):
     """Indices of the best combination, by replaying each."""
     grids = [calibration.candidates(column) for column in outcomes.heard.T]
-    rides = {
+    cascades = {
         at: replay(outcomes, [grid[index] for grid, index in zip(grids, at, strict=True)])
         for at in itertools.product(*(range(len(grid)) for grid in grids))
     }
-    means = {at: (ride.correct.mean(), ride.cost.mean()) for at, ride in rides.items()}
+    means = {at: (cascade.correct.mean(), cascade.cost.mean()) for at, cascade in cascades.items()}
     return max(better(*mean) for mean in means.values() if serves(*mean))
 
 
@@ -165,9 +165,11 @@ def test_a_budget_holds_on_the_calibration_data(seed, share, fallback):
         cheapest = replay(outcomes, [calibration.ALWAYS] * 2)
         assert cheapest.cost.mean() > share * outcomes.mentor_cost.mean()
         return
-    ride = replay(outcomes, found.thresholds)
-    assert ride.cost.mean() <= share * outcomes.mentor_cost.mean() * (1 + 1e-9)
-    assert found.expected["cost_vs_mentor"] == pytest.approx(ride.cost.mean() / outcomes.mentor_cost.mean())
+    cascade = replay(outcomes, found.thresholds)
+    assert cascade.cost.mean() <= share * outcomes.mentor_cost.mean() * (1 + 1e-9)
+    assert found.expected["cost_vs_mentor"] == pytest.approx(
+        cascade.cost.mean() / outcomes.mentor_cost.mean()
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -178,10 +180,10 @@ def test_a_budget_holds_on_the_calibration_data(seed, share, fallback):
 )
 def test_a_ride_costs_at_least_its_answer_and_its_judging(seed, fallback, thresholds):
     outcomes = synthetic(30, 3, seed, fallback)
-    ride, row = replay(outcomes, thresholds), np.arange(30)
-    answered = np.where(ride.chosen == MENTOR, outcomes.mentor_cost, outcomes.cost[row, ride.chosen])
-    assert (ride.cost >= answered + outcomes.judging[:, 0] - 1e-9).all()
-    assert outcomes.visited[row, ride.chosen][ride.chosen != MENTOR].all()
+    cascade, row = replay(outcomes, thresholds), np.arange(30)
+    answered = np.where(cascade.chosen == MENTOR, outcomes.mentor_cost, outcomes.cost[row, cascade.chosen])
+    assert (cascade.cost >= answered + outcomes.judging[:, 0] - 1e-9).all()
+    assert outcomes.visited[row, cascade.chosen][cascade.chosen != MENTOR].all()
 
 
 def test_min_accuracy_is_met_with_room_for_chance_and_cheaper_than_the_best():
@@ -225,8 +227,8 @@ def test_an_aim_is_written_as_it_is_read(text):
 def test_expected_numbers_are_those_of_the_replay():
     outcomes = synthetic(400)
     found = calibrate(outcomes, Objective())
-    ride, expected = replay(outcomes, found.thresholds), found.expected
-    assert expected["accuracy"] == pytest.approx(ride.correct.mean())
+    cascade, expected = replay(outcomes, found.thresholds), found.expected
+    assert expected["accuracy"] == pytest.approx(cascade.correct.mean())
     low, high = expected["accuracy_interval"]
     assert low < expected["accuracy"] < high
     assert sum(expected["shares"].values()) == pytest.approx(1)

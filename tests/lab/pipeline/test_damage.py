@@ -259,11 +259,11 @@ def test_weights_that_are_not_finite_or_of_another_shape(folder):
 def test_a_torn_last_ride_does_not_count_and_a_text_may_hold_any_line_separator(folder):
     path = folder / "results/runs.jsonl"
     lines = path.read_bytes().split(b"\n")
-    ride = json.loads(lines[1]) | {"text": "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\rh"}
-    whole = [lines[0], json.dumps(ride, ensure_ascii=False).encode(), *lines[2:-1]]
+    changed = json.loads(lines[1]) | {"text": "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\rh"}
+    whole = [lines[0], json.dumps(changed, ensure_ascii=False).encode(), *lines[2:-1]]
     path.write_bytes(b"\n".join([*whole, b'{"id": "builtin_math/test/00099", "cor']))
     assert "n = 12 questions" in pipeline(folder).report()
-    assert pipeline(folder).evaluate(12, checks=False)[0].text == ride["text"]
+    assert pipeline(folder).evaluate(12, checks=False)[0].text == changed["text"]
     assert path.read_bytes() == b"\n".join([*whole, b""])
 
 

@@ -97,7 +97,7 @@ def test_from_collecting_to_the_table(pipeline, tmp_path):
     assert all(count == checks["checked"] for count in checks["reproduced"].values())
 
 
-def test_replaying_collected_data_equals_riding_live(pipeline, tmp_path):
+def test_replaying_collected_data_equals_running_live(pipeline, tmp_path):
     pytest.importorskip("sklearn")
     for split in ("train", "calibration", "test"):
         pipeline.collect(split, 150)

@@ -168,10 +168,10 @@ def test_data_of_before_these_settings_were_recorded_is_read(folder):
         if row
     ]
     path.write_bytes(gzip.compress("".join(line + "\n" for line in [json.dumps(header), *old]).encode()))
-    rides = folder / "results/runs.jsonl"
-    first, *others = rides.read_text().split("\n")
+    journal = folder / "results/runs.jsonl"
+    first, *others = journal.read_text().split("\n")
     kept = {key: json.loads(first)["settings"][key] for key in ("options", "n", "judge")}
-    rides.write_text("\n".join([json.dumps({"settings": kept | {"collected": header}}), *others]))
+    journal.write_text("\n".join([json.dumps({"settings": kept | {"collected": header}}), *others]))
     own = pipeline(folder)
     assert "n = 20 questions" in own.report()
     assert len(own.collect("test", N).rows) == N
