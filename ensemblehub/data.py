@@ -22,7 +22,7 @@ ROLES = ("system", "developer", "user", "assistant")
 
 @dataclass(frozen=True)
 class Example:
-    """One item of a data file.
+    """An item of a data file.
 
     Attributes:
         number: Position in the file, from 1.

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DoctorMember:
-    """One model.
+    """A model of the configuration.
 
     Attributes:
         path: Folder or hub id; the engine's name where it has none.
@@ -83,7 +83,7 @@ class DoctorProbe:
 
 @dataclass
 class Report:
-    """Everything known about a configuration.
+    """Findings about a configuration.
 
     Attributes:
         parts: Engine names by role in the aggregation (`mentor`, `intern`).

@@ -155,7 +155,7 @@ class AsyncEnsemble:
 
     @property
     def context(self) -> int:
-        """Shortest context among the engines, in tokens; 0 where none is known."""
+        """Shortest context among the engines, in tokens; 0 if none is known."""
         return min((engine.info.context for engine in self.engines if engine.info.context), default=0)
 
     async def __aenter__(self) -> AsyncEnsemble:

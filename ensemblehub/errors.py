@@ -75,7 +75,7 @@ class SandboxError(EnsembleHubError):
 
 
 class ArtifactError(EnsembleHubError):
-    """A saved classifier or data set is missing, damaged or made for something else."""
+    """A saved classifier or data set is missing, damaged or made for another configuration."""
 
 
 def one_line(error: BaseException | str, most: int = 1000) -> str:

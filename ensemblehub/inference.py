@@ -111,7 +111,7 @@ class InputFile:
 
 @dataclass
 class BatchProgress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         total: Number of items of the input.
@@ -151,7 +151,7 @@ class BatchProgress:
         return " · ".join(parts)
 
     def summary(self, path: Path) -> str:
-        """One line for the end of a run that wrote to `path`."""
+        """Return the final line of a run that wrote to `path`."""
         parts = [f"{self.kept + self.good} of {self.total} answered ({self.kept} before)"]
         parts += [
             f"{count} {word}" for count, word in ((self.failed, "failed"), (self.left, "left")) if count
@@ -255,7 +255,7 @@ class Batch:
 
 
 def error_text(error: Exception) -> str:
-    """An error as one line; with its class where it is none of this package's."""
+    """Return an error as one line, with its class name if it is not an `EnsembleHubError`."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return (

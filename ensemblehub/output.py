@@ -173,7 +173,7 @@ def _description(item: Example | BadExample) -> dict[str, Any]:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether `path` cannot be read back: standard output, a pipe, a terminal, `/dev/null`."""
+    """Return whether `path` cannot be read back: standard output, a pipe, a terminal, `/dev/null`."""
     try:
         there = path.stat()
     except OSError:

@@ -55,14 +55,14 @@ DOCTOR_LINES: dict[str, Callable[[], str]] = {}  # what other packages add to th
 
 
 def engine_for(path: str) -> str:
-    """The engine for a model that names none: by its path, a `.gguf` file, a URL, or anything else."""
+    """Return the engine for a path: `llama_cpp` for a `.gguf` file, `openai` for a URL, else `hf`."""
     if path.lower().endswith(".gguf"):
         return "llama_cpp"
     return "openai" if path.startswith(("http://", "https://")) or ":http" in path else "hf"
 
 
 def lookup(table: Mapping[str, str], name: str, what: str) -> Any:
-    """The class that `name` stands for, in `table` or as `package.module:Class`.
+    """Return the class of `name`, from `table` or given as `package.module:Class`.
 
     Raises:
         ConfigError: unknown name, with the nearest known one.

@@ -26,7 +26,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation.
+    """A message of a conversation.
 
     Attributes:
         extra: Further fields as JSON (`tool_calls`, `tool_call_id`), for engines that call tools.
@@ -83,7 +83,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class Text:
-    """A raw prompt, tokenised as it is, special tokens included."""
+    """A raw prompt, tokenized unchanged, including special tokens."""
 
     text: str
 
@@ -266,7 +266,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Piece:
-    """Generated text, as it is streamed.
+    """A piece of generated text in a stream.
 
     Attributes:
         finish: Set on the last piece of a stream: "stop" (end of text or a stop string) or "length".

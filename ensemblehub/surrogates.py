@@ -7,19 +7,19 @@ from __future__ import annotations
 
 
 def whole(text: str) -> str:
-    """The text with pairs joined, and U+FFFD in place of every half that stands alone."""
+    """Return the text with surrogate pairs joined and unpaired halves replaced by U+FFFD."""
     if not has_halves(text):
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def joined(text: str) -> str:
-    """The text with pairs joined; a half that stands alone stays."""
+    """Return the text with surrogate pairs joined; unpaired halves stay."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def has_halves(text: str) -> bool:
-    """Whether the text holds surrogates, paired or not."""
+    """Return whether the text contains surrogates, paired or not."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -62,7 +62,7 @@ class Screen:
 
 
 def choice_text(choice: Choice) -> str:
-    """Who was chosen, with the scores and the reason where there are any."""
+    """Return the chosen engine as text, with scores and reason if there are any."""
     scores = ", ".join(f"{name} {score:.3g}" for name, score in choice.scores)
     line = f"[{choice.about}] {', '.join(choice.chosen)}" + (f"  ({scores})" if scores else "")
     return f"{line}: {choice.reason}" if choice.reason else line

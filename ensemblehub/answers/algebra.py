@@ -52,7 +52,7 @@ class Budget:
 
 
 class AlgebraWorker:
-    """One process; used by one thread at a time."""
+    """A worker process; used by one thread at a time."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-P", "-B", str(_WORKER), str(MEGABYTES)]

@@ -77,7 +77,7 @@ def _give_up(number: int, frame: object) -> None:
 
 
 def compare(gold: str, answer: str, kind: str, within: str | None = None) -> bool | None:
-    """Whether two expressions ("value"), or two equations or inequalities ("relation"), mean the same.
+    """Return whether two expressions ("value"), or two equations or inequalities ("relation"), are equal.
 
     With `within`, a fraction, whether two numbers differ by no more than that.
     """

@@ -187,12 +187,12 @@ _FACTORS = {
 
 
 def factor(units: frozenset[str]) -> Fraction:
-    """What a number with these words is multiplied by: a hundredth for "percent", 1 without such a word."""
+    """Return the factor that these words stand for: 1/100 for "percent", 1 without such a word."""
     return math.prod((_FACTORS[word] for word in units & _FACTORS.keys()), start=Fraction(1))
 
 
 def conflict(unit: frozenset[str], other: frozenset[str]) -> bool:
-    """Whether two units are different ones.
+    """Return whether two units contradict each other.
 
     None, and "units", go with any.  Measures must be the same, but for a rate of money; other words have to
     share one ("marbles" and "blue marbles").
@@ -314,7 +314,7 @@ def _signed(sign: str) -> int:
 
 
 def decimals(text: str) -> int:
-    """How many digits stand after the point of a decimal; 0 for anything else."""
+    """Return the number of decimal places of a decimal; 0 for other texts."""
     found = re.fullmatch(r"[+-]?\d*\.(\d+)", text.strip())
     return len(found[1]) if found else 0
 

@@ -9,7 +9,7 @@ OPEN, CLOSE = "([{", ")]}"
 
 
 def squeezed(text: str) -> str:
-    """Without spaces, but for those that end a command or stand between digits."""
+    """Return the text without spaces, except those that end a command or separate digits."""
     kept = re.sub(r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])|(?<=\d)\s+(?=\d)", lambda found: f"{found[1] or ''}\0", text)
     return re.sub(r"\s+", "", kept).replace("\0", " ")
 
@@ -45,7 +45,7 @@ BRACESED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 
 
 def elements(text: str, inside: bool = False) -> list[str]:
-    """The parts of a list: by comma, semicolon, "and" and "or"; one part where it is none.
+    """Split a list at commas, semicolons, "and" and "or"; a text that is no list is one part.
 
     `1,200` is one number, but two `inside` brackets.
     """
@@ -99,7 +99,7 @@ _MATRIX = re.compile(
 
 
 def matrix(text: str) -> list[list[str]] | None:
-    """The cells of a matrix, row by row; None where it is none."""
+    """Return the cells of a matrix by row, or None if the text is no matrix."""
     found = (
         _MATRIX.fullmatch(text) or ((inner := bracketed(text)) and _MATRIX.fullmatch(inner.inside)) or None
     )
@@ -133,7 +133,7 @@ def assigned(text: str) -> tuple[str, str]:
 
 
 def is_equation(text: str) -> bool:
-    """Whether it has an equals sign."""
+    """Return whether the text contains an equals sign."""
     return len(split_top(text, r"(?<![<>!])=")) > 1
 
 

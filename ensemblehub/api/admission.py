@@ -19,7 +19,7 @@ from ensemblehub.api.problems import Problem
 
 @dataclass(eq=False)
 class QueuedAnswer:
-    """One answer in the queue; `ready` is set once it may run."""
+    """An answer in the queue; `ready` is set when it may run."""
 
     prompt_tokens: int
     ready: asyncio.Event = field(default_factory=asyncio.Event)
@@ -111,7 +111,7 @@ class Admission:
 
 
 class Reservation:
-    """What one request takes of an `Admission`."""
+    """The share of an `Admission` that a request holds."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission

@@ -58,7 +58,7 @@ class Served:
         return self.ensemble.aggregation.passthrough(self.ensemble.engines)
 
     def estimated_alone(self, request: Request) -> tuple[float, float, float] | None:
-        """Estimated FLOPs of the mentor alone: expected, and a 95 % interval; None where nothing tells."""
+        """Return the estimated FLOPs of the mentor alone: mean and 95 % interval, or None if unknown."""
         for ensemble in (self.ensemble, self.base):
             if ensemble is not None:
                 estimate = ensemble.aggregation.estimated_alone(request, ensemble.engines)

@@ -40,7 +40,7 @@ def connection_limit(settings: ServerSection) -> int:
 
 
 class Connection(HttpToolsProtocol):
-    """One connection to a client.
+    """A connection to a client.
 
     Where there are too many, the one that has waited longest for its client is closed for a new one.
 
@@ -65,12 +65,12 @@ class Connection(HttpToolsProtocol):
 
     @property
     def busy(self) -> bool:
-        """Whether a response is owed."""
+        """Whether a request waits for its response."""
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for its client to send a request or the rest of one, or to read a response."""
+        """Whether the connection waits for its client, to send a request or to read a response."""
         return not self.busy or self._stalled or self._reading_active
 
     @property

@@ -119,7 +119,7 @@ class StrictObject(BaseModel):
 
     @classmethod
     def is_idle(cls, name: str, value: Any) -> bool:  # noqa: ARG003  # subclasses look at the name
-        """Whether a field asks for nothing and is left out."""
+        """Return whether a field has a neutral value and can be ignored."""
         return value is None
 
 
@@ -183,7 +183,7 @@ class Hints(BaseModel):
 
 
 def similar(name: str, known: Collection[str]) -> str | None:
-    """The known name of which `name` may be a misspelling, regardless of case, underscores and hyphens."""
+    """Return the known name closest to `name`, ignoring case, underscores and hyphens."""
     if len(name) > _MAX_NAME:
         return None
     plain = {_plain(other): other for other in known}

@@ -35,18 +35,18 @@ def add_info_routes(
 
     @app.get("/v1/models", response_model=replies.ModelList, tags=["OpenAI"])
     async def models() -> Response:
-        """The ensembles, and each of their models alone."""
+        """List the ensembles and their individual models."""
         data = [_model(served, created) for served in catalog.served.values()]
         return JSON({"object": "list", "data": data})
 
     @app.get("/v1/models/{name:path}", response_model=replies.ModelObject, tags=["OpenAI"])
     async def model(name: str) -> Response:
-        """One of them."""
+        """Describe one ensemble or model."""
         return JSON(_model(catalog.find(name), created))
 
     @app.get("/v1/ensemble/config", response_model=replies.Configuration, tags=["ensembles"])
     async def configuration() -> Response:
-        """How each ensemble is made up, and what a request may change."""
+        """Describe every ensemble and the options that a request may change."""
         ensembles = [_composition(served) for served in catalog.ensembles]
         members = [_member(engine) for engine in catalog.engines]
         return JSON({"version": __version__, "ensembles": ensembles, "members": members})
@@ -60,7 +60,7 @@ def add_info_routes(
 
     @app.get("/status", response_model=replies.ServerStatus, tags=["server"])
     async def status() -> Response:
-        """What the server is made of and does now."""
+        """Report the server's ensembles and current load."""
         return JSON(_status(catalog, admission, state))
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=replies.PLAIN, tags=["server"])

@@ -24,7 +24,7 @@ _UNMERGED = 64  # latest events that are kept as they came
 
 @dataclass(eq=False)
 class AnswerRecord:
-    """One answer of a reply: what is asked, the events so far and the usage.
+    """An answer of a reply: its request, the events so far and the usage.
 
     Attributes:
         index: its place in the reply.
@@ -76,7 +76,7 @@ class AnswerRecord:
 
     @property
     def wants_likelihood(self) -> bool:
-        """Whether the log-likelihood of the prompt is wanted."""
+        """Whether the request asks for the log-likelihood of the prompt."""
         return self.echoed is not None and self.alternatives is not None
 
     @property
@@ -93,7 +93,7 @@ class AnswerRecord:
         return next((engine for engine in engines if engine.name == name), engines[0])
 
     def prompt_tokens_for(self, engine: Engine) -> int | None:
-        """Tokens of the prompt for an engine, counted once; None where it cannot tell."""
+        """Return the number of prompt tokens for an engine (cached), or None if it cannot count."""
         if engine.name not in self._prompt_tokens:
             self._prompt_tokens[engine.name] = engine.count(self.request)
         return self._prompt_tokens[engine.name]
@@ -112,23 +112,23 @@ def _with_pieces_merged(events: Iterable[Event]) -> list[Event]:
 
 
 def is_answer(event: object) -> TypeGuard[Piece]:
-    """Whether a client sees this as the answer's text."""
+    """Return whether clients receive the piece as answer text."""
     return isinstance(event, Piece) and event.purpose == "answer" and event.visible
 
 
 def is_insight(event: object) -> TypeGuard[Piece]:
-    """Whether a client sees this as reasoning."""
+    """Return whether clients receive the piece as reasoning."""
     return isinstance(event, Piece) and event.purpose == "insight" and event.visible
 
 
 def token_count(piece: Piece) -> int:
-    """Tokens of a piece; one where its engine tells none."""
+    """Return the number of tokens of a piece; 1 if its engine reports none."""
     return max(len(piece.tokens), bool(piece.text))
 
 
 @dataclass
 class GenerationJob:
-    """A request for generation: what was asked, and the answers as they are written.
+    """A generation request and its answers in progress.
 
     Attributes:
         per_prompt: answers to each prompt.

@@ -16,7 +16,7 @@ _SEAM = 8  # tokens by which a cut may change their number
 
 
 async def prompt_lengths(engine: Engine, requests: Sequence[Request], most: int, written: int) -> list[int]:
-    """Tokens of each prompt for an engine; 0 where it cannot tell.
+    """Return the number of tokens of each prompt for an engine; 0 if it cannot count.
 
     Args:
         written: tokens that are asked for, for the message.

@@ -12,7 +12,7 @@ from ensemblehub.config.sections import ServerSection
 
 
 class TextLogLines(logging.Formatter):
-    """A line per record, with the details of a request behind it.
+    """Formats a record as one line that ends with the details of its request.
 
     Text from outside can neither begin a line nor look like a detail: unprintable characters are escaped, a
     value with a space, a quote or `=` in it is quoted, and a traceback is indented.

@@ -42,7 +42,7 @@ LogitBias = dict[Annotated[str, AfterValidator(_is_token_id)], Annotated[Number,
 
 
 class StreamOptions(StrictObject):
-    """How to stream.
+    """OpenAI's `stream_options`.
 
     Attributes:
         continuous_usage_stats: with `include_usage`, every chunk has the usage so far, as vLLM's.
@@ -64,7 +64,7 @@ class TemplateOptions(StrictObject):
 
 
 class EnsembleOptions(StrictObject):
-    """What a request may say about the ensemble; it never loads a model.
+    """Options of the ensemble in a request; they never load a model.
 
     Attributes:
         method: another of the configured ensembles, by name or by the name of its aggregation.
@@ -86,7 +86,7 @@ class TextPart(LenientObject):
 
     @property
     def content(self) -> str | None:
-        """Its text for the models; None where it is no text."""
+        """Return the message's text for the models, or None if it has none."""
         if self.type in _REASONING_PARTS:
             return ""
         return self.refusal if self.type == "refusal" else self.text if self.type in _TEXT_PARTS else None
@@ -99,7 +99,7 @@ class TextPart(LenientObject):
 
 
 class ChatMessage(LenientObject):
-    """One message; other fields, such as earlier reasoning, are left out."""
+    """A message; other fields, such as earlier reasoning, are ignored."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
@@ -146,7 +146,7 @@ Conversation = Annotated[list[ChatMessage], Len(1)]
 
 
 class GenerationRequest(RequestBody, Hints, ABC):
-    """What chat and text completions have in common."""
+    """Fields common to chat and text completions."""
 
     prompt_field: ClassVar[str]
 
@@ -201,7 +201,7 @@ class GenerationRequest(RequestBody, Hints, ABC):
         return min(given, default=None)
 
     def sampling(self, defaults: Sampling) -> Sampling:
-        """How to generate: `defaults`, changed by what the request says."""
+        """Return `defaults` with the sampling options of the request."""
         same = ("max_completion_tokens", "min_tokens", "temperature", "top_p", "min_p", "seed", "ignore_eos")
         penalties = ("presence_penalty", "frequency_penalty", "repetition_penalty")
         given: dict[str, Any] = {name: getattr(self, name) for name in (*same, *penalties)}
@@ -277,7 +277,7 @@ class ChatRequest(GenerationRequest):
 
     @property
     def calls_tools(self) -> bool:
-        """Whether tools may be called, or were called before."""
+        """Whether the request offers tools or contains tool calls."""
         if self.tools and self.tool_choice != "none":
             return True
         messages = [message for conversation in self.conversations for message in conversation]

@@ -45,7 +45,7 @@ class ModelMembers(ReplyObject):
 
 
 class ModelObject(ReplyObject):
-    """An ensemble, or one of its models alone."""
+    """An ensemble, or one of its models."""
 
     id: str
     object: Literal["model"]
@@ -65,7 +65,7 @@ class ModelList(ReplyObject):
 
 
 class Composition(ReplyObject):
-    """How an ensemble is made up; `bounds` are the options that a request may set."""
+    """The parts of an ensemble; `bounds` are the options that a request may set."""
 
     id: str
     method: str
@@ -97,13 +97,13 @@ class Configuration(ReplyObject):
 
 
 class Health(ReplyObject):
-    """Whether requests are answered."""
+    """Health of the server."""
 
     status: Literal["loading", "ready", "draining", "stopped", "failed"]
 
 
 class ServerStatus(Health):
-    """What the server is made of and does now."""
+    """The server's ensembles and current load."""
 
     version: str
     available_methods: dict[str, list[str]]
@@ -142,14 +142,14 @@ class AttributedSegment(ReplyObject):
 
 
 class Attribution(ReplyObject):
-    """Who wrote what."""
+    """The author of a part of the text."""
 
     summary: str
     segments: list[AttributedSegment]
 
 
 class AnswerMetadata(ReplyObject):
-    """How an answer came about."""
+    """Metadata of an answer: authors, verdicts and choices."""
 
     selected_models: list[str]
     method: str
@@ -206,7 +206,7 @@ class AssistantMessage(ReplyObject):
 
 
 class ChatChoice(ReplyObject):
-    """One answer of a chat."""
+    """An answer of a chat completion."""
 
     index: int
     message: AssistantMessage
@@ -226,7 +226,7 @@ class TextLogprobs(ReplyObject):
 
 
 class TextChoice(ReplyObject):
-    """One completion."""
+    """An answer of a text completion."""
 
     index: int
     text: str
@@ -268,7 +268,7 @@ class UsageLineObject(ReplyObject):
 
 
 class CostDetails(ReplyObject):
-    """Every call of every engine, and the estimated cost of the mentor alone, where a judge knows it."""
+    """Usage by engine and purpose, and the estimated cost of the mentor alone if known."""
 
     flops: float
     cold_flops: float = Field(

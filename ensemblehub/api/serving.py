@@ -35,7 +35,7 @@ _CUT = 5.0  # seconds for a request that is cut off to say so
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which lets requests end when told to stop, and cuts them off when told again.
+    """uvicorn's server; the first stop signal lets requests end, the second cancels them.
 
     uvicorn's own graceful shutdown cancels requests without waiting for what they still have to send, and
     does not free the models after a second signal.
@@ -102,7 +102,7 @@ class Server(uvicorn.Server):
 
 
 def serve(config: Config, keys: Sequence[str] = ()) -> None:
-    """Serve until told to stop; requests in flight then have `server.drain` seconds to end.
+    """Serve until a stop signal; requests in flight then have `server.drain` seconds to end.
 
     Raises:
         ConfigError: an ensemble cannot work, or the address cannot be listened on.
@@ -136,7 +136,7 @@ def serve(config: Config, keys: Sequence[str] = ()) -> None:
 
 
 def keys_of(settings: ServerSection, given: Sequence[str], file: Path | None) -> list[str]:
-    """All API keys: given ones, those of a file (one a line), and that of the environment.
+    """Return all API keys: those given, those of a file (one per line), and the environment's.
 
     Raises:
         ConfigError: the file cannot be read or holds none, or a key is empty.

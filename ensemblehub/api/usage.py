@@ -81,7 +81,7 @@ def _cost_details(ledger: UsageLedger, alone: list[float] | None) -> dict[str, A
 
 
 def estimated_mentor_alone(answers: Iterable[AnswerRecord]) -> list[float] | None:
-    """Estimated FLOPs of the mentor alone for all answers: expected, and the ends of a 95 % interval."""
+    """Return the estimated FLOPs of the mentor alone for all answers: mean and 95 % interval."""
     estimates = [answer.served.estimated_alone(answer.request) for answer in answers]
     known = [estimate for estimate in estimates if estimate is not None]
     if not known or len(known) < len(estimates):

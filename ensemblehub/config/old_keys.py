@@ -61,7 +61,7 @@ _OLD_PATH = re.compile(f"studio:({'|'.join(map(re.escape, SHIPPED))})")
 
 
 def renamed(kind: str, name: str) -> str | None:
-    """The present name of `name`, or None if it is no old name.
+    """Return the current name for an old `name`, or None if it is not an old name.
 
     Args:
         kind: The YAML key whose value it is; a built-in model (`studio:mentor`) is known under every key.
@@ -72,7 +72,7 @@ def renamed(kind: str, name: str) -> str | None:
 
 
 def current(kind: str, name: str) -> str:
-    """The present name of `name`, for names outside a file; warns once if it is an old one."""
+    """Return the current name for a `name` given outside a file; warns once if it is an old one."""
     if (new := renamed(kind, name)) is None:
         return name
     warn_once(f"{kind} {name!r} is now called {new!r}")
@@ -98,7 +98,7 @@ class Translation:
     moved: dict[Place, Place] = field(default_factory=dict)
 
     def origin(self, place: Place) -> Place:
-        """Where what is at `place` now stands in the file."""
+        """Return the position in the original file of the value at `place`."""
         for end in range(len(place), 0, -1):
             if place[:end] in self.moved:
                 return (*self.moved[place[:end]], *place[end:])

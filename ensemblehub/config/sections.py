@@ -66,7 +66,7 @@ class _Spec(BaseModel):
 
     @property
     def extra(self) -> dict[str, Any]:
-        """The keys besides the named ones, as they were given."""
+        """The remaining keys, unchanged: options of the engine or scorer."""
         return self.model_extra or {}
 
     @property
@@ -87,7 +87,7 @@ class ModelSpec(_Spec):
 
 
 class RewardSpec(_Spec):
-    """One scorer.
+    """A scorer.
 
     Attributes:
         engine: `perplexity` (the reference's `hf_gen`), `reward_model` (`hf_rm`) or `api`.
@@ -189,7 +189,7 @@ class Generation(Section):
 
 
 class Bound(Section):
-    """What a request may set an option to: a number in a range, one of several values, or a mapping of such.
+    """Values that a request may set an option to: a range, a list of choices, or mappings of such values.
 
     Attributes:
         minimum, maximum: inclusive.
@@ -206,7 +206,7 @@ class Bound(Section):
         return self
 
     def admits(self, value: Any) -> bool:
-        """Whether a value, or every value of a mapping, is within the bound."""
+        """Return whether a value, or every value of a mapping, is within the bound."""
         if isinstance(value, Mapping):
             return bool(value) and all(map(self.admits, value.values()))
         if self.choices is not None:
@@ -248,7 +248,7 @@ class EnsembleSection(Section):
 
 
 class ServerSection(Section):
-    """Where a server listens, who may ask, and how much at a time.
+    """Address, access and limits of a server.
 
     Attributes:
         host, port: Address to listen on; without an API key only loopback addresses are served.
@@ -303,7 +303,7 @@ class ServerSection(Section):
 
 
 class DebugSection(Section):
-    """What is printed or kept for debugging.
+    """Debugging output.
 
     Attributes:
         show_input_details, show_output_details: Print every request, and every answer with its usage, on

@@ -36,7 +36,7 @@ class Checkpoint:
 
 
 class EnsembleMethod:
-    """What selections and aggregations have in common.
+    """Base of selections and aggregations.
 
     A strategy records usage by purpose: it hands `ledger.meter(purpose)` to every engine and scorer it calls.
 
@@ -132,11 +132,11 @@ class Aggregation(EnsembleMethod, ABC):
     def estimated_alone(
         self, request: Request, engines: Sequence[Engine]
     ) -> tuple[float, float, float] | None:
-        """Estimated FLOPs of the mentor answering alone: expected, and a 95 % interval; None: unknown."""
+        """Return the estimated FLOPs of the mentor alone: mean and 95 % interval, or None if unknown."""
         return None
 
     def passthrough(self, engines: Sequence[Engine]) -> Engine | None:
-        """The engine that answers alone, tool calls included; None where several contribute."""
+        """Return the engine that answers alone, including tool calls; None if several contribute."""
         return None
 
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:

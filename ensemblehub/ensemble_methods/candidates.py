@@ -16,7 +16,7 @@ from ensemblehub.schema import Cost, Piece, Request
 
 @dataclass(eq=False)
 class Candidate:
-    """One answer of one engine to a request, as far as it has been written.
+    """An engine's answer to a request, possibly incomplete.
 
     Attributes:
         name: the engine's name, with `#` and the number of the sample where each engine writes several.
@@ -31,17 +31,17 @@ class Candidate:
 
     @property
     def finished(self) -> bool:
-        """Whether it is complete."""
+        """Whether the candidate is complete."""
         return bool(self.pieces) and self.pieces[-1].finish is not None
 
     @property
     def text(self) -> str:
-        """What the engine wrote, without the request's prefix."""
+        """The generated text, without the request's prefix."""
         return "".join(piece.text for piece in self.pieces)
 
     @property
     def reply(self) -> str:
-        """The whole reply with the request's prefix; what stands before `</think>` is no part of it."""
+        """The reply with the request's prefix, without reasoning before `</think>`."""
         return (self.request.prefix + self.text).rpartition("</think>")[2].strip()
 
     @property
@@ -68,7 +68,7 @@ class Candidate:
 
 
 def drafts(request: Request, engines: Iterable[Engine], samples: int) -> list[Candidate]:
-    """`samples` empty candidates per engine, engine by engine, each with a seed of its own.
+    """Create `samples` empty candidates per engine, each with its own seed.
 
     At temperature 0 all samples of an engine would be the same, so each writes one.
 
@@ -91,12 +91,12 @@ def drafts(request: Request, engines: Iterable[Engine], samples: int) -> list[Ca
 
 
 async def write_all(candidates: Sequence[Candidate], ledger: UsageLedger) -> None:
-    """Write all candidates at the same time; the first failure ends the others and is raised as it is."""
+    """Generate all candidates concurrently; the first failure cancels the others and is raised unchanged."""
     await together(candidate.write(ledger) for candidate in candidates)
 
 
 async def arriving(candidates: Sequence[Candidate], ledger: UsageLedger) -> AsyncGenerator[Candidate, None]:
-    """Write all candidates at the same time and yield each as it is finished; closing ends the others."""
+    """Generate all candidates concurrently and yield each when it is complete; closing cancels the others."""
     writing = {asyncio.ensure_future(candidate.write(ledger)): candidate for candidate in candidates}
     waiting = set(writing)
     try:

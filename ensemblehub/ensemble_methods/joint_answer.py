@@ -46,7 +46,7 @@ class ChosenToken:
 
 @dataclass(frozen=True)
 class DraftReading:
-    """How a member reads a draft.
+    """A member's scores of a draft.
 
     Attributes:
         ids: its ids of the answer and the draft.
@@ -60,7 +60,7 @@ class DraftReading:
 
 
 class JointAnswer:
-    """One answer as it is written: the members, their union vocabulary, and the tokens chosen so far.
+    """An answer in progress: the members, their union vocabulary, and the tokens chosen so far.
 
     Args:
         requests: by engine; prompts may differ, the sampling is the first one's.
@@ -109,7 +109,7 @@ class JointAnswer:
         return [self._settle(self._pick(mix, able, await self._distributions(able)))]
 
     async def gated(self, mix: Mix, gate: TokenMember, threshold: float) -> list[ChosenToken]:
-        """The next token: the gate's own if its top token has at least `threshold`, else from the mixture."""
+        """Choose the next token: the gate's if it is at least `threshold` likely, else from the mixture."""
         if not gate.spelling.complete:
             return await self.mixed(mix)
         (own,) = await self._distributions([gate])

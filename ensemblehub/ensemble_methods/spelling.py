@@ -91,7 +91,7 @@ class Spelling:
 
 
 class TokenMember:
-    """One model that takes part in one token-level answer."""
+    """A model that takes part in a token-level answer."""
 
     def __init__(self, engine: Engine, decoder: Decoder, weight: float, union: Union, view: View) -> None:
         self.engine, self.decoder = engine, decoder

@@ -25,7 +25,7 @@ from ensemblehub.schema import Capability, Event, Finish, Piece, Request, TokenI
 
 @dataclass(frozen=True)
 class EngineTurn:
-    """Who writes next.
+    """The next writer and its limits.
 
     Attributes:
         tokens: how many at most; None: to the end of the answer.
@@ -39,7 +39,7 @@ class EngineTurn:
 
 @dataclass
 class SoFar:
-    """What has been written.
+    """The text written so far.
 
     Attributes:
         text: the whole answer, with what the request gave of it.
@@ -53,12 +53,12 @@ class SoFar:
 
     @property
     def rounds(self) -> int:
-        """How many turns are over."""
+        """Number of completed turns."""
         return len(self.turns)
 
     @property
     def repeats(self) -> int:
-        """How many turns in a row, up to the latest, wrote the same."""
+        """Number of latest consecutive turns with the same text."""
         return sum(1 for _ in takewhile(lambda turn: turn.text == self.turns[-1].text, reversed(self.turns)))
 
     def add(self, piece: Piece) -> None:
@@ -67,7 +67,7 @@ class SoFar:
         self.tokens += max(len(piece.tokens), bool(piece.text))
 
     def completes(self, marks: Sequence[str], piece: Piece) -> bool:
-        """Whether the text holds one of `marks` that it did not hold before `piece`, its latest."""
+        """Return whether the latest `piece` completed one of `marks` in the text."""
         return any(mark in self.text[-(len(piece.text) + len(mark) - 1) :] for mark in marks if piece.text)
 
 
@@ -173,7 +173,7 @@ class Segments(Aggregation):
         yield replace(so_far.turns[-1], text="", tokens=(), finish=finish)
 
     def cut(self, request: Request, so_far: SoFar) -> Finish | None:
-        """Whether the answer is cut off after a turn."""
+        """Return whether the answer is truncated after a turn."""
         repeated = 0 < self.max_repeat <= so_far.repeats and not request.sampling.ignore_eos
         over = so_far.tokens >= request.sampling.max_tokens or so_far.rounds >= self.max_rounds
         return "length" if over or repeated else None

@@ -22,7 +22,7 @@ TINY = np.finfo(np.float32).tiny
 
 
 class View:
-    """One member's vocabulary as the union sees it.
+    """A member's vocabulary, mapped to the union.
 
     Args:
         vocabulary: the member's own.

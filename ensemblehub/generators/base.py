@@ -18,7 +18,7 @@ from ensemblehub.schema import Capability, ModelInfo, Piece, Request, Scored
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a decoder's token ids mean.
+    """The texts of a decoder's token ids.
 
     Attributes:
         tokens: the bytes of each id (empty for ids that stand for no text).
@@ -80,7 +80,7 @@ class Distribution:
 
 
 class Decoder(ABC):
-    """One sequence that a token-level method steps by hand.
+    """A sequence that a token-level method advances token by token.
 
     Attributes:
         given: number of appended ids that belong to the prompt; they are recorded as prompt tokens.
@@ -234,7 +234,7 @@ class Engine(ABC):
 
     @property
     def exact(self) -> bool:
-        """Whether its entropies are of the full distribution; otherwise `model` says so."""
+        """Whether entropies are of the full distribution; otherwise `model` states how many tokens."""
         return True
 
     @property
@@ -252,7 +252,7 @@ class Engine(ABC):
         return ()
 
     def describe(self) -> str:
-        """One line: which model, where and how it runs."""
+        """Return a one-line description: model, device and settings."""
         return f"{self.name}: {self.info.parameters:,} parameters"
 
     async def load(self) -> None:

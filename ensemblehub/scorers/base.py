@@ -35,7 +35,7 @@ class Scorer(ABC):
 
     @abstractmethod
     async def score(self, request: Request, texts: Sequence[str], meter: UsageMeter) -> list[float]:
-        """One score per text.
+        """Return one score per text.
 
         Args:
             request: what was asked, with the answer so far as `prefix`.

@@ -84,7 +84,7 @@ class Pool:
 
 
 def normalized(scores: Sequence[float], how: Normalization) -> list[float]:
-    """One scorer's scores on the scale that `Pool.normalization` names."""
+    """Return a scorer's scores on the scale of `Pool.normalization`."""
     if how == "none":
         return list(scores)
     low, high = min(scores), max(scores)

@@ -126,7 +126,7 @@ class JudgeArtifact:
 
 @dataclass(frozen=True)
 class JudgeRecord:
-    """`judge.json` as it is read; see `JudgeArtifact`.
+    """The contents of `judge.json`; see `JudgeArtifact`.
 
     Attributes:
         kind: of the judge, `options` what it is made of besides its arrays, whose file has the hash `sha256`.

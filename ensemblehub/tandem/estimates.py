@@ -27,7 +27,7 @@ class Length:
     n: int
 
     def flops(self, info: ModelInfo, prompt_tokens: int) -> tuple[float, float, float]:
-        """Estimated FLOPs of the mentor answering alone: expected, and the ends of the 95 % interval."""
+        """Return the estimated FLOPs of the mentor alone: mean and 95 % interval."""
         expected = self.intercept + self.slope * prompt_tokens
         written = [max(1, round(expected + off)) for off in (0.0, self.low, self.high)]
         mean, low, high = (info.flops(0, prompt_tokens + tokens - 1) for tokens in written)

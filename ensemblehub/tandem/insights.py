@@ -55,7 +55,7 @@ class Profile:
         return re.sub(self.marks, "", self.opening).lstrip("\n")
 
     def shown(self, written: str) -> str:
-        """What the intern is shown of what the mentor wrote: with its opening, without the family's marks."""
+        """Return the insight as the intern sees it: with its opening, without the model family's markers."""
         return re.sub(self.marks, "", self.opening + written).lstrip("\n") if written else ""
 
 
@@ -123,7 +123,7 @@ def chat_of(request: Request) -> Chat:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A request in the words of a profile: what the mentor is asked, and what the intern reads.
+    """A request and a profile's prompt words: gives the mentor's request and the intern's prompt.
 
     Attributes:
         request: the user's request; its sampling is the answer's.

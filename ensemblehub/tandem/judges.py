@@ -54,7 +54,7 @@ class ReadingBatch:
 
     @classmethod
     def of(cls, reading: Reading) -> ReadingBatch:
-        """One reading, in the precision of collected data."""
+        """Return a batch of one reading, in the precision of collected data."""
         sequence = np.stack([reading.perplexity, reading.entropy]).astype(np.float16)
         if not sequence.shape[1]:
             raise RequestError("there is nothing to judge: the question is empty")
@@ -73,7 +73,7 @@ class ReadingBatch:
 
 
 class Judge(ABC):
-    """Says how probable it is that the intern answers correctly from what it has read.
+    """Predicts the probability that the intern answers correctly from its prompt.
 
     Attributes:
         kind: its name in the table `JUDGES` and in saved artifacts.
@@ -99,7 +99,7 @@ class Judge(ABC):
 
     @abstractmethod
     def state(self) -> tuple[Arrays, dict[str, Any]]:
-        """What it is made of: arrays, and options that JSON can hold."""
+        """Return the judge's state: arrays, and options as JSON values."""
 
     @classmethod
     @abstractmethod
@@ -210,7 +210,7 @@ class Fixed(Judge):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a trained judge is given besides the 16 features.
+    """Inputs of a trained judge besides the 16 features.
 
     Attributes:
         levels: number of levels it was trained on, level 0 included.

@@ -25,7 +25,7 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Context:
-    """What the last layer is given besides the network's summary of the sequence.
+    """Inputs of the last layer besides the network's summary of the sequence.
 
     Attributes:
         levels: number of levels it was trained on, level 0 included.

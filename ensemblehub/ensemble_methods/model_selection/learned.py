@@ -148,7 +148,7 @@ def _restored(saved: _ModelRecord) -> LearnedModel:
 
 @dataclass(frozen=True)
 class Learned(Selection):
-    """The cheapest model whose predicted probability of a correct answer suffices, else the best one.
+    """Select the cheapest model whose predicted probability of a correct answer suffices, else the best one.
 
     Attributes:
         artifact: folder that `ensemblehub train --selection` filled (`builtin:NAME` stands for one that

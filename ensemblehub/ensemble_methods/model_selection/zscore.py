@@ -48,7 +48,7 @@ class Stats:
     model: str = ""
 
     def z(self, reading: QuestionReading) -> float:
-        """How familiar a question looks, in standard deviations; higher is more familiar."""
+        """Return the familiarity of a question in standard deviations; higher is more familiar."""
         return (self.ppl_mean - reading.ppl) / self.ppl_std + (reading.conf - self.conf_mean) / self.conf_std
 
 

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fuse(Aggregation):
-    """One model writes the answer from everybody's proposals; only its own text is shown, as it is written.
+    """A fuser model writes the answer from all models' proposals; only its text is streamed.
 
     Attributes:
         fuser: engine by name; the largest of those selected by default.
@@ -95,7 +95,7 @@ class Fuse(Aggregation):
         return with_question(prompt, filled(self.words, question=question, candidates=listed))
 
     def shown(self, reply: str) -> str:
-        """What the fuser sees of one proposal."""
+        """Return a proposal as the fuser sees it."""
         if self.show == "last_line":
             return reply.rpartition("\n")[2]
         return final_answer(reply) or reply if self.show == "answer" else reply
@@ -133,7 +133,7 @@ class Fuse(Aggregation):
         return {"fuser": self.fusing(engines)}
 
     def fusing(self, engines: Sequence[Engine]) -> Engine:
-        """The engine that fuses: by name, else the largest."""
+        """Return the fuser: the engine of that name, else the largest."""
         return largest(engines, self.fuser, "fuse: fuser")
 
     @property

@@ -36,5 +36,5 @@ class Loop(Segments):
         return self.written(request, engines, ledger, lambda so_far: EngineTurn(writer(so_far), length))
 
     def writers(self, request: Request, engines: Sequence[Engine]) -> Callable[[SoFar], Engine]:
-        """Who writes next, given what is written."""
+        """Yield the next writer, given the text so far."""
         return lambda so_far: engines[so_far.rounds % len(engines)]

@@ -36,7 +36,7 @@ FINAL = {
 
 @dataclass(frozen=True)
 class Progressive(Segments):
-    """Large models begin, smaller ones finish.
+    """Large models begin the answer, smaller ones finish it.
 
     Attributes:
         switch_mode: `outline`: the largest writes an outline, the smallest answers with it in its prompt;
@@ -75,7 +75,7 @@ class Progressive(Segments):
         return self.written(request, models, ledger, lambda so_far: step(models, so_far))
 
     def by_length(self, models: Sequence[Engine], so_far: SoFar) -> EngineTurn:
-        """The model whose stretch of the answer it is, up to the next threshold."""
+        """Yield each engine in turn until the next length threshold."""
         thresholds = self.length_thresholds[: len(models) - 1]
         done = sum(so_far.tokens >= threshold for threshold in thresholds)
         limits = [threshold - so_far.tokens for threshold in thresholds[done : done + 1]]

@@ -133,7 +133,7 @@ class RewardBased(Segments):
 
 
 def has_room(engine: Engine, request: Request, so_far: SoFar) -> bool:
-    """Whether the engine's context holds one more token."""
+    """Return whether the engine's context has space for one more token."""
     return ask(request, EngineTurn(engine), so_far).sampling.max_tokens > 0
 
 

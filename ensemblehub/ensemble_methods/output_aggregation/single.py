@@ -18,7 +18,7 @@ from ensemblehub.schema import Event, Request, Scored
 
 @dataclass(frozen=True)
 class Single(Aggregation):
-    """One engine answers alone.
+    """A single engine answers.
 
     Attributes:
         engine: its name; the first engine when omitted.

@@ -110,7 +110,7 @@ class Tandem(TandemOptions):
     async def log_likelihood(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger, context: int | None = None
     ) -> AsyncGenerator[Event | Scored, None]:
-        """The log-likelihood is the intern's, given insights that come from the context alone.
+        """Return the intern's log-likelihood, with insights computed from the context only.
 
         The context is read as the question, and the tokens after it as the start of the intern's answer.
         """

@@ -97,7 +97,7 @@ class TandemOptions(Aggregation):
         return budget
 
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, Engine]:
-        """Mentor and intern: by name, else the largest and the smallest engine without the other role.
+        """Return mentor and intern: by name, else the largest and the smallest of the remaining engines.
 
         Raises:
             ConfigError: a role names no engine, one engine would play both, or a size that decides is

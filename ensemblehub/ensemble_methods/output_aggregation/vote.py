@@ -163,7 +163,7 @@ def partied(answers: Sequence[str | None], weights: Sequence[float], same: Same)
 
 
 def settled(parties: Sequence[Party], weights: Sequence[float], waiting: Sequence[int]) -> bool:
-    """Whether no answer of the candidates still `waiting` can change the answer or its words."""
+    """Return whether the `waiting` candidates can no longer change the answer or its text."""
     if not parties:
         return not waiting
     leader, *rivals = parties
@@ -195,7 +195,7 @@ def verdict(
 
 
 def reason(parties: Sequence[Party], candidates: Sequence[Candidate]) -> str:
-    """Who agrees on what, and how a tie was broken."""
+    """Describe the groups of equal answers, and how a tie was broken."""
     leader, *rivals = parties
     votes = len(leader.members)
     said = f"{votes} of {len(candidates)} {'agree on' if votes > 1 else 'says'} {_short(leader.answer)}"

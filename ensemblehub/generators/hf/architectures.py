@@ -21,7 +21,7 @@ KERNELS = ("sdpa", "eager")
 
 @dataclass(frozen=True)
 class Support:
-    """How a model is run.
+    """How an architecture is supported.
 
     Attributes:
         kernel: implementation of attention.
@@ -35,7 +35,7 @@ class Support:
 
 
 def support_of(config: Any, wanted: str) -> Support:
-    """How a model of this configuration is run: with the `wanted` kernel where its architecture allows.
+    """Return how a configuration is supported: with the `wanted` kernel if its architecture allows it.
 
     Raises:
         ConfigError: the engine does not run the architecture as transformers does.

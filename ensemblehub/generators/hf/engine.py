@@ -68,7 +68,7 @@ class HFEngine(ScheduledEngine):
         return footprint_of(self._config, self.info, size, _QUANTISED.get(self.settings.quantization))
 
     def describe(self) -> str:
-        """One line: where and how the model runs."""
+        """Return a one-line description: device and settings."""
         options = self.settings
         dtype = str(dtype_of(options, self._config)).removeprefix("torch.")
         bits = "not quantised" if options.quantization == "none" else f"quantised to {options.quantization}"

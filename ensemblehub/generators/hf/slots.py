@@ -20,7 +20,7 @@ _ALIGN = 16  # attended lengths are multiples of this, which attention kernels l
 
 @dataclass(frozen=True)
 class Plan:
-    """What one forward pass reads and writes.
+    """Inputs and outputs of one forward pass.
 
     Rows are padded on the left, so that the last column is each row's newest token.
 

@@ -60,7 +60,7 @@ class LlamaCppEngine(ScheduledEngine):
         return Footprint(self._header.size, int(self._header.kv_width * _BYTES[self.settings.kv]))
 
     def describe(self) -> str:
-        """One line: where and how the model runs."""
+        """Return a one-line description: device and settings."""
         layers = self.settings.n_gpu_layers
         device = "cpu" if not layers else "gpu" if layers < 0 else f"cpu and gpu ({layers} layers)"
         kind = f"{self._header.kind}, {self.info.parameters:,} parameters"

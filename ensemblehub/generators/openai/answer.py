@@ -36,7 +36,7 @@ _LONGEST_TOKEN = 256  # characters; vocabularies hold none longer, so a longer t
 
 @dataclass
 class APIAnswer:
-    """One answer as it is streamed.
+    """A streamed answer.
 
     Attributes:
         engine: the engine that answers.
@@ -81,7 +81,7 @@ class APIAnswer:
 
     @property
     def complete(self) -> bool:
-        """Whether the provider has ended the answer and written nothing since."""
+        """Whether the provider has reported the end of the answer."""
         return self.finish is not None and not self._went_on
 
     def read_usage(self, reply: Mapping[str, Any]) -> None:
@@ -105,7 +105,7 @@ class APIAnswer:
         return found
 
     def end(self) -> list[Piece]:
-        """What was held back, and the last piece, which carries `finish`.
+        """Return the text held back and the last piece, which has `finish`.
 
         Raises:
             EngineError: the provider has not said how the answer ended.

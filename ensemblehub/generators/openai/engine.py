@@ -70,7 +70,7 @@ class OpenAIEngine(Engine):
         return "score" not in self.capabilities or not self.settings.entropy_top_k
 
     def describe(self) -> str:
-        """One line: which model, where."""
+        """Return a one-line description: model and host."""
         size = f", about {self.info.parameters:,} parameters" if self.info.parameters else ""
         return f"{self.name}: {self.address.model} at {self.address.url}{size}"
 

@@ -77,7 +77,7 @@ class ErrorReply:
 
     @classmethod
     def within(cls, reply: Mapping[str, Any]) -> ErrorReply | None:
-        """The error in a reply whose HTTP status says success; None where there is none."""
+        """Return the error in a reply with a success status, or None."""
         if reply.get("error"):
             return cls.of(reply["error"] if isinstance(reply["error"], dict) else reply)
         if reply.get("object") == "error" or reply.get("type") == "error":
@@ -115,7 +115,7 @@ def one_line(text: str) -> str:
 
 
 def retry_after(value: str) -> float:
-    """Seconds to wait according to a `Retry-After` header, a number or a date; 0 where it is neither."""
+    """Return the seconds of a `Retry-After` header (a number or a date); 0 if it is neither."""
     if re.fullmatch(r"\d+(\.\d+)?", value.strip(), re.ASCII):
         return float(value)
     try:

@@ -77,12 +77,12 @@ class OpenAIOptions:
 
     @property
     def continuation(self) -> Continuation:
-        """How the start of an answer is sent."""
+        """How the prefix of an answer is sent."""
         return self.prefix or ("continue_final_message" if self.dialect == "vllm" else "none")
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What the model can do besides writing text."""
+        """Capabilities of the model besides generating text."""
         declared: dict[Capability, bool] = {
             "prefix": self.continuation != "none",
             "score": self.score != "none",
@@ -132,7 +132,7 @@ def checked_url(url: str, option: str, example: str) -> SplitResult:
 
 
 def info_of(options: OpenAIOptions, address: Address) -> ModelInfo:
-    """What is known of the model; its size is 0 where neither an option nor the name tells it."""
+    """Return the `ModelInfo`; the size is 0 if neither an option nor the name states it."""
     size = _size(address.model) if options.parameters is None else options.parameters
     price = options.price or _known_price(address)
     return ModelInfo(parameters=size, active=size, context=options.context, price=price)

@@ -15,7 +15,7 @@ Seconds = Annotated[float, Gt(0)]
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for an API and how often to retry.
+    """Deadlines and retries of an API.
 
     Attributes:
         connect, first_token, inter_token, total: deadlines in seconds; `total` covers all tries.
@@ -83,7 +83,7 @@ class CircuitBreaker:
     last: str = ""
 
     def refusal(self) -> str:
-        """Why the endpoint must not be asked now, and for how long; empty where it may."""
+        """Reason why the circuit breaker refuses requests now, and for how long; empty if it does not."""
         if self.failures < self.patience.breaker_failures:
             return ""
         left = self.open_until - time.monotonic()

@@ -69,7 +69,7 @@ class Probe:
     answer: str = ""
 
     async def findings(self) -> list[Finding]:
-        """Every finding; only the first ones where the endpoint cannot be asked."""
+        """Return all findings; only the first ones if the endpoint cannot be reached."""
         listed = await self._listed()
         if listed.declared and not listed.seen:
             return [listed]

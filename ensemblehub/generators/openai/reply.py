@@ -43,7 +43,7 @@ class MalformedError(Exception):
 
 
 def finish_of(word: str) -> Finish | Literal["unknown", "failed"] | None:
-    """How an answer ended, by any provider's word for it; None where it has not ended.
+    """Return the finish reason from any provider's term for it, or None if the answer has not ended.
 
     `failed`: the provider broke it off.  `unknown`: a word that says none of this.
     """

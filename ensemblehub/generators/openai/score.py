@@ -57,7 +57,7 @@ class EchoPrompt:
 
     @property
     def vllm(self) -> bool:
-        """Whether the server accepts `max_tokens: 0` and names tokens by their ids."""
+        """Whether the server accepts `max_tokens: 0` and returns token ids."""
         return self.options.dialect == "vllm"
 
     @property
@@ -77,7 +77,7 @@ class EchoPrompt:
         return (prompt.text if isinstance(prompt, Text) else "") + self.request.prefix
 
     def body(self) -> dict[str, Any]:
-        """The JSON body.  Where a server may refuse `max_tokens: 0`, one token is written.
+        """Return the JSON body; one token is generated if the server may refuse `max_tokens: 0`.
 
         Raises:
             RequestError: the prompt is empty.

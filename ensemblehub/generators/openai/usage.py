@@ -72,7 +72,7 @@ def _first(*values: Any) -> Any:
 
 
 def number(value: Any, most: float) -> float | None:
-    """A number from 0 to `most`, also where it is written as text; None for anything else."""
+    """Return a number from 0 to `most`, also from a string; None for anything else."""
     if isinstance(value, str) and re.fullmatch(r"\s*\d{1,15}(\.\d{1,15})?\s*", value, re.ASCII):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:

@@ -33,7 +33,7 @@ _CACHED = 2**23  # bytes of templates' own texts that are kept
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """What a chat template makes of a conversation.
+    """A conversation rendered by a chat template.
 
     Attributes:
         spans: where its messages stand.
@@ -113,7 +113,7 @@ class ChatTemplate:
         return RenderedChat(text, spans, literal)
 
     def closing(self) -> str:
-        """What the template puts behind a last reply; empty where that is not known."""
+        """Text that the template puts after the last reply; empty if unknown."""
         marks = marks_for(["question", "reply"])
         try:
             text = self.apply(ChatForm((("user", ""), ("assistant", "")), None, asking=False), marks)

@@ -20,7 +20,7 @@ _BYTE = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
 
 
 def vocabulary_of(tokenizer: Any, size: int, end: Iterable[int]) -> Vocabulary:
-    """What the ids 0 to `size - 1` of a fast tokenizer mean.
+    """Return the texts of the ids 0 to `size - 1` of a fast tokenizer.
 
     Special tokens stand for no text.  Ids that the model has and the tokenizer has not are empty.
     """
@@ -86,7 +86,7 @@ def _byte_letters() -> dict[str, int]:
 
 
 class TextFlow(StopFilter[Token]):
-    """Text of one answer as it is written; the texts of the released tokens, joined, are the text.
+    """Incremental detokenizer of one answer; the released tokens' texts concatenate to the text.
 
     A token whose bytes complete no character has an empty text; the token that completes it has it all.
     Tokens that may turn out to begin a stop string are held back.

@@ -98,7 +98,7 @@ class SpecialTokenMask:
 
 
 def marks_for(contents: Sequence[str]) -> list[str]:
-    """A text to stand in the place of each content; empty where the content is."""
+    """Return a placeholder for each content; empty if the content is empty."""
     return [f"\ue000{index}\ue001" if content else "" for index, content in enumerate(contents)]
 
 

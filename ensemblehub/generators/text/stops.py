@@ -24,7 +24,7 @@ class StopFilter(Generic[Written]):
 
     @property
     def holding(self) -> bool:
-        """Whether some text is held back."""
+        """Whether text is held back."""
         return bool(self._held)
 
     def push(self, written: Written) -> list[Written]:
@@ -40,7 +40,7 @@ class StopFilter(Generic[Written]):
         return self._release(len(text) - self._suspect(text))
 
     def flush(self) -> list[Written]:
-        """What is still held back, at the end of the answer."""
+        """Return the text still held back, at the end of the answer."""
         held, self._held = self._held, []
         return held
 

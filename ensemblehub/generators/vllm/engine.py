@@ -93,7 +93,7 @@ class VLLMOptions:
 
     @property
     def checkpoint(self) -> ModelCheckpoint:
-        """Where the model is."""
+        """Path or hub id of the model."""
         return ModelCheckpoint(self.path, self.trust_remote_code)
 
     @property
@@ -135,7 +135,7 @@ class VLLMEngine(LocalEngine[VLLMWorker, InFlightAnswer]):
 
     @cached_property
     def model(self) -> str:
-        """As the hf engine's; with the number of top tokens behind entropies that are not exact."""
+        """The name as of the `hf` engine, with the number of top tokens if entropies are not exact."""
         name = self.settings.checkpoint.identity()
         return name if self.exact else bounded(name, self.settings.entropy_top_k)
 
@@ -144,7 +144,7 @@ class VLLMEngine(LocalEngine[VLLMWorker, InFlightAnswer]):
         return footprint_of(self._config, self.info, 4 if self.settings.dtype == "float32" else 2)
 
     def describe(self) -> str:
-        """One line: where and how the model runs."""
+        """Return a one-line description: device and settings."""
         gpus = self.settings.tensor_parallel_size * self.settings.pipeline_parallel_size
         spread = f" on {gpus} GPUs" if gpus > 1 else ""
         return f"{self.name}: {self.settings.path} in vLLM{spread}, {self.info.parameters:,} parameters"

@@ -229,7 +229,7 @@ class InFlightReading(InFlightRequest):
         super().__init__(worker, ids, params)
 
     async def result(self) -> TokenReadings:
-        """How well each token was predicted, from vLLM's flat logprobs.
+        """Return the scores of every token from vLLM's flat logprobs.
 
         Each line of them has the prompt's token first, then the top tokens, most probable first.
         """

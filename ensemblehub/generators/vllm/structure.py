@@ -34,7 +34,7 @@ def parser_of(name: str, tool_parser: str, tokenizer: Any) -> Any:
 
 
 class Structure:
-    """One answer that keeps to a format, or in which tools are called.
+    """An answer with a response format or tool calls.
 
     Args:
         ids: of the prompt.
