@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
 # GPT-4o through OpenRouter (OPENROUTER_API_KEY) and DeepSeek-R1-Distill-Qwen-7B on HumanEval.
-# `PAIR=builtin bash scripts/mentor_guided/exp_hetero_humaneval.sh` runs it offline on the models that ship; flags go to `ensemblehub paper`.
+# `PAIR=builtin bash scripts/mentor_guided/exp_hetero_humaneval.sh` runs it offline on the built-in models; flags are passed to `ensemblehub paper`.
 exec bash "$(dirname "${BASH_SOURCE[0]}")/run.sh" api gpt-4o humaneval "$@"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What the exp_*.sh share: run.sh TABLE PAIR DATASET [flags of `ensemblehub paper`].
+# Shared by exp_*.sh: run.sh TABLE PAIR DATASET [flags of `ensemblehub paper`].
 #
-#   PAIR=builtin   the models that ship with the package instead, offline, in minutes, on 300 questions (LIMIT) of every split
+#   PAIR=builtin   the built-in models: offline, in minutes, on 300 questions (LIMIT) of every split
 #   PAIR=FILE     a YAML file with a pair of your own
-#   PYTHON=...    another interpreter than the environment of `make install`
+#   PYTHON=...    the interpreter (default: the environment of `make install`)
 #
-# Real pairs run with answers of up to 4,096 and of up to 32,768 tokens (MAX_TOKENS="4096 32768"), each with its share of
-# truncated answers.  Results: data/acte_experiments/results/ (RESULTS).  A killed run goes on where it stopped.
+# Real pairs run with max_tokens 4,096 and 32,768 (MAX_TOKENS="4096 32768"); tables show the share of truncated answers.
+# Results: data/acte_experiments/results/ (RESULTS). The same command continues an interrupted run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 table=$1 pair=${PAIR:-$2} dataset=$3
