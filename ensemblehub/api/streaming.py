@@ -1,7 +1,8 @@
 """Sending a reply as server-sent events, and stopping work whose client has left.
 
 `EventSourceResponse` of `sse-starlette` (3.7) and of FastAPI send the head before the first event, so an
-early error would have no status of its own; and `sse-starlette` ends streams when the server begins to drain.
+early error would have no status of its own.  `sse-starlette` also ends streams when the server begins to drain,
+or, with that off, cuts them without an error when a drain is cut (`docs/decisions.md`).
 
 Source: the WHATWG specification of server-sent events; `data: [DONE]` ends a stream as OpenAI's do.
 """
