@@ -1,6 +1,6 @@
 """Files that one command leaves for another: written whole, and read with every field checked.
 
-Damage is one line that names the file and what is wrong.  Knows no engine and no task.
+Damage is one line that names the file and what is wrong.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Symbolic comparison in processes of its own: a few of them, started when first needed, under limits.
 
-Knows how to keep workers and what they are asked; what an answer means is in `answers.py`.  Safe in any
-thread.  A worker that takes too much time or memory is ended and replaced; one process stays warm between
-comparisons.  Programs are started afresh (never forked with threads about), and a forked child of this
+Safe in any thread. A worker that takes too much time or memory is ended and replaced; one process stays warm
+between comparisons. Programs are started afresh (never forked with threads about), and a forked child of this
 process starts workers of its own.
 
 `pebble` (5.2) was tried: it starts all workers for the first comparison, runs the caller's `__main__` in each, so

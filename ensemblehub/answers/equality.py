@@ -1,7 +1,7 @@
 """Final answers of mathematics: finding them in a text, and whether two are equal.
 
-Knows no benchmark.  How an answer is written is read in `notation.py` and `quantities.py`; algebra is done by
-the processes of `algebra.py` (`math_verify`, extra `eval`).
+How an answer is written is read in `notation.py` and `quantities.py`; algebra is done by the processes of
+`algebra.py` (`math_verify`, extra `eval`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Answering a request: checked and admitted by `prepare`, then written by `stream` within its deadlines.
-
-Knows the catalog, the queue and the limits; knows no HTTP.
-"""
+"""Answering a request: checked and admitted by `prepare`, then written by `stream` within its deadlines."""
 
 from __future__ import annotations
 

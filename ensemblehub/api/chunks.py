@@ -1,4 +1,4 @@
-"""OpenAI's chunks from the events of a request, and `logprobs`.  Knows no HTTP.
+"""OpenAI's chunks from the events of a request, and `logprobs`.
 
 No delta is empty between the first and the last, since clients take an empty one for the end of an insight:
 verdicts, choices and tokens that complete no character come with the next chunk that has text.

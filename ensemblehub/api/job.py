@@ -1,4 +1,4 @@
-"""The records of a request for generation: its answers, their events and their usage.  Knows no HTTP."""
+"""The records of a request for generation: its answers, their events and their usage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the token-level aggregations share: every token is chosen by several models together."""
+"""Shared by the token-level aggregations: every token is chosen by several models together."""
 
 from __future__ import annotations
 

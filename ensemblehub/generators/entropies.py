@@ -1,7 +1,7 @@
 """Entropies from logprobs: of a whole distribution, or a lower bound from its top tokens.
 
 A judge trained on one kind must not be used with the other, so a model whose entropies are bounds says so in
-its name.  Knows no engine.
+its name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Statistics of answers and of judges.  Knows neither."""
+"""Statistics of answers and of judges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a scorer, and the options of those that load a model of their own.  Knows no strategy."""
+"""The contract of a scorer, and the options of those that load a model of their own."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What Tandem is made of: insights and levels, features, the sufficiency judge, calibration."""
+"""The parts of Tandem: insights and levels, features, the sufficiency judge, calibration."""

@@ -1,6 +1,6 @@
-"""From a judge's logits to probabilities that hold: Platt scaling and isotonic regression.
+"""Calibration of a judge's logits to probabilities: Platt scaling and isotonic regression.
 
-Applying a curve is plain numpy; fitting one needs scikit-learn (extra `eval`).  Knows no judge.
+Applying a curve is plain numpy; fitting one needs scikit-learn (extra `eval`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the judge sees of the intern's reading: 16 statistics of perplexity and entropy.
+"""Features of the judge: 16 statistics of the intern's perplexity and entropy.
 
 The same functions compute them when collecting and when serving (paper: eight statistics each).
 """

@@ -1,4 +1,4 @@
-"""How the mentor is asked for insights, and how the intern sees them.
+"""Prompt profiles: how the mentor is asked for insights, and how the intern sees them.
 
 A profile holds the words for one model family.  Insights follow GPRA (Goal, Planning, Retrieval, Action;
 paper section "Thinking Insight Generation").  Prompts share prefixes: system and guide first, then the

@@ -8,7 +8,7 @@ The reference's command and flags, over `ensemblehub collect`:
 
     PAIR=builtin python scripts/mentor_guided/collect_progressive_data.py --dataset math500 --limit 50    # offline
 
-Kill it whenever you like: the same command goes on where it stopped.
+The command can be killed at any time; the same command continues where it stopped.
 """
 
 from __future__ import annotations

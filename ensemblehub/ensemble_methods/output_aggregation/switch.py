@@ -1,4 +1,4 @@
-"""`switch`: a large model begins, a small one goes on."""
+"""`switch`: a large model begins the answer, a small one continues it."""
 
 from __future__ import annotations
 

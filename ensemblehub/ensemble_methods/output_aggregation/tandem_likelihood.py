@@ -1,4 +1,4 @@
-"""The log-likelihood of a given answer: the intern reads it behind an insight instead of writing one."""
+"""The log-likelihood of a given answer: the intern scores it after an insight."""
 
 from __future__ import annotations
 

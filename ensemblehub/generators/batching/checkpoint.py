@@ -1,4 +1,4 @@
-"""What a model's Hugging Face folder or hub id says before any weights are loaded.
+"""Configuration, tokenizer, size and name of a model, from its Hugging Face folder or hub id, without weights.
 
 Every engine that runs such a model reads its configuration, tokenizer, size and name here, whatever
 computes it.

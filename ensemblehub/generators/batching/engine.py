@@ -1,7 +1,7 @@
 """Engines whose model runs in this process: what they share, and those that the scheduler batches.
 
 A request is rendered with the model's own tokenizer, so token ids and origins are the same whatever computes
-them.  Knows requests, tokens and usage; knows no library that computes.
+them.
 """
 
 from __future__ import annotations

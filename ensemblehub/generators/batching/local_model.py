@@ -1,4 +1,4 @@
-"""What the scheduler needs of a model that runs in this process.
+"""The protocols that a model has to implement to run on the scheduler.
 
 `hf` meets these protocols with transformers and `llama_cpp` with llama.cpp; neither knows the other.
 """

@@ -1,6 +1,6 @@
 """The prefix cache: computed tokens that can be reused, with their KV and how well they were predicted.
 
-Bounded in tokens, least recently used first out.  Knows token ids; knows neither requests nor models.
+Bounded in tokens, least recently used first out.
 """
 
 from __future__ import annotations

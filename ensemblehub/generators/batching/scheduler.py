@@ -1,8 +1,7 @@
 """The loop on one thread that computes all rows of an engine.
 
-Each turn: rows join and leave, one forward pass reads what new rows have yet to read, one writes the
-next token of every row that may go on; then all new tokens are handed over at once.  Knows rows, the
-model and the prefix cache; knows no request.
+Each turn: rows join and leave, one forward pass reads what new rows have yet to read, one writes the next
+token of every row that may go on; then all new tokens are handed over at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which architectures the hf engine runs with the same results as transformers.
 
 `python -m benchmarks.architectures` writes the table: it compares the engine with `model.generate` on a tiny
-random model of each architecture.  Knows configurations; loads no model.
+random model of each architecture.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Options of the hf engine, and how they choose device, precision and attention kernel of a model.
-
-Knows transformers' loading; knows no request.
-"""
+"""Options of the hf engine, and how they choose device, precision and attention kernel of a model."""
 
 from __future__ import annotations
 

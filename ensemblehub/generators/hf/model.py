@@ -1,7 +1,4 @@
-"""A loaded causal language model and one forward pass of it over rows of different lengths.
-
-Knows tensors; knows no request.
-"""
+"""A loaded causal language model and one forward pass of it over rows of different lengths."""
 
 from __future__ import annotations
 

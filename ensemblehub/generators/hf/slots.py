@@ -1,8 +1,8 @@
 """Where the keys and values of the running rows lie: one slot per row, preallocated.
 
-Per layer two tensors (slots, heads, positions, dimension).  A forward pass over some rows writes its new
-keys and values in place and attends to a view of their slots, so no step copies what was computed
-before; a mask hides what lies beyond each row's own length.  Knows no token, request or model.
+Per layer two tensors (slots, heads, positions, dimension). A forward pass over some rows writes its new keys
+and values in place and attends to a view of their slots, so no step copies what was computed before; a mask
+hides what lies beyond each row's own length.
 """
 
 from __future__ import annotations

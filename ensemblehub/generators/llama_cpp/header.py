@@ -1,4 +1,4 @@
-"""What the header of a GGUF file says of its model.  Loads no weights."""
+"""The header of a GGUF file: properties of the model, without its weights."""
 
 from __future__ import annotations
 

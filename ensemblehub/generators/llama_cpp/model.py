@@ -1,7 +1,7 @@
 """A GGUF model in llama.cpp, and one forward pass of it over rows of different lengths.
 
 A row lies in a sequence of llama.cpp's KV cache; when there are more rows than sequences, the least recently
-used wait as saved states.  Knows llama.cpp's C interface; knows no request.
+used wait as saved states.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The streamed answer of an OpenAI-compatible API: its pieces, how it ends, and its usage.
 
 Joins what providers split (surrogate pairs, tool calls), enforces stop strings and `max_tokens` where a
-provider ignores them, and marks every figure that the provider did not report as an estimate.  Knows no HTTP.
+provider ignores them, and marks every figure that the provider did not report as an estimate.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Deadlines, retries and the circuit breaker of an API.  Knows no HTTP client."""
+"""Deadlines, retries and the circuit breaker of an API."""
 
 from __future__ import annotations
 

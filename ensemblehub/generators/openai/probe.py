@@ -1,4 +1,4 @@
-"""What a live OpenAI-compatible endpoint can do, found out by a few short requests.
+"""Probes the abilities of a live OpenAI-compatible endpoint with a few short requests.
 
 The requests go through the engine itself, so that what is seen is what an ensemble would get.  All of them
 are recorded in the ledger.  Whatever an endpoint does is a finding, never a failure.

@@ -1,7 +1,6 @@
-"""What a chat template makes of a conversation, and where the messages stand in it.
+"""Rendering conversations with a chat template, and the positions of the messages in the result.
 
 Special tokens that a message holds are found again in the rendered text, so that they can be taken literally.
-Knows texts and templates; cuts no text into tokens.
 """
 
 from __future__ import annotations

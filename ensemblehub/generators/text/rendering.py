@@ -1,7 +1,6 @@
 """From a request to token ids, each with the message and the characters it comes from.
 
-Text inside messages and in the answer so far is never read as special tokens.  Knows tokenizers; knows no
-model.
+Text inside messages and in the answer so far is never read as special tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Where the contents of messages, and tokens, stand in a rendered text.
-
-Knows texts; knows neither tokenizers nor models.
-"""
+"""Positions of message contents and of tokens in a rendered text."""
 
 from __future__ import annotations
 

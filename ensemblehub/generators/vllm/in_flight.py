@@ -1,7 +1,4 @@
-"""Requests inside vLLM: its engine on a thread of its own, and what a request has written so far.
-
-Knows vLLM; knows no prompts.
-"""
+"""Requests inside vLLM: its engine on a thread of its own, and what a request has written so far."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Answers of vLLM in a response format or with tool calls, by its own grammars and parsers.
-
-Knows vLLM; knows neither engines nor usage.
-"""
+"""Answers of vLLM in a response format or with tool calls, by its own grammars and parsers."""
 
 from __future__ import annotations
 

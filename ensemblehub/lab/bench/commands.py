@@ -48,7 +48,7 @@ from ensemblehub.lab.tasks import TASKS
     type=click.Choice(["stop", "wrong"]),
     default="stop",
     show_default=True,
-    help="What an answer is that a model or an API fails to give.",
+    help="Handling of failed answers: stop the run, or count them as wrong.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the results (default: results/bench/TASK)."

@@ -1,8 +1,7 @@
 """`builtin_code`: small Python functions to write from a signature and a docstring.
 
-Knows how to draw a function and how its record, insight and solution are written down.  Records have
-HumanEval's fields (`task_id, prompt, entry_point, canonical_solution, test`).  A program is a chain of
-one to five operations on a list or a string; every operation has a plain and a tricky wording.
+Records have HumanEval's fields (`task_id, prompt, entry_point, canonical_solution, test`). A program is a
+chain of one to five operations on a list or a string; every operation has a plain and a tricky wording.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a built-in model answers to problems of the corpus, as `python -m ensemblehub.lab.builtin.sampling`
 writes it.
 
-A model is taught to say what it can solve, and the reward model to see mistakes, from these answers: they
-are measured, not guessed.  Knows how to draw a corpus problem again from its number; knows no engine.
+A model is taught to say what it can solve, and the reward model to see mistakes, from these answers: they are
+measured, not guessed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """What ensemble methods ask of a model besides solving: say what it can solve, choose among candidates,
 continue another's text, and keep short what is out of scope.
-
-Knows the words of these requests and how samples of them are drawn; the labels come from answers that were
-measured (`samples.py`).
 """
 
 from __future__ import annotations

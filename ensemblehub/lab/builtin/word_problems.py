@@ -1,8 +1,5 @@
 """`builtin_math`: word problems about quantities that depend on other quantities.
 
-Knows how to draw a problem and how its facts, insight and solutions are written down.  Knows no model
-and no tokenizer.
-
 A problem is a tree of quantities.  Every quantity is defined by exactly one English sentence; the
 sentences are shuffled and mixed with distractors.  Some phrasings are *plain* (the defined quantity is
 the subject: "There are 5 more mugs than bowls."), others are *tricky*: they define the quantity that is

@@ -1,7 +1,6 @@
-"""What a table is made from: a pair, a benchmark, a folder; and what every table starts with.
+"""The inputs of a table (a pair, a benchmark, a folder), and the runs that every table starts with.
 
-Knows the pairs by name.  A `Study` gives pipelines; what they collect is kept under `folder` and never made
-twice.
+A `Study` gives pipelines; what they collect is kept under `folder` and never made twice.
 """
 
 from __future__ import annotations

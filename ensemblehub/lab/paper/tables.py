@@ -1,6 +1,6 @@
 """A table on disk, with the paper's own figures beside it, marked as such.
 
-`figures.yaml` holds what the paper printed.  Knows no model and no benchmark.
+`figures.yaml` holds what the paper printed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Choosing one threshold per level on calibration data, for a stated aim.
+"""Choosing one threshold per level on calibration data, for a stated objective.
 
-Searches the whole grid of candidates over collected outcomes (`cascade.py`).  Knows no engine, no judge
-and no file.
+Searches the whole grid of candidates over collected outcomes (`cascade.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The cascade of levels, replayed on collected outcomes: what thresholds would have brought.
 
-Everything is arithmetic; nothing runs a model.  Costs are in any one unit (FLOPs, seconds, dollars), the
-same for all arrays.  Knows no engine, no judge and no file.
+Everything is arithmetic; nothing runs a model. Costs are in any one unit (FLOPs, seconds, dollars), the same
+for all arrays.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Records on disk: a journal that loses and repeats nothing, and rows of collected runs.
-
-Knows no engine and no task.
-"""
+"""Records on disk: a journal that loses and repeats nothing, and rows of collected runs."""
 
 from __future__ import annotations
 

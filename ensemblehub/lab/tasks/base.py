@@ -1,4 +1,4 @@
-"""The contract of a benchmark.  Knows no engine."""
+"""The contract of a benchmark."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""`builtin_code`: the built-in functions to write, graded by running their tests.
-
-Knows the problems of `ensemblehub.builtin`; needs no download and no model.
-"""
+"""`builtin_code`: the built-in functions to write, graded by running their tests."""
 
 from __future__ import annotations
 

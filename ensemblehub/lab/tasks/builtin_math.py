@@ -1,7 +1,4 @@
-"""`builtin_math`: the built-in word problems, graded by the last boxed integer.
-
-Knows the problems of `ensemblehub.builtin`; needs no download and no model.
-"""
+"""`builtin_math`: the built-in word problems, graded by the last boxed integer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The filter of system calls (seccomp) that the sandbox's two children put on themselves, as bytes.
 
-Knows call numbers and the filter's machine code (Linux, `Documentation/userspace-api/seccomp_filter.rst`);
-applies nothing.  Refused, with EPERM: to make processes or threads, to start another program, to signal,
+Refused, with EPERM: to make processes or threads, to start another program, to signal,
     trace or reschedule
 anybody, to open, bind or connect a socket, to lock or watch files, to read the kernel's log, to share memory
 or queues, to enter namespaces or mount, and what only widens the reach of a

@@ -1,7 +1,5 @@
 """The forms of isolation that the sandbox knows, strongest first, and how each starts the process of the
 program.
-
-Knows command lines; `sandbox` finds out which of them work here.
 """
 
 from __future__ import annotations
