@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from ensemblehub import builtin
+from ensemblehub.lab.bench import run
+from ensemblehub.lab.bench.cells import cells_of
+from ensemblehub.lab.bench.rows import read_rows
 from ensemblehub.lab.builtin import word_problems
+from ensemblehub.lab.tasks import task_named
 
 pytestmark = pytest.mark.slow
 MIXED = Path(__file__).parents[2] / "examples" / "all_gac.yaml"
@@ -33,6 +37,17 @@ doc_to_target: gold
 metric_list: [{metric: acc}, {metric: acc_norm}]
 """,
 }
+
+BOXED = """
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["never"], max_gen_toks: 200}
+filter_list:
+  - name: last
+    filter: [{function: regex, regex_pattern: "boxed\\\\{(-?[0-9]+)\\\\}", group_select: -1}, {function: take_first}]
+metric_list: [{metric: exact_match}]
+"""
 
 
 # The harness with its imports done: forks for every command line of standard input, and says how that ended.
@@ -123,6 +138,48 @@ def evaluated(harness, tasks, out, names, model, arguments, *flags, fails=False)
     return {
         name: {key: value for key, value in metrics[name].items() if key != "alias"} for name in names
     }, samples
+
+
+@pytest.fixture(scope="module")
+def bench_task(tmp_path_factory):
+    """A task of lm_eval with 50 questions of `builtin_math`, graded as `bench` grades them."""
+    folder = tmp_path_factory.mktemp("bench_task")
+    rows = [
+        {"question": item.text, "answer": item.answer}
+        for item in task_named("builtin_math").items("test", 50)
+    ]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = f"dataset_kwargs: {{data_files: {{test: {folder}/questions.jsonl}}}}\ntest_split: test\n"
+    (folder / "same_questions.yaml").write_text(f"task: same_questions\ndataset_path: json\n{data}{BOXED}")
+    return folder
+
+
+@pytest.mark.parametrize("model", ["intern", "ensemble"])
+def test_the_harness_gets_the_texts_and_the_accuracy_of_bench(harness, server, bench_task, tmp_path, model):
+    chat = {"model": model, "base_url": f"{server.url}/v1/chat/completions", "num_concurrent": 8}
+    metrics, samples = evaluated(
+        harness,
+        bench_task,
+        tmp_path,
+        ["same_questions"],
+        "local-chat-completions",
+        chat,
+        "--apply_chat_template",
+    )
+    limit = ["ensemble.generation.max_tokens=200", "experiment.concurrency=8"]
+    questions = run.questions_of("builtin_math", "test", None, None, 50)
+    run.bench(cells_of([f"{model}:{server.url}/v1"], limit), questions, tmp_path / "bench")
+    (file,) = (tmp_path / "bench" / "answers").iterdir()
+    rows = read_rows(file)[1]
+    ours = [rows[item.id] for item in questions.items]
+    theirs = [text for [[text]] in samples["same_questions"]]
+    assert [row.text.rpartition("</think>")[2].strip() for row in ours] == [text.strip() for text in theirs]
+    assert [row.correct for row in ours] == [
+        questions.task.grade(item, text).correct for item, text in zip(questions.items, theirs, strict=True)
+    ]
+    accuracy = metrics["same_questions"]["exact_match,last"]
+    assert accuracy == pytest.approx(sum(row.correct for row in ours) / 50)
+    assert 0 < accuracy < 1
 
 
 def through(server, model, **more):

@@ -209,7 +209,7 @@ def settings_of_cell(config: Config, ensemble: AsyncEnsemble, questions: Questio
     """All that decides a cell's answers but the questions themselves, as JSON."""
     scorers = [spec.model_dump(exclude=WHERE_IT_RUNS) for spec in config.reward_specs]
     return questions.about | {
-        "engines": deciding(config, ensemble.engines),
+        "engines": {name: portable(options) for name, options in deciding(config, ensemble.engines).items()},
         "sampling": asdict(questions.request(questions.asks[0], ensemble.sampling).sampling),
         "extract_after": ensemble.generation.extract_after,
         "selection": config.selection.model_dump(),
@@ -217,6 +217,14 @@ def settings_of_cell(config: Config, ensemble: AsyncEnsemble, questions: Questio
         "scorers": scorers if ensemble.aggregation.uses_scorers else [],
         "on_error": config.ensemble.on_error,
         "trained": trained(config),
+    }
+
+
+def portable(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with the last part of absolute paths only: a result is the same wherever its models lie."""
+    return {
+        key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for key, value in options.items()
     }
 
 

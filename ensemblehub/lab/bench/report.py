@@ -10,6 +10,7 @@ from typing import Any
 
 from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.errors import ArtifactError
+from ensemblehub.lab import markdown as tables
 from ensemblehub.lab import metrics
 from ensemblehub.lab.bench.rows import AnswerRow, read_rows
 from ensemblehub.lab.bench.summary import Summary, shares, summary
@@ -23,13 +24,13 @@ COSTS = (  # what the cost axis may show: the first that every cell has
     ("usd", "US dollars per answer"),
     ("written", "tokens generated per answer"),
 )
-COLUMNS = ("method", "n", "accuracy", "difference", "read", "written", "tflops", "usd", "wall")
+COLUMNS = ("method", "n", "accuracy", "difference", "read", "written", "tflops", "usd", "seconds", "wall")
 SHARES = ("truncated_share", "unreadable_share", "leak_share", "errors")
 HOW = (
     "Accuracy with 95 % interval (Wilson; several samples of a question are a cluster); difference to the first "
     "line in points with paired-bootstrap 95 % interval. Per answer: tokens computed (read) and generated "
-    "(written) by all models, compute as if no earlier question had filled a cache, and wall seconds beside the "
-    "other questions in progress."
+    "(written) by all models, compute as if no earlier question had filled a cache, the engines' seconds, and wall "
+    "seconds beside the other questions in progress."
 )
 
 
@@ -80,7 +81,17 @@ def table(found: Sequence[Summary], title: str, notes: Sequence[str]) -> str:
     columns = [column for column in COLUMNS if column != "usd" or any(line["usd"] for line in found)]
     if not any("difference" in line for line in found):
         columns.remove("difference")
-    return f"# {title}\n\n{markdown(found, notes, [*columns, *rates, *used])}"
+    text = f"# {title}\n\n{markdown(found, notes, [*columns, *rates, *used])}"
+    parts = [
+        (line["method"], name, f"{entry['read']:.1f}", f"{entry['written']:.1f}")
+        for line in found
+        for name, entry in line["engines"].items()
+        if len(line["engines"]) > 1 and any(entry.values())
+    ]
+    if not parts:
+        return text
+    by_engine = tables.table(("method", "engine and purpose", "read", "written"), parts, "llrr")
+    return f"{text}\n## Tokens per answer, by engine and purpose\n\n{by_engine}\n"
 
 
 def plot(found: Sequence[Summary], path: Path, title: str) -> None:
@@ -95,7 +106,7 @@ def plot(found: Sequence[Summary], path: Path, title: str) -> None:
         for line in found
     ]
     costs = [point.cost for point in points if point.cost]
-    wide = len(costs) > 1 and max(costs) > 8 * min(costs)
+    wide = len(costs) == len(points) > 1 and max(costs) > 8 * min(costs)
     accuracy_against_cost(points, [path], label, title, log=wide)
 
 

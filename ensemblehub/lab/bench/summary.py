@@ -36,7 +36,8 @@ def accuracy(rows: Sequence[AnswerRow]) -> tuple[float, float, float]:
 
 
 def summary(name: str, rows: Sequence[AnswerRow], asked: int) -> Summary:
-    """A line of `summary.json`: costs are means per answer, shares and accuracies are fractions.
+    """A line of `summary.json`: costs are means per answer, shares and accuracies are fractions;
+    FLOPs that are unknown (of models behind APIs) are None.
 
     Args:
         asked: Number of answers when all are there.
@@ -55,7 +56,7 @@ def summary(name: str, rows: Sequence[AnswerRow], asked: int) -> Summary:
         "accuracy_high": high,
         **pass_rates(list(questions.values())),
         **{key: mean[key] for key in ("read", "written", "usd", "seconds", "wall")},
-        "tflops": mean["cold_flops"] / 1e12,
+        "tflops": mean["cold_flops"] / 1e12 or None,
         "tflops_computed": mean["flops"] / 1e12,
         "engines": tokens_by_engine(rows),
         "truncated_share": sum(row.finish == "length" for row in rows) / len(rows),
