@@ -1,36 +1,36 @@
-/** Elements as plain descriptions, and the document made to match them. All text goes in as text. */
+/** Elements, and the document made to match them. All text goes in as text. */
 
 const SVG = "http://www.w3.org/2000/svg";
+const SHAPES = ["svg", "rect", "line"];
 
 export const HIDDEN = { "aria-hidden": "true" };
 export const byId = (id) => document.getElementById(id);
 
-/** An element to be, as `tag.class`; children that are not there (null, false, "", 0) are left out. */
+/** An element, as `tag.class`; children that are not there (null, false, "", 0) are left out. */
 export function element(what, props, ...children) {
   const [tag, ...classes] = what.split(".");
-  const attributes = { ...props };
-  const names = [...classes, props?.class].filter(Boolean);
-  if (names.length) attributes.class = names.join(" ");
-  return { tag, attributes, children: children.flat(Infinity).filter(Boolean) };
+  const made = SHAPES.includes(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(props ?? {})) made.setAttribute(name, value);
+  if (classes.length) made.classList.add(...classes);
+  made.append(...children.flat(Infinity).filter(Boolean));
+  return made;
 }
 
-/** Make the children of `parent` what `nodes` say, touching only what differs. */
-export function patch(parent, ...nodes) {
-  const wanted = nodes.flat(Infinity).filter(Boolean);
-  wanted.forEach((node, index) => {
+/** Make the children of `parent` what `children` say, touching only what differs. */
+export function patch(parent, ...children) {
+  morph(parent, element("div", null, children));
+}
+
+function morph(parent, wanted) {
+  const nodes = [...wanted.childNodes];
+  for (const [index, node] of nodes.entries()) {
     const old = parent.childNodes[index];
-    const fits = old?.nodeName.toLowerCase() === (node.tag ?? "#text");
-    const place = fits ? old : made(node, parent);
-    if (!fits) old ? old.replaceWith(place) : parent.append(place);
-    if (node.tag) update(place, node);
-    else retype(place, node);
-  });
-  while (parent.childNodes.length > wanted.length) parent.lastChild.remove();
-}
-
-function made({ tag }, parent) {
-  if (!tag) return document.createTextNode("");
-  return document.createElementNS(tag === "svg" ? SVG : parent.namespaceURI, tag);
+    if (!old) parent.append(node);
+    else if (old.nodeName !== node.nodeName) old.replaceWith(node);
+    else if (old.nodeType === Node.TEXT_NODE) retype(old, node.data);
+    else update(old, node);
+  }
+  while (parent.childNodes.length > nodes.length) parent.lastChild.remove();
 }
 
 /** Change a text node; text that only grows keeps what a reader has selected. */
@@ -39,12 +39,12 @@ function retype(place, text) {
   else place.data = text;
 }
 
-function update(place, { attributes, children }) {
+function update(place, wanted) {
   for (const name of place.getAttributeNames()) {
-    if (!(name in attributes)) place.removeAttribute(name);
+    if (!wanted.hasAttribute(name)) place.removeAttribute(name);
   }
-  for (const [name, value] of Object.entries(attributes)) {
-    if (place.getAttribute(name) !== String(value)) place.setAttribute(name, value);
+  for (const { name, value } of wanted.attributes) {
+    if (place.getAttribute(name) !== value) place.setAttribute(name, value);
   }
-  patch(place, children);
+  morph(place, wanted);
 }

@@ -1,6 +1,6 @@
 /** Numbers as a person reads them. */
 
-const PREFIXES = ["", "k", "M", "G", "T", "P", "E"];
+const PREFIXES = ["", "k", "M", "G", "T", "P", "E", "Z", "Y"];
 const format = (options) => new Intl.NumberFormat("en", options).format;
 
 export const total = (values) => values.reduce((sum, value) => sum + value, 0);
@@ -14,8 +14,6 @@ export const threeDigits = format({ minimumSignificantDigits: 3, maximumSignific
 /** The unit for a number of FLOPs, and for all that stands beside it. */
 export function unitOf(flops) {
   const power = Math.floor(Math.log10(Number(Math.max(flops, 1).toPrecision(3))) / 3);
-  const prefix = Math.min(power, PREFIXES.length - 1);
-  return { size: 1000 ** prefix, name: `${PREFIXES[prefix]}FLOPs` };
+  const shown = (value) => (value ? threeDigits(value / 1000 ** power) : "0");
+  return { name: `${PREFIXES[power]}FLOPs`, shown };
 }
-
-export const inUnit = (flops, { size }) => (flops ? threeDigits(flops / size) : "0");

@@ -28,10 +28,9 @@ export async function* events(body) {
     const blocks = (waiting + value).split("\n\n");
     waiting = blocks.pop();
     for (const block of blocks.filter((lines) => lines.startsWith("data: "))) { // others are comments
-      const data = block.slice(6);
-      if (data === "[DONE]") return;
-      const chunk = JSON.parse(data);
-      if (chunk.error) throw refusal(chunk.error, "the server failed");
+      if (block === "data: [DONE]") return;
+      const chunk = JSON.parse(block.slice(6));
+      if (chunk.error) throw Object.assign(new Error(), chunk.error);
       yield chunk;
     }
   }
@@ -42,15 +41,9 @@ const failing = (words) => (error) => {
   throw error.name === "AbortError" ? error : new Error(words);
 };
 
+/** An Error with the server's message, its code and the field that is wrong. */
 async function problem(response) {
   const body = await response.json().catch(() => null);
-  const error = refusal(body?.error, `the server replied ${response.status}`);
-  if (response.status === 413) error.code ||= TOO_LONG;
-  return Object.assign(error, { wait: Number(response.headers.get("retry-after")) });
-}
-
-/** An Error with the server's code and the field that is wrong. */
-function refusal(said, otherwise) {
-  const { message, code, param } = said ?? {};
-  return Object.assign(new Error(message || otherwise), { code: code ?? "", param: param ?? "" });
+  const wait = Number(response.headers.get("retry-after"));
+  return Object.assign(new Error(`the server replied ${response.status}`), body?.error, { wait });
 }
