@@ -85,8 +85,8 @@ def bench(
       summary.json, table.md      the figures, with 95 % intervals
       accuracy_cost.svg           the plot
 
-    Interrupt or kill it whenever you like: the same command goes on where it stopped.  More questions
-    (--limit), more samples and more CONFIGs extend what is there.  `ensemblehub compare` and `ensemblehub
+    The command can be interrupted or killed at any time; the same command continues where it stopped. More
+    questions (--limit), samples and CONFIGs extend existing results. `ensemblehub compare` and `ensemblehub
     board` read the folder.
     """
     from ensemblehub.lab.bench import run

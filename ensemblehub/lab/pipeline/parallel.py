@@ -138,7 +138,7 @@ def collect(
                     worker.asked[item.id] = item
                     _send(worker, item)
             if not workers:
-                raise EngineError("all workers died; the same command goes on with the rest")
+                raise EngineError("all workers died; the same command collects the rest")
             for pipe in wait([worker.pipe for worker in workers]):
                 worker = next(worker for worker in workers if worker.pipe is pipe)
                 try:
@@ -191,7 +191,7 @@ def _bury(worker: WorkerProcess, missing: deque[Item], deaths: Counter[str]) -> 
     deaths.update(worker.asked.keys())
     worst = next((name for name, count in deaths.items() if count >= TRIES), None)
     if worst is not None:
-        raise EngineError(f"{TRIES} workers died over {worst}; the same command goes on with the rest")
+        raise EngineError(f"{TRIES} workers died over {worst}; the same command collects the rest")
     missing.extendleft(reversed(worker.asked.values()))
 
 
