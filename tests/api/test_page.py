@@ -339,7 +339,8 @@ def test_a_file_of_an_earlier_version_opens(visit, echo):
 )
 def test_flops_have_three_digits_and_a_fitting_unit(visit, echo, flops, shown):
     start = {"ensemble": {"start": {"method": "single", "members": ["big"]}}}
-    end = {"choices": [], "usage": {"cost_details": {"flops": flops}}}
+    cost = {"flops": flops, "usd": 0, "seconds": 1, "estimated": False, "spent": []}
+    end = {"choices": [], "usage": {"cost_details": cost}}
     page = visit(echo)
     open_file(page, json.dumps({**SOUND, "chunks": [{"at": 0, "chunk": start}, {"at": 1, "chunk": end}]}))
     expect(page.locator("#cost .total")).to_have_text(shown)
@@ -636,11 +637,11 @@ def test_a_keyboard_is_enough(visit, echo):
     expect(page.get_by_label("Your question")).to_be_focused()
     page.keyboard.type(LONG)
     reached = []
-    for _ in range(8):
+    for _ in range(9):
         page.keyboard.press("Tab")
         reached.append(focused.get_attribute("id") or focused.get_attribute("name") or focused.text_content())
         assert focused.evaluate("element => getComputedStyle(element).outlineStyle") == "solid"
-    assert reached[-4:] == ["model", "level", "threshold", "start"]
+    assert reached[-5:] == ["model", "level", "threshold", "calibrated", "start"]
     page.keyboard.press("Enter")
     expect(page.locator("#insight")).to_be_visible()
     page.keyboard.press("Tab")

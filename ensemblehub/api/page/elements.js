@@ -18,33 +18,22 @@ export function element(what, props, ...children) {
 
 /** Make the children of `parent` what `children` say, touching only what differs. */
 export function patch(parent, ...children) {
-  morph(parent, element("div", null, children));
-}
-
-function morph(parent, wanted) {
-  const nodes = [...wanted.childNodes];
+  const nodes = [...element("div", null, children).childNodes];
   for (const [index, node] of nodes.entries()) {
     const old = parent.childNodes[index];
     if (!old) parent.append(node);
     else if (old.nodeName !== node.nodeName) old.replaceWith(node);
-    else if (old.nodeType === Node.TEXT_NODE) retype(old, node.data);
-    else update(old, node);
+    else if (old.nodeType === Node.ELEMENT_NODE) update(old, node);
+    else if (node.data.startsWith(old.data)) old.appendData(node.data.slice(old.data.length));
+    else old.data = node.data; // text that only grows keeps what a reader has selected
   }
   while (parent.childNodes.length > nodes.length) parent.lastChild.remove();
 }
 
-/** Change a text node; text that only grows keeps what a reader has selected. */
-function retype(place, text) {
-  if (text.startsWith(place.data)) place.appendData(text.slice(place.data.length));
-  else place.data = text;
-}
-
-function update(place, wanted) {
-  for (const name of place.getAttributeNames()) {
-    if (!wanted.hasAttribute(name)) place.removeAttribute(name);
-  }
-  for (const { name, value } of wanted.attributes) {
-    if (place.getAttribute(name) !== value) place.setAttribute(name, value);
-  }
-  morph(place, wanted);
+function update(old, wanted) {
+  const gone = old.getAttributeNames().filter((name) => !wanted.hasAttribute(name));
+  const changed = [...wanted.attributes].filter(({ name, value }) => old.getAttribute(name) !== value);
+  for (const name of gone) old.removeAttribute(name);
+  for (const { name, value } of changed) old.setAttribute(name, value);
+  patch(old, ...wanted.childNodes);
 }

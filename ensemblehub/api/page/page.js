@@ -2,36 +2,19 @@
 
 import { byId, element, patch } from "./elements.js";
 import { compact, count, ratio, total } from "./numbers.js";
-import { EMPTY, begun, fold, parsed, phaseOf } from "./run.js";
-import { TOO_LONG, events, keepKey, send } from "./stream.js";
+import { EMPTY, FORMATS, fold, parsed, phaseOf } from "./run.js";
+import { KEY, events, send } from "./stream.js";
 import { show } from "./view.js";
 
 const THEMES = ["auto", "light", "dark"];
-const LEADS = {
-  tandem: "A large mentor writes short insights. A judge watches for the moment they suffice, the mentor is "
-    + "stopped there, and a small intern answers.",
-  single: "One model answers by itself, as a baseline.",
-  other: "Models share the work of one answer, and the text is coloured by who wrote it.",
-};
-const WORK = { token: "token by token", segment: "segment by segment" };
+const TOO_LONG = ["context_length_exceeded", "body_too_large"];
+const DAMAGES = { SyntaxError: "it is not JSON", TypeError: "parts of the run are missing or damaged" };
 
 let config = null; // what the server offers
 let threshold = null; // for all levels; null stands for the calibrated ones
 let current = null; // {run, saved, phase, replay, cancel}: what the page shows
-let drawing = 0;
 
-/** Show the run at the next frame, once. */
-function redraw() {
-  drawing ||= requestAnimationFrame(() => {
-    drawing = 0;
-    show(current);
-  });
-}
-
-function notice(words) {
-  byId("notice").hidden = !words;
-  byId("notice").textContent = words;
-}
+const notice = (words) => (byId("notice").textContent = words);
 
 /** Ask the reader for an API key and keep it in this tab; an Error where they would rather not. */
 async function askForKey(wrong) {
@@ -41,7 +24,7 @@ async function askForKey(wrong) {
   if (!dialog.open) dialog.showModal();
   await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
   if (dialog.returnValue !== "use") throw new Error("the server wants an API key");
-  keepKey(byId("key").value);
+  sessionStorage.setItem(KEY, byId("key").value);
 }
 
 async function loadConfig() {
@@ -57,24 +40,23 @@ async function loadConfig() {
 /** What the chosen name stands for; a model alone is an ensemble of itself. */
 function served() {
   const id = byId("model").value;
-  const alone = { id, method: "single", granularity: "response", members: [id], params: {}, levels: [], bounds: {} };
-  return config.ensembles.find((ensemble) => ensemble.id === id) ?? alone;
+  return config.ensembles.find((ensemble) => ensemble.id === id)
+    ?? { id, method: "single", granularity: "response", members: [id], params: {}, levels: [], bounds: {} };
 }
 
 /** Offer what the chosen ensemble lets a request set. */
 function offer() {
-  const { method, granularity, members, levels, bounds } = served();
+  const { granularity, members, levels, bounds } = served();
   const sizes = new Map(config.members.map(({ id, parameters }) => [id, parameters]));
   const sized = (id) => (sizes.get(id) ? `${id} (${compact(sizes.get(id))} parameters)` : id);
-  byId("lead").textContent = `${LEADS[method] ?? LEADS.other} Every token is counted.`;
-  byId("model-about").textContent =
-    [WORK[granularity], members.map(sized).join(", ")].filter(Boolean).join(" · ");
+  const pace = granularity === "response" ? "" : `${granularity} by ${granularity} · `;
+  byId("model-about").textContent = pace + members.map(sized).join(", ");
   const fixed = levels.filter(({ level }) => bounds.judge?.choices?.includes(`fixed:${level}`));
-  const radio = (value, label, note) => element("label.button", null,
-    element("input", { type: "radio", name: "level", value }), label, note && element("small", null, note));
+  const radio = (value, label) =>
+    element("label.button", null, element("input", { type: "radio", name: "level", value }), ` ${label}`);
   byId("levels").hidden = !fixed.length;
   patch(byId("levels"), element("legend", null, "Effort level"), radio("", "The judge decides"),
-    fixed.map(({ level, mentor_tokens }) => radio(level, level, ` ${count(mentor_tokens)} tokens`)));
+    fixed.map(({ level, mentor_tokens }) => radio(level, `${level} ${count(mentor_tokens)} tokens`)));
   byId("levels").querySelector("input").checked = true;
   const { minimum = 0, maximum = 1 } = bounds.thresholds ?? {};
   byId("thresholds").hidden = !bounds.thresholds || !levels.length;
@@ -86,10 +68,10 @@ function setThreshold(value) {
   threshold = value;
   const { levels } = served();
   const words = value === null ? "as calibrated" : ratio(value);
-  if (value === null) byId("threshold").value = total(levels.map(({ threshold }) => threshold)) / levels.length;
+  const mean = total(levels.map((level) => level.threshold)) / levels.length;
+  byId("threshold").value = value ?? mean;
   byId("threshold").setAttribute("aria-valuetext", words);
   byId("threshold-value").textContent = words;
-  byId("calibrated").hidden = value === null;
 }
 
 /** The body of the request. */
@@ -98,10 +80,9 @@ function request() {
   const level = form.get("level");
   const thresholds = Object.fromEntries(served().levels.map(({ level }) => [level, threshold]));
   const params = level ? { judge: `fixed:${level}` } : threshold !== null && { thresholds };
-  return {
-    model: form.get("model"), messages: [{ role: "user", content: form.get("question").trim() }], stream: true,
-    stream_options: { include_usage: true }, ...(params && { ensemble: { params } }),
-  };
+  const messages = [{ role: "user", content: form.get("question").trim() }];
+  const stream = { stream: true, stream_options: { include_usage: true } };
+  return { model: form.get("model"), messages, ...stream, ...(params && { ensemble: { params } }) };
 }
 
 /** Put a run on the page in place of the one before. */
@@ -124,13 +105,16 @@ async function follow(saved, source) {
   try {
     for await (const chunk of source(saved, signal)) {
       shown.run = fold(shown.run, chunk);
-      redraw();
+      shown.frame ??= requestAnimationFrame(() => {
+        shown.frame = null;
+        show(current);
+      });
     }
   } catch (error) {
     Object.assign(saved, signal.aborted ? { stopped: true } : { error: worded(error) });
   }
   shown.phase = phaseOf(saved);
-  redraw();
+  show(current);
 }
 
 async function* asked({ request, chunks }, signal) {
@@ -155,7 +139,11 @@ async function ask() {
   notice("");
   if (!config) await loadConfig();
   const body = request();
-  await follow(begun(body.messages[0].content, body, served(), config.members), asked);
+  const saved = {
+    format: FORMATS[0], version: 1, question: body.messages[0].content, request: body, served: served(),
+    members: config.members, started: new Date().toISOString(), chunks: [], stopped: false, error: null,
+  };
+  await follow(saved, asked);
 }
 
 /** Stop what is running; a replay jumps to its end. */
@@ -174,11 +162,9 @@ function save({ saved }) {
 
 async function open(file) {
   try {
-    const saved = parsed(await file.text());
-    presentWhole(saved);
-  } catch (error) {
-    const words = error instanceof TypeError ? "parts of the run are missing or damaged" : error.message;
-    return notice(`${file.name} cannot be opened: ${words}.`);
+    presentWhole(parsed(await file.text()));
+  } catch ({ name, message }) {
+    return notice(`${file.name} cannot be opened: ${DAMAGES[name] ?? message}.`);
   }
   notice("");
   byId("run").scrollIntoView();
@@ -189,19 +175,19 @@ const complain = (error) => notice(sentence(worded(error)));
 const sentence = (words) => `${words[0].toUpperCase()}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
 
 /** An error in words that name what can be set here. */
-function worded({ message, code, param, wait }) {
+function worded({ name, message, code, param, wait }) {
+  if (name === "TypeError") return `the connection to the server failed (${message})`;
   const other = "choose another ensemble";
   const lower = byId("levels").hidden ? other : `${other}, or a lower effort level`;
-  if ([TOO_LONG, "body_too_large"].includes(code)) return `the question is too long: shorten it, or ${lower}`;
+  if (TOO_LONG.includes(code)) return `the question is too long: shorten it, or ${lower}`;
   const again = `ask again ${wait ? `in ${wait} s` : "later"}`;
   const advice = {
     overloaded: again, not_ready: again, model_not_found: `reload the page and ${other}`,
     timeout: `ask again, or ${lower}`, engine_error: `ask again, or ${other}`,
-    "ensemble.params.judge": "choose another effort level",
-    "ensemble.params.thresholds": "set another threshold",
+    judge: "choose another effort level", thresholds: "set another threshold",
     messages: "change the question",
   };
-  const found = advice[code] ?? advice[/^(ensemble\.params\.\w+|\w*)/.exec(param ?? "")[0]];
+  const found = advice[code] ?? advice[/^(ensemble\.params\.)?(\w*)/.exec(param ?? "")[2]];
   return found ? `${message}. ${sentence(found)}` : message;
 }
 
@@ -229,29 +215,22 @@ on("ask", "submit", (event) => {
   event.preventDefault();
   if (byId("question").value.trim() && byId("start").ariaDisabled !== "true") ask().catch(complain);
 });
-on("question", "keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-  event.preventDefault();
-  byId("ask").requestSubmit();
-});
 on("stop", "click", stop);
 on("save", "click", () => save(current));
 on("replay", "click", () => (current.phase === "running" ? stop() : follow(current.saved, replayed)));
 on("model", "change", offer);
 on("levels", "change", ({ target }) => (byId("threshold").disabled = target.value !== ""));
 on("threshold", "input", ({ target }) => setThreshold(target.valueAsNumber));
-on("calibrated", "click", () => {
-  byId("threshold").focus();
-  setThreshold(null);
-});
+on("calibrated", "click", () => setThreshold(null));
 on("theme", "click", () => setTheme(THEMES[(THEMES.indexOf(localStorage["ensemblehub-theme"]) + 1) % 3]));
-on("file", "change", ({ target }) => {
-  if (target.files.length) open(target.files[0]);
-  target.value = "";
-});
+on("file", "click", ({ target }) => (target.value = "")); // or the same file would be no change
+on("file", "change", ({ target }) => open(target.files[0]));
 for (const type of ["dragover", "dragleave", "drop"]) document.addEventListener(type, dragged);
-document.addEventListener("keydown", ({ key }) => {
-  if (key === "Escape" && !byId("key-dialog").open) stop();
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !byId("key-dialog").open) stop();
+  if (event.key !== "Enter" || event.target.id !== "question" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  byId("ask").requestSubmit();
 });
 setTheme(THEMES.find((theme) => theme === localStorage["ensemblehub-theme"]) ?? "auto");
 loadConfig().catch(complain);

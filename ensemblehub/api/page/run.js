@@ -9,11 +9,9 @@
 import { percent, ratio, total } from "./numbers.js";
 
 export const EMPTY = {
-  method: "", roles: {}, members: [], estimate: null, segments: [], verdicts: [], choices: [], finish: "",
-  flops: 0, spared: 0, cost: null,
+  method: "", roles: {}, members: [], segments: [], verdicts: [], choices: [], flops: 0, spared: 0,
 };
-const COST = { flops: 0, usd: 0, seconds: 0, estimated: false, spent: [] };
-const FORMATS = ["ensemblehub-run", "ensemblehub-ride"]; // the second in files saved before
+export const FORMATS = ["ensemblehub-run", "ensemblehub-ride"]; // the second in files saved before
 const HEADING = /^[\s>#*\-\d.)]*(Goal|Planning|Retrieval|Action)\b[*\s]*[:：]?[*]*/gim;
 
 /** The run with one more chunk of the stream. */
@@ -21,9 +19,7 @@ export function fold(run, chunk) {
   const said = chunk.ensemble ?? {};
   const first = chunk.choices?.[0];
   const next = { ...run, finish: first?.finish_reason ?? run.finish };
-  if (said.start) {
-    Object.assign(next, said.start, { estimate: interval(said.start.estimated_mentor_alone_flops) });
-  }
+  Object.assign(next, said.start);
   const verdicts = several(said.verdicts, said.verdict);
   if (verdicts.length) {
     const at = insightOf(run).length;
@@ -34,16 +30,14 @@ export function fold(run, chunk) {
   if (said.engine) next.segments = joined(run.segments, said, first?.delta ?? {});
   if (chunk.usage) {
     const cost = chunk.usage.cost_details ?? chunk.usage.cost; // `cost` in older files
-    next.cost = { ...COST, ...cost };
-    next.spared = sparedBy(next.cost);
-    next.estimate = interval(cost.estimated_mentor_alone_flops) ?? next.estimate;
+    Object.assign(next, { cost, spared: sparedBy(cost) });
+    next.estimated_mentor_alone_flops = cost.estimated_mentor_alone_flops ?? run.estimated_mentor_alone_flops;
   }
   return next;
 }
 
 const several = (all, single) => all ?? (single ? [single] : []); // one by itself in older files
 const sparedBy = ({ flops, cold_flops }) => (cold_flops ?? flops) - flops || 0;
-const interval = (estimate) => (estimate?.[0] > 0 ? estimate : null); // with its 95 % interval
 
 function joined(segments, { engine, purpose, round = 0, tokens = 0 }, delta) {
   const text = delta.reasoning_content ?? delta.reasoning ?? delta.content ?? "";
@@ -67,7 +61,7 @@ export function flopsOf(run, { members, served }) {
   return run.flops + total(run.segments.map(({ engine, tokens }) => tokens * rate(engine)));
 }
 
-/** The parts of an insight by their headings, as `tandem/insights.py` finds them; first what has none. */
+/** The parts of an insight by their headings, as `lab/paper/gpra.py` finds them; first what has none. */
 export function sections(insight) {
   const found = [...insight.matchAll(HEADING)].map(({ 0: whole, 1: word, index }) => ({
     heading: word[0].toUpperCase() + word.slice(1).toLowerCase(), start: index, from: index + whole.length,
@@ -106,9 +100,8 @@ export function handover(run, { request, served }) {
   const [answer] = answersOf(run);
   if (!last || !answer) return "";
   if (answer.engine === run.roles.mentor) return "No level suffices: the mentor answers itself";
-  const best = run.verdicts.reduce((best, other) => (other.probability > best.probability ? other : best));
-  const used = served.params.fallback === "last" ? last : best;
-  return `No level suffices: the intern answers with the insight at level ${used.level} (${ratio(used.probability)})`;
+  const used = served.params.fallback === "last" ? `level ${last.level}` : "the level of highest probability";
+  return `No level suffices: the intern answers with the insight at ${used}`;
 }
 
 /** One sentence on where the run is. */
@@ -117,44 +110,30 @@ export function statusOf({ run, saved, phase }) {
   if (phase === "stopped") return "Stopped. What had arrived is kept.";
   if (phase === "done") {
     const end = run.finish === "length" ? "Ended at the token limit." : "Done.";
-    if (!run.estimate) return end;
-    const share = percent((flopsOf(run, saved) + run.spared) / run.estimate[0]);
+    const [estimate = 0] = run.estimated_mentor_alone_flops ?? [];
+    if (!estimate) return end;
+    const share = percent((flopsOf(run, saved) + run.spared) / estimate);
     return `${end} It took ${share} of the estimated cost of the mentor alone.`;
   }
   if (!run.method) return "The question is on its way.";
   const answer = answersOf(run).at(-1);
-  if (run.method !== "tandem") {
-    return answer ? "The answer is being written." : `At work: ${run.members.join(", ")}.`;
-  }
-  if (answer) return `The ${answer.engine === run.roles.mentor ? "mentor" : "intern"} is answering.`;
+  if (answer && answer.engine === run.roles.mentor) return "The mentor is answering.";
+  if (answer) return run.roles.intern ? "The intern is answering." : "The answer is being written.";
   const last = run.verdicts.at(-1);
   if (last?.sufficient) return `${handover(run, saved)}.`;
-  if (!run.segments.length && !last) return "The run begins.";
-  if (!last || insightOf(run).length > last.at) return "The mentor is writing insights.";
-  return `Level ${last.level} does not suffice (${compared(last)}).`;
+  if (last?.at === insightOf(run).length) return `Level ${last.level} does not suffice (${compared(last)}).`;
+  return run.segments.length ? "The mentor is writing insights." : `At work: ${run.members.join(", ")}.`;
 }
 
 export const phaseOf = (saved) => (saved.error ? "failed" : saved.stopped ? "stopped" : "done");
 
-/** A run that has just been asked for, as it is saved; `at` of a chunk is in milliseconds since the start. */
-export function begun(question, request, served, members) {
-  const started = new Date().toISOString();
-  const empty = { chunks: [], stopped: false, error: null };
-  return { format: FORMATS[0], version: 1, question, request, started, served, members, ...empty };
-}
-
-/** A saved run out of a file's text. */
+/** A saved run out of a file's text; `at` of a chunk is in milliseconds since the start. */
 export function parsed(content) {
-  let saved;
-  try {
-    saved = JSON.parse(content);
-  } catch {
-    throw new Error("it is not JSON");
-  }
+  const saved = JSON.parse(content);
   if (!FORMATS.includes(saved?.format)) throw new Error("it is not a saved run");
   if (saved.version !== 1) throw new Error(`version ${saved.version} is not known here`);
-  const timed = saved.chunks?.every?.((entry) => Number.isFinite(entry?.at));
-  if (!timed || typeof saved.question !== "string") throw new Error("parts of the run are missing");
+  const timed = saved.chunks.every(({ at }) => Number.isFinite(at));
+  if (!timed || typeof saved.question !== "string") throw new TypeError();
   const served = { levels: [], params: {}, ...saved.served };
   return { started: "", request: {}, members: [], ...saved, format: FORMATS[0], served };
 }

@@ -1,19 +1,22 @@
 /** What goes over the wire: requests to this server, and the server-sent events it replies with. */
 
-const KEY = "ensemblehub-key"; // in sessionStorage: gone with the tab
+export const KEY = "ensemblehub-key"; // in sessionStorage: gone with the tab
 
-export const TOO_LONG = "context_length_exceeded";
-export const keepKey = (key) => sessionStorage.setItem(KEY, key);
-
-/** Fetch from this server; `askForKey` gets a key where one is needed. No success is an Error. */
+/**
+ * Fetch from this server; `askForKey` gets a key where one is needed. No success is an Error, with the
+ * server's message, its code and the field that is wrong.
+ */
 export async function send(path, options, askForKey) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
     const headers = { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
-    const response = await fetch(path, { ...options, headers })
-      .catch(failing("the server cannot be reached"));
+    const response = await fetch(path, { ...options, headers });
     if (response.ok) return response;
-    if (response.status !== 401) throw await problem(response);
+    if (response.status !== 401) {
+      const body = await response.json().catch(() => null);
+      const wait = Number(response.headers.get("retry-after"));
+      throw Object.assign(new Error(`the server replied ${response.status}`), body?.error, { wait });
+    }
     await askForKey(key !== null);
   }
 }
@@ -23,7 +26,7 @@ export async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";
   for (;;) {
-    const { value, done } = await reader.read().catch(failing("the connection was lost"));
+    const { value, done } = await reader.read();
     if (done) throw new Error("the stream ended before the run did");
     const blocks = (waiting + value).split("\n\n");
     waiting = blocks.pop();
@@ -34,16 +37,4 @@ export async function* events(body) {
       yield chunk;
     }
   }
-}
-
-/** A handler that says `words` of any failure but that of a stop. */
-const failing = (words) => (error) => {
-  throw error.name === "AbortError" ? error : new Error(words);
-};
-
-/** An Error with the server's message, its code and the field that is wrong. */
-async function problem(response) {
-  const body = await response.json().catch(() => null);
-  const wait = Number(response.headers.get("retry-after"));
-  return Object.assign(new Error(`the server replied ${response.status}`), body?.error, { wait });
 }

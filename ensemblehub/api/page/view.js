@@ -6,13 +6,9 @@ import * as runs from "./run.js";
 
 const COLOURS = 8;
 const ABOUT = { models: "Who takes part", proposal: "Which proposal", answer: "Which answer" };
-const ESTIMATED = {
-  running: "Estimated from the tokens written so far, without the prompts of open calls. "
-    + "The exact cost comes at the end.",
-  ended: "Estimated from the tokens written by then, without the prompts of calls that did not end.",
-};
+const ESTIMATED = "Estimated from the tokens written, without the prompts of calls that did not end.";
 
-/** Show everything about one run; where a part of it is not as expected, throw and leave the page as it is. */
+/** Show everything about one run; throw, and leave the page as it is, where a part of it is damaged. */
 export function show(current) {
   const { run, saved, phase, replay } = current;
   const busy = phase === "running";
@@ -24,8 +20,12 @@ export function show(current) {
   const content = {
     replay: busy ? "Skip to the end" : "Replay", status: runs.statusOf(current), asked: saved.question,
     flow: [tandem && guidance(current, colour), answer(current, colour)],
-    rail: [tandem && judge(runs.checkpoints(run, saved)), run.choices.length && decisions(run, colour),
-      run.method && cost(current, colour)],
+    rail: [
+      tandem && judge(runs.checkpoints(run, saved)),
+      run.choices.length && card("choices", { title: "Decisions" },
+        element("div.scroll", null, run.choices.map((choice) => decision(choice, colour)))),
+      run.method && cost(current, colour),
+    ],
     bill: run.cost && lines(run.cost, colour),
   };
   const stopping = document.activeElement === byId("stop");
@@ -47,7 +47,7 @@ function palette({ roles, members, segments }, saved) {
 function card(id, { title, engine, note, look = "" }, ...content) {
   const named = engine && engine.toLowerCase() !== title.toLowerCase();
   return element("section.card", { id, class: look, "aria-labelledby": `${id}-title` },
-    element("header.card-head", null, element("h3", { id: `${id}-title` }, title),
+    element("header.row", null, element("h3", { id: `${id}-title` }, title),
       named && element("span.engine", null, engine), note && element("span.note", null, note)),
     content);
 }
@@ -63,7 +63,7 @@ function guidance({ run, saved, phase }, colour) {
     element(part.heading ? "dt" : "dt.unseen", null, part.heading || "Insight"),
     element("dd", null, marked(whole, part, run.verdicts))));
   const tokens = Math.max(runs.tokensOf(insights), last?.mentor_tokens ?? 0); // an end of text has no text
-  const look = `written ${colour(mentor)} ${writing && "writing"}`;
+  const look = `written ${colour(mentor)} ${writing ? "running" : ""}`;
   const sentence = runs.handover(run, saved);
   return [
     insights.length && card("insight", { title: "Mentor", engine: mentor, note: tokenCount(tokens), look },
@@ -75,21 +75,18 @@ function guidance({ run, saved, phase }, colour) {
 
 /** A part of the insight, with a mark where the judge looked. */
 function marked(whole, { start, from, to, end }, verdicts) {
-  let written = from;
-  const pieces = verdicts.filter(({ at }) => at > start && at <= end).map(({ at, sufficient, level }) => {
-    const before = whole.slice(written, Math.min(at, to));
-    written = Math.max(from, Math.min(at, to));
-    return [before, element("span.mark", HIDDEN, `${sufficient ? "✓" : "○"} ${level}`)];
-  });
-  return [pieces, whole.slice(written, to)];
+  const seen = verdicts.filter(({ at }) => at > start && at <= end);
+  const marks = seen.map(({ sufficient, level }) =>
+    element("span.mark", HIDDEN, `${sufficient ? "✓" : "○"} ${level}`));
+  const cuts = [...seen.map(({ at }) => Math.max(from, Math.min(at, to))), to];
+  return cuts.map((cut, index) => [whole.slice(cuts[index - 1] ?? from, cut), marks[index]]);
 }
 
 /** The answer, coloured by author where there are several. */
-function answer({ run, saved, phase }, colour) {
+function answer({ run, phase }, colour) {
   const pieces = runs.answersOf(run);
-  const busy = phase === "running";
   const tandem = run.method === "tandem";
-  if (!pieces.length) return !tandem && busy && card("answer", { title: "Answer" }, awaited(run, saved));
+  if (!pieces.length) return null;
   const authors = [...new Set(pieces.map(({ engine }) => engine))];
   const title = !tandem ? "Answer" : authors[0] === run.roles.mentor ? "Mentor" : "Intern";
   const look = tandem ? `written ${colour(authors[0])}` : authors.length > 1 ? "shared" : "";
@@ -99,18 +96,12 @@ function answer({ run, saved, phase }, colour) {
     round > 0 && element("span.turn", { class: colour(engine) }, engine),
     element("span.by", { class: colour(engine) }, boxed(text)),
   ]);
-  return card("answer", { ...head, look: busy ? `${look} writing` : look },
+  return card("answer", { ...head, look: `${look} ${phase}` },
     !tandem && legend("Authors", authors.map((name) => [name, tokens(name)]), colour),
     element("p.text", null, text));
 }
 
-function awaited({ members }, { served }) {
-  const whole = served.granularity === "response" && members.length > 1;
-  return element("p.hint", null, whole ? "Candidates are being written; the chosen one comes whole."
-    : "Waiting for the first token.");
-}
-
-const legend = (label, entries, colour) => element("ul.legend", { "aria-label": label },
+const legend = (label, entries, colour) => element("ul.row.legend", { "aria-label": label },
   entries.map(([name, note]) =>
     element("li", { class: colour(name) }, element("span.by", null, name), ` ${note}`)));
 
@@ -128,60 +119,52 @@ const line = (from, to, y1, y2) => element("line", { x1: part(from), x2: part(to
 
 /** The judge's probability as a bar, the threshold as a line, at each level. */
 function judge(points) {
-  const rows = points.map(({ level, mentor_tokens, probability, threshold, sufficient, at }) => {
+  const rows = points.map((point) => {
+    const { level, mentor_tokens, probability, threshold, sufficient, at } = point;
     const judged = at !== undefined;
-    const words = judged && runs.compared({ probability, threshold, sufficient });
-    return element("tr", { class: sufficient ? "enough" : judged ? "short" : "open" },
-      element("th", { scope: "row" }, level), element("td", null, count(mentor_tokens)),
-      element("td", null, words || (threshold === null ? "–" : ratio(threshold)), bars(
-        judged && bar(probability), threshold !== null && line(threshold, threshold, 0, 14))),
-      element("td", null, judged ? (sufficient ? "sufficient" : "not yet") : ""));
+    const words = judged ? runs.compared(point) : threshold === null ? "–" : ratio(threshold);
+    const drawn = bars(judged && bar(probability), threshold !== null && line(threshold, threshold, 0, 14));
+    const look = sufficient ? "enough" : judged ? "" : "open";
+    const verdict = judged && (sufficient ? "sufficient" : "not yet");
+    return [look, level, count(mentor_tokens), [words, drawn], verdict];
   });
   const names = ["Level", "Tokens", "Probability, threshold", "Verdict"];
   return card("judge", { title: "The judge" }, table("Verdicts of the judge", names, rows));
-}
-
-function decisions({ choices }, colour) {
-  return card("choices", { title: "Decisions" },
-    element("div.scroll", null, choices.map((choice) => decision(choice, colour))));
 }
 
 function decision({ about, chosen, scores, reason }, colour) {
   const by = (name) => colour(name.split("#")[0]);
   const best = Math.max(...scores.map(([, score]) => score));
   const drawn = best > 0 && scores.every(([, score]) => score >= 0); // a bar cannot show a score below 0
-  const names = chosen.map((name, index) =>
-    [index > 0 && ", ", element("strong.by", { class: by(name) }, name)]);
-  const score = ([name, score]) => element("li", { class: by(name) },
-    element("span", null, chosen.includes(name) && "✓ ", name), bars(drawn && bar(score / best)),
-    element("span", null, String(Number(score.toPrecision(3)))));
+  const rows = scores.map(([name, score]) => [by(name), [chosen.includes(name) && "✓ ", name],
+    [String(Number(score.toPrecision(3))), bars(drawn && bar(score / best))]]);
   return element("div.choice", null,
-    element("p", null,
-      element("span.hint", null, ABOUT[about] ?? about), " ", chosen.length ? names : "none"),
+    element("p", null, `${ABOUT[about] ?? about} `, element("strong", null, chosen.join(", ") || "none")),
     reason && element("p.hint", null, reason),
-    scores.length && element("ul.scores", { "aria-label": "Scores" }, scores.map(score)));
+    rows.length && table("Scores", ["Of", "Score"], rows));
 }
 
 /** The cost so far or at the end, beside what the mentor alone would have cost. */
-function cost({ run, saved, phase }, colour) {
+function cost({ run, saved }, colour) {
+  const { estimated = true, usd = 0, seconds } = run.cost ?? {};
   const flops = runs.flopsOf(run, saved);
-  const unit = unitOf(flops);
+  const { name, shown } = unitOf(flops);
   return card("cost", { title: "The cost" },
-    element("p.total", null, (run.cost?.estimated ?? true) && "≈ ",
-      element("data", { id: "total", value: flops }, unit.shown(flops)), element("small", null, ` ${unit.name}`)),
-    run.estimate && comparison(run, flops, colour),
-    element("p.hint", null, run.cost ? paid(run.cost) : ESTIMATED[phase] ?? ESTIMATED.ended));
+    element("p.total", null, estimated && "≈ ",
+      element("data", { id: "total", value: flops }, shown(flops)), element("small", null, ` ${name}`)),
+    run.estimated_mentor_alone_flops?.[0] > 0 && comparison(run, flops, colour),
+    element("p.hint", null, usd > 0 && `$${usd.toPrecision(3)}, `,
+      run.cost ? `${seconds.toFixed(2)} s of computing` : ESTIMATED));
 }
 
-const paid = ({ usd, seconds }) =>
-  `${usd > 0 ? `$${usd.toPrecision(3)}, ` : ""}${seconds.toFixed(2)} s of computing`;
-
 /** Both without what earlier requests left in caches, or a question asked before would always look cheap. */
-function comparison({ cost, spared, estimate: [mean, low, high] }, flops, colour) {
+function comparison({ cost, spared, estimated_mentor_alone_flops: [mean, low, high] }, flops, colour) {
   const cold = flops + spared;
   const widest = 1.03 * Math.max(high, mean, cold);
   const { name, shown } = unitOf(mean);
-  const slices = [...shares(cost?.spent ?? []), ...(cost && spared > 0 ? [["from a cache", spared]] : [])];
+  const slices = [...Map.groupBy(cost?.spent ?? [], ({ engine }) => engine)]
+    .map(([engine, lines]) => [engine, total(lines.map(({ flops }) => flops))]);
+  if (cost && spared > 0) slices.push(["from a cache", spared]);
   let end = 0;
   const stacked = slices.map(([engine, size]) => {
     end += size;
@@ -198,13 +181,6 @@ function comparison({ cost, spared, estimate: [mean, low, high] }, flops, colour
     element("p", null, `${shown(mean)} ${name} (95 %: ${shown(low)} to ${shown(high)})`));
 }
 
-/** What each engine took. */
-function shares(spent) {
-  const sums = new Map();
-  for (const { engine, flops } of spent) sums.set(engine, (sums.get(engine) ?? 0) + flops);
-  return [...sums];
-}
-
 /** The cost by engine and purpose; columns that are all zero are left out. */
 function lines({ spent, flops, estimated }, colour) {
   const unit = unitOf(flops);
@@ -215,16 +191,21 @@ function lines({ spent, flops, estimated }, colour) {
     ["seconds", "seconds", (value) => value.toFixed(3)],
   ].filter(([key]) => key === "flops" || spent.some((line) => line[key]));
   const names = ["engine", "purpose", ...columns.map(([, name]) => name)];
-  const row = (name, purpose, values) => element("tr", { class: colour(name) },
-    element("th.by", { scope: "row" }, name), element("td", null, purpose),
-    columns.map(([key, label, shown]) => element("td", { "data-name": label }, shown(values[key] ?? 0))));
+  const row = (name, purpose, values) =>
+    [colour(name), name, purpose, ...columns.map(([key, , shown]) => shown(values[key]))];
   const sums = Object.fromEntries(columns.map(([key]) => [key, total(spent.map((line) => line[key]))]));
   const all = row("all", estimated && "partly estimated", { ...sums, flops });
   const rows = spent.map((line) => row(line.engine, line.purpose, line));
   return card("lines", { title: "The cost, line by line" },
-    element("div.scroll", null, table("The cost by engine and purpose", names, rows, all)));
+    table("The cost by engine and purpose", names, rows, all));
 }
 
-const table = (label, names, rows, foot) => element("table", { "aria-label": label },
-  element("thead", null, element("tr", null, names.map((name) => element("th", { scope: "col" }, name)))),
-  element("tbody", null, rows), foot && element("tfoot", null, foot));
+/** A table; a row is a class and its cells, the first of them a heading. */
+function table(label, names, rows, ...foot) {
+  const row = ([look, heading, ...cells]) => element("tr", { class: look },
+    element("th", { scope: "row" }, heading),
+    cells.map((cell, index) => element("td", { "data-name": names[index + 1] }, cell)));
+  return element("table", { "aria-label": label },
+    element("thead", null, element("tr", null, names.map((name) => element("th", { scope: "col" }, name)))),
+    element("tbody", null, rows.map(row)), element("tfoot", null, foot.map(row)));
+}
