@@ -21,11 +21,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import llama_cpp
 import transformers
 
 from ensemblehub.generators.llama_cpp.engine import LlamaCppEngine, LlamaCppOptions
+from ensemblehub.generators.llama_cpp.gguf_file import GGUFFile
 from ensemblehub.generators.llama_cpp.vocabulary import LlamaVocabulary
 from ensemblehub.schema import Chat, Message, Request
 
@@ -121,8 +121,8 @@ def compare(file: Path) -> dict[str, Any]:
     header = time.process_time() - started
     renderer, vocabulary = engine.tokenizer, engine.vocabulary
     loaded = time.process_time() - started
-    fields = gguf.GGUFReader(file).fields
-    kinds = fields["tokenizer.ggml.token_type"].contents()
+    values = GGUFFile.read(file).values
+    kinds = values["tokenizer.ggml.token_type"]
     names = [
         renderer.tokenizer.convert_ids_to_tokens(index)
         for index, kind in enumerate(kinds)
@@ -136,8 +136,8 @@ def compare(file: Path) -> dict[str, Any]:
         found = list(differences(engine, own, [text for _, text in asked]))
         rendered = [chat for chat in chats() if not _same_chat(engine, own, chat)]
     return {
-        "model": str(fields["general.name"].contents()),
-        "pre": str(fields["tokenizer.ggml.pre"].contents()),
+        "model": values["general.name"],
+        "pre": values["tokenizer.ggml.pre"],
         "prompts": Counter(kind for kind, _ in asked),
         "differ": [entry for entry in found if not any(name in entry["text"] for name in more)],
         "with more ends": [entry for entry in found if any(name in entry["text"] for name in more)],

@@ -58,6 +58,7 @@ def cli() -> None:
     See Tandem on the built-in models:      ensemblehub demo
     Ask a question of your own:             ensemblehub ask "There are 3 mugs. ..."
     Answer a file of questions:             ensemblehub infer --input_path FILE --output_path FILE
+    Fetch and try public models:            ensemblehub pull qwen-coder; ensemblehub demo --pair qwen-coder
     Serve an OpenAI-compatible API:         ensemblehub serve [YAML]
     Check a configuration:                  ensemblehub doctor [YAML]
     Train and measure a Tandem:             ensemblehub collect --split train   (then calibration, test)
@@ -70,7 +71,9 @@ def cli() -> None:
 
 
 def config_file_option(positional: bool = False) -> Callable[[CommandT], CommandT]:
-    """Add `--config FILE` and `--set KEY=VALUE`; the command gets `path` (None where omitted) and `changes`.
+    """Add `--config FILE`, `--pair NAME` and `--set KEY=VALUE`.
+
+    The command gets `path` (None where omitted) and `changes`.
 
     Args:
         positional: The file may also be given as an argument.
@@ -79,11 +82,16 @@ def config_file_option(positional: bool = False) -> Callable[[CommandT], Command
     def decorate(command: CommandT) -> CommandT:
         @functools.wraps(command)
         def given(
-            config: Path | None, changes: tuple[str, ...], file: Path | None = None, **rest: Any
+            config: Path | None,
+            pair: str | None,
+            changes: tuple[str, ...],
+            file: Path | None = None,
+            **rest: Any,
         ) -> Any:
-            if file and config:
-                raise click.UsageError(f"two configurations: {file} and --config {config}")
-            return command(path=config or file, changes=changes, **rest)
+            known = [path for path in (file, config, builtin.pair(pair) if pair else None) if path]
+            if len(known) > 1:
+                raise click.UsageError(f"two configurations: {known[0]} and {known[1]}")
+            return command(path=known[0] if known else None, changes=changes, **rest)
 
         parameters = (
             [click.argument("file", metavar="[YAML]", required=False, type=FILE)] if positional else []
@@ -91,6 +99,9 @@ def config_file_option(positional: bool = False) -> Callable[[CommandT], Command
         parameters += [
             click.option(
                 "--config", "-c", type=FILE, help="YAML file (default: Tandem on the built-in models)."
+            ),
+            click.option(
+                "--pair", metavar="NAME", help=f"A known pair of models instead: {', '.join(builtin.PAIRS)}."
             ),
             click.option(
                 "--set",
@@ -313,6 +324,34 @@ def serve(
     except KeyboardInterrupt:
         click.echo("\nensemblehub: stopped before it was ready", err=True)
         sys.exit(INTERRUPTED)
+
+
+@cli.command()
+@click.argument("pair")
+@click.option(
+    "--from", "source", type=FILE, metavar="FOLDER", help="Take files that are in FOLDER/NAME/model.gguf."
+)
+def pull(pair: str, source: Path | None) -> None:
+    """Fetch the models of PAIR, a known pair or a YAML file, from the hub; an interrupted download goes on.
+
+    With --from FOLDER, GGUF files that are already there are linked into ~/.cache/ensemblehub/models; where
+    the environment's PAIR_FOLDER names such a folder, its files are used where they lie.
+
+    \b
+    ensemblehub pull qwen-coder
+    ensemblehub demo --pair qwen-coder
+    """
+    from ensemblehub.config import Config
+    from ensemblehub.generators import hub
+
+    config = Config.read(
+        builtin.PAIRS.get(pair) or (Path(pair) if Path(pair).is_file() else builtin.pair(pair))
+    )
+    for spec in config.model_specs:
+        if found := hub.pull(spec.engine, str(spec.options.get("path", "")), source):
+            click.echo(f"{spec.name}: {found}")
+        else:
+            click.echo(f"{spec.name}: nothing to fetch for the engine {spec.engine}")
 
 
 @cli.command("export-gguf")

@@ -55,10 +55,16 @@ DOCTOR_LINES: dict[str, Callable[[], str]] = {}  # what other packages add to th
 
 
 def engine_for(path: str) -> str:
-    """Return the engine for a path: `llama_cpp` for a `.gguf` file, `openai` for a URL, else `hf`."""
-    if path.lower().endswith(".gguf"):
-        return "llama_cpp"
-    return "openai" if path.startswith(("http://", "https://")) or ":http" in path else "hf"
+    """The engine for a model that names none: by its path.
+
+    A `.gguf` file, a hub id that ends in `-GGUF` and one with a quantization (`hub:ORG/NAME:Q4_K_M`) run on
+    `llama_cpp`, a URL on `openai`, and anything else on `hf`.
+    """
+    if path.startswith(("http://", "https://")) or ":http" in path:
+        return "openai"
+    model, _, quantization = path.removeprefix("hub:").partition(":")
+    is_gguf = path.lower().endswith(".gguf") or model.lower().endswith("-gguf")
+    return "llama_cpp" if is_gguf or (path.startswith("hub:") and quantization) else "hf"
 
 
 def lookup(table: Mapping[str, str], name: str, what: str) -> Any:

@@ -1,4 +1,4 @@
-"""The models that ship with the package, as `builtin:NAME`."""
+"""The models that ship with the package, as `builtin:NAME`, and the configurations of known pairs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ SHIPPED = ("mentor", "intern", "guest", "prm", "judge", "selection", "statistics
 _PREFIXES = ("builtin:", "studio:")  # the second is the older spelling
 _WEIGHTS = Path(__file__).parent / "weights"
 CONFIG = Path(__file__).parent / "builtin_tandem.yaml"
+PAIRS = {file.stem: file for file in sorted((Path(__file__).parent / "pairs").glob("*.yaml"))}
+
+
+def pair(name: str) -> Path:
+    """The configuration of a pair of public models.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in PAIRS:
+        raise ConfigError(did_you_mean(name, PAIRS, "pair"))
+    return PAIRS[name]
 
 
 def resolve(path: str) -> str:

@@ -16,6 +16,7 @@ from annotated_types import Ge
 
 from ensemblehub.errors import ConfigError, MissingExtraError, one_line
 from ensemblehub.generators.batching.checkpoint import ModelCheckpoint
+from ensemblehub.generators.hub import PREFIX
 from ensemblehub.schema import Price
 
 _NO_SDPA = "scaled_dot_product_attention"  # how transformers says that a model has no sdpa
@@ -27,7 +28,7 @@ class HFOptions:
     """Options of the Hugging Face engine.
 
     Attributes:
-        path: hub id or folder.
+        path: hub id, also as `hub:ORG/NAME`, or folder.
         device: "auto" takes cuda, then mps, then cpu.
         dtype: "auto" is the checkpoint's own on a GPU and float32 on a CPU.
         quantization: weights in 8 or 4 bits by bitsandbytes, on cuda only.
@@ -60,7 +61,7 @@ class HFOptions:
     price: Price | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", os.path.expanduser(self.path))
+        object.__setattr__(self, "path", os.path.expanduser(self.path.removeprefix(PREFIX)))
         device = device_of(self)
         if self.quantization != "none":
             if not device.startswith("cuda"):

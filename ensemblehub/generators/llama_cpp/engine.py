@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from ensemblehub.errors import ConfigError, MissingExtraError
 from ensemblehub.generators.base import Footprint
+from ensemblehub.generators.hub import gguf_file
 
 try:
     from ensemblehub.generators.batching.checkpoint import both_ends, fingerprint
@@ -36,12 +37,14 @@ class LlamaCppEngine(ScheduledEngine):
     Its info is there at once, from the file's header; tokenizer and weights are loaded when first needed.
 
     Raises:
+        AbsentError: the file of a hub id is not here and cannot be fetched.
         ConfigError: the file cannot be read.
     """
 
     options: ClassVar[type] = LlamaCppOptions
 
     def __init__(self, name: str, options: LlamaCppOptions) -> None:
+        options = replace(options, path=str(gguf_file(options.path)))
         self._header = GGUFHeader(options.file)
         if self._header.windowed:
             options = replace(options, prefix_cache_tokens=0)

@@ -7,7 +7,6 @@ The reader of the `gguf` package makes several arrays of each string, which take
 from __future__ import annotations
 
 import mmap
-import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import gguf
 
 from ensemblehub.errors import ConfigError, one_line
+from ensemblehub.generators.hub import parts_of
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -27,7 +27,6 @@ _NUMBERS = dict(
 _STRING = 8
 _ALIGNMENT = 32  # of the weights in the file, in bytes, where nothing is said
 _ARRAY = 9
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,6 @@ class GGUFFile:
         files = [_read(part) for part in parts_of(path)]
         tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
         return cls(files[0].values, tensors)
-
-
-def parts_of(path: Path) -> list[Path]:
-    """All files of a model: `path`, and the others where its name ends in `-00001-of-00003.gguf`."""
-    part = _PART.search(path.name)
-    if part is None:
-        return [path]
-    stem, count = path.name[: part.start()], int(part[2])
-    return [path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
 
 
 def _read(path: Path) -> GGUFFile:

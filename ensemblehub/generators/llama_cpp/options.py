@@ -18,7 +18,7 @@ class LlamaCppOptions:
     """Options of the llama.cpp engine.
 
     Attributes:
-        path: a .gguf file.
+        path: a .gguf file, or a hub id as `hub:ORG/NAME:QUANTIZATION`, whose file is fetched.
         tokenizer: folder or hub id with the model's own tokenizer and chat template; None is the folder
             of the file where that has a `tokenizer.json`, else what the file itself holds.
         n_ctx: maximum length of prompt and answer together, in tokens; None is the model's own, up to 4096.

@@ -24,13 +24,12 @@ from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.pipeline.report import MethodRuns
 from ensemblehub.tandem.artifact import load_judge
 
-_FOLDER = Path(__file__).parent / "pairs"
 BUILTIN = "builtin"
 Edit = Callable[[Config], Config]
 PAIRS: dict[str, Path] = {
     BUILTIN: builtin.CONFIG,
     "builtin-guest": builtin.CONFIG,
-    **{file.stem: file for file in sorted(_FOLDER.glob("*.yaml"))},
+    **builtin.PAIRS,
 }
 # What stands for a public benchmark where the built-in pair, which knows no other problems, is asked.
 STANDS_FOR = {"humaneval": "builtin_code", "humaneval_plus": "builtin_code", "mbpp": "builtin_code"}
