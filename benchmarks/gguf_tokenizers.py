@@ -210,13 +210,8 @@ def table(record: dict[str, Any]) -> str:
         why = f"; llama.cpp also at {more}, which the file calls ordinary text, as its makers' tokenizer does"
         lines.append(f"- {row['model']} ends at {own}{why if more else ''}.")
         for entry in [*row["differ"][:8], *row["with more ends"][:1]]:
-            text, way = (
-                json.dumps(entry["text"], ensure_ascii=False),
-                "" if entry["special"] else ", as plain text",
-            )
-            lines.append(
-                f"  - `{text[:80]}`{way}: {entry['ids'][:12]}, in llama.cpp {entry['llama.cpp'][:12]}"
-            )
+            text, ids = json.dumps(entry["text"], ensure_ascii=False), entry["ids"][:12]
+            lines.append(f"  - {entry['way']}, `{text[:80]}`: {ids}, in llama.cpp {entry['llama.cpp'][:12]}")
     return "\n".join(lines) + "\n"
 
 

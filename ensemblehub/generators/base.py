@@ -222,6 +222,10 @@ class Engine(ABC):
         """Length of the rendered prompt in tokens, None without a tokenizer."""
         return None
 
+    def same_prompt(self, first: Request, second: Request) -> bool:
+        """Whether two requests are known to be the same prompt to the model."""
+        return False
+
     @property
     def tokenizer(self) -> Tokenizer | None:
         """Its tokenizer, if there is one."""

@@ -148,3 +148,10 @@ def test_the_file_alone_answers_as_with_the_models_own_tokenizer(file, qwen):
     alone, given = run(main())
     assert alone == given
     assert "".join(alone)
+
+
+def test_a_template_without_the_switch_renders_the_same_prompt(file):
+    engine = engine_of(file)
+    asked = [Request(Chat((Message("user", "rain"),), thinking)) for thinking in (None, False, True)]
+    assert engine.same_prompt(asked[0], asked[1])
+    assert not engine.same_prompt(asked[0], asked[2])

@@ -177,6 +177,9 @@ class LocalEngine(Engine, Generic[W, C]):
     def count(self, request: Request) -> int:
         return len(self.render(request).ids)
 
+    def same_prompt(self, first: Request, second: Request) -> bool:
+        return self.render(first).ids == self.render(second).ids
+
     def render(self, request: Request) -> Rendered:
         """The request's prompt and prefix as token ids with their origins."""
         return self._renderer(request, self.name)

@@ -71,9 +71,11 @@ class Collector:
             else:  # the mentor ended before this level: nothing new to read
                 runs[level], readings[level] = replace(runs[same], mentor_tokens=cut.tokens), readings[same]
         runs["mentor"] = await self.alone(item, ask)
-        runs["mentor_concise"] = await self.alone(item, self.task.ask(item, self.sampling, thinking=False))
+        concise = self.task.ask(item, self.sampling, thinking=False)
+        switch = not await asyncio.to_thread(self.mentor.same_prompt, ask, concise)
+        runs["mentor_concise"] = await self.alone(item, concise) if switch else runs["mentor"]
         whole = list(cuts.values())[-1].text
-        row = Row(item.id, item.subject, item.level, item.steps, whole, closing, runs, digest(item))
+        row = Row(item.id, item.subject, item.level, item.steps, whole, closing, runs, digest(item), switch)
         return asdict(row) | {"readings": readings}
 
     async def insight(self, ask: Request) -> dict[str, InsightCut]:

@@ -82,6 +82,8 @@ class Row:
         runs: by method: "mentor", "mentor_concise", and one per effort level, `LEVEL_0` first.
         closing: template tokens after the insight, which every checkpoint reads again.
         question: hash of the question's words; empty in older data.
+        thinking_switch: False where the mentor's template has no switch for thinking: `mentor_concise` is then the
+            run `mentor`, which is made once.
     """
 
     id: str
@@ -92,6 +94,7 @@ class Row:
     closing: int
     runs: dict[str, Run]
     question: str = ""
+    thinking_switch: bool = True
 
     @property
     def key(self) -> str:

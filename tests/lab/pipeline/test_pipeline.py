@@ -14,6 +14,7 @@ import pytest
 from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.generators.echo import EchoEngine
 from ensemblehub.lab.pipeline import report
 from ensemblehub.lab.pipeline.cascade import replay as cascade
 from ensemblehub.lab.pipeline.pipeline import Pipeline
@@ -240,3 +241,19 @@ def test_training_leaves_out_what_is_for_calibration(tmp_path):
     kept = {row.id for row in pipeline.without_calibration(data).rows}
     assert (len(train), len(held), len(kept)) == (32, 8, 24)
     assert kept == {item.id for item in train} - {item.id for item in held}
+
+
+@pytest.mark.parametrize("switch", [True, False])
+def test_the_mentor_answers_once_where_its_template_has_no_switch_for_thinking(switch, tmp_path, monkeypatch):
+    asked, stream = [], EchoEngine.stream
+
+    def counted(engine, request, meter):
+        asked.append((engine.name, meter.purpose))
+        return stream(engine, request, meter)
+
+    monkeypatch.setattr(EchoEngine, "stream", counted)
+    monkeypatch.setattr(EchoEngine, "same_prompt", lambda *_: not switch)
+    rows = Pipeline(Config.read(configured(tmp_path))).collect("train", 3).rows
+    assert asked.count(("big", "answer")) == (6 if switch else 3)
+    assert [row.thinking_switch for row in rows] == [switch] * 3
+    assert all(row.runs["mentor"].text == row.runs["mentor_concise"].text for row in rows)
