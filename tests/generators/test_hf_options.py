@@ -190,5 +190,5 @@ def test_a_kernel_that_transformers_has_not_for_a_scorers_model_is_replaced(tmp_
 
 
 def test_options_made_in_python_are_checked_as_those_of_a_file(qwen):
-    with pytest.raises(ConfigError, match="engine 'm': option 'batch_rows': .* greater than or equal to 1"):
+    with pytest.raises(ConfigError, match=r"engine 'm': option 'batch_rows': .* greater than or equal to 1"):
         HFEngine("m", HFOptions(qwen, batch_rows=0))

@@ -100,8 +100,9 @@ export function handover(run, { request, served }) {
   const [answer] = answersOf(run);
   if (!last || !answer) return "";
   if (answer.engine === run.roles.mentor) return "No level suffices: the mentor answers itself";
-  const used = served.params.fallback === "last" ? `level ${last.level}` : "the level of highest probability";
-  return `No level suffices: the intern answers with the insight at ${used}`;
+  const [best] = run.verdicts.toSorted((first, second) => second.probability - first.probability);
+  const { level, probability } = served.params.fallback === "last" ? last : best;
+  return `No level suffices: the intern answers with the insight at level ${level} (${ratio(probability)})`;
 }
 
 /** One sentence on where the run is. */

@@ -26,7 +26,7 @@ export function show(current) {
         element("div.scroll", null, run.choices.map((choice) => decision(choice, colour)))),
       run.method && cost(current, colour),
     ],
-    bill: run.cost && lines(run.cost, colour),
+    usage: run.cost && lines(run.cost, colour),
   };
   const stopping = document.activeElement === byId("stop");
   for (const [id, away] of Object.entries(hidden)) byId(id).hidden = away;
