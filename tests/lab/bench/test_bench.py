@@ -81,24 +81,34 @@ def test_more_questions_extend_a_folder_and_none_is_asked_twice(tmp_path, monkey
     assert json.loads((out / "summary.json").read_text())["lines"][0]["n"] == 2
 
 
-def test_a_killed_bench_goes_on_and_asks_every_question_once(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_killed_bench_goes_on_and_asks_every_question_once(tmp_path, number, status):
     out = tmp_path / "out"
     arguments = ["bench", "builtin:mentor", "--task", "builtin_math", "--limit", "24", "--out", str(out)]
     arguments += ["-s", "experiment.concurrency=2"]
-    process = subprocess.Popen([sys.executable, "-m", "ensemblehub", *arguments], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ensemblehub", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it may be ignored here
+    )
     path = out / "answers" / "builtin_mentor.jsonl"
     deadline = time.monotonic() + 120
     while not (path.exists() and path.read_bytes().count(b"\n") > 4) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert command(*arguments[1:]) == 2  # the other one holds the folder
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = ids(out, "builtin_mentor") if path.read_bytes().endswith(b"\n") else None
-    assert before is None or 0 < len(before) < 24
+    process.send_signal(number)
+    assert process.wait(60) == status
+    lines = path.read_bytes().split(b"\n")[1:-1]  # the last may be torn
+    before = [json.loads(line)["id"] for line in lines]
+    assert 0 < len(before) < 24
+    if number == signal.SIGINT:  # what is there has its table
+        assert f"Not finished: builtin:mentor {len(before)} of 24." in (out / "table.md").read_text()
     assert command(*arguments[1:]) == 0
     after = ids(out, "builtin_mentor")
     assert len(after) == len(set(after)) == 24
-    assert before is None or after[: len(before)] == before
+    assert after[: len(before)] == before
+    assert "Not finished" not in (out / "table.md").read_text()
 
 
 def test_a_folder_made_with_other_settings_says_what_differs(tmp_path, capsys):
@@ -173,6 +183,26 @@ def test_an_endpoint_that_is_down_stops_the_run_and_counts_what_is_kept(tmp_path
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "127.0.0.1:9" in said
     assert "(0 of 2 answers of m@127.0.0.1:9 are kept: the same command goes on)" in said
+
+
+def test_a_failed_answer_stops_the_run_or_counts_as_wrong_and_costs_what_it_cost(tmp_path, capsys):
+    file = tmp_path / "paid.yaml"
+    price = "price: {prompt: 1.0, completion: 10.0}"
+    replies = 'replies: {"": "well then the answer is 5"}, fail_after: 3'
+    file.write_text(f"model_specs: [{{name: paid, engine: echo, {price}, {replies}}}]")
+    given = (file, "--task", "builtin_math", "--limit", 2, "--out", tmp_path / "out")
+    assert command(*given) == 2
+    assert "(0 of 2 answers of paid are kept" in capsys.readouterr().err
+    assert command(*given, "--errors", "wrong") == 0
+    _, rows = read_rows(tmp_path / "out" / "answers" / "paid.jsonl")
+    for row in rows.values():
+        assert not row.correct
+        assert row.error == row.reason != ""
+        assert row.written == 3
+        assert row.usd == pytest.approx((row.read + 10 * row.written) / 1e6)
+    (line,) = json.loads((tmp_path / "out" / "summary.json").read_text())["lines"]
+    assert line["errors"] == 2
+    assert line["usd"] == pytest.approx(sum(row.usd for row in rows.values()) / 2)
 
 
 def test_a_changed_question_is_not_mixed_with_old_answers(tmp_path):
