@@ -143,13 +143,14 @@ class Bench:
 
     async def _row_of(self, ensemble: AsyncEnsemble, ask: Ask) -> AnswerRow:
         """Answer and grade a question."""
-        questions, ledger, item = self.questions, UsageLedger(), ask.item
+        questions, item = self.questions, ask.item
+        ledger = UsageLedger()
         request = questions.request(ask, ensemble.sampling)
         result, failure = await attempt(ensemble.stream(request, ledger), ledger)
         if failure and not self._is_wrong(failure):
             raise failure
-        error, insight = str(failure or ""), result.insight
-        total = ledger.total
+        error = str(failure or "")
+        insight, total = result.insight, ledger.total
         text = ensemble.generation.extracted(result.text)
         grade = await asyncio.to_thread(questions.task.grade, item, text)
         leak = bool(insight) and await asyncio.to_thread(questions.task.leaks, item, insight)

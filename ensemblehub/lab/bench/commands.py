@@ -25,7 +25,8 @@ from ensemblehub.lab.tasks import TASKS
 @click.option(
     "--prompt",
     metavar="PROFILE",
-    help="Prompt profile: plain (default), or to compare with published scores official, evalplus or reference.",
+    help="Prompt profile: plain (default), or to compare with published scores official, evalplus or "
+    "reference.",
 )
 @click.option(
     "--samples",

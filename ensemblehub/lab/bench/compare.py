@@ -72,7 +72,7 @@ def _share(samples: Sequence[AnswerRow]) -> float:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """Two cells over the same questions: all of them, and by subject and level."""
 
     base: str
@@ -86,7 +86,7 @@ class Comparison:
         return asdict(self)
 
 
-def compare(base: CellAnswers, other: CellAnswers, common: bool = False) -> Comparison:
+def compare(base: CellAnswers, other: CellAnswers, common: bool = False) -> PairedComparison:
     """Compare two cells.
 
     Args:
@@ -118,7 +118,7 @@ def compare(base: CellAnswers, other: CellAnswers, common: bool = False) -> Comp
         "level": _grouped(pairs, lambda row: str(row.level or "")),
     }
     costs = {key: (_mean(pairs, 0, key), _mean(pairs, 1, key)) for key in COSTS}
-    return Comparison(base.name, other.name, costs, Difference.of(pairs), groups)
+    return PairedComparison(base.name, other.name, costs, Difference.of(pairs), groups)
 
 
 def _grouped(pairs: dict[str, Pair], key: Callable[[AnswerRow], str]) -> dict[str, Difference]:
@@ -136,7 +136,7 @@ def _mean(pairs: dict[str, Pair], side: int, key: str) -> float:
     return float(sum(getattr(row, key) for row in rows) / len(rows))
 
 
-def comparisons(paths: Sequence[Path], common: bool = False) -> list[Comparison]:
+def comparisons(paths: Sequence[Path], common: bool = False) -> list[PairedComparison]:
     """Compare the cells of result folders and of journals.
 
     Two folders with several cells of the same names are compared cell by cell; otherwise every cell is
@@ -158,7 +158,7 @@ def comparisons(paths: Sequence[Path], common: bool = False) -> list[Comparison]
     return [compare(found[0], cell, common) for cell in found[1:]]
 
 
-def text(comparison: Comparison) -> str:
+def text(comparison: PairedComparison) -> str:
     """A comparison as Markdown."""
     whole, header = (
         comparison.whole,

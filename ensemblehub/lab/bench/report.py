@@ -27,10 +27,10 @@ COSTS = (  # what the cost axis may show: the first that every cell has
 COLUMNS = ("method", "n", "accuracy", "difference", "read", "written", "tflops", "usd", "seconds", "wall")
 SHARES = ("truncated_share", "unreadable_share", "leak_share", "errors")
 HOW = (
-    "Accuracy with 95 % interval (Wilson; several samples of a question are a cluster); difference to the first "
-    "line in points with paired-bootstrap 95 % interval. Per answer: tokens computed (read) and generated "
-    "(written) by all models, compute as if no earlier question had filled a cache, the engines' seconds, and wall "
-    "seconds beside the other questions in progress."
+    "Accuracy with 95 % interval (Wilson; several samples of a question are a cluster); difference to the "
+    "first line in points with paired-bootstrap 95 % interval. Per answer: tokens computed (read) and "
+    "generated (written) by all models, compute as if no earlier question had filled a cache, the engines' "
+    "seconds, and wall seconds beside the other questions in progress."
 )
 
 

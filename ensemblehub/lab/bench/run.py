@@ -33,7 +33,10 @@ def questions_of(
         ConfigError: No such task, split or profile, or the data cannot be read.
     """
     task = task_named(name, data, prompt)
-    return Questions(task, split, list(task.items(split, limit)), samples)
+    items = list(task.items(split, limit))
+    if not items:
+        raise ConfigError(f"{task.name} has no questions in its split {split!r}")
+    return Questions(task, split, items, samples)
 
 
 def bench(
@@ -80,12 +83,12 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ArtifactError(f"cannot write {folder}: {error.strerror or error}") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            hint = "wait for it, or choose another --out"
+            raise ArtifactError(f"another bench is writing {folder}: {hint}") from error
         yield
-    except BlockingIOError as error:
-        raise ArtifactError(
-            f"another bench is writing {folder}: wait for it, or choose another --out"
-        ) from error
     finally:
         os.close(handle)
 
