@@ -163,6 +163,7 @@ class Bench:
             subject=item.subject,
             level=item.level,
             **_graded(grade, error),
+            in_form=questions.task.in_form(item, text),
             finish=result.finish,
             error=error,
             leak=leak,
@@ -195,7 +196,9 @@ class Bench:
 
 
 def _graded(grade: Grade, error: str) -> dict[str, Any]:
-    return {"correct": grade.correct and not error, "graded": grade.answer, "reason": error or grade.reason}
+    suites = {name: passed and not error for name, passed in grade.suites.items()}
+    correct = grade.correct and not error
+    return {"correct": correct, "graded": grade.answer, "reason": error or grade.reason, "suites": suites}
 
 
 def _decisions(result: Result) -> dict[str, Any]:

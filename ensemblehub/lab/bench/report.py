@@ -25,7 +25,15 @@ COSTS = (  # what the cost axis may show: the first that every cell has
     ("written", "tokens generated per answer"),
 )
 COLUMNS = ("method", "n", "accuracy", "difference", "read", "written", "tflops", "usd", "seconds", "wall")
-SHARES = ("truncated_share", "unreadable_share", "leak_share", "errors")
+SHARES = (
+    "base_share",
+    "plus_share",
+    "truncated_share",
+    "unreadable_share",
+    "wrong_form_share",
+    "leak_share",
+    "errors",
+)
 HOW = (
     "Accuracy with 95 % interval (Wilson; several samples of a question are a cluster); difference to the "
     "first line in points with paired-bootstrap 95 % interval. Per answer: tokens computed (read) and "
@@ -76,7 +84,7 @@ def lines(cells: Sequence[CellAnswers], asked: int) -> list[Summary]:
 
 def table(found: Sequence[Summary], title: str, notes: Sequence[str]) -> str:
     """The lines as Markdown."""
-    used = [column for column in SHARES if any(line[column] for line in found)]
+    used = [column for column in SHARES if any(line.get(column) for line in found)]
     rates = [key for key in (found[0] if found else ()) if key.startswith("pass@")]
     columns = [column for column in COLUMNS if column != "usd" or any(line["usd"] for line in found)]
     if not any("difference" in line for line in found):

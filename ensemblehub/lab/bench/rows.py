@@ -23,6 +23,8 @@ class AnswerRow:
             that put it to the model.
         graded: What the grading understood as the answer; `reason` says why it is wrong.
         error: The error that the answer failed with; empty otherwise.
+        in_form: Whether the answer has the form that was asked for: a box, code with the function.
+        suites: Whether it passes each set of tests, where the benchmark has several.
         leak: Whether an insight stated the answer.
         flops: Computed; `cold_flops` counts what earlier questions left in a cache as computed.
         seconds: The engines' own time; `wall` the time from request to answer, beside other requests.
@@ -54,6 +56,8 @@ class AnswerRow:
     verdicts: list[dict[str, Any]] = field(default_factory=list)
     choices: list[dict[str, Any]] = field(default_factory=list)
     usage: list[dict[str, Any]] = field(default_factory=list)
+    in_form: bool = True
+    suites: dict[str, bool] = field(default_factory=dict)
 
 
 def read_rows(path: Path) -> tuple[dict[str, Any], dict[str, AnswerRow]]:

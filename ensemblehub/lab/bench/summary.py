@@ -61,10 +61,17 @@ def summary(name: str, rows: Sequence[AnswerRow], asked: int) -> Summary:
         "engines": tokens_by_engine(rows),
         "truncated_share": sum(row.finish == "length" for row in rows) / len(rows),
         "unreadable_share": sum(row.graded is None for row in rows) / len(rows),
+        "wrong_form_share": sum(not row.in_form for row in rows) / len(rows),
+        **{f"{name}_share": sum(row.suites[name] for row in rows) / len(rows) for name in suites(rows)},
         "leak_share": sum(row.leak for row in insights) / len(insights) if insights else None,
         "errors": sum(bool(row.error) for row in rows),
         "levels": levels(rows),
     }
+
+
+def suites(rows: Sequence[AnswerRow]) -> list[str]:
+    """The sets of tests that every answer was run against; none where the benchmark has one set."""
+    return [name for name in rows[0].suites if all(name in row.suites for row in rows)] if rows else []
 
 
 def pass_rates(questions: Sequence[Sequence[AnswerRow]]) -> Summary:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import made
 import pytest
 
 from ensemblehub import cli
@@ -13,7 +14,8 @@ from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab import metrics
 from ensemblehub.lab.bench import cells, run
 from ensemblehub.lab.bench.answers import Bench
-from ensemblehub.lab.bench.rows import read_rows
+from ensemblehub.lab.bench.rows import AnswerRow, read_rows
+from ensemblehub.lab.bench.summary import summary
 
 pytest.importorskip("torch")
 PAIR = """
@@ -232,3 +234,15 @@ def test_intervals_and_tests_are_those_of_the_literature():
     assert metrics.mcnemar(0, 5) == pytest.approx(2 / 32)
     assert metrics.mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
     assert metrics.mcnemar(3, 3) == metrics.mcnemar(0, 0) == 1.0
+
+
+def test_sets_of_tests_and_wrong_forms_are_shares_of_the_summary():
+    rows = [
+        AnswerRow(**made.row(1, 1, suites={"base": True, "plus": True})),
+        AnswerRow(**made.row(2, 0, suites={"base": True, "plus": False})),
+        AnswerRow(**made.row(3, 0, suites={"base": False, "plus": False}, in_form=False)),
+        AnswerRow(**made.row(4, 0, suites={"base": False, "plus": False})),
+    ]
+    found = summary("model", rows, 4)
+    assert (found["base_share"], found["plus_share"], found["wrong_form_share"]) == (0.5, 0.25, 0.25)
+    assert "base_share" not in summary("model", [AnswerRow(**made.row(1, 1))], 1)

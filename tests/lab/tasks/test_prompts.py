@@ -9,6 +9,7 @@ from ensemblehub.config import Config
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.schema import Sampling
+from ensemblehub.tandem.insights import PROFILES, Dialogue
 
 HUMANEVAL = {
     "task_id": "HumanEval/3",
@@ -115,3 +116,15 @@ def test_an_unknown_profile_is_one_line_with_the_nearest():
 def test_the_profile_is_a_key_of_the_experiment():
     config = Config.from_dict({"model_specs": [{"path": "echo"}], "experiment": {"prompt": "official"}})
     assert config.experiment.prompt == "official"
+
+
+def test_in_tandem_the_intern_goes_on_behind_the_opening_and_the_mentor_does_not(tmp_path):
+    _, _, request = asked(tmp_path, "humaneval", "official")
+    dialogue = Dialogue(request, PROFILES["instruct"])
+    mentor, intern = dialogue.mentor_request(48), dialogue.intern_request("Goal: halve it")
+    assert (mentor.prefix, mentor.sampling.stop, mentor.sampling.max_tokens) == ("", (), 48)
+    assert (intern.prefix, intern.sampling) == (request.prefix, request.sampling)
+    assert intern.prompt.messages[-1].content.endswith("Goal: halve it")
+    assert all(
+        request.prompt.messages[0].content in each.prompt.messages[0].content for each in (mentor, intern)
+    )
