@@ -6,11 +6,11 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ensemblehub import configured
 from ensemblehub.config import Config
@@ -68,17 +68,22 @@ def _cells(text: str, changes: Sequence[str]) -> Iterator[Cell]:
 def _model(text: str, changes: Sequence[str]) -> Cell:
     """A model or a server alone."""
     try:
-        entry = configured.entry(text)
-        config = Config.from_dict({"model_specs": [entry]}, changes)
+        entry = dict(cast(Mapping[str, Any], configured.entry(text)))
+        name = _name_of(text, str(entry["path"]))
+        config = Config.from_dict({"model_specs": [{**entry, "name": name}]}, changes)
         AsyncEnsemble.from_config(config)
     except ConfigError as error:
         raise type(error)(f"{text}: {error}" if text not in str(error) else str(error)) from error
-    server = re.fullmatch(r"(?:(.+?):)?https?://([^/]+).*", text)
-    if server:
-        return Cell(f"{server[1] or config.model_specs[0].extra['path']}@{server[2]}", config)
+    return Cell(name, config)
+
+
+def _name_of(text: str, model: str) -> str:
+    """The name of a model alone: `MODEL@HOST` behind a URL, else the last part of its path."""
+    if server := re.fullmatch(r"(?:(.+?):)?https?://([^/]+).*", text):
+        return f"{server[1] or model}@{server[2]}"
     path = Path(text)
     generic = path.suffix == ".gguf" and path.stem == "model"  # the folder says which
-    return Cell((path.parent if generic else path).name.removesuffix(".gguf"), config)
+    return (path.resolve().parent if generic else path).name.removesuffix(".gguf")
 
 
 def sweep(entries: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[str]]]:

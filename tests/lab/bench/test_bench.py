@@ -1,6 +1,7 @@
 """`ensemblehub bench`: cells, sweeps, rows that survive a kill, and figures."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 import made
 import pytest
 
-from ensemblehub import cli
+from ensemblehub import builtin, cli
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab import metrics
 from ensemblehub.lab.bench import cells, run
@@ -177,6 +178,26 @@ def test_lists_of_values_are_all_combinations(tmp_path):
     assert {cell.config.ensemble.generation.seed for cell in found} == {3}
     with pytest.raises(ConfigError, match="two cells are called"):
         cells.cells_of([str(file), str(file)])
+
+
+def test_a_model_alone_has_a_short_name_that_tells_no_path(tmp_path):
+    folder = tmp_path / "tiny-model"
+    shutil.copytree(builtin.resolve("builtin:intern"), folder)
+    named = {
+        "builtin:intern": "builtin:intern",
+        str(folder): "tiny-model",
+        "some/model:http://127.0.0.1:9/v1": "some/model@127.0.0.1:9",
+    }
+    for text, name in named.items():
+        (cell,) = cells.cells_of([text])
+        assert (cell.name, cell.config.model_specs[0].name) == (name, name)
+        assert "/" not in cell.file
+    run.bench(
+        cells.cells_of([str(folder)]),
+        run.questions_of("builtin_math", "test", None, None, 1),
+        tmp_path / "out",
+    )
+    assert str(tmp_path) not in (tmp_path / "out" / "answers" / "tiny-model.jsonl").read_text()
 
 
 def test_an_endpoint_that_is_down_stops_the_run_and_counts_what_is_kept(tmp_path, capsys):
