@@ -23,7 +23,8 @@ def page(tmp_path):
     """A page of two folders; the answers to q0 of the first try to escape."""
     first, second = tmp_path / "first", tmp_path / "second"
     made.cell(first, "base", "0110", sampling={"temperature": 0.0, "max_tokens": 9})
-    rows = [made.row(number, 1, text=EVIL if not number else "fine", written=50) for number in range(4)]
+    suites = {"suites": {"plus": True}}
+    rows = [made.row(n, 1, text="fine" if n else EVIL, written=50, **suites) for n in range(4)]
     made.journal(first, EVIL[:20].replace("/", ""), [rows[0] | {"insight": EVIL, "reason": EVIL}, *rows[1:]])
     question = {"id": "q0", "text": EVIL, "answer": EVIL, "subject": "even", "level": 1}
     (first / "questions.jsonl").write_text(json.dumps(question) + "\n")
@@ -71,6 +72,7 @@ def test_the_page_works_in_a_browser_from_a_file(page):
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.on("request", lambda request: asked.append(request.url))
         tab.goto(page.as_uri())
+        assert "plus, %" in tab.inner_text("#table thead")
         names = tab.locator("#table tbody td:first-child")
         assert names.count() == 2
         tab.click("#table th:has-text('accuracy') button")
