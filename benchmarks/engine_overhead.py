@@ -1,16 +1,19 @@
-"""What an engine costs over the library that it runs: `python -m benchmarks.engine_overhead hf|vllm`.
+"""What an engine costs over the library that it runs: `python -m benchmarks.engine_overhead hf|vllm|llama_cpp`.
 
 hf: the engine's streams against a hand-written `model.generate`, batches of equal prompts, float32, one thread.
 vllm: 256 requests at once against vLLM's own `LLM.generate`, and against the streams of its own asynchronous engine,
 which tells what of the difference is vLLM's.  The same tokens on both sides, greedy, of fixed length;
 texts that differ void the comparison.  Sides take turns (A B B A) in one process; the ratio is the median over turns,
-with a bootstrap interval.  Ratios are what counts.  `llama_cpp` is measured by `benchmarks.llama_cpp_agreement`.
+with a bootstrap interval.  Ratios are what counts.
+llama_cpp: 16 requests on the file of `--model` against llama.cpp's batch interface by hand, a sequence a row; requests
+one at a time against `llama_cpp.Llama` are measured by `benchmarks.llama_cpp_agreement`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import inspect
 import json
 import os
 import shutil
@@ -29,7 +32,11 @@ from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Request, Sampling, TokenIds
 
 RESULTS = Path("results/benchmarks")
-AIMS = {"hf": 1.03, "vllm": 1 / 0.95}  # seconds of the engine over those of the library, at most
+AIMS = {
+    "hf": 1.03,
+    "vllm": 1 / 0.95,
+    "llama_cpp": 1 / 0.95,
+}  # seconds of the engine over those of the library, at most
 Ids = list[list[int]]
 Side = Callable[[], Awaitable[Ids]]
 
@@ -209,16 +216,48 @@ async def vllm(_: Path, quick: bool) -> list[dict[str, Any]]:
     return found
 
 
+async def llama_cpp(file: Path, quick: bool) -> list[dict[str, Any]]:
+    """The `llama_cpp` engine with 16 rows against llama.cpp's batch interface."""
+    from benchmarks.llama_batch import LlamaBatch
+    from ensemblehub.generators.llama_cpp.engine import LlamaCppEngine, LlamaCppOptions
+
+    rows, length, tokens = 16, 16, 8 if quick else 32
+    options = LlamaCppOptions(str(file), threads=1, batch_rows=rows, n_ctx=128, prefix_cache_tokens=0)
+    engine, library = LlamaCppEngine("engine", options), LlamaBatch(file, rows, 128, threads=1)
+    await engine.load()
+    text = engine.tokenizer.encode(
+        inspect.getsource(argparse)
+    )  # words, so that no two tokens are equally likely
+    prompts = [text[start : start + length] for start in range(0, rows * length, length)]
+
+    async def ours() -> Ids:
+        return await written(engine, prompts, tokens)
+
+    async def theirs() -> Ids:
+        return await asyncio.to_thread(library.generate, prompts, tokens)
+
+    row = {"engine": "llama_cpp", "model": engine.model.partition("@")[0], "requests": rows, "tokens": tokens}
+    found = row | {"library": "llama_decode"} | await turns(ours, theirs, 2 if quick else 6)
+    print(line(found), flush=True)
+    await engine.close()
+    library.close()
+    return [found]
+
+
 def line(row: dict[str, Any]) -> str:
     """A result as a person reads it."""
     low, high = row["interval"]
     aim = AIMS[row["engine"]]
     verdict = "void: the tokens differ" if not row["same"] else "met" if row["ratio"] <= aim else "missed"
+    rates = ""
+    if row["engine"] == "llama_cpp":
+        speeds = {name: row["requests"] * row["tokens"] / value for name, value in row["seconds"].items()}
+        rates = f"{speeds['engine']:.1f} and {speeds['library']:.1f} tokens/s; "
     return (
         f"{row['engine']:<5} {row['model']:<14} {row['requests']:>4} requests, {row['tokens']} tokens each: "
         f"{row['ratio']:.3f} times the seconds of "
         f"{row.get('library', 'model.generate')} [{low:.3f}, {high:.3f}], {row['rounds']} turns; "
-        f"aim {aim:.3f}: {verdict}"
+        f"{rates}aim {aim:.3f}: {verdict}"
     )
 
 
@@ -227,13 +266,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("engine", choices=["hf", "vllm"])
+    parser.add_argument("engine", choices=["hf", "vllm", "llama_cpp"])
+    parser.add_argument("--model", type=Path, metavar="FILE", help="the GGUF file of llama_cpp")
     parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
+    if (options.engine == "llama_cpp") != bool(options.model):
+        parser.error("--model goes with llama_cpp")
     load = round(os.getloadavg()[0], 2)
+    measure = {"hf": hf, "vllm": vllm, "llama_cpp": llama_cpp}[options.engine]
     with tempfile.TemporaryDirectory() as folder:
-        rows = asyncio.run({"hf": hf, "vllm": vllm}[options.engine](Path(folder), options.quick))
+        rows = asyncio.run(measure(options.model or Path(folder), options.quick))
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "engine_overhead.json"
     kept = json.loads(path.read_text()) if path.exists() else []

@@ -25,6 +25,11 @@ def pair(name: str) -> Path:
     return PAIRS[name]
 
 
+def is_builtin(path: str) -> bool:
+    """Whether a path names something that ships with the package."""
+    return path.startswith(_PREFIXES)
+
+
 def resolve(path: str) -> str:
     """`path`, with `builtin:NAME` standing for what ships with the package and `~` for the home folder.
 

@@ -60,9 +60,7 @@ def experiment_option(command: CommandT) -> CommandT:
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    help="Number of questions to evaluate.",
+    help="Number of questions to evaluate (default: 100 for the built-in pair, 8 for other models).",
 )
 @click.option(
     "--question",
@@ -71,10 +69,11 @@ def experiment_option(command: CommandT) -> CommandT:
     show_default=True,
     help="Index of the test question that is run live.",
 )
-def demo(config: Config, limit: int, question: int) -> None:
+def demo(config: Config, limit: int | None, question: int) -> None:
     """Show one run live, then evaluate a sample of questions.
 
-    Prints the table of the evaluation and writes its plot.
+    Prints the table of the evaluation and writes its plot.  With --pair qwen-coder, two public models write
+    small Python functions; `ensemblehub pull qwen-coder` fetches them.
     """
     from ensemblehub.lab.demo import run
 

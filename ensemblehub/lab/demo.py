@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.lab.pipeline.report import labelled
 from ensemblehub.terminal import ask
@@ -33,10 +34,16 @@ def comparison(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def run(config: Config, limit: int, question: int) -> None:
-    """Run one test question live, then evaluate `limit` questions and write their table and plot."""
+def run(config: Config, limit: int | None, question: int) -> None:
+    """Run one test question live, then evaluate `limit` questions and write their table and plot.
+
+    Args:
+        limit: None takes 100 questions of models that ship with the package, 8 of others.
+    """
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 
+    ships = all(builtin.is_builtin(str(spec.extra.get("path"))) for spec in config.members)
+    limit = limit or (100 if ships else 8)
     console = Console(highlight=False)
     section = config.experiment.model_copy(update={"results": Path("saves/demo")})
     pipeline = Pipeline(config.model_copy(update={"experiment": section}))

@@ -18,9 +18,10 @@ from ensemblehub.generators.hub import gguf_file
 try:
     from ensemblehub.generators.batching.checkpoint import both_ends, fingerprint
     from ensemblehub.generators.batching.engine import ScheduledEngine
+    from ensemblehub.generators.llama_cpp.cores import default_rows, default_threads, usable_cores
     from ensemblehub.generators.llama_cpp.header import GGUFHeader
     from ensemblehub.generators.llama_cpp.model import LlamaModel
-    from ensemblehub.generators.llama_cpp.options import LlamaCppOptions
+    from ensemblehub.generators.llama_cpp.options import ChosenOptions, LlamaCppOptions
     from ensemblehub.generators.llama_cpp.vocabulary import LlamaVocabulary, tokenizer_of
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[llamacpp]'") from error
@@ -48,8 +49,12 @@ class LlamaCppEngine(ScheduledEngine):
         self._header = GGUFHeader(options.file)
         if self._header.windowed:
             options = replace(options, prefix_cache_tokens=0)
-        self.settings = options
-        super().__init__(name, self._header.info(options), options)
+        info = self._header.info(options)
+        row = info.context * int(self._header.kv_width * _BYTES[options.kv])
+        rows = options.batch_rows or (4 if options.n_gpu_layers else default_rows(self._header.size, row))
+        threads = options.threads or default_threads()
+        self.settings = ChosenOptions(**vars(options) | {"batch_rows": rows, "threads": threads})
+        super().__init__(name, info, self.settings)
 
     @cached_property
     def model(self) -> str:
@@ -62,12 +67,17 @@ class LlamaCppEngine(ScheduledEngine):
     def footprint(self) -> Footprint:
         return Footprint(self._header.size, int(self._header.kv_width * _BYTES[self.settings.kv]))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        settings = self.settings
+        return (f"{settings.threads} threads on {usable_cores()} cores, {settings.batch_rows} rows",)
+
     def describe(self) -> str:
         """Return a one-line description: device and settings."""
         layers = self.settings.n_gpu_layers
         device = "cpu" if not layers else "gpu" if layers < 0 else f"cpu and gpu ({layers} layers)"
         kind = f"{self._header.kind}, {self.info.parameters:,} parameters"
-        return f"{self.name}: {self.settings.path} in llama.cpp on {device}, {kind}"
+        return f"{self.name}: {self.settings.path} in llama.cpp on {device}, {kind}, {self.notes[0]}"
 
     def _tokenizer(self) -> Any:
         settings = self.settings
@@ -100,4 +110,5 @@ class LlamaCppEngine(ScheduledEngine):
     def _load(self) -> LlamaModel:
         if checkpoint := self.settings.checkpoint:
             self._header.check(self._renderer.tokenizer.get_vocab(), checkpoint.path)
+        log.info("%s: %s", self.name, *self.notes)
         return LlamaModel(self.settings, self.info.context)

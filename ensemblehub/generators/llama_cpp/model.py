@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.llama_cpp import library
-from ensemblehub.generators.llama_cpp.options import LlamaCppOptions
+from ensemblehub.generators.llama_cpp.options import ChosenOptions
 
 State = NDArray[np.uint8]  # keys and values of a sequence as llama.cpp saves them
 
@@ -37,7 +37,7 @@ class LlamaModel:
         ConfigError: llama.cpp cannot load the file, or rows of this model cannot be cut back.
     """
 
-    def __init__(self, options: LlamaCppOptions, context: int) -> None:
+    def __init__(self, options: ChosenOptions, context: int) -> None:
         library.start()
         path = str(options.file)
         self._context: Any = None
@@ -114,13 +114,13 @@ class LlamaModel:
         return lines
 
 
-def _context_params(options: LlamaCppOptions, context: int) -> Any:
+def _context_params(options: ChosenOptions, context: int) -> Any:
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = context * options.batch_rows
     params.n_seq_max = options.batch_rows
     params.n_batch = _BATCH
     params.n_ubatch = min(options.batch, _BATCH)
-    params.n_threads = params.n_threads_batch = options.threads or _cores()
+    params.n_threads = params.n_threads_batch = options.threads
     params.type_k = params.type_v = KV_TYPES[options.kv]
     # flash attention rounds to float16, and on a CPU it is slower
     if options.kv == "f32" or (not options.n_gpu_layers and options.kv != "q8_0"):
@@ -138,12 +138,6 @@ def _is_other(model: Any) -> bool:
         llama_cpp.llama_model_has_encoder,
     )
     return any(kind(model) for kind in kinds)
-
-
-def _cores() -> int:
-    """Half of the cores of this process, as in llama-cpp-python: hyper-threads disturb each other."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // 2)
 
 
 @dataclass

@@ -23,9 +23,10 @@ class LlamaCppOptions:
             of the file where that has a `tokenizer.json`, else what the file itself holds.
         n_ctx: maximum length of prompt and answer together, in tokens; None is the model's own, up to 4096.
         batch_rows: maximum number of rows in one forward pass; the KV cache holds `batch_rows` times `n_ctx`
-            tokens.
+            tokens.  None takes 4 for each core, up to 16, as long as that cache is not larger than the weights.
         batch: tokens computed together when a prompt is read.
-        threads: CPU threads; None takes half of those there are, as llama-cpp-python does.
+        threads: CPU threads; None takes all cores that the process may use, by its affinity and its control
+            groups' quotas, or half of them where waiting threads spin (`cores.py`).
         n_gpu_layers: layers on the GPU, where llama.cpp is built for one; -1 for all.
         kv: precision of keys and values in the KV cache.  With "f32" and float32 weights, logprobs are those
             of the hf engine to about 1e-4; "f16" costs some hundredths.
@@ -39,7 +40,7 @@ class LlamaCppOptions:
     path: str
     tokenizer: str | None = None
     n_ctx: Annotated[int, Ge(1)] | None = None
-    batch_rows: Annotated[int, Ge(1)] = 4
+    batch_rows: Annotated[int, Ge(1)] | None = None
     batch: Annotated[int, Ge(1)] = 512
     threads: Annotated[int, Ge(1)] | None = None
     n_gpu_layers: Annotated[int, Ge(-1)] = 0
@@ -61,3 +62,11 @@ class LlamaCppOptions:
             return ModelCheckpoint(os.path.expanduser(self.tokenizer))
         folder = self.file.parent
         return ModelCheckpoint(str(folder)) if (folder / "tokenizer.json").is_file() else None
+
+
+@dataclass(frozen=True)
+class ChosenOptions(LlamaCppOptions):
+    """The options with threads and rows chosen for this machine."""
+
+    batch_rows: int = 4
+    threads: int = 1
