@@ -3,7 +3,9 @@
 Questions are asked at once as a Tandem asks its mentor (profile `instruct`: system text, question), three ways in one
 process, in turns: `apart` shares nothing, `finished` starts from answers that are over (as before rows waited for
 each other), `together` is the engine as it is.  Counted are the prompt tokens computed per question, from the
-ledger, and seconds; answers are compared token by token.  MODEL is a .gguf file, a folder or `builtin:mentor`.
+ledger, and seconds.  Answers are compared token by token; where two part, the gap in nats between the two most
+probable tokens there is told, since sums in another order move logprobs by rounding.
+MODEL is a .gguf file, a folder or `builtin:mentor`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from ensemblehub import builtin
 from ensemblehub.cost import UsageLedger
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.batching import scheduler
-from ensemblehub.schema import Chat, Message, Request, Sampling
+from ensemblehub.schema import Chat, Message, Request, Sampling, Token
 from ensemblehub.tandem.insights import PROFILES
 
 WAYS = ("apart", "finished", "together")
@@ -59,16 +61,16 @@ async def asked(engine: Engine, requests: Sequence[Request]) -> dict[str, Any]:
     """All requests at once: what they wrote, what that took, and what of the prompts was computed."""
     ledger = UsageLedger()
 
-    async def answer(request: Request) -> list[int | None]:
+    async def answer(request: Request) -> list[Token]:
         stream = engine.stream(request, ledger.meter("insight"))
-        return [token.id async for piece in stream for token in piece.tokens]
+        return [token async for piece in stream for token in piece.tokens]
 
     started = time.perf_counter()
-    ids = await asyncio.gather(*map(answer, requests))
+    answers = await asyncio.gather(*map(answer, requests))
     seconds = time.perf_counter() - started
     usage = ledger.total
     return {
-        "ids": ids,
+        "answers": answers,
         "seconds": seconds,
         "prompt": usage.prompt_tokens / len(requests),
         "computed": (usage.prompt_tokens - usage.cached_tokens) / len(requests),
@@ -76,10 +78,18 @@ async def asked(engine: Engine, requests: Sequence[Request]) -> dict[str, Any]:
     }
 
 
+def parting(left: Sequence[Token], right: Sequence[Token]) -> float | None:
+    """The gap in nats between the two most probable tokens where answers part; None where they do not."""
+    for ours, theirs in zip(left, right, strict=True):
+        if ours.id != theirs.id:
+            return min(token.top[0].logprob - token.top[1].logprob for token in (ours, theirs))
+    return None
+
+
 async def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Every way in turns; medians over rounds."""
     system = Message("system", PROFILES["instruct"].request)
-    sampling = Sampling(max_tokens=options.tokens, ignore_eos=True)
+    sampling = Sampling(max_tokens=options.tokens, ignore_eos=True, top_logprobs=2)
     texts = questions(options.questions, options.limit)
     requests = [Request(Chat((system, Message("user", text))), sampling) for text in texts]
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
@@ -92,13 +102,14 @@ async def measured(options: argparse.Namespace) -> dict[str, Any]:
                 found[way].append(await asked(engine, requests))
             await engine.close()
             print(f"round {turn + 1}, {way}: {found[way][-1]['seconds']:.1f} s", flush=True)
-    same = [found[way][0]["ids"] for way in WAYS]
-    differ = sum(len(set(map(tuple, answers))) > 1 for answers in zip(*same, strict=True))
+    first, *others = [found[way][0]["answers"] for way in WAYS]
+    pairs = [pair for answers in others for pair in zip(first, answers, strict=True)]
+    gaps = [gap for gap in (parting(*pair) for pair in pairs) if gap is not None]
     figures = {
         way: {name: median(row[name] for row in rows) for name in ("computed", "prompt", "seconds", "rate")}
         for way, rows in found.items()
     }
-    return {"differ": differ, "ways": figures}
+    return {"partings": gaps, "ways": figures}
 
 
 def lines(record: dict[str, Any]) -> list[str]:
@@ -112,7 +123,9 @@ def lines(record: dict[str, Any]) -> list[str]:
             f"  {way:<9} {row['computed']:>6.1f} of {row['prompt']:.1f} prompt tokens computed per question, "
             f"{row['seconds']:>7.2f} s, {row['rate']:>7.1f} tokens/s written"
         )
-    out.append(f"  answers that differ between the three: {record['differ']} of {record['questions']}")
+    gaps, pairs = record["partings"], 2 * record["questions"]
+    near = f", at most {max(gaps):.1e} nats between the two most probable tokens there" if gaps else ""
+    out.append(f"  answers that part from `apart`: {len(gaps)} of {pairs}{near}")
     return out
 
 

@@ -55,6 +55,24 @@ def test_greedy_tokens_are_those_of_transformers_alone_and_in_a_batch(family, be
     run(main())
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_rows_of_one_length_are_masked_by_every_kernel(kernel, bench):
+    async def main():
+        async with bench(prefix_cache_tokens=0, attn_implementation=kernel) as b:
+            drawn = random.Random(2)
+            prompts = [tuple(drawn.choices(range(10, 300), k=30)) for _ in range(4)]
+            asked = [Request(TokenIds(ids), Sampling(max_tokens=20, ignore_eos=True)) for ids in prompts]
+            expected = [generated(b, ids, 20) for ids in prompts]
+            assert await asyncio.gather(*map(b.ids, asked)) == expected
+            assert [await b.ids(one) for one in asked] == expected
+            scored = await b.engine.score(asked[0], b.meter)
+            lines = b.fresh(prompts[0])[:-1]
+            wanted = [line[index].item() for line, index in zip(lines, prompts[0][1:], strict=True)]
+            assert [token.logprob for token in scored.tokens[1:]] == pytest.approx(wanted, abs=1e-4)
+
+    run(main())
+
+
 def test_a_row_joins_and_leaves_while_others_write(bench):
     async def main():
         async with bench(prefix_cache_tokens=0, batch_rows=4) as b:
@@ -327,8 +345,10 @@ def test_an_unread_row_pauses_and_others_go_on(bench, lookahead):
             assert b.take_usage().discarded_tokens == 0
 
             async with aclosing(b.engine.stream(one, b.meter)) as stream:
+                passes = len(b.passes)
                 await anext(stream)
-                await asyncio.sleep(0.1)
+                await b.until(lambda: len(b.passes) > passes + lookahead)
+                await asyncio.sleep(0.05)
             assert b.take_usage().discarded_tokens == lookahead
 
     run(main())

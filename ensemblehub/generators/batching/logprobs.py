@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+_CACHED = 2**18  # float32 numbers of an intermediate result that stays in a CPU's cache
 TopTokens = tuple[tuple[int, float], ...]  # (id, logprob), most probable first
 
 
@@ -28,8 +29,9 @@ def readings_of(
 
 
 def entropy(logprobs: torch.Tensor) -> torch.Tensor:
-    """Entropy of each line of logprobs; impossible tokens add nothing."""
-    return -(logprobs.exp() * logprobs.clamp(min=-1e4)).sum(-1)
+    """Entropy of each line of logprobs (lines, vocabulary); impossible tokens add nothing."""
+    parts = torch.split(logprobs, max(1, _CACHED // logprobs.shape[-1]))
+    return torch.cat([-part.exp().mul_(part.clamp(min=-1e4)).sum(-1) for part in parts])
 
 
 def top_tokens(logprobs: torch.Tensor, count: int) -> TopTokens:

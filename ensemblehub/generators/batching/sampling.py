@@ -71,7 +71,8 @@ class TokenSampler:
             logits[torch.tensor(sorted(forbidden), device=logits.device)] = float("-inf")
 
     def _forbidden(self) -> frozenset[int]:
-        return self.end if self.written.total() < self.sampling.min_tokens else frozenset()
+        least = self.sampling.min_tokens
+        return self.end if least and self.written.total() < least else frozenset()
 
 
 def choose(samplers: Sequence[TokenSampler], logits: torch.Tensor) -> torch.Tensor:

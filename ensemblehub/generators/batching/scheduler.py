@@ -253,7 +253,8 @@ class Scheduler:
             return
         heads = [index for index, row in enumerate(rows) if row.tail == 1 and wanted[index] > 0]
         if heads:
-            self._predict([rows[index] for index in heads], logits[heads, -1])
+            last = logits[:, -1] if len(heads) == len(rows) else logits[heads, -1]  # copies nothing, or those
+            self._predict([rows[index] for index in heads], last)
         for row, count, lines in zip(rows, wanted, logits, strict=True):
             if isinstance(row, StepRow) and row.tail > 1 and count > 0:
                 self._answer(row, lines[-count:].log_softmax(-1).cpu().numpy())

@@ -24,6 +24,10 @@ class TorchModel:
         self.slots = Slots(self.device)
         self.vocabulary = int(self.config.vocab_size)
         self._cuts = "logits_to_keep" in inspect.signature(network.forward).parameters
+        self._dtype: torch.dtype = network.dtype
+        self._kinds = frozenset(getattr(self.config, "layer_types", None) or ())
+        sdpa = network.config._attn_implementation == "sdpa"  # masks what is causal by itself
+        self._masks_itself = sdpa and self._kinds == {"full_attention"}
 
     def close(self) -> None:
         """Free the keys and values; the weights go with the last reference to them."""
@@ -55,9 +59,10 @@ class TorchModel:
 
     def _mask(self, plan: Plan) -> Any:
         """The attention mask; one per kind of layer where some do not attend to the whole prefix."""
-        kinds = set(getattr(self.config, "layer_types", None) or ())
+        kinds, dtype = self._kinds, self._dtype
+        if plan.plain and self._masks_itself:
+            return dict.fromkeys(kinds)
         window = getattr(self.config, "sliding_window", None)
-        dtype = self.network.dtype
         if kinds - {"full_attention"}:
             chunk = getattr(self.config, "attention_chunk_size", None)
             limits = {"sliding_attention": {"window": window}, "chunked_attention": {"chunk": chunk}}
@@ -92,7 +97,7 @@ class TorchModel:
         theirs = torch.stack([output.logits[0, -1] for output in alone]).float().log_softmax(-1)
         best = theirs.argmax(-1, keepdim=True)
         difference = float((ours.log_softmax(-1) - theirs).gather(-1, best).abs().max())
-        most = _EXACT if self.network.dtype == torch.float32 else _ROUNDED
+        most = _EXACT if self._dtype == torch.float32 else _ROUNDED
         if not difference <= most:  # nor is a NaN
             raise ConfigError(
                 f"the hf engine does not run {self._kind} as transformers does: "

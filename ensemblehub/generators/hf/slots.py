@@ -30,6 +30,7 @@ class Plan:
         positions: positions of the new tokens, (rows, new tokens), 0 for padding.
         window: the slots as a slice where they are neighbours, else as an index.
         reach: how many positions are attended to.
+        plain: all rows end at the same position, and compute one token or all: no mask is needed.
     """
 
     slots: torch.Tensor
@@ -37,6 +38,7 @@ class Plan:
     positions: torch.Tensor
     window: slice | torch.Tensor
     reach: int
+    plain: bool
 
     def mask(self, dtype: torch.dtype, window: int | None = None, chunk: int | None = None) -> torch.Tensor:
         """Additive attention mask (rows, 1, new tokens, reach).
@@ -113,6 +115,7 @@ class Slots(Cache):  # type: ignore[misc]  # transformers is not typed
         positions = last - torch.arange(width, 0, -1)
         padding = positions < torch.tensor(starts)[:, None]
         low, high = min(slots), max(slots)
+        plain = len(set(ends)) == 1 and (width == 1 or not any(starts))
         index = torch.tensor(slots)
         self.plan = Plan(
             slots=index[:, None].to(self.device),
@@ -121,7 +124,8 @@ class Slots(Cache):  # type: ignore[misc]  # transformers is not typed
             window=slice(low, high + 1)
             if list(slots) == list(range(low, high + 1))
             else index.to(self.device),
-            reach=min(-(-max(ends) // _ALIGN) * _ALIGN, spare),
+            reach=ends[0] if plain else min(-(-max(ends) // _ALIGN) * _ALIGN, spare),
+            plain=plain,
         )
         return self.plan
 
@@ -142,7 +146,10 @@ class Slots(Cache):  # type: ignore[misc]  # transformers is not typed
     def _keep(self, store: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         plan = self.plan
         assert plan is not None
-        store[plan.slots, :, plan.targets] = new.transpose(1, 2)
+        if plan.plain and isinstance(plan.window, slice):
+            store[plan.window, :, plan.reach - new.shape[2] : plan.reach] = new
+        else:
+            store[plan.slots, :, plan.targets] = new.transpose(1, 2)
         return store[plan.window, :, : plan.reach]
 
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
