@@ -2,8 +2,8 @@
 
 `python -m benchmarks.canonical FILE [--workers N]`
 
-FILE is EvalPlus's `MbppPlus-v0.1.0.jsonl`.  Writes `results/grading/canonical.md`: how many pass, by set of tests, and
-every one that does not, with the reason.  Takes some minutes: two solutions compute for more than a minute.
+FILE is EvalPlus's `MbppPlus-v0.1.0.jsonl`.  Writes `results/grading/canonical.md`: how many pass, by set of
+tests, and every one that does not, with the reason.  Takes some minutes.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 `python -m benchmarks.evalplus_agreement FILE RESULT... [--prompt NAME]`
 
-FILE is the questions (HumanEval's or `MbppPlus-v0.1.0.jsonl`), RESULT a folder of `ensemblehub bench` that asked them.
-For every answer, the program that `evalplus.sanitize` takes from it and the one that this project takes run against
-the same tests; with MBPP+, EvalPlus's `untrusted_check` grades its own program as well.  Needs the package `evalplus`.
+FILE is the questions (HumanEval's or `MbppPlus-v0.1.0.jsonl`), RESULT a folder of `ensemblehub bench` that asked
+them.  For every answer, the program that `evalplus.sanitize` takes from it and the one that this project takes
+run against the same tests; with MBPP+, EvalPlus's `untrusted_check` grades its own program as well.  Needs the
+package `evalplus`.
 
 Prints the number of answers and of those judged alike, and every one that is not.
 """
@@ -94,7 +95,7 @@ def main() -> None:
         count, alike = count + 1, alike + (ours == theirs)
         if ours != theirs:
             print(
-                f"{item.id}: here {ours}, by EvalPlus {theirs}\n{row.text}\n-- taken by EvalPlus:\n{program}\n"
+                f"{item.id}: here {ours}, by EvalPlus {theirs}\n{row.text}\n-- EvalPlus takes:\n{program}\n"
             )
     print(f"{alike} of {count} answers are judged alike")
 

@@ -37,8 +37,8 @@ class Grade:
     """Whether an answer is right, what was understood as the answer, and why not in one line.
 
     Attributes:
-        suites: whether it passes each of the benchmark's sets of tests, where there are several (`base`, `plus`);
-            a right answer passes all.
+        suites: whether it passes each set of tests, where the benchmark has several (`base`, `plus`); a
+            right answer passes all.
     """
 
     correct: bool

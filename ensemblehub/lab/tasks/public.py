@@ -91,7 +91,7 @@ class Public(Task):
         return self.profile.chat(item.text, self._code(item))
 
     def ask(self, item: Item, sampling: Sampling, thinking: bool | None = None) -> Request:
-        """The question in the words of the profile, with its opening of the answer, stop strings and length."""
+        """The question in the words of the profile, with its opening, stop strings and length of answer."""
         profile = self.profile
         request = super().ask(item, profile.sampling(sampling), thinking)
         return replace(request, prefix=profile.opening)
