@@ -221,7 +221,7 @@ async def llama_cpp(file: Path, quick: bool) -> list[dict[str, Any]]:
     from benchmarks.llama_batch import LlamaBatch
     from ensemblehub.generators.llama_cpp.engine import LlamaCppEngine, LlamaCppOptions
 
-    rows, length, tokens = 16, 16, 8 if quick else 32
+    rows, length, tokens = 16, 8, 8 if quick else 24
     options = LlamaCppOptions(str(file), threads=1, batch_rows=rows, n_ctx=128, prefix_cache_tokens=0)
     engine, library = LlamaCppEngine("engine", options), LlamaBatch(file, rows, 128, threads=1)
     await engine.load()

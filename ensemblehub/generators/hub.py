@@ -18,6 +18,7 @@ from ensemblehub.errors import AbsentError, ConfigError, MissingExtraError, one_
 PREFIX = "hub:"
 FOLDER = "PAIR_FOLDER"  # environment variable
 DEFAULT = "Q4_K_M"  # quantization where a repository has several and none is named
+_PATIENCE = 20.0  # seconds to wait for the list of files
 _ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _OF_NETWORKS = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*.py"]
@@ -113,8 +114,9 @@ class HubModel:
         if found:
             return found
         try:
-            names = _hub().HfApi().list_repo_files(self.repository)
-            parts = parts_of(Path(choose(names, self.wanted, self.repository)))
+            files = _hub().HfApi().model_info(self.repository, timeout=_PATIENCE).siblings
+            name = choose([file.rfilename for file in files], self.wanted, self.repository)
+            parts = parts_of(Path(name))
             first, *_ = [self._download(part.as_posix()) for part in parts]
             return first
         except ConfigError:
