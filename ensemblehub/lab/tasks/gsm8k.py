@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ensemblehub.lab.tasks.prompts import TRAINED_MATH_PROFILES, PromptProfile
 from ensemblehub.lab.tasks.public import MATHS, Mathematics
 from ensemblehub.lab.tasks.source import Fields, Source, boxed
 
@@ -40,6 +41,7 @@ class GSM8K(Mathematics):
         configs=("main",),
         more_configs=("socratic",),
     )
+    published: ClassVar[Mapping[str, PromptProfile]] = TRAINED_MATH_PROFILES
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "calibration", "all")
     parts: ClassVar[dict[str, str]] = {"train": "train", "test": "test"}
     division: ClassVar[str] = "GSM8K's own train and test (main); calibration is a seeded quarter of train"

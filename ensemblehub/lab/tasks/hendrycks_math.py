@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ensemblehub.errors import did_you_mean
+from ensemblehub.lab.tasks.prompts import TRAINED_MATH_PROFILES, PromptProfile
 from ensemblehub.lab.tasks.public import MATHS, Mathematics
 from ensemblehub.lab.tasks.source import Fields, Rows, Source, boxed
 
@@ -89,6 +90,7 @@ class MATH(Mathematics):
         convert=convert,
         configs=SUBJECTS,
     )
+    published: ClassVar[Mapping[str, PromptProfile]] = TRAINED_MATH_PROFILES
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "calibration", "all")
     parts: ClassVar[dict[str, str]] = {"train": "train", "test": "test"}
     division: ClassVar[str] = "MATH's own train and test; calibration is a seeded quarter of train"

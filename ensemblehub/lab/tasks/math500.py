@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ensemblehub.lab.tasks.hendrycks_math import convert
+from ensemblehub.lab.tasks.prompts import TRAINED_MATH_PROFILES, PromptProfile
 from ensemblehub.lab.tasks.public import MATHS, Mathematics
 from ensemblehub.lab.tasks.source import Fields, Source
 
@@ -23,6 +25,7 @@ class MATH500(Mathematics):
         instruction=MATHS,
         convert=convert,
     )
+    published: ClassVar[Mapping[str, PromptProfile]] = TRAINED_MATH_PROFILES
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "calibration", "all")
     parts: ClassVar[dict[str, str]] = {"train": "test", "test": "test"}
     share: ClassVar[tuple[int, int] | None] = (400, 100)

@@ -7,7 +7,7 @@ HumanEval.  `plain` is this project's own wording, in `lab.tasks.public`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ensemblehub.schema import Chat, Message, Sampling
@@ -25,6 +25,7 @@ class PromptProfile:
         stop: strings that end the answer, besides those of the configuration.
         max_tokens: maximum length of the answer that the scores were published with; None leaves the
             configuration's.
+        shots: number of training questions that stand before, each with its solution, as turns.
     """
 
     user: str
@@ -32,17 +33,30 @@ class PromptProfile:
     opening: str = ""
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
+    shots: int = 0
 
     @property
     def fingerprint(self) -> str:
         """Changes with any word."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
 
-    def chat(self, question: str, code: str) -> Chat:
-        """The conversation up to the assistant's turn."""
-        user = "".join({"{question}": question, "{code}": code}.get(part, part) for part in _parts(self.user))
+    def chat(self, question: str, code: str, shots: Iterable[tuple[str, str]] = ()) -> Chat:
+        """The conversation up to the assistant's turn.
+
+        Args:
+            shots: questions and their solutions.
+        """
         system = (Message("system", self.system),) if self.system else ()
-        return Chat((*system, Message("user", user)))
+        turns = [
+            turn
+            for asked, solution in shots
+            for turn in (Message("user", self._filled(asked, asked)), Message("assistant", solution))
+        ]
+        return Chat((*system, *turns, Message("user", self._filled(question, code))))
+
+    def _filled(self, question: str, code: str) -> str:
+        given = {"{question}": question, "{code}": code}
+        return "".join(given.get(part, part) for part in _parts(self.user))
 
     def sampling(self, configured: Sampling) -> Sampling:
         """The configured sampling with the profile's stop strings and its length."""
@@ -99,3 +113,8 @@ CODE_PROFILES: Mapping[str, PromptProfile] = {
     "reference": REFERENCE,
 }
 MATH_PROFILES: Mapping[str, PromptProfile] = {"official": QWEN_MATH, "reference": REFERENCE}
+
+FEW_SHOT = PromptProfile(user="Question: {question}\nAnswer:", stop=("Question:",), shots=4)
+"""lm-evaluation-harness on GSM8K (`gsm8k.yaml`) with its examples as turns (`--fewshot_as_multiturn`), four as
+most reports have.  The examples are the first of the seeded training split; their solutions end in a box."""
+TRAINED_MATH_PROFILES: Mapping[str, PromptProfile] = {**MATH_PROFILES, "few_shot": FEW_SHOT}

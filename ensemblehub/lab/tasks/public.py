@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -88,7 +89,17 @@ class Public(Task):
 
     def request(self, item: Item) -> Chat:
         """The question in the words of the profile, without what it opens the answer with."""
-        return self.profile.chat(item.text, self._code(item))
+        shots = [(shown.text, solution) for shown, solution in self._examples if shown.id != item.id]
+        return self.profile.chat(item.text, self._code(item), shots[: self.profile.shots])
+
+    @cached_property
+    def _examples(self) -> list[tuple[Item, str]]:
+        """The training questions that may stand before another, with their solutions: one more than do."""
+        if not self.profile.shots:
+            return []
+        solutions = {self._id(fields): fields["output"] for _, fields in self._read(self.parts["train"])[0]}
+        known = (item for item in self._split("train") if item.id in solutions)
+        return [(item, solutions[item.id]) for item in islice(known, self.profile.shots + 1)]
 
     def ask(self, item: Item, sampling: Sampling, thinking: bool | None = None) -> Request:
         """The question in the words of the profile, with its opening, stop strings and length of answer."""

@@ -75,7 +75,7 @@ def test_the_answer_is_graded_with_its_opening(tmp_path):
 
 def test_plain_is_the_default_and_changes_no_sampling(tmp_path):
     task, item, request = asked(tmp_path, "gsm8k", None, max_tokens=77, stop=("x",))
-    assert (task.prompt, task.prompts) == ("plain", ("plain", "official", "reference"))
+    assert (task.prompt, task.prompts) == ("plain", ("plain", "official", "reference", "few_shot"))
     assert (request.prompt, request.prefix) == (task.request(item), "")
     assert (request.sampling.max_tokens, request.sampling.stop) == (77, ("x",))
     assert "prompt" not in task.about("test")
@@ -128,3 +128,20 @@ def test_in_tandem_the_intern_goes_on_behind_the_opening_and_the_mentor_does_not
     assert all(
         request.prompt.messages[0].content in each.prompt.messages[0].content for each in (mentor, intern)
     )
+
+
+def test_few_shot_shows_solved_training_questions_and_never_the_asked_one(tmp_path):
+    for split, numbers in (("train", range(1, 9)), ("test", range(11, 14))):
+        rows = [{"question": f"What is half of {2 * n}?", "answer": f"It is {n}.\n#### {n}"} for n in numbers]
+        (tmp_path / f"gsm8k_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = task_named("gsm8k", tmp_path, "few_shot")
+    for item in (*task.items("train"), *task.items("test")):
+        *shown, last = task.request(item).messages
+        assert last.content == f"Question: {item.text}\nAnswer:"
+        assert [turn.role for turn in shown] == ["user", "assistant"] * 4
+        assert not any(item.text in turn.content for turn in shown)
+        assert all(turn.content.endswith("}") for turn in shown if turn.role == "assistant")
+    alone = task_named("gsm8k", tmp_path / "gsm8k_test.jsonl", "few_shot")
+    item = next(alone.items("test"))
+    with pytest.raises(ConfigError, match="for `train` name its files"):
+        alone.request(item)
