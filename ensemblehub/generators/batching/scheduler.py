@@ -166,7 +166,7 @@ class Scheduler:
                 self._fail([row], self._failure(error))
 
     def _join(self, row: ModelRow) -> None:
-        """Let a row start from the longest computed prefix; where another row reads a longer one, it waits."""
+        """Let a row start from the longest computed prefix; it waits where another reads a longer one."""
         match = self.cache.longest(row.ids, read=row.whole)
         for other in self._rows:
             length = other.lent
@@ -182,7 +182,7 @@ class Scheduler:
         self._recall(row, match)
 
     def _reads(self, row: ModelRow, other: ModelRow, count: int) -> bool:
-        """Whether a row is about to compute the first `count` tokens of another, which the cache will hold."""
+        """Whether a row is about to compute the first `count` tokens of another, to be cached then."""
         reading = row.ready() and row.computed < count and len(row.ids) <= self.cache.limit
         return reading and row.begins(other, count)
 
