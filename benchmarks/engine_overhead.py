@@ -5,8 +5,9 @@ vllm: 256 requests at once against vLLM's own `LLM.generate`, and against the st
 which tells what of the difference is vLLM's.  The same tokens on both sides, greedy, of fixed length;
 texts that differ void the comparison.  Sides take turns (A B B A) in one process; the ratio is the median over turns,
 with a bootstrap interval.  Ratios are what counts.
-llama_cpp: 16 requests on the file of `--model` against llama.cpp's batch interface by hand, a sequence a row; requests
-one at a time against `llama_cpp.Llama` are measured by `benchmarks.llama_cpp_agreement`.
+llama_cpp: 16 requests on the file of `--model` against llama.cpp's batch interface by hand, a sequence a row, on one
+thread each, also in CPU seconds, which other processes disturb less; requests one at a time against `llama_cpp.Llama`
+are measured by `benchmarks.llama_cpp_agreement`.
 """
 
 from __future__ import annotations
@@ -57,24 +58,34 @@ async def turns(ours: Side, theirs: Side, rounds: int) -> dict[str, Any]:
     """Seconds of both sides in turns, after one of each that warms up, and whether they wrote the same."""
     same = await ours() == await theirs()
     ratios, seconds = [], {"engine": list[float](), "library": list[float]()}
+    computed = {"engine": list[float](), "library": list[float]()}
     for number in range(rounds):
         took = {}
         order = [("engine", ours), ("library", theirs)]
         for name, side in order if number % 2 == 0 else order[::-1]:
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             await side()
             took[name] = time.perf_counter() - started
             seconds[name].append(took[name])
+            computed[name].append(time.process_time() - cpu)
         ratios.append(took["engine"] / took["library"])
-    drawn = np.random.default_rng(0).choice(ratios, (4000, len(ratios)))
-    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    of_cpu = [own / other for own, other in zip(computed["engine"], computed["library"], strict=True)]
     return {
         "rounds": rounds,
         "same": same,
         "ratio": float(np.median(ratios)),
-        "interval": [float(low), float(high)],
+        "interval": interval(ratios),
         "seconds": {name: float(np.median(values)) for name, values in seconds.items()},
+        "cpu ratio": float(np.median(of_cpu)),
+        "cpu interval": interval(of_cpu),
+        "cpu seconds": {name: float(np.median(values)) for name, values in computed.items()},
     }
+
+
+def interval(ratios: Sequence[float]) -> list[float]:
+    """95 % bootstrap interval of the median."""
+    drawn = np.random.default_rng(0).choice(ratios, (4000, len(ratios)))
+    return [float(bound) for bound in np.percentile(np.median(drawn, axis=1), [2.5, 97.5])]
 
 
 def prompts_of(rows: int, length: int, vocabulary: int) -> list[list[int]]:
@@ -251,8 +262,9 @@ def line(row: dict[str, Any]) -> str:
     verdict = "void: the tokens differ" if not row["same"] else "met" if row["ratio"] <= aim else "missed"
     rates = ""
     if row["engine"] == "llama_cpp":
-        speeds = {name: row["requests"] * row["tokens"] / value for name, value in row["seconds"].items()}
-        rates = f"{speeds['engine']:.1f} and {speeds['library']:.1f} tokens/s; "
+        speeds = {name: row["requests"] * row["tokens"] / value for name, value in row["cpu seconds"].items()}
+        rates = "of CPU seconds {:.3f} [{:.3f}, {:.3f}]".format(row["cpu ratio"], *row["cpu interval"])
+        rates += f", {speeds['engine']:.1f} and {speeds['library']:.1f} tokens per CPU second; "
     return (
         f"{row['engine']:<5} {row['model']:<14} {row['requests']:>4} requests, {row['tokens']} tokens each: "
         f"{row['ratio']:.3f} times the seconds of "
