@@ -7,34 +7,22 @@ loads none of them.
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import sys
-from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ensemblehub import __version__, builtin
-from ensemblehub.errors import EnsembleHubError, did_you_mean
+from ensemblehub.errors import EnsembleHubError
+from ensemblehub.options import FILE, Commands, config_file_option, config_option
 
 if TYPE_CHECKING:
     from ensemblehub.config import Config
 
-CommandT = TypeVar("CommandT", bound=Callable[..., Any])
-FILE = click.Path(path_type=Path)
 INTERRUPTED = 130  # exit status of a program stopped by SIGINT
-
-
-class Commands(click.Group):
-    """A group that suggests the nearest command for a mistyped one."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and self.get_command(ctx, args[0]) is None:
-            raise click.UsageError(did_you_mean(args[0], self.list_commands(ctx), "command"), ctx)
-        return super().resolve_command(ctx, args)
 
 
 def dashed(name: str) -> str:
@@ -69,74 +57,6 @@ def cli() -> None:
     A YAML file names the models and the methods that combine them; examples/ has a file for every method.
     Without a file, commands run Tandem on the built-in models. --set KEY=VALUE changes a value for one run.
     """
-
-
-def config_file_option(positional: bool = False) -> Callable[[CommandT], CommandT]:
-    """Add `--config FILE`, `--pair NAME` and `--set KEY=VALUE`.
-
-    The command gets `path` (None where omitted) and `changes`.
-
-    Args:
-        positional: The file may also be given as an argument.
-    """
-
-    def decorate(command: CommandT) -> CommandT:
-        @functools.wraps(command)
-        def given(
-            config: Path | None,
-            pair: str | None,
-            changes: tuple[str, ...],
-            file: Path | None = None,
-            **rest: Any,
-        ) -> Any:
-            known = [path for path in (file, config, builtin.pair(pair) if pair else None) if path]
-            if len(known) > 1:
-                raise click.UsageError(f"two configurations: {known[0]} and {known[1]}")
-            return command(path=known[0] if known else None, changes=changes, **rest)
-
-        parameters = (
-            [click.argument("file", metavar="[YAML]", required=False, type=FILE)] if positional else []
-        )
-        parameters += [
-            click.option(
-                "--config", "-c", type=FILE, help="YAML file (default: Tandem on the built-in models)."
-            ),
-            click.option(
-                "--pair", metavar="NAME", help=f"A known pair of models instead: {', '.join(builtin.PAIRS)}."
-            ),
-            click.option(
-                "--set",
-                "-s",
-                "changes",
-                multiple=True,
-                metavar="KEY=VALUE",
-                help="Change a value of the file for this run, e.g. -s ensemble.generation.max_tokens=64; "
-                "repeatable.",
-            ),
-        ]
-        for parameter in reversed(parameters):
-            given = parameter(given)
-        return cast(CommandT, given)
-
-    return decorate
-
-
-def config_option(command: CommandT) -> CommandT:
-    """Add `--config FILE` and `--set KEY=VALUE`; the command gets the `Config` that they describe."""
-
-    @functools.wraps(command)
-    def configured(path: Path | None, changes: tuple[str, ...], **options: Any) -> Any:
-        from ensemblehub.config import Config
-
-        return command(config=Config.read(path or builtin.CONFIG, changes), **options)
-
-    return config_file_option()(cast(CommandT, configured))
-
-
-limit_option = click.option("--limit", type=click.IntRange(min=1), help="Only the first N questions.")
-force_option = click.option(
-    "--force", is_flag=True, help="Start over; existing data is replaced, whatever settings it was made with."
-)
 
 
 @cli.command()

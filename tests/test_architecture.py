@@ -21,7 +21,7 @@ ROWS = [
     {"configured"},
     {"ensemble"},
     {"client", "output"},
-    {"inference", "doctor", "doctor_report", "terminal", "cli", "api"},
+    {"inference", "doctor", "doctor_report", "terminal", "options", "cli", "api"},
     {"lab"},
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

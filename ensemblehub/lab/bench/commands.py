@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import click
 
-from ensemblehub.cli import force_option, limit_option
 from ensemblehub.lab.tasks import TASKS
+from ensemblehub.options import force_option, limit_option
 
 
 @click.command()
