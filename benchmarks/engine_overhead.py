@@ -5,9 +5,9 @@ vllm: 256 requests at once against vLLM's own `LLM.generate`, and against the st
 which tells what of the difference is vLLM's.  The same tokens on both sides, greedy, of fixed length;
 texts that differ void the comparison.  Sides take turns (A B B A) in one process; the ratio is the median over turns,
 with a bootstrap interval.  Ratios are what counts.
-llama_cpp: 16 requests on the file of `--model` against llama.cpp's batch interface by hand, a sequence a row, on one
-thread each, also in CPU seconds, which other processes disturb less; requests one at a time against `llama_cpp.Llama`
-are measured by `benchmarks.llama_cpp_agreement`.
+llama_cpp: 16 requests on the file of `--model` against llama.cpp's batch interface by hand, a sequence a
+row, on one thread each, also in CPU seconds, which other processes disturb less; requests one at a time
+against `llama_cpp.Llama` are measured by `benchmarks.llama_cpp_agreement`.
 """
 
 from __future__ import annotations

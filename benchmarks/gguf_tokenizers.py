@@ -1,9 +1,10 @@
 """Tokenizers of GGUF files against llama.cpp's own: `python -m benchmarks.gguf_tokenizers FILE...`.
 
-FILE is a GGUF file or a folder with a `model.gguf`; a tokenizer that lies beside it is not used.  What the engine takes
-from the file is compared with llama.cpp on 401 prompts (control tokens, code, digits, white space, Unicode, random
-characters, empty): the ids with control tokens read as such and as plain text, and the text of those ids.  So are the
-bytes of every token, the ids of 20 rendered chats, and the ids that end an answer.
+FILE is a GGUF file or a folder with a `model.gguf`; a tokenizer that lies beside it is not used. What the
+engine takes from the file is compared with llama.cpp on 401 prompts (control tokens, code, digits, white
+space, Unicode, random characters, empty): the ids with control tokens read as such and as plain text, and
+the text of those ids. So are the bytes of every token, the ids of 20 rendered chats, and the ids that end
+an answer.
 """
 
 from __future__ import annotations
@@ -181,11 +182,11 @@ def table(record: dict[str, Any]) -> str:
     lines = [
         "# Tokenizers of GGUF files",
         "",
-        "Written by `python -m benchmarks.gguf_tokenizers`: the tokenizer that the `llama_cpp` engine takes from a",
-        "GGUF file, with no Hugging Face tokenizer beside it, against llama.cpp's own. Every prompt is read with",
-        "control tokens as such, with them as plain text, and with what the model begins any text with. A prompt",
-        "differs where an id, or the ids' text, is not llama.cpp's. CPU seconds until the size of the model is known,",
-        "and until it can tokenize.",
+        "Written by `python -m benchmarks.gguf_tokenizers`: the tokenizer that the `llama_cpp` engine",
+        "takes from a GGUF file, with no Hugging Face tokenizer beside it, against llama.cpp's own. Every",
+        "prompt is read with control tokens as such, with them as plain text, and with what the model",
+        "begins any text with. A prompt differs where an id, or the ids' text, is not llama.cpp's. CPU",
+        "seconds until the size of the model is known, and until it can tokenize.",
         "",
         f"Versions: {', '.join(f'{name} {version}' for name, version in record['versions'].items())}.",
         "",

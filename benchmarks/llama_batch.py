@@ -1,4 +1,4 @@
-"""llama.cpp's low-level batch interface by hand, as the programs that come with llama.cpp use it: a sequence a row."""
+"""llama.cpp's low-level batch interface by hand, as the programs that come with it use it: a sequence a row."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Threads and rows of llama.cpp on few cores, quiet and busy: `python -m benchmarks.llama_cpp_threads FILE`.
 
-Tokens per second of llama.cpp's own batch interface, 1, 4 and 16 rows of a GGUF file at 1 thread and at as many as
-there are cores, first with the machine as it is, then with a busy process on every core.  llama.cpp is built with
-OpenMP, whose threads spin as they wait for each other; the last lines have them sleep instead
-(`OMP_WAIT_POLICY=passive`).  Each line is a process of its own, each figure the median over the turns.
+Tokens per second of llama.cpp's own batch interface, 1, 4 and 16 rows of a GGUF file at 1 thread and at as
+many as there are cores, first with the machine as it is, then with a busy process on every core. llama.cpp
+is built with OpenMP, whose threads spin as they wait for each other; the last lines have them sleep instead
+(`OMP_WAIT_POLICY=passive`). Each line is a process of its own, each figure the median over the turns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RESULTS = Path("results/engines")
 ROWS = (1, 4, 16)
 STEPS = 8  # tokens of a turn, at most
 SECONDS = 15.0  # of a turn, at most
-CODE = "import sys, json; from benchmarks.llama_cpp_threads import rates; print(json.dumps(rates(*sys.argv[1:])))"
+CODE = "import sys, benchmarks.llama_cpp_threads as own; print(own.rates(*sys.argv[1:]))"
 
 
 def rates(file: str, threads: str) -> list[float]:
@@ -72,9 +72,10 @@ def table(rows: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
     lines = [
         "# Threads and rows of llama.cpp",
         "",
-        "Written by `python -m benchmarks.llama_cpp_threads FILE`: tokens per second of all rows together, by",
-        "llama.cpp's own batch interface. *busy*: a process that computes without end on every core, besides.",
-        "*passive*: threads sleep as they wait for each other (`OMP_WAIT_POLICY=passive`).",
+        "Written by `python -m benchmarks.llama_cpp_threads FILE`: tokens per second of all rows",
+        "together, by llama.cpp's own batch interface. *busy*: a process that computes without end on",
+        "every core, besides. *passive*: threads sleep as they wait for each other",
+        "(`OMP_WAIT_POLICY=passive`).",
         "",
         ", ".join(f"{name}: {value}" for name, value in conditions.items()),
         "",

@@ -1,7 +1,7 @@
 """GGUF files by hub id: which file of a repository is meant, and where it is on this machine.
 
-A file is looked for in a folder of models (`$PAIR_FOLDER`, by default `~/.cache/ensemblehub/models`), then in the
-cache of `huggingface_hub`; otherwise it is fetched into the former.
+A file is looked for in a folder of models (`$PAIR_FOLDER`, by default `~/.cache/ensemblehub/models`), then in
+the cache of `huggingface_hub`; otherwise it is fetched into the former.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class HubModel:
 
     @classmethod
     def named(cls, path: str) -> HubModel | None:
-        """What `path` names, `hub:ORG/NAME[:QUANTIZATION]` or the same without `hub:`; None for a file or folder.
+        """The model of `hub:ORG/NAME[:QUANTIZATION]` or the same without `hub:`; None for a file or folder.
 
         Raises:
             ConfigError: `hub:` is followed by anything else.
@@ -174,7 +174,8 @@ class HubModel:
             f"https://huggingface.co/{self.repository}",
             models_folder() / self.name / "model.gguf",
         )
-        return f"{self.repository} is not here and cannot be fetched ({reason}): put {file} of {source} at {target}"
+        problem = f"{self.repository} is not here and cannot be fetched ({reason})"
+        return f"{problem}: put {file} of {source} at {target}"
 
 
 def gguf_file(path: str) -> Path:
@@ -208,7 +209,7 @@ def network_folder(repository: str) -> Path:
 
 
 def pull(engine: str, path: str, source: Path | None = None) -> Path | None:
-    """Fetch the model that an engine runs, or link it from a folder of models; None where nothing is to be fetched.
+    """Fetch the model that an engine runs, or link it from a folder of models; None where there is none.
 
     Raises:
         AbsentError: it cannot be fetched, or is not in `source`.

@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""A GGUF file alone: its header, its tokenizer against llama.cpp's own, and an answer with no other file beside it."""
+"""A GGUF file alone: its header, its tokenizer against llama.cpp's own, and an answer without other files."""
 
 import asyncio
 import logging

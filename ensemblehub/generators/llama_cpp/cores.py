@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def default_threads() -> int:
-    """Threads of a model: all usable cores where threads sleep as they wait for each other, else half of them.
+    """Threads of a model: all usable cores where waiting threads sleep, else half of them.
 
     Threads that spin come to a standstill where another process needs one of their cores.
     """

@@ -1,7 +1,7 @@
 """The llama.cpp engine: GGUF files through `llama-cpp-python`, batched by the row scheduler.
 
-Text becomes token ids by a Hugging Face tokenizer, which says where each token lies: the model's own where it is
-given, else one built from the file.
+Text becomes token ids by a Hugging Face tokenizer, which says where each token lies: the model's own where it
+is given, else one built from the file.
 """
 
 from __future__ import annotations

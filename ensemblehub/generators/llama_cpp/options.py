@@ -23,7 +23,7 @@ class LlamaCppOptions:
             of the file where that has a `tokenizer.json`, else what the file itself holds.
         n_ctx: maximum length of prompt and answer together, in tokens; None is the model's own, up to 4096.
         batch_rows: maximum number of rows in one forward pass; the KV cache holds `batch_rows` times `n_ctx`
-            tokens.  None takes 4 for each core, up to 16, as long as that cache is not larger than the weights.
+            tokens.  None takes 4 for each core, up to 16, while that cache is not larger than the weights.
         batch: tokens computed together when a prompt is read.
         threads: CPU threads; None takes all cores that the process may use, by its affinity and its control
             groups' quotas, or half of them where waiting threads spin (`cores.py`).

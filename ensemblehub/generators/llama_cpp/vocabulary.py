@@ -1,7 +1,7 @@
 """The tokenizer that a GGUF file holds: as transformers builds it, and as llama.cpp runs it.
 
-The engine tokenizes with the former, which says where in a text each token lies.  The latter says what ends an
-answer, and whether the two agree.
+The engine tokenizes with the former, which says where in a text each token lies.  The latter says what ends
+an answer, and whether the two agree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ensemblehub.errors import ConfigError, one_line
 from ensemblehub.generators.batching.checkpoint import ModelCheckpoint
 from ensemblehub.generators.llama_cpp import library
 
-# Vocabularies (`tokenizer.ggml.pre`) in which every digit is a word of its own; transformers 5.23 knows none of them.
+# Vocabularies (`tokenizer.ggml.pre`) in which every digit is a word of its own, unknown to transformers 5.23
 _DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 PROBES = (
     "def f(x: int) -> str:\n    return f'{x:>08}'  # 1234567",
@@ -132,5 +132,6 @@ class LlamaVocabulary:
                 at = next(
                     (at for at, pair in enumerate(zip(theirs, own, strict=False)) if len({*pair}) > 1), 0
                 )
-                return f"{text!r} is {theirs[at : at + 4]} from token {at} on, and {own[at : at + 4]} in llama.cpp"
+                theirs, own = theirs[at : at + 4], own[at : at + 4]
+                return f"{text!r} is {theirs} from token {at} on, and {own} in llama.cpp"
         return ""
