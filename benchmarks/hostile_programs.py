@@ -183,8 +183,8 @@ _MEMORY = (
     Hostile("long string", "a string of 1 TB", "def f(x):\n    return 'a' * 10**12\n", r"MemoryError"),
     Hostile(
         "long result",
-        "20 MB to read for the checker",
-        "def f(x):\n    return 'a' * (20 << 20)\n",
+        "40 MB to read for the checker",
+        "def f(x):\n    return 'a' * (40 << 20)\n",
         r"the result is too long",
     ),
     Hostile(

@@ -37,7 +37,7 @@ class HFEngine(ScheduledEngine):
     options: ClassVar[type] = HFOptions
 
     def __init__(self, name: str, options: HFOptions) -> None:
-        self.settings: HFOptions = build(HFOptions, vars(options), f"engine {name!r}")
+        self.settings: HFOptions = build(type(options), vars(options), f"engine {name!r}")
         options = self.settings
         self._config = config_of(options)
         self._support = self._supported()

@@ -18,6 +18,7 @@ from ensemblehub.schema import ModelInfo
 WRITER = """
 import sys
 from pathlib import Path
+from ensemblehub.lab.journal import Journal
 journal = Journal(Path(sys.argv[1]), {"a": 1})
 for index in range(100000):
     if str(index) not in journal.rows:
