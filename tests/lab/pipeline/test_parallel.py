@@ -109,21 +109,19 @@ def content(folder):
     data = Collected.load(folder / "collected", "test")
     rows = [asdict(row) for row in data.rows]
     for row in rows:
-        for one in row["runs"].values():
-            one.pop("seconds")
-    return (
-        data.header,
-        rows,
-        data.features.tobytes(),
-        [part.tobytes() for row in data.sequences for part in row],
-    )
+        for run in row["runs"].values():
+            run.pop("seconds")
+    numbers = [data.features, *(part for row in data.sequences for part in row)]
+    return data.header, rows, numbers
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     collect_here(folder)
-    return content(folder)
+    header, rows, numbers = content(folder)
+    # which rows are computed together changes their last bits
+    return header, rows, [pytest.approx(part, rel=1e-4, abs=1e-4, nan_ok=True) for part in numbers]
 
 
 def test_a_killed_worker_s_questions_are_taken_up_by_the_other(alone, tmp_path):
