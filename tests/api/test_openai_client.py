@@ -365,7 +365,7 @@ def test_a_seed_settles_what_an_ensemble_draws(pair, model):
 @pytest.mark.parametrize(
     "narrow", [{"extra_body": {"top_k": 1}}, {"top_p": 1e-6}, {"extra_body": {"min_p": 1}}]
 )
-def test_drawing_from_the_likeliest_token_alone_is_greedy(pair, narrow):
+def test_drawing_from_the_top_token_alone_is_greedy(pair, narrow):
     ask = {"model": "intern", "messages": user(HARD), "max_tokens": 24}
     greedy = pair.chat.completions.create(**ask).choices[0].message.content
     drawn = pair.chat.completions.create(**ask, temperature=2, seed=1, **narrow).choices[0].message.content

@@ -207,7 +207,7 @@ def test_temperature_samples_the_distribution(bench):
         ({}, [1, 1, 0, 1, 1]),
     ],
 )
-def test_min_p_leaves_out_tokens_by_their_share_of_the_likeliest(options, kept):
+def test_min_p_leaves_out_tokens_by_their_share_of_the_top_token(options, kept):
     rows = torch.tensor([[0.1, 0.4, 0.0, 0.3, 0.2]] * 2)
     left = hf_sampling._limited([Sampling(temperature=1.0, **options), Sampling(temperature=1.0)], rows)
     assert (left[0] > 0).int().tolist() == kept

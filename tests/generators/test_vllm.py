@@ -172,7 +172,7 @@ def test_parallel_and_memory_options_reach_vllm():
     assert "block_size" not in given
 
 
-def test_an_entropy_of_the_likeliest_is_a_lower_bound():
+def test_an_entropy_of_the_top_tokens_is_a_lower_bound():
     logprobs = [math.log(share) for share in (0.5, 0.25, 0.125, 0.125)]
     assert entropy_of(logprobs, whole=True) == pytest.approx(1.75 * math.log(2))
     assert entropy_of(logprobs[:2], whole=False) == pytest.approx(
@@ -383,7 +383,7 @@ def test_score_is_that_of_the_hf_engine(pair):
 
 
 @needs_vllm
-def test_of_a_large_vocabulary_the_likeliest_are_read_and_the_bound_is_low(pair, monkeypatch):
+def test_of_a_large_vocabulary_the_top_tokens_are_read_and_the_bound_is_low(pair, monkeypatch):
     async def main():
         exact = await pair.score(question(2))
         monkeypatch.setattr(module, "SMALL", 100)

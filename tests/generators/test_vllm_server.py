@@ -170,7 +170,7 @@ def test_a_prompt_is_read_as_the_hf_engine_reads_it(server):
     Both(server).run(work)
 
 
-def test_more_of_the_likeliest_than_the_server_gives_are_an_error(server):
+def test_more_top_tokens_than_the_server_gives_are_an_error(server):
     async def work(both):
         with pytest.raises(RequestError, match="20"):
             await both.far.score(question(), both.ledger.meter("judge"))
