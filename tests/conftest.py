@@ -4,6 +4,9 @@ huggingface_hub reads the variable at import, and would try for a minute to reac
 """
 
 import os
+import threading
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -41,3 +44,13 @@ def pytest_collection_modifyitems(config, items):
     here = config.rootpath / "tests"
     order = {here / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.fixture
+def no_engine_threads():
+    """Fail a test that leaves a thread of an engine behind; threads of earlier tests do not count."""
+    before = set(threading.enumerate())
+    yield
+    assert not {
+        thread for thread in set(threading.enumerate()) - before if thread.name.startswith("ensemblehub")
+    }
