@@ -164,6 +164,10 @@ class UsageLedger:
         """The sum of all calls."""
         return sum((call.cost for call in self.calls), Cost())
 
+    def part(self) -> UsageLedger:
+        """Return a ledger of its own for some of the request's calls; they know what the others computed."""
+        return UsageLedger(_computed=self._computed)
+
     def meter(self, purpose: Purpose) -> UsageMeter:
         """Return a meter for engine calls made for `purpose`."""
         return UsageMeter(self, purpose)

@@ -31,6 +31,7 @@ SELECTIONS = {
 }
 AGGREGATIONS = {
     "best_of": "ensemblehub.ensemble_methods.output_aggregation.best_of:BestOf",
+    "cascade": "ensemblehub.ensemble_methods.output_aggregation.cascade:Cascade",
     "distribution": "ensemblehub.ensemble_methods.output_aggregation.distribution:DistributionMixture",
     "fuse": "ensemblehub.ensemble_methods.output_aggregation.fuse:Fuse",
     "gac": "ensemblehub.ensemble_methods.output_aggregation.gac:GaC",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemblehub.errors import RequestError
-from ensemblehub.schema import ScoredToken
+from ensemblehub.schema import ScoredToken, Token
 
 Vector = NDArray[np.float64]
 
@@ -21,7 +21,7 @@ STATISTICS = ("mean", "std", "median", "max", "min", "p25", "p75", "trend")
 FEATURE_NAMES = tuple(f"{kind}_{statistic}" for kind in ("perplexity", "entropy") for statistic in STATISTICS)
 
 
-def sequences(tokens: Sequence[ScoredToken]) -> tuple[Vector, Vector]:
+def sequences(tokens: Sequence[ScoredToken | Token]) -> tuple[Vector, Vector]:
     """Per-token perplexity (exp of −logprob, at most 1,000) and entropy (nats), each (tokens,).
 
     Tokens without a prediction (the first of a prompt) are left out.

@@ -1,0 +1,236 @@
+"""Criteria by which a small model's draft is accepted as the answer, each a probability from 0 to 1."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from ensemblehub import builtin
+from ensemblehub.cost import UsageLedger, UsageMeter
+from ensemblehub.ensemble_methods.candidates import Candidate, write_all
+from ensemblehub.ensemble_methods.output_aggregation.vote import Vote
+from ensemblehub.ensemble_methods.roles import by_name, require
+from ensemblehub.ensemble_methods.templates import filled, question_of, with_question
+from ensemblehub.errors import ConfigError, RequestError, did_you_mean
+from ensemblehub.generators.base import Engine
+from ensemblehub.registry import lookup
+from ensemblehub.schema import Capability, Chat, Cost, Request, Sampling, Token
+from ensemblehub.tandem.artifact import JudgeArtifact, resolve_judge
+from ensemblehub.tandem.features import sequences
+from ensemblehub.tandem.judges import Reading
+
+DRAFT = "draft"  # the level of a draft's verdict, and of the thresholds of a judge of drafts
+CRITERIA = ("logprob", "agreement", "ask", "entropy", "perplexity", "fixed")
+ALTERNATIVES = 5  # top tokens in which a yes and a no are looked for
+WORDS = """{question}
+
+Someone else answered the request above as follows:
+
+{answer}
+
+Is this answer correct and complete? Reply with yes or no."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished draft and whom a criterion can ask about it.
+
+    Attributes:
+        request: the user's request.
+        draft: the complete answer of one engine.
+        engines: all that take part.
+    """
+
+    request: Request
+    draft: Candidate
+    engines: Sequence[Engine]
+    ledger: UsageLedger
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The tokens of the draft."""
+        return self.draft.answer.tokens
+
+
+class Acceptance(ABC):
+    """The probability that a draft is good enough to be the answer.
+
+    Attributes:
+        requires: capabilities of the engine that writes the draft.
+        threshold: the probability that suffices, where the strategy sets none.
+    """
+
+    requires: ClassVar[frozenset[Capability]] = frozenset()
+    threshold: float = 0.5
+
+    @abstractmethod
+    async def probability(self, trial: Trial) -> float:
+        """The probability, 0 to 1.
+
+        Raises:
+            RequestError: the draft has nothing to be judged by.
+        """
+
+    def check(self, author: Engine, engines: Sequence[Engine], strategy: str) -> None:
+        """Check engines before any weights load.
+
+        Raises:
+            CapabilityError, ConfigError: what is missing, in one line.
+        """
+        require(author, self.requires, strategy)
+
+
+@dataclass(frozen=True)
+class LogProbability(Acceptance):
+    """`logprob`: exp of the mean logprob of the draft's tokens (their geometric mean probability)."""
+
+    requires: ClassVar[frozenset[Capability]] = frozenset({"logprobs"})
+    threshold: float = 0.9
+
+    async def probability(self, trial: Trial) -> float:
+        known = [token.logprob for token in trial.tokens if token.logprob is not None]
+        if not known:
+            raise RequestError(f"{trial.draft.name} gives no logprobs, and `accept: logprob` needs them")
+        return math.exp(math.fsum(known) / len(known))
+
+
+@dataclass(frozen=True)
+class Agreement(Acceptance):
+    """`agreement:K`: the share of K more samples of the same engine that give the draft's final answer.
+
+    Samples are drawn at the request's temperature, at 0.7 where that is 0.  Answers are compared as in `vote`;
+    a draft without a readable answer agrees with none.
+    """
+
+    samples: int
+    threshold: float = 0.6
+
+    async def probability(self, trial: Trial) -> float:
+        request, engine = trial.request, trial.draft.engine
+        drawn = replace(request, sampling=replace(request.sampling, temperature=self.temperature(request)))
+        samples = [
+            Candidate(engine, drawn.seeded("agreement", number), f"{engine.name}#{number}")
+            for number in range(1, self.samples + 1)
+        ]
+        await write_all(samples, trial.ledger)
+        for sample in samples:
+            sample.discard(trial.ledger)
+        vote = Vote()
+        mine = vote.read(trial.draft.reply)
+        others = [vote.read(sample.reply) for sample in samples]
+
+        def agreeing() -> int:
+            return sum(other is not None and mine is not None and vote.same(mine, other) for other in others)
+
+        return await asyncio.to_thread(agreeing) / self.samples  # comparing expressions can take long
+
+    def temperature(self, request: Request) -> float:
+        """The temperature of the samples."""
+        return request.sampling.temperature or 0.7
+
+
+@dataclass(frozen=True)
+class Asked(Acceptance):
+    """`ask` or `ask:ENGINE`: P(yes) / (P(yes) + P(no)) of a model that is asked whether the answer is right.
+
+    The model, by default the draft's author, is asked about the answer of someone else.  Only the first word
+    of its reply is read, and both words among its top tokens; 0.5 where it is neither.
+    """
+
+    engine: str = ""
+
+    async def probability(self, trial: Trial) -> float:
+        asked = by_name(trial.engines, self.engine, "accept: ask") if self.engine else trial.draft.engine
+        prompt = trial.request.prompt
+        words = filled(WORDS, question=question_of(prompt, "accept: ask"), answer=trial.draft.reply)
+        prompt = with_question(prompt, words)
+        prompt = replace(prompt, thinking=False) if isinstance(prompt, Chat) else prompt
+        request = Request(prompt, Sampling(max_tokens=4, top_logprobs=ALTERNATIVES))
+        return await probability_of_yes(asked, request, trial.ledger.meter("judge"))
+
+    def check(self, author: Engine, engines: Sequence[Engine], strategy: str) -> None:
+        if self.engine:
+            by_name(engines, self.engine, f"{strategy}: accept: ask")
+
+
+@dataclass(frozen=True)
+class Judged(Acceptance):
+    """`entropy:X`, `perplexity:X` or the folder of a trained judge, over the draft's own tokens.
+
+    The judge reads the draft's logprobs and entropies as it would read a question's, at level 0.
+    """
+
+    artifact: JudgeArtifact
+    requires: ClassVar[frozenset[Capability]] = frozenset({"logprobs"})
+
+    @property
+    def threshold(self) -> float:  # type: ignore[override]
+        return (self.artifact.thresholds or {}).get(DRAFT, 0.5)
+
+    async def probability(self, trial: Trial) -> float:
+        judge, started = self.artifact.judge, time.perf_counter()
+        probability = judge.probability(
+            Reading(0, 0, *sequences(trial.tokens)) if judge.reads else Reading(0, 0)
+        )
+        seconds = time.perf_counter() - started
+        trial.ledger.add("judge", "judge", Cost(decode_flops=judge.flops, seconds=seconds, calls=1))
+        return probability
+
+
+def acceptance_named(accept: str, strategy: str) -> Acceptance:
+    """The criterion that a configuration names.
+
+    Args:
+        accept: `logprob`, `agreement:K`, `ask`, `ask:ENGINE`, a judge as for `tandem` (`entropy:X`,
+            `perplexity:X`, a folder), or `package.module:Class` of an `Acceptance`, such as
+            `ensemblehub.lab.tasks.shown_tests:ShownTests`.
+
+    Raises:
+        ConfigError: none of these, or a value that cannot be.
+        ArtifactError: see `load_judge`.
+    """
+    kind, _, value = accept.partition(":")
+    if accept == "logprob":
+        return LogProbability()
+    if kind == "ask":
+        return Asked(value)
+    if kind == "agreement":
+        if not value.isdecimal() or int(value) < 1:
+            raise ConfigError(f"{strategy}: `accept: agreement:K` needs a number of samples, got {value!r}")
+        return Agreement(int(value))
+    if value.isidentifier() and value[0].isupper():
+        made = lookup({}, accept, "criterion")()
+        if not isinstance(made, Acceptance):
+            raise ConfigError(f"{strategy}: accept: {accept} is no `Acceptance`")
+        return made
+    if kind not in CRITERIA and not Path(builtin.resolve(accept)).exists():
+        raise ConfigError(f"{strategy}: accept: {did_you_mean(kind, CRITERIA, 'criterion')}")
+    return Judged(resolve_judge(accept, [DRAFT]))
+
+
+async def probability_of_yes(engine: Engine, request: Request, meter: UsageMeter) -> float:
+    """P(yes) / (P(yes) + P(no)) at the first word of an engine's reply; 0.5 where it is neither."""
+    async with aclosing(engine.stream(request, meter)) as pieces:
+        async for piece in pieces:
+            for token in piece.tokens or (Token(piece.text),):
+                if token.text.strip():
+                    return _share_of_yes(token)
+    return 0.5
+
+
+def _share_of_yes(token: Token) -> float:
+    shares = {"yes": 0.0, "no": 0.0}
+    written = (token.text, 0.0 if token.logprob is None else token.logprob)
+    for text, logprob in [(other.text, other.logprob) for other in token.top] or [written]:
+        word = text.strip().strip(".,!*").lower()
+        if word in shares:
+            shares[word] += math.exp(logprob)
+    total = sum(shares.values())
+    return shares["yes"] / total if total else 0.5

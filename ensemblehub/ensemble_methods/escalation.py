@@ -1,0 +1,109 @@
+"""Shared by strategies in which a small model answers first, and a large one helps where that is not enough."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge, Le
+
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble_methods.acceptance import DRAFT, Acceptance, Trial, acceptance_named
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity, name_of
+from ensemblehub.ensemble_methods.candidates import Candidate
+from ensemblehub.ensemble_methods.roles import by_name, largest, smallest
+from ensemblehub.ensemble_methods.turns import refuse_ids
+from ensemblehub.errors import ConfigError
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Event, Request, Verdict
+
+
+@dataclass(frozen=True)
+class Escalation(Aggregation):
+    """The small model answers; its draft is given where `accept` finds it good enough.
+
+    The draft is held back until it is judged.  One that was cut off at `max_tokens` is never accepted: a
+    model that repeats itself is sure of every word.
+
+    Attributes:
+        large, small: engines by name; the largest and the smallest by default.
+        accept: the criterion (see `acceptance_named`).
+        threshold: the probability that suffices; by default the criterion's own.
+    """
+
+    granularity: ClassVar[Granularity] = "response"
+    min_engines: ClassVar[int] = 2
+
+    large: str | None = None
+    small: str | None = None
+    accept: str = "logprob"
+    threshold: Annotated[float, Ge(0), Le(1)] | None = None
+
+    async def run(
+        self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
+    ) -> AsyncGenerator[Event, None]:
+        refuse_ids(request, engines)
+        large, small = self.pair(engines)
+        trial = Trial(request, Candidate(small, request, small.name, usage=ledger.part()), engines, ledger)
+        verdict = await self.judged(trial)
+        yield verdict
+        if verdict.sufficient:
+            yield trial.draft.answer
+            return
+        trial.draft.discard(ledger)
+        async with aclosing(self.escalated(trial, large)) as events:
+            async for event in events:
+                yield event
+
+    @abstractmethod
+    def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
+        """The answer where the draft was not accepted."""
+
+    async def judged(self, trial: Trial) -> Verdict:
+        """Let the draft be written, and judge it."""
+        await trial.draft.write(trial.ledger)
+        complete = trial.draft.answer.finish != "length"
+        probability = await self.criterion.probability(trial) if complete else 0.0
+        return Verdict(DRAFT, 0, probability, self.enough, complete and probability >= self.enough)
+
+    @cached_property
+    def criterion(self) -> Acceptance:
+        """The configured criterion."""
+        return acceptance_named(self.accept, name_of(self))
+
+    @property
+    def enough(self) -> float:
+        """The probability that suffices."""
+        return self.criterion.threshold if self.threshold is None else self.threshold
+
+    def pair(self, engines: Sequence[Engine]) -> tuple[Engine, Engine]:
+        """Return the large and the small engine: by name, else by size among the remaining ones.
+
+        Raises:
+            ConfigError: a name is unknown, one engine would be both, or a size that decides is unknown.
+        """
+        name = name_of(self)
+        small = by_name(engines, self.small, f"{name}: small") if self.small else None
+        others = [engine for engine in engines if engine is not small] or engines
+        large = largest(others if self.large is None else engines, self.large, f"{name}: large")
+        others = [engine for engine in engines if engine is not large] or engines
+        small = small or smallest(others, None, f"{name}: small")
+        if large is small:
+            raise ConfigError(f"{name} needs a large and a small engine, but both would be {large.name!r}")
+        return large, small
+
+    def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
+        named = [(self.large, "large"), (self.small, "small")]
+        return tuple(by_name(engines, name, f"{name_of(self)}: {role}") for name, role in named if name)
+
+    def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
+        return dict(zip(("large", "small"), self.pair(engines), strict=True))
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        _, small = self.pair(engines)
+        self.criterion.check(small, engines, name_of(self))

@@ -1,0 +1,239 @@
+"""`cascade`: what is accepted by which criterion, what is given, recorded and stopped."""
+
+import asyncio
+import math
+from contextlib import aclosing
+
+import numpy as np
+import pytest
+
+from ensemblehub import registry
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.ensemble_methods.acceptance import Acceptance
+from ensemblehub.ensemble_methods.model_selection.all import All
+from ensemblehub.ensemble_methods.output_aggregation.cascade import Cascade
+from ensemblehub.errors import CapabilityError, ConfigError, EngineError, RequestError
+from ensemblehub.generators.echo import EchoEngine, EchoOptions
+from ensemblehub.schema import Chat, Message, Request, Sampling, TokenIds, Verdict
+from ensemblehub.tandem.artifact import JudgeArtifact
+from ensemblehub.tandem.features import FEATURE_NAMES
+from ensemblehub.tandem.judges import Inputs, Logistic
+
+CHAT = Chat((Message("system", "Be brief."), Message("user", "What is 2 + {2}?")))
+SMALL, LARGE = "It is \\boxed{4}", "Surely it is \\boxed{4}, two twice"
+
+
+class Recorder(EchoEngine):
+    def __init__(self, name, replies, parameters, **options):
+        script = replies if isinstance(replies, dict) else {"": replies}
+        super().__init__(name, EchoOptions(script, parameters=parameters, **options))
+        self.asked = []
+
+    def stream(self, request, meter):
+        self.asked.append(request)
+        return super().stream(request, meter)
+
+
+class Sampled(Recorder):
+    """Each call gives the next reply."""
+
+    def _reply(self, request):
+        replies = list(self.script.replies.values())
+        self.script.replies[""] = replies[min(len(self.asked), len(replies) - 1)]
+        return super()._reply(request)
+
+
+class Silent(Recorder):
+    capabilities = frozenset()
+
+
+class Fifth(Acceptance):
+    """Accepts every draft of at least five words."""
+
+    async def probability(self, trial):
+        return min(1.0, len(trial.tokens) / 5)
+
+
+def pair(small=None, large=None):
+    return [Recorder("big", LARGE, 9, **(large or {})), Recorder("tiny", SMALL, 1, **(small or {}))]
+
+
+def answer(strategy, engines=None, **sampling):
+    hub = AsyncEnsemble(engines or pair(), All(), strategy)
+    return asyncio.run(hub.generate(Request(CHAT, Sampling(**sampling))))
+
+
+def costs(result):
+    return {(line.engine, line.purpose): line.cost for line in result.usage.lines}
+
+
+def test_a_draft_that_is_likely_enough_is_the_answer_and_the_large_model_is_not_asked():
+    big, tiny = engines = pair({"logprob": -0.05})
+    result = answer(Cascade(), engines)
+    assert (result.text, result.finish) == (SMALL, "stop")
+    assert result.verdicts == (Verdict("draft", 0, pytest.approx(math.exp(-0.05)), 0.9, True),)
+    assert not big.asked
+    assert [(piece.engine, piece.purpose, len(piece.tokens)) for piece in result.pieces] == [
+        ("tiny", "answer", 3)
+    ]
+    assert costs(result).keys() == {("tiny", "propose")}
+    assert costs(result)["tiny", "propose"].discarded_tokens == 0
+    assert tiny.asked[0].prompt == CHAT
+
+
+def test_one_that_is_not_is_discarded_and_the_large_model_answers_the_same_request():
+    big, tiny = engines = pair({"logprob": -0.2})
+    result = answer(Cascade(), engines, max_tokens=9)
+    assert result.text == LARGE
+    assert result.verdicts == (Verdict("draft", 0, pytest.approx(math.exp(-0.2)), 0.9, False),)
+    assert big.asked == tiny.asked == [Request(CHAT, Sampling(max_tokens=9))]
+    drafted, written = costs(result)["tiny", "propose"], costs(result)["big", "answer"]
+    assert (drafted.completion_tokens, drafted.discarded_tokens) == (3, 3)
+    assert (written.completion_tokens, written.discarded_tokens) == (6, 0)
+    assert SMALL not in result.text
+
+
+def test_the_threshold_is_an_option():
+    assert answer(Cascade(threshold=0.8), pair({"logprob": -0.2})).text == SMALL
+    assert answer(Cascade(threshold=0.82), pair({"logprob": -0.2})).text == LARGE
+
+
+def test_a_draft_cut_off_at_max_tokens_is_not_accepted_however_likely():
+    result = answer(Cascade(threshold=0.0), pair({"logprob": -0.01}), max_tokens=2)
+    assert (result.verdicts[0].probability, result.verdicts[0].sufficient) == (0.0, False)
+    assert (result.text, result.finish) == ("Surely it", "length")
+
+
+def test_agreement_is_the_share_of_further_samples_with_an_equal_answer():
+    replies = dict(
+        enumerate([SMALL, "\\boxed{4.0}", "\\boxed{5}", "no idea", "the answer is 8/2", "\\boxed{4}"])
+    )
+    for threshold, text in ((0.6, SMALL), (0.61, LARGE)):
+        tiny = Sampled("tiny", {"": ""} | replies, 1)
+        result = answer(
+            Cascade(accept="agreement:5", threshold=threshold), [Recorder("big", LARGE, 9), tiny], seed=3
+        )
+        assert result.text == text
+        assert result.verdicts[0].probability == pytest.approx(3 / 5)
+        assert [request.sampling.temperature for request in tiny.asked] == [0.0] + [0.7] * 5
+        assert len({request.sampling.seed for request in tiny.asked}) == 6
+        spent = costs(result)["tiny", "propose"]
+        unused = spent.completion_tokens - (3 if text == SMALL else 0)
+        assert spent.discarded_tokens == unused
+
+
+def test_samples_keep_the_temperature_of_the_request():
+    tiny = Recorder("tiny", SMALL, 1)
+    answer(Cascade(accept="agreement:2"), [Recorder("big", LARGE, 9), tiny], temperature=1.2)
+    assert [request.sampling.temperature for request in tiny.asked] == [1.2] * 3
+
+
+@pytest.mark.parametrize(("reply", "text"), [("Yes.", SMALL), ("no", LARGE), ("perhaps", SMALL)])
+def test_a_model_is_asked_in_the_third_person(reply, text):
+    tiny = Recorder("tiny", {"Someone else": reply, "": SMALL}, 1)
+    result = answer(Cascade(accept="ask"), [Recorder("big", LARGE, 9), tiny])
+    assert result.text == text
+    asked = tiny.asked[1]
+    assert "What is 2 + {2}?" in asked.prompt.messages[-1].content
+    assert SMALL in asked.prompt.messages[-1].content
+    assert asked.prompt.messages[0] == CHAT.messages[0]
+    assert costs(result)["tiny", "judge"].completion_tokens == 1  # the first word, then the stream is closed
+    assert result.verdicts[0].probability == {"Yes.": 1.0, "no": 0.0, "perhaps": 0.5}[reply]
+
+
+def test_another_model_may_be_asked():
+    big = Recorder("big", {"Someone else": "yes", "": LARGE}, 9)
+    result = answer(Cascade(accept="ask:big"), [big, Recorder("tiny", SMALL, 1)])
+    assert (result.text, len(big.asked)) == (SMALL, 1)
+
+
+def test_the_judges_rules_read_the_drafts_own_tokens():
+    for accept, probability in (("entropy:0.5", 0.5 / (0.5 + 0.25)), ("perplexity:1.1", 1.1 / (1.1 + 2))):
+        result = answer(Cascade(accept=accept), pair({"logprob": -math.log(2), "entropy": 0.25}))
+        assert result.verdicts[0].probability == pytest.approx(probability, abs=1e-6)
+        assert costs(result)["judge", "judge"].calls == 1
+
+
+def test_a_trained_judge_reads_the_draft_and_brings_its_threshold(tmp_path):
+    weight = np.zeros((1, 16), np.float32)
+    weight[0, FEATURE_NAMES.index("entropy_mean")] = -2.0
+    layer = ((weight, np.array([1.0], np.float32)),)
+    judge = Logistic(Inputs(1, level=False, length=False), np.zeros(16), np.ones(16), layer)
+    JudgeArtifact(judge, thresholds={"draft": 0.6}).save(tmp_path)
+    for entropy, text in (
+        (0.25, SMALL),
+        (0.3, LARGE),
+    ):  # 1 / (1 + exp(-(1 - 2 * 0.25))) is 0.62; 0.599 for 0.3
+        result = answer(Cascade(accept=str(tmp_path)), pair({"entropy": entropy}))
+        assert result.text == text
+        assert result.verdicts[0].threshold == 0.6
+        assert result.verdicts[0].probability == pytest.approx(1 / (1 + math.exp(2 * entropy - 1)), abs=1e-6)
+
+
+def test_a_criterion_comes_from_outside():
+    result = answer(Cascade(accept=f"{__name__}:Fifth", threshold=0.6))
+    assert (result.text, result.verdicts[0].probability) == (SMALL, 3 / 5)
+
+
+def test_roles_go_by_name_or_by_size():
+    engines = [*pair({"logprob": -0.01}), Recorder("middle", "middling", 5)]
+    strategy = Cascade(small="middle")
+    assert {part: engine.name for part, engine in strategy.parts(engines).items()} == {
+        "large": "big",
+        "small": "middle",
+    }
+    assert answer(strategy, engines).text == LARGE
+    assert [engine.name for engine in Cascade(large="tiny").pair(engines)] == ["tiny", "middle"]
+
+
+def test_closing_stops_whoever_writes_and_all_is_recorded():
+    engines, ledger = pair({"logprob": -0.5}, {"delay": 0.001}), UsageLedger()
+
+    async def run():
+        async with aclosing(Cascade().run(Request(CHAT), engines, ledger)) as events:
+            async for event in events:
+                if not isinstance(event, Verdict):
+                    break
+
+    asyncio.run(run())
+    assert engines[0].written == 1
+    assert ledger.total.completion_tokens == 3 + 1
+
+
+@pytest.mark.parametrize("who", ["small", "large"])
+def test_an_error_is_never_an_answer(who):
+    engines = pair(
+        {"fail_after": 1} if who == "small" else None, {"fail_after": 1} if who == "large" else None
+    )
+    with pytest.raises(EngineError, match="as scripted"):
+        answer(Cascade(), engines)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accept": "agreement:0"}, "cascade: `accept: agreement:K` needs a number of samples, got '0'"),
+        ({"accept": "entropy:-1"}, "needs a number above 0"),
+        ({"accept": "ask:bgi"}, "cascade: accept: ask: .*did you mean 'big'"),
+        ({"accept": "no.module:Class"}, "cannot load criterion"),
+        ({"accept": "math:Cosine"}, "cannot load criterion"),
+        ({"accept": "collections:OrderedDict"}, "collections:OrderedDict is no `Acceptance`"),
+        ({"accept": "logprobs"}, "cascade: accept: .*did you mean 'logprob'"),
+        ({"large": "tiny", "small": "tiny"}, "both would be 'tiny'"),
+        ({"threshold": 1.5}, "threshold.*less than or equal to 1"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, message):
+    with pytest.raises(Exception, match=message) as caught:
+        AsyncEnsemble(pair(), All(), Cascade(**options))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_work_is_refused_before_anything_is_asked():
+    with pytest.raises(CapabilityError, match="cascade needs logprobs of engine 'tiny'"):
+        AsyncEnsemble([Recorder("big", LARGE, 9), Silent("tiny", SMALL, 1)], All(), Cascade())
+    with pytest.raises(RequestError, match="token ids"):
+        asyncio.run(AsyncEnsemble(pair(), All(), Cascade()).generate(Request(TokenIds((1, 2)))))
+    with pytest.raises(ConfigError, match="did you mean 'accept'"):
+        registry.build(Cascade, {"acept": "ask"}, "cascade")
