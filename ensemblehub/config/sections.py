@@ -329,7 +329,8 @@ class ExperimentSection(Section):
         data: A file or folder of a public benchmark, instead of `data/` or the hub.
         prompt: How its questions are put: `plain`, or a profile of `docs/tasks.md` (`official`).
         results: Folder for everything that the pipeline writes.
-        judge, preset: Kind of judge, and how it is trained.
+        judge, preset: Kind of judge, and how it is trained; the rules take the median of the training
+            questions as their limit.
         aim: What the thresholds are chosen for: `max-accuracy`, `budget:SHARE` or `min-accuracy:SHARE`.
         concurrency: Maximum number of questions in progress.
     """
@@ -338,7 +339,9 @@ class ExperimentSection(Section):
     data: UserPath | None = None
     prompt: str = "plain"
     results: UserPath = Path("results/builtin_math")
-    judge: Literal["mlp", "logistic", "gb", "lstm", "gru", "cnn", "attention", "ensemble"] = "mlp"
+    judge: Literal[
+        "mlp", "logistic", "gb", "lstm", "gru", "cnn", "attention", "ensemble", "entropy", "perplexity"
+    ] = "mlp"
     preset: Literal["default", "paper"] = "default"
     aim: str = "max-accuracy"
     concurrency: Positive = 32

@@ -234,15 +234,27 @@ def evaluate(config: Config, limit: int | None, force: bool) -> None:
 
 
 @click.command()
+@experiment_option
 @config_option
-def report(config: Config) -> None:
+@click.option(
+    "--replay",
+    "judges",
+    multiple=True,
+    metavar="JUDGE",
+    help="Instead of live runs, replay this judge (a folder, or a rule such as entropy:1.0) on what was "
+    "collected; repeatable.",
+)
+@click.option("--split", default="test", show_default=True, help="With --replay: the collected split.")
+def report(config: Config, judges: tuple[str, ...], split: str) -> None:
     """Write table, summary and plots of an evaluation.
 
-    Writes table.md, summary.json, the per-question file and the Pareto plot to the folder of results.
+    Writes table.md, summary.json, the per-question file and the Pareto plot to the folder of results.  With
+    --replay, no live run is needed and no model is called.
     """
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 
-    click.echo(Pipeline(config).report())
+    pipeline = Pipeline(config)
+    click.echo(pipeline.report_replayed(judges, split) if judges else pipeline.report())
 
 
 @click.group(cls=Commands)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
@@ -299,6 +300,24 @@ def test_tandem_loads_nothing_of_the_laboratory_and_no_weights():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_fields_of_a_profile_may_stand_in_the_file_instead_of_its_name():
+    words = {"request": "Give a hint.", "guide": "Answer.", "header": " Hint: ", "opening": "Use "}
+    specs = [
+        {
+            "name": "big",
+            "engine": "echo",
+            "parameters": 9_000_000,
+            "replies": {"Give a hint.": "two and two"},
+        },
+        {"name": "small", "engine": "echo", "parameters": 1_000_000, "replies": {"Hint: Use two": ANSWER}},
+    ]
+    params = {"levels": {"low": 1}, "judge": "fixed:low", "profile": words}
+    section = {"output_aggregation_method": "tandem", "output_aggregation_params": params}
+    hub = AsyncEnsemble.from_config(Config.from_dict({"model_specs": specs, "ensemble": section}))
+    assert answer(hub).text == ANSWER
+    assert hub.aggregation.words.request == "Give a hint."
 
 
 def test_the_former_name_of_a_profile_is_read_with_a_warning(caplog):

@@ -36,7 +36,8 @@ class TandemOptions(Aggregation):
         fallback: who answers when no level suffices: the intern with the insight of the `best` probability
             (the paper's rule) or the `last` one, or the `mentor` itself.
         insight_mode: show the insight in the intern's prompt, or as the start of its own answer.
-        profile: the words the models are prompted with (`tandem/insights.py`).
+        profile: the words the models are prompted with: the name of a profile in `tandem/insights.py`, or
+            the fields of one.
         on_mentor_error: `raise`, or let the `intern` answer alone.
         strict: refuse a judge that was made for another pair instead of warning.
     """
@@ -50,7 +51,7 @@ class TandemOptions(Aggregation):
     start_with_intern: bool = False
     fallback: Literal["best", "last", "mentor"] = "best"
     insight_mode: InsightMode = "prompt"
-    profile: str = "instruct"
+    profile: str | Profile = "instruct"
     on_mentor_error: Literal["raise", "intern"] = "raise"
     strict: bool = False
 
@@ -128,7 +129,8 @@ class TandemOptions(Aggregation):
     @cached_property
     def words(self) -> Profile:
         """The configured profile."""
-        return profile_named(self.profile, "tandem")
+        profile = self.profile
+        return profile if isinstance(profile, Profile) else profile_named(profile, "tandem")
 
     @cached_property
     def artifact(self) -> JudgeArtifact:

@@ -21,20 +21,17 @@ from numpy.typing import NDArray
 from ensemblehub.artifacts import write_atomically
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.lab import metrics
-from ensemblehub.lab.judges.training import KINDS, train_judge
+from ensemblehub.lab.judges.training import KINDS, median_rule, train_judge
 from ensemblehub.lab.markdown import table
 from ensemblehub.lab.pipeline import calibration, cascade, replay
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.plots import pyplot
+from ensemblehub.tandem.artifact import RULES
 from ensemblehub.tandem.features import FEATURE_NAMES
-from ensemblehub.tandem.judges import EntropyRule, Judge, PerplexityRule, ReadingBatch
+from ensemblehub.tandem.judges import Judge, ReadingBatch
 
 JudgeFigures = dict[str, Any]
-RULES: dict[str, tuple[type[EntropyRule] | type[PerplexityRule], int]] = {
-    "entropy": (EntropyRule, EntropyRule.column),
-    "perplexity": (PerplexityRule, PerplexityRule.column),
-}
 NAMES = (*KINDS, *RULES)
 ROUTING = ("correct_routing", "false_early_stop", "false_continuation", "unavoidable_wrong")
 COSTS = ("train s", "ms a reading", "FLOPs", "targets missed")
@@ -112,8 +109,7 @@ def made(kind: str, data: Data) -> tuple[Judge, float]:
     """
     started = time.perf_counter()
     if kind in RULES:
-        rule, column = RULES[kind]
-        return rule(float(np.median(data.train.features[..., column]))), time.perf_counter() - started
+        return median_rule(kind, data.train.features), time.perf_counter() - started
     tokens = replay.table(data.train, data.levels, lambda run: run.mentor_tokens)
     labels = labels_of(data.train, data.levels).reshape(tokens.shape)
     judge, _ = train_judge(kind, data.train.features, labels, tokens, sequences=data.train.sequences)

@@ -19,8 +19,16 @@ from ensemblehub.lab import metrics
 from ensemblehub.lab.judges import sequence_training
 from ensemblehub.lab.judges.curve_fitting import best_curve, sklearn
 from ensemblehub.lab.judges.examples import Examples, examples_of, split
+from ensemblehub.tandem.artifact import RULES
 from ensemblehub.tandem.curves import sigmoid
-from ensemblehub.tandem.judges import JUDGES, MLP, Classifier, Inputs, Logistic
+from ensemblehub.tandem.judges import (
+    JUDGES,
+    MLP,
+    Classifier,
+    Inputs,
+    Logistic,
+    ScalarRule,
+)
 from ensemblehub.tandem.sequence_judges import SEQUENCE_JUDGES
 from ensemblehub.tandem.stacking import Stack, Trained
 from ensemblehub.tandem.trees import GradientBoosting, Trees
@@ -101,6 +109,12 @@ def train_judge(
     parts = {"train": len(train.label), "validation": len(validation.label), "held_out": len(held_out.label)}
     made = {"kind": kind, "preset": preset, "seed": seed, "examples": parts, **fitted}
     return judge, made | _report(judge, held_out)
+
+
+def median_rule(kind: str, features: NDArray[Any]) -> ScalarRule:
+    """A rule whose limit is the median of collected readings, shape (questions, levels, 16)."""
+    rule = RULES[kind]
+    return rule(float(np.median(features[..., rule.column])))
 
 
 def fit(

@@ -29,7 +29,7 @@ from ensemblehub.errors import ArtifactError
 from ensemblehub.generators.base import Engine
 from ensemblehub.lab.journal import ANEW, Journal
 from ensemblehub.lab.pipeline.records import FEATURES, Collected, Row, Run
-from ensemblehub.lab.pipeline.splits import digest
+from ensemblehub.lab.pipeline.splits import asked, digest
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.schema import Cost, Piece, Request, Sampling
 from ensemblehub.tandem import features
@@ -76,7 +76,7 @@ class Collector:
         runs["mentor_concise"] = await self.alone(item, concise) if switch else runs["mentor"]
         whole = list(cuts.values())[-1].text
         row = Row(item.id, item.subject, item.level, item.steps, whole, closing, runs, digest(item), switch)
-        return asdict(row) | {"readings": readings}
+        return asdict(row) | {"asked": asked(item), "readings": readings}
 
     async def insight(self, ask: Request) -> dict[str, InsightCut]:
         """The mentor's insight, written once, as it stands at every level; the empty one first."""
@@ -175,6 +175,17 @@ def settings(
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
     }
+
+
+def take_over(done: Collected, journal: Journal) -> None:
+    """Add the rows of a collected split to the journal of a larger one."""
+    for row, table, sequences in zip(done.rows, done.features, done.sequences, strict=True):
+        if row.id not in journal.rows:
+            readings = {
+                level: {"features": table[index].tolist(), "sequences": _pack(sequences[index])}
+                for index, level in enumerate(done.levels)
+            }
+            journal.append(asdict(row) | {"readings": readings})
 
 
 def finish(journal: Journal, header: dict[str, Any], order: list[str], folder: Path, split: str) -> Collected:

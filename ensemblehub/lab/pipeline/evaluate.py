@@ -204,7 +204,7 @@ async def reproduced(
 
     async def work(item: Item) -> dict[str, bool]:
         made = await collector.collect(item)
-        again = Row.from_json({key: value for key, value in made.items() if key != "readings"})
+        again = Row.from_json({key: value for key, value in made.items() if key not in ("asked", "readings")})
         return {name: run.text == rows[item.id].runs[name].text for name, run in again.runs.items()}
 
     same = await for_each(items, work, limit=concurrency)

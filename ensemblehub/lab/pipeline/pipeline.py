@@ -21,8 +21,17 @@ from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab.journal import Journal, differences, told
 from ensemblehub.lab.judges.curve_fitting import answer_lengths
-from ensemblehub.lab.judges.training import train_judge
-from ensemblehub.lab.pipeline import calibration, collect, evaluate, parallel, replay, report, splits
+from ensemblehub.lab.judges.training import median_rule, train_judge
+from ensemblehub.lab.pipeline import (
+    calibration,
+    collect,
+    evaluate,
+    parallel,
+    replay,
+    replayed,
+    report,
+    splits,
+)
 from ensemblehub.lab.pipeline.evaluate import TandemRun
 from ensemblehub.lab.pipeline.experiment import NEWER, Experiment, as_json, differing_settings
 from ensemblehub.lab.pipeline.parallel import Placement
@@ -30,8 +39,9 @@ from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.pipeline.report import Checks
 from ensemblehub.lab.tasks.base import Item
-from ensemblehub.tandem.artifact import JudgeArtifact, load_judge
+from ensemblehub.tandem.artifact import RULES, JudgeArtifact, load_judge, resolve_judge
 from ensemblehub.tandem.insights import LEVEL_0
+from ensemblehub.tandem.judges import Judge
 
 CHECKED = 100  # questions whose baselines are run again live
 TIMED = 50  # runs timed one at a time
@@ -45,23 +55,32 @@ class Pipeline(Experiment):
     ) -> Collected:
         """Collect a split (see `collect.py`), or read it if it is complete already.
 
+        A larger `limit` than before extends what was collected.
+
         Args:
             places: where worker processes run, one each; without any, this process does it all.
         """
         ensemble, tandem = self.ensemble(judge=f"fixed:{LEVEL_0}")
         items, folder = self.items(split, limit), self.folder / "collected"
-        header = self._header(split, ensemble, tandem) | {"n": len(items), "asked": splits.asked(*items)}
-        partial = folder / f"{split}.partial.jsonl"
+        settings = self._header(split, ensemble, tandem)
+        header = settings | {"n": len(items), "asked": splits.asked(*items)}
+        partial, done = folder / f"{split}.partial.jsonl", None
         if not force and self.has_collected(split):
             done = Collected.load(folder, split)
-            if differing := differing_settings(done.header, header):
+            first = items[: len(done.rows)]
+            now = settings | {"n": len(first), "asked": splits.asked(*first)}
+            if differing := differing_settings(done.header, now):
                 raise ArtifactError(
                     f"{folder}/{split} was collected with other settings: {told(differing)}; "
                     "use --force to replace it"
                 )
-            partial.unlink(missing_ok=True)  # the process was killed before it could
-            return done
-        journal = Journal(partial, header, force)
+            if len(first) == len(items):
+                partial.unlink(missing_ok=True)  # the process was killed before it could
+                return done
+        journal = Journal(partial, settings, force)
+        splits.check_unchanged(journal, items)
+        if done:
+            collect.take_over(done, journal)
         with progress(f"collect {split}", len(items), len(journal.rows)) as step:
             if places:
                 parallel.collect(self.config, items, journal, places, self.settings.concurrency, step)
@@ -78,9 +97,18 @@ class Pipeline(Experiment):
         levels = list(data.levels)
         labels = replay.table(data, levels, lambda run: run.correct).astype(bool)
         tokens = replay.table(data, levels, lambda run: run.mentor_tokens)
-        judge, metrics = train_judge(
-            settings.judge, data.features, labels, tokens, sequences=data.sequences, preset=settings.preset
-        )
+        judge: Judge
+        if settings.judge in RULES:
+            judge, metrics = median_rule(settings.judge, data.features), dict[str, Any]()
+        else:
+            judge, metrics = train_judge(
+                settings.judge,
+                data.features,
+                labels,
+                tokens,
+                sequences=data.sequences,
+                preset=settings.preset,
+            )
         alone = [row.runs["mentor"] for row in data.rows]
         length = answer_lengths([run.mentor_read for run in alone], [run.mentor_tokens for run in alone])
         artifact = JudgeArtifact(
@@ -146,6 +174,22 @@ class Pipeline(Experiment):
         rows = report.summary(self.task.name, report.methods(part, runs), steps)
         notes = [*report.notes(part, self._checks()), *_foreign(settings, collected.header)]
         return report.write(self.folder, rows, notes, f"{self.task.name}: Tandem and its baselines")
+
+    def report_replayed(self, judges: Sequence[str], split: str = "test") -> str:
+        """Write table, summary and plot of collected data with judges replayed on them, without live runs.
+
+        Args:
+            judges: As the option `judge` of `tandem`: folders of trained ones, or rules.
+        """
+        collected = self.collected(split)
+        _, tandem = self.ensemble()
+        self.check_levels(collected, tandem)
+        found = {Path(judge).name: resolve_judge(judge, list(collected.levels)) for judge in judges}
+        methods = replayed.methods(collected, found, tandem.fallback)
+        rows = report.summary(self.task.name, methods, [row.steps for row in collected.rows])
+        notes = [report.notes(collected, None)[0], replayed.note(found)]
+        title = f"{self.task.name}: Tandem and its baselines, replayed"
+        return report.write(self.folder, rows, notes, title, replayed.COLUMNS)
 
     def run_tandem(
         self, collected: Collected, items: Sequence[Item], name: str, force: bool = False, **options: Any

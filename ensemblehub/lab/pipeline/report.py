@@ -159,7 +159,8 @@ def summary(
     """
     deep = np.array([count != 1 for count in steps])
     by_name = {runs.method: runs for runs in answered}
-    mentor, concise = by_name["mentor"].flops.sum(), by_name["mentor_concise"].flops.sum()
+    mentor = by_name["mentor"].flops.sum()
+    concise = by_name.get("mentor_concise", by_name["mentor"]).flops.sum()
     rows = []
     for runs in answered:
         low, high = metrics.wilson_interval(float(runs.correct.sum()), len(runs.correct))
@@ -301,9 +302,15 @@ def notes(collected: Collected, checks: Checks | None, against: str = "the mento
     return lines
 
 
-def write(folder: Path, rows: list[dict[str, Any]], footnotes: Sequence[str], title: str) -> str:
+def write(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    footnotes: Sequence[str],
+    title: str,
+    columns: Sequence[str] = COLUMNS,
+) -> str:
     """Write `summary.json`, `table.md` and the plot; returns the table."""
-    text = f"# {title}\n\n{markdown(rows, footnotes)}"
+    text = f"# {title}\n\n{markdown(rows, footnotes, columns)}"
     write_atomically(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
     write_atomically(folder / "table.md", text)
     plot(rows, folder, title)

@@ -15,10 +15,13 @@ pytest.importorskip("matplotlib")
 
 from ensemblehub.config import Config
 from ensemblehub.errors import ArtifactError
-from ensemblehub.lab.pipeline import splits
+from ensemblehub.lab.pipeline import report, splits
+from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.records import Collected
+from ensemblehub.lab.pipeline.replayed import judged
 from ensemblehub.lab.tasks.base import Item
+from ensemblehub.tandem.artifact import load_judge
 
 YAML = """
 model_specs:
@@ -369,3 +372,33 @@ def test_a_judge_of_another_pair_is_not_calibrated(folder):
     path = folder / "judge/judge.json"
     path.write_text(path.read_text().replace('"mentor": "big"', '"mentor": "huge"'))
     assert "made for mentor 'huge', not 'big'" in refused(folder, pipeline(folder).calibrate)
+
+
+def test_a_larger_limit_extends_what_was_collected(folder, monkeypatch):
+    own, asked, collect = pipeline(folder), [], Collector.collect
+
+    async def counted(collector, item):
+        asked.append(item.id)
+        return await collect(collector, item)
+
+    monkeypatch.setattr(Collector, "collect", counted)
+    extended = own.collect("test", N + 5)
+    assert len(asked) == 5
+    assert [row.id for row in extended.rows] == [item.id for item in own.items("test", N + 5)]
+    anew = own.collect("test", N + 5, force=True)
+    assert len(asked) == 5 + N + 5
+    assert (anew.features == extended.features).all()
+    assert [row.runs["low"].text for row in anew.rows] == [row.runs["low"].text for row in extended.rows]
+    assert "n 65, not 60" in refused(folder, lambda: own.collect("test", N))
+
+
+def test_a_replayed_judge_chooses_what_it_did_live(folder):
+    own = pipeline(folder)
+    runs = own.evaluate(N, force=True, checks=False)
+    live = report.tandem(own.collected("test"), runs)
+    replayed = judged(own.collected("test"), load_judge(folder / "judge"), "judge", "best")
+    assert replayed.levels == live.levels
+    for column in ("correct", "mentor_tokens", "intern_tokens"):  # echo engines cache no prefix
+        assert (getattr(replayed, column) == getattr(live, column)).all(), column
+    text = own.report_replayed([str(folder / "judge"), "entropy:0.5"])
+    assert all(f"| {method} |" in text for method in ("judge", "entropy:0.5", "oracle"))

@@ -1,0 +1,82 @@
+"""Judges replayed on collected data: the table of `report` without a live run, for any number of judges.
+
+A judge visits the levels that it has thresholds for; level 0 is among them where it was calibrated with
+`start_with_intern`.  Costs are those of `cascade`, judging included; no model is called.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from ensemblehub.errors import ArtifactError
+from ensemblehub.lab.pipeline import cascade, report
+from ensemblehub.lab.pipeline.records import Collected
+from ensemblehub.lab.pipeline.replay import outcomes, table
+from ensemblehub.lab.pipeline.report import MethodRuns
+from ensemblehub.tandem.artifact import JudgeArtifact
+from ensemblehub.tandem.insights import LEVEL_0
+
+COLUMNS = (*(name for name in report.COLUMNS if name != "cost_vs_concise"), "seconds", "levels")
+
+
+def judged(
+    collected: Collected, artifact: JudgeArtifact, name: str, fallback: cascade.Fallback
+) -> MethodRuns:
+    """Tandem with a judge, as its thresholds would have chosen among the collected runs.
+
+    Raises:
+        ArtifactError: the judge was not calibrated, or for other levels.
+    """
+    levels = [level for level in collected.levels if level in (artifact.thresholds or {})]
+    if not levels or set(artifact.thresholds or {}) - set(levels):
+        raise ArtifactError(f"judge {name}: its thresholds are not for the levels {list(collected.levels)}")
+    found = outcomes(collected, artifact.judge, levels, fallback)
+    limits = [(artifact.thresholds or {})[level] for level in levels]
+    run, row = cascade.replay(found, limits), np.arange(len(collected.rows))
+    names = ["mentor" if at == cascade.MENTOR else levels[at] for at in run.chosen]
+    runs = [line.runs[chosen] for line, chosen in zip(collected.rows, names, strict=True)]
+    own = report.of_runs(collected, name, runs, dict(Counter(names)))
+    enough = found.heard >= np.array(limits)
+    last = np.where(enough.any(axis=1), enough.argmax(axis=1), (found.heard >= 0).sum(axis=1) - 1)
+    insight = table(collected, levels, lambda cut: cut.mentor_tokens)[row, last]
+    mentor_tokens = insight + np.where(run.chosen == cascade.MENTOR, own.mentor_tokens, 0)
+    mentor, intern = collected.info("mentor").active, collected.info("intern").active
+    paper = 2.0 * (mentor * mentor_tokens + intern * (mentor_tokens + own.intern_tokens))
+    judging = run.cost - own.flops
+    return replace(own, flops=run.cost, paper=np.array(paper), judging=judging, mentor_tokens=mentor_tokens)
+
+
+def methods(
+    collected: Collected, judges: Mapping[str, JudgeArtifact], fallback: cascade.Fallback
+) -> list[MethodRuns]:
+    """Every row of the table: the baselines, the judges by name, and the first judge's levels at random."""
+    rows = [judged(collected, artifact, name, fallback) for name, artifact in judges.items()]
+    drawn = {level: count for level, count in rows[0].levels.items() if level in collected.levels}
+    shares = {level: count / sum(drawn.values()) for level, count in drawn.items()}
+    return [
+        report.fixed(collected, "intern", LEVEL_0),
+        report.fixed(collected, "mentor", "mentor"),
+        *(report.fixed(collected, f"fixed_{level}", level) for level in collected.levels if level != LEVEL_0),
+        *([report.random_mix(collected, shares)] if shares else []),
+        report.oracle(collected),
+        *rows,
+    ]
+
+
+def note(judges: Mapping[str, JudgeArtifact]) -> str:
+    """What each judge is, and what its thresholds were chosen for."""
+    parts = []
+    for name, artifact in judges.items():
+        data, chosen = artifact.data, artifact.data.get("calibrated") or {}
+        trained = f"trained on {data.get('n')} of `{data.get('task')}`" if data else "not trained"
+        aim = f", thresholds for `{chosen['aim']}` from {chosen['n']}" if chosen else ""
+        levels = ", ".join(f"{level} {limit:.3f}" for level, limit in (artifact.thresholds or {}).items())
+        parts.append(f"{name}: {artifact.judge.kind}, {trained}{aim} ({levels})")
+    return (
+        "Judges are replayed on the collected runs: no model is called. A judge stops at the first level whose "
+        f"probability reaches its threshold. {'; '.join(parts)}."
+    )
