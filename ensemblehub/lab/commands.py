@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ensemblehub import data_files, registry
+from ensemblehub.lab.advise.commands import advise
 from ensemblehub.lab.bench import commands as bench
 from ensemblehub.lab.paper.commands import paper
 from ensemblehub.lab.tasks import TASKS
@@ -311,7 +312,19 @@ def classifiers(config: Config, kinds: tuple[str, ...]) -> None:
 
 def register(cli: click.Group) -> None:
     """Register the laboratory's commands, and the sandbox's line in the report of `doctor`."""
-    for command in (demo, collect, train, stats, calibrate, evaluate, report, data, classifiers, paper):
+    for command in (
+        demo,
+        advise,
+        collect,
+        train,
+        stats,
+        calibrate,
+        evaluate,
+        report,
+        data,
+        classifiers,
+        paper,
+    ):
         cli.add_command(command)
     bench.register(cli)
     registry.DOCTOR_LINES["sandbox"] = _sandbox

@@ -195,7 +195,7 @@ def finish(journal: Journal, header: dict[str, Any], order: list[str], folder: P
         ArtifactError: a row of the journal is damaged, or the files cannot be written.
     """
     try:
-        collected = _folded([journal.rows[item] for item in order], header, journal.path)
+        collected = folded([journal.rows[item] for item in order], header, str(journal.path))
     except (LookupError, TypeError, ValueError) as error:
         raise ArtifactError(f"{journal.path} is damaged ({error}): use --force to start it anew") from error
     collected.save(folder, split)
@@ -204,10 +204,14 @@ def finish(journal: Journal, header: dict[str, Any], order: list[str], folder: P
     return collected
 
 
-def _folded(rows: list[dict[str, Any]], header: dict[str, Any], path: Path) -> Collected:
-    """The journal's rows as they are kept; a damaged one is found before the journal goes."""
+def folded(rows: list[dict[str, Any]], header: dict[str, Any], where: str) -> Collected:
+    """Rows of a `Collector` as they are kept.
+
+    Raises:
+        LookupError, TypeError, ValueError: a row is damaged.
+    """
     levels = list(header["levels"])
-    kept = [parsed(Row, json.dumps(row), f"{path}: {row['id']}", ANEW) for row in rows]
+    kept = [parsed(Row, json.dumps(row), f"{where}: {row['id']}", ANEW) for row in rows]
     table = np.array([[row["readings"][level]["features"] for level in levels] for row in rows], np.float64)
     sequences = [[_unpack(row["readings"][level]["sequences"]) for level in levels] for row in rows]
     if rows and table.shape != (len(rows), len(levels), FEATURES):

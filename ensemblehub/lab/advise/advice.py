@@ -1,0 +1,266 @@
+"""`ensemblehub advise`: record, replay, compare, and write down what to use."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from ensemblehub import builtin, configured
+from ensemblehub.artifacts import write_atomically
+from ensemblehub.concurrency import for_each
+from ensemblehub.config import Config
+from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.errors import ConfigError
+from ensemblehub.lab import metrics
+from ensemblehub.lab.advise import choice
+from ensemblehub.lab.advise.choice import Criterion, Evaluated
+from ensemblehub.lab.advise.record import Recorded, Recorder
+from ensemblehub.lab.advise.strategies import strategies
+from ensemblehub.lab.journal import Journal
+from ensemblehub.lab.pipeline import collect, report
+from ensemblehub.lab.pipeline.experiment import Experiment, as_json, tandem_of
+from ensemblehub.lab.pipeline.progress import progress
+from ensemblehub.lab.tasks.base import Item, Task
+from ensemblehub.lab.tasks.own import OwnQuestions
+from ensemblehub.tandem.insights import LEVEL_0
+
+BLOCK = 10  # questions between two looks at what is known so far
+FEWEST = 20  # questions before the answer may be called clear
+SAVED_ON = 10_000  # questions that the saving is told for
+COLUMNS = ("method", "n", "accuracy", "difference", "cost_vs_mentor", "setting")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What was found.
+
+    Attributes:
+        found: every strategy; the first is the mentor alone.
+        text: the report as Markdown.
+        config: the recommended configuration as YAML.
+    """
+
+    found: list[Evaluated]
+    chosen: Evaluated
+    clear: bool
+    text: str
+    config: str
+
+
+def advise(
+    config: Config,
+    task: Task,
+    split: str,
+    n: int,
+    samples: int,
+    criterion: Criterion,
+    folder: Path,
+    force: bool,
+) -> Advice:
+    """Record up to `n` questions, stop earlier once the answer is clear, and write `advice.md` and `advice.yaml`.
+
+    Raises:
+        ConfigError: the configuration is not Tandem's, the size of a model is unknown, or there is no question.
+    """
+    config = with_rule(config)
+    ensemble = AsyncEnsemble.from_config(config)
+    tandem = tandem_of(ensemble)
+    check_sizes(ensemble)
+    experiment = Experiment(config)
+    items = list(task.items(split, n))
+    if not items:
+        raise ConfigError(f"{task.name} has no questions in its split {split!r}")
+    recorder = Recorder(tandem, ensemble.engines, task, experiment.sampling, samples)
+    header = collect.settings(tandem, ensemble.engines, task.name, split, experiment.sampling)
+    roles = {role: engine.name for role, engine in tandem.parts(ensemble.engines).items()}
+    more = {"samples": samples, "roles": roles}
+    header = as_json(header | experiment.deciding(ensemble.engines) | more)
+    with closing(Journal(folder / "recorded.jsonl", header, force)) as journal:
+        found, chosen, clear = asyncio.run(
+            _recorded(ensemble, recorder, items, journal, header, criterion, config)
+        )
+    advice = Advice(
+        found, chosen, clear, _text(found, chosen, clear, criterion, task, split), _yaml(config, chosen)
+    )
+    write_atomically(folder / "advice.md", advice.text)
+    write_atomically(folder / "advice.yaml", advice.config)
+    return advice
+
+
+async def _recorded(
+    ensemble: AsyncEnsemble,
+    recorder: Recorder,
+    items: list[Item],
+    journal: Journal,
+    header: Mapping[str, Any],
+    criterion: Criterion,
+    config: Config,
+) -> tuple[list[Evaluated], Evaluated, bool]:
+    """Record block by block until the answer is clear or the questions are used up."""
+    limit, done = config.experiment.concurrency, len(items) - len(journal.missing(items))
+    async with ensemble:
+        with progress("advise", len(items), done) as step:
+            for end in range(BLOCK, len(items) + BLOCK, BLOCK):
+                part = items[:end]
+                missing = journal.missing(part)
+                await for_each(missing, recorder.collect, limit=limit, keep=journal.append, progress=step)
+                if len(part) < min(FEWEST, len(items)):
+                    continue
+                rows = [journal.rows[item.id] for item in part]
+                found = choice.outcomes(strategies(Recorded.of(rows, dict(header))), criterion)
+                chosen = choice.recommended(found, criterion)
+                if clear := choice.is_clear(found, chosen, criterion):
+                    break
+    return found, chosen, clear
+
+
+def pair_of(models: Sequence[str], changes: Sequence[str] = ()) -> Config:
+    """Tandem over two models given as `mentor=MODEL` and `intern=MODEL`; the built-in pair's words for built-in ones.
+
+    Raises:
+        ConfigError: not these two names, or a wrong model.
+    """
+    given = dict(text.partition("=")[::2] for text in models)
+    if given.keys() != {"mentor", "intern"}:
+        raise ConfigError(f"--models: expected mentor=MODEL intern=MODEL, not {' '.join(models)}")
+    specs = [
+        dict(cast(Mapping[str, Any], configured.entry(given[role], role))) for role in ("mentor", "intern")
+    ]
+    params: dict[str, Any] = {}
+    if all(model.startswith("builtin:") for model in given.values()):
+        params = Config.read(Path(builtin.CONFIG)).aggregation.params
+    roles = {"mentor": "mentor", "intern": "intern"}
+    section = {"output_aggregation_method": "tandem", "output_aggregation_params": params | roles}
+    return Config.from_dict({"model_specs": specs, "ensemble": section}, changes)
+
+
+def with_rule(config: Config) -> Config:
+    """The configuration with a judge that needs no file: judges are replayed, not run."""
+    params = config.ensemble.output_aggregation_params | {"judge": f"fixed:{LEVEL_0}"}
+    section = config.ensemble.model_copy(update={"output_aggregation_params": params})
+    return config.model_copy(update={"ensemble": section})
+
+
+def check_sizes(ensemble: AsyncEnsemble) -> None:
+    """Check that costs can be told.
+
+    Raises:
+        ConfigError: the size of a model is unknown.
+    """
+    for engine in ensemble.engines:
+        if not engine.info.active:
+            raise ConfigError(
+                f"advise weighs FLOPs, and the size of the model {engine.name!r} is unknown: set its `parameters`"
+            )
+
+
+def _rows(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
+    mentor, rows = found[0], []
+    for outcome in found:
+        low, high = metrics.wilson_interval(float(outcome.correct.sum()), len(outcome.correct))
+        worse, better = metrics.paired_bootstrap(outcome.correct, mentor.correct)
+        rows.append(
+            {
+                "method": outcome.name,
+                "n": len(outcome.correct),
+                "accuracy": float(outcome.correct.mean()),
+                "accuracy_low": low,
+                "accuracy_high": high,
+                "difference": float((outcome.correct - mentor.correct).mean()),
+                "difference_low": worse,
+                "difference_high": better,
+                "cost_vs_mentor": float(outcome.cost.sum() / mentor.cost.sum()),
+                "setting": outcome.setting or "–",
+            }
+        )
+    return rows
+
+
+def _text(
+    found: Sequence[Evaluated], chosen: Evaluated, clear: bool, criterion: Criterion, task: Task, split: str
+) -> str:
+    """The report."""
+    wanted = (
+        f"the most accurate at no more than {criterion.budget:g} of the mentor's cost"
+        if criterion.aim == "accuracy"
+        else f"the cheapest that loses at most {100 * criterion.margin:g} points against the mentor"
+    )
+    if isinstance(task, OwnQuestions) and not task.labelled:
+        wanted += "; the questions have no answers, so right means: equal to the mentor's own answer"
+    notes = [
+        f"Wanted: {wanted}. n = {len(chosen.correct)} questions of `{task.name}` ({split}). Every strategy is replayed "
+        f"on the same recorded texts, its setting chosen on other questions (cross-validated, {choice.FOLDS} folds). "
+        "Accuracy with Wilson 95 % interval, difference to the mentor alone in points with paired-bootstrap 95 % "
+        "interval, FLOPs of every call as a share of the mentor's.",
+        headline(found[0], chosen),
+        *open_questions(found, chosen, clear, criterion),
+    ]
+    return f"# Which strategy pays\n\n{report.markdown(_rows(found), notes, COLUMNS)}"
+
+
+def headline(mentor: Evaluated, chosen: Evaluated) -> str:
+    """The recommendation in one line, and what it would save."""
+    if chosen.single:
+        return f"**No strategy pays here: use the {chosen.name}.**"
+    setting = f" ({chosen.setting})" if chosen.setting else ""
+    saved = mentor.cost - chosen.cost
+    low, high = metrics.paired_bootstrap(mentor.cost, chosen.cost)
+    share = saved.mean() / mentor.cost.mean()
+    amounts = " to ".join(f"{SAVED_ON * value / 1e12:,.3g}" for value in (low, high))
+    verb = "saves" if share >= 0 else "costs more by"
+    return (
+        f"**Use {chosen.name}{setting}**: on {SAVED_ON:,} such questions it {verb} "
+        f"{SAVED_ON * abs(saved.mean()) / 1e12:,.3g} TFLOPs [{amounts}], {abs(share):.0%} of the mentor's."
+    )
+
+
+def open_questions(
+    found: Sequence[Evaluated], chosen: Evaluated, clear: bool, criterion: Criterion
+) -> list[str]:
+    """What cannot be told apart yet, and how many questions more would tell."""
+    n = len(chosen.correct)
+    if clear:
+        return [f"The answer is clear after {n} questions (anytime-valid test, error at most 5 %)."]
+    near = [other for other in found if criterion.allows(other, found[0]) or other is found[0]]
+    lines = [_open_question(chosen, other) for other in near if other is not chosen]
+    if not any(lines):
+        return []
+    told = "\n".join(line for line in lines if line)
+    return [f"Not told apart from {chosen.name} in accuracy yet:\n\n{told}"]
+
+
+def _open_question(chosen: Evaluated, other: Evaluated) -> str:
+    """A line on a strategy whose accuracy may be that of the chosen one; else empty."""
+    difference = chosen.correct - other.correct
+    low, high = metrics.paired_bootstrap(chosen.correct, other.correct)
+    if low > 0 or high < 0:
+        return ""
+    needed, n = choice.questions_needed(difference), len(difference)
+    told = f"about {max(0, needed - n):,} more questions would tell" if needed else "they are equal so far"
+    points = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(
+        *(100 * float(x) for x in (difference.mean(), low, high))
+    )
+    return f"- {other.name}: {points}; {told}"
+
+
+def _yaml(config: Config, chosen: Evaluated) -> str:
+    """The recommended configuration, ready for `ensemblehub serve`."""
+    kept = config.model_dump(
+        exclude_unset=True, mode="json", include={"model_specs", "engine_options", "debug"}
+    )
+    whole = config.model_dump(exclude_unset=True, mode="json", include={"ensemble"})
+    changes = [f"{key}={json.dumps(value)}" for key, value in chosen.changes.items()]
+    made = Config.from_dict(kept | whole, changes)
+    data = made.model_dump(exclude_unset=True, mode="json")
+    used = set(made.ensemble.models) or {spec.name for spec in made.model_specs}
+    data["model_specs"] = [spec for spec in data["model_specs"] if spec["name"] in used]
+    return f"# {chosen.name}{': ' + chosen.setting if chosen.setting else ''}\n" + yaml.safe_dump(
+        data, sort_keys=False, allow_unicode=True
+    )

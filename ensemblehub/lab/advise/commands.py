@@ -1,0 +1,122 @@
+"""`ensemblehub advise`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import click
+
+from ensemblehub import builtin
+from ensemblehub.lab.tasks import TASKS
+from ensemblehub.options import config_file_option, force_option
+
+
+@click.command()
+@config_file_option()
+@click.option(
+    "--models",
+    nargs=2,
+    metavar="mentor=MODEL intern=MODEL",
+    help="The two models instead of a file: hub ids, folders, .gguf files, MODEL:URL.",
+)
+@click.option("--task", metavar="NAME", help=f"A benchmark: {', '.join(TASKS)}.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), metavar="FILE", help="Its questions in the public form."
+)
+@click.option(
+    "--input",
+    "own",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Your own questions, as for `infer`. With answers, these are compared; without, the mentor's own "
+    "answers count as right.",
+)
+@click.option("--split", help="Split of the benchmark (default: its first one, never test).")
+@click.option("--n", type=click.IntRange(min=10), default=50, show_default=True, help="Questions at most.")
+@click.option(
+    "--aim",
+    type=click.Choice(["accuracy", "cost"]),
+    default="cost",
+    show_default=True,
+    help="cost: the cheapest that loses at most --margin against the mentor; accuracy: the most accurate within "
+    "--budget.",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Cost at most, as a share of the mentor's (default: 1).",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 100),
+    default=1.5,
+    show_default=True,
+    help="Points of accuracy that may be lost against the mentor.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=0),
+    default=4,
+    show_default=True,
+    help="Further answers of the intern per question, for voting; 0 leaves voting out.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("advice"),
+    show_default=True,
+    help="Folder for the report, the configuration and what was recorded.",
+)
+@force_option
+def advise(
+    path: Path | None,
+    changes: tuple[str, ...],
+    models: tuple[str, str] | None,
+    task: str | None,
+    data: Path | None,
+    own: Path | None,
+    split: str | None,
+    n: int,
+    aim: str,
+    budget: float | None,
+    margin: float,
+    samples: int,
+    out: Path,
+    force: bool,
+) -> None:
+    """Find out which strategy pays for a pair of models on a task.
+
+    Records once per question the mentor's answer and insight, and the intern's answers and readings; replays
+    every strategy and threshold over that; and prints accuracy and cost with intervals, the recommended
+    configuration (written to OUT/advice.yaml, ready for `ensemblehub serve`), what it would save, and what
+    cannot be told yet. Stops early once the answer is clear.
+
+    The command can be interrupted at any time; the same command continues where it stopped, and a larger --n
+    extends what is recorded.
+
+    \b
+    ensemblehub advise --models mentor=builtin:mentor intern=builtin:intern --task builtin_math
+    ensemblehub advise --pair qwen-coder --input questions.jsonl --n 100
+    """
+    from ensemblehub.config import Config
+    from ensemblehub.lab.advise import advice
+    from ensemblehub.lab.advise.choice import Aim, Criterion
+    from ensemblehub.lab.tasks import task_named
+    from ensemblehub.lab.tasks.own import OwnQuestions
+
+    if models and path:
+        raise click.UsageError("give --models or a configuration, not both")
+    if bool(task) == bool(own):
+        raise click.UsageError("give --task or --input")
+    if budget is not None and aim == "cost":
+        raise click.UsageError("--budget goes with --aim accuracy")
+    config = advice.pair_of(models, changes) if models else Config.read(path or builtin.CONFIG, changes)
+    chosen = OwnQuestions(own) if own else task_named(cast(str, task), data)
+    splits = [name for name in chosen.splits if name != "test"]
+    if split is None and not splits:
+        raise click.UsageError(f"{chosen.name} has only test questions: name them with --split test")
+    criterion = Criterion(cast(Aim, aim), budget or 1.0, margin / 100)
+    made = advice.advise(config, chosen, split or splits[0], n, samples, criterion, out, force)
+    click.echo(made.text)
+    click.echo(f"ensemblehub serve {out}/advice.yaml")

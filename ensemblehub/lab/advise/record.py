@@ -1,0 +1,111 @@
+"""What `advise` records of every question, once: all strategies are replayed from it without a model call."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble_methods.candidates import drafts
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.generators.base import Engine
+from ensemblehub.lab.pipeline import collect, splits
+from ensemblehub.lab.pipeline.records import Collected, Row, Run
+from ensemblehub.lab.tasks.base import Item, Task
+from ensemblehub.schema import Request, Sampling
+
+TEMPERATURE = 0.7  # of the samples beside the greedy answer
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An answer of the intern to the bare question.
+
+    Attributes:
+        answer: what was understood as the answer; None where nothing can be read.
+        logprob: mean log-probability of its tokens; None where the engine gives none.
+    """
+
+    run: Run
+    answer: str | None
+    logprob: float | None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The recorded questions: what `collect` keeps of each, and the intern's drafts, the greedy one first."""
+
+    collected: Collected
+    drafts: list[list[Draft]]
+
+    @property
+    def n(self) -> int:
+        """The number of questions."""
+        return len(self.drafts)
+
+    def name(self, role: str) -> str:
+        """The name of the engine that is `mentor` or `intern`."""
+        found: str = self.collected.header["roles"][role]
+        return found
+
+    def flops(self, run: Run) -> float:
+        """What a run costs by itself."""
+        return run.flops(self.collected.info("mentor"), self.collected.info("intern"))
+
+    @classmethod
+    def of(cls, rows: list[dict[str, Any]], header: dict[str, Any]) -> Recorded:
+        """From rows of a `Recorder`."""
+        known = dict.fromkeys(Row.__dataclass_fields__) | {"readings": None}
+        kept = [{key: value for key, value in row.items() if key in known} for row in rows]
+        found = [
+            [Draft(Run(**each["run"]), each["answer"], each["logprob"]) for each in row["drafts"]]
+            for row in rows
+        ]
+        return cls(collect.folded(kept, header, "the recorded questions"), found)
+
+
+class Recorder(collect.Collector):
+    """Records one question at a time.
+
+    Args:
+        samples: answers of the intern at temperature 0.7, beside its greedy one.
+    """
+
+    def __init__(
+        self, tandem: Tandem, engines: list[Engine], task: Task, sampling: Sampling, samples: int
+    ) -> None:
+        super().__init__(tandem, engines, task, sampling)
+        self.samples = samples
+
+    async def collect(self, item: Item) -> dict[str, Any]:
+        ask = self.task.ask(item, self.sampling)
+        warm = replace(ask, sampling=replace(self.sampling, temperature=TEMPERATURE))
+        sampled = [candidate.request for candidate in drafts(warm, [self.intern], self.samples)]
+        answered = [await self.draft(item, request) for request in (ask, *sampled)]
+        row = await super().collect(item) | {"drafts": [asdict(draft) for draft in answered]}
+        if not item.answer:
+            await asyncio.to_thread(self.agree, item, row)
+        return row | {"asked": splits.asked(replace(item, extra={}))}
+
+    async def draft(self, item: Item, request: Request) -> Draft:
+        """Let the intern answer."""
+        ledger, text, logprobs, finish = UsageLedger(), "", list[float | None](), None
+        async with aclosing(self.intern.stream(request, ledger.meter("answer"))) as stream:
+            async for piece in stream:
+                text, finish = text + piece.text, piece.finish
+                logprobs += [token.logprob for token in piece.tokens]
+        grade, cost = await asyncio.to_thread(self.task.grade, item, text), ledger.total
+        known = [value for value in logprobs if value is not None]
+        mean = float(np.mean(known)) if known and len(known) == len(logprobs) else None
+        written = (cost.prompt_tokens, cost.completion_tokens, cost.seconds)
+        return Draft(Run(grade.correct, finish, 0, 0, *written, False, text), grade.answer, mean)
+
+    def agree(self, item: Item, row: dict[str, Any]) -> None:
+        """Grade by agreement with the mentor's own answer, where the question has none."""
+        item = replace(item, answer=row["runs"]["mentor"]["text"])
+        for run in (*row["runs"].values(), *(draft["run"] for draft in row["drafts"])):
+            run["correct"] = self.task.grade(item, run["text"]).correct

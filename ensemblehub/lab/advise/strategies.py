@@ -1,0 +1,178 @@
+"""Every strategy, replayed on recorded questions: what it would have answered right, at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemblehub.answers.equality import equal_answers
+from ensemblehub.ensemble_methods.output_aggregation.vote import partied
+from ensemblehub.lab.advise.record import TEMPERATURE, Draft, Recorded
+from ensemblehub.lab.pipeline import cascade, replay
+from ensemblehub.lab.pipeline.records import Run
+from ensemblehub.tandem.artifact import resolve_judge
+from ensemblehub.tandem.insights import LEVEL_0
+
+Floats = NDArray[np.float64]
+Changes = Mapping[str, Any]
+THRESHOLDS = 15  # quantiles of a score that are tried
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A strategy over n questions at T settings, from the most to the least expensive in no set order.
+
+    Attributes:
+        settings: what each setting changes in the configuration, and how the table calls it.
+        correct, cost: right or wrong, and FLOPs, each (n, T).
+        single: one model alone.
+    """
+
+    name: str
+    settings: tuple[tuple[str, Changes], ...]
+    correct: Floats
+    cost: Floats
+    single: bool = False
+
+
+def strategies(recorded: Recorded) -> list[Strategy]:
+    """All strategies that can be replayed; the single models come first, the simpler ones before the others."""
+    return [*_alone(recorded), *_fixed(recorded), *_votes(recorded), *_cascades(recorded), *_rules(recorded)]
+
+
+def _alone(recorded: Recorded) -> Iterator[Strategy]:
+    rows = recorded.collected.rows
+    yield _single(recorded, "mentor alone", [row.runs["mentor"] for row in rows], "mentor")
+    if any(row.thinking_switch for row in rows):
+        runs = [row.runs["mentor_concise"] for row in rows]
+        yield _single(recorded, "mentor alone, no thinking", runs, "mentor", {"debug.enable_thinking": False})
+    yield _single(recorded, "intern alone", [drafts[0].run for drafts in recorded.drafts], "intern")
+
+
+def _single(
+    recorded: Recorded, name: str, runs: list[Run], model: str, more: Changes | None = None
+) -> Strategy:
+    changes = {"ensemble.models": [recorded.name(model)], **_method("single"), **(more or {})}
+    return _constant(recorded, name, runs, changes, single=True)
+
+
+def _constant(
+    recorded: Recorded, name: str, runs: list[Run], changes: Changes, single: bool = False
+) -> Strategy:
+    correct = np.array([[float(run.correct)] for run in runs])
+    cost = np.array([[recorded.flops(run)] for run in runs])
+    return Strategy(name, (("", changes),), correct, cost, single)
+
+
+def _fixed(recorded: Recorded) -> Iterator[Strategy]:
+    """The mentor's insight of a fixed length, whatever the question."""
+    for level, tokens in recorded.collected.levels.items():
+        if level != LEVEL_0:
+            runs = [row.runs[level] for row in recorded.collected.rows]
+            yield _constant(recorded, f"tandem, {tokens} tokens", runs, _tandem(judge=f"fixed:{level}"))
+
+
+def _votes(recorded: Recorded) -> Iterator[Strategy]:
+    """Self-consistency of the intern; the question is read once for all samples."""
+    if (most := _readable(recorded)) < 3:
+        return
+    sampled = [drafts[1:] for drafts in recorded.drafts]
+    winners = []
+    for drafts in sampled:
+        parties = partied([draft.answer for draft in drafts], [1.0] * most, _same)
+        winners.append([float(drafts[parties[0].members[0] if parties else 0].run.correct)])
+    cost = np.array([[_samples_cost(recorded, drafts)] for drafts in sampled])
+    changes = {"ensemble.models": [recorded.name("intern")], **_method("vote", samples=most)}
+    changes["ensemble.generation.temperature"] = TEMPERATURE
+    yield Strategy(f"vote of {most} intern samples", (("", changes),), np.array(winners), cost)
+
+
+def _readable(recorded: Recorded) -> int:
+    """The number of samples per question; 0 where most of them have no answer that can be compared."""
+    samples = [draft for drafts in recorded.drafts for draft in drafts[1:]]
+    known = [draft.answer is not None for draft in samples]
+    return min(len(drafts) for drafts in recorded.drafts) - 1 if known and np.mean(known) >= 0.5 else 0
+
+
+@cache
+def _same(left: str, right: str) -> bool:
+    return equal_answers(left, right) or equal_answers(right, left)
+
+
+def _samples_cost(recorded: Recorded, drafts: list[Draft]) -> float:
+    info = recorded.collected.info("intern")
+    read = drafts[0].run.intern_read
+    written = (info.flops(read, read + max(0, draft.run.intern_tokens - 1)) for draft in drafts)
+    return info.flops(0, read) + sum(written)
+
+
+def _cascades(recorded: Recorded) -> Iterator[Strategy]:
+    """The intern's draft is kept where a criterion accepts it; else the mentor answers."""
+    known = [drafts[0].logprob for drafts in recorded.drafts]
+    if None not in known:
+        scores = np.exp(np.array(known, float))
+        yield _cascade(recorded, "log-probability", "logprob", scores, np.zeros(recorded.n))
+    if samples := _readable(recorded):
+        shares = [
+            np.mean([_agree(drafts[0], other) for other in drafts[1 : samples + 1]])
+            for drafts in recorded.drafts
+        ]
+        more = np.array([_samples_cost(recorded, drafts[1:]) for drafts in recorded.drafts])
+        yield _cascade(recorded, "agreement", f"agreement:{samples}", np.array(shares), more)
+
+
+def _agree(draft: Draft, other: Draft) -> bool:
+    return draft.answer is not None and other.answer is not None and _same(draft.answer, other.answer)
+
+
+def _cascade(recorded: Recorded, name: str, accept: str, scores: Floats, more: Floats) -> Strategy:
+    """`cascade` by a criterion's scores; `more` is what the criterion costs, (n,)."""
+    limits = np.unique(np.quantile(scores, np.linspace(0, 1, THRESHOLDS + 2)[1:-1], method="higher"))
+    kept = scores[:, None] >= limits
+    own = [drafts[0].run for drafts in recorded.drafts]
+    mentor = [row.runs["mentor"] for row in recorded.collected.rows]
+    right, theirs = (np.array([[run.correct] for run in runs], float) for runs in (own, mentor))
+    cost, price = (np.array([[recorded.flops(run)] for run in runs]) for runs in (own, mentor))
+    settings = tuple(
+        (f"{name} from {limit:.3f}", _method("cascade", accept=accept, threshold=float(limit)))
+        for limit in limits
+    )
+    whole = cost + more[:, None] + np.where(kept, 0.0, price)
+    return Strategy(f"cascade by {name}", settings, np.where(kept, right, theirs), whole)
+
+
+def _rules(recorded: Recorded) -> Iterator[Strategy]:
+    """Tandem by the intern's mean entropy or perplexity, the bare question judged first."""
+    data = recorded.collected
+    levels = list(data.levels)
+    for kind in ("entropy", "perplexity"):
+        rule = resolve_judge(f"{kind}:1.0", levels).judge
+        outcomes = replay.outcomes(data, rule, levels, "best")
+        said = outcomes.probabilities[outcomes.visited]
+        limits = np.unique(np.quantile(1 / said - 1, np.linspace(0, 1, THRESHOLDS + 2)[1:-1]))
+        limits = limits[limits > 0]
+        runs = [cascade.replay(outcomes, np.full(len(levels), 1 / (1 + x))) for x in limits]
+        settings = tuple(
+            (f"{kind} up to {x:.3g}", _tandem(judge=f"{kind}:{x:.6g}", start_with_intern=True))
+            for x in limits
+        )
+        if runs:
+            yield Strategy(
+                f"tandem by {kind}",
+                settings,
+                np.stack([run.correct.astype(float) for run in runs], axis=1),
+                np.stack([run.cost for run in runs], axis=1),
+            )
+
+
+def _method(name: str, **params: Any) -> dict[str, Any]:
+    return {"ensemble.output_aggregation_method": name, "ensemble.output_aggregation_params": params}
+
+
+def _tandem(**params: Any) -> dict[str, Any]:
+    return {f"ensemble.output_aggregation_params.{key}": value for key, value in params.items()}

@@ -1,0 +1,206 @@
+"""`advise`: what is replayed equals a live run, and the choice is worked out by hand."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from ensemblehub.cli import add_plugins, cli
+from ensemblehub.config import Config
+from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.errors import ConfigError
+from ensemblehub.lab.advise import advice, choice
+from ensemblehub.lab.advise.choice import (
+    Criterion,
+    capital,
+    is_clear,
+    outcomes,
+    questions_needed,
+    recommended,
+)
+from ensemblehub.lab.advise.strategies import Strategy
+from ensemblehub.lab.tasks.own import OwnQuestions
+
+add_plugins()
+PAIR = """
+model_specs:
+  - name: big
+    engine: echo
+    parameters: 9000000
+    replies: {"Insights": "Goal: count. Planning: add. Action: so it is nine.", "": "so it is \\\\boxed{9}"}
+  - name: small
+    engine: echo
+    parameters: 1000000
+    confident: [boats]
+    replies: {boats: "it is \\\\boxed{4}", nine: "it is \\\\boxed{9}", "": "it is \\\\boxed{12}"}
+ensemble:
+  output_aggregation_method: tandem
+  output_aggregation_params: {mentor: big, intern: small, levels: {low: 2, high: 20}, judge: "fixed:low"}
+"""
+QUESTIONS = [
+    {"question": f"{n} {'boats' if n % 3 else 'cars'}?", "answer": "4" if n % 3 else "9"} for n in range(30)
+]
+
+
+@pytest.fixture
+def pair(tmp_path):
+    (tmp_path / "pair.yaml").write_text(PAIR)
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(item) + "\n" for item in QUESTIONS))
+    return tmp_path
+
+
+def run(folder, *more):
+    arguments = ["advise", "-c", str(folder / "pair.yaml"), "--input", str(folder / "own.jsonl")]
+    return CliRunner().invoke(cli, [*arguments, "--out", str(folder / "out"), *more])
+
+
+def made(pair):
+    config, task = Config.read(pair / "pair.yaml"), OwnQuestions(pair / "own.jsonl")
+    return advice.advise(config, task, "all", 30, 4, Criterion("cost"), pair / "out", False)
+
+
+def test_every_strategy_is_right_where_a_live_run_is(pair):
+    found, task = made(pair).found, OwnQuestions(pair / "own.jsonl")
+    items = list(task.items())
+    names = {outcome.name for outcome in found}
+    assert {
+        "mentor alone",
+        "intern alone",
+        "tandem, 2 tokens",
+        "tandem by entropy",
+        "cascade by log-probability",
+    } < names
+    assert "vote of 4 intern samples" in names
+
+    async def live(config):
+        async with AsyncEnsemble.from_config(config) as ensemble:
+            sampling = ensemble.sampling
+            return [
+                task.grade(item, (await ensemble.generate(task.ask(item, sampling))).text).correct
+                for item in items
+            ]
+
+    for outcome in found:
+        changes = [f"{key}={json.dumps(value)}" for key, value in outcome.changes.items()]
+        config = Config.from_dict(yaml.safe_load(PAIR), changes)
+        assert asyncio.run(live(config)) == list(outcome.correct > 0), outcome.name
+
+
+def test_the_recommended_file_answers_as_it_says(pair):
+    done = run(pair)
+    assert done.exit_code == 0, done.output
+    assert "use the intern alone" in done.output
+    assert "ensemblehub serve" in done.output
+    config = Config.read(pair / "out" / "advice.yaml")
+    AsyncEnsemble.from_config(config)
+    text = (pair / "out" / "advice.md").read_text()
+    assert text in done.output
+
+
+def test_more_questions_extend_what_is_recorded(pair):
+    assert run(pair, "--n", "10").exit_code == 0
+    first = (pair / "out" / "recorded.jsonl").read_text()
+    assert run(pair, "--n", "30").exit_code == 0
+    second = (pair / "out" / "recorded.jsonl").read_text()
+    assert second.startswith(first)
+    assert len(first.splitlines()) == 11
+    other = run(pair, "--n", "10", "-s", "ensemble.generation.max_tokens=7")
+    assert "begun with other settings: max_tokens 512, not 7" in str(other.exception)
+
+
+def test_without_answers_the_mentors_count_as_right(pair):
+    (pair / "own.jsonl").write_text(
+        "".join(json.dumps({"question": item["question"]}) + "\n" for item in QUESTIONS)
+    )
+    found = made(pair).found
+    assert found[0].correct.mean() == 1
+    intern = next(outcome for outcome in found if outcome.name == "intern alone")
+    assert intern.correct.mean() == 0  # 4 and 12, where the mentor says 9
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--task", "mbpp"], "--task or --input"),
+        (["--budget", "0.5"], "--aim accuracy"),
+        (["--n", "3"], "x>=10"),
+        (["-s", "model_specs.0.parameters=0"], "size of the model 'big' is unknown"),
+        (["--models", "mentor=a", "intern=b"], "not both"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_one_line(pair, flags, said):
+    done = run(pair, *flags)
+    assert done.exit_code
+    assert said in done.output + str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("", "empty; expected"),
+        ('{"question": "a", "answer": "1"}\n{"question": "b"}\n', "1 of 2 questions have no answer"),
+        ('{"question": ""}\n', "item 1"),
+    ],
+)
+def test_questions_that_cannot_be_used_are_named(pair, lines, said):
+    (pair / "own.jsonl").write_text(lines)
+    done = run(pair)
+    assert done.exit_code
+    assert said in str(done.exception)
+    with pytest.raises(ConfigError, match="expected mentor=MODEL intern=MODEL"):
+        advice.pair_of(["a=b", "intern=c"])
+
+
+def strategy(name, right, cost, single=False):
+    """`right` of 100 questions right, the first ones."""
+    correct = np.array([[float(n < count) for count in right] for n in range(100)])
+    return Strategy(
+        name, tuple((str(at), {}) for at in range(len(right))), correct, np.tile(cost, (100, 1)), single
+    )
+
+
+def test_the_cheapest_that_keeps_the_margin_is_chosen():
+    mentor, intern = strategy("mentor", [80], [10.0], True), strategy("intern", [60], [1.0], True)
+    good, poor = strategy("good", [60, 79], [2.0, 6.0]), strategy("poor", [70], [3.0])
+    cost = Criterion("cost", margin=0.015)
+    found = outcomes([mentor, intern, good, poor], cost)
+    assert recommended(found, cost).name == "good"
+    assert recommended(found, cost).setting == "1"
+    wide = Criterion("cost", margin=0.25)
+    assert recommended(outcomes([mentor, intern, good, poor], wide), wide).name == "intern"
+    none = outcomes([mentor, intern, poor], cost)
+    assert recommended(none, cost).name == "mentor"
+    assert advice.headline(none[0], none[0]) == "**No strategy pays here: use the mentor.**"
+
+
+def test_the_most_accurate_in_the_budget_must_be_surely_better():
+    mentor, intern = strategy("mentor", [80], [10.0], True), strategy("intern", [60], [1.0], True)
+    little, much = strategy("little", [61], [2.0]), strategy("much", [90, 75], [20.0, 4.0])
+    tight = Criterion("accuracy", budget=0.5)
+    assert recommended(outcomes([mentor, intern, little], tight), tight).name == "intern"
+    chosen = recommended(outcomes([mentor, intern, little, much], tight), tight)
+    assert (chosen.name, chosen.setting) == ("much", "1")
+
+
+def test_the_bet_is_rarely_won_without_a_difference_and_soon_with_one():
+    random = np.random.default_rng(0)
+    fair = random.choice([-1.0, 0.0, 1.0], (2000, 200), p=[0.2, 0.6, 0.2])
+    won = [any(capital(line[:end]) >= 20 for end in range(20, 201, 10)) for line in fair]
+    assert np.mean(won) <= 0.05
+    assert capital([1.0] * 10) == pytest.approx(np.mean((1 + choice.BETS) ** 10))
+    mentor, intern = strategy("mentor", [95], [10.0], True), strategy("intern", [5], [1.0], True)
+    criterion = Criterion("cost")
+    found = outcomes([mentor, intern], criterion)
+    assert is_clear(found, found[0], criterion)
+    near = outcomes([mentor, strategy("intern", [90], [1.0], True)], criterion)
+    assert not is_clear(near, near[0], criterion)
+
+
+def test_questions_needed_is_that_of_a_paired_test():
+    gains = np.array([1.0] * 10 + [-1.0] * 6 + [0.0] * 84)
+    expected = ((1.95996 + 0.84162) * gains.std(ddof=1) / 0.04) ** 2
+    assert questions_needed(gains) == int(np.ceil(expected))
+    assert questions_needed(np.zeros(5)) is None
