@@ -27,7 +27,8 @@ from ensemblehub.tandem.features import sequences
 from ensemblehub.tandem.judges import Reading
 
 DRAFT = "draft"  # the level of a draft's verdict, and of the thresholds of a judge of drafts
-CRITERIA = ("logprob", "agreement", "ask", "entropy", "perplexity", "fixed")
+NEVER = "never"
+CRITERIA = ("logprob", "agreement", "ask", "entropy", "perplexity", "fixed", NEVER)
 ALTERNATIVES = 5  # top tokens in which a yes and a no are looked for
 WORDS = """{question}
 
@@ -52,11 +53,6 @@ class Trial:
     draft: Candidate
     engines: Sequence[Engine]
     ledger: UsageLedger
-
-    @property
-    def tokens(self) -> tuple[Token, ...]:
-        """The tokens of the draft."""
-        return self.draft.answer.tokens
 
 
 class Acceptance(ABC):
@@ -95,7 +91,7 @@ class LogProbability(Acceptance):
     threshold: float = 0.9
 
     async def probability(self, trial: Trial) -> float:
-        known = [token.logprob for token in trial.tokens if token.logprob is not None]
+        known = [token.logprob for token in trial.draft.tokens if token.logprob is not None]
         if not known:
             raise RequestError(f"{trial.draft.name} gives no logprobs, and `accept: logprob` needs them")
         return math.exp(math.fsum(known) / len(known))
@@ -177,18 +173,26 @@ class Judged(Acceptance):
     async def probability(self, trial: Trial) -> float:
         judge, started = self.artifact.judge, time.perf_counter()
         probability = judge.probability(
-            Reading(0, 0, *sequences(trial.tokens)) if judge.reads else Reading(0, 0)
+            Reading(0, 0, *sequences(trial.draft.tokens)) if judge.reads else Reading(0, 0)
         )
         seconds = time.perf_counter() - started
         trial.ledger.add("judge", "judge", Cost(decode_flops=judge.flops, seconds=seconds, calls=1))
         return probability
 
 
+@dataclass(frozen=True)
+class Never(Acceptance):
+    """`never`: no draft is written."""
+
+    async def probability(self, trial: Trial) -> float:
+        return 0.0
+
+
 def acceptance_named(accept: str, strategy: str) -> Acceptance:
     """The criterion that a configuration names.
 
     Args:
-        accept: `logprob`, `agreement:K`, `ask`, `ask:ENGINE`, a judge as for `tandem` (`entropy:X`,
+        accept: `logprob`, `agreement:K`, `ask`, `ask:ENGINE`, `never`, a judge as for `tandem` (`entropy:X`,
             `perplexity:X`, a folder), or `package.module:Class` of an `Acceptance`, such as
             `ensemblehub.lab.tasks.shown_tests:ShownTests`.
 
@@ -199,6 +203,8 @@ def acceptance_named(accept: str, strategy: str) -> Acceptance:
     kind, _, value = accept.partition(":")
     if accept == "logprob":
         return LogProbability()
+    if accept == NEVER:
+        return Never()
     if kind == "ask":
         return Asked(value)
     if kind == "agreement":

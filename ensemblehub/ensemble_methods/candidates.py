@@ -11,7 +11,7 @@ from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.turns import refuse_ids
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Cost, Piece, Request
+from ensemblehub.schema import Cost, Piece, Request, Token
 
 
 @dataclass(eq=False)
@@ -45,10 +45,14 @@ class Candidate:
         return (self.request.prefix + self.text).rpartition("</think>")[2].strip()
 
     @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The tokens of the generated text."""
+        return tuple(token for piece in self.pieces for token in piece.tokens)
+
+    @property
     def answer(self) -> Piece:
         """The complete text as one piece of the ensemble's answer."""
-        tokens = tuple(token for piece in self.pieces for token in piece.tokens)
-        return Piece(self.text, self.engine.name, "answer", tokens, self.pieces[-1].finish)
+        return Piece(self.text, self.engine.name, "answer", self.tokens, self.pieces[-1].finish)
 
     async def write(self, ledger: UsageLedger) -> None:
         """Let the engine write it to its end; cancelling stops the engine."""

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge, Le
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.acceptance import DRAFT, Acceptance, Trial, acceptance_named
+from ensemblehub.ensemble_methods.acceptance import DRAFT, NEVER, Acceptance, Trial, acceptance_named
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, name_of
 from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.roles import by_name, largest, smallest
@@ -48,13 +48,15 @@ class Escalation(Aggregation):
     ) -> AsyncGenerator[Event, None]:
         refuse_ids(request, engines)
         large, small = self.pair(engines)
+        self.check_context(request, large, small)
         trial = Trial(request, Candidate(small, request, small.name, usage=ledger.part()), engines, ledger)
-        verdict = await self.judged(trial)
-        yield verdict
-        if verdict.sufficient:
-            yield trial.draft.answer
-            return
-        trial.draft.discard(ledger)
+        if self.accept != NEVER:
+            verdict = await self.judged(trial)
+            yield verdict
+            if verdict.sufficient:
+                yield trial.draft.answer
+                return
+            trial.draft.discard(ledger)
         async with aclosing(self.escalated(trial, large)) as events:
             async for event in events:
                 yield event
@@ -62,6 +64,15 @@ class Escalation(Aggregation):
     @abstractmethod
     def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
         """The answer where the draft was not accepted."""
+
+    def check_context(self, request: Request, large: Engine, small: Engine) -> None:
+        """Check that what may be asked fits both contexts, before any engine is called.
+
+        Raises:
+            ContextOverflowError: it does not.
+        """
+        for engine in (large, small):
+            engine.fits(engine.count(request), request.sampling.required)
 
     async def judged(self, trial: Trial) -> Verdict:
         """Let the draft be written, and judge it."""

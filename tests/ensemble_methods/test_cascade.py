@@ -52,7 +52,7 @@ class Fifth(Acceptance):
     """Accepts every draft of at least five words."""
 
     async def probability(self, trial):
-        return min(1.0, len(trial.tokens) / 5)
+        return min(1.0, len(trial.draft.tokens) / 5)
 
 
 def pair(small=None, large=None):

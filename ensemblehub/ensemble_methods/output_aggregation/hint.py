@@ -1,0 +1,96 @@
+"""`hint`: the large model begins its own answer, and the small one answers with that beginning as a hint.
+
+Dong et al., "Pay for Hints, Not Answers: LLM Shepherding for Cost-Efficient Inference", arXiv 2601.22132: 10 to
+30 % of the large model's answer help the small one; who needs a hint is decided before (proactive: `accept:
+never`) or after the small model's own attempt (reactive).  Ours: the length of an answer that is not written is
+unknown, so `share` is of the length of the small model's draft, in place of the paper's trained predictor; and a
+large model that ends within the hint has answered.  (The beginning as the start of the answer itself: `switch`.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+
+from ensemblehub.ensemble_methods.acceptance import NEVER, Trial
+from ensemblehub.ensemble_methods.base import answer_of
+from ensemblehub.ensemble_methods.escalation import Escalation
+from ensemblehub.ensemble_methods.templates import filled, with_question
+from ensemblehub.errors import ConfigError
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Event, Piece, Request
+from ensemblehub.tandem.insights import Dialogue, chat_of, profile_named
+
+TEMPLATE = """{question}
+
+The beginning of an expert's solution:
+{hint}
+
+Use it as far as it is right, and give the complete solution yourself."""
+
+
+@dataclass(frozen=True)
+class Hint(Escalation):
+    """The small model's answer where it is accepted, else its second one with the start of the large one's.
+
+    Attributes:
+        large, small: engines by name; the largest and the smallest by default.
+        accept, threshold: when the first answer is good enough, as for `cascade`; `never` writes no draft.
+        share: length of the hint, as a share of the draft's tokens.
+        tokens: length of the hint in tokens, in place of `share`; required with `accept: never`.
+        template: what the small model is asked, with {question} and {hint}.
+        profile: the words of a profile (`tandem/insights.py`) in place of the template.
+    """
+
+    share: Annotated[float, Gt(0), Le(1)] = 0.3
+    tokens: Annotated[int, Ge(1)] | None = None
+    template: str = TEMPLATE
+    profile: str | None = None
+
+    async def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
+        request, small, ledger = trial.request, trial.draft.engine, trial.ledger
+        length = self.tokens or max(1, round(self.share * len(trial.draft.tokens)))
+        asked = replace(request, sampling=replace(request.sampling, max_tokens=length, min_tokens=0))
+        asked = asked if length < request.sampling.max_tokens else request
+        hint = list[Piece]()
+        async with aclosing(answer_of(large, asked, ledger.meter("insight"))) as pieces:
+            async for piece in pieces:
+                hint.append(piece)
+        if hint[-1].finish == "stop" or asked is request:
+            for piece in hint:
+                yield replace(piece, purpose="answer")
+            return
+        for piece in hint:
+            yield replace(piece, finish=None)
+        text = "".join(piece.text for piece in hint)
+        final = self.hinted(request.spending(sum(len(piece.tokens) for piece in hint)), text)
+        async with aclosing(answer_of(small, final, ledger.meter("answer"))) as answer:
+            async for piece in answer:
+                yield piece
+
+    def check_context(self, request: Request, large: Engine, small: Engine) -> None:
+        super().check_context(request, large, small)
+        small.fits(small.count(self.hinted(request, "")), (self.tokens or 1) + request.sampling.required)
+
+    def hinted(self, request: Request, hint: str) -> Request:
+        """The small model's request with a hint."""
+        if self.profile:
+            words = profile_named(self.profile, "hint")
+            return Dialogue(request, words).intern_request(words.shown(hint))
+        chat = chat_of(request)
+        question = filled(self.template, question=chat.messages[-1].content, hint=hint)
+        return replace(request, prompt=with_question(chat, question))
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        if self.accept == NEVER and self.tokens is None:
+            raise ConfigError("hint: `accept: never` writes no draft to take a share of; set `tokens`")
+        if self.profile:
+            profile_named(self.profile, "hint")
+        missing = [place for place in ("{question}", "{hint}") if place not in self.template]
+        if missing:
+            raise ConfigError(f"hint: the template lacks {' and '.join(missing)}")

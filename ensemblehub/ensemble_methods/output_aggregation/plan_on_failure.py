@@ -1,0 +1,89 @@
+"""`plan_on_failure`: the small model tries alone; only where that fails does the large one plan, and the small
+one writes again.
+
+Yoon et al., "PaT: Planning-after-Trial for Efficient Test-Time Code Generation", ACL 2026 (arXiv 2605.07248).
+Ours: failure is any criterion of `acceptance_named` (tests as in the paper, agreement, a judge, ...), the plan is
+one text in Tandem's words instead of a recursive decomposition into functions, and the second answer is final.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Annotated
+
+from annotated_types import Ge
+
+from ensemblehub.ensemble_methods.acceptance import Trial
+from ensemblehub.ensemble_methods.base import answer_of
+from ensemblehub.ensemble_methods.escalation import Escalation
+from ensemblehub.ensemble_methods.roles import require
+from ensemblehub.ensemble_methods.templates import filled, with_question
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Event, Request
+from ensemblehub.tandem.insights import Dialogue, Insight, Profile, chat_of, profile_named
+
+ATTEMPT = "{question}\n\nAn attempt at this that was not accepted:\n{draft}"
+
+
+@dataclass(frozen=True)
+class PlanOnFailure(Escalation):
+    """The small model's first answer where it is accepted, else its second one with the large one's plan.
+
+    Attributes:
+        large, small: engines by name; the largest and the smallest by default.
+        accept, threshold: when the first answer is good enough, as for `cascade`.
+        plan_tokens: length of the plan at most, in tokens.
+        show_draft: whether the large model sees the attempt that failed.
+        profile: the words the models are prompted with (`tandem/insights.py`).
+    """
+
+    plan_tokens: Annotated[int, Ge(1)] = 500
+    show_draft: bool = False
+    profile: str = "instruct"
+
+    async def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
+        request, small, ledger = trial.request, trial.draft.engine, trial.ledger
+        insight = Insight(Dialogue(request, self.words))
+        budget = self.budget(request)
+        if budget:
+            seen = Dialogue(
+                with_attempt(request, trial.draft.reply) if self.show_draft else request, self.words
+            )
+            asked = seen.mentor_request(budget).seeded("plan")
+            async with aclosing(answer_of(large, asked, ledger.meter("insight"))) as planning:
+                while piece := await insight.read(planning, budget):
+                    yield piece
+        final = insight.dialogue.spending(insight.tokens).intern_request(insight.shown)
+        async with aclosing(answer_of(small, final, ledger.meter("answer"))) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def budget(self, request: Request) -> int:
+        """Tokens of the plan; one of `max_completion_tokens` is left for the answer."""
+        most = request.sampling.max_completion_tokens
+        return self.plan_tokens if most is None else min(self.plan_tokens, most - 1)
+
+    def check_context(self, request: Request, large: Engine, small: Engine) -> None:
+        dialogue, budget = Dialogue(request, self.words), self.budget(request)
+        if budget:
+            large.fits(large.count(dialogue.mentor_request(budget)), budget)
+        small.fits(small.count(dialogue.intern_request()), budget + request.sampling.required)
+
+    @cached_property
+    def words(self) -> Profile:
+        """The configured profile."""
+        return profile_named(self.profile, "plan_on_failure")
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        require(self.pair(engines)[0], {"prefix"} if self.words.opening else set(), "plan_on_failure (large)")
+
+
+def with_attempt(request: Request, draft: str) -> Request:
+    """The request with a failed attempt behind its question."""
+    chat = chat_of(request)
+    shown = filled(ATTEMPT, question=chat.messages[-1].content, draft=draft)
+    return replace(request, prompt=with_question(chat, shown))
