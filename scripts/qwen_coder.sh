@@ -4,34 +4,77 @@
 #   DATA=FOLDER scripts/qwen_coder.sh [STEP...]
 #
 # STEP is one of (default: all, in this order)
-#   published   HumanEval, MBPP and MBPP+ with the makers' prompts, to compare with their figures
-#   mbpp        every cell of cells.yaml on the 500 test questions of MBPP
-#   humaneval   the same on the 164 of HumanEval
-#   gsm8k       the same on 200 test questions of GSM8K
+#   published   both models with the makers' prompts, on HumanEval and MBPP+, to compare with their figures
+#   words       candidate words for insights, on training questions of MBPP
+#   judges      collects MBPP's training and calibration questions; trains and calibrates judges on them
+#   mbpp        Tandem on MBPP's test questions: fixed levels, random mix, oracle and the judges
+#   humaneval   the same on HumanEval, the judges unchanged
+#   gsm8k       fixed levels on GSM8K
+#   toolkit     every other way to combine the two, on the first test questions of MBPP
+#   guest       the token-level ways across vocabularies, with SmolLM2-135M
+#   board       all of them as one page, board.html
 #
-# DATA holds humaneval.jsonl, mbpp.jsonl, MbppPlus-v0.1.0.jsonl and gsm8k_test.jsonl in their public forms. The models are
-# fetched by `ensemblehub pull qwen-coder`, or lie in PAIR_FOLDER. On two CPU cores a step takes hours: interrupt it
-# whenever you like, the same command goes on. PYTHON names the interpreter.
+# Steps take the first N questions of a split in its seeded order; N=COUNT overrides the numbers below, and a larger
+# one extends what is there.  DATA holds humaneval.jsonl, mbpp.jsonl, MbppPlus-v0.1.0.jsonl, gsm8k_train.jsonl and
+# gsm8k_test.jsonl in their public forms.  The models are fetched by `ensemblehub pull qwen-coder`, or lie in
+# PAIR_FOLDER.  A core reads some 40 and writes some 30 tokens a second on the 1.5B, so a step takes an hour: interrupt
+# it whenever you like, the same command goes on.  PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -z "${PYTHON:-}" ]; then if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi; fi
 out=results/qwen_coder
+params=ensemble.output_aggregation_params
 
-bench() { # CELLS FOLDER TASK FILE [flags]
-    "$PYTHON" -m ensemblehub bench "$out/$1.yaml" --out "$out/$2" --task "$3" --data "${DATA:?}/$4" "${@:5}"
+hub() { "$PYTHON" -m ensemblehub "$@"; }
+
+bench() { # CELLS FOLDER TASK FILE COUNT [flags]
+    hub bench "$out/$1.yaml" --out "$out/$2" --task "$3" --data "${DATA:?}/$4" --limit "${N:-$5}" --prompt official "${@:6}"
 }
 
-[ $# -gt 0 ] || set -- published mbpp humaneval gsm8k
+tandem() { # COMMAND [flags]
+    hub "$1" -c "$out/tandem.yaml" --data "${DATA:?}/mbpp.jsonl" "${@:2}"
+}
+
+judge() { # FOLDER KIND [settings]: train and calibrate
+    local settings=(-s "$params.judge=$out/judges/$1" -s "experiment.judge=$2" "${@:3}")
+    tandem train "${settings[@]}" && tandem calibrate "${settings[@]}"
+}
+
+replay() { # report of what was collected, with every judge
+    local judges=()
+    for name in logistic mlp entropy perplexity insight_first intern_or_mentor; do judges+=(--replay "$out/judges/$name"); done
+    tandem report "${judges[@]}" "$@"
+}
+
+[ $# -gt 0 ] || set -- published words judges mbpp humaneval gsm8k toolkit guest board
 for step; do
     case "$step" in
         published)
-            bench published published_humaneval humaneval humaneval.jsonl --split all --prompt official
+            bench published published_humaneval humaneval humaneval.jsonl 164 --split all
             # the published 1.5B figures are shares of all 399 functions, those of the 0.5B of the 378 of version 0.2.0
-            bench published published_mbpp mbpp_plus MbppPlus-v0.1.0.jsonl --split v0.1.0 --prompt official
+            bench published published_mbpp mbpp_plus MbppPlus-v0.1.0.jsonl 399 --split v0.1.0
             ;;
-        mbpp) bench cells mbpp mbpp mbpp.jsonl ;;
-        humaneval) bench cells humaneval humaneval humaneval.jsonl --split all ;;
-        gsm8k) bench cells gsm8k gsm8k gsm8k_test.jsonl --limit 200 ;;
+        words) bench words words mbpp mbpp.jsonl 30 --split train ;;
+        judges)
+            tandem collect --split train --limit "${N:-80}"
+            tandem collect --split calibration --limit "${N:-50}"
+            for kind in logistic mlp entropy perplexity; do judge "$kind" "$kind"; done
+            judge insight_first logistic -s "$params.start_with_intern=false"
+            judge intern_or_mentor logistic -s "$params.effort=none" -s "$params.fallback=mentor"
+            ;;
+        mbpp)
+            tandem collect --split test --limit "${N:-150}"
+            replay
+            ;;
+        humaneval)
+            moved=(--dataset humaneval --data "${DATA:?}/humaneval.jsonl" --split all -s "experiment.results=$out/tandem_humaneval")
+            tandem collect "${moved[@]}" --limit "${N:-164}"
+            replay "${moved[@]}"
+            ;;
+        gsm8k) hub bench "$out/gsm8k.yaml" --out "$out/gsm8k" --task gsm8k --data "${DATA:?}/gsm8k_test.jsonl" --limit "${N:-200}" ;;
+        toolkit) bench cells toolkit mbpp mbpp.jsonl 30 ;;
+        guest) bench guest guest mbpp mbpp.jsonl 10 ;;
+        board) hub board "$out"/{words,toolkit,gsm8k} --out board.html ;;
         *) echo "no such step: $step" >&2; exit 2 ;;
     esac
 done

@@ -75,11 +75,22 @@ wrong, so check them as you go. Reason step by step and put the final answer in 
 asked for, end with one Python code block instead."""
 _HEADER = "\n\n[Thinking Insights]\n"
 
+# For small instruction-tuned coders, which write a box or a program into an insight when either is mentioned;
+# chosen on training questions of MBPP (`results/qwen_coder/words/`).
+_SHORT_REQUEST = """You are the mentor of a smaller model that will answer the user. Write no code and no final \
+answer. Write notes for it in plain words, as short as possible, under these headings, each on its own line: \
+Goal (what is asked), Planning (the method), Retrieval (facts, built-ins, formulas), Action (the steps). \
+Begin with "Goal:"."""
+_SHORT_GUIDE = """Answer the user in exactly the form that is asked for. Notes of a mentor may follow the \
+question; they may be cut off or wrong, so check them."""
+_SHORT_HEADER = "\n\nNotes:\n"
+
 PROFILES: dict[str, Profile] = {
     "instruct": Profile(_REQUEST, _GUIDE, _HEADER),
     "deepseek-r1": Profile(_REQUEST, _GUIDE, _HEADER, opening="<think>\nGoal:"),
     "qwen3": Profile(_REQUEST, _GUIDE, _HEADER, thinking=True, opening="<think>\nGoal:"),
     "qwen3-no-think": Profile(_REQUEST, _GUIDE, _HEADER, thinking=False, opening="Goal:"),
+    "qwen-coder": Profile(_SHORT_REQUEST, _SHORT_GUIDE, _SHORT_HEADER),
     "gpt-oss": Profile(
         _REQUEST + "\n\nReasoning: low",
         _GUIDE,

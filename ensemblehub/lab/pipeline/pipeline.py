@@ -134,7 +134,7 @@ class Pipeline(Experiment):
         outcomes = replay.outcomes(data, artifact.judge, levels, tandem.fallback)
         chosen = calibration.calibrate(outcomes, objective)
         thresholds = dict(zip(levels, map(float, chosen.thresholds), strict=True))
-        about = {"aim": str(objective), "n": len(data.rows)}
+        about = {"aim": str(objective), "n": len(data.rows), "fallback": tandem.fallback}
         made = dict(artifact.data) | {"calibrated": about | chosen.expected}
         replace(artifact, thresholds=thresholds, data=made).save(self.judge_folder)
         return about | {"thresholds": thresholds, **chosen.expected}
@@ -179,7 +179,8 @@ class Pipeline(Experiment):
         """Write table, summary and plot of collected data with judges replayed on them, without live runs.
 
         Args:
-            judges: As the option `judge` of `tandem`: folders of trained ones, or rules.
+            judges: As the option `judge` of `tandem`: folders of trained ones, or rules.  One that was
+                calibrated has the levels and the fallback that it was calibrated with.
         """
         collected = self.collected(split)
         _, tandem = self.ensemble()

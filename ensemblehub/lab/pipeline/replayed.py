@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,7 +35,8 @@ def judged(
     levels = [level for level in collected.levels if level in (artifact.thresholds or {})]
     if not levels or set(artifact.thresholds or {}) - set(levels):
         raise ArtifactError(f"judge {name}: its thresholds are not for the levels {list(collected.levels)}")
-    found = outcomes(collected, artifact.judge, levels, fallback)
+    made = cast(Mapping[str, Any], artifact.data.get("calibrated") or {})
+    found = outcomes(collected, artifact.judge, levels, made.get("fallback", fallback))
     limits = [(artifact.thresholds or {})[level] for level in levels]
     run, row = cascade.replay(found, limits), np.arange(len(collected.rows))
     names = ["mentor" if at == cascade.MENTOR else levels[at] for at in run.chosen]
@@ -74,6 +76,7 @@ def note(judges: Mapping[str, JudgeArtifact]) -> str:
         data, chosen = artifact.data, artifact.data.get("calibrated") or {}
         trained = f"trained on {data.get('n')} of `{data.get('task')}`" if data else "not trained"
         aim = f", thresholds for `{chosen['aim']}` from {chosen['n']}" if chosen else ""
+        aim += ", the mentor answers where no level suffices" if chosen.get("fallback") == "mentor" else ""
         levels = ", ".join(f"{level} {limit:.3f}" for level, limit in (artifact.thresholds or {}).items())
         parts.append(f"{name}: {artifact.judge.kind}, {trained}{aim} ({levels})")
     return (
