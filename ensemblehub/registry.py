@@ -40,6 +40,7 @@ AGGREGATIONS = {
     "plan_on_failure": "ensemblehub.ensemble_methods.output_aggregation.plan_on_failure:PlanOnFailure",
     "progressive": "ensemblehub.ensemble_methods.output_aggregation.progressive:Progressive",
     "random": "ensemblehub.ensemble_methods.output_aggregation.random:RandomAggregation",
+    "review": "ensemblehub.ensemble_methods.output_aggregation.review:Review",
     "reward_based": "ensemblehub.ensemble_methods.output_aggregation.reward_based:RewardBased",
     "single": "ensemblehub.ensemble_methods.output_aggregation.single:Single",
     "switch": "ensemblehub.ensemble_methods.output_aggregation.switch:Switch",

@@ -33,10 +33,12 @@ class Escalation(Aggregation):
         large, small: engines by name; the largest and the smallest by default.
         accept: the criterion (see `acceptance_named`).
         threshold: the probability that suffices; by default the criterion's own.
+        keeps_draft: whether `escalated` uses the rejected draft, and records as discarded what it does not use.
     """
 
     granularity: ClassVar[Granularity] = "response"
     min_engines: ClassVar[int] = 2
+    keeps_draft: ClassVar[bool] = False
 
     large: str | None = None
     small: str | None = None
@@ -50,12 +52,15 @@ class Escalation(Aggregation):
         large, small = self.pair(engines)
         self.check_context(request, large, small)
         trial = Trial(request, Candidate(small, request, small.name, usage=ledger.part()), engines, ledger)
+        if self.accept != NEVER or self.keeps_draft:
+            await trial.draft.write(ledger)
         if self.accept != NEVER:
             verdict = await self.judged(trial)
             yield verdict
             if verdict.sufficient:
                 yield trial.draft.answer
                 return
+        if not self.keeps_draft:
             trial.draft.discard(ledger)
         async with aclosing(self.escalated(trial, large)) as events:
             async for event in events:
@@ -75,8 +80,7 @@ class Escalation(Aggregation):
             engine.fits(engine.count(request), request.sampling.required)
 
     async def judged(self, trial: Trial) -> Verdict:
-        """Let the draft be written, and judge it."""
-        await trial.draft.write(trial.ledger)
+        """Judge a finished draft."""
         complete = trial.draft.answer.finish != "length"
         probability = await self.criterion.probability(trial) if complete else 0.0
         return Verdict(DRAFT, 0, probability, self.enough, complete and probability >= self.enough)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
@@ -23,7 +24,7 @@ from ensemblehub.ensemble_methods.templates import filled, with_question
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Piece, Request
-from ensemblehub.tandem.insights import Dialogue, chat_of, profile_named
+from ensemblehub.tandem.insights import Dialogue, Profile, chat_of, profile_named
 
 TEMPLATE = """{question}
 
@@ -49,7 +50,7 @@ class Hint(Escalation):
     share: Annotated[float, Gt(0), Le(1)] = 0.3
     tokens: Annotated[int, Ge(1)] | None = None
     template: str = TEMPLATE
-    profile: str | None = None
+    profile: str | Profile | None = None
 
     async def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
         request, small, ledger = trial.request, trial.draft.engine, trial.ledger
@@ -78,19 +79,22 @@ class Hint(Escalation):
 
     def hinted(self, request: Request, hint: str) -> Request:
         """The small model's request with a hint."""
-        if self.profile:
-            words = profile_named(self.profile, "hint")
-            return Dialogue(request, words).intern_request(words.shown(hint))
+        if self.words:
+            return Dialogue(request, self.words).intern_request(self.words.shown(hint))
         chat = chat_of(request)
         question = filled(self.template, question=chat.messages[-1].content, hint=hint)
         return replace(request, prompt=with_question(chat, question))
+
+    @cached_property
+    def words(self) -> Profile | None:
+        """The configured profile, if there is one."""
+        return profile_named(self.profile, "hint") if isinstance(self.profile, str) else self.profile
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
         if self.accept == NEVER and self.tokens is None:
             raise ConfigError("hint: `accept: never` writes no draft to take a share of; set `tokens`")
-        if self.profile:
-            profile_named(self.profile, "hint")
+        self.words  # noqa: B018  # refuses what it cannot use
         missing = [place for place in ("{question}", "{hint}") if place not in self.template]
         if missing:
             raise ConfigError(f"hint: the template lacks {' and '.join(missing)}")

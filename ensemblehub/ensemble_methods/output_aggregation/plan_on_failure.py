@@ -42,7 +42,7 @@ class PlanOnFailure(Escalation):
 
     plan_tokens: Annotated[int, Ge(1)] = 500
     show_draft: bool = False
-    profile: str = "instruct"
+    profile: str | Profile = "instruct"
 
     async def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
         request, small, ledger = trial.request, trial.draft.engine, trial.ledger
@@ -75,7 +75,8 @@ class PlanOnFailure(Escalation):
     @cached_property
     def words(self) -> Profile:
         """The configured profile."""
-        return profile_named(self.profile, "plan_on_failure")
+        profile = self.profile
+        return profile if isinstance(profile, Profile) else profile_named(profile, "plan_on_failure")
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)

@@ -1,0 +1,137 @@
+"""`review`: the small model answers; the large one reads the answer and rewrites it from the first wrong line on.
+
+Ours; after critique and repair as in Madaan et al., "Self-Refine", NeurIPS 2023, with the critic and the author
+two models.  What the large model writes is a word where it agrees, and else only what follows the part that it
+leaves as it is.  `by: logprob` takes its own probabilities of the draft's lines, from one forward pass, in place
+of its words; that is speculative decoding's check with lines for tokens and a mean for the rejection rule.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Le
+
+from ensemblehub.ensemble_methods.acceptance import NEVER, Trial
+from ensemblehub.ensemble_methods.base import answer_of
+from ensemblehub.ensemble_methods.escalation import Escalation
+from ensemblehub.ensemble_methods.roles import require
+from ensemblehub.ensemble_methods.templates import filled, question_of, with_question
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Chat, Cost, Event, Piece, Request
+
+TEMPLATE = """{question}
+
+Someone else answered the request above. The lines of that answer are numbered:
+{answer}
+
+If the answer is right, reply OK and nothing else. Otherwise reply with the number of the first wrong line and a \
+colon, and then write the answer anew from that line on, to its end."""
+AGREED = re.compile(r"\W*ok\b", re.IGNORECASE)
+OBJECTED = re.compile(r"\s*(?:line\s*)?(\d+)\s*[:.)]\s*", re.IGNORECASE)
+DECIDED = 16  # characters after which a reply that has neither form is the answer
+
+
+@dataclass(frozen=True)
+class Review(Escalation):
+    """The small model's answer as far as the large one leaves it, and the large one's from there on.
+
+    A reply of the reviewer that is neither an agreement nor begins with a line's number is the whole answer.
+
+    Attributes:
+        large, small: engines by name; the largest and the smallest by default.
+        by: `words`: the large model is asked; `logprob`: it objects to the first line that is less probable to
+            it than `objection`.
+        objection: geometric mean probability of a line's tokens.
+        template: what the large model is asked, with {question} and {answer}.
+        accept, threshold: when an answer needs no review, as for `cascade`; by default every one is reviewed.
+    """
+
+    keeps_draft: ClassVar[bool] = True
+
+    accept: str = NEVER
+    by: Literal["words", "logprob"] = "words"
+    objection: Annotated[float, Ge(0), Le(1)] = 0.5
+    template: str = TEMPLATE
+
+    def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
+        return self.read(trial, large) if self.by == "logprob" else self.asked(trial, large)
+
+    async def read(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
+        """The answer where the large model objects by its probabilities."""
+        request = replace(trial.request, written=()).continued(trial.draft.text)
+        scored = await large.score(request, trial.ledger.meter("judge"))
+        message = len(request.prompt.messages) if isinstance(request.prompt, Chat) else 1
+        begun = len(trial.request.prefix)
+        tokens = [(token.start, token.logprob) for token in scored.of(message) if token.logprob is not None]
+        lines = accumulate(map(len, trial.draft.text.splitlines(keepends=True)), initial=begun)
+        for start, end in pairwise(lines):
+            known = [logprob for at, logprob in tokens if start <= at < end]
+            if known and math.exp(math.fsum(known) / len(known)) < self.objection:
+                break
+        else:
+            yield trial.draft.answer
+            return
+        kept = self.kept(trial, start - begun)
+        yield kept
+        rest = replace(trial.request, written=()).continued(kept.text)
+        sampling = trial.request.sampling
+        left = replace(sampling, max_tokens=max(1, sampling.max_tokens - len(kept.tokens)), min_tokens=0)
+        async with aclosing(
+            answer_of(large, replace(rest, sampling=left), trial.ledger.meter("answer"))
+        ) as pieces:
+            async for piece in pieces:
+                yield replace(piece, round=2)
+
+    async def asked(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
+        """The answer where the large model objects in words."""
+        request, head, decided = self.question(trial.request, trial.draft.text), "", False
+        async with aclosing(answer_of(large, request, trial.ledger.meter("answer"))) as pieces:
+            async for piece in pieces:
+                if decided:
+                    yield replace(piece, round=2)
+                    continue
+                head += piece.text
+                if AGREED.match(head):
+                    yield trial.draft.answer
+                    return
+                found = OBJECTED.match(head)
+                if piece.finish is None and (found.end() == len(head) if found else len(head) < DECIDED):
+                    continue
+                decided = True
+                lines = trial.draft.text.splitlines(keepends=True)
+                yield self.kept(trial, len("".join(lines[: int(found[1]) - 1])) if found else 0)
+                yield replace(piece, text=head[found.end() :] if found else head, tokens=(), round=2)
+
+    def kept(self, trial: Trial, characters: int) -> Piece:
+        """The part of the draft that stays; the usage of the rest is recorded as discarded."""
+        draft, text, stays = trial.draft, "", 0
+        for token in draft.tokens:
+            text += token.text
+            stays += len(text) <= characters
+        trial.ledger.add(draft.engine.name, "propose", Cost(discarded_tokens=len(draft.tokens) - stays))
+        return replace(
+            draft.answer, text=draft.text[:characters], tokens=draft.tokens[:stays], finish=None, round=1
+        )
+
+    def question(self, request: Request, draft: str) -> Request:
+        """What the large model is asked about a draft."""
+        lines = draft.splitlines() or [""]
+        numbered = "\n".join(f"{number}: {line}" for number, line in enumerate(lines, 1))
+        words = filled(self.template, question=question_of(request.prompt, "review"), answer=numbered)
+        sampling = replace(request.sampling, stop=(), min_tokens=0)
+        return replace(
+            request, prompt=with_question(request.prompt, words), sampling=sampling, prefix="", written=()
+        )
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        require(
+            self.pair(engines)[0], {"score", "prefix"} if self.by == "logprob" else set(), "review (large)"
+        )

@@ -1,0 +1,147 @@
+"""`review`: what the large model leaves, what it writes anew, and what either costs."""
+
+import asyncio
+import math
+from contextlib import aclosing
+
+import pytest
+
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.ensemble_methods.model_selection.all import All
+from ensemblehub.ensemble_methods.output_aggregation.review import Review
+from ensemblehub.errors import CapabilityError, EngineError
+from ensemblehub.generators.echo import EchoEngine, EchoOptions
+from ensemblehub.schema import Chat, Message, Piece, Request, Sampling, Scored, ScoredToken, Text
+
+CHAT = Chat((Message("system", "Be brief."), Message("user", "What is 2 + 2 + 1?")))
+DRAFT = "2 + 2 = 4\n4 + 1 = 6\nso 6\n"
+
+
+class Recorder(EchoEngine):
+    def __init__(self, name, reply, parameters, **options):
+        super().__init__(name, EchoOptions({"": reply}, parameters=parameters, **options))
+        self.asked = []
+
+    def stream(self, request, meter):
+        self.asked.append(request)
+        return super().stream(request, meter)
+
+
+class Reader(Recorder):
+    """Finds every token as likely as it is given for the line, and continues with its own reply."""
+
+    lines = (0.9, 0.4, 0.9)
+
+    async def score(self, request, meter):
+        meter.record(self.name, self.info, prompt_tokens=5)
+        message = len(request.prompt.messages) if isinstance(request.prompt, Chat) else 1
+        tokens, start = [ScoredToken("?", None, None, None, 0, 0, 1)], 0
+        for line, chance in zip(request.prefix.splitlines(keepends=True), self.lines, strict=False):
+            for word in line.split(" "):
+                tokens.append(ScoredToken(word, None, math.log(chance), 1.0, message, start, start + 1))
+                start += len(word) + 1
+            start = start - 1
+        return Scored(tuple(tokens))
+
+    def _reply(self, request):
+        return super()._reply(Request(request.prompt, request.sampling))
+
+
+class Blind(Recorder):
+    capabilities = frozenset({"logprobs"})
+
+
+def answer(strategy, reply, kind=Recorder, request=None, **options):
+    engines = [kind("big", reply, 9), Recorder("tiny", DRAFT, 1, **options)]
+    request = request or Request(CHAT, Sampling(max_tokens=40, stop=("!",)))
+    return asyncio.run(AsyncEnsemble(engines, All(), strategy).generate(request)), engines
+
+
+def costs(result):
+    return {(line.engine, line.purpose): line.cost for line in result.usage.lines}
+
+
+@pytest.mark.parametrize("reply", ["OK", "ok, this is fine and nothing is to be said", "**OK**"])
+def test_an_answer_that_the_large_model_agrees_with_is_given_as_it_is(reply):
+    result, (big, tiny) = answer(Review(), reply)
+    assert (result.text, result.finish) == (DRAFT, "stop")
+    assert [piece.engine for piece in result.pieces] == ["tiny"]
+    assert costs(result)["big", "answer"].completion_tokens == 1  # then the stream is closed
+    assert costs(result)["tiny", "propose"].discarded_tokens == 0
+    shown = big.asked[0].prompt.messages[-1].content
+    assert "numbered:\n1: 2 + 2 = 4\n2: 4 + 1 = 6\n3: so 6\n" in shown
+    assert shown.startswith("What is 2 + 2 + 1?")
+    assert big.asked[0].prompt.messages[0] == CHAT.messages[0]
+    assert big.asked[0].sampling.stop == ()
+    assert tiny.asked[0].prompt == CHAT
+
+
+@pytest.mark.parametrize("opening", ["2: ", "Line 2:\n", "2. ", " 2:\n\n"])
+def test_it_writes_anew_from_the_line_it_objects_to(opening):
+    result, _ = answer(Review(), opening + "4 + 1 = 5\nso 5")
+    assert (result.text, result.finish) == ("2 + 2 = 4\n4 + 1 = 5\nso 5", "stop")
+    parts = [(piece.engine, piece.text, piece.round) for piece in result.pieces if piece.text]
+    assert parts == [("tiny", "2 + 2 = 4\n", 1), ("big", "4 + 1 = 5\nso 5", 2)]
+    # "2", " +", " 2", " =", " 4" stay; the line break is a part of the next word
+    assert (
+        costs(result)["tiny", "propose"].completion_tokens - 5
+        == costs(result)["tiny", "propose"].discarded_tokens
+    )
+
+
+def test_a_reply_of_no_known_form_is_the_answer():
+    result, _ = answer(Review(), "I should rather say that it is 5")
+    assert result.text == "I should rather say that it is 5"
+    assert costs(result)["tiny", "propose"].discarded_tokens == len(DRAFT.split()) + 1
+    assert answer(Review(), "5")[0].text == "5"
+
+
+def test_a_line_that_is_not_there_leaves_all_of_them():
+    assert answer(Review(), "9: and that is all")[0].text == DRAFT + "and that is all"
+
+
+def test_by_its_probabilities_the_first_unlikely_line_and_all_after_it_are_written_anew():
+    for prompt in (CHAT, Text("What is 2 + 2 + 1?")):
+        request = Request(prompt, Sampling(max_tokens=40))
+        result, (big, _) = answer(Review(by="logprob"), "4 + 1 = 5", Reader, request)
+        assert result.text == "2 + 2 = 4\n4 + 1 = 5"
+        assert (big.asked[0].prompt, big.asked[0].prefix) == (prompt, "2 + 2 = 4\n")
+        assert big.asked[0].sampling.max_tokens == 40 - 5
+        assert costs(result)["big", "judge"].prompt_tokens == 5
+
+
+def test_by_its_probabilities_a_likely_answer_stays():
+    result, (big, _) = answer(Review(by="logprob", objection=0.3), "4 + 1 = 5", Reader)
+    assert (result.text, big.asked) == (DRAFT, [])
+
+
+def test_an_answer_that_is_accepted_is_not_reviewed():
+    result, (big, _) = answer(Review(accept="logprob"), "OK", logprob=-0.01)
+    assert (result.text, big.asked, result.verdicts[0].sufficient) == (DRAFT, [], True)
+    result, (big, _) = answer(Review(accept="logprob"), "OK", logprob=-0.5)
+    assert (result.text, len(big.asked), result.verdicts[0].sufficient) == (DRAFT, 1, False)
+
+
+def test_closing_stops_the_reviewer_and_errors_are_raised():
+    ledger = UsageLedger()
+    engines = [Recorder("big", "2: and so it is five", 9), Recorder("tiny", DRAFT, 1)]
+
+    async def run():
+        async with aclosing(Review().run(Request(CHAT), engines, ledger)) as events:
+            async for event in events:
+                if isinstance(event, Piece) and event.engine == "big":
+                    break
+
+    asyncio.run(run())
+    assert engines[0].written == 2
+    assert ledger.total.completion_tokens == sum(engine.written for engine in engines)
+    with pytest.raises(EngineError, match="tiny failed"):
+        answer(Review(), "OK", fail_after=2)
+
+
+def test_who_judges_by_probabilities_has_to_have_them():
+    engines = [Blind("big", "OK", 9), Recorder("tiny", DRAFT, 1)]
+    AsyncEnsemble(engines, All(), Review())
+    with pytest.raises(CapabilityError, match=r"review .large. needs prefix, score of engine 'big'"):
+        AsyncEnsemble(engines, All(), Review(by="logprob"))
