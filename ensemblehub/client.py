@@ -60,7 +60,7 @@ class Ensemble:
     def _start(self, ensemble: AsyncEnsemble) -> None:
         self._ensemble = ensemble
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="ensemblehub", daemon=True).start()
+        threading.Thread(target=_serve, args=(self._loop,), name="ensemblehub", daemon=True).start()
         self._finalizer = weakref.finalize(self, _shut_down, self._loop, ensemble)
 
     def load(self) -> None:
@@ -69,7 +69,9 @@ class Ensemble:
 
     def close(self) -> None:
         """Free every model; the ensemble cannot be used afterwards."""
-        self._finalizer()
+        closing = self._finalizer()
+        if closing is not None:
+            closing.result()
 
     def __enter__(self) -> Ensemble:
         self.load()
@@ -160,7 +162,29 @@ class Ensemble:
             return
 
 
-def _shut_down(loop: asyncio.AbstractEventLoop, ensemble: AsyncEnsemble) -> None:
-    """Free the models and end the loop's thread; called once."""
-    asyncio.run_coroutine_threadsafe(ensemble.close(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+async def _free(ensemble: AsyncEnsemble) -> None:
+    """Free the models, and cancel what is left, such as streams that nobody reads to their end."""
+    try:
+        await ensemble.close()
+    finally:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+def _shut_down(loop: asyncio.AbstractEventLoop, ensemble: AsyncEnsemble) -> Future[None]:
+    """Free the models and end the loop's thread; called once.
+
+    Waits in the main thread alone, where a program ends: garbage may be collected in a model's own thread.
+    """
+    freeing = asyncio.run_coroutine_threadsafe(_free(ensemble), loop)
+    freeing.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
+    if threading.current_thread() is threading.main_thread():
+        freeing.result()
+    return freeing

@@ -1,6 +1,7 @@
 """The Python interface: sync and async alike, in scripts, threads and running loops; typed for users."""
 
 import asyncio
+import gc
 import inspect
 import os
 import re
@@ -138,6 +139,31 @@ def test_what_is_wrong_is_one_line(call, error, says):
         call(eh.Ensemble([engine("a", "x")]))
     assert says in str(found.value)
     assert "\n" not in str(found.value)
+
+
+def test_a_script_that_closes_nothing_ends_quietly():
+    code = """
+    import ensemblehub as eh
+    pair = eh.Ensemble(["builtin:intern"], aggregation=eh.BestOf(samples=2),
+                       scorers=[{"path": "builtin:prm", "engine": "reward_model"}])
+    assert pair.generate("There are 8 bowls. How many bowls are there?", max_tokens=2).text
+    events = pair.stream("There are 8 bowls. How many bowls are there?")
+    next(events)
+    """
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_ensemble_that_is_collected_in_its_own_thread_is_freed():
+    ensemble = eh.Ensemble([engine("a", "x")])
+    ensemble.cycle, loop = ensemble, ensemble._loop
+    del ensemble
+    loop.call_soon_threadsafe(gc.collect)
+    deadline = time.monotonic() + 30
+    while not loop.is_closed() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert loop.is_closed()
 
 
 def test_a_closed_ensemble_says_so():

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -266,8 +267,11 @@ class RewardModelScorer(Scorer):
         await self._on_thread(lambda: (self._renderer, self._network))
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._worker.shutdown)
-        self.__dict__.pop("_network", None)
+        with suppress(RuntimeError):  # the thread has ended: closed before, or the interpreter shuts down
+            await asyncio.get_running_loop().run_in_executor(
+                self._worker, self.__dict__.pop, "_network", None
+            )
+        self._worker.shutdown(wait=False)
 
 
 def _kind(options: RewardModelOptions, config: Any) -> tuple[Any, Kind]:

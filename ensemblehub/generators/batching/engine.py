@@ -41,8 +41,11 @@ class ModelWorker(Protocol):
 
     loaded: Future[Any]  # done when the model is there
 
-    def stop(self) -> None:
-        """End the thread and free the model; what still runs fails."""
+    async def stop(self) -> None:
+        """End the thread and free the model; what still runs fails.
+
+        Starts no thread, so it works while the interpreter shuts down.
+        """
 
 
 class ModelCall(Protocol):
@@ -150,7 +153,7 @@ class LocalEngine(Engine, Generic[W, C]):
             worker, self._worker = self._worker, None
             self._closed = True
         if worker is not None:
-            await asyncio.to_thread(worker.stop)
+            await worker.stop()
 
     def _started(self) -> W:
         with self._lock:

@@ -6,6 +6,7 @@ token of every row that may go on; then all new tokens are handed over at once.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import queue
 import threading
@@ -49,7 +50,8 @@ class Scheduler:
         self._callbacks = LoopCallbacks()
         self._closed = ""  # why no row is accepted any more
         self._lock = threading.Lock()  # no row arrives once the engine is closed
-        self._thread = threading.Thread(target=self._work, name=f"ensemblehub-{name}", daemon=True)
+        self._ended: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name=f"ensemblehub-{name}", daemon=True)
         self._thread.start()
 
     def submit(self, row: ModelRow) -> None:
@@ -67,15 +69,22 @@ class Scheduler:
         """Look at the rows again: one was read, asked or closed."""
         self._inbox.put(None)
 
-    def stop(self) -> None:
-        """End the thread; rows still running fail.  Blocks until the current step is over."""
+    async def stop(self) -> None:
+        """End the thread once the current step is over; rows still running fail."""
         self._close("is closed")
         self._inbox.put(_STOP)
+        await asyncio.shield(asyncio.wrap_future(self._ended))
         self._thread.join()
 
     def _close(self, why: str) -> None:
         with self._lock:
             self._closed = self._closed or why
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._ended.set_result(None)
 
     def _work(self) -> None:
         try:

@@ -79,11 +79,11 @@ class VLLMWorker:
             return RequestError(f"{self.name}: {reason}")
         return EngineError(f"{self.name}: vLLM failed: {reason}", self.name)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Stop vLLM and end the thread; requests that still run fail."""
         with suppress(Exception):  # it may have failed to start
-            self.loaded.result()
-        self.run(self._end()).result()
+            await asyncio.shield(asyncio.wrap_future(self.loaded))
+        await asyncio.shield(asyncio.wrap_future(self.run(self._end())))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
