@@ -1,6 +1,7 @@
 """Best of n: what is scored, what is kept, what is recorded."""
 
 import asyncio
+import math
 from contextlib import aclosing
 
 import pytest
@@ -148,3 +149,18 @@ def test_what_cannot_work_is_refused():
         AsyncEnsemble(members("a", "b"), All(), BestOf(samples=0).with_scorers(Longest()))
     with pytest.raises(ConfigError, match="did you mean 'samples'"):
         registry.build(BestOf, {"smples": 2}, "aggregation 'best_of'")
+
+
+def test_a_criterion_may_judge_in_place_of_scorers():
+    engines = [
+        EchoEngine(name, EchoOptions({"": name}, logprob=logprob))
+        for name, logprob in (("a", -0.5), ("b", -0.1))
+    ]
+    result = asyncio.run(AsyncEnsemble(engines, All(), BestOf(accept="logprob")).generate(Request(CHAT)))
+    assert result.text == "b"
+    assert result.choices[0].scores == (
+        ("a", pytest.approx(math.exp(-0.5))),
+        ("b", pytest.approx(math.exp(-0.1))),
+    )
+    with pytest.raises(ConfigError, match=r"best_of: accept: .*did you mean 'logprob'"):
+        AsyncEnsemble(engines, All(), BestOf(accept="logprop"))

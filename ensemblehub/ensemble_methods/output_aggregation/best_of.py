@@ -1,16 +1,19 @@
-"""`best_of`: every member answers, scorers judge the answers, the best one is given."""
+"""`best_of`: every member answers, scorers or a criterion judge the answers, the best one is given."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
+from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble_methods.acceptance import Acceptance, Trial, acceptance_named
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity
-from ensemblehub.ensemble_methods.candidates import drafts, least_engines, write_all
+from ensemblehub.ensemble_methods.candidates import Candidate, drafts, least_engines, write_all
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Choice, Event, Request
 
@@ -25,21 +28,20 @@ class BestOf(Aggregation):
     Attributes:
         samples: answers per engine; one at temperature 0, where all are the same.
         exclude_self_scoring: no scorer judges the text of its own model, where another can.
+        accept: a criterion (see `acceptance_named`; tests, say) in place of scorers.
     """
 
     granularity: ClassVar[Granularity] = "response"
-    uses_scorers: ClassVar[bool] = True
     samples: Annotated[int, Ge(1)] = 1
     exclude_self_scoring: bool = True
+    accept: str | None = None
 
     async def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
         candidates = drafts(request, engines, self.samples)
         await write_all(candidates, ledger)
-        texts = [candidate.text for candidate in candidates]
-        authors = [candidate.engine.model for candidate in candidates] if self.exclude_self_scoring else []
-        scores = await self.scorers.score(request, texts, ledger.meter("score"), authors)
+        scores = await self.scored(request, candidates, engines, ledger)
         ranking = sorted(
             zip(candidates, scores, strict=True), key=lambda pair: -pair[1]
         )  # equals keep their order
@@ -52,6 +54,38 @@ class BestOf(Aggregation):
         reason = f"{best.name} scores {score:.4g}, the best of {len(candidates)}{tie}"
         yield Choice("answer", (best.name,), named, reason)
         yield best.answer
+
+    async def scored(
+        self,
+        request: Request,
+        candidates: Sequence[Candidate],
+        engines: Sequence[Engine],
+        ledger: UsageLedger,
+    ) -> list[float]:
+        """One score for each candidate; higher is better."""
+        criterion = self.criterion
+        if criterion:
+            trials = [Trial(request, candidate, engines, ledger) for candidate in candidates]
+            return await together(criterion.probability(trial) for trial in trials)
+        texts = [candidate.text for candidate in candidates]
+        authors = [candidate.engine.model for candidate in candidates] if self.exclude_self_scoring else []
+        return await self.scorers.score(request, texts, ledger.meter("score"), authors)
+
+    @cached_property
+    def criterion(self) -> Acceptance | None:
+        """The configured criterion, if there is one."""
+        return acceptance_named(self.accept, "best_of") if self.accept else None
+
+    @property
+    def uses_scorers(self) -> bool:  # type: ignore[override]  # not where a criterion judges
+        return self.accept is None
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        criterion = self.criterion
+        if criterion:
+            for engine in engines:
+                criterion.check(engine, engines, "best_of")
 
     @property
     def min_engines(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
