@@ -191,6 +191,7 @@ class UsageMeter:
         discarded_tokens: int = 0,
         seconds: float = 0.0,
         usd: float | None = None,
+        flops: tuple[float, float] | None = None,
         estimated: bool = False,
         ids: Sequence[int] | None = None,
     ) -> Cost:
@@ -201,24 +202,27 @@ class UsageMeter:
 
         Args:
             usd: Price that the provider states; by default computed from `info.price`.
+            flops: FLOPs that the provider states, as they were and as they would be with empty caches; by
+                default computed from `info`.
             ids: Tokens read and generated, to tell which cached tokens an earlier request computed; without
                 them, the lengths of the calls bound their number.
         """
         written_from = prompt_tokens
         tokens = range(prompt_tokens + completion_tokens) if ids is None else ids
         reused = self.ledger.reused(engine, tokens, cached_tokens)
+        last = written_from + max(0, completion_tokens - 1)
         cost = Cost(
             prompt_tokens,
             cached_tokens,
             completion_tokens,
             discarded_tokens,
-            prefill_flops=info.flops(cached_tokens, prompt_tokens),
-            decode_flops=info.flops(written_from, written_from + max(0, completion_tokens - 1)),
+            prefill_flops=info.flops(cached_tokens, prompt_tokens) if flops is None else 0.0,
+            decode_flops=info.flops(written_from, last) if flops is None else flops[0],
             usd=dollars(info, prompt_tokens, cached_tokens, completion_tokens) if usd is None else usd,
             seconds=seconds,
             calls=1,
             estimated=estimated,
-            spared_flops=info.flops(reused, cached_tokens),
+            spared_flops=info.flops(reused, cached_tokens) if flops is None else flops[1] - flops[0],
         )
         self.ledger.add(engine, self.purpose, cost)
         return cost

@@ -172,6 +172,7 @@ def test_the_harness_gets_the_texts_and_the_accuracy_of_bench(harness, server, b
     (file,) = (tmp_path / "bench" / "answers").iterdir()
     rows = read_rows(file)[1]
     ours = [rows[item.id] for item in questions.items]
+    assert all(row.flops > 1e6 for row in ours)  # as the server states them
     theirs = [text for [[text]] in samples["same_questions"]]
     assert [row.text.rpartition("</think>")[2].strip() for row in ours] == [text.strip() for text in theirs]
     assert [row.correct for row in ours] == [

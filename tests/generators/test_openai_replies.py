@@ -393,6 +393,25 @@ def test_no_usage_is_an_estimate(usage):
     assert (cost.prompt_tokens, cost.completion_tokens, cost.estimated) == (4, 2, True)
 
 
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"flops": 7e9, "cold_flops": 5e9},
+        {"flops": 5e9},
+        {"flops": "much", "cold_flops": True},
+        {"flops": math.inf, "cold_flops": math.inf},
+        "5e9",
+    ],
+)
+def test_flops_that_a_server_states_are_taken_where_they_can_be(details):
+    tokens = {"prompt_tokens": 9, "completion_tokens": 5}
+    stated = usage_of({**tokens, "cost_details": {"flops": 5e9, "cold_flops": 7e9}})
+    assert (stated.flops, stated.cold_flops) == (5e9, 7e9)
+    wrong, none = usage_of({**tokens, "cost_details": details}), usage_of(tokens)
+    assert (wrong.flops, wrong.cold_flops) == (none.flops, none.cold_flops)
+    assert none.flops != 5e9
+
+
 def test_usage_in_other_places_is_found():
     told = {"prompt_tokens": 9, "completion_tokens": 5}
     for last in (chunk([], x_groq={"id": "r", "usage": told}), chunk([{"delta": {}, "usage": told}])):

@@ -265,6 +265,7 @@ class APIAnswer:
             discarded_tokens=written if scoring else 0,
             seconds=seconds,
             usd=usage.usd,
+            flops=usage.flops,
             estimated=not (final and reported),
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 MOST_TOKENS = 10**9
 _MOST_DOLLARS = 1e6
+_MOST_FLOPS = 1e24
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class APIUsage:
     Attributes:
         read, cached, written: tokens.
         usd: US dollars.
+        flops: as they were, and as they would be with empty caches; servers of this project report them.
         sure: whether every figure needed was reported, and none as an estimate.
     """
 
@@ -26,6 +28,7 @@ class APIUsage:
     cached: int = 0
     written: int | None = None
     usd: float | None = None
+    flops: tuple[float, float] | None = None
     sure: bool = False
 
     @classmethod
@@ -48,7 +51,15 @@ class APIUsage:
         written = _count(usage.get("completion_tokens"), usage.get("output_tokens"))
         known = read is not None and written is not None and cached is not None and cached <= read
         usd, sure = _dollars(usage)
-        return cls(read, min(int(cached or 0), read or 0), written, usd, known and sure)
+        return cls(read, min(int(cached or 0), read or 0), written, usd, _flops(usage), known and sure)
+
+
+def _flops(usage: Mapping[str, Any]) -> tuple[float, float] | None:
+    """FLOPs in `cost_details`, with the caches as they were and with empty ones."""
+    details = usage.get("cost_details")
+    given = details if isinstance(details, dict) else {}
+    spent, cold = (number(given.get(name), _MOST_FLOPS) for name in ("flops", "cold_flops"))
+    return (spent, cold) if spent and cold and cold >= spent else None
 
 
 def _dollars(usage: Mapping[str, Any]) -> tuple[float | None, bool]:

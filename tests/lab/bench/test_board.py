@@ -64,6 +64,7 @@ def test_a_folder_without_results_is_one_line(tmp_path):
 @pytest.mark.skipif(not CHROMIUM and not os.environ.get("ENSEMBLEHUB_REQUIRE_BROWSER"), reason="no chromium")
 def test_the_page_works_in_a_browser_from_a_file(page):
     from playwright import sync_api as sync  # of the extra `dev`
+
     with sync.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         tab = browser.new_page()

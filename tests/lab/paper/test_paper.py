@@ -19,22 +19,25 @@ add_plugins()
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ROOT / "scripts" / "mentor_guided"
 LIMIT = 20  # questions of every split, as many as training a judge needs
+MAX_TOKENS = 128  # half of what the mentor thinks
 INSIGHT = "Goal: mugs\nPlanning: trace mugs\nRetrieval: mugs = bowls + 5; bowls = 3\nAction: state it"
 
 
-def script(name, results, **env):
+def script(name, results, *flags, **env):
     surroundings = {
         key: value for key, value in os.environ.items() if key not in ("PAIR", "OPENROUTER_API_KEY")
     }
     surroundings |= {"RESULTS": str(results), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **env}
     return subprocess.run(
-        ["bash", str(SCRIPTS / name)], env=surroundings, capture_output=True, text=True, timeout=300
+        ["bash", str(SCRIPTS / name), *flags], env=surroundings, capture_output=True, text=True, timeout=300
     )
 
 
 def run_here(name, results):
     """What the script calls, in this process, where the models' libraries are loaded already."""
-    shown = script(name, results, PAIR="builtin", LIMIT=str(LIMIT), PYTHON="echo")
+    shown = script(
+        name, results, "--max_tokens", str(MAX_TOKENS), PAIR="builtin", LIMIT=str(LIMIT), PYTHON="echo"
+    )
     module, package, *arguments = shown.stdout.split()
     assert (module, package) == ("-m", "ensemblehub")
     done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
@@ -61,15 +64,16 @@ def test_the_scripts_run_offline_on_the_builtin_pair_and_go_on_where_they_stoppe
     name, folder, table, finals, results
 ):
     if name == "exp_homo_math.sh":
-        first = script(name, results, PAIR="builtin", LIMIT=str(LIMIT))
+        first = script(name, results, "--max_tokens", str(MAX_TOKENS), PAIR="builtin", LIMIT=str(LIMIT))
         assert first.returncode == 0, first.stderr
     else:
         run_here(name, results)
-    record = json.loads((results / folder / f"{table}.json").read_text())
+    made = results / f"{folder}_{MAX_TOKENS}"
+    record = json.loads((made / f"{table}.json").read_text())
     rows = {row["method"]: row for row in record["rows"]}
     assert rows["tandem"]["n"] == LIMIT
     assert 0 < rows["tandem"]["cost_vs_mentor"] < 1
-    assert "paper" in (results / folder / f"{table}.md").read_text()
+    assert "paper" in (made / f"{table}.md").read_text()
     for final in finals:
         assert json.loads((results / final).read_text())["tandem"] == rows["tandem"]
     if table == "transfer":
@@ -81,19 +85,19 @@ def test_the_scripts_run_offline_on_the_builtin_pair_and_go_on_where_they_stoppe
         )
     if name != "exp_homo_math.sh":
         return
-    before = (results / folder / "runs.jsonl").read_bytes()
+    before = (made / "runs.jsonl").read_bytes()
     run_here(name, results)
-    assert (results / folder / "runs.jsonl").read_bytes() == before
-    assert json.loads((results / folder / f"{table}.json").read_text())["rows"] == record["rows"]
+    assert (made / "runs.jsonl").read_bytes() == before
+    assert json.loads((made / f"{table}.json").read_text())["rows"] == record["rows"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("table", ["guidance", "thinking", "latency", "ablation", "families"])
 def test_the_other_tables_run_on_the_builtin_pair(table, results, monkeypatch):
     monkeypatch.setattr(latency, "QUESTIONS", 3)  # one at a time, by eight methods
-    study = Study("builtin", "math500", results, limit=LIMIT)
+    study = Study("builtin", "math500", results, limit=LIMIT, max_tokens=MAX_TOKENS)
     texts = list(paper.run(table, study))
-    record = json.loads((results / "builtin_math" / f"{table}.json").read_text())
+    record = json.loads((study.folder / f"{table}.json").read_text())
     assert len(record["rows"]) >= 4
     assert record["paper"]["source"] in texts[0]
     rows = {row.get("method"): row for row in record["rows"]}
@@ -103,7 +107,7 @@ def test_the_other_tables_run_on_the_builtin_pair(table, results, monkeypatch):
             > rows["after_16"]["mentor_tokens"]
             > rows["intern"]["mentor_tokens"]
         )
-        assert (results / "builtin_math" / "guidance.svg").exists()
+        assert (study.folder / "guidance.svg").exists()
     if table == "ablation":
         assert rows["no retrieval"]["accuracy"] < rows["full insight"]["accuracy"]
     if table == "latency":
