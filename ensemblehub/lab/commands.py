@@ -21,6 +21,7 @@ from ensemblehub.options import Commands, CommandT, config_option, force_option,
 
 if TYPE_CHECKING:
     from ensemblehub.config import Config
+    from ensemblehub.lab.pipeline.certificate import Loss
 
 
 def experiment_option(command: CommandT) -> CommandT:
@@ -200,19 +201,55 @@ def stats(config: Config, input_path: Path, output_path: Path, limit: int | None
 @click.option(
     "--min-accuracy", type=click.FloatRange(0, 1), help="The cheapest thresholds with at least this accuracy."
 )
-def calibrate(config: Config, max_accuracy: bool, budget: float | None, min_accuracy: float | None) -> None:
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="The cheapest thresholds that are certified to lose at most this share of the questions.",
+)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.95,
+    show_default=True,
+    help="With --max-loss: the probability with which that holds.",
+)
+@click.option(
+    "--loss",
+    type=click.Choice(["lost-correct", "net"]),
+    default="lost-correct",
+    show_default=True,
+    help="With --max-loss: what is lost: questions that the mentor has right and the answer wrong, or these less "
+    "those that only the answer has right.",
+)
+def calibrate(
+    config: Config,
+    max_accuracy: bool,
+    budget: float | None,
+    min_accuracy: float | None,
+    max_loss: float | None,
+    confidence: float,
+    loss: Loss,
+) -> None:
     """Choose the judge's thresholds on the split `calibration`.
 
     One threshold per level; test data is never used. The default objective is `experiment.aim` of the file.
+    With --max-loss, a certificate is saved beside the judge (docs/judges.md).
     """
-    from ensemblehub.lab.pipeline.pipeline import Pipeline
-
     given = {"budget": budget, "min-accuracy": min_accuracy}
     objectives = ["max-accuracy"] if max_accuracy else []
     objectives += [f"{name}:{value}" for name, value in given.items() if value is not None]
-    if len(objectives) > 1:
-        raise click.UsageError("choose one of --max-accuracy, --budget and --min-accuracy")
-    click.echo(json.dumps(Pipeline(config).calibrate(next(iter(objectives), None)), indent=1))
+    if len(objectives) + (max_loss is not None) > 1:
+        raise click.UsageError("choose one of --max-accuracy, --budget, --min-accuracy and --max-loss")
+    from ensemblehub.lab.pipeline.pipeline import Pipeline
+
+    pipeline = Pipeline(config)
+    if max_loss is None:
+        click.echo(json.dumps(pipeline.calibrate(next(iter(objectives), None)), indent=1))
+        return
+    from ensemblehub.lab.pipeline.certificate import Promise
+    from ensemblehub.lab.pipeline.certificate_command import certify
+
+    click.echo(certify(pipeline, Promise(max_loss, confidence, loss)))
 
 
 @click.command()

@@ -21,6 +21,7 @@ from safetensors import numpy as safetensors
 from ensemblehub import builtin, registry
 from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.errors import ArtifactError, ConfigError, MissingExtraError, did_you_mean
+from ensemblehub.tandem import certificate
 from ensemblehub.tandem.estimates import Length
 from ensemblehub.tandem.features import FEATURE_NAMES
 from ensemblehub.tandem.insights import Scope
@@ -92,8 +93,10 @@ class JudgeArtifact:
         """Write the folder.
 
         Files are written atomically.  The JSON is written last and holds the weights' SHA-256, so that an
-        interrupted save leaves the old judge or one that `load_judge` refuses.
+        interrupted save leaves the old judge or one that `load_judge` refuses.  A certificate of the old judge is
+        removed.
         """
+        (folder / certificate.FILE).unlink(missing_ok=True)
         weights, (_, options) = self.weights, self.judge.state()
         record = self.record() | {"options": options, "sha256": hashlib.sha256(weights).hexdigest()}
         write_atomically(folder / "judge.safetensors", weights)

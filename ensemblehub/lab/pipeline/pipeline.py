@@ -124,12 +124,7 @@ class Pipeline(Experiment):
     def calibrate(self, aim: str | None = None) -> dict[str, Any]:
         """Choose one threshold per level on the collected `calibration` split, never on test data."""
         objective = calibration.Objective.parse(aim or self.settings.aim)
-        artifact = load_judge(self.judge_folder)
-        if not artifact.judge.reads:
-            raise ConfigError(f"the judge in {self.judge_folder} has nothing to calibrate")
-        _, tandem = self.ensemble()
-        data = self.learning("calibration")
-        self._check_calibration(data, tandem, artifact)
+        artifact, tandem, data = self.calibration()
         levels = [checkpoint.level for checkpoint in tandem.checkpoints]
         outcomes = replay.outcomes(data, artifact.judge, levels, tandem.fallback)
         chosen = calibration.calibrate(outcomes, objective)
@@ -138,6 +133,21 @@ class Pipeline(Experiment):
         made = dict(artifact.data) | {"calibrated": about | chosen.expected}
         replace(artifact, thresholds=thresholds, data=made).save(self.judge_folder)
         return about | {"thresholds": thresholds, **chosen.expected}
+
+    def calibration(self) -> tuple[JudgeArtifact, Tandem, Collected]:
+        """The judge, the strategy that uses it, and the questions on which its thresholds are chosen.
+
+        Raises:
+            ConfigError: the judge has nothing to calibrate.
+            ArtifactError: the questions are not there, or of another judge.
+        """
+        artifact = load_judge(self.judge_folder)
+        if not artifact.judge.reads:
+            raise ConfigError(f"the judge in {self.judge_folder} has nothing to calibrate")
+        _, tandem = self.ensemble()
+        data = self.learning("calibration")
+        self._check_calibration(data, tandem, artifact)
+        return artifact, tandem, data
 
     def evaluate(self, limit: int | None = None, force: bool = False, checks: bool = True) -> list[TandemRun]:
         """Run Tandem live on the test split.

@@ -1,0 +1,154 @@
+"""`ensemblehub calibrate --max-loss`: the cheapest certified thresholds, and the certificate beside the judge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ensemblehub.ensemble_methods.identity import identity
+from ensemblehub.errors import ConfigError
+from ensemblehub.lab import metrics
+from ensemblehub.lab.judges.training import KINDS
+from ensemblehub.lab.pipeline import replay as collected
+from ensemblehub.lab.pipeline.cascade import Floats, Outcomes
+from ensemblehub.lab.pipeline.certificate import Promise, Settings, certified
+from ensemblehub.lab.pipeline.certificate_path import FOLDS, along, path_of, unseen
+from ensemblehub.lab.pipeline.pipeline import Pipeline
+from ensemblehub.lab.pipeline.progress import progress
+from ensemblehub.lab.pipeline.records import Collected, with_current_names
+from ensemblehub.tandem.artifact import JudgeArtifact
+from ensemblehub.tandem.certificate import Certificate
+from ensemblehub.tandem.drift import histogram
+
+SLICE = 100  # questions of a subject, from which on its loss is shown
+
+
+def certify(pipeline: Pipeline, promise: Promise) -> str:
+    """Save the cheapest thresholds that keep the promise, with their certificate; returns what a user reads.
+
+    The path of thresholds is chosen on the split `train`, and tested on `calibration`.
+
+    Raises:
+        ConfigError: no thresholds that save anything keep the promise on so many questions.
+        ArtifactError: a split is missing, or the judge is for something else.
+    """
+    artifact, tandem, data = pipeline.calibration()
+    levels = [checkpoint.level for checkpoint in tandem.checkpoints]
+    training = pipeline.learning("train")
+    pipeline.check_levels(training, tandem)
+    path = path_of(_training_outcomes(pipeline, artifact, training, levels, tandem.fallback), promise.loss)
+    outcomes = collected.outcomes(data, artifact.judge, levels, tandem.fallback)
+    settings = along(outcomes, path)
+    try:
+        chosen = certified(settings, promise)
+    except ConfigError as error:
+        safer = "" if tandem.fallback == "mentor" else "; `fallback: mentor` is safer"
+        raise ConfigError(f"{error}{safer}") from error
+    seen = Seen.of(settings, chosen, [row.subject for row in data.rows])
+    thresholds = dict(zip(levels, map(float, path[chosen]), strict=True))
+    about = {"aim": str(promise), "n": len(data.rows)}
+    made = dict(artifact.data) | {"calibrated": about | vars(seen)}
+    replace(artifact, thresholds=thresholds, data=made).save(pipeline.judge_folder)
+    engines, tandem = pipeline.ensemble()  # with the new thresholds
+    options = {spec.name: pipeline.config.deciding(spec) for spec in pipeline.config.members}
+    certificate = Certificate(
+        promise.loss,
+        promise.max_loss,
+        promise.confidence,
+        len(data.rows),
+        thresholds,
+        vars(seen),
+        identity(tandem, engines.engines, options, pipeline.sampling),
+        {
+            "data": _hash([row.key for row in data.rows]),
+            "path": hashlib.sha256(path.tobytes()).hexdigest()[:16],
+        },
+        _scores(outcomes, path[chosen]),
+    )
+    certificate.save(pipeline.judge_folder)
+    return "\n".join(lines(certificate, promise))
+
+
+def _training_outcomes(
+    pipeline: Pipeline, artifact: JudgeArtifact, data: Collected, levels: list[str], fallback: Any
+) -> Outcomes:
+    """What levels bring on the training questions, judged without having been trained on them."""
+    outcomes = collected.outcomes(data, artifact.judge, levels, fallback)
+    task = f'"task": "{artifact.data.get("task")}"'.encode()
+    same = pipeline.task.name in with_current_names(task).decode()
+    if artifact.judge.kind not in KINDS or not same:
+        return outcomes  # it was trained on other questions
+    with progress("judge training questions unseen", FOLDS) as step:
+        return replace(outcomes, probabilities=unseen(data, levels, artifact.judge.kind, step))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a setting brings on the calibration questions, as shares.
+
+    Attributes:
+        cost: of the mentor's, with its 95 % interval.
+        subjects: share of lost questions by subject, of those with `SLICE` questions or more.
+    """
+
+    lost: float
+    gained: float
+    cost: float
+    cost_interval: list[float]
+    subjects: dict[str, float]
+
+    @classmethod
+    def of(cls, settings: Settings, chosen: int, subjects: list[str]) -> Seen:
+        """Count one setting's losses and gains."""
+        lost = settings.losses("lost-correct")[:, chosen]
+        gained = lost - settings.losses("net")[:, chosen]
+        cost = settings.cost[:, chosen] / settings.mentor_cost.mean()
+        known = np.array(subjects)
+        return cls(
+            float(lost.mean()),
+            float(gained.mean()),
+            float(cost.mean()),
+            list(metrics.paired_bootstrap(cost, 0.0)),
+            {
+                name: float(lost[known == name].mean())
+                for name in sorted(set(subjects))
+                if subjects.count(name) >= SLICE
+            },
+        )
+
+
+def _scores(outcomes: Outcomes, thresholds: Floats) -> dict[str, list[int]]:
+    """Histograms of the first and the last probability that the judge gives in a run."""
+    heard = outcomes.heard
+    stops = heard >= thresholds
+    last = np.where(stops.any(axis=1), stops.argmax(axis=1), (heard >= 0).sum(axis=1) - 1)
+    return {
+        "first": histogram(heard[:, 0].tolist()),
+        "last": histogram(heard[np.arange(len(heard)), last].tolist()),
+    }
+
+
+def lines(certificate: Certificate, promise: Promise) -> list[str]:
+    """The certificate as a person reads it."""
+    seen = Seen(**certificate.seen)
+    thresholds = ", ".join(f"{level} {value:.2f}" for level, value in certificate.thresholds.items())
+    low, high = seen.cost_interval
+    slices = list(seen.subjects.values())
+    by_subject = f"; lost by subject {min(slices):.1%} to {max(slices):.1%}" if slices else ""
+    return [
+        f"certified   at most {promise.max_loss:.1%} {promise.measured} are lost, with {promise.confidence:.0%} "
+        f"confidence (n = {certificate.n:,})",
+        f"chosen      {thresholds}     cost {seen.cost:.2f} of the mentor ({low:.2f} to {high:.2f})",
+        f"seen        lost {seen.lost:.1%}, gained {seen.gained:.1%}{by_subject} "
+        f"(subjects are not certified; those under {SLICE} questions are not shown)",
+        f"holds for   {', '.join([*certificate.holds_for, *certificate.made_from])} by hash; exchangeable questions; "
+        "until drift",
+    ]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

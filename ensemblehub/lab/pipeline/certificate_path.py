@@ -1,0 +1,71 @@
+"""The path of thresholds that a certificate tests: chosen on training questions alone, safest first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from ensemblehub.lab.judges.training import train_judge
+from ensemblehub.lab.pipeline import replay as collected
+from ensemblehub.lab.pipeline.calibration import candidates, surface
+from ensemblehub.lab.pipeline.cascade import Floats, Outcomes, replay
+from ensemblehub.lab.pipeline.certificate import Loss, Settings
+from ensemblehub.lab.pipeline.records import Collected
+
+FOLDS = 5
+
+
+def path_of(training: Outcomes, loss: Loss) -> Floats:
+    """The combinations of thresholds that no other one beats in loss and cost, (S, L), safest first.
+
+    From the whole grid of candidates (`calibration.candidates`), joint over all levels.
+    """
+    grids = [candidates(column) for column in training.heard.T]
+    if loss == "net":
+        accuracy, cost = surface(training, grids)
+        lost = -accuracy
+    else:
+        wrong = training.mentor_correct[:, None] & ~training.correct
+        nothing = np.zeros_like(training.mentor_correct)  # the mentor's own answer loses nothing
+        lost, cost = surface(replace(training, correct=wrong, mentor_correct=nothing), grids)
+    # Sums of floats differ in their last digits; losses that close are equal.
+    order = np.lexsort((cost.ravel(), lost.ravel().round(9)))
+    cheapest = np.minimum.accumulate(cost.ravel()[order])
+    cheaper = np.concatenate([[True], cheapest[1:] < cheapest[:-1] * (1 - 1e-9)])
+    places = np.unravel_index(order[cheaper], cost.shape)
+    return np.stack([grid[place] for grid, place in zip(grids, places, strict=True)], axis=1)
+
+
+def along(outcomes: Outcomes, path: Floats) -> Settings:
+    """What every setting of a path, (S, L), brings on some questions."""
+    runs = [replay(outcomes, thresholds) for thresholds in path]
+    return Settings(
+        outcomes.mentor_correct.astype(bool),
+        outcomes.mentor_cost,
+        np.stack([run.correct for run in runs], axis=1),
+        np.stack([run.cost for run in runs], axis=1),
+    )
+
+
+def unseen(data: Collected, levels: list[str], kind: str, step: Callable[[], None] = lambda: None) -> Floats:
+    """Probabilities by judges of one kind that were each trained without the question, (n, L).
+
+    A judge is surer of the questions it was trained on than of others; a path chosen by what it says of those
+    would be bold too early.
+    """
+    fold = np.arange(len(data.rows)) % FOLDS
+    labels = collected.table(data, list(data.levels), lambda run: run.correct).astype(bool)
+    tokens = collected.table(data, list(data.levels), lambda run: run.mentor_tokens)
+    found = np.empty((len(data.rows), len(levels)))
+    for index in range(FOLDS):
+        inside, outside = np.flatnonzero(fold != index), np.flatnonzero(fold == index)
+        sequences = [data.sequences[at] for at in inside]
+        judge, _ = train_judge(
+            kind, data.features[inside], labels[inside], tokens[inside], sequences=sequences
+        )
+        readings = collected.readings(data.part(outside.tolist()), levels)
+        found[outside] = judge.probabilities_of(readings).reshape(-1, len(levels))
+        step()
+    return found

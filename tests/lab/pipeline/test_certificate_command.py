@@ -1,0 +1,134 @@
+"""`calibrate --max-loss` on scripted engines: what is saved, what it is bound to, and when it is refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+pytest.importorskip("sklearn")
+
+from click.testing import CliRunner
+
+from ensemblehub.cli import main
+from ensemblehub.config import Config
+from ensemblehub.ensemble_methods.identity import identity
+from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.lab.pipeline.certificate import Promise
+from ensemblehub.lab.pipeline.certificate_command import certify
+from ensemblehub.lab.pipeline.pipeline import Pipeline
+from ensemblehub.tandem.artifact import load_judge
+from ensemblehub.tandem.certificate import FILE, load_certificate
+
+PROMISE = Promise(0.12, 0.9)
+YAML = """
+model_specs:
+  - name: big
+    engine: echo
+    parameters: 9000000
+    replies: {{"": "Goal: x Planning: y Retrieval: z Action: w so the answer is \\\\boxed{{9}}"}}
+  - name: small
+    engine: echo
+    parameters: 1000000
+    confident: [harbour, boats]
+    replies: {{boats: "it is \\\\boxed{{4}}", "Goal: x": "it is \\\\boxed{{9}}", "": "it is \\\\boxed{{12}}"}}
+ensemble:
+  output_aggregation_method: tandem
+  output_aggregation_params:
+    levels: {{low: 2, high: 4}}
+    start_with_intern: true
+    judge: {folder}/judge
+experiment: {{task: builtin_math, results: {folder}/results, judge: logistic, concurrency: 8}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A judge, and two collected splits."""
+    place = tmp_path_factory.mktemp("certified")
+    (place / "echo.yaml").write_text(YAML.format(folder=place))
+    pipeline = Pipeline(Config.read(place / "echo.yaml"))
+    for split in ("train", "calibration"):
+        pipeline.collect(split, 120)
+    pipeline.train()
+    return place
+
+
+def pipeline_of(folder, *changes):
+    return Pipeline(Config.read(folder / "echo.yaml", changes))
+
+
+def identity_of(pipeline):
+    ensemble, tandem = pipeline.ensemble()
+    options = {spec.name: pipeline.config.deciding(spec) for spec in pipeline.config.members}
+    return identity(tandem, ensemble.engines, options, pipeline.sampling)
+
+
+def test_a_certificate_lies_beside_the_judge_and_names_what_it_holds_for(folder):
+    pipeline = pipeline_of(folder)
+    lines = certify(pipeline, PROMISE).splitlines()
+    assert [line.split()[0] for line in lines] == ["certified", "chosen", "seen", "holds"]
+    assert "at most 12.0% of the questions" in lines[0]
+    assert "90% confidence (n = 120)" in lines[0]
+    certificate = load_certificate(folder / "judge")
+    assert certificate.thresholds == load_judge(folder / "judge").thresholds
+    assert certificate.seen["lost"] <= 0.12
+    assert certificate.seen["cost"] < 1
+    assert sum(certificate.scores["first"]) == sum(certificate.scores["last"]) == 120
+    assert certificate.differing(identity_of(pipeline_of(folder))) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("ensemble.output_aggregation_params.fallback=last", "settings"),
+        ("ensemble.generation.temperature=0.5", "settings"),
+        ("ensemble.output_aggregation_params.thresholds={low: 0.2}", "thresholds"),
+        ("ensemble.output_aggregation_params.profile=builtin", "prompts"),
+        ("model_specs.1.confident=[harbour]", "quantisation"),
+        ("model_specs.1.parameters=2000000", "quantisation"),
+    ],
+)
+def test_whatever_is_changed_is_noticed(folder, change, name):
+    certify(pipeline_of(folder), PROMISE)
+    found = load_certificate(folder / "judge").differing(identity_of(pipeline_of(folder, change)))
+    assert [text.split(" holds for ")[1].split()[0] for text in found] == [name]
+
+
+def test_a_refusal_leaves_judge_and_certificate_as_they_were(folder):
+    certify(pipeline_of(folder), PROMISE)
+    before = {path.name: path.read_bytes() for path in (folder / "judge").iterdir()}
+    with pytest.raises(ConfigError, match="no number of questions"):
+        certify(pipeline_of(folder), Promise(0.001))
+    assert {path.name: path.read_bytes() for path in (folder / "judge").iterdir()} == before
+
+
+def test_other_thresholds_carry_no_certificate(folder):
+    certify(pipeline_of(folder), PROMISE)
+    pipeline_of(folder).calibrate("max-accuracy")
+    assert load_certificate(folder / "judge") is None
+
+
+def test_the_command(folder):
+    config = ["--config", str(folder / "echo.yaml")]
+    done = CliRunner().invoke(main, ["calibrate", *config, "--max-loss", "0.12", "--loss", "net"])
+    assert done.exit_code == 0, done.output
+    assert "net of those gained are lost, with 95% confidence" in done.output
+    assert json.loads((folder / "judge" / FILE).read_text())["loss"] == "net"
+    both = CliRunner().invoke(main, ["calibrate", *config, "--max-loss", "0.12", "--budget", "0.5"])
+    assert "choose one of" in both.output
+
+
+def test_a_damaged_certificate_is_named(folder):
+    certify(pipeline_of(folder), PROMISE)
+    path = folder / "judge" / FILE
+    path.write_text(path.read_text().replace('"n": 120', '"n": "many"'))
+    with pytest.raises(ArtifactError, match=r"certificate\.json is damaged \(n: "):
+        load_certificate(folder / "judge")
+    certify(pipeline_of(folder), PROMISE)
+    found = load_certificate(folder / "judge")
+    replace(found, format=2).save(folder / "judge")
+    with pytest.raises(ArtifactError, match="has format 2"):
+        load_certificate(folder / "judge")
+    assert np.isfinite(found.max_loss)
