@@ -11,10 +11,10 @@ pytest.importorskip("sklearn")
 
 from click.testing import CliRunner
 
-from ensemblehub.cli import main
 from ensemblehub.config import Config
 from ensemblehub.ensemble_methods.identity import identity
 from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.lab.commands import calibrate
 from ensemblehub.lab.pipeline.certificate import Promise
 from ensemblehub.lab.pipeline.certificate_command import certify
 from ensemblehub.lab.pipeline.pipeline import Pipeline
@@ -112,11 +112,11 @@ def test_other_thresholds_carry_no_certificate(folder):
 
 def test_the_command(folder):
     config = ["--config", str(folder / "echo.yaml")]
-    done = CliRunner().invoke(main, ["calibrate", *config, "--max-loss", "0.12", "--loss", "net"])
+    done = CliRunner().invoke(calibrate, [*config, "--max-loss", "0.12", "--loss", "net"])
     assert done.exit_code == 0, done.output
     assert "net of those gained are lost, with 95% confidence" in done.output
     assert json.loads((folder / "judge" / FILE).read_text())["loss"] == "net"
-    both = CliRunner().invoke(main, ["calibrate", *config, "--max-loss", "0.12", "--budget", "0.5"])
+    both = CliRunner().invoke(calibrate, [*config, "--max-loss", "0.12", "--budget", "0.5"])
     assert "choose one of" in both.output
 
 
