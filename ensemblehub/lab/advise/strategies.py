@@ -131,18 +131,22 @@ def _agree(draft: Draft, other: Draft) -> bool:
 
 
 def _cascade(recorded: Recorded, name: str, accept: str, scores: Floats, more: Floats) -> Strategy:
-    """`cascade` by a criterion's scores; `more` is what the criterion costs, (n,)."""
+    """`cascade` by a criterion's scores; `more` is what the criterion costs, (n,).
+
+    A draft that was cut off is not judged, and never kept.
+    """
+    roles = {"large": recorded.name("mentor"), "small": recorded.name("intern"), "accept": accept}
     limits = np.unique(np.quantile(scores, np.linspace(0, 1, THRESHOLDS + 2)[1:-1], method="higher"))
-    kept = scores[:, None] >= limits
     own = [drafts[0].run for drafts in recorded.drafts]
+    complete = np.array([[run.finish != "length"] for run in own])
+    kept = complete & (scores[:, None] >= limits)
     mentor = [row.runs["mentor"] for row in recorded.collected.rows]
     right, theirs = (np.array([[run.correct] for run in runs], float) for runs in (own, mentor))
     cost, price = (np.array([[recorded.flops(run)] for run in runs]) for runs in (own, mentor))
     settings = tuple(
-        (f"{name} from {limit:.3f}", _method("cascade", accept=accept, threshold=float(limit)))
-        for limit in limits
+        (f"{name} from {limit:.3f}", _method("cascade", **roles, threshold=float(limit))) for limit in limits
     )
-    whole = cost + more[:, None] + np.where(kept, 0.0, price)
+    whole = cost + np.where(complete, more[:, None], 0.0) + np.where(kept, 0.0, price)
     return Strategy(f"cascade by {name}", settings, np.where(kept, right, theirs), whole)
 
 
