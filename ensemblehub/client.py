@@ -19,7 +19,7 @@ from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble, Model
 from ensemblehub.ensemble_methods.base import Aggregation, Selection
 from ensemblehub.questions import Conversation, Question
-from ensemblehub.schema import Event, Piece, Prompt, Request, Result
+from ensemblehub.schema import Event, Piece, Request, Result
 
 T = TypeVar("T")
 OnEvent = Callable[[Event], object]
@@ -81,9 +81,7 @@ class Ensemble:
         self.close()
 
     @overload
-    def generate(
-        self, question: str | Prompt | Request, *, on_event: OnEvent | None = None, **sampling: Any
-    ) -> Result: ...
+    def generate(self, question: Question, *, on_event: OnEvent | None = None, **sampling: Any) -> Result: ...
 
     @overload
     def generate(

@@ -30,12 +30,14 @@ def entry(model: str | Mapping[str, Any] | Engine, name: str = "") -> Mapping[st
         name: Name of the model where it has none of its own.
 
     Raises:
-        ConfigError: A URL names no server, or one with several models.
+        ConfigError: A URL names no server, or one with several models; or this is no model.
     """
     if isinstance(model, Engine):
         return model
     if isinstance(model, Mapping):
         return {"name": name, **model} if name else model
+    if not isinstance(model, str):
+        raise ConfigError(f"a model is a path, an entry of model_specs or an engine, not {model!r}")
     fields = {"path": model, "engine": registry.engine_for(model)}
     if model.startswith(("http://", "https://")):
         fields |= {"base_url": model, "path": _served(model)}
@@ -49,6 +51,8 @@ def engines_of(models: Sequence[str | Mapping[str, Any] | Engine]) -> list[Engin
     Raises:
         ConfigError: There is no model, or an entry is wrong.
     """
+    if isinstance(models, str | Mapping | Engine):
+        raise ConfigError(f"models are a list, such as [{models!r}]")
     entries = [entry(model) for model in models]
     written = [each for each in entries if not isinstance(each, Engine)]
     if not entries:
@@ -69,9 +73,16 @@ def scorers_of(entries: Sequence[Mapping[str, Any]], engines: Sequence[Engine]) 
     return pool_of(config, [scorer_of(config, spec, engines) for spec in config.reward_specs])
 
 
-def strategy(table: Mapping[str, str], given: Any, what: str) -> Any:
-    """A strategy by name with its default options, or the strategy that is given."""
-    return registry.build(registry.lookup(table, given, what), {}, given) if isinstance(given, str) else given
+def strategy(table: Mapping[str, str], given: Any, base: type, what: str) -> Any:
+    """A strategy by name with its default options, or the strategy that is given.
+
+    Raises:
+        ConfigError: The name is unknown, or what is given is no such strategy.
+    """
+    made = registry.build(registry.lookup(table, given, what), {}, given) if isinstance(given, str) else given
+    if not isinstance(made, base):
+        raise ConfigError(f"{what} is a name or a strategy with its options, such as 'random', not {given!r}")
+    return made
 
 
 def _served(url: str) -> str:

@@ -29,13 +29,12 @@ from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.ensemble_methods.turns import SoFar
 from ensemblehub.errors import ConfigError, EngineError, RequestError
 from ensemblehub.generators.base import Engine
-from ensemblehub.questions import Conversation, Question, changed, prompt_of
+from ensemblehub.questions import Conversation, Question, changed, is_conversation, prompt_of
 from ensemblehub.results import collect, fold
 from ensemblehub.schema import (
     Choice,
     Event,
     Piece,
-    Prompt,
     Request,
     Result,
     Sampling,
@@ -75,8 +74,12 @@ class AsyncEnsemble:
         scorers: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.engines = configured.engines_of(models)
-        self.selection: Selection = configured.strategy(registry.SELECTIONS, selection, "selection")
-        self.aggregation: Aggregation = configured.strategy(registry.AGGREGATIONS, aggregation, "aggregation")
+        self.selection: Selection = configured.strategy(
+            registry.SELECTIONS, selection, Selection, "selection"
+        )
+        self.aggregation: Aggregation = configured.strategy(
+            registry.AGGREGATIONS, aggregation, Aggregation, "aggregation"
+        )
         if scorers:
             self.aggregation = self.aggregation.with_scorers(configured.scorers_of(scorers, self.engines))
         self.sampling = Sampling(fit_context=True)
@@ -168,7 +171,7 @@ class AsyncEnsemble:
     @overload
     async def generate(
         self,
-        question: str | Prompt | Request,
+        question: Question,
         *,
         on_event: Callable[[Event], object] | None = None,
         **sampling: Any,
@@ -189,7 +192,8 @@ class AsyncEnsemble:
         """Answer a question, or a list of questions together.
 
         Args:
-            question: A question, a prompt or a request; a list of them gives a list of results in its order.
+            question: A question, a conversation, a prompt or a request; a list of them gives a list of results
+                in its order.
             on_event: Called with every event as it comes.
             sampling: Fields of `Sampling`, such as `temperature` and `max_tokens`.
 
@@ -197,7 +201,7 @@ class AsyncEnsemble:
             RequestError: A sampling field is unknown or wrong, or the request cannot be answered.
             EngineError: A model failed; of a list, the other requests are cancelled.
         """
-        if isinstance(question, Sequence) and not isinstance(question, str):
+        if isinstance(question, Sequence) and not isinstance(question, str) and not is_conversation(question):
             requests = [self.request(each, **sampling) for each in question]
             return await for_each(requests, lambda each: self._result(each, on_event), limit=CONCURRENCY)
         return await self._result(self.request(question, **sampling), on_event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,12 +24,22 @@ def prompt_of(question: str | Conversation | Prompt) -> Prompt:
         return Chat((Message("user", question),))
     if isinstance(question, Chat | Text | TokenIds):
         return question
+    if not is_conversation(question):
+        example = "[{'role': 'user', 'content': '...'}]"
+        raise RequestError(f"a question is text, or messages such as {example}, not {reprlib.repr(question)}")
     try:
         return Chat(
             tuple(each if isinstance(each, Message) else Message.from_dict(each) for each in question)
         )
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise RequestError(f"messages: {error}") from error
+
+
+def is_conversation(question: object) -> bool:
+    """Whether `question` is a sequence of messages, at least one."""
+    if isinstance(question, str) or not isinstance(question, Sequence):
+        return False
+    return bool(question) and all(isinstance(each, Mapping | Message) for each in question)
 
 
 def changed(sampling: Sampling, changes: Mapping[str, Any]) -> Sampling:

@@ -1,4 +1,4 @@
-"""Requests, events and results: frozen dataclasses that need the standard library only.
+"""Requests, events and results: frozen dataclasses; `annotated_types` states the bounds.
 
 Units: logprobs and entropies in nats, time in seconds, money in US dollars, compute in floating-point
 operations (FLOPs; a multiply-add counts as two).
@@ -10,7 +10,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
+
+from annotated_types import Ge, Gt, Le
 
 from ensemblehub.cost import Cost as Cost
 from ensemblehub.cost import ModelInfo as ModelInfo
@@ -120,20 +122,20 @@ class Sampling:
     """
 
     max_tokens: int = 512
-    min_tokens: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
+    min_tokens: Annotated[int, Ge(0)] = 0
+    temperature: Annotated[float, Ge(0)] = 0.0
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
     top_k: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
+    repetition_penalty: Annotated[float, Gt(0)] = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int = 0
     ignore_eos: bool = False
-    min_p: float = 0.0
+    min_p: Annotated[float, Ge(0), Le(1)] = 0.0
     max_completion_tokens: int | None = None
     fit_context: bool = False
 

@@ -37,6 +37,7 @@ def test_a_question_a_list_a_conversation_and_a_stream():
             line.cost.completion_tokens for line in result.usage.lines
         )
         assert [each.text for each in ensemble.generate(["How many?", "And now?"])] == ["four"] * 2
+        assert ensemble.generate([{"role": "user", "content": "Hi"}]).text == "four"
         assert ensemble.chat([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]).text == "four"
         events = list(ensemble.stream("How many?"))
         assert {event.type for event in events} == {"piece", "verdict"}
@@ -122,7 +123,24 @@ def test_ctrl_c_stops_the_models_and_the_ensemble_goes_on():
             eh.RequestError,
             "image_url",
         ),
+        (lambda e: e.generate("x", temperature=-1), eh.RequestError, "'temperature'"),
+        (lambda e: e.generate("x", top_p=2), eh.RequestError, "'top_p'"),
+        (lambda e: e.generate(None), eh.RequestError, "a question is text"),
+        (lambda e: e.chat({"role": "user", "content": "x"}), eh.RequestError, "a question is text"),
+        (lambda e: list(e.stream(["a", "b"])), eh.RequestError, "a question is text"),
         (lambda e: eh.Ensemble([]), eh.ConfigError, "at least one model"),
+        (lambda e: eh.Ensemble("builtin:mentor"), eh.ConfigError, "models are a list"),
+        (lambda e: eh.Ensemble([3]), eh.ConfigError, "a model is a path"),
+        (lambda e: eh.Ensemble([engine("a", "x")], aggregation=eh.Vote), eh.ConfigError, "aggregation is"),
+        (lambda e: eh.Ensemble([engine("a", "x")], selection=eh.Vote()), eh.ConfigError, "selection is"),
+        (lambda e: pair(judge="fixed:low").generate([None]), eh.RequestError, "a question is text"),
+        (
+            lambda e: eh.Ensemble(
+                [engine("a", "x"), engine("b", "xy")], aggregation=eh.Tandem(fallback="none")
+            ),
+            eh.ConfigError,
+            "'fallback'",
+        ),
         (lambda e: eh.Ensemble([engine("a", "x")], "al"), eh.ConfigError, "did you mean 'all'"),
         (lambda e: eh.Ensemble([{"path": "builtin:intern", "temprature": 1}]), eh.ConfigError, "temprature"),
         (lambda e: eh.Ensemble(["builtin:mento"]), eh.ConfigError, "did you mean 'mentor'"),

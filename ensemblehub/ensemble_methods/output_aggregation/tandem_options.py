@@ -56,6 +56,7 @@ class TandemOptions(Aggregation):
     strict: bool = False
 
     def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
         budgets = list(self.levels.values())
         if not budgets or budgets != sorted(set(budgets)) or budgets[0] < 1:
             raise ConfigError(
