@@ -54,6 +54,15 @@ from ensemblehub.options import force_option, limit_option
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the results (default: results/bench/TASK)."
 )
+@click.option(
+    "--dry-run",
+    "pilot",
+    is_flag=False,
+    flag_value=10,
+    type=click.IntRange(min=2),
+    metavar="[N]",
+    help="Answer N questions (10) only, and tell what all would take: tokens, FLOPs, dollars and time.",
+)
 @limit_option
 @force_option
 def bench(
@@ -67,6 +76,7 @@ def bench(
     changes: tuple[str, ...],
     errors: str,
     out: Path | None,
+    pilot: int | None,
     limit: int | None,
     force: bool,
 ) -> None:
@@ -97,6 +107,11 @@ def bench(
     seeded = [] if seed is None else [f"ensemble.generation.seed={seed}"]
     cells = cells_of(configs, [*changes, *seeded])
     folder = out or Path("results/bench") / questions.task.name
+    if pilot:
+        from ensemblehub.lab.bench.forecast import dry_run
+
+        click.echo(dry_run(cells, questions, folder, pilot, force, cast(Any, errors)), nl=False)
+        return
     click.echo(run.bench(cells, questions, folder, force, cast(Any, errors)), nl=False)
     click.echo(f"\nwritten to {folder}", err=True)
 
