@@ -43,6 +43,7 @@ AGGREGATIONS = {
     "review": "ensemblehub.ensemble_methods.output_aggregation.review:Review",
     "reward_based": "ensemblehub.ensemble_methods.output_aggregation.reward_based:RewardBased",
     "single": "ensemblehub.ensemble_methods.output_aggregation.single:Single",
+    "stepwise": "ensemblehub.ensemble_methods.output_aggregation.stepwise:Stepwise",
     "switch": "ensemblehub.ensemble_methods.output_aggregation.switch:Switch",
     "tandem": "ensemblehub.ensemble_methods.output_aggregation.tandem:Tandem",
     "vote": "ensemblehub.ensemble_methods.output_aggregation.vote:Vote",

@@ -29,7 +29,7 @@ from ensemblehub.tandem.judges import Reading
 DRAFT = "draft"  # the level of a draft's verdict, and of the thresholds of a judge of drafts
 NEVER = "never"
 CRITERIA = ("logprob", "agreement", "ask", "entropy", "perplexity", "fixed", NEVER)
-ALTERNATIVES = 5  # top tokens in which a yes and a no are looked for
+ALTERNATIVES = 10  # top tokens in which a word is looked for
 WORDS = """{question}
 
 Someone else answered the request above as follows:
@@ -148,8 +148,9 @@ class Asked(Acceptance):
         words = filled(WORDS, question=question_of(prompt, "accept: ask"), answer=trial.draft.reply)
         prompt = with_question(prompt, words)
         prompt = replace(prompt, thinking=False) if isinstance(prompt, Chat) else prompt
-        request = Request(prompt, Sampling(max_tokens=4, top_logprobs=ALTERNATIVES))
-        return await probability_of_yes(asked, request, trial.ledger.meter("judge"))
+        shares = await first_word(asked, Request(prompt), ("yes", "no"), trial.ledger.meter("judge"))
+        total = sum(shares.values())
+        return shares["yes"] / total if total else 0.5
 
     def check(self, author: Engine, engines: Sequence[Engine], strategy: str) -> None:
         if self.engine:
@@ -221,22 +222,27 @@ def acceptance_named(accept: str, strategy: str) -> Acceptance:
     return Judged(resolve_judge(accept, [DRAFT]))
 
 
-async def probability_of_yes(engine: Engine, request: Request, meter: UsageMeter) -> float:
-    """P(yes) / (P(yes) + P(no)) at the first word of an engine's reply; 0.5 where it is neither."""
+async def first_word(
+    engine: Engine, request: Request, words: Sequence[str], meter: UsageMeter
+) -> dict[str, float]:
+    """The probability of each of `words`, in lower case, as the first word of an engine's reply.
+
+    They are looked for among the top tokens; an engine without logprobs gives its word the probability 1.
+    """
+    request = replace(request, sampling=Sampling(max_tokens=4, top_logprobs=ALTERNATIVES))
     async with aclosing(engine.stream(request, meter)) as pieces:
         async for piece in pieces:
             for token in piece.tokens or (Token(piece.text),):
                 if token.text.strip():
-                    return _share_of_yes(token)
-    return 0.5
+                    return _shares(token, words)
+    return dict.fromkeys(words, 0.0)
 
 
-def _share_of_yes(token: Token) -> float:
-    shares = {"yes": 0.0, "no": 0.0}
-    written = (token.text, 0.0 if token.logprob is None else token.logprob)
-    for text, logprob in [(other.text, other.logprob) for other in token.top] or [written]:
+def _shares(token: Token, words: Sequence[str]) -> dict[str, float]:
+    shares = dict.fromkeys(words, 0.0)
+    written = [(token.text, token.logprob or 0.0)]
+    for text, logprob in [(other.text, other.logprob) for other in token.top] or written:
         word = text.strip().strip(".,!*").lower()
         if word in shares:
             shares[word] += math.exp(logprob)
-    total = sum(shares.values())
-    return shares["yes"] / total if total else 0.5
+    return shares

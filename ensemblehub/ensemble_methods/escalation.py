@@ -15,9 +15,8 @@ from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.acceptance import DRAFT, NEVER, Acceptance, Trial, acceptance_named
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, name_of
 from ensemblehub.ensemble_methods.candidates import Candidate
-from ensemblehub.ensemble_methods.roles import by_name, largest, smallest
+from ensemblehub.ensemble_methods.roles import by_name, large_and_small
 from ensemblehub.ensemble_methods.turns import refuse_ids
-from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Request, Verdict
 
@@ -96,20 +95,8 @@ class Escalation(Aggregation):
         return self.criterion.threshold if self.threshold is None else self.threshold
 
     def pair(self, engines: Sequence[Engine]) -> tuple[Engine, Engine]:
-        """Return the large and the small engine: by name, else by size among the remaining ones.
-
-        Raises:
-            ConfigError: a name is unknown, one engine would be both, or a size that decides is unknown.
-        """
-        name = name_of(self)
-        small = by_name(engines, self.small, f"{name}: small") if self.small else None
-        others = [engine for engine in engines if engine is not small] or engines
-        large = largest(others if self.large is None else engines, self.large, f"{name}: large")
-        others = [engine for engine in engines if engine is not large] or engines
-        small = small or smallest(others, None, f"{name}: small")
-        if large is small:
-            raise ConfigError(f"{name} needs a large and a small engine, but both would be {large.name!r}")
-        return large, small
+        """Return the large and the small engine; see `large_and_small`."""
+        return large_and_small(engines, self.large, self.small, name_of(self))
 
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
         named = [(self.large, "large"), (self.small, "small")]

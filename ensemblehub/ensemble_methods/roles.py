@@ -74,3 +74,21 @@ def largest(engines: Sequence[Engine], name: str | None, role: str) -> Engine:
 def smallest(engines: Sequence[Engine], name: str | None, role: str) -> Engine:
     """The engine called `name`; without a name the smallest; errors as `largest`."""
     return by_name(engines, name, role) if name else by_size(engines, role)[-1]
+
+
+def large_and_small(
+    engines: Sequence[Engine], large: str | None, small: str | None, strategy: str
+) -> tuple[Engine, Engine]:
+    """The engines called `large` and `small`; without a name the largest and the smallest of the others.
+
+    Raises:
+        ConfigError: see `largest`; or one engine would be both.
+    """
+    named = by_name(engines, small, f"{strategy}: small") if small else None
+    others = [engine for engine in engines if engine is not named] or engines
+    first = largest(engines if large else others, large, f"{strategy}: large")
+    others = [engine for engine in engines if engine is not first] or engines
+    second = named or smallest(others, None, f"{strategy}: small")
+    if first is second:
+        raise ConfigError(f"{strategy} needs a large and a small engine, but both would be {first.name!r}")
+    return first, second

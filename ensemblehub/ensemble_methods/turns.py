@@ -20,7 +20,7 @@ from ensemblehub.ensemble_methods.base import Aggregation, Granularity
 from ensemblehub.errors import ContextOverflowError, RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.text.stops import StopFilter
-from ensemblehub.schema import Capability, Event, Finish, Piece, Request, TokenIds
+from ensemblehub.schema import Capability, Event, Finish, Piece, Purpose, Request, TokenIds
 
 
 @dataclass(frozen=True)
@@ -180,10 +180,14 @@ class Segments(Aggregation):
 
 
 async def write_turn(
-    turn: EngineTurn, asked: Request, so_far: SoFar, ledger: UsageLedger
-) -> AsyncGenerator[Event, None]:
-    """The pieces of one turn, up to the first of its marks."""
-    async with aclosing(turn.engine.stream(asked, ledger.meter("answer"))) as pieces:
+    turn: EngineTurn, asked: Request, so_far: SoFar, ledger: UsageLedger, purpose: Purpose = "answer"
+) -> AsyncGenerator[Piece, None]:
+    """The pieces of one turn, up to the first of its marks.
+
+    Args:
+        so_far: the caller adds every piece to it before it takes the next.
+    """
+    async with aclosing(turn.engine.stream(asked, ledger.meter(purpose))) as pieces:
         async for piece in pieces:
             yield piece
             if so_far.completes(turn.until, piece):
