@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from ensemblehub import builtin
+from ensemblehub.answers.equality import equal_answers, final_answer
 from ensemblehub.cost import UsageLedger, UsageMeter
 from ensemblehub.ensemble_methods.candidates import Candidate, write_all
-from ensemblehub.ensemble_methods.output_aggregation.vote import Vote
 from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.ensemble_methods.templates import filled, question_of, with_question
 from ensemblehub.errors import ConfigError, RequestError, did_you_mean
@@ -118,14 +118,14 @@ class Agreement(Acceptance):
         await write_all(samples, trial.ledger)
         for sample in samples:
             sample.discard(trial.ledger)
-        vote = Vote()
-        mine = vote.read(trial.draft.reply)
-        others = [vote.read(sample.reply) for sample in samples]
+        agreeing = await asyncio.to_thread(self.agreeing, trial.draft, samples)  # comparing can take long
+        return agreeing / self.samples
 
-        def agreeing() -> int:
-            return sum(other is not None and mine is not None and vote.same(mine, other) for other in others)
-
-        return await asyncio.to_thread(agreeing) / self.samples  # comparing expressions can take long
+    def agreeing(self, draft: Candidate, samples: Sequence[Candidate]) -> int:
+        """The number of samples with the draft's answer; `equal_answers` may see it in one order only."""
+        mine, others = final_answer(draft.reply), [final_answer(sample.reply) for sample in samples]
+        known = [other for other in others if mine is not None and other is not None]
+        return sum(equal_answers(mine or "", other) or equal_answers(other, mine or "") for other in known)
 
     def temperature(self, request: Request) -> float:
         """The temperature of the samples."""

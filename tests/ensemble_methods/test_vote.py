@@ -326,3 +326,58 @@ def test_events_are_the_choice_and_then_the_answer():
     assert isinstance(decided, Choice)
     assert isinstance(answer, Piece)
     assert answer.finish == "stop"
+
+
+class Sampled(EchoEngine):
+    """Each call gives the next reply."""
+
+    calls = 0
+
+    async def stream(self, request, meter):
+        replies = list(self.script.replies.values())
+        reply = replies[self.calls]
+        self.calls += 1
+        once = EchoEngine(self.name, EchoOptions({"": reply}))
+        async with aclosing(once.stream(request, meter)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+def sampled(*answers):
+    return Sampled("a", EchoOptions(dict(enumerate(map(boxed, answers)))))
+
+
+@pytest.mark.parametrize(
+    ("answers", "window", "asked", "text", "reason"),
+    [
+        ((4, 4, 4, 5, 5, 5, 5, 5), 3, 3, 4, "3 of 8 agree on 4; 5 stopped early"),  # the first window agrees
+        ((4, 5, 4, 4, 4, 4, 5, 5), 2, 4, 4, "3 of 8 agree on 4; 4 stopped early"),  # the second does
+        ((4, 5, 4, 5, 4, 4, 4, 4), 2, 6, 4, "4 of 8 agree on 4; 2 stopped early"),  # the third does
+        ((4, 4, 5, 4, 4, 4, 4, 5), 4, 8, 4, "6 of 8 agree on 4"),
+        (
+            (4, 4, 5, 4, 4, 4, 4, 5),
+            1,
+            6,
+            4,
+            "5 of 8 agree on 4; 2 stopped early",
+        ),  # 2 cannot change 5 against 1
+        ((4, 5, 4, 5, 4, 5, 4, 5), None, 8, 4, "4 of 8 agree on 4, as many as 5; a#1 comes first in order"),
+    ],
+)
+def test_sampling_stops_once_the_vote_is_decided(answers, window, asked, text, reason):
+    engine = sampled(*answers)
+    result = vote([engine], Vote(samples=8, window=window), temperature=0.7)
+    assert (engine.calls, result.text) == (asked, boxed(text))
+    assert choice(result).reason == reason
+    assert result.cost.completion_tokens == 3 * asked
+    assert result.cost.discarded_tokens == 3 * (asked - int(reason[0]))
+
+
+def test_a_candidate_that_fails_the_criterion_does_not_vote():
+    engines = members(boxed(4), boxed(4), boxed(5), logprob=[-1, -1, -0.01])
+    result = vote(engines, Vote(accept="logprob"))
+    assert result.text == boxed(5)
+    assert choice(result).reason == "1 of 3 says 5; 2 not accepted"
+    assert vote(engines[:2] + members(boxed(4)), Vote(accept="logprob")).text == boxed(4)
+    with pytest.raises(ConfigError, match=r"vote: accept: .*did you mean 'logprob'"):
+        AsyncEnsemble(engines, All(), Vote(accept="logpro"))

@@ -1,7 +1,8 @@
 """`vote`: every engine answers, and the answer that most of them agree on is given.
 
 With several samples of one model this is self-consistency (Wang et al., "Self-Consistency Improves Chain
-of Thought Reasoning in Language Models", ICLR 2023).
+of Thought Reasoning in Language Models", ICLR 2023); with a `window`, Early-Stopping Self-Consistency (Li et al.,
+"Escape Sky-high Cost", ICLR 2024).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from textwrap import shorten
 from typing import Annotated, ClassVar, Literal
 
@@ -20,6 +21,7 @@ from annotated_types import Ge, Lt
 
 from ensemblehub.answers.equality import equal_answers, final_answer
 from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble_methods.acceptance import Acceptance, Trial, acceptance_named
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity
 from ensemblehub.ensemble_methods.candidates import Candidate, arriving, drafts, least_engines
 from ensemblehub.ensemble_methods.roles import by_name
@@ -70,6 +72,10 @@ class Vote(Aggregation):
         pattern: regular expression for `extract: regex`; its first group is the answer, or the whole match.
         stop_early: stop the engines still writing once they can no longer change the answer.  The words given
             are the earliest engine's, so one that comes before the winner in order is always waited for.
+        window: candidates written at a time, in order; the next ones are written only while the vote is open: not
+            once all of a window give one answer, or the others can no longer change it.  None: all at once.
+        accept: a criterion (see `acceptance_named`; tests, say) by which a candidate may vote; where none passes
+            all of them vote.
     """
 
     granularity: ClassVar[Granularity] = "response"
@@ -78,6 +84,8 @@ class Vote(Aggregation):
     extract: Literal["math", "last_line", "regex", "text"] = "math"
     pattern: str = ""
     stop_early: bool = False
+    window: Annotated[int, Ge(1)] | None = None
+    accept: str | None = None
 
     async def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
@@ -85,25 +93,37 @@ class Vote(Aggregation):
         candidates = drafts(request, engines, self.samples)
         weights = [self.weights.get(candidate.engine.name, 1.0) for candidate in candidates]
         same = lru_cache(maxsize=None)(self.same)
-        parties, waiting = list[Party](), set(candidates)
-        async with aclosing(arriving(candidates, ledger)) as finished:
-            async for candidate in finished:
+        parties, waiting, barred = list[Party](), set(candidates), set[Candidate]()
+        async with aclosing(in_windows(candidates, self.window or len(candidates), ledger)) as finished:
+            async for candidate, window in finished:
                 waiting.remove(candidate)
-                if waiting and not self.stop_early:
+                if not await self.may_vote(Trial(request, candidate, engines, ledger)):
+                    barred.add(candidate)
+                if not window and not self.stop_early:
                     continue
-                answers = [None if other in waiting else self.read(other.reply) for other in candidates]
+                silent = waiting if barred == set(candidates) else waiting | barred
+                answers = [None if other in silent else self.read(other.reply) for other in candidates]
                 # in a thread, because comparing expressions can take long
                 parties = await asyncio.to_thread(partied, answers, weights, same)
-                if settled(
-                    parties, weights, [place for place, other in enumerate(candidates) if other in waiting]
-                ):
+                left = [place for place, other in enumerate(candidates) if other in waiting]
+                if settled(parties, weights, left) or agreed(parties, window):
                     break
         winner = parties[0].members if parties else (0,)
         for place, candidate in enumerate(candidates):
             if place not in winner:
                 candidate.discard(ledger)
-        yield verdict(candidates, parties, winner, len(waiting))
+        yield verdict(candidates, parties, winner, len(waiting), len(barred) % len(candidates))
         yield candidates[winner[0]].answer
+
+    async def may_vote(self, trial: Trial) -> bool:
+        """Whether a candidate passes the configured criterion."""
+        criterion = self.criterion
+        return criterion is None or await criterion.probability(trial) >= criterion.threshold
+
+    @cached_property
+    def criterion(self) -> Acceptance | None:
+        """The configured criterion, if there is one."""
+        return acceptance_named(self.accept, "vote") if self.accept else None
 
     def read(self, reply: str) -> str | None:
         """The answer in a reply; None where there is none to be read."""
@@ -130,6 +150,10 @@ class Vote(Aggregation):
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
+        criterion = self.criterion
+        if criterion:
+            for engine in engines:
+                criterion.check(engine, engines, "vote")
         for name in self.weights:
             by_name(engines, name, "vote: weights")
         if (self.extract == "regex") != bool(self.pattern):
@@ -175,19 +199,49 @@ def settled(parties: Sequence[Party], weights: Sequence[float], waiting: Sequenc
     return all(leader.rank > rank for rank in best)
 
 
+def agreed(parties: Sequence[Party], window: Sequence[int]) -> bool:
+    """Return whether all candidates of a window, several of them, give the answer that leads."""
+    return len(window) > 1 and bool(parties) and set(window) <= set(parties[0].members)
+
+
+async def in_windows(
+    candidates: Sequence[Candidate], width: int, ledger: UsageLedger
+) -> AsyncGenerator[tuple[Candidate, Sequence[int]], None]:
+    """Write `width` candidates at a time, and yield each when it is complete.
+
+    With the last of a window come the places of all of it, with the others none.
+    """
+    for start in range(0, len(candidates), width):
+        places = range(start, min(start + width, len(candidates)))
+        left = len(places)
+        async with aclosing(arriving([candidates[place] for place in places], ledger)) as finished:
+            async for candidate in finished:
+                left -= 1
+                yield candidate, () if left else places
+
+
 def verdict(
-    candidates: Sequence[Candidate], parties: Sequence[Party], winner: Sequence[int], stopped: int
+    candidates: Sequence[Candidate],
+    parties: Sequence[Party],
+    winner: Sequence[int],
+    stopped: int,
+    barred: int = 0,
 ) -> Choice:
-    """The choice and its reason in words."""
+    """The choice and its reason in words.
+
+    Args:
+        stopped, barred: numbers of candidates that were not finished, and that may not vote.
+    """
     votes = {place: len(party.members) for party in parties for place in party.members}
     scores = [(candidate.name, float(votes.get(place, 0))) for place, candidate in enumerate(candidates)]
-    silent = len(candidates) - len(votes) - stopped
+    silent = len(candidates) - len(votes) - stopped - barred
     notes = [
         reason(parties, candidates)
         if parties
         else f"no reply has a readable answer; {candidates[0].name}'s is given"
     ]
     notes += [f"{silent} without a readable answer"] if silent and parties else []
+    notes += [f"{barred} not accepted"] if barred else []
     notes += [f"{stopped} stopped early"] if stopped else []
     return Choice(
         "answer", tuple(candidates[place].name for place in winner), tuple(scores), "; ".join(notes)
