@@ -357,10 +357,10 @@ def sampled(*answers):
         (
             (4, 4, 5, 4, 4, 4, 4, 5),
             1,
-            6,
+            5,
             4,
-            "5 of 8 agree on 4; 2 stopped early",
-        ),  # 2 cannot change 5 against 1
+            "4 of 8 agree on 4; 3 stopped early",
+        ),  # 3 cannot change 4 against 1
         ((4, 5, 4, 5, 4, 5, 4, 5), None, 8, 4, "4 of 8 agree on 4, as many as 5; a#1 comes first in order"),
     ],
 )
