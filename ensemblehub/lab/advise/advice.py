@@ -80,7 +80,8 @@ def advise(
     recorder = Recorder(tandem, ensemble.engines, task, experiment.sampling, samples)
     header = collect.settings(tandem, ensemble.engines, task.name, split, experiment.sampling)
     roles = {role: engine.name for role, engine in tandem.parts(ensemble.engines).items()}
-    more = {"samples": samples, "roles": roles}
+    profile = config.ensemble.output_aggregation_params.get("profile", tandem.profile)
+    more = {"samples": samples, "roles": roles, "profile": profile}
     header = as_json(header | experiment.deciding(ensemble.engines) | more)
     with closing(Journal(folder / "recorded.jsonl", header, force)) as journal:
         found, chosen, clear = asyncio.run(

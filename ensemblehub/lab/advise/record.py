@@ -52,6 +52,11 @@ class Recorded:
         found: str = self.collected.header["roles"][role]
         return found
 
+    @property
+    def words(self) -> dict[str, Any]:
+        """The profile that both models were prompted with, as an option."""
+        return {"profile": self.collected.header["profile"]}
+
     def flops(self, run: Run) -> float:
         """What a run costs by itself."""
         return run.flops(self.collected.info("mentor"), self.collected.info("intern"))

@@ -42,7 +42,13 @@ class Strategy:
 
 def strategies(recorded: Recorded) -> list[Strategy]:
     """All strategies that can be replayed; the single models come first, the simpler ones before the others."""
-    return [*_alone(recorded), *_fixed(recorded), *_votes(recorded), *_cascades(recorded), *_rules(recorded)]
+    return [
+        *_alone(recorded),
+        *_fixed(recorded),
+        *_votes(recorded),
+        *_escalations(recorded),
+        *_rules(recorded),
+    ]
 
 
 def _alone(recorded: Recorded) -> Iterator[Strategy]:
@@ -111,43 +117,67 @@ def _samples_cost(recorded: Recorded, drafts: list[Draft]) -> float:
     return info.flops(0, read) + sum(written)
 
 
-def _cascades(recorded: Recorded) -> Iterator[Strategy]:
-    """The intern's draft is kept where a criterion accepts it; else the mentor answers."""
+def _escalations(recorded: Recorded) -> Iterator[Strategy]:
+    """The intern's draft is kept where a criterion accepts it; else the mentor answers, or plans."""
+    rows, nothing = recorded.collected.rows, np.zeros(recorded.n)
+    mentor = [row.runs["mentor"] for row in rows]
     known = [drafts[0].logprob for drafts in recorded.drafts]
     if None not in known:
         scores = np.exp(np.array(known, float))
-        yield _cascade(recorded, "log-probability", "logprob", scores, np.zeros(recorded.n))
+        name, accepted = "log-probability", Accepted("logprob", scores, nothing)
+        yield _escalation(recorded, f"cascade by {name}", accepted, mentor, "cascade")
+        for level, tokens in recorded.collected.levels.items():
+            if level != LEVEL_0:
+                planned, plan = [row.runs[level] for row in rows], {"plan_tokens": tokens, **recorded.words}
+                title = f"plan on failure, {tokens} tokens"
+                yield _escalation(recorded, title, accepted, planned, "plan_on_failure", plan)
     if samples := _readable(recorded):
         shares = [
             np.mean([_agree(drafts[0], other) for other in drafts[1 : samples + 1]])
             for drafts in recorded.drafts
         ]
         more = np.array([_samples_cost(recorded, drafts[1:]) for drafts in recorded.drafts])
-        yield _cascade(recorded, "agreement", f"agreement:{samples}", np.array(shares), more)
+        accepted = Accepted(f"agreement:{samples}", np.array(shares), more)
+        yield _escalation(recorded, "cascade by agreement", accepted, mentor, "cascade")
 
 
 def _agree(draft: Draft, other: Draft) -> bool:
     return draft.answer is not None and other.answer is not None and _same(draft.answer, other.answer)
 
 
-def _cascade(recorded: Recorded, name: str, accept: str, scores: Floats, more: Floats) -> Strategy:
-    """`cascade` by a criterion's scores; `more` is what the criterion costs, (n,).
+@dataclass(frozen=True)
+class Accepted:
+    """A criterion by its name in `accept`, its score of every draft, and its FLOPs, each (n,)."""
 
-    A draft that was cut off is not judged, and never kept.
-    """
-    roles = {"large": recorded.name("mentor"), "small": recorded.name("intern"), "accept": accept}
+    criterion: str
+    scores: Floats
+    cost: Floats
+
+
+def _escalation(
+    recorded: Recorded,
+    name: str,
+    accepted: Accepted,
+    otherwise: list[Run],
+    method: str,
+    more: Changes | None = None,
+) -> Strategy:
+    """Drafts that a criterion accepts, else other runs; a draft that was cut off is not judged, and never kept."""
+    scores, criterion = accepted.scores, accepted.criterion
     limits = np.unique(np.quantile(scores, np.linspace(0, 1, THRESHOLDS + 2)[1:-1], method="higher"))
     own = [drafts[0].run for drafts in recorded.drafts]
     complete = np.array([[run.finish != "length"] for run in own])
     kept = complete & (scores[:, None] >= limits)
-    mentor = [row.runs["mentor"] for row in recorded.collected.rows]
-    right, theirs = (np.array([[run.correct] for run in runs], float) for runs in (own, mentor))
-    cost, price = (np.array([[recorded.flops(run)] for run in runs]) for runs in (own, mentor))
+    right, theirs = (np.array([[run.correct] for run in runs], float) for runs in (own, otherwise))
+    cost, price = (np.array([[recorded.flops(run)] for run in runs]) for runs in (own, otherwise))
+    roles = {"large": recorded.name("mentor"), "small": recorded.name("intern"), "accept": criterion}
+    params = roles | dict(more or {})
     settings = tuple(
-        (f"{name} from {limit:.3f}", _method("cascade", **roles, threshold=float(limit))) for limit in limits
+        (f"{criterion} from {limit:.3f}", _method(method, **params, threshold=float(limit)))
+        for limit in limits
     )
-    whole = cost + np.where(complete, more[:, None], 0.0) + np.where(kept, 0.0, price)
-    return Strategy(f"cascade by {name}", settings, np.where(kept, right, theirs), whole)
+    whole = cost + np.where(complete, accepted.cost[:, None], 0.0) + np.where(kept, 0.0, price)
+    return Strategy(name, settings, np.where(kept, right, theirs), whole)
 
 
 def _rules(recorded: Recorded) -> Iterator[Strategy]:
