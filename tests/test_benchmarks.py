@@ -40,7 +40,7 @@ def test_a_benchmark_runs_and_keeps_its_result(name, flags, tmp_path):
         assert record["together"][0]["failed"] == record["apart"][0]["failed"] == {"server": 0, "bare": 0}
 
 
-def test_a_missed_aim_is_a_failure_that_says_so_after_the_result_is_kept(tmp_path, capsys):
+def test_a_missed_target_is_a_failure_that_says_so_after_the_result_is_kept(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         server_load.keep(tmp_path, "one", {"figure": 1}, "a table", ["3 ms too slow"])
     assert ended.value.code == 1

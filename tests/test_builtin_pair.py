@@ -98,7 +98,7 @@ def test_each_checkpoint_and_the_answer_read_at_most_16_tokens_again():
             assert after.prompt_tokens - after.cached_tokens <= new + 16
 
 
-def test_the_live_ride_at_a_fixed_level_is_what_collecting_replays():
+def test_the_live_run_at_a_fixed_level_is_what_collecting_replays():
     hub, task = builtin_pair(judge="fixed:medium"), BuiltinMath()
 
     async def run():

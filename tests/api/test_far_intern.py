@@ -71,7 +71,7 @@ def test_every_token_is_read_as_at_home_entropies_included(server):
     assert again[0][0] == found[0][0]
 
 
-def test_of_the_likeliest_the_entropy_is_a_lower_bound(server):
+def test_of_the_top_tokens_the_entropy_is_a_lower_bound(server):
     for away, home in read(server, *PROMPTS[:2], entropy_top_k=20)[0]:
         assert told(away) == told(home)
         for one, other in zip(away.tokens[1:], home.tokens[1:], strict=True):
@@ -96,7 +96,7 @@ def test_raw_text_needs_no_tokenizer(server):
         assert one.logprob == pytest.approx(other.logprob, abs=CLOSE)
 
 
-def test_a_ride_with_an_intern_behind_an_api_is_that_of_the_pair_at_home(server):
+def test_a_run_with_an_intern_behind_an_api_is_that_of_the_pair_at_home(server):
     far = ["engine=openai", "path=intern", "dialect=vllm", f"base_url={server.url}/v1", "score=echo"]
     far += ["entropy_top_k=0", f"tokenizer={PATH}"]
     away = runs(Config.read(builtin.CONFIG, [f"model_specs.1.{change}" for change in far]))

@@ -36,7 +36,7 @@ def far(url, *changes):
     return Config.read(builtin.CONFIG, [*FAR, f"model_specs.0.base_url={url}/v1", *params])
 
 
-def test_the_ride_is_the_same_and_a_mentor_that_is_stopped_stops_over_there(serve):
+def test_the_run_is_the_same_and_a_mentor_that_is_stopped_stops_over_there(serve):
     server = serve()
     away = runs(far(server.url, "strict=false"))
     home = runs(Config.read(builtin.CONFIG))

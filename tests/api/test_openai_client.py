@@ -373,7 +373,7 @@ def test_drawing_from_the_top_token_alone_is_greedy(pair, narrow):
     assert drawn == greedy != free
 
 
-def test_each_of_n_answers_has_its_own_insight_and_bill(client):
+def test_each_of_n_answers_has_its_own_insight_and_usage(client):
     one = client.chat.completions.create(model="ensemble", messages=user("2 + 2?"))
     three = client.chat.completions.create(model="ensemble", messages=user("2 + 2?"), n=3)
     assert [choice.message.reasoning_content for choice in three.choices] == [INSIGHT] * 3
@@ -735,7 +735,7 @@ def test_what_was_read_before_is_cached(pair):
 
 
 @pytest.mark.parametrize("model", ["ensemble", "mentor", "twins", "together"])
-def test_the_bill_adds_up(pair, model):
+def test_the_usage_adds_up(pair, model):
     usage = pair.chat.completions.create(model=model, messages=user(), max_tokens=20, n=2).usage
     cost = usage.cost_details
     assert cost["flops"] > 0
@@ -955,8 +955,8 @@ def test_the_log_likelihood_of_twins_is_that_of_the_mean_of_their_probabilities(
     lines = mixture(read)
     assert known.token_logprobs[0] is None
     assert known.token_logprobs[1:] == pytest.approx(likelihoods(lines, read), abs=1e-4)
-    likeliest = [max(top.values()) for top in known.top_logprobs[1:]]
-    assert likeliest == pytest.approx(lines[: len(likeliest)].max(-1).values.tolist(), abs=1e-4)
+    top_logprobs = [max(top.values()) for top in known.top_logprobs[1:]]
+    assert top_logprobs == pytest.approx(lines[: len(top_logprobs)].max(-1).values.tolist(), abs=1e-4)
     assert "".join(known.tokens) == tokenizer().decode(read)
 
 

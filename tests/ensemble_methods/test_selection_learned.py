@@ -18,7 +18,7 @@ from ensemblehub.ensemble_methods.model_selection import learned
 from ensemblehub.ensemble_methods.model_selection.learned import Learned, LearnedModel, LearnedSelection
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
-from ensemblehub.lab.pipeline import selection as learning
+from ensemblehub.lab.pipeline import selection as learned_selection
 from ensemblehub.lab.pipeline.calibration import Objective
 from ensemblehub.lab.pipeline.selection import SelectionData
 from ensemblehub.lab.tasks.base import Grade, Item, Task
@@ -94,20 +94,20 @@ def test_from_collecting_to_answers(config, tmp_path, capsys):
         assert spent == [("small", "select"), ("selection", "select"), (name, "answer")]
 
     asked = EasyOrHard.seen
-    learning.train(config)  # nothing is collected twice
+    learned_selection.train(config)  # nothing is collected twice
     assert EasyOrHard.seen == asked
-    learning.train(config, force=True)
+    learned_selection.train(config, force=True)
     assert EasyOrHard.seen > asked
 
 
 def test_collecting_goes_on_where_it_was_stopped(config, tmp_path):
-    learning.train(config, limit=40)
+    learned_selection.train(config, limit=40)
     journal = tmp_path / "results/selection/train.jsonl"
     lines = journal.read_text().splitlines()
     assert len(lines) == 41
     journal.write_text("\n".join(lines[:31]) + "\n" + lines[31][:20])  # killed while writing
     asked = EasyOrHard.seen
-    learning.train(config, limit=60)
+    learned_selection.train(config, limit=60)
     assert EasyOrHard.seen - asked == 30 + 20
     assert len(journal.read_text().splitlines()) == 61
 
@@ -125,10 +125,10 @@ def answers(n=400, seed=0):
     )
 
 
-def test_thresholds_serve_the_aim():
+def test_thresholds_serve_the_objective():
     train, held = answers(), answers(seed=1)
-    _, accurate = learning.learn(train, held, Objective.parse("max-accuracy"))
-    _, thrifty = learning.learn(train, held, Objective.parse("budget:0.3"))
+    _, accurate = learned_selection.learn(train, held, Objective.parse("max-accuracy"))
+    _, thrifty = learned_selection.learn(train, held, Objective.parse("budget:0.3"))
     best = accurate["calibration"]
     assert best["accuracy"] > held.correct.mean(axis=0).max()  # better than either alone
     assert best["cost_vs_most_expensive"] < 1
@@ -138,7 +138,7 @@ def test_thresholds_serve_the_aim():
 
 def test_an_artifact_survives_the_disk_bit_by_bit(tmp_path):
     train = answers()
-    artifact, _ = learning.learn(train, answers(seed=1), Objective())
+    artifact, _ = learned_selection.learn(train, answers(seed=1), Objective())
     artifact.save(tmp_path)
     again = learned.load(tmp_path)
     assert again.reader == "cheap"
@@ -165,7 +165,7 @@ def predicted(**chances):
     return LearnedSelection(
         "c",
         {
-            name: LearnedModel(name, costs[name], learning.constant(chance))
+            name: LearnedModel(name, costs[name], learned_selection.constant(chance))
             for name, chance in chances.items()
         },
     )
@@ -176,7 +176,7 @@ def chosen(folder, among=None, **options):
     return [engine.name for engine in asyncio.run(selection.select(ASK, among or engines(), UsageLedger()))]
 
 
-ASK = learning.Request(Chat((Message("user", "what is it"),)))
+ASK = learned_selection.Request(Chat((Message("user", "what is it"),)))
 
 
 def test_the_cheapest_that_suffices_else_the_most_probable(tmp_path):
@@ -220,7 +220,7 @@ def test_what_does_not_fit_is_refused_before_loading(tmp_path):
 def test_a_configuration_that_names_no_artifact_has_nothing_to_train(config):
     section = config.ensemble.model_copy(update={"model_selection_method": "all"})
     with pytest.raises(ConfigError, match="nothing to train"):
-        learning.train(config.model_copy(update={"ensemble": section}))
+        learned_selection.train(config.model_copy(update={"ensemble": section}))
 
 
 def test_a_model_of_unknown_cost_is_refused():

@@ -243,7 +243,7 @@ def test_a_limit_of_both_makes_room_in_the_context():
     )
 
 
-def test_context_is_checked_before_anything_is_spent():
+def test_context_is_checked_before_anything_is_used():
     hub, ledger = ensemble(Tandem(levels=LEVELS, judge="entropy:0.1"), intern={"context": 40}), UsageLedger()
     with pytest.raises(ContextOverflowError, match="small"):
         asyncio.run(events_of(hub, ledger))

@@ -119,7 +119,7 @@ def test_greedy_tokens_are_those_of_the_hf_engine_alone_and_together(family, ben
     run(main())
 
 
-def test_the_card_is_that_of_the_hf_engine_before_anything_is_loaded(
+def test_the_model_info_is_that_of_the_hf_engine_before_anything_is_loaded(
     qwen, llama, exported, no_engine_threads
 ):
     for folder in (qwen, llama):

@@ -181,7 +181,7 @@ def test_an_entropy_of_the_top_tokens_is_a_lower_bound():
     assert entropy_of([0.0, -math.inf], whole=True) == 0.0
 
 
-def test_the_card_and_the_name_say_what_the_hf_engines_say_and_how_entropies_are_taken(monkeypatch):
+def test_the_model_info_and_the_name_say_what_the_hf_engines_say_and_how_entropies_are_taken(monkeypatch):
     install(monkeypatch, object())
     ours, theirs = (
         engine("intern"),

@@ -141,7 +141,7 @@ def test_texts_of_different_lengths_are_padded_and_each_is_recorded_once(prm):
     assert ledger.total.seconds > 0
 
 
-def test_the_card_counts_the_head_and_not_the_embedding(prm):
+def test_the_model_info_counts_the_head_and_not_the_embedding(prm):
     info = scorer_of(prm).info
     model = transformers.AutoModelForTokenClassification.from_pretrained(prm)
     assert info.parameters == sum(weight.numel() for weight in model.parameters())

@@ -131,13 +131,13 @@ def compare(paths: tuple[Path, ...], common: bool, as_json: bool) -> None:
     Prints the paired difference with its 95 % interval (bootstrap over questions), an exact McNemar test, and
     gains and losses: in all, by subject and by level.  Different questions or prompts are refused.
     """
-    from ensemblehub.lab.bench import compare as comparing
+    from ensemblehub.lab.bench.compare import comparisons, text
 
-    found = comparing.comparisons(paths, common)
+    found = comparisons(paths, common)
     if as_json:
         click.echo(json.dumps([comparison.record() for comparison in found], ensure_ascii=False))
     else:
-        click.echo("\n".join(map(comparing.text, found)), nl=False)
+        click.echo("\n".join(map(text, found)), nl=False)
 
 
 @click.command()

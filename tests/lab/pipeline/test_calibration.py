@@ -178,7 +178,7 @@ def test_a_budget_holds_on_the_calibration_data(seed, share, fallback):
     st.sampled_from(["best", "last", "mentor"]),
     st.lists(st.floats(0, 1.01), min_size=3, max_size=3),
 )
-def test_a_ride_costs_at_least_its_answer_and_its_judging(seed, fallback, thresholds):
+def test_a_run_costs_at_least_its_answer_and_its_judging(seed, fallback, thresholds):
     outcomes = synthetic(30, 3, seed, fallback)
     cascade, row = replay(outcomes, thresholds), np.arange(30)
     answered = np.where(cascade.chosen == MENTOR, outcomes.mentor_cost, outcomes.cost[row, cascade.chosen])
@@ -220,7 +220,7 @@ def test_aims_that_cannot_be(text, match):
 
 
 @pytest.mark.parametrize("text", ["max-accuracy", "budget:0.6", "min-accuracy:0.8"])
-def test_an_aim_is_written_as_it_is_read(text):
+def test_an_objective_is_written_as_it_is_read(text):
     assert str(Objective.parse(text)) == text
 
 

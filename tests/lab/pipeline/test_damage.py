@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 from safetensors import numpy as safetensors
 
 from ensemblehub.errors import ArtifactError, EnsembleHubError
-from ensemblehub.lab.pipeline import report as reporting
+from ensemblehub.lab.pipeline import report
 from tests.lab.pipeline.test_resuming import N, pipeline
 
 TRIES = int(os.environ.get("ENSEMBLEHUB_DAMAGES", "6"))  # of every kind
@@ -45,7 +45,7 @@ def folder(finished, tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(reporting, "plot", lambda *_: [])
+    monkeypatch.setattr(report, "plot", lambda *_: [])
 
 
 STEPS = {
@@ -256,7 +256,7 @@ def test_weights_that_are_not_finite_or_of_another_shape(folder):
             assert "is damaged" in said(folder, "calibrate")
 
 
-def test_a_torn_last_ride_does_not_count_and_a_text_may_hold_any_line_separator(folder):
+def test_a_torn_last_run_does_not_count_and_a_text_may_hold_any_line_separator(folder):
     path = folder / "results/runs.jsonl"
     lines = path.read_bytes().split(b"\n")
     changed = json.loads(lines[1]) | {"text": "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\rh"}
@@ -286,7 +286,7 @@ def test_bad_checks_are_one_line_that_names_the_file(folder, content, match):
     assert str(path) in str(caught.value)
 
 
-def test_a_ride_to_a_level_that_was_not_collected(folder):
+def test_a_run_to_a_level_that_was_not_collected(folder):
     path = folder / "results/runs.jsonl"
     path.write_text(re.sub('"chosen": "[a-z]*"', '"chosen": "nowhere"', path.read_text()))
     assert "stopped at 'nowhere'" in said(folder, "report")
@@ -327,10 +327,10 @@ def test_a_journal_that_is_damaged_is_one_line(folder):
 def test_a_method_that_is_right_on_all_or_no_questions(tmp_path, right, n, monkeypatch):
     monkeypatch.undo()  # with its picture
     ones = (np.ones(n),) * 8
-    answered = reporting.MethodRuns("mentor", {}, np.full(n, float(right > 0)), *ones)
-    concise = reporting.MethodRuns("mentor_concise", {}, np.ones(n), *ones)
-    rows = reporting.summary("t", [answered, concise], [2] * n)
-    table = reporting.write(tmp_path, rows, ["note"], "title")
+    answered = report.MethodRuns("mentor", {}, np.full(n, float(right > 0)), *ones)
+    concise = report.MethodRuns("mentor_concise", {}, np.ones(n), *ones)
+    rows = report.summary("t", [answered, concise], [2] * n)
+    table = report.write(tmp_path, rows, ["note"], "title")
     assert ("100.00%" if right else "0.00%") in table
     assert rows[0]["accuracy_low"] <= rows[0]["accuracy"] <= rows[0]["accuracy_high"]
     assert (tmp_path / "pareto.svg").stat().st_size > 1000
