@@ -61,9 +61,11 @@ class Acceptance(ABC):
     Attributes:
         requires: capabilities of the engine that writes the draft.
         threshold: the probability that suffices, where the strategy sets none.
+        reads_tokens: whether it looks at the logprobs and entropies of the draft's tokens alone.
     """
 
     requires: ClassVar[frozenset[Capability]] = frozenset()
+    reads_tokens: ClassVar[bool] = False
     threshold: float = 0.5
 
     @abstractmethod
@@ -88,6 +90,7 @@ class LogProbability(Acceptance):
     """`logprob`: exp of the mean logprob of the draft's tokens (their geometric mean probability)."""
 
     requires: ClassVar[frozenset[Capability]] = frozenset({"logprobs"})
+    reads_tokens: ClassVar[bool] = True
     threshold: float = 0.9
 
     async def probability(self, trial: Trial) -> float:
@@ -166,6 +169,7 @@ class Judged(Acceptance):
 
     artifact: JudgeArtifact
     requires: ClassVar[frozenset[Capability]] = frozenset({"logprobs"})
+    reads_tokens: ClassVar[bool] = True
 
     @property
     def threshold(self) -> float:  # type: ignore[override]

@@ -8,12 +8,10 @@ of its words; that is speculative decoding's check with lines for tokens and a m
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
@@ -21,10 +19,11 @@ from annotated_types import Ge, Le
 from ensemblehub.ensemble_methods.acceptance import NEVER, Trial
 from ensemblehub.ensemble_methods.base import answer_of
 from ensemblehub.ensemble_methods.escalation import Escalation
+from ensemblehub.ensemble_methods.repair import behind, kept_part, likely_length, tokens_after
 from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.ensemble_methods.templates import filled, question_of, with_question
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Chat, Cost, Event, Piece, Request
+from ensemblehub.schema import Event, Request
 
 TEMPLATE = """{question}
 
@@ -65,27 +64,15 @@ class Review(Escalation):
 
     async def read(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
         """The answer where the large model objects by its probabilities."""
-        request = replace(trial.request, written=()).continued(trial.draft.text)
-        scored = await large.score(request, trial.ledger.meter("judge"))
-        message = len(request.prompt.messages) if isinstance(request.prompt, Chat) else 1
-        begun = len(trial.request.prefix)
-        tokens = [(token.start, token.logprob) for token in scored.of(message) if token.logprob is not None]
-        lines = accumulate(map(len, trial.draft.text.splitlines(keepends=True)), initial=begun)
-        for start, end in pairwise(lines):
-            known = [logprob for at, logprob in tokens if start <= at < end]
-            if known and math.exp(math.fsum(known) / len(known)) < self.objection:
-                break
-        else:
-            yield trial.draft.answer
+        request, draft, ledger = trial.request, trial.draft, trial.ledger
+        scored = await large.score(replace(request, written=()).continued(draft.text), ledger.meter("judge"))
+        agreed = likely_length(request, draft.text, tokens_after(request, scored), self.objection)
+        if agreed is None:
+            yield draft.answer
             return
-        kept = self.kept(trial, start - begun)
+        kept = kept_part(draft, agreed, ledger)
         yield kept
-        rest = replace(trial.request, written=()).continued(kept.text)
-        sampling = trial.request.sampling
-        left = replace(sampling, max_tokens=max(1, sampling.max_tokens - len(kept.tokens)), min_tokens=0)
-        async with aclosing(
-            answer_of(large, replace(rest, sampling=left), trial.ledger.meter("answer"))
-        ) as pieces:
+        async with aclosing(answer_of(large, behind(request, kept), ledger.meter("answer"))) as pieces:
             async for piece in pieces:
                 yield replace(piece, round=2)
 
@@ -106,19 +93,9 @@ class Review(Escalation):
                     continue
                 decided = True
                 lines = trial.draft.text.splitlines(keepends=True)
-                yield self.kept(trial, len("".join(lines[: int(found[1]) - 1])) if found else 0)
+                kept = len("".join(lines[: int(found[1]) - 1])) if found else 0
+                yield kept_part(trial.draft, kept, trial.ledger)
                 yield replace(piece, text=head[found.end() :] if found else head, tokens=(), round=2)
-
-    def kept(self, trial: Trial, characters: int) -> Piece:
-        """The part of the draft that stays; the usage of the rest is recorded as discarded."""
-        draft, text, stays = trial.draft, "", 0
-        for token in draft.tokens:
-            text += token.text
-            stays += len(text) <= characters
-        trial.ledger.add(draft.engine.name, "propose", Cost(discarded_tokens=len(draft.tokens) - stays))
-        return replace(
-            draft.answer, text=draft.text[:characters], tokens=draft.tokens[:stays], finish=None, round=1
-        )
 
     def question(self, request: Request, draft: str) -> Request:
         """What the large model is asked about a draft."""

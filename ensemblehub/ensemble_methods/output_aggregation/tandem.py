@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble_methods.acceptance import Acceptance, Trial
 from ensemblehub.ensemble_methods.base import Checkpoint, Granularity, answer_of
+from ensemblehub.ensemble_methods.candidates import Candidate
+from ensemblehub.ensemble_methods.output_aggregation.tandem_draft import Draft
 from ensemblehub.ensemble_methods.output_aggregation.tandem_likelihood import GivenAnswer
 from ensemblehub.ensemble_methods.output_aggregation.tandem_options import TandemOptions
 from ensemblehub.errors import RequestError
@@ -48,6 +51,8 @@ class Tandem(TandemOptions):
         dialogue = Dialogue(request, self.words, self.insight_mode)
         budget = self.check_context(dialogue, mentor, intern)
         insight = Insight(dialogue, tolerant=self.on_mentor_error == "intern")
+        draft = self.drafting(self.criterion, dialogue, intern, engines, ledger) if self.criterion else None
+        judged = draft.judged if draft else self.judged
         texts, verdicts = {LEVEL_0: ""}, list[Verdict]()
         asked = dialogue.mentor_request(budget)
         async with aclosing(answer_of(mentor, asked, ledger.meter("insight"))) as writing:
@@ -56,21 +61,49 @@ class Tandem(TandemOptions):
                     yield piece
                 if insight.failed or (verdicts and verdicts[-1].mentor_tokens == insight.tokens):
                     break  # the mentor failed, or had already ended at the checkpoint before
-                verdict = await self.judged(checkpoint, insight, intern, ledger)
+                verdict = await judged(checkpoint, insight, intern, ledger)
                 yield verdict
                 verdicts.append(verdict)
                 texts[checkpoint.level] = insight.shown
-                if verdict.sufficient:
+                if verdict.sufficient or self.hopeless(verdict):
                     break
         chosen = self.choose(verdicts) if verdicts and not insight.failed else ALONE
         dialogue = dialogue.spending(insight.tokens)
         if chosen is None:
-            answering = answer_of(mentor, dialogue.request, ledger.meter("answer"))
+            answering = self._mentor_answer(mentor, dialogue, draft, ledger)
         else:
-            answering = (answer or self._intern_answer(intern, ledger))(dialogue, texts[chosen.level])
+            answer = answer or (draft.answer if draft else self._intern_answer(intern, ledger))
+            answering = answer(dialogue, texts[chosen.level])
         async with aclosing(answering) as pieces:
             async for piece in pieces:
                 yield piece
+
+    def _mentor_answer(
+        self, mentor: Engine, dialogue: Dialogue, draft: Draft | None, ledger: UsageLedger
+    ) -> AsyncGenerator[Any, None]:
+        """The mentor's own answer, in place of the intern's draft."""
+        if draft:
+            draft.trial.draft.discard(ledger)
+        return answer_of(mentor, dialogue.request, ledger.meter("answer"))
+
+    def drafting(
+        self,
+        criterion: Acceptance,
+        dialogue: Dialogue,
+        intern: Engine,
+        engines: Sequence[Engine],
+        ledger: UsageLedger,
+    ) -> Draft:
+        """The intern's first answer, not written yet."""
+        asked = dialogue.intern_request()
+        candidate = Candidate(intern, asked, intern.name, usage=ledger.part())
+        threshold = self.level_thresholds[LEVEL_0]
+        trial = Trial(dialogue.request, candidate, engines, ledger)
+        return Draft(trial, criterion, threshold, self.continue_draft, self.judged)
+
+    def hopeless(self, verdict: Verdict) -> bool:
+        """Whether the mentor is stopped since no insight will help."""
+        return verdict.probability < (self.give_up or {}).get(verdict.level, 0.0)
 
     def _intern_answer(self, intern: Engine, ledger: UsageLedger) -> Answerer:
         """How the intern answers after an insight."""
@@ -78,13 +111,22 @@ class Tandem(TandemOptions):
         return lambda dialogue, insight: answer_of(intern, dialogue.intern_request(insight), meter)
 
     async def judged(
-        self, checkpoint: Checkpoint, insight: Insight, intern: Engine, ledger: UsageLedger
+        self,
+        checkpoint: Checkpoint,
+        insight: Insight,
+        intern: Engine,
+        ledger: UsageLedger,
+        scored: Scored | None = None,
     ) -> Verdict:
-        """Let the intern read the question and the insight so far, and judge whether they suffice."""
+        """Let the intern read the question and the insight so far, and judge whether they suffice.
+
+        Args:
+            scored: what the intern has already read, beginning with both.
+        """
         judge, reading = self.artifact.judge, Reading(self.index[checkpoint.level], insight.tokens)
         if judge.reads:
             asked = insight.dialogue.intern_request(insight.shown)
-            scored = await intern.score(asked, ledger.meter("judge"))
+            scored = scored or await intern.score(asked, ledger.meter("judge"))
             tokens = insight.dialogue.judged_tokens(scored, self.artifact.scope)
             reading = Reading(reading.level, reading.mentor_tokens, *sequences(tokens))
         started = time.perf_counter()
@@ -116,9 +158,10 @@ class Tandem(TandemOptions):
         """
         _, intern = self.roles(engines)
         given = GivenAnswer.of(request, intern, context)
-        if self.fallback == "mentor" or self.insight_mode == "continuation":
+        if self.fallback == "mentor" or self.insight_mode == "continuation" or self.draft:
             raise RequestError(
-                "tandem gives log-likelihoods only where the intern answers with the insight in its prompt"
+                "tandem gives log-likelihoods only where the intern answers with the insight in its prompt, "
+                "without a draft"
             )
 
         def answer(dialogue: Dialogue, insight: str) -> AsyncGenerator[Event | Scored, None]:

@@ -7,8 +7,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
+from annotated_types import Ge, Le
+
+from ensemblehub.ensemble_methods.acceptance import Acceptance, acceptance_named
 from ensemblehub.ensemble_methods.base import Aggregation, Checkpoint
 from ensemblehub.ensemble_methods.roles import by_name, largest, require, smallest
 from ensemblehub.errors import ConfigError, did_you_mean
@@ -33,6 +36,12 @@ class TandemOptions(Aggregation):
             mean over what it read is at most X), or `fixed:LEVEL`.
         thresholds: probability that suffices, by level; by default the judge's calibrated ones, or 0.5.
         start_with_intern: judge the bare question first, before any mentor token.
+        draft: let the intern answer alone first, and judge that answer in place of the bare question: a criterion
+            as `accept` of `cascade` has it.  After each insight the intern reads its draft again
+            (`tandem_draft.py`); its threshold is that of the level `none`, by default the criterion's.
+        continue_draft: with `draft`, keep its lines up to the first that is less probable to the intern after the
+            chosen insight (geometric mean of the tokens), and go on from there; by default it is written anew.
+        give_up: probability by level below which no further insight is asked for; `fallback` says who answers.
         fallback: who answers when no level suffices: the intern with the insight of the `best` probability
             (the paper's rule) or the `last` one, or the `mentor` itself.
         insight_mode: show the insight in the intern's prompt, or as the start of its own answer.
@@ -49,6 +58,9 @@ class TandemOptions(Aggregation):
     judge: str = "entropy:1.0"
     thresholds: Mapping[str, float] | None = None
     start_with_intern: bool = False
+    draft: str | None = None
+    continue_draft: Annotated[float, Ge(0), Le(1)] | None = None
+    give_up: Mapping[str, float] | None = None
     fallback: Literal["best", "last", "mentor"] = "best"
     insight_mode: InsightMode = "prompt"
     profile: str | Profile = "instruct"
@@ -65,6 +77,7 @@ class TandemOptions(Aggregation):
         named = {
             "effort": [self.effort] if self.effort is not None else [],
             "thresholds": self.thresholds or {},
+            "give_up": self.give_up or {},
         }
         for option, levels in named.items():
             for level in levels:
@@ -75,10 +88,27 @@ class TandemOptions(Aggregation):
         reading: set[Capability] = {"score"} if self.artifact.judge.reads else set()
         continuing: set[Capability] = {"prefix"} if self.insight_mode == "continuation" else set()
         require(intern, reading | continuing, "tandem (intern)")
+        self.check_draft(intern, engines)
         budget_of = {LEVEL_0: 0, **self.levels}
         prompts = self.words.fingerprint
         for warning in self.artifact.check(mentor.model, intern.model, prompts, self.strict, budget_of):
             log.warning(warning)
+
+    def check_draft(self, intern: Engine, engines: Sequence[Engine]) -> None:
+        """Refuse options of the draft that cannot work.
+
+        Raises:
+            ConfigError, CapabilityError: says which.
+        """
+        criterion = self.criterion
+        if criterion is None:
+            if self.continue_draft is not None:
+                raise ConfigError("tandem: `continue_draft` needs a `draft`")
+            return
+        if self.insight_mode == "continuation":
+            raise ConfigError("tandem: `draft` needs `insight_mode: prompt`")
+        criterion.check(intern, engines, "tandem (draft)")
+        require(intern, {"score", "prefix"} if criterion.reads_tokens else set(), "tandem (draft)")
 
     def check_context(self, dialogue: Dialogue, mentor: Engine, intern: Engine) -> int:
         """Check that prompt, longest insight and answer fit both contexts, before any engine is called.
@@ -139,6 +169,11 @@ class TandemOptions(Aggregation):
         return resolve_judge(self.judge, list(self.index))
 
     @cached_property
+    def criterion(self) -> Acceptance | None:
+        """The criterion of the draft, if there is one."""
+        return acceptance_named(self.draft, "tandem: draft") if self.draft else None
+
+    @cached_property
     def index(self) -> dict[str, int]:
         """Index of each level, 0 for no insight."""
         return {level: index for index, level in enumerate([LEVEL_0, *self.levels])}
@@ -146,12 +181,15 @@ class TandemOptions(Aggregation):
     @cached_property
     def level_thresholds(self) -> dict[str, float]:
         """The probability that suffices, by level."""
-        known = {**(self.artifact.thresholds or {}), **(self.thresholds or {})}
+        calibrated = dict(self.artifact.thresholds or {})
+        if self.criterion:
+            calibrated[LEVEL_0] = self.criterion.threshold
+        known = {**calibrated, **(self.thresholds or {})}
         return {level: known.get(level, 0.5) for level in self.index}
 
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        read = {LEVEL_0: 0, **self.levels} if self.start_with_intern else self.levels
+        read = {LEVEL_0: 0, **self.levels} if self.start_with_intern or self.draft else self.levels
         highest = self.index[self.effort] if self.effort is not None else len(self.levels)
         return tuple(
             Checkpoint(level, tokens, self.level_thresholds[level])

@@ -72,10 +72,10 @@ class Vote(Aggregation):
         pattern: regular expression for `extract: regex`; its first group is the answer, or the whole match.
         stop_early: stop the engines still writing once they can no longer change the answer.  The words given
             are the earliest engine's, so one that comes before the winner in order is always waited for.
-        window: candidates written at a time, in order; the next ones are written only while the vote is open: not
-            once all of a window give one answer, or the others can no longer change it.  None: all at once.
-        accept: a criterion (see `acceptance_named`; tests, say) by which a candidate may vote; where none passes
-            all of them vote.
+        window: candidates written at a time, in order; no more are written once all of a window give one
+            answer, or the others can no longer change it.  None: all at once.
+        accept: a criterion (see `acceptance_named`; tests, say) by which a candidate may vote; where none
+            passes all of them vote.
     """
 
     granularity: ClassVar[Granularity] = "response"
@@ -93,7 +93,8 @@ class Vote(Aggregation):
         candidates = drafts(request, engines, self.samples)
         weights = [self.weights.get(candidate.engine.name, 1.0) for candidate in candidates]
         same = lru_cache(maxsize=None)(self.same)
-        parties, waiting, barred = list[Party](), set(candidates), set[Candidate]()
+        parties, waiting = list[Party](), set(candidates)
+        barred: set[Candidate] = set()
         async with aclosing(in_windows(candidates, self.window or len(candidates), ledger)) as finished:
             async for candidate, window in finished:
                 waiting.remove(candidate)

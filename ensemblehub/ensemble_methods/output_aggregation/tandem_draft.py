@@ -1,0 +1,106 @@
+"""`tandem` with `draft`: the intern answers alone first, and its own answer takes part in every decision.
+
+Ours.  The bare question says little about whether the intern will be right; the answer it wrote, which costs
+little, says more.  A criterion judges the draft at level 0.  After each insight the intern reads question, insight
+and draft in one forward pass, from which the sufficiency judge sees what it always sees, and the criterion sees
+the draft's tokens as the intern finds them now: a draft that the insight confirms is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble_methods.acceptance import Acceptance, Trial
+from ensemblehub.ensemble_methods.base import Checkpoint, answer_of
+from ensemblehub.ensemble_methods.repair import behind, kept_part, likely_length, tokens_after
+from ensemblehub.generators.base import Engine
+from ensemblehub.schema import Event, Piece, Request, Scored, ScoredToken, Token, Verdict
+from ensemblehub.tandem.insights import LEVEL_0, Dialogue, Insight
+
+Judging = Callable[[Checkpoint, Insight, Engine, UsageLedger, Scored | None], Awaitable[Verdict]]
+
+
+@dataclass
+class Draft:
+    """The intern's first answer to one request.
+
+    Attributes:
+        trial: the draft, empty until level 0 is judged.
+        criterion, threshold: when it is good enough.
+        objection: after an insight that suffices, lines of the draft that are at least that probable to the intern
+            stay (see `likely_length`); None: the answer is written anew.
+        judged_insight: the judge of insights.
+        readings: the draft's tokens as scored after an insight, by insight.
+        confirmed: an insight confirmed it.
+    """
+
+    trial: Trial
+    criterion: Acceptance
+    threshold: float
+    objection: float | None
+    judged_insight: Judging
+    readings: dict[str, tuple[ScoredToken, ...]] = field(default_factory=dict)
+    confirmed: bool = False
+
+    async def judged(
+        self, checkpoint: Checkpoint, insight: Insight, intern: Engine, ledger: UsageLedger
+    ) -> Verdict:
+        """Let the draft be written and judged at level 0; read it with the insight at the others."""
+        draft, level = self.trial.draft, checkpoint.level
+        if level == LEVEL_0:
+            await draft.write(ledger)
+            probability = await self.criterion.probability(self.trial) if self.complete else 0.0
+            enough = self.complete and probability >= self.threshold
+            return Verdict(level, 0, probability, self.threshold, enough)
+        asked, scored = insight.dialogue.intern_request(insight.shown), None
+        whole = replace(asked, written=()).continued(draft.text)
+        if self.complete and self.criterion.reads_tokens and _fits(intern, whole):
+            scored = await intern.score(whole, ledger.meter("judge"))
+            tokens = self.readings[insight.shown] = tokens_after(asked, scored)
+            probability = await self.criterion.probability(self._as_read(tokens))
+            if probability >= self.threshold:
+                self.confirmed = True
+                return Verdict(level, insight.tokens, probability, self.threshold, True)
+        return await self.judged_insight(checkpoint, insight, intern, ledger, scored)
+
+    async def answer(self, dialogue: Dialogue, insight: str) -> AsyncGenerator[Event, None]:
+        """The draft where it stands, else the intern's answer with an insight."""
+        draft, ledger, asked = self.trial.draft, self.trial.ledger, dialogue.intern_request(insight)
+        if draft.finished and (self.confirmed or not insight):
+            yield draft.answer
+            return
+        if self.objection is not None and (tokens := self.readings.get(insight)):
+            stays = likely_length(asked, draft.text, tokens, self.objection)
+            if stays is None:
+                yield draft.answer
+                return
+            kept = kept_part(draft, stays, ledger)
+            if stays:
+                yield kept
+            asked = behind(asked, kept)
+        else:
+            draft.discard(ledger)
+        async with aclosing(answer_of(draft.engine, asked, ledger.meter("answer"))) as pieces:
+            async for piece in pieces:
+                yield replace(piece, round=2 if self.objection is not None else piece.round)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it came to its own end."""
+        return self.trial.draft.finished and self.trial.draft.answer.finish != "length"
+
+    def _as_read(self, tokens: tuple[ScoredToken, ...]) -> Trial:
+        """The trial with the draft's tokens as they were scored."""
+        draft = self.trial.draft
+        read = tuple(Token(token.text, token.id, token.logprob, token.entropy) for token in tokens)
+        piece = Piece(draft.text, draft.engine.name, "answer", read, draft.answer.finish)
+        return replace(self.trial, draft=replace(draft, pieces=[piece]))
+
+
+def _fits(engine: Engine, request: Request) -> bool:
+    """Whether the engine's context holds a request, as far as it is known."""
+    read = engine.count(request)
+    return read is None or not engine.info.context or read < engine.info.context
