@@ -78,14 +78,14 @@ def test_a_draft_that_is_good_enough_is_the_answer_and_no_insight_is_asked_for()
 
 
 def test_a_draft_that_an_insight_confirms_is_kept():
-    tandem = Tandem(levels=LEVELS, draft="logprob", judge="entropy:0.1")
+    tandem = Tandem(levels=LEVELS, draft="logprob", confirm=0.95, judge="entropy:0.1")
     result, big, small = answer(tandem, logprob=-0.5, confident=("numbers.",))
     assert [(verdict.level, verdict.sufficient) for verdict in result.verdicts] == [
         ("none", False),
         ("low", False),
         ("high", True),
     ]
-    assert result.verdicts[2] == Verdict("high", 4, pytest.approx(math.exp(-0.01)), 0.9, True)
+    assert result.verdicts[2] == Verdict("high", 4, pytest.approx(math.exp(-0.01)), 0.95, True)
     assert (result.text, result.insight, big.written) == (DRAFT, "Goal: add two numbers.", 4)
     assert [request.prefix for request in small.read] == [DRAFT, DRAFT]  # one reading a level
     assert len(small.asked) == 1
@@ -94,17 +94,25 @@ def test_a_draft_that_an_insight_confirms_is_kept():
 
 
 def test_an_insight_that_suffices_and_does_not_confirm_it_has_it_written_anew():
-    tandem = Tandem(levels=LEVELS, draft="logprob", thresholds={"none": 0.995}, judge="entropy:0.1")
+    tandem = Tandem(levels=LEVELS, draft="logprob", confirm=0.995, judge="entropy:0.1")
     result, big, small = answer(tandem, logprob=-0.5, confident=("numbers.",))
     assert [verdict.sufficient for verdict in result.verdicts] == [False, False, True]
     assert result.verdicts[2].threshold == 0.5
     assert (result.text, big.written, len(small.asked)) == (BETTER, 4, 2)
     assert costs(result)["small", "propose"].discarded_tokens == len(DRAFT.split())
+    assert [request.prefix for request in small.read] == [DRAFT, DRAFT]
     # what the judge read is what it reads without a draft: question and insight
     alone = answer(Tandem(levels=LEVELS, judge="entropy:0.1"), logprob=-0.5, confident=("numbers.",))[0]
     assert [verdict.probability for verdict in alone.verdicts] == [
         verdict.probability for verdict in result.verdicts[1:]
     ]
+
+
+def test_without_confirm_the_draft_is_not_read_again():
+    tandem = Tandem(levels=LEVELS, draft="logprob", judge="entropy:0.1")
+    result, _, small = answer(tandem, logprob=-0.5, confident=("numbers.",))
+    assert (result.text, [request.prefix for request in small.read]) == (BETTER, ["", ""])
+    assert costs(result)["small", "propose"].discarded_tokens == len(DRAFT.split())
 
 
 def test_its_probable_lines_may_stay():
@@ -174,7 +182,8 @@ def test_no_draft_is_written_at_effort_none_and_an_aborted_one_is_stopped():
     ("options", "kind", "message"),
     [
         ({"draft": "logprop"}, Recorder, r"tandem: draft: accept: .*did you mean 'logprob'"),
-        ({"draft": "logprob"}, NoScore, r"tandem .draft. needs score of engine 'small'"),
+        ({"draft": "ask", "confirm": 0.9}, Recorder, "needs a draft judged by its tokens, not by 'ask'"),
+        ({"draft": "logprob", "confirm": 0.9}, NoScore, r"tandem .draft. needs score of engine 'small'"),
         ({"draft": "logprob", "insight_mode": "continuation"}, Recorder, "needs `insight_mode: prompt`"),
         ({"continue_draft": 0.5}, Recorder, "`continue_draft` needs a `draft`"),
         ({"give_up": {"lwo": 0.1}}, Recorder, "tandem: give_up: .*did you mean 'low'"),

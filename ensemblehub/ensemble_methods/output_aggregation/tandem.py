@@ -99,7 +99,7 @@ class Tandem(TandemOptions):
         candidate = Candidate(intern, asked, intern.name, usage=ledger.part())
         threshold = self.level_thresholds[LEVEL_0]
         trial = Trial(dialogue.request, candidate, engines, ledger)
-        return Draft(trial, criterion, threshold, self.continue_draft, self.judged)
+        return Draft(trial, criterion, threshold, self.confirm, self.continue_draft, self.judged)
 
     def hopeless(self, verdict: Verdict) -> bool:
         """Whether the mentor is stopped since no insight will help."""

@@ -1,9 +1,10 @@
 """`tandem` with `draft`: the intern answers alone first, and its own answer takes part in every decision.
 
 Ours.  The bare question says little about whether the intern will be right; the answer it wrote, which costs
-little, says more.  A criterion judges the draft at level 0.  After each insight the intern reads question, insight
-and draft in one forward pass, from which the sufficiency judge sees what it always sees, and the criterion sees
-the draft's tokens as the intern finds them now: a draft that the insight confirms is kept.
+little, says more.  A criterion judges the draft at level 0.  With `confirm` or `continue_draft` the intern reads
+question, insight and draft in one forward pass after each insight; the sufficiency judge sees of it what it always
+sees, and the criterion sees the draft's tokens as the intern finds them now.  `confirm` has to be strict: a model
+finds what it wrote itself plausible, and a single wrong number hardly moves the mean of a long draft.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Draft:
     Attributes:
         trial: the draft, empty until level 0 is judged.
         criterion, threshold: when it is good enough.
+        confirm: the criterion's probability from which a draft is kept after an insight; None: it is not asked.
         objection: after an insight that suffices, lines of the draft that are at least that probable to the intern
             stay (see `likely_length`); None: the answer is written anew.
         judged_insight: the judge of insights.
@@ -40,6 +42,7 @@ class Draft:
     trial: Trial
     criterion: Acceptance
     threshold: float
+    confirm: float | None
     objection: float | None
     judged_insight: Judging
     readings: dict[str, tuple[ScoredToken, ...]] = field(default_factory=dict)
@@ -57,13 +60,15 @@ class Draft:
             return Verdict(level, 0, probability, self.threshold, enough)
         asked, scored = insight.dialogue.intern_request(insight.shown), None
         whole = replace(asked, written=()).continued(draft.text)
-        if self.complete and self.criterion.reads_tokens and _fits(intern, whole):
+        rereads = self.confirm is not None or self.objection is not None
+        if rereads and self.complete and _fits(intern, whole):
             scored = await intern.score(whole, ledger.meter("judge"))
             tokens = self.readings[insight.shown] = tokens_after(asked, scored)
-            probability = await self.criterion.probability(self._as_read(tokens))
-            if probability >= self.threshold:
-                self.confirmed = True
-                return Verdict(level, insight.tokens, probability, self.threshold, True)
+            if self.confirm is not None:
+                probability = await self.criterion.probability(self._as_read(tokens))
+                self.confirmed = probability >= self.confirm
+                if self.confirmed:
+                    return Verdict(level, insight.tokens, probability, self.confirm, True)
         return await self.judged_insight(checkpoint, insight, intern, ledger, scored)
 
     async def answer(self, dialogue: Dialogue, insight: str) -> AsyncGenerator[Event, None]:

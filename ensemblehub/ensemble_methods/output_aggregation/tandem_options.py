@@ -37,8 +37,10 @@ class TandemOptions(Aggregation):
         thresholds: probability that suffices, by level; by default the judge's calibrated ones, or 0.5.
         start_with_intern: judge the bare question first, before any mentor token.
         draft: let the intern answer alone first, and judge that answer in place of the bare question: a criterion
-            as `accept` of `cascade` has it.  After each insight the intern reads its draft again
-            (`tandem_draft.py`); its threshold is that of the level `none`, by default the criterion's.
+            as `accept` of `cascade` has it.  Its threshold is that of the level `none`, by default the
+            criterion's.
+        confirm: with `draft`, let the intern read its draft again after each insight, and keep it from this
+            probability on, that the criterion gives to the tokens as they were read.
         continue_draft: with `draft`, keep its lines up to the first that is less probable to the intern after the
             chosen insight (geometric mean of the tokens), and go on from there; by default it is written anew.
         give_up: probability by level below which no further insight is asked for; `fallback` says who answers.
@@ -59,6 +61,7 @@ class TandemOptions(Aggregation):
     thresholds: Mapping[str, float] | None = None
     start_with_intern: bool = False
     draft: str | None = None
+    confirm: Annotated[float, Ge(0), Le(1)] | None = None
     continue_draft: Annotated[float, Ge(0), Le(1)] | None = None
     give_up: Mapping[str, float] | None = None
     fallback: Literal["best", "last", "mentor"] = "best"
@@ -102,13 +105,17 @@ class TandemOptions(Aggregation):
         """
         criterion = self.criterion
         if criterion is None:
-            if self.continue_draft is not None:
-                raise ConfigError("tandem: `continue_draft` needs a `draft`")
+            for option in ("confirm", "continue_draft"):
+                if getattr(self, option) is not None:
+                    raise ConfigError(f"tandem: `{option}` needs a `draft`")
             return
         if self.insight_mode == "continuation":
             raise ConfigError("tandem: `draft` needs `insight_mode: prompt`")
         criterion.check(intern, engines, "tandem (draft)")
-        require(intern, {"score", "prefix"} if criterion.reads_tokens else set(), "tandem (draft)")
+        rereads = self.confirm is not None or self.continue_draft is not None
+        require(intern, {"score", "prefix"} if rereads else set(), "tandem (draft)")
+        if self.confirm is not None and not criterion.reads_tokens:
+            raise ConfigError(f"tandem: `confirm` needs a draft judged by its tokens, not by {self.draft!r}")
 
     def check_context(self, dialogue: Dialogue, mentor: Engine, intern: Engine) -> int:
         """Check that prompt, longest insight and answer fit both contexts, before any engine is called.
