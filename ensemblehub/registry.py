@@ -33,6 +33,7 @@ AGGREGATIONS = {
     "best_of": "ensemblehub.ensemble_methods.output_aggregation.best_of:BestOf",
     "cascade": "ensemblehub.ensemble_methods.output_aggregation.cascade:Cascade",
     "distribution": "ensemblehub.ensemble_methods.output_aggregation.distribution:DistributionMixture",
+    "early_exit": "ensemblehub.ensemble_methods.output_aggregation.early_exit:EarlyExit",
     "fuse": "ensemblehub.ensemble_methods.output_aggregation.fuse:Fuse",
     "gac": "ensemblehub.ensemble_methods.output_aggregation.gac:GaC",
     "hint": "ensemblehub.ensemble_methods.output_aggregation.hint:Hint",

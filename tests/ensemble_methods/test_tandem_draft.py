@@ -115,6 +115,12 @@ def test_without_confirm_the_draft_is_not_read_again():
     assert costs(result)["small", "propose"].discarded_tokens == len(DRAFT.split())
 
 
+def test_a_rejected_draft_is_not_the_best_of_the_levels():
+    tandem = Tandem(levels=LEVELS, draft="logprob", judge="entropy:0.1")
+    result, _, _ = answer(tandem, logprob=-0.2)  # the draft has 0.82, the insights 0.1 / 1.1
+    assert (result.text, [verdict.sufficient for verdict in result.verdicts]) == (BETTER, [False] * 3)
+
+
 def test_its_probable_lines_may_stay():
     tandem = Tandem(levels=LEVELS, draft="logprob", judge="fixed:low", continue_draft=0.5)
     result, _, small = answer(tandem, Reader)

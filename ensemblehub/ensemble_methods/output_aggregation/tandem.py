@@ -142,7 +142,8 @@ class Tandem(TandemOptions):
             return verdicts[-1]
         if self.fallback == "mentor":
             return None
-        return max(verdicts, key=lambda verdict: verdict.probability)
+        insights = verdicts[1:] if self.draft else verdicts  # a draft's score is on a scale of its own
+        return max(insights or verdicts, key=lambda verdict: verdict.probability)
 
     def chosen(self, verdicts: Sequence[Verdict]) -> str:
         """The level whose insight the answer came from; "mentor" where the mentor answered itself."""
