@@ -133,6 +133,8 @@ def test_what_cannot_work_is_refused():
     AsyncEnsemble([NoLogprobs()], All(), EarlyExit(threshold=None))
     with pytest.raises(ConfigError, match="early_exit: `max_thinking` is below `min_thinking`"):
         AsyncEnsemble([Thinker()], All(), EarlyExit(max_thinking=3, min_thinking=4))
+    with pytest.raises(ConfigError, match="`closing` has to hold `end`, '<end>'"):
+        AsyncEnsemble([Thinker()], All(), EarlyExit(end="<end>"))
     with pytest.raises(ConfigError, match="must not be empty strings"):
         AsyncEnsemble([Thinker()], All(), EarlyExit(end=""))
     with pytest.raises(ConfigError, match=r"early_exit: .*did you mean 'a'"):

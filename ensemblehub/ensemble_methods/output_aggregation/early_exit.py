@@ -39,6 +39,7 @@ class EarlyExit(Segments):
         trial, trial_end: what a trial answer is drawn behind, and what ends it.
         trial_tokens: tokens of a trial answer at most.
         end: the end of thinking, as the model writes it.
+        closing: what ends thinking early; holds `end`, and may begin the answer.
         max_thinking: tokens after which thinking ends.
         min_thinking: tokens below which no trial answer is drawn, and at which a model that ends its thinking or
             its text earlier goes on behind `wait`.
@@ -54,6 +55,7 @@ class EarlyExit(Segments):
     trial_end: str = "}"
     trial_tokens: Annotated[int, Ge(1)] = 20
     end: str = "</think>"
+    closing: str = "</think>\n\n"
     max_thinking: Annotated[int, Ge(1)] | None = None
     min_thinking: Annotated[int, Ge(0)] = 0
     wait: str = "\nWait"
@@ -86,7 +88,7 @@ class EarlyExit(Segments):
         engine = turn.engine
         if reason := await self.reason_to_end(engine, asked, so_far, most, ledger):
             yield Choice("answer", (engine.name,), (), reason)
-            yield Piece(f"{self.end}\n\n", engine.name, "answer")
+            yield Piece(self.closing, engine.name, "answer")
             return
         early = so_far.tokens < self.min_thinking
         if early:  # the end of thinking is left out; stop strings of the request are looked for by the caller
@@ -98,7 +100,7 @@ class EarlyExit(Segments):
                     continue
                 yield replace(piece, finish=None)
                 short = so_far.tokens < self.min_thinking
-                yield Piece(self.wait if short else f"{self.end}\n\n", engine.name, "answer")
+                yield Piece(self.wait if short else self.closing, engine.name, "answer")
 
     async def reason_to_end(
         self, engine: Engine, asked: Request, so_far: SoFar, most: int, ledger: UsageLedger
@@ -146,5 +148,7 @@ class EarlyExit(Segments):
         require(self.chosen(engines), required, "early_exit")
         if not self.end or not self.trial_end or not all(self.points):
             raise ConfigError("early_exit: `end`, `trial_end` and `points` must not be empty strings")
+        if self.end not in self.closing:
+            raise ConfigError(f"early_exit: `closing` has to hold `end`, {self.end!r}")
         if self.max_thinking is not None and self.max_thinking < self.min_thinking:
             raise ConfigError("early_exit: `max_thinking` is below `min_thinking`")
