@@ -64,10 +64,12 @@ def advise(
     folder: Path,
     force: bool,
 ) -> Advice:
-    """Record up to `n` questions, stop earlier once the answer is clear, and write `advice.md` and `advice.yaml`.
+    """Record up to `n` questions, stop earlier once the answer is clear, and write `advice.md` and
+    `advice.yaml`.
 
     Raises:
-        ConfigError: the configuration is not Tandem's, the size of a model is unknown, or there is no question.
+        ConfigError: the configuration is not Tandem's, the size of a model is unknown, or there is no
+            question.
     """
     config = with_rule(config)
     ensemble = AsyncEnsemble.from_config(config)
@@ -123,7 +125,8 @@ async def _recorded(
 
 
 def pair_of(models: Sequence[str], changes: Sequence[str] = ()) -> Config:
-    """Tandem over two models given as `mentor=MODEL` and `intern=MODEL`; the built-in pair's words for built-in ones.
+    """Tandem over two models given as `mentor=MODEL` and `intern=MODEL`; the built-in pair's words for
+    built-in ones.
 
     Raises:
         ConfigError: not these two names, or a wrong model.
@@ -158,7 +161,8 @@ def check_sizes(ensemble: AsyncEnsemble) -> None:
     for engine in ensemble.engines:
         if not engine.info.active:
             raise ConfigError(
-                f"advise weighs FLOPs, and the size of the model {engine.name!r} is unknown: set its `parameters`"
+                f"advise weighs FLOPs, and the size of the model {engine.name!r} is unknown: "
+                "set its `parameters`"
             )
 
 
@@ -196,9 +200,10 @@ def _text(
     if isinstance(task, OwnQuestions) and not task.labelled:
         wanted += "; the questions have no answers, so right means: equal to the mentor's own answer"
     notes = [
-        f"Wanted: {wanted}. n = {len(chosen.correct)} questions of `{task.name}` ({split}). Every strategy is replayed "
-        f"on the same recorded texts, its setting chosen on other questions (cross-validated, {choice.FOLDS} folds). "
-        "Accuracy with Wilson 95 % interval, difference to the mentor alone in points with paired-bootstrap 95 % "
+        f"Wanted: {wanted}. n = {len(chosen.correct)} questions of `{task.name}` ({split}). Every strategy "
+        "is replayed on the same recorded texts, its setting chosen on other questions (cross-validated, "
+        f"{choice.FOLDS} folds). Accuracy with Wilson 95 % interval, difference to the mentor alone in points "
+        "with paired-bootstrap 95 % "
         "interval, FLOPs of every call as a share of the mentor's.",
         headline(found[0], chosen),
         *open_questions(found, chosen, clear, criterion),

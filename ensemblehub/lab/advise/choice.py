@@ -26,8 +26,8 @@ class Criterion:
     """What the user wants.
 
     Attributes:
-        aim: `accuracy`: the most accurate at a mean cost of at most `budget` times the mentor's; `cost`: the
-            cheapest that loses at most `margin` against the mentor.
+        aim: `accuracy`: the most accurate at a mean cost of at most `budget` times the mentor's; `cost`:
+            the cheapest that loses at most `margin` against the mentor.
         margin: accuracy that may be lost, as a fraction.
     """
 
@@ -113,8 +113,8 @@ def recommended(found: Sequence[Evaluated], criterion: Criterion) -> Evaluated:
     """The outcome to use.
 
     The best single model by the criterion's means, unless a strategy pays: for `accuracy`, one that is more
-    accurate with the lower end of a 90 % interval above 0; for `cost`, one that keeps the margin and costs less,
-    the upper end of a 95 % interval below 0.
+    accurate with the lower end of a 90 % interval above 0; for `cost`, one that keeps the margin and costs
+    less, the upper end of a 95 % interval below 0.
     """
     mentor = found[0]
     allowed = [outcome for outcome in found if criterion.allows(outcome, mentor)]
@@ -147,8 +147,8 @@ def rivals(
 ) -> list[tuple[Evaluated, Floats]]:
     """What would have to be ruled out, with the differences in [-1, 1] whose mean is above 0 if it is.
 
-    For `accuracy`, everything in the budget: it is less accurate.  For `cost`, everything cheaper: it loses more
-    than the margin; and the choice itself, which must keep the margin, unless it is the mentor.
+    For `accuracy`, everything in the budget: it is less accurate.  For `cost`, everything cheaper: it loses
+    more than the margin; and the choice itself, which must keep the margin, unless it is the mentor.
     """
     mentor = found[0]
     if criterion.aim == "accuracy":
@@ -165,10 +165,11 @@ def rivals(
 def is_clear(found: Sequence[Evaluated], chosen: Evaluated, criterion: Criterion) -> bool:
     """Whether all rivals are ruled out, at any time with an error of at most 5 %.
 
-    Every claim is tested by betting (Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables
-    by betting"): the capital of a gambler who stakes on a mean above 0 exceeds 1 / alpha with probability alpha at
-    most if the mean is 0 or less, whenever one looks.  Alpha is divided by the number of pairs that could be
-    compared.  Settings are those chosen on earlier questions, so that every bet is placed before its outcome.
+    Every claim is tested by betting (Waudby-Smith & Ramdas 2024, "Estimating means of bounded random
+    variables by betting"): the capital of a gambler who stakes on a mean above 0 exceeds 1 / alpha with
+    probability alpha at most if the mean is 0 or less, whenever one looks.  Alpha is divided by the number
+    of pairs that could be compared.  Settings are those chosen on earlier questions, so that every bet is
+    placed before its outcome.
     """
     pairs = max(1, len(found) * (len(found) - 1))
     return all(capital(differences) >= pairs / ALPHA for _, differences in rivals(found, chosen, criterion))
@@ -181,7 +182,7 @@ def capital(differences: Iterable[float]) -> float:
 
 
 def questions_needed(differences: Floats) -> int | None:
-    """How many questions would tell the mean from 0, at 5 % two-sided with a power of 80 %; None: no difference."""
+    """How many questions tell the mean from 0, at 5 % two-sided with 80 % power; None: no difference."""
     mean, spread = float(differences.mean()), float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     if not mean or not spread:
         return None

@@ -39,8 +39,8 @@ from ensemblehub.options import config_file_option, force_option
     type=click.Choice(["accuracy", "cost"]),
     default="cost",
     show_default=True,
-    help="cost: the cheapest that loses at most --margin against the mentor; accuracy: the most accurate within "
-    "--budget.",
+    help="cost: the cheapest that loses at most --margin against the mentor; accuracy: the most "
+    "accurate within --budget.",
 )
 @click.option(
     "--budget",
@@ -87,13 +87,13 @@ def advise(
 ) -> None:
     """Find out which strategy pays for a pair of models on a task.
 
-    Records once per question the mentor's answer and insight, and the intern's answers and readings; replays
-    every strategy and threshold over that; and prints accuracy and cost with intervals, the recommended
-    configuration (written to OUT/advice.yaml, ready for `ensemblehub serve`), what it would save, and what
-    cannot be told yet. Stops early once the answer is clear.
+    Records once per question the mentor's answer and insight, and the intern's answers and readings;
+    replays every strategy and threshold over that; and prints accuracy and cost with intervals, the
+    recommended configuration (written to OUT/advice.yaml, ready for `ensemblehub serve`), what it would
+    save, and what cannot be told yet. Stops early once the answer is clear.
 
-    The command can be interrupted at any time; the same command continues where it stopped, and a larger --n
-    extends what is recorded.
+    The command can be interrupted at any time; the same command continues where it stopped, and a larger
+    --n extends what is recorded.
 
     \b
     ensemblehub advise --models mentor=builtin:mentor intern=builtin:intern --task builtin_math

@@ -22,7 +22,7 @@ TEMPERATURE = 0.7  # of the samples beside the greedy answer
 
 
 @dataclass(frozen=True)
-class Draft:
+class InternAnswer:
     """An answer of the intern to the bare question.
 
     Attributes:
@@ -40,7 +40,7 @@ class Recorded:
     """The recorded questions: what `collect` keeps of each, and the intern's drafts, the greedy one first."""
 
     collected: Collected
-    drafts: list[list[Draft]]
+    drafts: list[list[InternAnswer]]
 
     @property
     def n(self) -> int:
@@ -67,7 +67,7 @@ class Recorded:
         known = dict.fromkeys(Row.__dataclass_fields__) | {"readings": None}
         kept = [{key: value for key, value in row.items() if key in known} for row in rows]
         found = [
-            [Draft(Run(**each["run"]), each["answer"], each["logprob"]) for each in row["drafts"]]
+            [InternAnswer(Run(**each["run"]), each["answer"], each["logprob"]) for each in row["drafts"]]
             for row in rows
         ]
         return cls(collect.folded(kept, header, "the recorded questions"), found)
@@ -96,9 +96,10 @@ class Recorder(collect.Collector):
             await asyncio.to_thread(self.agree, item, row)
         return row | {"asked": splits.asked(replace(item, extra={}))}
 
-    async def draft(self, item: Item, request: Request) -> Draft:
+    async def draft(self, item: Item, request: Request) -> InternAnswer:
         """Let the intern answer."""
-        ledger, text, logprobs, finish = UsageLedger(), "", list[float | None](), None
+        ledger, logprobs = UsageLedger(), list[float | None]()
+        text, finish = "", None
         async with aclosing(self.intern.stream(request, ledger.meter("answer"))) as stream:
             async for piece in stream:
                 text, finish = text + piece.text, piece.finish
@@ -107,7 +108,7 @@ class Recorder(collect.Collector):
         known = [value for value in logprobs if value is not None]
         mean = float(np.mean(known)) if known and len(known) == len(logprobs) else None
         written = (cost.prompt_tokens, cost.completion_tokens, cost.seconds)
-        return Draft(Run(grade.correct, finish, 0, 0, *written, False, text), grade.answer, mean)
+        return InternAnswer(Run(grade.correct, finish, 0, 0, *written, False, text), grade.answer, mean)
 
     def agree(self, item: Item, row: dict[str, Any]) -> None:
         """Grade by agreement with the mentor's own answer, where the question has none."""

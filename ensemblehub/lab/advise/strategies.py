@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ensemblehub.answers.equality import equal_answers
 from ensemblehub.ensemble_methods.output_aggregation.vote import partied
-from ensemblehub.lab.advise.record import TEMPERATURE, Draft, Recorded
+from ensemblehub.lab.advise.record import TEMPERATURE, InternAnswer, Recorded
 from ensemblehub.lab.pipeline import cascade, replay
 from ensemblehub.lab.pipeline.records import Run
 from ensemblehub.tandem.artifact import resolve_judge
@@ -41,7 +41,9 @@ class Strategy:
 
 
 def strategies(recorded: Recorded) -> list[Strategy]:
-    """All strategies that can be replayed; the single models come first, the simpler ones before the others."""
+    """All strategies that can be replayed; the single models come first, the simpler ones before the
+    others.
+    """
     return [
         *_alone(recorded),
         *_fixed(recorded),
@@ -110,7 +112,7 @@ def _same(left: str, right: str) -> bool:
     return equal_answers(left, right) or equal_answers(right, left)
 
 
-def _samples_cost(recorded: Recorded, drafts: list[Draft]) -> float:
+def _samples_cost(recorded: Recorded, drafts: list[InternAnswer]) -> float:
     info = recorded.collected.info("intern")
     read = drafts[0].run.intern_read
     written = (info.flops(read, read + max(0, draft.run.intern_tokens - 1)) for draft in drafts)
@@ -141,7 +143,7 @@ def _escalations(recorded: Recorded) -> Iterator[Strategy]:
         yield _escalation(recorded, "cascade by agreement", accepted, mentor, "cascade")
 
 
-def _agree(draft: Draft, other: Draft) -> bool:
+def _agree(draft: InternAnswer, other: InternAnswer) -> bool:
     return draft.answer is not None and other.answer is not None and _same(draft.answer, other.answer)
 
 
@@ -162,7 +164,9 @@ def _escalation(
     method: str,
     more: Changes | None = None,
 ) -> Strategy:
-    """Drafts that a criterion accepts, else other runs; a draft that was cut off is not judged, and never kept."""
+    """Drafts that a criterion accepts, else other runs; a draft that was cut off is not judged, and never
+    kept.
+    """
     scores, criterion = accepted.scores, accepted.criterion
     limits = np.unique(np.quantile(scores, np.linspace(0, 1, THRESHOLDS + 2)[1:-1], method="higher"))
     own = [drafts[0].run for drafts in recorded.drafts]

@@ -33,8 +33,8 @@ class Forecast:
 def forecast(known: Sequence[float], count: int) -> Forecast:
     """The total of `count` values of which some are known, drawn alike.
 
-    The unknown ones are predicted by the mean of the known, with Student's t for the spread of that mean and of
-    theirs; none can be negative.
+    The unknown ones are predicted by the mean of the known, with Student's t for the spread of that mean
+    and of theirs; none can be negative.
 
     Args:
         known: at least two.
@@ -57,7 +57,8 @@ def dry_run(
     force: bool = False,
     errors: Errors = "stop",
 ) -> str:
-    """Answer `pilot` questions, spread evenly, and tell what all would take; the answers are kept for the run.
+    """Answer `pilot` questions, spread evenly, and tell what all would take; the answers are kept for the
+    run.
 
     Returns:
         A table: tokens computed and generated, compute, dollars and wall time of all answers.
@@ -76,9 +77,9 @@ def dry_run(
         for cell in cells:
             lines.append(_line(cell, running.answered(cell), count))
     note = (
-        f"Of {count} answers, from the pilot's (kept: the run without --dry-run goes on from them), with 95 % "
-        "prediction intervals. Time is that of answering, as many questions at once as in the pilot: a pilot that is "
-        "smaller than `experiment.concurrency` tells more than a whole run takes."
+        f"Of {count} answers, from the pilot's (kept: the run without --dry-run goes on from them), with "
+        "95 % prediction intervals. Time is that of answering, as many questions at once as in the pilot: a "
+        "pilot that is smaller than `experiment.concurrency` tells more than a whole run takes."
     )
     return f"{table(HEADER, lines)}\n\n{note}\n"
 
