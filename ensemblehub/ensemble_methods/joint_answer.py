@@ -142,6 +142,74 @@ class JointAnswer:
                 break
         return accepted
 
+    async def safe(self, mix: Mix, most: int) -> list[ChosenToken]:
+        """The next tokens, of which the mixture decides few (SAFE, arXiv 2510.15346).
+
+        The first member drafts up to `most`, and the others read the draft as their own tokenizers write it.  A
+        drafted token is kept where one of them would begin or end in the middle of a token of its own, where it is
+        every member's top token, and where their mean probability of it is above one half.
+        """
+        drafter, *others = self.members
+        if not others or not drafter.spelling.complete:
+            return await self.mixed(mix)
+        left = self.sampling.max_tokens - self.written
+        drafts, own = await self._drafted(mix, min(most, left))
+        counts = [self._aligned(member, drafts) for member in others]
+        safe = [at for at in range(len(drafts)) if all(at in known for _, known in counts)]
+        pairs = zip(others, counts, strict=True)
+        lines = await together(self._read_own(member, ids, known, safe) for member, (ids, known) in pairs)
+        ended = drafts[-1].entry in self.ends or len(drafts) == left
+        weights = [member.weight for member in self.members]
+        accepted: list[ChosenToken] = []
+        # without more text it is open whether the last token is a whole one to the others
+        for at, draft in enumerate(drafts if ended or len(drafts) == 1 else drafts[:-1]):
+            choice = draft
+            if at in safe:
+                parts = [
+                    own[at],
+                    *(self._mapped(member, line[at]) for member, line in zip(others, lines, strict=True)),
+                ]
+                agreed = {int(part.argmax()) for part in parts} == {draft.entry}
+                if not agreed and np.average([part[draft.entry] for part in parts], weights=weights) <= 0.5:
+                    choice = self._pick(mix, self.members, parts)
+            accepted.append(self._settle(choice))
+            if choice.entry != draft.entry:
+                break
+        for member in others:
+            member.spelling.renew(self._text)
+        return accepted
+
+    def _aligned(
+        self, member: TokenMember, drafts: Sequence[ChosenToken]
+    ) -> tuple[list[int], dict[int, int]]:
+        """A member's ids of the answer and a draft, and the number of ids before each drafted token that is whole.
+
+        A token is whole to the member if its own tokens begin and end there too.
+        """
+        sizes = [len(self.union.vocabulary.tokens[draft.entry]) for draft in drafts]
+        text = self._text + b"".join(self.union.vocabulary.tokens[draft.entry] for draft in drafts)
+        spelling = member.spelling.copy()
+        stays = spelling.respell(text)
+        member.spelling.stable = min(member.spelling.stable, stays)
+        known, offset = spelling.boundaries(len(self._text)), len(self._text)
+        counts: dict[int, int] = {}
+        for at, size in enumerate(sizes):
+            if offset in known and offset + size in known:
+                counts[at] = known[offset]
+            offset += size
+        return spelling.ids, counts
+
+    async def _read_own(
+        self, member: TokenMember, ids: list[int], counts: Mapping[int, int], safe: Sequence[int]
+    ) -> dict[int, Any]:
+        """A member's logprobs before the drafted tokens at `safe`."""
+        if not safe:
+            return {}
+        stable = member.spelling.stable
+        lines = await member.read(ids, [counts[at] for at in safe])
+        member.spelling.stable = stable  # it holds ids that the answer may not get
+        return dict(zip(safe, lines, strict=True))
+
     async def forced(self, mix: Mix, ids: Sequence[int]) -> list[tuple[int, Probabilities]]:
         """Append given ids of the first member.
 

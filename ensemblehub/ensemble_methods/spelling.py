@@ -49,7 +49,7 @@ class Spelling:
             self.ids.append(index)
             self.spelled += size
         else:
-            kept = self._respell(text)
+            kept = self.respell(text)
         self.whole += size
         return kept
 
@@ -67,7 +67,8 @@ class Spelling:
         self.whole -= size
         self.stable = min(self.stable, len(self.ids))
 
-    def _respell(self, text: bytes) -> int:
+    def respell(self, text: bytes) -> int:
+        """Tokenise the end of the answer anew, as the model's tokenizer writes it; arguments as `take`."""
         start, offset = self._start()
         fresh, old = self._view.spell(text[offset:], self._encode), self.ids[start:]
         same = common_length(fresh, old)
@@ -76,6 +77,23 @@ class Spelling:
         self.spelled = offset + self._view.length(fresh)
         self.stable = min(self.stable, kept)
         return kept
+
+    def renew(self, text: bytes) -> None:
+        """As `respell`, unless the ids would no longer spell the answer, which ends within a character, say."""
+        ids, spelled = self.ids[:], self.spelled
+        stays = self.respell(text)
+        if self.spelled < spelled:
+            self.ids[stays:], self.spelled = ids[stays:], spelled
+
+    def boundaries(self, first: int) -> dict[int, int]:
+        """Number of ids by the bytes that they spell, for the ends of ids from byte `first` on."""
+        tokens, offset, found = self._view.vocabulary.tokens, self.spelled, dict[int, int]()
+        for count in range(len(self.ids), -1, -1):
+            if offset < first:
+                break
+            found[offset] = count
+            offset -= len(tokens[self.ids[count - 1]]) if count else 1
+        return found
 
     def _start(self) -> tuple[int, int]:
         """The id and the byte from which to tokenise anew: the start of a word, some words back."""

@@ -46,15 +46,17 @@ class TokenLevel(Aggregation):
     Attributes:
         weights: by engine name, 1 where omitted; an engine of weight 0 is not asked.
         every: ensemble every `token`, or only where the members' top tokens are `disputed`: the first engine
-            drafts, the others read its draft in one pass (as in SAFE, arXiv 2510.15346; Yun et al.).
-            Greedily, both write the same text, but for ties.
+            drafts, the others read its draft in one pass.  Greedily, both write the same text, but for ties.
+            `safe`: as `disputed`, but only where a drafted token is a whole token to every member and their
+            mean probability of it is at most one half (SAFE, Yun et al., arXiv 2510.15346, without its
+            sharpening); elsewhere the first engine's token stands, so let the best one be the first.
         draft: number of tokens drafted at a time.
     """
 
     granularity: ClassVar[Granularity] = "token"
     requires: ClassVar[frozenset[Capability]] = frozenset({"decode"})
     weights: Mapping[str, Annotated[float, Ge(0)]] = field(default_factory=dict)
-    every: Literal["token", "disputed"] = "token"
+    every: Literal["token", "disputed", "safe"] = "token"
     draft: Annotated[int, Ge(1)] = 8
 
     @abstractmethod
@@ -65,6 +67,8 @@ class TokenLevel(Aggregation):
         """The next tokens, at least one."""
         if self.every == "disputed":
             return await answer.disputed(self.mix, self.draft)
+        if self.every == "safe":
+            return await answer.safe(self.mix, self.draft)
         return await answer.mixed(self.mix)
 
     def settled(self, members: Sequence[TokenMember], parts: Sequence[Probabilities]) -> Probabilities:

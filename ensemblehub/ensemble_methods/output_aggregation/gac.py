@@ -73,7 +73,7 @@ class GaC(TokenLevel):
         by_name(engines, self.gate, "gac: gate")
         if not self.weights.get(self.gate, 1.0):
             raise ConfigError(f"gac: the gate {self.gate!r} has weight 0")
-        if self.every == "disputed":
+        if self.every != "token":
             raise ConfigError(
-                "gac: `gate` and `every: disputed` both decide when to ensemble; use one of them"
+                "gac: `gate` and `every: disputed` or `safe` both decide when to ensemble; use one of them"
             )
