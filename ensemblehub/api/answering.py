@@ -18,6 +18,7 @@ from ensemblehub.api.monitoring import Monitor
 from ensemblehub.api.problems import Problem, problem_of, public
 from ensemblehub.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from ensemblehub.api.request_log import RequestLog
+from ensemblehub.api.stored import StoredResponses
 from ensemblehub.config.sections import Generation, ServerSection
 from ensemblehub.ensemble_methods.raw_prompts import tokenizer_of
 from ensemblehub.generators.base import Engine
@@ -42,6 +43,7 @@ class Answering:
         self.admission = admission
         self.monitor = monitor
         self.request_log = request_log
+        self.stored = StoredResponses(settings.stored_responses, settings.stored_bytes)
 
     async def prepare(
         self, body: GenerationRequest, request_id: str, reservation: Reservation
@@ -87,8 +89,9 @@ class Answering:
         defaults = served.ensemble.sampling
         most = min(defaults.max_tokens, self.settings.max_output_tokens)
         sampling = body.sampling(replace(defaults, max_tokens=most))
-        # A length that the client asks for is refused, not cut, where it does not fit.
-        return sampling if body.limit is None else replace(sampling, fit_context=False)
+        return (
+            replace(sampling, fit_context=False) if body.exact_limit and body.limit is not None else sampling
+        )
 
     def _check_bounds(self, body: GenerationRequest, max_tokens: int, answers: int) -> None:
         limits = self.settings

@@ -3,6 +3,7 @@
 One request: `Guard` (keys, size of the body, the queue) -> `JSONRoute` (the body, validated) ->
 `Answering.prepare` (checked and queued) -> `Answering.stream` (events of the engines) -> `chunks` ->
 `EventStream`.  Without `stream: true` the events are only awaited, and `completion` makes the reply.
+`/v1/messages` and `/v1/responses` become chats, and `BlockWire` turns their chunks into the other API's events.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ensemblehub import __version__
 from ensemblehub.config import Config
@@ -31,20 +33,25 @@ try:
 
     from ensemblehub.api.admission import Admission
     from ensemblehub.api.answering import Answering
+    from ensemblehub.api.blocks import BlockWire
     from ensemblehub.api.catalog import Catalog
     from ensemblehub.api.chunks import chunks
     from ensemblehub.api.completion import completion
     from ensemblehub.api.guard import Guard
     from ensemblehub.api.info import add_info_routes, add_tokenizer_routes
     from ensemblehub.api.job import GenerationJob
+    from ensemblehub.api.message_events import AnthropicError, CountedTokens, MessageReply, MessageWire
+    from ensemblehub.api.messages import CountRequest, MessagesRequest, count_tokens
     from ensemblehub.api.monitoring import Monitor
     from ensemblehub.api.problems import Problem, problem_of, problem_of_fields
     from ensemblehub.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
-    from ensemblehub.api.reading import JSONRoute
+    from ensemblehub.api.reading import LARGE, JSONRoute, beside
     from ensemblehub.api.replies import ERRORS, STREAMED, ChatCompletion, TextCompletion
     from ensemblehub.api.request_log import RequestLog
+    from ensemblehub.api.response_events import ResponseObject, ResponseWire
+    from ensemblehub.api.responses import ResponsesRequest, in_its_names
     from ensemblehub.api.state import State
-    from ensemblehub.api.streaming import JSON, Disconnected, EventStream, while_connected
+    from ensemblehub.api.streaming import JSON, Disconnected, EventStream, Framing, while_connected
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[serve]'") from error
 
@@ -143,26 +150,51 @@ async def _loaded(catalog: Catalog, state: State, failed: Callable[[], None]) ->
 
 
 def add_generation_routes(app: FastAPI, answering: Answering) -> None:
-    """Register /v1/chat/completions and /v1/completions."""
+    """Register the routes that answer: chats, raw prompts, and the other APIs that are translated to chats."""
 
-    async def reply(request: Request, body: GenerationRequest) -> Response:
+    async def begin(request: Request, body: GenerationRequest) -> GenerationJob:
         try:
             job = await answering.prepare(body, request.state.request_id, request.state.reservation)
         except EnsembleHubError as error:
             raise problem_of(error, body.prompt_field) from error
         request.state.job = job
+        return job
+
+    async def reply(request: Request, body: GenerationRequest) -> Response:
+        job = await begin(request, body)
         if body.stream:
-            return EventStream(chunks(job, answering.stream(job)), answering.settings.keep_alive)
+            framed = Framing()
+            return EventStream(chunks(job, answering.stream(job)), answering.settings.keep_alive, framed)
+        return await whole(request, answering.stream(job), lambda: completion(job))
+
+    async def whole(
+        request: Request, events: AsyncGenerator[Any, None], made: Callable[[], dict[str, Any]]
+    ) -> Response:
+        """The reply, made once all events are read; they stop when the client leaves."""
+
+        async def read() -> None:
+            async with aclosing(events):
+                async for _ in events:
+                    pass
+
         try:
-            await while_connected(request.receive, finish(job))
+            await while_connected(request.receive, read())
         except Disconnected:
             return Response(status_code=499)
-        return JSON(completion(job))
+        return JSON(made())
 
-    async def finish(job: GenerationJob) -> None:
-        async with aclosing(answering.stream(job)) as events:
-            async for _ in events:
-                pass
+    async def translated(
+        request: Request,
+        body: MessagesRequest | ResponsesRequest,
+        wire: Callable[[GenerationJob], BlockWire],
+    ) -> Response:
+        large = len(await request.body()) >= LARGE
+        chat = await beside(body.chat, answering) if large else body.chat(answering)
+        framed = wire(await begin(request, chat))
+        events = framed.events(answering.stream(framed.job))
+        if body.stream:
+            return EventStream(events, answering.settings.keep_alive, framed)
+        return await whole(request, events, framed.reply)
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED, tags=["OpenAI"])
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
@@ -173,6 +205,30 @@ def add_generation_routes(app: FastAPI, answering: Answering) -> None:
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue raw prompts; with `echo` and `logprobs`, their log-likelihoods."""
         return await reply(request, body)
+
+    @app.post("/v1/responses", response_model=ResponseObject, responses=STREAMED, tags=["OpenAI"])
+    async def responses(request: Request, body: ResponsesRequest) -> Response:
+        """Answer in the form of OpenAI's Responses API."""
+        try:
+            return await translated(request, body, lambda job: ResponseWire(job, body, answering.stored))
+        except Problem as problem:
+            raise in_its_names(problem) from problem
+
+    refused: dict[int | str, dict[str, Any]] = {status: {"model": AnthropicError} for status in ERRORS}
+
+    @app.post(
+        "/v1/messages", response_model=MessageReply, responses={**refused, **STREAMED}, tags=["Anthropic"]
+    )
+    async def messages(request: Request, body: MessagesRequest) -> Response:
+        """Answer a conversation in the form of Anthropic's Messages API."""
+        return await translated(request, body, MessageWire)
+
+    @app.post(
+        "/v1/messages/count_tokens", response_model=CountedTokens, responses=refused, tags=["Anthropic"]
+    )
+    async def message_tokens(body: CountRequest) -> Response:
+        """Count the tokens of a conversation; nothing is generated."""
+        return JSON({"input_tokens": await count_tokens(body, answering)})
 
 
 def add_page_routes(app: FastAPI) -> None:
@@ -204,19 +260,22 @@ def add_page_routes(app: FastAPI) -> None:
 def add_error_handlers(app: FastAPI) -> None:
     """Return every error as OpenAI's error object."""
 
-    async def failed(_: Request, error: Exception) -> Response:
-        return problem_of(error).response()
+    async def failed(request: Request, error: Exception) -> Response:
+        return problem_of(error).response(request.url.path)
 
     for kind in (EnsembleHubError, Exception):
         app.add_exception_handler(kind, failed)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        return (problem_of(error) if isinstance(error, Problem) else _misdirected(request, error)).response()
+        problem = problem_of(error) if isinstance(error, Problem) else _misdirected(request, error)
+        return problem.response(request.url.path)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return problem_of_fields(error, []).response()  # of a query; bodies are validated by `JSONRoute`
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return problem_of_fields(error, []).response(
+            request.url.path
+        )  # of a query; bodies are validated by `JSONRoute`
 
 
 def _misdirected(request: Request, error: HTTPException) -> Problem:

@@ -36,11 +36,12 @@ def _choice(kind: Kind, answer: AnswerRecord) -> dict[str, Any]:
         **body,
         "logprobs": logprobs(kind, answer, [*scored, *written]),
         "finish_reason": result.finish or "length",
-        "metadata": _metadata(answer, result),
+        "metadata": metadata(answer, result),
     }
 
 
-def _metadata(answer: AnswerRecord, result: Result) -> dict[str, Any]:
+def metadata(answer: AnswerRecord, result: Result) -> dict[str, Any]:
+    """Who took part, who wrote what, verdicts and choices."""
     selected = [choice.chosen for choice in result.choices if choice.about == "models"]
     names = selected[-1] if selected else [engine.name for engine in answer.served.ensemble.engines]
     return {

@@ -48,6 +48,7 @@ _NAMES_BY_REASON = {
     "it is an argument of the SDK; its fields stand beside `model` in the body": "extra_body",
     "use tools": "functions",
     "a stop string is never part of the answer": "include_stop_str_in_output",
+    "conversations have no names here; send the whole one, or previous_response_id to /v1/responses": "conversation",
     "it belongs to the Responses API; send `messages`": "input",
     "it belongs to the Responses API; send a system message": "instructions",
     "no code of a client runs here": "logits_processors",
@@ -57,7 +58,7 @@ _NAMES_BY_REASON = {
     "the context of a model is fixed when the server starts": "num_ctx",
     "write its fields beside `model`": "options",
     "there are none": "plugins",
-    "nothing is stored; send the whole conversation": "previous_response_id",
+    "it belongs to the Responses API; send the whole conversation": "previous_response_id",
     "use /v1/completions with echo and logprobs": "prompt_logprobs",
     "use reasoning_effort": "reasoning",
     "use /v1/completions with logprobs and return_tokens_as_token_ids": "return_token_ids",
@@ -180,6 +181,7 @@ class Hints(BaseModel):
     guided_decoding_backend: Hint = None
     timings_per_token: Hint = None
     drop_params: Hint = None
+    client_metadata: Hint = None
 
 
 def similar(name: str, known: Collection[str]) -> str | None:

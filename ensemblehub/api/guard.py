@@ -30,8 +30,8 @@ from ensemblehub.api.state import State
 
 log = logging.getLogger(__name__)
 _PUBLIC = ("/", "/health")  # show no data, so need no key; neither do the parts of the page
-_GENERATION = ("/v1/chat/completions", "/v1/completions")
-_NEED_MODELS = (*_GENERATION, "/tokenize", "/detokenize", "/tokenizer_info")
+_GENERATION = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+_NEED_MODELS = (*_GENERATION, "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/tokenizer_info")
 _FOR_BROWSERS = ("/docs", "/openapi.json")  # a browser asks for a password itself, which is the key
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _LOCAL = {"localhost", "127.0.0.1", "::1", "[::1]"}
@@ -77,7 +77,8 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                names = MutableHeaders(scope=message)
+                names["x-request-id"] = names["request-id"] = request_id  # OpenAI's name, and Anthropic's
             elif is_head:
                 message = {**message, "body": b""}
             await send(message)
@@ -96,11 +97,11 @@ class Guard:
                 as_get = {**scope, "method": "GET"} if is_head else scope
                 await self.app(as_get, bounded_receive, named_send)
         except Problem as problem:
-            await problem.response()(scope, receive, named_send)
+            await problem.response(scope["path"])(scope, receive, named_send)
         except asyncio.CancelledError as error:  # the server is stopped: nothing else cancels a request
             if status:
                 raise
-            await problem_of(error).response()(scope, receive, named_send)
+            await problem_of(error).response(scope["path"])(scope, receive, named_send)
         finally:
             self._log(scope, status, time.perf_counter() - started)
 

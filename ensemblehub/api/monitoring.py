@@ -69,7 +69,7 @@ class Monitor:
         model, seconds = job.served.name, time.perf_counter() - job.started
         if job.outcome == "disconnected" and self._state.word == "stopped":
             job.outcome = "stopped"
-        self.requests.labels(model, job.kind, job.outcome).inc()
+        self.requests.labels(model, job.body.endpoint, job.outcome).inc()
         self.whole.labels(model).observe(seconds)
         events = [event for answer in job.answers for event in answer.events]
         for event in events:

@@ -30,6 +30,8 @@ _TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+_ANTHROPIC = "/v1/messages"  # routes below it have Anthropic's errors
+_ANTHROPIC_TYPES = {413: "request_too_large", 500: "api_error", 503: "overloaded_error", 504: "timeout_error"}
 _MAX_MESSAGE = 1000  # characters: what a client sent is repeated in part only
 _MAX_PARAM = 200
 _AT_URL = re.compile(r" at https?://\S+?(?=[:;,.]*(?:\s|$))")
@@ -68,9 +70,18 @@ class Problem(HTTPException):
         kind = _TYPES.get(self.status_code, default)
         return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
-        """The HTTP response."""
-        return Response(orjson.dumps(self.body), self.status_code, self.headers, "application/json")
+    @property
+    def anthropic_body(self) -> dict[str, Any]:
+        """The error object of Anthropic's API."""
+        default = "api_error" if self.status_code >= 500 else "invalid_request_error"
+        kind = _ANTHROPIC_TYPES.get(self.status_code) or _TYPES.get(self.status_code, default)
+        code = {"code": self.code} if self.code else {}
+        return {"type": "error", "error": {"type": kind, "message": self.detail, **code}}
+
+    def response(self, path: str) -> Response:
+        """The HTTP response at a route, in the form of its API."""
+        body = self.anthropic_body if path.startswith(_ANTHROPIC) else self.body
+        return Response(orjson.dumps(body), self.status_code, self.headers, "application/json")
 
 
 def _bounded(text: str, most: int) -> str:

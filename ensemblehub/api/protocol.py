@@ -98,17 +98,23 @@ class TextPart(LenientObject):
         return self
 
 
+Content = Annotated[
+    Annotated[str, Tag("~text")] | Annotated[list[TextPart], Tag("~parts")],
+    Discriminator(lambda given: "~parts" if isinstance(given, list) else "~text"),
+]
+
+
+def text_of(content: str | list[TextPart] | None) -> str:
+    """The text of a content; that of its parts is joined."""
+    parts = content if isinstance(content, list) else []
+    return content if isinstance(content, str) else "".join(part.content or "" for part in parts)
+
+
 class ChatMessage(LenientObject):
     """A message; other fields, such as earlier reasoning, are ignored."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: (
-        Annotated[
-            Annotated[str, Tag("~text")] | Annotated[list[TextPart], Tag("~parts")],
-            Discriminator(lambda given: "~parts" if isinstance(given, list) else "~text"),
-        ]
-        | None
-    ) = None
+    content: Content | None = None
     name: Any = Field(default=None, description="Accepted; the models do not read it.")
     refusal: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
@@ -132,23 +138,27 @@ class ChatMessage(LenientObject):
     @property
     def message(self) -> Message:
         """The message as the models read it."""
-        parts = self.content if isinstance(self.content, list) else []
-        text = (
-            self.content if isinstance(self.content, str) else "".join(part.content or "" for part in parts)
-        )
         role: Role = "system" if self.role == "developer" else self.role
         fields = {"tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
         extra = {name: value for name, value in fields.items() if value}
-        return Message(role, text or self.refusal or "", json.dumps(extra) if extra else "")
+        return Message(role, text_of(self.content) or self.refusal or "", json.dumps(extra) if extra else "")
 
 
 Conversation = Annotated[list[ChatMessage], Len(1)]
 
 
 class GenerationRequest(RequestBody, Hints, ABC):
-    """Fields common to chat and text completions."""
+    """Fields common to chat and text completions.
+
+    Attributes:
+        prompt_field: name of the field with the prompt, for errors.
+        endpoint: the API's name in metrics.
+        exact_limit: whether a length that the client asks for is refused, not cut, where it does not fit.
+    """
 
     prompt_field: ClassVar[str]
+    endpoint: ClassVar[str]
+    exact_limit: ClassVar[bool] = True
 
     model: str = "ensemble"
     max_tokens: Count | None = Field(default=None, description="Maximum number of tokens of the answer.")
@@ -224,6 +234,7 @@ class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`; `messages` may be a list of conversations, which are answered together."""
 
     prompt_field: ClassVar[str] = "messages"
+    endpoint: ClassVar[str] = "chat"
 
     messages: Annotated[
         Annotated[Conversation, Tag("~one")]
@@ -312,6 +323,7 @@ class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`: raw prompts, as text or token ids, one or several."""
 
     prompt_field: ClassVar[str] = "prompt"
+    endpoint: ClassVar[str] = "text"
 
     prompt: Annotated[
         Annotated[str, Tag("~text")]

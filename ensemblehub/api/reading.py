@@ -19,7 +19,8 @@ from ensemblehub.api.problems import Problem, problem_of_fields
 from ensemblehub.surrogates import has_halves
 
 T = TypeVar("T")
-_LARGE = 2**15  # bytes
+Model = TypeVar("Model", bound=BaseModel)
+LARGE = 2**15  # bytes of a body that is read beside the event loop
 _MAX_DEPTH = 64  # objects and lists inside each other
 _MAX_FIELDS = 2**14  # of one object
 _thread = ThreadPoolExecutor(1, "reading")  # one, so that large bodies and prompts do not pile up in memory
@@ -51,7 +52,7 @@ class JSONRoute(APIRoute):
 
             async def json(self) -> Any:
                 raw = await self.body()
-                return parsed(raw, model) if len(raw) < _LARGE else await beside(parsed, raw, model)
+                return parsed(raw, model) if len(raw) < LARGE else await beside(parsed, raw, model)
 
         async def handle(request: Request) -> Response:
             return await handler(JSONRequest(request.scope, request.receive))
@@ -68,6 +69,15 @@ def parsed(raw: bytes, model: type[BaseModel]) -> Any:
     body = _decoded(raw)
     _check_shape(body)
     _check_characters(body)
+    return validated(body, model)
+
+
+def validated(body: Any, model: type[Model]) -> Model:
+    """An object as its model.
+
+    Raises:
+        Problem: a field is wrong.
+    """
     try:
         return model.model_validate(body)
     except ValidationError as error:

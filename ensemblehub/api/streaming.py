@@ -18,11 +18,9 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ensemblehub.api.problems import problem_of
+from ensemblehub.api.problems import Problem, problem_of
 
 T = TypeVar("T")
-_DONE = b"data: [DONE]\n\n"
-_KEEP_ALIVE = b": keep-alive\n\n"
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -62,16 +60,38 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
+class Framing:
+    """How a stream looks on the wire: here as OpenAI's chat completions.
+
+    Attributes:
+        end: behind the last event.
+        keep_alive: sent into a long silence.
+    """
+
+    end = b"data: [DONE]\n\n"
+    keep_alive = b": keep-alive\n\n"
+
+    def frame(self, event: dict[str, Any]) -> bytes:
+        """One server-sent event."""
+        return b"data: %b\n\n" % orjson.dumps(event)
+
+    def failure(self, problem: Problem) -> dict[str, Any]:
+        """The last event of a stream that breaks off."""
+        return problem.body
+
+
 class EventStream(Response):
-    """A stream of server-sent events, with a comment after every `keep_alive` seconds of silence.
+    """A stream of server-sent events, with a sign of life after every `keep_alive` seconds of silence.
 
     An error before the first event is an ordinary response with its status; a later one is the last event.
     """
 
-    def __init__(self, chunks: AsyncGenerator[dict[str, Any], None], keep_alive: float) -> None:
+    def __init__(
+        self, chunks: AsyncGenerator[dict[str, Any], None], keep_alive: float, framing: Framing
+    ) -> None:
         super().__init__(media_type="text/event-stream", headers=_HEADERS)
         del self.headers["content-length"]
-        self._chunks, self._keep_alive = chunks, keep_alive
+        self._chunks, self._keep_alive, self._framing = chunks, keep_alive, framing
         self._started, self._last = False, 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,9 +103,10 @@ class EventStream(Response):
         except (Exception, asyncio.CancelledError) as error:  # cancelled: the server is stopped
             problem = problem_of(error)
             if not self._started:
-                await problem.response()(scope, receive, send)
+                await problem.response(scope["path"])(scope, receive, send)
                 return
-            await self._send(send, _event(problem.body) + _DONE)
+            last = self._framing.frame(self._framing.failure(problem))
+            await self._send(send, last + self._framing.end)
         finally:
             comments.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -93,8 +114,9 @@ class EventStream(Response):
     async def _events(self, send: Send) -> None:
         async with aclosing(self._chunks) as chunks:
             async for chunk in chunks:
-                await self._send(send, _event(chunk))
-        await self._send(send, _DONE)
+                await self._send(send, self._framing.frame(chunk))
+        if self._framing.end:
+            await self._send(send, self._framing.end)
 
     async def _send(self, send: Send, data: bytes) -> None:
         if not self._started:
@@ -109,9 +131,4 @@ class EventStream(Response):
         while True:
             await asyncio.sleep(self._last + self._keep_alive - loop.time())
             if loop.time() - self._last >= self._keep_alive:
-                await self._send(send, _KEEP_ALIVE)
-
-
-def _event(data: Any) -> bytes:
-    """One server-sent event."""
-    return b"data: %b\n\n" % orjson.dumps(data)
+                await self._send(send, self._framing.keep_alive)

@@ -270,6 +270,8 @@ class ServerSection(Section):
         first_token_timeout: Seconds until its first token.
         keep_alive: Seconds of silence after which a stream sends a comment.
         drain: Seconds that running answers have to end when the server is stopped.
+        stored_responses, stored_bytes: Maximum number and size of the conversations that `/v1/responses` keeps
+            in memory for `previous_response_id`; 0 of them by default.
         reasoning_fields: Fields in which an insight is sent; clients that know both show it twice.
         log_format: Text, or one JSON object per line.
         log_prompts: Whether logs may contain prompts and answers.
@@ -297,6 +299,8 @@ class ServerSection(Section):
     first_token_timeout: Seconds = 120.0
     keep_alive: Seconds = 15.0
     drain: Annotated[float, Ge(0)] = 30.0
+    stored_responses: Count = 0
+    stored_bytes: Positive = 2**26
     reasoning_fields: tuple[Literal["reasoning_content", "reasoning"], ...] = ("reasoning_content",)
     log_format: Literal["text", "json"] = "text"
     log_prompts: bool = False

@@ -12,7 +12,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
-from ensemblehub.api import replies
+from ensemblehub.api import message_events, replies, response_events
 
 CONFIG = {
     "model_specs": [
@@ -37,6 +37,9 @@ CONFIG = {
 PATHS = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("GET", "/tokenizer_info"),
@@ -71,7 +74,9 @@ def operations(described):
 
 
 CASES = [(*one, GenerationMode.POSITIVE) for one in PATHS]
-CASES += [(*one, GenerationMode.NEGATIVE) for one in PATHS[:5]]  # those that can be asked wrongly
+CASES += [
+    (*one, GenerationMode.NEGATIVE) for one in PATHS if one[0] == "POST"
+]  # those that can be asked wrongly
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), CASES)
@@ -106,7 +111,8 @@ def test_errors_are_declared_as_they_are_and_replies_have_a_schema(server):
             assert content[1]["schema"].get("type") != "string" or path == "/metrics"
             for status in ("400", "401", "404", "500", "default"):
                 schema = one["responses"][status]["content"]["application/json"]["schema"]
-                assert schema == {"$ref": "#/components/schemas/Error"}, (method, path)
+                name = "AnthropicError" if path.startswith("/v1/messages") else "Error"
+                assert schema == {"$ref": f"#/components/schemas/{name}"}, (method, path)
     assert "HTTPValidationError" not in described["components"]["schemas"]
 
 
@@ -126,6 +132,12 @@ REPLIES = [
         "/v1/completions",
         {"prompt": ["a b", "c"], "model": "small", "logprobs": 1, "echo": True},
     ),
+    ("ResponseObject", "/v1/responses", {"input": "2 + 2?"}),
+    ("ResponseObject", "/v1/responses", {"input": "2 + 2?", "model": "small", "max_output_tokens": 2}),
+    ("MessageReply", "/v1/messages", {**CHAT, "max_tokens": 8, "thinking": {"type": "adaptive"}}),
+    ("CountedTokens", "/v1/messages/count_tokens", CHAT),
+    ("AnthropicError", "/v1/messages", CHAT),
+    ("Error", "/v1/responses", {"input": []}),
     ("Error", "/v1/chat/completions", {**CHAT, "model": "nobody"}),
     ("Error", "/v1/chat/completions", {"messages": []}),
     ("Error", "/tokenize", {"prompt": "a", "model": "small"}),
@@ -141,10 +153,19 @@ def asked(server, path, body):
     return (server.get(path) if body is None else server.post(path, body)).json()
 
 
+def defined(module, name):
+    return getattr(getattr(module, name, None), "__module__", None) == module.__name__
+
+
 @pytest.mark.parametrize(("name", "path", "body"), REPLIES)
 def test_replies_have_the_declared_fields_and_no_others(server, name, path, body):
     reply = asked(server, path, body)
-    read = getattr(replies, name).model_validate(reply)
+    (kind,) = (
+        getattr(module, name)
+        for module in (replies, response_events, message_events)
+        if defined(module, name)
+    )
+    read = kind.model_validate(reply)
     assert json.loads(json.dumps(read.model_dump(exclude_unset=True))) == reply
 
 

@@ -16,11 +16,16 @@ model_specs:
   - {name: big, engine: echo, replies: {"": "Goal: add. Planning: add. Retrieval: none."}, parameters: 9, context: 300}
   - {name: small, engine: echo, replies: {"Sure": "Yes, 4.", "": "It is 4."}, parameters: 1, context: 300}
   - {name: caller, engine: "caller:CallingEngine", replies: {"": "The tool says 4."}, parameters: 5, context: 300}
+  - {name: frail, engine: echo, replies: {"": "One two three four."}, fail_after: 2, parameters: 1}
+  - {name: silent, engine: echo, replies: {"": "never said"}, fail_after: 0, parameters: 1}
+  - {name: slow, engine: echo, replies: {"": "1 2 3 4 5 6 7 8 9"}, delay: 0.3, parameters: 1}
+  - {name: late, engine: echo, replies: {"": "Here."}, delay: 1.5, parameters: 1}
 ensemble:
   models: [big, small]
   output_aggregation_method: tandem
   output_aggregation_params: {levels: {low: 2, high: 4}, judge: "fixed:high"}
   generation: {max_tokens: 16}
+server: {keep_alive: 1}
 """
 
 
