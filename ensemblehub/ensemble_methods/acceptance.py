@@ -104,8 +104,8 @@ class LogProbability(Acceptance):
 class Agreement(Acceptance):
     """`agreement:K`: the share of K more samples of the same engine that give the draft's final answer.
 
-    Samples are drawn at the request's temperature, at 0.7 where that is 0.  Answers are compared as in `vote`;
-    a draft without a readable answer agrees with none.
+    Samples are drawn at the request's temperature, at 0.7 where that is 0. Answers are compared as in
+    `vote`; a draft without a readable answer agrees with none.
     """
 
     samples: int

@@ -1,4 +1,4 @@
-"""Shared by strategies in which a small model answers first, and a large one helps where that is not enough."""
+"""Shared by strategies in which a small model answers first, and a large one where that is not enough."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Escalation(Aggregation):
         large, small: engines by name; the largest and the smallest by default.
         accept: the criterion (see `acceptance_named`).
         threshold: the probability that suffices; by default the criterion's own.
-        keeps_draft: whether `escalated` uses the rejected draft, and records as discarded what it does not use.
+        keeps_draft: whether `escalated` uses the rejected draft, and records as discarded what it does
+            not use.
     """
 
     granularity: ClassVar[Granularity] = "response"

@@ -145,9 +145,10 @@ class JointAnswer:
     async def safe(self, mix: Mix, most: int) -> list[ChosenToken]:
         """The next tokens, of which the mixture decides few (SAFE, arXiv 2510.15346).
 
-        The first member drafts up to `most`, and the others read the draft as their own tokenizers write it.  A
-        drafted token is kept where one of them would begin or end in the middle of a token of its own, where it is
-        every member's top token, and where their mean probability of it is above one half.
+        The first member drafts up to `most`, and the others read the draft as their own tokenizers write
+        it. A drafted token is kept where one of them would begin or end in the middle of a token of its
+        own, where it is every member's top token, and where their mean probability of it is above one
+        half.
         """
         drafter, *others = self.members
         if not others or not drafter.spelling.complete:
@@ -182,9 +183,9 @@ class JointAnswer:
     def _aligned(
         self, member: TokenMember, drafts: Sequence[ChosenToken]
     ) -> tuple[list[int], dict[int, int]]:
-        """A member's ids of the answer and a draft, and the number of ids before each drafted token that is whole.
+        """A member's ids of the answer and a draft, and how many of them stand before each whole token.
 
-        A token is whole to the member if its own tokens begin and end there too.
+        A drafted token is whole to the member if its own tokens begin and end there too.
         """
         sizes = [len(self.union.vocabulary.tokens[draft.entry]) for draft in drafts]
         text = self._text + b"".join(self.union.vocabulary.tokens[draft.entry] for draft in drafts)

@@ -35,7 +35,7 @@ def likely_length(request: Request, text: str, tokens: Sequence[ScoredToken], ob
 
 
 def kept_part(draft: Candidate, characters: int, ledger: UsageLedger) -> Piece:
-    """The first characters of a draft as a part of the answer; the usage of the rest is recorded as discarded."""
+    """The first characters of a draft as a part of the answer; the rest is recorded as discarded."""
     text, stays = "", 0
     for token in draft.tokens:
         text += token.text

@@ -79,7 +79,7 @@ class Spelling:
         return kept
 
     def renew(self, text: bytes) -> None:
-        """As `respell`, unless the ids would no longer spell the answer, which ends within a character, say."""
+        """As `respell`, unless the ids would no longer spell an answer that ends within a character."""
         ids, spelled = self.ids[:], self.spelled
         stays = self.respell(text)
         if self.spelled < spelled:
@@ -87,7 +87,8 @@ class Spelling:
 
     def boundaries(self, first: int) -> dict[int, int]:
         """Number of ids by the bytes that they spell, for the ends of ids from byte `first` on."""
-        tokens, offset, found = self._view.vocabulary.tokens, self.spelled, dict[int, int]()
+        tokens, offset = self._view.vocabulary.tokens, self.spelled
+        found: dict[int, int] = {}
         for count in range(len(self.ids), -1, -1):
             if offset < first:
                 break

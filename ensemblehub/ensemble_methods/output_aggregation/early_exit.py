@@ -1,10 +1,10 @@
 """`early_exit`: a thinking model is stopped once it is sure of its answer, or at a budget.
 
-Yang et al., "Dynamic Early Exit in Reasoning Models" (DEER), arXiv 2504.15895: at points of transition a trial
-answer is drawn, and thinking ends where the geometric mean of its tokens' probabilities is high.  Muennighoff et
-al., "s1: Simple test-time scaling", arXiv 2501.19393: budget forcing ends thinking at a number of tokens, and
-prolongs it below one with "Wait".  Ours: the points are the ends of paragraphs, for any model, where DEER has the
-words with which its models begin a new thought.
+Yang et al., "Dynamic Early Exit in Reasoning Models" (DEER), arXiv 2504.15895: at points of transition a
+trial answer is drawn, and thinking ends where the geometric mean of its tokens' probabilities is high.
+Muennighoff et al., "s1: Simple test-time scaling", arXiv 2501.19393: budget forcing ends thinking at a
+number of tokens, and prolongs it below one with "Wait". Ours: the points are the ends of paragraphs, for
+any model, where DEER has the words with which its models begin a new thought.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class EarlyExit(Segments):
         end: the end of thinking, as the model writes it.
         closing: what ends thinking early; holds `end`, and may begin the answer.
         max_thinking: tokens after which thinking ends.
-        min_thinking: tokens below which no trial answer is drawn, and at which a model that ends its thinking or
-            its text earlier goes on behind `wait`.
+        min_thinking: tokens below which no trial answer is drawn, and at which a model that ends its
+            thinking or its text earlier goes on behind `wait`.
         max_tokens, max_rounds, max_repeat: as for `loop`.
     """
 
@@ -63,7 +63,8 @@ class EarlyExit(Segments):
     def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
-        request, so_far, engine = self.limited(request), SoFar(request.prefix), self.chosen(engines)
+        request, so_far = self.limited(request), SoFar(request.prefix)
+        engine = self.chosen(engines)
         refuse(request, [engine])
         most = self.max_thinking or request.sampling.max_tokens
 
@@ -124,7 +125,8 @@ class EarlyExit(Segments):
         )
         written = (*asked.written, Piece(self.trial, "", "answer"))
         trial = replace(asked, sampling=sampling, prefix=asked.prefix + self.trial, written=written)
-        known, tokens, finish = list[float](), 0, None
+        known = list[float]()
+        tokens, finish = 0, None
         async with aclosing(engine.stream(trial, ledger.meter("judge"))) as pieces:
             async for piece in pieces:
                 tokens += len(piece.tokens)

@@ -1,10 +1,11 @@
 """`hint`: the large model begins its own answer, and the small one answers with that beginning as a hint.
 
-Dong et al., "Pay for Hints, Not Answers: LLM Shepherding for Cost-Efficient Inference", arXiv 2601.22132: 10 to
-30 % of the large model's answer help the small one; who needs a hint is decided before (proactive: `accept:
-never`) or after the small model's own attempt (reactive).  Ours: the length of an answer that is not written is
-unknown, so `share` is of the length of the small model's draft, in place of the paper's trained predictor; and a
-large model that ends within the hint has answered.  (The beginning as the start of the answer itself: `switch`.)
+Dong et al., "Pay for Hints, Not Answers: LLM Shepherding for Cost-Efficient Inference", arXiv 2601.22132:
+10 to 30 % of the large model's answer help the small one; who needs a hint is decided before (proactive:
+`accept: never`) or after the small model's own attempt (reactive). Ours: the length of an answer that is
+not written is unknown, so `share` is of the length of the small model's draft, in place of the paper's
+trained predictor; and a large model that ends within the hint has answered. (The beginning as the start
+of the answer itself: `switch`.)
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Hint(Escalation):
     profile: str | Profile | None = None
 
     async def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
-        request, small, ledger = trial.request, trial.draft.engine, trial.ledger
+        request, ledger = trial.request, trial.ledger
+        small = trial.draft.engine
         length = self.tokens or max(1, round(self.share * len(trial.draft.tokens)))
         asked = replace(request, sampling=replace(request.sampling, max_tokens=length, min_tokens=0))
         asked = asked if length < request.sampling.max_tokens else request

@@ -1,9 +1,9 @@
-"""`plan_on_failure`: the small model tries alone; only where that fails does the large one plan, and the small
-one writes again.
+"""`plan_on_failure`: the small model tries; where that fails, the large one plans and it writes again.
 
 Yoon et al., "PaT: Planning-after-Trial for Efficient Test-Time Code Generation", ACL 2026 (arXiv 2605.07248).
-Ours: failure is any criterion of `acceptance_named` (tests as in the paper, agreement, a judge, ...), the plan is
-one text in Tandem's words instead of a recursive decomposition into functions, and the second answer is final.
+Ours: failure is any criterion of `acceptance_named` (tests as in the paper, agreement, a judge, ...), the
+plan is one text in Tandem's words instead of a recursive decomposition into functions, and the second
+answer is final.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class PlanOnFailure(Escalation):
     profile: str | Profile = "instruct"
 
     async def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
-        request, small, ledger = trial.request, trial.draft.engine, trial.ledger
+        request, ledger = trial.request, trial.ledger
+        small = trial.draft.engine
         insight = Insight(Dialogue(request, self.words))
         budget = self.budget(request)
         if budget:

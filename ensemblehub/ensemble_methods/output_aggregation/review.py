@@ -1,9 +1,10 @@
-"""`review`: the small model answers; the large one reads the answer and rewrites it from the first wrong line on.
+"""`review`: the small model answers, the large one rewrites that from the first wrong line on.
 
-Ours; after critique and repair as in Madaan et al., "Self-Refine", NeurIPS 2023, with the critic and the author
-two models.  What the large model writes is a word where it agrees, and else only what follows the part that it
-leaves as it is.  `by: logprob` takes its own probabilities of the draft's lines, from one forward pass, in place
-of its words; that is speculative decoding's check with lines for tokens and a mean for the rejection rule.
+Ours; after critique and repair as in Madaan et al., "Self-Refine", NeurIPS 2023, with the critic and the
+author two models. What the large model writes is a word where it agrees, and else only what follows the
+part that it leaves as it is. `by: logprob` takes its own probabilities of the draft's lines, from one
+forward pass, in place of its words; that is speculative decoding's check with lines for tokens and a mean
+for the rejection rule.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ TEMPLATE = """{question}
 Someone else answered the request above. The lines of that answer are numbered:
 {answer}
 
-If the answer is right, reply OK and nothing else. Otherwise reply with the number of the first wrong line and a \
-colon, and then write the answer anew from that line on, to its end."""
+If the answer is right, reply OK and nothing else. Otherwise reply with the number of the first wrong line \
+and a colon, and then write the answer anew from that line on, to its end."""
 AGREED = re.compile(r"\W*ok\b", re.IGNORECASE)
 OBJECTED = re.compile(r"\s*(?:line\s*)?(\d+)\s*[:.)]\s*", re.IGNORECASE)
 DECIDED = 16  # characters after which a reply that has neither form is the answer
@@ -45,8 +46,8 @@ class Review(Escalation):
 
     Attributes:
         large, small: engines by name; the largest and the smallest by default.
-        by: `words`: the large model is asked; `logprob`: it objects to the first line that is less probable to
-            it than `objection`.
+        by: `words`: the large model is asked; `logprob`: it objects to the first line that is less
+            probable to it than `objection`.
         objection: geometric mean probability of a line's tokens.
         template: what the large model is asked, with {question} and {answer}.
         accept, threshold: when an answer needs no review, as for `cascade`; by default every one is reviewed.
@@ -64,7 +65,8 @@ class Review(Escalation):
 
     async def read(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
         """The answer where the large model objects by its probabilities."""
-        request, draft, ledger = trial.request, trial.draft, trial.ledger
+        request, draft = trial.request, trial.draft
+        ledger = trial.ledger
         scored = await large.score(replace(request, written=()).continued(draft.text), ledger.meter("judge"))
         agreed = likely_length(request, draft.text, tokens_after(request, scored), self.objection)
         if agreed is None:
@@ -78,7 +80,8 @@ class Review(Escalation):
 
     async def asked(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
         """The answer where the large model objects in words."""
-        request, head, decided = self.question(trial.request, trial.draft.text), "", False
+        request = self.question(trial.request, trial.draft.text)
+        head, decided = "", False
         async with aclosing(answer_of(large, request, trial.ledger.meter("answer"))) as pieces:
             async for piece in pieces:
                 if decided:

@@ -1,13 +1,14 @@
-"""`stepwise`: two models write one text step by step, and every step goes to the small one or to the large one.
+"""`stepwise`: two models write one text, and every step goes to the small one or to the large one.
 
-- `rule: entropy`: Zeng et al., "GlimpRouter", arXiv 2601.05110.  The small model begins every step; the large one
-  writes it where the entropy of its first token is high.
+- `rule: entropy`: Zeng et al., "GlimpRouter", arXiv 2601.05110. The small model begins every step; the
+  large one writes it where the entropy of its first token is high.
 - `rule: score`: Pan et al., "SpecReason", arXiv 2504.07891.  The small model writes every step, the large one
-  rates it from 0 to 9 with one token and rewrites it below the threshold.  Ours: the mean over the digits among the
-  top tokens, where there are logprobs, in place of the top digit.
-- `rule: logprob`: a variant of SpecReason without a question: the geometric mean probability that the large model
-  gives to the step's tokens, from one forward pass.
-- `rule: reward`: Liao et al., "Reward-Guided Speculative Decoding", arXiv 2501.19324: a reward model rates the step.
+  rates it from 0 to 9 with one token and rewrites it below the threshold. Ours: the mean over the digits
+  among the top tokens, where there are logprobs, in place of the top digit.
+- `rule: logprob`: a variant of SpecReason without a question: the geometric mean probability that the
+  large model gives to the step's tokens, from one forward pass.
+- `rule: reward`: Liao et al., "Reward-Guided Speculative Decoding", arXiv 2501.19324: a reward model
+  rates the step.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Stepwise(Segments):
 
     Attributes:
         rule: who writes a step: `entropy`, `score`, `logprob` or `reward` (see the module).
-        threshold: the first token's entropy in nats at most (`entropy`, default 1), or the step's rating at least
-            (`score`: 7 of 9, `logprob`: 0.5, `reward`: 0.7).
+        threshold: the first token's entropy in nats at most (`entropy`, default 1), or the step's rating
+            at least (`score`: 7 of 9, `logprob`: 0.5, `reward`: 0.7).
         large, small: engines by name; the largest and the smallest by default.
         separators: strings that end a step.
         step_tokens: tokens of a step at most.
@@ -119,7 +120,8 @@ class Stepwise(Segments):
         self, turns: Sequence[EngineTurn], asked: Sequence[Request], so_far: SoFar, ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
         """One step, by the small model if the large one or the scorers accept it."""
-        small, draft, step = turns[1].engine, SoFar(so_far.text), list[Piece]()
+        small, step = turns[1].engine, list[Piece]()
+        draft = SoFar(so_far.text)
         async with aclosing(write_turn(turns[1], asked[1], draft, ledger, "propose")) as pieces:
             async for piece in pieces:
                 draft.add(piece)

@@ -1,10 +1,11 @@
 """`tandem` with `draft`: the intern answers alone first, and its own answer takes part in every decision.
 
 Ours.  The bare question says little about whether the intern will be right; the answer it wrote, which costs
-little, says more.  A criterion judges the draft at level 0.  With `confirm` or `continue_draft` the intern reads
-question, insight and draft in one forward pass after each insight; the sufficiency judge sees of it what it always
-sees, and the criterion sees the draft's tokens as the intern finds them now.  `confirm` has to be strict: a model
-finds what it wrote itself plausible, and a single wrong number hardly moves the mean of a long draft.
+little, says more. A criterion judges the draft at level 0. With `confirm` or `continue_draft` the intern
+reads question, insight and draft in one forward pass after each insight; the sufficiency judge sees of it
+what it always sees, and the criterion sees the draft's tokens as the intern finds them now. `confirm` has
+to be strict: a model finds what it wrote itself plausible, and a single wrong number hardly moves the
+mean of a long draft.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ class Draft:
     Attributes:
         trial: the draft, empty until level 0 is judged.
         criterion, threshold: when it is good enough.
-        confirm: the criterion's probability from which a draft is kept after an insight; None: it is not asked.
-        objection: after an insight that suffices, lines of the draft that are at least that probable to the intern
-            stay (see `likely_length`); None: the answer is written anew.
+        confirm: the criterion's probability from which a draft is kept after an insight; None: it is not
+            asked.
+        objection: after an insight that suffices, lines of the draft that are at least that probable to
+            the intern stay (see `likely_length`); None: the answer is written anew.
         judged_insight: the judge of insights.
         readings: the draft's tokens as scored after an insight, by insight.
         confirmed: an insight confirmed it.
@@ -73,7 +75,8 @@ class Draft:
 
     async def answer(self, dialogue: Dialogue, insight: str) -> AsyncGenerator[Event, None]:
         """The draft where it stands, else the intern's answer with an insight."""
-        draft, ledger, asked = self.trial.draft, self.trial.ledger, dialogue.intern_request(insight)
+        draft, ledger = self.trial.draft, self.trial.ledger
+        asked = dialogue.intern_request(insight)
         if draft.finished and (self.confirmed or not insight):
             yield draft.answer
             return

@@ -36,14 +36,16 @@ class TandemOptions(Aggregation):
             mean over what it read is at most X), or `fixed:LEVEL`.
         thresholds: probability that suffices, by level; by default the judge's calibrated ones, or 0.5.
         start_with_intern: judge the bare question first, before any mentor token.
-        draft: let the intern answer alone first, and judge that answer in place of the bare question: a criterion
-            as `accept` of `cascade` has it.  Its threshold is that of the level `none`, by default the
-            criterion's.
+        draft: let the intern answer alone first, and judge that answer in place of the bare question: a
+            criterion as `accept` of `cascade` has it. Its threshold is that of the level `none`, by
+            default the criterion's.
         confirm: with `draft`, let the intern read its draft again after each insight, and keep it from this
             probability on, that the criterion gives to the tokens as they were read.
-        continue_draft: with `draft`, keep its lines up to the first that is less probable to the intern after the
-            chosen insight (geometric mean of the tokens), and go on from there; by default it is written anew.
-        give_up: probability by level below which no further insight is asked for; `fallback` says who answers.
+        continue_draft: with `draft`, keep its lines up to the first that is less probable to the intern
+            after the chosen insight (geometric mean of the tokens), and go on from there; by default it
+            is written anew.
+        give_up: probability by level below which no further insight is asked for; `fallback` says who
+            answers.
         fallback: who answers when no level suffices: the intern with the insight of the `best` probability
             (the paper's rule) or the `last` one, or the `mentor` itself.
         insight_mode: show the insight in the intern's prompt, or as the start of its own answer.

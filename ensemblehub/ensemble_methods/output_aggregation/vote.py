@@ -1,8 +1,8 @@
 """`vote`: every engine answers, and the answer that most of them agree on is given.
 
 With several samples of one model this is self-consistency (Wang et al., "Self-Consistency Improves Chain
-of Thought Reasoning in Language Models", ICLR 2023); with a `window`, Early-Stopping Self-Consistency (Li et al.,
-"Escape Sky-high Cost", ICLR 2024).
+of Thought Reasoning in Language Models", ICLR 2023); with a `window`, Early-Stopping Self-Consistency (Li
+et al., "Escape Sky-high Cost", ICLR 2024).
 """
 
 from __future__ import annotations

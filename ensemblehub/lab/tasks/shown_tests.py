@@ -1,8 +1,8 @@
 """Tests as a criterion: a draft that is a program is accepted where it passes tests that no answer key holds.
 
-For `accept:` of `cascade` and its relatives and of `best_of`, as `ensemblehub.lab.tasks.shown_tests:ShownTests`
-or `...:WrittenTests`.  Programs run in the sandbox.  Tests of the draft's own author: "Model Cascading for Code"
-(arXiv 2405.15842).
+For `accept:` of `cascade` and its relatives and of `best_of`, as
+`ensemblehub.lab.tasks.shown_tests:ShownTests` or `...:WrittenTests`. Programs run in the sandbox. Tests
+of the draft's own author: "Model Cascading for Code" (arXiv 2405.15842).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ DEFINES = re.compile(r"^\s*(?:async\s+)?def\s+(\w+)\s*\(", re.MULTILINE)
 
 @dataclass(frozen=True)
 class ShownTests(Acceptance):
-    """The share of the tests in the question, assertions and doctests, that the draft passes; 0 without any."""
+    """The share of the tests in the question, assertions and doctests, that the draft passes; 0 without
+    any."""
 
     threshold: float = 1.0
 
