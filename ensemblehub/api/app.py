@@ -87,7 +87,8 @@ def create_app(
     settings, state = config.server, state or State()
     catalog = Catalog(config)
     admission = Admission(settings.max_running, settings.max_queued, settings.max_queued_tokens)
-    monitor = Monitor(admission, state)
+    watches = [served.watch for served in catalog.ensembles if served.watch]
+    monitor = Monitor(admission, state, watches)
     app = FastAPI(
         title="ensemblehub",
         version=__version__,

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from ensemblehub import configured, registry
+from ensemblehub.api.certified import CertificateWatch
 from ensemblehub.api.problems import Problem
 from ensemblehub.api.protocol import EnsembleOptions
 from ensemblehub.config import DEFAULT, Config
@@ -37,6 +38,7 @@ class Served:
         alone: it is one model by itself.
         bounds: options of the aggregation that a request may set.
         base: what it was before a request changed it.
+        watch: whether its certificate still holds; None without one.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Served:
     alone: bool = False
     bounds: Mapping[str, Bound] = field(default_factory=dict)
     base: AsyncEnsemble | None = None
+    watch: CertificateWatch | None = None
 
     @property
     def reader(self) -> Engine:
@@ -131,11 +134,19 @@ class Catalog:
         for name, value in params.items():
             self._check_param(served, name, value)
         level = _effort(served, effort) if effort else None
+        if served.watch and not served.watch.holds and self.config.server.on_drift == "mentor":
+            return self._mentor_of(served)
         if not params and level is None:
             return served
         level = None if "effort" in params else level
         variant = self._variant(served.name, json.dumps(params, sort_keys=True), level)
         return replace(served, ensemble=variant, base=served.ensemble)
+
+    def _mentor_of(self, served: Served) -> Served:
+        """The mentor alone in the place of its Tandem."""
+        parts = served.ensemble.aggregation.parts(served.ensemble.engines)
+        mentor = self.served[parts["mentor"].name]
+        return replace(served, ensemble=mentor.ensemble, selection="all", aggregation=mentor.aggregation)
 
     def _method(self, served: Served, method: str) -> Served:
         if served.alone:
@@ -175,7 +186,8 @@ class Catalog:
             if not hasattr(ensemble.aggregation, option):
                 method = config.aggregation.method
                 raise ConfigError(f"{name}: request_params: {method!r} has no option {option!r}")
-        return Served(name, ensemble, config.selection.method, config.aggregation, bounds=bounds)
+        watch = CertificateWatch.of(name, config, ensemble)
+        return Served(name, ensemble, config.selection.method, config.aggregation, bounds=bounds, watch=watch)
 
     def _alone(self, engine: Engine) -> Served:
         ensemble = AsyncEnsemble([engine], All(), Single())

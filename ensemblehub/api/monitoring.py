@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from functools import partial
 
 from prometheus_client import (
@@ -17,7 +18,8 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
 
 from ensemblehub.api.admission import Admission
-from ensemblehub.api.job import GenerationJob
+from ensemblehub.api.certified import CertificateWatch
+from ensemblehub.api.job import AnswerRecord, GenerationJob
 from ensemblehub.api.state import State
 from ensemblehub.api.usage import estimated_mentor_alone
 from ensemblehub.schema import Piece, UsageLine, Verdict
@@ -31,7 +33,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the te
 class Monitor:
     """The metrics of one server."""
 
-    def __init__(self, admission: Admission, state: State) -> None:
+    def __init__(self, admission: Admission, state: State, watches: Sequence[CertificateWatch] = ()) -> None:
         self._state = state
         self.registry = CollectorRegistry()
         counter = partial(Counter, namespace="ensemblehub", registry=self.registry)
@@ -62,6 +64,16 @@ class Monitor:
         gauge("queued_tokens", "Prompt tokens waiting for a place").set_function(
             lambda: admission.queued_tokens
         )
+        self.uncertified = counter(
+            "uncertified_answers", "Answers by an ensemble whose certificate does not hold", ["model"]
+        )
+        self.alarms = counter("drift_alarms", "Alarms of drift from the calibration questions", ["model"])
+        holds = gauge("certificate_holds", "1 while an ensemble's certificate holds", ["model"])
+        evidence = gauge("drift_evidence", "Capital won against no drift", ["model", "score"])
+        for watch in watches:
+            holds.labels(watch.name).set_function(partial(getattr, watch, "holds"))
+            for score, test in watch.tests.items():
+                evidence.labels(watch.name, score).set_function(partial(getattr, test, "evidence"))
         gauge("tasks", "Tasks of the event loop").set_function(lambda: len(asyncio.all_tasks()))
 
     def finished(self, job: GenerationJob) -> None:
@@ -78,6 +90,8 @@ class Monitor:
         for answer in job.answers:
             for line in answer.ledger.usage.lines:
                 self._add_usage(line)
+            if job.outcome == "ok" and (watch := job.served.watch):
+                self._watch(watch, answer)
         written = sum(len(event.tokens) for event in events if isinstance(event, Piece))
         if job.first_token_seconds is not None:
             self.first_token.labels(model).observe(job.first_token_seconds)
@@ -87,6 +101,15 @@ class Monitor:
             cold = sum(answer.ledger.total.cold_flops for answer in job.answers)
             self.alone.labels(model).inc(alone[0])
             self.saving.labels(model).inc(alone[0] - cold)
+
+    def _watch(self, watch: CertificateWatch, answer: AnswerRecord) -> None:
+        """Count an answer of a certified ensemble; one with changed options says nothing about drift."""
+        served, sampling = answer.served, answer.request.sampling
+        if not watch.holds:
+            self.uncertified.labels(watch.name).inc()
+        if served.base is None and sampling.temperature == served.ensemble.sampling.temperature:
+            verdicts = [event for event in answer.events if isinstance(event, Verdict)]
+            self.alarms.labels(watch.name).inc(watch.add(verdicts))
 
     def _add_usage(self, line: UsageLine) -> None:
         cost, labels = line.cost, (line.engine, line.purpose)

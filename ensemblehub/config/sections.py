@@ -272,6 +272,8 @@ class ServerSection(Section):
         drain: Seconds that running answers have to end when the server is stopped.
         stored_responses, stored_bytes: Maximum number and size of the conversations that `/v1/responses` keeps
             in memory for `previous_response_id`; 0 of them by default.
+        on_drift: What answers where a Tandem's certificate does not hold (docs/judges.md): `tandem` all the same,
+            with a warning, or its `mentor` alone.
         reasoning_fields: Fields in which an insight is sent; clients that know both show it twice.
         log_format: Text, or one JSON object per line.
         log_prompts: Whether logs may contain prompts and answers.
@@ -301,6 +303,7 @@ class ServerSection(Section):
     drain: Annotated[float, Ge(0)] = 30.0
     stored_responses: Count = 0
     stored_bytes: Positive = 2**26
+    on_drift: Literal["tandem", "mentor"] = "tandem"
     reasoning_fields: tuple[Literal["reasoning_content", "reasoning"], ...] = ("reasoning_content",)
     log_format: Literal["text", "json"] = "text"
     log_prompts: bool = False

@@ -1,0 +1,211 @@
+"""How often certificates are broken, and what they save: `python -m benchmarks.certificates`.
+
+*Redrawn*: 4,000 calibration questions are drawn with replacement, 1,000 times, from the 3,000 collected questions of
+`builtin_math` that no judge and no path was chosen on (splits calibration and test).  In these draws the loss of every
+setting is known: it is its loss on the 3,000.  A certificate is broken where the chosen setting's loss is above the
+promise; saving is 1 less its cost as a share of the mentor's.  The path is chosen once, on the train split.
+
+*Simulated*: settings of known risk from below to above the promise, nested as along a path, n questions drawn
+independently, 1,000 times.
+
+Writes `results/certificates/certificates.json` and `.txt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemblehub import builtin
+from ensemblehub.errors import ConfigError
+from ensemblehub.lab import metrics
+from ensemblehub.lab.pipeline import replay
+from ensemblehub.lab.pipeline.cascade import Fallback
+from ensemblehub.lab.pipeline.certificate import Loss, Promise, Settings, certified, kept
+from ensemblehub.lab.pipeline.certificate_path import FOLDS, along, path_of, unseen
+from ensemblehub.lab.pipeline.progress import progress
+from ensemblehub.lab.pipeline.records import Collected
+from ensemblehub.tandem.artifact import load_judge
+
+ROOT = Path(__file__).parents[1]
+CASES: tuple[tuple[Loss, Fallback], ...] = (
+    ("net", "best"),
+    ("net", "mentor"),
+    ("lost-correct", "mentor"),
+    ("lost-correct", "best"),
+)
+Found = dict[str, Any]
+
+
+class Population:
+    """The collected questions of the built-in pair's own task, with its judge."""
+
+    def __init__(self, folder: Path) -> None:
+        self.judge = load_judge(Path(builtin.resolve("builtin:judge"))).judge
+        self.train = Collected.load(folder, "train")
+        self.others = [Collected.load(folder, split) for split in ("calibration", "test")]
+        self.levels = list(self.train.levels)
+        with progress("judge training questions unseen", FOLDS) as step:
+            self.unseen = unseen(self.train, self.levels, self.judge.kind, step)
+
+    def settings(self, loss: Loss, fallback: Fallback) -> Settings:
+        """The path that is chosen on train, on all other questions."""
+        training = replay.outcomes(self.train, self.judge, self.levels, fallback)
+        path = path_of(replace(training, probabilities=self.unseen), loss)
+        parts = [
+            along(replay.outcomes(data, self.judge, self.levels, fallback), path) for data in self.others
+        ]
+        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+        return Settings(**joined)
+
+
+def redrawn(settings: Settings, promise: Promise, n: int, draws: int) -> Found:
+    """Certificates from calibration sets that are drawn anew, against what is known of every setting."""
+    random, size = np.random.default_rng(0), len(settings.mentor_cost)
+    risk, share = settings.losses(promise.loss).mean(axis=0), settings.shares
+    chosen, refusals = list[int](), set[str]()
+    with progress(f"{promise.loss}", draws) as step:
+        for _ in range(draws):
+            at = random.integers(size, size=n)
+            drawn = Settings(**{name: value[at] for name, value in vars(settings).items()})
+            try:
+                chosen.append(certified(drawn, promise))
+            except ConfigError as error:
+                refusals.add(str(error))
+            step()
+    made = np.array(chosen, int)
+    return {
+        "settings": len(risk),
+        "refused": draws - len(made),
+        "refusal": min(refusals, default=""),
+        **_shares(int((risk[made] > promise.max_loss).sum()), draws),
+        "saving": float(1 - share[made].mean()) if len(made) else None,
+        "saving_range": np.percentile(1 - share[made], [2.5, 97.5]).tolist() if len(made) else None,
+        "loss": float(risk[made].mean()) if len(made) else None,
+        "best_saving": float(1 - share[risk <= promise.max_loss].min(initial=np.inf)),
+    }
+
+
+def simulated(promise: Promise, n: int, draws: int, gain: float) -> Found:
+    """Nested settings of known risk; `gain` of the questions are won at every setting."""
+    random = np.random.default_rng(1)
+    risks = np.linspace(0, 2 * promise.max_loss, 61)
+    chosen = list[int]()
+    for _ in range(draws):
+        draw = random.random((n, 1))
+        losses = (draw < risks + gain).astype(float) - (draw > 1 - gain)
+        chosen.append(kept(losses, promise) - 1)
+    last: NDArray[np.int64] = np.array(chosen)
+    made = last >= 0
+    return {
+        **_shares(int((made & (risks[last] > promise.max_loss + 1e-12)).sum()), draws),
+        "refused": int((~made).sum()),
+        "loss": float(risks[last][made].mean()),
+        "gain": gain,
+    }
+
+
+def _shares(broken: int, draws: int) -> Found:
+    low, high = metrics.wilson_interval(broken, draws)
+    return {"broken": broken, "broken_share": broken / draws, "broken_interval": [low, high]}
+
+
+def lines(record: Found) -> list[str]:
+    """The record as a person reads it."""
+    out = [
+        f"Promise: at most {record['max_loss']:.1%} lost with {record['confidence']:.0%} confidence; "
+        f"{record['draws']:,} redrawn calibration sets of n = {record['n']:,} from "
+        f"{record['population']:,} collected questions of builtin_math",
+        "",
+        "loss          fallback  settings  broken (95 % interval)     refused  mean saving (95 % of draws)  mean loss",
+    ]
+    for row in record["redrawn"]:
+        saving = "-"
+        if row["saving"] is not None:
+            low, high = row["saving_range"]
+            saving = f"{row['saving']:.1%} ({low:.1%} to {high:.1%})"
+        loss = "-" if row["loss"] is None else f"{row['loss']:.2%}"
+        out.append(
+            f"{row['name']:<13} {row['fallback']:<9} {row['settings']:>8}  {_broken(row):<26} {row['refused']:>7}  "
+            f"{saving:<28} {loss:>9}"
+        )
+    out += [
+        f"refused ({row['name']}, {row['fallback']}): {row['refusal']}"
+        for row in record["redrawn"]
+        if row["refusal"]
+    ]
+    out += ["", "Simulated settings of known risk:"]
+    out += [
+        f"{row['name']:<13} n = {row['n']:>5,}, gains {row['gain']:.0%}: broken {_broken(row)}, "
+        f"refused {row['refused']}, mean loss {row['loss']:.2%}"
+        for row in record["simulated"]
+    ]
+    return [*out, "", record["conditions"]]
+
+
+def _broken(row: Found) -> str:
+    low, high = row["broken_interval"]
+    return f"{row['broken_share']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def measured(options: argparse.Namespace) -> Found:
+    """Everything, as a JSON record."""
+    population = Population(options.collected)
+    promises: dict[Loss, Promise] = {
+        loss: Promise(options.max_loss, options.confidence, loss) for loss in ("net", "lost-correct")
+    }
+    rows = []
+    for loss, fallback in CASES:
+        settings = population.settings(loss, fallback)
+        found = redrawn(settings, promises[loss], options.n, options.draws)
+        rows.append({"name": loss, "fallback": fallback, **found})
+        print(f"{loss}, {fallback}: broken {_broken(rows[-1])}", flush=True)
+    simulations = [
+        {"name": loss, "n": n, **simulated(promise, n, options.draws, gain)}
+        for loss, promise in promises.items()
+        for n in (500, options.n)
+        for gain in ((0.0, 0.03) if loss == "net" else (0.0,))
+    ]
+    return {
+        "max_loss": options.max_loss,
+        "confidence": options.confidence,
+        "n": options.n,
+        "draws": options.draws,
+        "population": sum(len(data.rows) for data in population.others),
+        "redrawn": rows,
+        "simulated": simulations,
+        "conditions": f"judge builtin:judge ({population.judge.kind}), path chosen on "
+        f"{len(population.train.rows):,} train questions; numpy {np.__version__}, Python {platform.python_version()}",
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--max-loss", type=float, default=0.03)
+    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--n", type=int, default=4000, help="questions of a calibration set")
+    parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--collected", type=Path, default=ROOT / "results/builtin_math/collected")
+    parser.add_argument("--out", type=Path, default=ROOT / "results/certificates")
+    options = parser.parse_args(arguments)
+    record = measured(options)
+    text = "\n".join(lines(record)) + "\n"
+    print(text, end="")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "certificates.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "certificates.txt").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""A served Tandem with a certificate: what differs and what drifts is said, counted, and answered by the mentor."""
+
+import logging
+import random
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+from starlette.testclient import TestClient
+
+from ensemblehub.api.app import create_app
+from ensemblehub.api.catalog import Catalog
+from ensemblehub.api.protocol import EnsembleOptions
+from ensemblehub.config import Config
+from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.ensemble_methods.identity import identity
+from ensemblehub.schema import Verdict
+from ensemblehub.tandem.artifact import JudgeArtifact
+from ensemblehub.tandem.certificate import Certificate
+from ensemblehub.tandem.drift import histogram
+from ensemblehub.tandem.judges import EntropyRule
+
+
+def config_of(folder, temperature=0.0, **server):
+    return Config.model_validate(
+        {
+            "model_specs": [
+                {"name": "big", "engine": "echo", "parameters": 9, "replies": {"": "Goal: x so y"}},
+                {"name": "small", "engine": "echo", "parameters": 1, "confident": ["boats"]},
+            ],
+            "ensemble": {
+                "output_aggregation_method": "tandem",
+                "output_aggregation_params": {
+                    "levels": {"low": 2},
+                    "judge": str(folder),
+                    "start_with_intern": True,
+                },
+                "generation": {"temperature": temperature},
+                "request_params": {"thresholds": {"minimum": 0, "maximum": 1}},
+            },
+            "server": server,
+        }
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A judge whose first probabilities were spread evenly from 0.2 to 0.6, with its certificate."""
+    JudgeArtifact(EntropyRule(1.0), thresholds={"none": 0.7, "low": 0.5}).save(tmp_path)
+    config = config_of(tmp_path)
+    ensemble = AsyncEnsemble.from_config(config)
+    options = {spec.name: config.deciding(spec) for spec in config.members}
+    now = identity(ensemble.aggregation, ensemble.engines, options, config.ensemble.generation.sampling())
+    scores = {name: histogram([0.2 + 0.4 * step / 500 for step in range(500)]) for name in ("first", "last")}
+    seen = {"lost": 0.01, "gained": 0.0, "cost": 0.5, "cost_interval": [0.4, 0.6], "subjects": {}}
+    made = {"data": "d", "path": "p"}
+    thresholds = {"none": 0.7, "low": 0.5}
+    Certificate("net", 0.02, 0.95, 500, thresholds, seen, now, made, scores).save(tmp_path)
+    return tmp_path
+
+
+def verdicts(probability):
+    return [Verdict("none", 0, probability, 0.7, False), Verdict("low", 2, probability, 0.5, True)]
+
+
+def test_nothing_is_said_while_it_holds(folder, caplog):
+    served = Catalog(config_of(folder)).find("ensemble")
+    source = random.Random(3)
+    with caplog.at_level(logging.WARNING):
+        assert not any(served.watch.add(verdicts(0.2 + 0.4 * source.random())) for _ in range(500))
+    assert served.watch.holds
+    assert not caplog.records
+
+
+def test_without_a_certificate_there_is_nothing_to_watch(folder):
+    (folder / "certificate.json").unlink()
+    assert Catalog(config_of(folder)).find("ensemble").watch is None
+
+
+def test_what_differs_is_named_at_the_start(folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        served = Catalog(config_of(folder, temperature=0.5)).find("ensemble")
+    assert not served.watch.holds
+    (record,) = caplog.records
+    assert "ensemble: not certified (net <= 2.00% with 95% confidence): " in record.message
+    assert "holds for settings" in record.message
+
+
+@pytest.mark.parametrize(("on_drift", "answers"), [("tandem", ["big", "small"]), ("mentor", ["big"])])
+def test_drift_is_said_once_and_may_end_the_tandem(folder, caplog, on_drift, answers):
+    catalog = Catalog(config_of(folder, on_drift=on_drift))
+    watch = catalog.find("ensemble").watch
+    asked = EnsembleOptions.model_validate({"params": {"thresholds": {"low": 0.1}}})
+    assert len(catalog.chosen("ensemble", None).ensemble.engines) == 2
+    with caplog.at_level(logging.WARNING):
+        raised = [watch.add(verdicts(0.59)) for _ in range(200)]
+    assert 1 <= sum(raised) <= 2  # each of the two tests once
+    assert all("no longer certified" in record.message for record in caplog.records)
+    assert len(caplog.records) <= 2
+    for options in (None, asked):
+        served = catalog.chosen("ensemble", options)
+        assert [engine.name for engine in served.ensemble.engines] == answers
+        assert served.name == "ensemble"
+
+
+def test_metrics_and_answers(folder):
+    body = {"model": "ensemble", "messages": [{"role": "user", "content": "How many boats?"}]}
+    app = create_app(config_of(folder, on_drift="mentor"))
+    with TestClient(app, "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
+        while client.get("/health").status_code != 200:
+            pass
+        assert 'ensemblehub_certificate_holds{model="ensemble"} 1.0' in client.get("/metrics").text
+        warm = {**body, "temperature": 1.0}
+        for _ in range(40):  # at another temperature: no evidence
+            assert client.post("/v1/chat/completions", json=warm).status_code == 200
+        metrics = client.get("/metrics").text
+        assert 'ensemblehub_drift_evidence{model="ensemble",score="first"} 1.0' in metrics
+        for _ in range(100):  # a confident intern: all probabilities above those that were certified
+            reply = client.post("/v1/chat/completions", json=body).json()
+        metrics = client.get("/metrics").text
+    assert 'ensemblehub_certificate_holds{model="ensemble"} 0.0' in metrics
+    assert 'ensemblehub_drift_alarms_total{model="ensemble"} 1.0' in metrics
+    count = next(
+        line for line in metrics.splitlines() if line.startswith("ensemblehub_uncertified_answers_total")
+    )
+    assert 10 < float(count.rsplit(" ", 1)[1]) < 100
+    assert {line["engine"] for line in reply["usage"]["cost_details"]["spent"]} == {"big"}
