@@ -95,6 +95,14 @@ class ClientTool(LenientObject):
     input_schema: dict[str, Any]
     strict: bool | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_function(cls, data: Any) -> Any:
+        kind = data.get("type") if isinstance(data, dict) else None
+        if kind not in (None, "custom"):
+            raise ValueError(f"{kind!r} is not offered here, only functions of the client; leave it out")
+        return data
+
     @property
     def function(self) -> dict[str, Any]:
         """The tool as chat completions have it."""

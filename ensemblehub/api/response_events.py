@@ -12,7 +12,7 @@ from ensemblehub.api.blocks import Block, BlockWire, WireEvent
 from ensemblehub.api.job import GenerationJob
 from ensemblehub.api.problems import Problem
 from ensemblehub.api.replies import AnswerMetadata, CostDetails, ReplyObject
-from ensemblehub.api.responses import NamedTool, ResponsesRequest
+from ensemblehub.api.responses import NamedTool, ResponsesRequest, flat
 from ensemblehub.api.stored import StoredResponses
 
 _PREFIXES = {"reasoning": "rs", "text": "msg", "tool": "fc"}
@@ -43,6 +43,7 @@ class OutputItem(ReplyObject):
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
+    namespace: str | None = None
 
 
 class ResponseObject(ReplyObject):
@@ -85,6 +86,7 @@ class ResponseWire(BlockWire):
         self.stored = stored
         self.keeps = bool(stored.count) and body.store is not False
         self._turns = body.turns(stored) if self.keeps else []
+        self._names = {flat(space, tool.name): (space, tool.name) for space, tool in body.functions}
         self._number = -1
 
     def failure(self, problem: Problem) -> WireEvent:
@@ -115,7 +117,7 @@ class ResponseWire(BlockWire):
     def closed(self, block: Block) -> Iterator[WireEvent]:
         place, item = self._place(block), self._item(block, self._status(block))
         if block.kind == "tool":
-            done = {"name": block.name, "arguments": block.text}
+            done = {"name": item["name"], "arguments": block.text}
             yield self._event("response.function_call_arguments.done", **place, **done)
         else:
             more = {"logprobs": block.logprobs} if block.kind == "text" else {}
@@ -151,8 +153,9 @@ class ResponseWire(BlockWire):
     def _item(self, block: Block, status: str) -> dict[str, Any]:
         item = {"id": self._name(block), "status": status}
         if block.kind == "tool":
-            call = {"call_id": block.call, "name": block.name, "arguments": block.text}
-            return {**item, "type": "function_call", **call}
+            space, name = self._names.get(block.name, (None, block.name))
+            call = {"call_id": block.call, "name": name, "arguments": block.text}
+            return {**item, "type": "function_call", **call, **({"namespace": space} if space else {})}
         if block.kind == "reasoning":
             return {**item, "type": "reasoning", "summary": [], "content": [_part(block)]}
         return {**item, "type": "message", "role": "assistant", "content": [_part(block)]}
@@ -223,7 +226,10 @@ def _repeated(body: ResponsesRequest) -> dict[str, Any]:
         "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
         "text": {"format": form.model_dump(by_alias=True, exclude_none=True) if form else {"type": "text"}},
         "tools": [
-            {"parameters": None, "strict": None, **tool.model_dump(exclude_none=True)}
+            {
+                **({"parameters": None, "strict": None} if tool.type == "function" else {}),
+                **tool.model_dump(exclude_none=True),
+            }
             for tool in body.tools or ()
         ],
         "tool_choice": choice.model_dump() if isinstance(choice, NamedTool) else choice or "auto",

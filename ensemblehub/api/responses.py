@@ -44,6 +44,7 @@ class InputItem(LenientObject):
     content: Content | None = None
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: str | None = None
     output: Content | None = None
 
@@ -67,7 +68,7 @@ class InputItem(LenientObject):
     @property
     def call(self) -> dict[str, Any]:
         """The call of a tool as chat completions have it."""
-        function = {"name": self.name, "arguments": self.arguments}
+        function = {"name": flat(self.namespace, self.name or ""), "arguments": self.arguments}
         return {"id": self.call_id, "type": "function", "function": function}
 
 
@@ -112,6 +113,11 @@ class TextOptions(StrictObject):
     verbosity: Hint = None
 
 
+def flat(namespace: str | None, name: str) -> str:
+    """The name of a function in chat completions, which know no namespaces."""
+    return f"{namespace}__{name}" if namespace else name
+
+
 class FunctionTool(LenientObject):
     """A function of the client's; OpenAI's own tools are not offered."""
 
@@ -121,11 +127,37 @@ class FunctionTool(LenientObject):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
-    @property
-    def chat(self) -> dict[str, Any]:
+    @model_validator(mode="before")
+    @classmethod
+    def _is_function(cls, data: Any) -> Any:
+        kind = data.get("type") if isinstance(data, dict) else "function"
+        if kind != "function":
+            raise ValueError(f"{kind!r} is not offered here, only functions of the client; leave it out")
+        return data
+
+    def chat(self, namespace: str | None = None) -> dict[str, Any]:
         """The tool as chat completions have it."""
         given = self.model_dump(exclude_none=True, exclude={"type"})
-        return {"type": "function", "function": given}
+        return {"type": "function", "function": given | {"name": flat(namespace, self.name)}}
+
+
+class Namespace(LenientObject):
+    """Functions under a common name."""
+
+    type: Literal["namespace"]
+    name: str
+    description: Any = Field(default=None, description="Accepted; the models read that of each function.")
+    tools: list[FunctionTool]
+
+
+Tool = Annotated[
+    Annotated[FunctionTool, Tag("~function")] | Annotated[Namespace, Tag("~namespace")],
+    Discriminator(
+        lambda given: (
+            "~namespace" if isinstance(given, dict) and given.get("type") == "namespace" else "~function"
+        )
+    ),
+]
 
 
 class NamedTool(StrictObject):
@@ -163,7 +195,7 @@ class ResponsesRequest(RequestBody, Hints):
     )
     reasoning: ReasoningOptions | None = None
     text: TextOptions | None = None
-    tools: list[FunctionTool] | None = None
+    tools: list[Tool] | None = None
     tool_choice: (
         Annotated[
             Annotated[Literal["auto", "none", "required"], Tag("~mode")]
@@ -179,6 +211,15 @@ class ResponsesRequest(RequestBody, Hints):
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     ensemble: EnsembleOptions | None = None
+
+    @property
+    def functions(self) -> list[tuple[str | None, FunctionTool]]:
+        """Its functions, each with its namespace."""
+        spaces = [
+            (None, [tool]) if isinstance(tool, FunctionTool) else (tool.name, tool.tools)
+            for tool in self.tools or ()
+        ]
+        return [(space, tool) for space, tools in spaces for tool in tools]
 
     def turns(self, stored: StoredResponses) -> list[dict[str, Any]]:
         """The messages of the conversation, with those that it continues and without the instructions.
@@ -213,7 +254,7 @@ class ResponsesRequest(RequestBody, Hints):
             "top_logprobs": self.top_logprobs,
             "reasoning_effort": reasoning.effort,
             "response_format": text.format.chat if text.format else None,
-            "tools": [tool.chat for tool in self.tools or ()] or None,
+            "tools": [tool.chat(space) for space, tool in self.functions] or None,
             "tool_choice": choice.chat if isinstance(choice, NamedTool) else choice,
             "parallel_tool_calls": self.parallel_tool_calls,
             "ensemble": self.ensemble,

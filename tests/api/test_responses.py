@@ -192,6 +192,17 @@ def test_a_tool_is_called_and_its_output_read(client, stream):
     assert kept.output_text == "It is 4."
 
 
+def test_functions_in_a_namespace_are_called_by_their_own_name(client):
+    space = {"type": "namespace", "name": "sums", "description": "Sums.", "tools": [TOOL]}
+    turns = [{"role": "user", "content": "2 + 2?"}]
+    ask = {"model": "caller", "tools": [space]}
+    response = strict(client.responses.create(input=turns, **ask))
+    (call,) = response.output
+    assert (call.namespace, call.name) == ("sums", "add")
+    turns += [call.to_dict(), {"type": "function_call_output", "call_id": call.call_id, "output": "4"}]
+    assert client.responses.create(input=turns, **ask).output_text == "The tool says 4."
+
+
 def test_a_cut_answer_is_incomplete_and_logprobs_are_given(client):
     response = strict(client.responses.create(model="small", input="2 + 2?", max_output_tokens=2))
     assert (response.status, response.output_text) == ("incomplete", "It is")
@@ -207,7 +218,7 @@ def test_a_cut_answer_is_incomplete_and_logprobs_are_given(client):
 
 REFUSED = [
     ({"previous_response_id": "resp_1"}, "previous_response_id cannot be honoured", "previous_response_id"),
-    ({"tools": [{"type": "web_search"}]}, "tools.0.type", "tools.0.type"),
+    ({"tools": [{"type": "web_search"}]}, "'web_search' is not offered here", "tools.0"),
     ({"tools": [TOOL]}, "answers with several models", "tools"),
     ({"text": {"format": {"type": "json_object"}}}, "answers with several models", "text.format"),
     ({"text": {"format": {"type": "json_schema"}}}, "needs name and schema", "text.format"),

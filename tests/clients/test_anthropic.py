@@ -167,7 +167,7 @@ def test_tokens_are_counted_as_they_are_billed(client):
 REFUSED = [
     ({"messages": [user([{"type": "image", "source": {}}])]}, "image: only text"),
     ({"messages": []}, "messages"),
-    ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0"),
+    ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "'web_search_20250305' is not"),
     ({"tools": [TOOL]}, "answers with several models"),
     ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "answers with several models"),
     ({"container": "x"}, "unknown field 'container'"),
