@@ -68,7 +68,10 @@ class Population:
 
 
 def redrawn(settings: Settings, promise: Promise, n: int, draws: int) -> Found:
-    """Certificates from calibration sets that are drawn anew, against what is known of every setting."""
+    """Certificates from calibration sets that are drawn anew, against what is known of every setting.
+
+    `best_saving` is that of the cheapest setting of the path whose known loss keeps the promise.
+    """
     random, size = np.random.default_rng(0), len(settings.mentor_cost)
     risk, share = settings.losses(promise.loss).mean(axis=0), settings.shares
     chosen, refusals = list[int](), set[str]()
@@ -81,7 +84,7 @@ def redrawn(settings: Settings, promise: Promise, n: int, draws: int) -> Found:
             except ConfigError as error:
                 refusals.add(str(error))
             step()
-    made = np.array(chosen, int)
+    made, known = np.array(chosen, int), risk <= promise.max_loss
     return {
         "settings": len(risk),
         "refused": draws - len(made),
@@ -90,7 +93,7 @@ def redrawn(settings: Settings, promise: Promise, n: int, draws: int) -> Found:
         "saving": float(1 - share[made].mean()) if len(made) else None,
         "saving_range": np.percentile(1 - share[made], [2.5, 97.5]).tolist() if len(made) else None,
         "loss": float(risk[made].mean()) if len(made) else None,
-        "best_saving": float(1 - share[risk <= promise.max_loss].min(initial=np.inf)),
+        "best_saving": float(1 - share[known].min()) if known.any() else None,
     }
 
 

@@ -33,10 +33,13 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
     The path of thresholds is chosen on the split `train`, and tested on `calibration`.
 
     Raises:
-        ConfigError: no thresholds that save anything keep the promise on so many questions.
+        ConfigError: no thresholds that save anything keep the promise on so many questions, or an option of the
+            Tandem is not in what was collected.
         ArtifactError: a split is missing, or the judge is for something else.
     """
     artifact, tandem, data = pipeline.calibration()
+    if tandem.draft or tandem.give_up:
+        raise ConfigError("collected questions hold no drafts: certify without `draft` and `give_up`")
     levels = [checkpoint.level for checkpoint in tandem.checkpoints]
     training = pipeline.learning("train")
     pipeline.check_levels(training, tandem)
@@ -50,7 +53,7 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
         raise ConfigError(f"{error}{safer}") from error
     seen = Seen.of(settings, chosen, [row.subject for row in data.rows])
     thresholds = dict(zip(levels, map(float, path[chosen]), strict=True))
-    about = {"aim": str(promise), "n": len(data.rows)}
+    about = {"aim": str(promise), "n": len(data.rows), "fallback": tandem.fallback}
     made = dict(artifact.data) | {"calibrated": about | vars(seen)}
     replace(artifact, thresholds=thresholds, data=made).save(pipeline.judge_folder)
     engines, tandem = pipeline.ensemble()  # with the new thresholds

@@ -104,6 +104,12 @@ def test_a_refusal_leaves_judge_and_certificate_as_they_were(folder):
     assert {path.name: path.read_bytes() for path in (folder / "judge").iterdir()} == before
 
 
+def test_what_was_not_collected_is_not_certified(folder):
+    change = "ensemble.output_aggregation_params.draft=logprob"
+    with pytest.raises(ConfigError, match="certify without `draft`"):
+        certify(pipeline_of(folder, change), PROMISE)
+
+
 def test_other_thresholds_carry_no_certificate(folder):
     certify(pipeline_of(folder), PROMISE)
     pipeline_of(folder).calibrate("max-accuracy")
