@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -26,6 +27,7 @@ from ensemblehub.tandem.artifact import JudgeArtifact, resolve_judge
 from ensemblehub.tandem.features import sequences
 from ensemblehub.tandem.judges import Reading
 
+log = logging.getLogger(__name__)
 DRAFT = "draft"  # the level of a draft's verdict, and of the thresholds of a judge of drafts
 NEVER = "never"
 CRITERIA = ("logprob", "agreement", "ask", "entropy", "perplexity", "fixed", NEVER)
@@ -164,7 +166,7 @@ class Asked(Acceptance):
 class Judged(Acceptance):
     """`entropy:X`, `perplexity:X` or the folder of a trained judge, over the draft's own tokens.
 
-    The judge reads the draft's logprobs and entropies as it would read a question's, at level 0.
+    A trained judge is made by `python -m ensemblehub.lab.judges.drafts`.
     """
 
     artifact: JudgeArtifact
@@ -175,11 +177,20 @@ class Judged(Acceptance):
     def threshold(self) -> float:  # type: ignore[override]
         return (self.artifact.thresholds or {}).get(DRAFT, 0.5)
 
+    def check(self, author: Engine, engines: Sequence[Engine], strategy: str) -> None:
+        super().check(author, engines, strategy)
+        levels = self.artifact.levels
+        if levels and DRAFT not in levels:
+            made = "python -m ensemblehub.lab.judges.drafts"
+            raise ConfigError(
+                f"{strategy}: the judge judges insights, not drafts; `{made}` makes one that does"
+            )
+        for warning in self.artifact.check("", author.model, ""):
+            log.warning(warning)
+
     async def probability(self, trial: Trial) -> float:
         judge, started = self.artifact.judge, time.perf_counter()
-        probability = judge.probability(
-            Reading(0, 0, *sequences(trial.draft.tokens)) if judge.reads else Reading(0, 0)
-        )
+        probability = judge.probability(reading_of(trial.draft.tokens) if judge.reads else Reading(0, 0))
         seconds = time.perf_counter() - started
         trial.ledger.add("judge", "judge", Cost(decode_flops=judge.flops, seconds=seconds, calls=1))
         return probability
@@ -224,6 +235,11 @@ def acceptance_named(accept: str, strategy: str) -> Acceptance:
     if kind not in CRITERIA and not Path(builtin.resolve(accept)).exists():
         raise ConfigError(f"{strategy}: accept: {did_you_mean(kind, CRITERIA, 'criterion')}")
     return Judged(resolve_judge(accept, [DRAFT]))
+
+
+def reading_of(tokens: Sequence[Token]) -> Reading:
+    """A draft as a judge of drafts reads it: its tokens, and their number in place of the mentor's."""
+    return Reading(0, len(tokens), *sequences(tokens))
 
 
 async def first_word(

@@ -1,0 +1,83 @@
+"""Judges of drafts: what is recorded and resumed, and that a trained one decides in a cascade."""
+
+import asyncio
+import json
+import math
+
+import numpy as np
+import pytest
+
+from ensemblehub.config import Config
+from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.ensemble_methods.model_selection.all import All
+from ensemblehub.ensemble_methods.output_aggregation.cascade import Cascade
+from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.generators.echo import EchoEngine, EchoOptions
+from ensemblehub.lab.judges import drafts
+from ensemblehub.lab.tasks import task_named
+
+pytest.importorskip("sklearn")
+
+PAIR = {
+    "model_specs": [
+        {"name": "big", "engine": "echo", "replies": {"": "Answer: \\boxed{1}"}, "parameters": 9},
+        {"name": "tiny", "engine": "echo", "replies": {"": "Answer: \\boxed{7}"}, "parameters": 1},
+    ]
+}
+
+
+def rows(count=200, seed=0):
+    """Drafts that are right where they are sure, but for one in ten."""
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        sure = rng.random() < 0.5
+        entropy = rng.uniform(0.0, 0.2, 12) if sure else rng.uniform(0.4, 1.5, 12)
+        correct = bool(sure) if rng.random() < 0.9 else not sure
+        yield {"id": str(index), "correct": correct, "entropy": entropy, "perplexity": np.exp(entropy)}
+
+
+def test_a_trained_judge_decides_in_a_cascade(tmp_path, caplog):
+    artifact = drafts.train(list(rows()), "logistic", "tiny", {"n": 200})
+    assert artifact.metrics["auc"] > 0.75
+    artifact.save(tmp_path)
+    for entropy, text in ((0.1, "draft"), (0.9, "large")):
+        engines = [
+            EchoEngine("big", EchoOptions({"": "large"}, parameters=9)),
+            EchoEngine("tiny", EchoOptions({"": "draft"}, parameters=1, entropy=entropy, logprob=-entropy)),
+        ]
+        result = asyncio.run(AsyncEnsemble(engines, All(), Cascade(accept=str(tmp_path))).generate("2 + 2?"))
+        assert result.text == text
+        assert result.verdicts[0].sufficient == (text == "draft")
+    assert not caplog.records
+    engines[1].name = "other"
+    AsyncEnsemble(engines, All(), Cascade(accept=str(tmp_path)))
+    assert "made for intern 'tiny', not 'other'" in caplog.text
+    with pytest.raises(ConfigError, match="cascade: the judge judges insights, not drafts"):
+        AsyncEnsemble(engines, All(), Cascade(accept="builtin:judge"))
+
+
+def test_drafts_are_recorded_once_and_a_killed_run_goes_on(tmp_path, monkeypatch):
+    task, path = task_named("builtin_math"), tmp_path / "drafts.jsonl"
+    config = Config.from_dict(PAIR)
+    found = drafts.record(config, task, "train", 12, path)
+    assert [row["id"] for row in found] == [item.id for item in task.items("train", 12)]
+    assert [row["correct"] for row in found] == [item.answer == "7" for item in task.items("train", 12)]
+    assert found[0]["perplexity"] == pytest.approx([math.e] * 2, abs=1e-4)
+    assert found[0]["entropy"] == [1.0, 1.0]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])  # killed in the middle of a line
+    assert drafts.record(config, task, "train", 12, path) == found
+    asked = []
+    monkeypatch.setattr(drafts, "drafted", lambda *given: asked.append(given))
+    assert drafts.record(config, task, "train", 12, path) == found
+    assert not asked
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted(line["id"] for line in lines) == sorted(row["id"] for row in found)
+    with pytest.raises(ArtifactError, match="drafts of another configuration, task or split"):
+        drafts.record(config, task, "calibration", 12, path)
+
+
+def test_too_few_drafts_are_refused_in_one_line():
+    with pytest.raises(ArtifactError) as error:
+        drafts.train(list(rows(3)), "logistic", "tiny", {})
+    assert "\n" not in str(error.value)
