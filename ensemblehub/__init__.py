@@ -14,13 +14,28 @@ if TYPE_CHECKING:
     from ensemblehub.cost import Cost as Cost
     from ensemblehub.cost import Usage as Usage
     from ensemblehub.ensemble import AsyncEnsemble as AsyncEnsemble
+    from ensemblehub.ensemble_methods.model_selection.all import All as All
+    from ensemblehub.ensemble_methods.model_selection.learned import Learned as Learned
+    from ensemblehub.ensemble_methods.model_selection.model_judgment import ModelJudgment as ModelJudgment
+    from ensemblehub.ensemble_methods.model_selection.random import RandomSelection as RandomSelection
+    from ensemblehub.ensemble_methods.model_selection.zscore import ZScore as ZScore
     from ensemblehub.ensemble_methods.output_aggregation.best_of import BestOf as BestOf
+    from ensemblehub.ensemble_methods.output_aggregation.cascade import Cascade as Cascade
+    from ensemblehub.ensemble_methods.output_aggregation.distribution import (
+        DistributionMixture as DistributionMixture,
+    )
+    from ensemblehub.ensemble_methods.output_aggregation.early_exit import EarlyExit as EarlyExit
     from ensemblehub.ensemble_methods.output_aggregation.fuse import Fuse as Fuse
     from ensemblehub.ensemble_methods.output_aggregation.gac import GaC as GaC
+    from ensemblehub.ensemble_methods.output_aggregation.hint import Hint as Hint
     from ensemblehub.ensemble_methods.output_aggregation.loop import Loop as Loop
+    from ensemblehub.ensemble_methods.output_aggregation.plan_on_failure import PlanOnFailure as PlanOnFailure
     from ensemblehub.ensemble_methods.output_aggregation.progressive import Progressive as Progressive
+    from ensemblehub.ensemble_methods.output_aggregation.random import RandomAggregation as RandomAggregation
+    from ensemblehub.ensemble_methods.output_aggregation.review import Review as Review
     from ensemblehub.ensemble_methods.output_aggregation.reward_based import RewardBased as RewardBased
     from ensemblehub.ensemble_methods.output_aggregation.single import Single as Single
+    from ensemblehub.ensemble_methods.output_aggregation.stepwise import Stepwise as Stepwise
     from ensemblehub.ensemble_methods.output_aggregation.switch import Switch as Switch
     from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem as Tandem
     from ensemblehub.ensemble_methods.output_aggregation.vote import Vote as Vote
@@ -43,19 +58,33 @@ if TYPE_CHECKING:
     from ensemblehub.schema import Verdict as Verdict
 
 __version__ = "0.1.0"
+_SELECTION = "ensemble_methods.model_selection"
 _AGGREGATION = "ensemble_methods.output_aggregation"
 _NAMES = {
     "client": "Ensemble",
     "config": "Config",
     "cost": "Cost Usage",
     "ensemble": "AsyncEnsemble",
+    f"{_SELECTION}.all": "All",
+    f"{_SELECTION}.learned": "Learned",
+    f"{_SELECTION}.model_judgment": "ModelJudgment",
+    f"{_SELECTION}.random": "RandomSelection",
+    f"{_SELECTION}.zscore": "ZScore",
     f"{_AGGREGATION}.best_of": "BestOf",
+    f"{_AGGREGATION}.cascade": "Cascade",
+    f"{_AGGREGATION}.distribution": "DistributionMixture",
+    f"{_AGGREGATION}.early_exit": "EarlyExit",
     f"{_AGGREGATION}.fuse": "Fuse",
     f"{_AGGREGATION}.gac": "GaC",
+    f"{_AGGREGATION}.hint": "Hint",
     f"{_AGGREGATION}.loop": "Loop",
+    f"{_AGGREGATION}.plan_on_failure": "PlanOnFailure",
     f"{_AGGREGATION}.progressive": "Progressive",
+    f"{_AGGREGATION}.random": "RandomAggregation",
+    f"{_AGGREGATION}.review": "Review",
     f"{_AGGREGATION}.reward_based": "RewardBased",
     f"{_AGGREGATION}.single": "Single",
+    f"{_AGGREGATION}.stepwise": "Stepwise",
     f"{_AGGREGATION}.switch": "Switch",
     f"{_AGGREGATION}.tandem": "Tandem",
     f"{_AGGREGATION}.vote": "Vote",

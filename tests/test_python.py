@@ -18,6 +18,7 @@ import pytest
 
 import ensemblehub as eh
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
+from ensemblehub.registry import AGGREGATIONS, SELECTIONS
 
 
 def engine(name, reply, **options):
@@ -211,6 +212,8 @@ def test_the_engine_is_chosen_by_what_the_path_is(path, kind):
 
 def test_public_names_are_there_and_import_nothing():
     assert all(getattr(eh, name) is not None for name in eh.__all__)
+    strategies = {**SELECTIONS, **AGGREGATIONS}.values()
+    assert {target.partition(":")[2] for target in strategies} <= set(eh.__all__)
     code = "import sys, ensemblehub; print([name for name in sys.modules if name.startswith('ensemblehub.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
