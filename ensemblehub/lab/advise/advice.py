@@ -146,7 +146,13 @@ def pair_of(models: Sequence[str], changes: Sequence[str] = ()) -> Config:
 
 
 def with_rule(config: Config) -> Config:
-    """The configuration with a judge that needs no file: judges are replayed, not run."""
+    """The configuration with a judge that needs no file: judges are replayed, not run.
+
+    Raises:
+        ConfigError: it is not Tandem's.
+    """
+    if config.aggregation.method != "tandem":
+        raise ConfigError("advise begins with a Tandem: set `output_aggregation_method: tandem`")
     params = config.ensemble.output_aggregation_params | {"judge": f"fixed:{LEVEL_0}"}
     section = config.ensemble.model_copy(update={"output_aggregation_params": params})
     return config.model_copy(update={"ensemble": section})

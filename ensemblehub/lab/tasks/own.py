@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from ensemblehub.answers.equality import equal_answers, final_answer
 from ensemblehub.data import BadExample, read_items
-from ensemblehub.errors import ConfigError
+from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.lab.tasks.base import Grade, Item, Task
 from ensemblehub.schema import Chat
 
@@ -35,8 +35,10 @@ class OwnQuestions(Task):
         """The questions; each holds its conversation.
 
         Raises:
-            ConfigError: the file cannot be read, or one of its items asks nothing.
+            ConfigError: another split than `all`, the file cannot be read, or one of its items asks nothing.
         """
+        if split not in self.splits:
+            raise ConfigError(did_you_mean(split, self.splits, "split"))
         for item in islice(read_items(self.data), limit):
             if isinstance(item, BadExample):
                 raise ConfigError(f"{self.data}: item {item.number} {item.reason}")

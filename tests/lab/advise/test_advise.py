@@ -128,8 +128,10 @@ def test_without_answers_the_mentors_count_as_right(pair):
         (["--task", "mbpp"], "--task or --input"),
         (["--budget", "0.5"], "--aim accuracy"),
         (["--n", "3"], "x>=10"),
+        (["-s", "ensemble.output_aggregation_method=vote"], "begins with a Tandem"),
         (["-s", "model_specs.0.parameters=0"], "size of the model 'big' is unknown"),
         (["--models", "mentor=a", "intern=b"], "not both"),
+        (["--split", "test"], "unknown split 'test'"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_one_line(pair, flags, said):
