@@ -125,8 +125,8 @@ class Ensemble:
         """Answer as a stream of text: the visible pieces of the answer alone."""
         with closing(self.stream(question, **sampling)) as events:
             for event in events:
-                if isinstance(event, Piece) and event.purpose == "answer" and event.visible and event.text:
-                    yield event.text
+                if isinstance(event, Piece) and event.answer_text:
+                    yield event.answer_text
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         if self._loop.is_closed() or not self._finalizer.alive:

@@ -236,8 +236,8 @@ class AsyncEnsemble:
         """Answer as a stream of text: the visible pieces of the answer alone."""
         async with aclosing(self.stream(question, **sampling)) as events:
             async for event in events:
-                if isinstance(event, Piece) and event.purpose == "answer" and event.visible and event.text:
-                    yield event.text
+                if isinstance(event, Piece) and event.answer_text:
+                    yield event.answer_text
 
     async def log_likelihood(
         self, request: Request, ledger: UsageLedger | None = None, context: int | None = None

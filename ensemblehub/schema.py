@@ -290,6 +290,11 @@ class Piece:
     round: int = 0
     tool_calls: tuple[Any, ...] = ()
 
+    @property
+    def answer_text(self) -> str:
+        """The text as part of the answer: empty for insights, proposals and drafts."""
+        return self.text if self.purpose == "answer" and self.visible else ""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -346,7 +351,7 @@ class Result:
     @property
     def text(self) -> str:
         """The answer, without insights and drafts."""
-        return "".join(piece.text for piece in self.pieces if piece.purpose == "answer" and piece.visible)
+        return "".join(piece.answer_text for piece in self.pieces)
 
     @property
     def insight(self) -> str:

@@ -21,6 +21,9 @@ def read(tmp_path, text):
     return Config.read(path)
 
 
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -73,6 +76,8 @@ def read(tmp_path, text):
         ("a: *b", "some.yaml:1: not YAML"),
         ("[" * 5000, "nested too deeply"),
         ("a: " + "x" * 2**20, "larger than"),
+        (BOMB, "not YAML: its aliases make more than 100,000 values"),
+        ("a: &a [*a]", "not YAML: its aliases make more than 100,000 values"),
         ("model_specs: [{name: a}]\nensemble: {generation: {do_sample: true, temperature: 0}}", "above 0"),
         ("model_specs: [{name: a}]\nreward_specs: [{name: s}, {name: s}]", "scorers share a name"),
     ],

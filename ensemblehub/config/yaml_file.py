@@ -13,6 +13,7 @@ from ensemblehub.errors import ConfigError
 from ensemblehub.surrogates import has_halves, joined
 
 LARGEST = 2**20  # bytes; a configuration is written by hand
+MOST_VALUES = 100_000  # of a file, with its aliases written out
 _BAD_VALUES = (
     ValueError,
     LookupError,
@@ -84,6 +85,9 @@ def parsed(source: str) -> tuple[yaml.Node | None, Any]:
     if node is None:
         return None, None
     _check(node)
+    if _expanded(node, {}) > MOST_VALUES:
+        problem = f"its aliases make more than {MOST_VALUES:,} values of it"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     return node, loader.construct_document(node)
 
 
@@ -113,6 +117,16 @@ def _check(root: yaml.Node) -> None:
             if has_halves(node.value):
                 problem = "half a surrogate pair is no text"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """The number of values of a node with every alias written out; one that contains itself has too many."""
+    if id(node) not in sizes:
+        sizes[id(node)] = MOST_VALUES + 1  # until it is known: an alias to what holds it
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else []
+        parts += node.value if isinstance(node, yaml.SequenceNode) else []
+        sizes[id(node)] = 1 + sum(_expanded(part, sizes) for part in parts)
+    return sizes[id(node)]
 
 
 def _refuse_duplicates(node: yaml.MappingNode) -> None:
