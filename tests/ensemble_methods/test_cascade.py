@@ -187,6 +187,22 @@ def test_roles_go_by_name_or_by_size():
     assert [engine.name for engine in Cascade(large="tiny").pair(engines)] == ["tiny", "middle"]
 
 
+def test_more_models_are_tried_in_order():
+    def three(middle):
+        return [*pair({"logprob": -0.5}), Recorder("middle", "It is 4 in between", 5, logprob=middle)]
+
+    result = answer(Cascade(between=("middle",)), engines := three(-0.05))
+    assert (result.text, engines[0].asked) == ("It is 4 in between", [])
+    assert [verdict.sufficient for verdict in result.verdicts] == [False, True]
+    assert costs(result)["tiny", "propose"].discarded_tokens == 3
+    assert costs(result)["middle", "propose"].discarded_tokens == 0
+    result = answer(Cascade(between=("middle",)), three(-0.5))
+    assert (result.text, len(result.verdicts)) == (LARGE, 2)
+    assert costs(result)["middle", "propose"].discarded_tokens == 5
+    with pytest.raises(ConfigError, match="an engine would be tried twice"):
+        AsyncEnsemble(three(-1), All(), Cascade(between=("tiny",)))
+
+
 def test_closing_stops_whoever_writes_and_all_is_recorded():
     engines, ledger = pair({"logprob": -0.5}, {"delay": 0.001}), UsageLedger()
 

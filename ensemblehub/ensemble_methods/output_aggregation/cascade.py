@@ -10,12 +10,16 @@ AutoMix draws samples; and the judge over the draft's own perplexity and entropy
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 
 from ensemblehub.ensemble_methods.acceptance import Trial
 from ensemblehub.ensemble_methods.base import answer_of
+from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.escalation import Escalation
+from ensemblehub.ensemble_methods.roles import by_name
+from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event
 
@@ -31,7 +35,38 @@ class Cascade(Escalation):
             right), `entropy:X`, `perplexity:X` or a trained judge's folder (over the draft's tokens), or
             `package.module:Class` (tests, say).
         threshold: the probability that suffices; by default the criterion's own.
+        between: engines by name that are tried after the small one, in this order, before the large one
+            answers.
     """
 
-    def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
-        return answer_of(large, trial.request, trial.ledger.meter("answer"))
+    between: tuple[str, ...] = ()
+
+    async def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
+        request, ledger = trial.request, trial.ledger
+        for engine in self.middle(trial.engines):
+            draft = Candidate(engine, request, engine.name, usage=ledger.part())
+            await draft.write(ledger)
+            verdict = await self.judged(replace(trial, draft=draft))
+            yield verdict
+            if verdict.sufficient:
+                yield draft.answer
+                return
+            draft.discard(ledger)
+        async with aclosing(answer_of(large, request, ledger.meter("answer"))) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def middle(self, engines: Sequence[Engine]) -> list[Engine]:
+        """The engines between the small and the large one."""
+        return [by_name(engines, name, "cascade: between") for name in self.between]
+
+    def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
+        return (*super().roles(engines), *self.middle(engines))
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        tried = [*self.pair(engines), *self.middle(engines)]
+        if len({engine.name for engine in tried}) < len(tried):
+            raise ConfigError("cascade: an engine would be tried twice")
+        for engine in self.middle(engines):
+            self.criterion.check(engine, engines, "cascade")
