@@ -338,7 +338,7 @@ class ExperimentSection(Section):
         results: Folder for everything that the pipeline writes.
         judge, preset: Kind of judge, and how it is trained; the rules take the median of the training
             questions as their limit.
-        aim: What the thresholds are chosen for: `max-accuracy`, `budget:SHARE` or `min-accuracy:SHARE`.
+        aim: What the thresholds are chosen for: `max-accuracy`, `budget:AMOUNT` or `min-accuracy:SHARE`.
         concurrency: Maximum number of questions in progress.
     """
 

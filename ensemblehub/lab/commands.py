@@ -195,8 +195,9 @@ def stats(config: Config, input_path: Path, output_path: Path, limit: int | None
 @click.option("--max-accuracy", is_flag=True, help="The most accurate thresholds, whatever they cost.")
 @click.option(
     "--budget",
-    type=click.FloatRange(0, min_open=True),
-    help="The most accurate thresholds that cost at most this share of the mentor's cost.",
+    metavar="AMOUNT",
+    help="The most accurate thresholds whose questions cost at most this on average: a share of the mentor's cost "
+    "(0.4), dollars ($0.002) or compute (1.5TFLOPs).",
 )
 @click.option(
     "--min-accuracy", type=click.FloatRange(0, 1), help="The cheapest thresholds with at least this accuracy."
@@ -224,7 +225,7 @@ def stats(config: Config, input_path: Path, output_path: Path, limit: int | None
 def calibrate(
     config: Config,
     max_accuracy: bool,
-    budget: float | None,
+    budget: str | None,
     min_accuracy: float | None,
     max_loss: float | None,
     confidence: float,

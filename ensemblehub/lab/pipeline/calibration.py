@@ -15,6 +15,7 @@ from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.lab.pipeline.cascade import Bools, Floats, Indices, Outcomes, expectation, replay
 
 AimName = Literal["max-accuracy", "budget", "min-accuracy"]
+BudgetUnit = Literal["share", "usd", "tflops"]
 ALWAYS, NEVER = 0.0, 1.01  # thresholds that every and no probability reaches
 QUANTILES = 20  # threshold candidates per level, besides never
 CONFIDENCE = 0.9  # one-sided, of `min-accuracy`
@@ -26,12 +27,16 @@ FOLDS = 5
 class Objective:
     """What thresholds are chosen for.
 
-    `max-accuracy`; `budget`: most accurate at a mean cost of at most `value` times the mentor's own;
-    `min-accuracy`: cheapest with an accuracy of at least `value`.
+    `max-accuracy`; `budget`: most accurate at a mean cost of a question of at most `value`; `min-accuracy`: cheapest
+    with an accuracy of at least `value`.
+
+    Attributes:
+        unit: of a budget: the mentor's own cost, US dollars, or TFLOPs.
     """
 
     name: AimName = "max-accuracy"
     value: float | None = None
+    unit: BudgetUnit = "share"
 
     def __post_init__(self) -> None:
         if self.name not in get_args(AimName):
@@ -44,19 +49,42 @@ class Objective:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`max-accuracy`, `budget:SHARE` or `min-accuracy:VALUE`.
+        """`max-accuracy`, `budget:SHARE`, `budget:$DOLLARS`, `budget:NUMBERTFLOPs` or `min-accuracy:VALUE`.
 
         Raises:
             ConfigError: something else.
         """
         name, colon, value = text.partition(":")
+        number = value
+        unit: BudgetUnit = "share"
+        if name == "budget" and value.startswith("$"):
+            number, unit = value[1:], "usd"
+        elif name == "budget" and value.lower().endswith("tflops"):
+            number, unit = value[: -len("tflops")], "tflops"
         try:
-            return cls(name, float(value) if colon else None)  # type: ignore[arg-type]
+            return cls(name, float(number) if colon else None, unit)  # type: ignore[arg-type]
         except ValueError as error:
             raise ConfigError(f"aim {text!r}: {value!r} is not a number") from error
 
     def __str__(self) -> str:
-        return self.name if self.value is None else f"{self.name}:{self.value:g}"
+        return self.name if self.value is None else f"{self.name}:{self.amount(self.value)}"
+
+    def amount(self, value: float, digits: str = "g") -> str:
+        """An amount in the budget's unit."""
+        before, after = {"share": ("", ""), "usd": ("$", ""), "tflops": ("", "TFLOPs")}[self.unit]
+        return f"{before}{value:{digits}}{after}"
+
+    def mentor_amount(self, outcomes: Outcomes) -> float:
+        """What the mentor costs by itself, in the budget's unit.
+
+        Raises:
+            ConfigError: the outcomes' costs are in another unit.
+        """
+        if self.unit == "share":
+            return 1.0
+        if (self.unit == "usd") != (outcomes.unit == "usd"):
+            raise ConfigError(f"the budget of {self.amount(self.value or 0)} is for costs in another unit")
+        return float(outcomes.mentor_cost.mean()) / (1e12 if self.unit == "tflops" else 1.0)
 
 
 @dataclass(frozen=True)
@@ -116,11 +144,12 @@ def _choose(accuracy: Floats, smooth: Floats, cost: Floats, aim: Objective, outc
     """Flat index into the grid."""
     allowed, value = np.ones(cost.shape, bool), aim.value or 0.0
     if aim.name == "budget":
-        share = cost / outcomes.mentor_cost.mean()
-        allowed = share <= value
+        amount = cost / outcomes.mentor_cost.mean() * aim.mentor_amount(outcomes)
+        allowed = amount <= value
         if not allowed.any():
             raise ConfigError(
-                f"no thresholds keep the budget of {value:g}: the cheapest cost {share.min():.3f}"
+                f"no thresholds keep the budget of {aim.amount(value)}: "
+                f"the cheapest cost {aim.amount(amount.min(), '.3g')}"
             )
     if aim.name == "min-accuracy":
         surely = _lower_end(smooth, len(outcomes.cost)) >= value

@@ -40,6 +40,7 @@ class Outcomes:
             (n, L); the first level is always visited, and none after one that is not.
         fallback: who answers when no level suffices: the level with the highest probability, the last
             visited one, or the mentor.
+        unit: of all costs.
     """
 
     probabilities: Floats
@@ -51,11 +52,12 @@ class Outcomes:
     mentor_cost: Floats
     visited: Bools
     fallback: Fallback = "best"
+    unit: Literal["flops", "usd"] = "flops"
 
     def part(self, mask: Bools) -> Outcomes:
         """The same for the questions where `mask` holds."""
         arrays: dict[str, Any] = {
-            name: value[mask] for name, value in vars(self).items() if name != "fallback"
+            name: value[mask] for name, value in vars(self).items() if isinstance(value, np.ndarray)
         }
         return replace(self, **arrays)
 

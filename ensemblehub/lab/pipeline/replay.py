@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemblehub.lab.pipeline.cascade import Fallback, Outcomes
+from ensemblehub.cost import Price
+from ensemblehub.lab.pipeline.cascade import Fallback, Floats, Outcomes
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.tandem.judges import Judge, ReadingBatch
+
+TokenCount = Callable[[Run], float]
+MENTOR_TOKENS: tuple[TokenCount, TokenCount] = (lambda run: run.mentor_read, lambda run: run.mentor_tokens)
+INTERN_TOKENS: tuple[TokenCount, TokenCount] = (lambda run: run.intern_read, lambda run: run.intern_tokens)
 
 
 def outcomes(data: Collected, judge: Judge, levels: list[str], fallback: Fallback) -> Outcomes:
@@ -34,6 +40,28 @@ def outcomes(data: Collected, judge: Judge, levels: list[str], fallback: Fallbac
         mentor_cost=np.array([row.runs["mentor"].flops(mentor, intern) for row in data.rows]),
         visited=np.concatenate([np.ones((len(tokens), 1), bool), np.diff(tokens, axis=1) > 0], axis=1),
         fallback=fallback,
+    )
+
+
+def in_dollars(
+    outcomes: Outcomes, data: Collected, levels: list[str], mentor: Price, intern: Price
+) -> Outcomes:
+    """The same with costs in US dollars: of every prompt that is sent and every token that is written.
+
+    An intern with a price reads the whole prompt at every checkpoint; a provider's cache is not counted on.
+    """
+
+    def dollars(price: Price, read: NDArray[Any], written: NDArray[Any]) -> Floats:
+        return np.asarray((price.prompt * read + price.completion * written) / 1e6)
+
+    insight = dollars(mentor, *(table(data, levels, of) for of in MENTOR_TOKENS))
+    answer = dollars(intern, *(table(data, levels, of) for of in INTERN_TOKENS))
+    alone = dollars(mentor, *(table(data, ["mentor"], of)[:, 0] for of in MENTOR_TOKENS))
+    judging = dollars(
+        intern, np.cumsum(table(data, levels, INTERN_TOKENS[0]), axis=1), np.zeros(answer.shape)
+    )
+    return replace(
+        outcomes, cost=insight + answer, judging=judging, reached=insight, mentor_cost=alone, unit="usd"
     )
 
 

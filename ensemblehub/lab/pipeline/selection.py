@@ -325,4 +325,5 @@ def outcomes(held: SelectionData, members: dict[str, LearnedModel], order: list[
         cost[:, -1],
         np.ones(shape, bool),
         "best",
+        "usd" if held.unit == "usd" else "flops",
     )

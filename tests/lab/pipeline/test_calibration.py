@@ -212,6 +212,8 @@ def test_aims_out_of_reach_name_the_best_there_is():
         ("budget:x", "'x' is not a number"),
         ("min-accuracy:90", "cannot be 90"),
         ("budget:nan", "cannot be nan"),
+        ("budget:$0", "cannot be 0"),
+        ("min-accuracy:$1", "'\\$1' is not a number"),
     ],
 )
 def test_aims_that_cannot_be(text, match):
@@ -219,7 +221,25 @@ def test_aims_that_cannot_be(text, match):
         Objective.parse(text)
 
 
-@pytest.mark.parametrize("text", ["max-accuracy", "budget:0.6", "min-accuracy:0.8"])
+def test_a_budget_in_tflops_is_a_share_of_what_the_mentor_computes():
+    outcomes = synthetic(200)
+    tflops = replace(
+        outcomes,
+        **{name: 1e12 * getattr(outcomes, name) for name in ("cost", "judging", "reached", "mentor_cost")},
+    )
+    share = calibrate(outcomes, Objective.parse("budget:0.5"))
+    amount = 0.5 * outcomes.mentor_cost.mean()
+    found = calibrate(tflops, Objective("budget", amount, "tflops"))
+    assert found.thresholds.tolist() == share.thresholds.tolist()
+    with pytest.raises(ConfigError, match=r"the budget of 0\.1TFLOPs: the cheapest cost \d+\.?\d*TFLOPs"):
+        calibrate(tflops, Objective.parse("budget:0.1TFLOPs"))
+    with pytest.raises(ConfigError, match=r"the budget of \$3 is for costs in another unit"):
+        calibrate(tflops, Objective.parse("budget:$3"))
+
+
+@pytest.mark.parametrize(
+    "text", ["max-accuracy", "budget:0.6", "budget:$0.002", "budget:1.5TFLOPs", "min-accuracy:0.8"]
+)
 def test_an_objective_is_written_as_it_is_read(text):
     assert str(Objective.parse(text)) == text
 

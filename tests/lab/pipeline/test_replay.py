@@ -1,0 +1,52 @@
+"""Costs of collected runs in dollars, by hand."""
+
+import numpy as np
+import pytest
+
+from ensemblehub.cost import ModelInfo, Price
+from ensemblehub.lab.pipeline.cascade import replay as cascade
+from ensemblehub.lab.pipeline.records import Collected, Row, Run
+from ensemblehub.lab.pipeline.replay import in_dollars, outcomes
+from ensemblehub.tandem.judges import EntropyRule
+
+LEVELS = ["none", "low"]
+
+
+def run(mentor_read, mentor_tokens, intern_read, intern_tokens):
+    return Run(True, "stop", mentor_read, mentor_tokens, intern_read, intern_tokens, 0.1, False, "")
+
+
+@pytest.fixture
+def data():
+    """One question; the mentor writes 20 tokens of insight on a prompt of 50, or 300 alone."""
+    runs = {"none": run(0, 0, 40, 100), "low": run(50, 20, 65, 80), "mentor": run(50, 300, 0, 0)}
+    cards = {name: {"parameters": size, "active": size} for name, size in (("mentor", 9), ("intern", 1))}
+    header = {"levels": {"none": 0, "low": 20}, "cards": cards}
+    sequences = [[np.ones((2, 4), np.float16)] * 2]
+    return Collected(header, [Row("a", "s", 1, 1, "", 5, runs)], np.ones((1, 2, 16), np.float32), sequences)
+
+
+def test_dollars_by_hand(data):
+    assert ModelInfo(**data.header["cards"]["mentor"]).price is None
+    judged = outcomes(data, EntropyRule(1.0), LEVELS, "mentor")
+    found = in_dollars(judged, data, LEVELS, Price(2, 10), Price(0.1, 0.4))
+    # per million: the intern alone 40 · 0.1 + 100 · 0.4; at low 50 · 2 + 20 · 10 for the insight,
+    # 65 · 0.1 + 80 · 0.4 for the answer
+    assert found.cost[0] * 1e6 == pytest.approx([44, 300 + 38.5])
+    assert found.judging[0] * 1e6 == pytest.approx(
+        [4, 4 + 6.5]
+    )  # prompts that the intern reads for the judge
+    assert found.mentor_cost[0] * 1e6 == pytest.approx(50 * 2 + 300 * 10)
+    assert cascade(found, [0.0, 0.0]).cost[0] * 1e6 == pytest.approx(48)
+    assert cascade(found, [2.0, 0.0]).cost[0] * 1e6 == pytest.approx(349)
+    assert cascade(found, [2.0, 2.0]).cost[0] * 1e6 == pytest.approx(
+        300 + 10.5 + 3100
+    )  # then the mentor by itself
+    assert found.unit == found.part(np.array([True])).unit == "usd"
+
+
+def test_an_intern_that_runs_here_costs_no_dollars(data):
+    judged = outcomes(data, EntropyRule(1.0), LEVELS, "best")
+    found = in_dollars(judged, data, LEVELS, Price(2, 10), Price(0, 0))
+    assert found.cost[0] * 1e6 == pytest.approx([0, 300])
+    assert not found.judging.any()
