@@ -13,6 +13,7 @@ import gc
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,9 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     app.router.route_class = JSONRoute
-    add_generation_routes(app, Answering(catalog, settings, admission, monitor, RequestLog(config)))
+    replies = Replies(Answering(catalog, settings, admission, monitor, RequestLog(config)))
+    add_generation_routes(app, replies)
+    add_translated_routes(app, replies)
     add_info_routes(app, catalog, admission, monitor, state)
     add_tokenizer_routes(app, catalog)
     add_page_routes(app)
@@ -150,26 +153,33 @@ async def _loaded(catalog: Catalog, state: State, failed: Callable[[], None]) ->
         await catalog.close()
 
 
-def add_generation_routes(app: FastAPI, answering: Answering) -> None:
-    """Register the routes that answer: chats, raw prompts, and the other APIs that are translated to chats."""
+@dataclass(frozen=True)
+class Replies:
+    """Replies to requests that generate, streamed or whole."""
 
-    async def begin(request: Request, body: GenerationRequest) -> GenerationJob:
+    answering: Answering
+
+    async def begin(self, request: Request, body: GenerationRequest) -> GenerationJob:
+        """Check and admit a request; its middleware finds the job in `request.state`."""
         try:
-            job = await answering.prepare(body, request.state.request_id, request.state.reservation)
+            job = await self.answering.prepare(body, request.state.request_id, request.state.reservation)
         except EnsembleHubError as error:
             raise problem_of(error, body.prompt_field) from error
         request.state.job = job
         return job
 
-    async def reply(request: Request, body: GenerationRequest) -> Response:
-        job = await begin(request, body)
+    async def reply(self, request: Request, body: GenerationRequest) -> Response:
+        """Answer in the form of the route's own API."""
+        job = await self.begin(request, body)
         if body.stream:
             framed = Framing()
-            return EventStream(chunks(job, answering.stream(job)), answering.settings.keep_alive, framed)
-        return await whole(request, answering.stream(job), lambda: completion(job))
+            return EventStream(
+                chunks(job, self.answering.stream(job)), self.answering.settings.keep_alive, framed
+            )
+        return await self.whole(request, self.answering.stream(job), lambda: completion(job))
 
     async def whole(
-        request: Request, events: AsyncGenerator[Any, None], made: Callable[[], dict[str, Any]]
+        self, request: Request, events: AsyncGenerator[Any, None], made: Callable[[], dict[str, Any]]
     ) -> Response:
         """The reply, made once all events are read; they stop when the client leaves."""
 
@@ -185,33 +195,45 @@ def add_generation_routes(app: FastAPI, answering: Answering) -> None:
         return JSON(made())
 
     async def translated(
+        self,
         request: Request,
         body: MessagesRequest | ResponsesRequest,
         wire: Callable[[GenerationJob], BlockWire],
     ) -> Response:
+        """Answer a request of another API as a chat, in the form that `wire` gives."""
         large = len(await request.body()) >= LARGE
-        chat = await beside(body.chat, answering) if large else body.chat(answering)
-        framed = wire(await begin(request, chat))
-        events = framed.events(answering.stream(framed.job))
+        chat = await beside(body.chat, self.answering) if large else body.chat(self.answering)
+        framed = wire(await self.begin(request, chat))
+        events = framed.events(self.answering.stream(framed.job))
         if body.stream:
-            return EventStream(events, answering.settings.keep_alive, framed)
-        return await whole(request, events, framed.reply)
+            return EventStream(events, self.answering.settings.keep_alive, framed)
+        return await self.whole(request, events, framed.reply)
+
+
+def add_generation_routes(app: FastAPI, replies: Replies) -> None:
+    """Register the routes that answer: chats and raw prompts."""
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED, tags=["OpenAI"])
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation, or several at once."""
-        return await reply(request, body)
+        return await replies.reply(request, body)
 
     @app.post("/v1/completions", response_model=TextCompletion, responses=STREAMED, tags=["OpenAI"])
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue raw prompts; with `echo` and `logprobs`, their log-likelihoods."""
-        return await reply(request, body)
+        return await replies.reply(request, body)
+
+
+def add_translated_routes(app: FastAPI, replies: Replies) -> None:
+    """Register the routes of other APIs, whose requests are translated to chats."""
 
     @app.post("/v1/responses", response_model=ResponseObject, responses=STREAMED, tags=["OpenAI"])
     async def responses(request: Request, body: ResponsesRequest) -> Response:
         """Answer in the form of OpenAI's Responses API."""
         try:
-            return await translated(request, body, lambda job: ResponseWire(job, body, answering.stored))
+            return await replies.translated(
+                request, body, lambda job: ResponseWire(job, body, replies.answering.stored)
+            )
         except Problem as problem:
             raise in_its_names(problem) from problem
 
@@ -222,14 +244,14 @@ def add_generation_routes(app: FastAPI, answering: Answering) -> None:
     )
     async def messages(request: Request, body: MessagesRequest) -> Response:
         """Answer a conversation in the form of Anthropic's Messages API."""
-        return await translated(request, body, MessageWire)
+        return await replies.translated(request, body, MessageWire)
 
     @app.post(
         "/v1/messages/count_tokens", response_model=CountedTokens, responses=refused, tags=["Anthropic"]
     )
     async def message_tokens(body: CountRequest) -> Response:
         """Count the tokens of a conversation; nothing is generated."""
-        return JSON({"input_tokens": await count_tokens(body, answering)})
+        return JSON({"input_tokens": await count_tokens(body, replies.answering)})
 
 
 def add_page_routes(app: FastAPI) -> None:

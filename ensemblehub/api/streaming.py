@@ -91,7 +91,8 @@ class EventStream(Response):
     ) -> None:
         super().__init__(media_type="text/event-stream", headers=_HEADERS)
         del self.headers["content-length"]
-        self._chunks, self._keep_alive, self._framing = chunks, keep_alive, framing
+        self._chunks, self._framing = chunks, framing
+        self._keep_alive = keep_alive
         self._started, self._last = False, 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
