@@ -19,7 +19,7 @@ from ensemblehub.cost import UsageLedger, UsageMeter
 from ensemblehub.ensemble_methods.candidates import Candidate, write_all
 from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.ensemble_methods.templates import filled, question_of, with_question
-from ensemblehub.errors import ConfigError, RequestError, did_you_mean
+from ensemblehub.errors import ConfigError, RequestError, did_you_mean, one_line
 from ensemblehub.generators.base import Engine
 from ensemblehub.registry import lookup
 from ensemblehub.schema import Capability, Chat, Cost, Request, Sampling, Token
@@ -228,10 +228,13 @@ def acceptance_named(accept: str, strategy: str) -> Acceptance:
             raise ConfigError(f"{strategy}: `accept: agreement:K` needs a number of samples, got {value!r}")
         return Agreement(int(value))
     if value.isidentifier() and value[0].isupper():
-        made = lookup({}, accept, "criterion")()
-        if not isinstance(made, Acceptance):
+        made = lookup({}, accept, "criterion")
+        if not isinstance(made, type) or not issubclass(made, Acceptance):
             raise ConfigError(f"{strategy}: accept: {accept} is no `Acceptance`")
-        return made
+        try:
+            return made()
+        except TypeError as error:  # options without a default
+            raise ConfigError(f"{strategy}: accept: {accept}: {one_line(error)}") from error
     if kind not in CRITERIA and not Path(builtin.resolve(accept)).exists():
         raise ConfigError(f"{strategy}: accept: {did_you_mean(kind, CRITERIA, 'criterion')}")
     return Judged(resolve_judge(accept, [DRAFT]))

@@ -48,6 +48,16 @@ class Silent(Recorder):
     capabilities = frozenset()
 
 
+class Needy(Acceptance):
+    """Cannot be made without an option."""
+
+    def __init__(self, limit):
+        self.limit = limit
+
+    async def probability(self, trial):
+        return self.limit
+
+
 class Fifth(Acceptance):
     """Accepts every draft of at least five words."""
 
@@ -235,6 +245,7 @@ def test_an_error_is_never_an_answer(who):
         ({"accept": "no.module:Class"}, "cannot load criterion"),
         ({"accept": "math:Cosine"}, "cannot load criterion"),
         ({"accept": "collections:OrderedDict"}, "collections:OrderedDict is no `Acceptance`"),
+        ({"accept": f"{__name__}:Needy"}, "missing 1 required positional argument: 'limit'"),
         ({"accept": "logprobs"}, "cascade: accept: .*did you mean 'logprob'"),
         ({"large": "tiny", "small": "tiny"}, "both would be 'tiny'"),
         ({"threshold": 1.5}, "threshold.*less than or equal to 1"),
