@@ -3,7 +3,8 @@
 Both are asked, without a terminal, what a file says.  The member is scripted: it calls the agent's own shell tool, and
 answers once it has read the tool's output.  So a run that ends with the answer shows that the agent's requests are
 understood, that it runs the streamed tool call, and that its next request, with the call and its output, is
-understood too.  Codex runs without its sandbox, which does not work from a temporary folder.  The arguments are the programs of `npm install @openai/codex @anthropic-ai/claude-code`.
+understood too.  The arguments are the programs of `npm install @openai/codex @anthropic-ai/claude-code`.  Codex
+runs without its sandbox, which does not work from a temporary folder.
 
 Writes `coding_agents.txt`, the transcript.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Purpose = Literal["insight", "judge", "answer", "propose", "score", "select"]
@@ -91,12 +91,9 @@ class Cost:
         return {**asdict(self), "flops": self.flops}
 
     def __add__(self, other: Cost) -> Cost:
-        mine, others = astuple(self), astuple(other)
-        total = {
-            field.name: a or b if field.name == "estimated" else a + b
-            for field, a, b in zip(fields(self), mine, others, strict=True)
-        }
-        return Cost(**total)
+        others = vars(other)
+        total = {name: value + others[name] for name, value in vars(self).items()}
+        return Cost(**{**total, "estimated": self.estimated or other.estimated})
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import orjson
@@ -161,12 +162,12 @@ class BlockWire(Framing, ABC):
         if block is not None:
             yield from self.closed(block)
 
-    @property
+    @cached_property
     def usage(self) -> dict[str, Any]:
-        """The usage, as in chat completions."""
+        """The usage, as in chat completions, once all events were read."""
         return usage(self.job.answers, self.job.per_prompt)
 
-    @property
+    @cached_property
     def metadata(self) -> dict[str, Any]:
-        """Who took part, who wrote what, verdicts and choices."""
+        """Who took part, who wrote what, verdicts and choices, once all events were read."""
         return metadata(self.answer, self.answer.result)

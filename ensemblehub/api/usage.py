@@ -23,11 +23,12 @@ def usage(answers: Sequence[AnswerRecord], per_prompt: int) -> dict[str, Any]:
     insight = sum(answer.insight_tokens for answer in answers)
     ledger = UsageLedger([call for answer in answers for call in answer.ledger.calls])
     has_price = any(engine.info.price for answer in answers for engine in answer.served.ensemble.engines)
+    usd = ledger.total.usd
     return {
         **_tokens(sum(read for read, _ in prompts), insight + sum(map(_completion_tokens, answers))),
         "prompt_tokens_details": {"cached_tokens": sum(cached for _, cached in prompts)},
         "completion_tokens_details": {"reasoning_tokens": insight},
-        "cost": ledger.total.usd if ledger.total.usd or has_price else None,
+        "cost": usd if usd or has_price else None,
         "cost_details": _cost_details(ledger, estimated_mentor_alone(answers)),
     }
 
