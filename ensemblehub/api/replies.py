@@ -284,6 +284,10 @@ class CostDetails(ReplyObject):
     estimated_saving: float | None = Field(
         description="1 - cold_flops / the expected FLOPs of the mentor alone; both without caches."
     )
+    explanation: str | None = Field(
+        description="Where a Tandem's mentor stopped, the judge's probabilities and the saving, in one line; null for "
+        "other ensembles and for several answers."
+    )
 
 
 class UsageObject(ReplyObject):

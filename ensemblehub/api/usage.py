@@ -8,7 +8,8 @@ from typing import Any
 from ensemblehub.api.job import AnswerRecord
 from ensemblehub.api.replies import UsageLineObject
 from ensemblehub.cost import UsageLedger
-from ensemblehub.schema import Cost, Piece
+from ensemblehub.schema import Cost, Piece, Verdict
+from ensemblehub.tandem.explanation import explanation
 
 _COST_FIELDS = [name for name in UsageLineObject.model_fields if name not in ("engine", "purpose")]
 
@@ -29,7 +30,7 @@ def usage(answers: Sequence[AnswerRecord], per_prompt: int) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": sum(cached for _, cached in prompts)},
         "completion_tokens_details": {"reasoning_tokens": insight},
         "cost": usd if usd or has_price else None,
-        "cost_details": _cost_details(ledger, estimated_mentor_alone(answers)),
+        "cost_details": _cost_details(ledger, answers),
     }
 
 
@@ -61,9 +62,12 @@ def _completion_tokens(answer: AnswerRecord) -> int:
     return max(answer.answer_tokens, sum(cost.completion_tokens - cost.discarded_tokens for cost in costs))
 
 
-def _cost_details(ledger: UsageLedger, alone: list[float] | None) -> dict[str, Any]:
+def _cost_details(ledger: UsageLedger, answers: Sequence[AnswerRecord]) -> dict[str, Any]:
     """Every call, and the estimate for the mentor alone; both compared without caches of earlier requests."""
-    total = ledger.total
+    total, alone = ledger.total, estimated_mentor_alone(answers)
+    verdicts = (
+        [event for event in answers[0].events if isinstance(event, Verdict)] if len(answers) == 1 else []
+    )
     lines = [
         {"engine": line.engine, "purpose": line.purpose}
         | {name: getattr(line.cost, name) for name in _COST_FIELDS}
@@ -78,6 +82,7 @@ def _cost_details(ledger: UsageLedger, alone: list[float] | None) -> dict[str, A
         "spent": lines,
         "estimated_mentor_alone_flops": alone,
         "estimated_saving": 1 - total.cold_flops / alone[0] if alone and alone[0] else None,
+        "explanation": explanation(verdicts, total.cold_flops, alone),
     }
 
 

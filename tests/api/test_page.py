@@ -186,8 +186,8 @@ def test_a_run_can_be_watched(visit, echo):
     )  # the cost ends a stream
     told = stages("status")
     for sentence in ("The mentor is writing insights.", "The intern is answering.", "Done."):
-        assert sentence in told
-        told = told[told.index(sentence) :]
+        at = next(index for index, line in enumerate(told) if line.startswith(sentence))
+        told = told[at:]
 
     assert answer(page) == "Facts: mugs = bowls + 3; bowls = 8\nAnswer: \\boxed{11} and no more"
     expect(page.locator("#answer .boxed")).to_have_text("11")
@@ -238,6 +238,10 @@ def test_the_final_cost_is_the_servers(visit, serve):
     assert page.locator("#share").text_content() == f"{share * 100:.0f}\u00a0%"
     assert "estimated" in page.locator("#cost .share").text_content()
     assert "95 %" in page.locator("#cost").text_content()
+    line = cost["explanation"]
+    assert "p(sufficient)" in line
+    assert f"estimated saving {100 * cost['estimated_saving']:.0f} % (" in line
+    expect(page.get_by_role("status")).to_contain_text(line[1:])
     rows = [row.locator("th, td").all_text_contents() for row in page.locator("#lines tbody tr").all()]
     assert [row[:2] for row in rows] == [[line["engine"], line["purpose"]] for line in cost["spent"]]
     assert [row[-2] for row in rows] == [three_digits(line["flops"] / 1e6) for line in cost["spent"]]

@@ -111,6 +111,8 @@ export function statusOf({ run, saved, phase }) {
   if (phase === "stopped") return "Stopped. What had arrived is kept.";
   if (phase === "done") {
     const end = run.finish === "length" ? "Ended at the token limit." : "Done.";
+    const explained = run.cost?.explanation;
+    if (explained) return `${end} ${explained[0].toUpperCase()}${explained.slice(1)}.`;
     const [estimate = 0] = run.estimated_mentor_alone_flops ?? [];
     if (!estimate) return end;
     const share = percent((flopsOf(run, saved) + run.spared) / estimate);

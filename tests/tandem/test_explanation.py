@@ -1,0 +1,43 @@
+import pytest
+
+from ensemblehub.schema import Verdict
+from ensemblehub.tandem.explanation import explanation
+
+
+def verdict(tokens, probability, sufficient=False):
+    return Verdict("none" if not tokens else "low", tokens, probability, 0.9, sufficient)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "line"),
+    [
+        ([], None),
+        (
+            [verdict(0, 0.41), verdict(62, 0.934, True)],
+            "stopped at 62 mentor tokens, p(sufficient) 0.93; alone the intern would have had 0.41; "
+            "estimated saving 57 % (48 to 63)",
+        ),
+        (
+            [verdict(0, 0.95, True)],
+            "answered without the mentor, p(sufficient) 0.95; estimated saving 57 % (48 to 63)",
+        ),
+        (
+            [verdict(20, 0.2), verdict(62, 0.3)],
+            "no level sufficed, the last at 62 mentor tokens, p(sufficient) 0.30; "
+            "estimated saving 57 % (48 to 63)",
+        ),
+    ],
+)
+def test_the_line(verdicts, line):
+    # 43 of 100, of 43 / 0.52 and of 43 / 0.37
+    assert explanation(verdicts, 43.0, (100.0, 43 / 0.52, 43 / 0.37)) == line
+
+
+def test_a_run_that_cost_more_and_one_without_an_estimate():
+    assert explanation([verdict(62, 0.3)], 120.0, (100.0, 80.0, 150.0)).endswith(
+        "estimated saving -20 % (-50 to 20)"
+    )
+    assert (
+        explanation([verdict(62, 0.3, True)], 120.0, None)
+        == "stopped at 62 mentor tokens, p(sufficient) 0.30"
+    )
