@@ -224,3 +224,31 @@ def test_certified_thresholds_keep_their_promise_on_fresh_questions():
     assert (risk[chosen] > 0.05).mean() <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 40)
     assert fresh.shares[chosen].mean() < 0.95
     assert replace(promise, confidence=0.5).error == 0.5
+
+
+def chosen_of_three(n, seed):
+    """A learned selection among three models: nothing is spent on those that are passed over."""
+    random = np.random.default_rng(seed)
+    ease = random.normal(0, 2, (n, 1)) + np.array([0.0, 1.0, 2.5])
+    correct = random.random((n, 3)) < 1 / (1 + np.exp(-ease))
+    cost = np.tile([1.0, 4.0, 20.0], (n, 1))
+    return Outcomes(
+        probabilities=1 / (1 + np.exp(-ease)),
+        correct=correct,
+        cost=cost,
+        judging=np.full((n, 3), 0.1),
+        reached=np.zeros((n, 3)),
+        mentor_correct=correct[:, -1],
+        mentor_cost=cost[:, -1],
+        visited=np.ones((n, 3), bool),
+    )
+
+
+def test_a_selection_is_certified_like_a_tandem():
+    path = path_of(chosen_of_three(800, 0), "lost-correct")
+    settings = along(chosen_of_three(1500, 1), path)
+    assert not settings.losses("lost-correct")[:, 0].any()  # the safe end: always the most expensive
+    at = certified(settings, Promise(0.05))
+    fresh = along(chosen_of_three(20_000, 2), path)
+    assert fresh.losses("lost-correct")[:, at].mean() <= 0.05
+    assert fresh.shares[at] < 0.9
