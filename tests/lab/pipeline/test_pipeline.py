@@ -118,9 +118,10 @@ def test_replaying_collected_data_equals_running_live(pipeline, tmp_path):
 def test_collecting_again_reads_what_is_there_and_refuses_other_settings(pipeline, tmp_path):
     first = pipeline.collect("train", 10)
     assert pipeline.collect("train", 10).rows == first.rows
+    assert pipeline.collect("train", 11).rows[:10] == first.rows  # a larger limit goes on
     with pytest.raises(ArtifactError, match="--force"):
-        pipeline.collect("train", 11)
-    assert len(pipeline.collect("train", 11, force=True).rows) == 11
+        pipeline.collect("train", 9)
+    assert len(pipeline.collect("train", 9, force=True).rows) == 9
     with pytest.raises(ConfigError, match="did you mean 'test'"):
         pipeline.collect("tets", 5)
 
