@@ -63,7 +63,7 @@ for step; do
             judge intern_or_mentor logistic -s "$params.effort=none" -s "$params.fallback=mentor"
             ;;
         mbpp)
-            tandem collect --split test --limit "${N:-150}"
+            tandem collect --split test --limit "${N:-107}"
             replay
             ;;
         humaneval)
@@ -72,9 +72,9 @@ for step; do
             replay "${moved[@]}"
             ;;
         gsm8k) hub bench "$out/gsm8k.yaml" --out "$out/gsm8k" --task gsm8k --data "${DATA:?}/gsm8k_test.jsonl" --limit "${N:-200}" ;;
-        toolkit) bench cells toolkit mbpp mbpp.jsonl 30 ;;
-        guest) bench guest guest mbpp mbpp.jsonl 10 ;;
-        board) hub board "$out"/{words,toolkit,gsm8k} --out board.html ;;
+        toolkit) bench cells toolkit mbpp mbpp.jsonl 8 ;;
+        guest) bench guest guest mbpp mbpp.jsonl 8 ;;
+        board) hub board "$out"/{published_humaneval,words,toolkit,guest} --out board.html ;;
         *) echo "no such step: $step" >&2; exit 2 ;;
     esac
 done

@@ -47,9 +47,9 @@ def judged(
     insight = table(collected, levels, lambda cut: cut.mentor_tokens)[row, last]
     mentor_tokens = insight + np.where(run.chosen == cascade.MENTOR, own.mentor_tokens, 0)
     mentor, intern = collected.info("mentor").active, collected.info("intern").active
-    paper = 2.0 * (mentor * mentor_tokens + intern * (mentor_tokens + own.intern_tokens))
+    paper = 2.0 * (mentor * mentor_tokens + intern * (insight + own.intern_tokens))
     judging = run.cost - own.flops
-    return replace(own, flops=run.cost, paper=np.array(paper), judging=judging, mentor_tokens=mentor_tokens)
+    return replace(own, flops=run.cost, paper=paper, judging=judging, mentor_tokens=mentor_tokens)
 
 
 def methods(
