@@ -118,7 +118,9 @@ def test_the_live_run_at_a_fixed_level_is_what_collecting_replays():
 
     rows, lives, ledgers, infos = asyncio.run(run())
     for row, live, ledger in zip(rows, lives, ledgers, strict=True):
-        run_ = Row.from_json({key: value for key, value in row.items() if key != "readings"}).runs["medium"]
+        run_ = Row.from_json(
+            {key: value for key, value in row.items() if key not in ("asked", "readings")}
+        ).runs["medium"]
         assert run_.text == live.text
         cold = ColdCost.of(ledger.calls, infos, "intern")
         assert cold.flops == pytest.approx(run_.flops(infos["mentor"], infos["intern"]), rel=1e-9)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ensemblehub.schema import Chat, Request, Sampling
+if TYPE_CHECKING:  # the sandbox imports this file where no library is installed
+    from ensemblehub.schema import Chat, Request, Sampling
 
 PLAIN = "plain"  # the profile of every benchmark
 
@@ -82,6 +83,8 @@ class Task(ABC):
             sampling: as configured; a profile may add stop strings and set the length of the answer.
             thinking: the chat template's `enable_thinking`; None leaves its default.
         """
+        from ensemblehub.schema import Request
+
         chat = self.request(item)
         chat = chat if thinking is None else replace(chat, thinking=thinking)
         return Request(chat, sampling, id=item.id)
