@@ -65,7 +65,7 @@ class Tandem(TandemOptions):
                 yield verdict
                 verdicts.append(verdict)
                 texts[checkpoint.level] = insight.shown
-                if verdict.sufficient or self.hopeless(verdict):
+                if verdict.sufficient or self.gives_up(verdict):
                     break
         chosen = self.choose(verdicts) if verdicts and not insight.failed else ALONE
         dialogue = dialogue.spending(insight.tokens)
@@ -101,8 +101,8 @@ class Tandem(TandemOptions):
         trial = Trial(dialogue.request, candidate, engines, ledger)
         return Draft(trial, criterion, threshold, self.confirm, self.continue_draft, self.judged)
 
-    def hopeless(self, verdict: Verdict) -> bool:
-        """Whether the mentor is stopped since no insight will help."""
+    def gives_up(self, verdict: Verdict) -> bool:
+        """Whether the mentor is stopped: the probability is below `give_up` at this level."""
         return verdict.probability < (self.give_up or {}).get(verdict.level, 0.0)
 
     def _intern_answer(self, intern: Engine, ledger: UsageLedger) -> Answerer:
