@@ -53,6 +53,7 @@ try:
     from ensemblehub.api.responses import ResponsesRequest, in_its_names
     from ensemblehub.api.state import State
     from ensemblehub.api.streaming import JSON, Disconnected, EventStream, Framing, while_connected
+    from ensemblehub.api.usage import HEADERS, headers
 except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[serve]'") from error
 
@@ -122,7 +123,7 @@ def create_app(
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", *HEADERS],
         )
     return app
 
@@ -172,14 +173,21 @@ class Replies:
         """Answer in the form of the route's own API."""
         job = await self.begin(request, body)
         if body.stream:
-            framed = Framing()
-            return EventStream(
-                chunks(job, self.answering.stream(job)), self.answering.settings.keep_alive, framed
-            )
-        return await self.whole(request, self.answering.stream(job), lambda: completion(job))
+            return self.streamed(job, chunks(job, self.answering.stream(job)), Framing())
+        return await self.whole(request, job, self.answering.stream(job), lambda: completion(job))
+
+    def streamed(
+        self, job: GenerationJob, events: AsyncGenerator[dict[str, Any], None], framing: Framing
+    ) -> Response:
+        """The reply as server-sent events."""
+        return EventStream(events, self.answering.settings.keep_alive, framing, headers(job))
 
     async def whole(
-        self, request: Request, events: AsyncGenerator[Any, None], made: Callable[[], dict[str, Any]]
+        self,
+        request: Request,
+        job: GenerationJob,
+        events: AsyncGenerator[Any, None],
+        made: Callable[[], dict[str, Any]],
     ) -> Response:
         """The reply, made once all events are read; they stop when the client leaves."""
 
@@ -192,7 +200,7 @@ class Replies:
             await while_connected(request.receive, read())
         except Disconnected:
             return Response(status_code=499)
-        return JSON(made())
+        return JSON(made(), headers=headers(job))
 
     async def translated(
         self,
@@ -206,8 +214,8 @@ class Replies:
         framed = wire(await self.begin(request, chat))
         events = framed.events(self.answering.stream(framed.job))
         if body.stream:
-            return EventStream(events, self.answering.settings.keep_alive, framed)
-        return await self.whole(request, events, framed.reply)
+            return self.streamed(framed.job, events, framed)
+        return await self.whole(request, framed.job, events, framed.reply)
 
 
 def add_generation_routes(app: FastAPI, replies: Replies) -> None:

@@ -18,11 +18,10 @@ from typing import Any, Literal
 import orjson
 
 from ensemblehub.api.chunks import chunks
-from ensemblehub.api.completion import metadata
 from ensemblehub.api.job import AnswerEvent, AnswerRecord, GenerationJob
 from ensemblehub.api.problems import Problem
 from ensemblehub.api.streaming import Framing
-from ensemblehub.api.usage import usage
+from ensemblehub.api.usage import metadata, usage
 
 WireEvent = dict[str, Any]
 
@@ -170,4 +169,4 @@ class BlockWire(Framing, ABC):
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """Who took part, who wrote what, verdicts and choices, once all events were read."""
-        return metadata(self.answer, self.answer.result)
+        return metadata(self.answer)

@@ -22,7 +22,7 @@ from ensemblehub.api.job import (
 )
 from ensemblehub.api.problems import Problem
 from ensemblehub.api.protocol import StreamOptions
-from ensemblehub.api.usage import usage, usage_so_far
+from ensemblehub.api.usage import metadata, usage, usage_so_far
 from ensemblehub.schema import Alternative, Choice, Piece, Scored, ScoredToken, Token, Verdict
 
 OBJECTS = {"chat": "chat.completion", "text": "text_completion"}
@@ -34,7 +34,7 @@ ChunkPart = dict[str, Any]  # `choices` and the extension `ensemble`
 async def chunks(
     job: GenerationJob, events: AsyncGenerator[tuple[AnswerRecord, AnswerEvent], None]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Turn the events of a request into chunks; with `include_usage` the last one has the usage.
+    """Turn the events of a request into chunks; with `include_usage` the last one has the usage and the metadata.
 
     After a failure, what was judged before it is sent, and the error is raised again.
     """
@@ -61,7 +61,8 @@ async def chunks(
         for part in writer.end("length"):
             yield framed(part)
     if options.include_usage:
-        yield head | {"choices": [], "usage": usage(job.answers, job.per_prompt)}
+        told = {"metadata": [metadata(answer) for answer in job.answers]}
+        yield head | {"choices": [], "usage": usage(job.answers, job.per_prompt), "ensemble": told}
 
 
 def reply_head(job: GenerationJob, objects: dict[str, str]) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class AnswerChunks:
             "method": served.aggregation.method,
             "members": [engine.name for engine in engines],
             "roles": {role: engine.name for role, engine in aggregation.parts(engines).items()},
-            "estimated_mentor_alone_flops": served.estimated_alone(self.answer.request),
+            "estimated_mentor_alone_flops": self.answer.estimated_alone,
         }
         content = None if self.answer.request.extra.get("tools") else ""  # a tool call has no content
         delta: dict[str, Any] = (

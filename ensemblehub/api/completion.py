@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 from ensemblehub.api.chunks import OBJECTS, logprobs, reply_head
 from ensemblehub.api.job import AnswerRecord, GenerationJob, Kind, is_answer
-from ensemblehub.api.usage import usage
-from ensemblehub.results import attribution
-from ensemblehub.schema import Result
+from ensemblehub.api.usage import metadata, usage
 
 
 def completion(job: GenerationJob) -> dict[str, Any]:
@@ -36,20 +33,7 @@ def _choice(kind: Kind, answer: AnswerRecord) -> dict[str, Any]:
         **body,
         "logprobs": logprobs(kind, answer, [*scored, *written]),
         "finish_reason": result.finish or "length",
-        "metadata": metadata(answer, result),
-    }
-
-
-def metadata(answer: AnswerRecord, result: Result) -> dict[str, Any]:
-    """Who took part, who wrote what, verdicts and choices."""
-    selected = [choice.chosen for choice in result.choices if choice.about == "models"]
-    names = selected[-1] if selected else [engine.name for engine in answer.served.ensemble.engines]
-    return {
-        "selected_models": list(names),
-        "method": answer.served.aggregation.method,
-        "attribution": attribution(result),
-        "verdicts": [asdict(verdict) for verdict in result.verdicts],
-        "choices": [asdict(choice) for choice in result.choices],
+        "metadata": metadata(answer),
     }
 
 

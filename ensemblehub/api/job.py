@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, TypeGuard
 
 from ensemblehub.api.admission import Reservation
@@ -83,6 +84,11 @@ class AnswerRecord:
     def result(self) -> Result:
         """The answer so far."""
         return fold(self.events, self.ledger, (self.ended or time.perf_counter()) - self.started)
+
+    @cached_property
+    def estimated_alone(self) -> tuple[float, float, float] | None:
+        """The estimated FLOPs of the mentor alone: mean and 95 % interval; None if unknown."""
+        return self.served.estimated_alone(self.request)
 
     @property
     def engine(self) -> Engine:

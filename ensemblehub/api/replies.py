@@ -149,10 +149,13 @@ class Attribution(ReplyObject):
 
 
 class AnswerMetadata(ReplyObject):
-    """Metadata of an answer: authors, verdicts and choices."""
+    """Metadata of an answer: authors and why, verdicts and choices; at the end of a stream in its last chunk."""
 
+    request_id: str
     selected_models: list[str]
     method: str
+    explanation: str = Field(description="One sentence on who wrote the answer and why.")
+    estimated_saving: float | None = Field(description="As in `cost_details`, of this answer.")
     attribution: Attribution
     verdicts: list[Verdict]
     choices: list[Choice]
@@ -285,8 +288,8 @@ class CostDetails(ReplyObject):
         description="1 - cold_flops / the expected FLOPs of the mentor alone; both without caches."
     )
     explanation: str | None = Field(
-        description="Where a Tandem's mentor stopped, the judge's probabilities and the saving, in one line; null for "
-        "other ensembles and for several answers."
+        description="One sentence: of a Tandem where the mentor stopped, the judge's probabilities and the saving; "
+        "null for several answers, whose `metadata` have one each."
     )
 
 

@@ -10,7 +10,7 @@ Source: the WHATWG specification of server-sent events; `data: [DONE]` ends a st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -87,9 +87,13 @@ class EventStream(Response):
     """
 
     def __init__(
-        self, chunks: AsyncGenerator[dict[str, Any], None], keep_alive: float, framing: Framing
+        self,
+        chunks: AsyncGenerator[dict[str, Any], None],
+        keep_alive: float,
+        framing: Framing,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(media_type="text/event-stream", headers=_HEADERS)
+        super().__init__(media_type="text/event-stream", headers={**_HEADERS, **(headers or {})})
         del self.headers["content-length"]
         self._chunks, self._framing = chunks, framing
         self._keep_alive = keep_alive

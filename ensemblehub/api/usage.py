@@ -1,14 +1,20 @@
-"""`usage` of a reply: tokens as OpenAI counts them, `cost` in US dollars, every call in `cost_details`."""
+"""What a reply says about itself: `usage`, who wrote what and why in `metadata`, and the same in short in headers.
+
+`usage` has tokens as OpenAI counts them, `cost` in US dollars, every call in `cost_details`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
+from urllib.parse import quote
 
-from ensemblehub.api.job import AnswerRecord
+from ensemblehub.api.job import AnswerRecord, GenerationJob
 from ensemblehub.api.replies import UsageLineObject
 from ensemblehub.cost import UsageLedger
-from ensemblehub.schema import Cost, Piece, Verdict
+from ensemblehub.results import attribution
+from ensemblehub.schema import Cost, Piece, Result
 from ensemblehub.tandem.explanation import explanation
 
 _COST_FIELDS = [name for name in UsageLineObject.model_fields if name not in ("engine", "purpose")]
@@ -65,9 +71,6 @@ def _completion_tokens(answer: AnswerRecord) -> int:
 def _cost_details(ledger: UsageLedger, answers: Sequence[AnswerRecord]) -> dict[str, Any]:
     """Every call, and the estimate for the mentor alone; both compared without caches of earlier requests."""
     total, alone = ledger.total, estimated_mentor_alone(answers)
-    verdicts = (
-        [event for event in answers[0].events if isinstance(event, Verdict)] if len(answers) == 1 else []
-    )
     lines = [
         {"engine": line.engine, "purpose": line.purpose}
         | {name: getattr(line.cost, name) for name in _COST_FIELDS}
@@ -81,14 +84,88 @@ def _cost_details(ledger: UsageLedger, answers: Sequence[AnswerRecord]) -> dict[
         "estimated": total.estimated,
         "spent": lines,
         "estimated_mentor_alone_flops": alone,
-        "estimated_saving": 1 - total.cold_flops / alone[0] if alone and alone[0] else None,
-        "explanation": explanation(verdicts, total.cold_flops, alone),
+        "estimated_saving": _saving(total, alone),
+        "explanation": why(answers[0], answers[0].result) if len(answers) == 1 else None,
     }
+
+
+def _saving(total: Cost, alone: Sequence[float] | None) -> float | None:
+    """The estimated share of the mentor's FLOPs that was saved; None where they are unknown."""
+    return 1 - total.cold_flops / alone[0] if alone and alone[0] else None
+
+
+def metadata(answer: AnswerRecord) -> dict[str, Any]:
+    """Who took part, who wrote what and why, verdicts, choices and the estimated saving of an answer that ended."""
+    result = answer.result
+    return {
+        "request_id": answer.request.id,
+        "selected_models": _members(answer, result),
+        "method": answer.served.aggregation.method,
+        "explanation": why(answer, result),
+        "estimated_saving": _saving(answer.ledger.total, answer.estimated_alone),
+        "attribution": attribution(result),
+        "verdicts": [asdict(verdict) for verdict in result.verdicts],
+        "choices": [asdict(choice) for choice in result.choices],
+    }
+
+
+def _members(answer: AnswerRecord, result: Result) -> list[str]:
+    """The models that took part."""
+    selected = [choice.chosen for choice in result.choices if choice.about == "models"]
+    return list(selected[-1]) if selected else [engine.name for engine in answer.served.ensemble.engines]
+
+
+def why(answer: AnswerRecord, result: Result) -> str:
+    """One sentence: where a Tandem's mentor stopped, the reason of the last choice, or who wrote the answer."""
+    told = explanation(result.verdicts, answer.ledger.total.cold_flops, answer.estimated_alone)
+    reasons = [choice.reason for choice in result.choices if choice.reason]
+    if told or reasons:
+        return told or reasons[-1]
+    authors = _wrote(result)["answer"] or ["nobody"]
+    chosen = any(choice.about == "models" for choice in result.choices)
+    by = f"chosen by {answer.served.selection}" if chosen else f"by {answer.served.aggregation.method}"
+    return f"written by {' and '.join(authors)}, {by}"
+
+
+def _wrote(result: Result) -> dict[str, list[str]]:
+    """The authors of the insight and of the answer, in order."""
+    shown = [piece for piece in result.pieces if piece.visible and (piece.text or piece.tool_calls)]
+    return {
+        purpose: list(dict.fromkeys(piece.engine for piece in shown if piece.purpose == purpose))
+        for purpose in ("insight", "answer")
+    }
+
+
+HEADERS = [
+    f"x-ensemble-{name}"
+    for name in ("method", "members", "insight", "answer", "explanation", "estimated-saving")
+]
+
+
+def headers(job: GenerationJob) -> dict[str, str]:
+    """What a reply's headers say: of a stream, method and members; at the end of one answer, who wrote it and why."""
+    answer = job.answers[0]
+    engines = answer.served.ensemble.engines
+    found: dict[str, Any] = {
+        "method": answer.served.aggregation.method,
+        "members": [engine.name for engine in engines],
+    }
+    if len(job.answers) == 1 and answer.ended:
+        result, saving = answer.result, _saving(answer.ledger.total, answer.estimated_alone)
+        found |= {"members": _members(answer, result), **_wrote(result), "explanation": why(answer, result)}
+        found |= {"estimated-saving": None if saving is None else f"{saving:.4f}"}
+    return {f"x-ensemble-{name}": _header(value) for name, value in found.items() if value}
+
+
+def _header(value: str | Sequence[str]) -> str:
+    """A value as headers may hold it: names with commas between them, what is not plain ASCII percent-encoded."""
+    text = value if isinstance(value, str) else ", ".join(quote(name, safe=" ()[]:;=+#/@") for name in value)
+    return quote(text, safe=" ()[]:;=+#/@,%'\"!?")[:1000]
 
 
 def estimated_mentor_alone(answers: Iterable[AnswerRecord]) -> list[float] | None:
     """Return the estimated FLOPs of the mentor alone for all answers: mean and 95 % interval."""
-    estimates = [answer.served.estimated_alone(answer.request) for answer in answers]
+    estimates = [answer.estimated_alone for answer in answers]
     known = [estimate for estimate in estimates if estimate is not None]
     if not known or len(known) < len(estimates):
         return None

@@ -1,0 +1,111 @@
+"""What a reply says about itself, what a request may ask of an ensemble beforehand, and what it may limit."""
+
+import json
+
+import openai
+import pytest
+
+CONFIG = {
+    "model_specs": [
+        {"name": "big", "engine": "echo", "replies": {"": "Goal: add. Planning: add."}, "parameters": 9},
+        {"name": "small", "engine": "echo", "replies": {"": "It is 4."}, "parameters": 1},
+        {"name": "größe,1", "engine": "echo", "replies": {"": "4"}, "parameters": 2},
+    ],
+    "ensemble": {
+        "models": ["big", "small"],
+        "output_aggregation_method": "tandem",
+        "output_aggregation_params": {"levels": {"low": 2, "high": 4}, "judge": "fixed:high"},
+    },
+    "ensembles": {
+        "drawn": {"model_selection_method": "random", "output_aggregation_method": "loop"},
+        "best": {"models": ["big", "small"], "output_aggregation_method": "vote"},
+    },
+}
+CHAT = {"messages": [{"role": "user", "content": "2 + 2?"}]}
+ROUTES = [
+    ("/v1/chat/completions", CHAT),
+    ("/v1/completions", {"prompt": "2 + 2?"}),
+    ("/v1/responses", {"input": "2 + 2?"}),
+    ("/v1/messages", {**CHAT, "max_tokens": 32}),
+]
+SAYS = "stopped at 4 mentor tokens, p(sufficient) 1.00"
+
+
+@pytest.fixture(scope="module")
+def server(serve):
+    return serve(json.dumps(CONFIG))
+
+
+def events(response):
+    lines = [line[6:] for line in response.text.splitlines() if line.startswith("data: {")]
+    return [json.loads(line) for line in lines]
+
+
+def told(reply):
+    """The metadata, wherever this API has them."""
+    return reply["choices"][0]["metadata"] if "choices" in reply else reply["ensemble"]
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+def test_every_reply_says_who_wrote_it_and_why(server, path, body):
+    found = server.post(path, body, headers={"X-Request-Id": "mine-1"})
+    assert {name: value for name, value in found.headers.items() if name.startswith("x-ensemble-")} == {
+        "x-ensemble-method": "tandem",
+        "x-ensemble-members": "big, small",
+        "x-ensemble-insight": "big",
+        "x-ensemble-answer": "small",
+        "x-ensemble-explanation": SAYS,
+    }
+    said = told(found.json())
+    assert (said["request_id"], said["explanation"], said["estimated_saving"]) == ("mine-1", SAYS, None)
+    assert said["attribution"]["summary"] == "[R01:big] → [R02:small]"
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+def test_a_stream_says_the_same_at_its_end(server, path, body):
+    options = {"stream_options": {"include_usage": True}} if "completions" in path else {}
+    found = server.post(path, {**body, "stream": True, **options}, headers={"X-Request-Id": "mine-2"})
+    assert found.headers["x-ensemble-members"] == "big, small"
+    assert "x-ensemble-answer" not in found.headers  # nobody knows it yet
+    ensembles = [part.get("ensemble") or part.get("response", {}).get("ensemble") for part in events(found)]
+    said = [part for part in ensembles if part][-1]
+    said = said["metadata"][0] if "metadata" in said else said
+    assert (said["request_id"], said["explanation"]) == ("mine-2", SAYS)
+    assert [segment["model"] for segment in said["attribution"]["segments"]] == ["big", "small"]
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("small", "written by small, by single"),
+        ("drawn", "written by {}, chosen by random"),
+        ("best", "no reply has a readable answer; big's is given"),
+    ],
+)
+def test_other_ensembles_have_a_reason_too(server, model, says):
+    found = server.post("/v1/chat/completions", {**CHAT, "model": model}).json()
+    (author,) = {segment["model"] for segment in told(found)["attribution"]["segments"]}
+    assert told(found)["explanation"] == says.format(author)
+    assert found["usage"]["cost_details"]["explanation"] == says.format(author)
+
+
+def test_a_name_that_is_not_ascii_fits_into_a_header(server):
+    found = server.post("/v1/chat/completions", {**CHAT, "model": "größe,1"})
+    assert found.headers["x-ensemble-answer"] == "gr%C3%B6%C3%9Fe%2C1"
+    assert told(found.json())["selected_models"] == ["größe,1"]
+
+
+def test_several_answers_have_each_a_reason_of_its_own(server):
+    found = server.post("/v1/chat/completions", {**CHAT, "n": 2})
+    assert found.headers["x-ensemble-method"] == "tandem"
+    assert "x-ensemble-explanation" not in found.headers
+    assert [choice["metadata"]["explanation"] for choice in found.json()["choices"]] == [SAYS, SAYS]
+
+
+def test_the_sdk_takes_the_last_chunk(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        *_, last = client.chat.completions.create(model="ensemble", **CHAT, **options)
+        assert last.model_extra["ensemble"]["metadata"][0]["explanation"] == SAYS
+        raw = client.chat.completions.with_raw_response.create(model="ensemble", **CHAT)
+        assert raw.headers["x-ensemble-answer"] == "small"
