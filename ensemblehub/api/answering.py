@@ -15,6 +15,7 @@ from ensemblehub.api.catalog import Catalog, Served
 from ensemblehub.api.job import AnswerEvent, AnswerRecord, GenerationJob, Kind, is_answer, is_insight
 from ensemblehub.api.lengths import prompt_lengths
 from ensemblehub.api.monitoring import Monitor
+from ensemblehub.api.preview import Asked, Previews
 from ensemblehub.api.problems import Problem, problem_of, public
 from ensemblehub.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from ensemblehub.api.request_log import RequestLog
@@ -43,6 +44,7 @@ class Answering:
         self.admission = admission
         self.monitor = monitor
         self.request_log = request_log
+        self.previews = Previews()
         self.stored = StoredResponses(settings.stored_responses, settings.stored_bytes)
 
     async def prepare(
@@ -53,30 +55,22 @@ class Answering:
         Raises:
             Problem: it cannot be honoured, or the queue is full.
         """
-        served = self.catalog.chosen(body.model, body.ensemble, body.reasoning_effort)
-        sampling = self._sampling(body, served)
-        prompts, count = body.prompts(), body.n or 1
-        marks = served.ensemble.generation.extract_after if body.marks is None else body.marks
-        generation = Generation(extract_after=[mark for mark in marks if mark])
-        self._check_bounds(body, sampling.max_tokens, len(prompts) * count)
-        _check_capabilities(body, served, bool(generation.extract_after))
-        reservation.admit(len(prompts) * count)
-        extra = _passed_on(body, served)
-        requests = [Request(prompt, sampling, prefix, request_id, extra=extra) for prompt, prefix in prompts]
-        most = self.settings.max_prompt_tokens
-        lengths = await prompt_lengths(served.reader, requests, most, sampling.max_tokens)
+        asked = self.check(body, request_id)
+        served, count = asked.served, asked.per_prompt
+        reservation.admit(len(asked.requests) * count)
+        lengths = await self._lengths(served.reader, asked)
         answers = [
             AnswerRecord(
                 index=place * count + number,
                 request=request.seeded("choice", number) if number else request,
                 served=served,
                 prompt_tokens=tokens,
-                generation=generation,
+                generation=asked.generation,
                 alternatives=body.alternatives,
                 reasoning_fields=() if body.include_reasoning is False else self.settings.reasoning_fields,
                 **_completion_options(body, request.prompt, served),
             )
-            for place, (request, tokens) in enumerate(zip(requests, lengths, strict=True))
+            for place, (request, tokens) in enumerate(zip(asked.requests, lengths, strict=True))
             for number in range(count)
         ]
         reservation.queue([answer.prompt_tokens for answer in answers])
@@ -84,6 +78,40 @@ class Answering:
         name = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
         log_text = self.settings.log_prompts
         return GenerationJob(kind, body, served, answers, count, name, reservation, log_text=log_text)
+
+    def check(self, body: GenerationRequest, request_id: str) -> Asked:
+        """Check a request against what is served and allowed; nothing is counted or queued.
+
+        Raises:
+            Problem: it cannot be honoured.
+        """
+        served = self.catalog.chosen(body.model, body.ensemble, body.reasoning_effort)
+        sampling = self._sampling(body, served)
+        prompts, count = body.prompts(), body.n or 1
+        marks = served.ensemble.generation.extract_after if body.marks is None else body.marks
+        generation = Generation(extract_after=[mark for mark in marks if mark])
+        self._check_bounds(body, sampling.max_tokens, len(prompts) * count)
+        _check_capabilities(body, served, bool(generation.extract_after))
+        extra = _passed_on(body, served)
+        requests = [Request(prompt, sampling, prefix, request_id, extra=extra) for prompt, prefix in prompts]
+        return Asked(served, requests, count, generation)
+
+    async def _lengths(self, engine: Engine, asked: Asked) -> list[int]:
+        written = asked.requests[0].sampling.max_tokens
+        return await prompt_lengths(engine, asked.requests, self.settings.max_prompt_tokens, written)
+
+    async def preview(self, body: GenerationRequest, request_id: str) -> dict[str, Any]:
+        """Who would answer a request, and at what estimated cost.
+
+        Raises:
+            Problem: it cannot be honoured.
+        """
+        asked = self.check(body, request_id)
+        engines = asked.served.ensemble.engines
+        lengths = {engine.name: await self._lengths(engine, asked) for engine in engines}
+        for read, request in zip(lengths[asked.served.reader.name], asked.requests, strict=True):
+            asked.served.reader.fits(read or None, request.sampling.required)
+        return self.previews.preview(asked, lengths)
 
     def _sampling(self, body: GenerationRequest, served: Served) -> Sampling:
         defaults = served.ensemble.sampling
@@ -128,6 +156,8 @@ class Answering:
                         deadline = now() + seconds - job.first_token_seconds
                     yield told
             self.request_log.write(job)
+            for answer in job.answers:
+                self.previews.add(answer)
         except (asyncio.CancelledError, GeneratorExit):
             job.outcome = "disconnected"
             raise

@@ -44,6 +44,7 @@ try:
     from ensemblehub.api.message_events import AnthropicError, CountedTokens, MessageReply, MessageWire
     from ensemblehub.api.messages import CountRequest, MessagesRequest, count_tokens
     from ensemblehub.api.monitoring import Monitor
+    from ensemblehub.api.preview import Preview
     from ensemblehub.api.problems import Problem, problem_of, problem_of_fields
     from ensemblehub.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
     from ensemblehub.api.reading import LARGE, JSONRoute, beside
@@ -230,6 +231,11 @@ def add_generation_routes(app: FastAPI, replies: Replies) -> None:
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue raw prompts; with `echo` and `logprobs`, their log-likelihoods."""
         return await replies.reply(request, body)
+
+    @app.post("/v1/ensemble/preview", response_model=Preview, tags=["ensembles"])
+    async def preview(request: Request, body: ChatRequest) -> Response:
+        """Who would answer a chat, in which role and at what estimated cost; nothing is generated."""
+        return JSON(await replies.answering.preview(body, request.state.request_id))
 
 
 def add_translated_routes(app: FastAPI, replies: Replies) -> None:

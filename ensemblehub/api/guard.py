@@ -31,7 +31,10 @@ from ensemblehub.api.state import State
 log = logging.getLogger(__name__)
 _PUBLIC = ("/", "/health")  # show no data, so need no key; neither do the parts of the page
 _GENERATION = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-_NEED_MODELS = (*_GENERATION, "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/tokenizer_info")
+_NEED_MODELS = (
+    *(*_GENERATION, "/v1/ensemble/preview", "/v1/messages/count_tokens"),
+    *("/tokenize", "/detokenize", "/tokenizer_info"),
+)
 _FOR_BROWSERS = ("/docs", "/openapi.json")  # a browser asks for a password itself, which is the key
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _LOCAL = {"localhost", "127.0.0.1", "::1", "[::1]"}

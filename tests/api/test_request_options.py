@@ -21,6 +21,17 @@ CONFIG = {
         "best": {"models": ["big", "small"], "output_aggregation_method": "vote"},
     },
 }
+PRICED = {"prompt": 1.0, "completion": 10.0}
+CONFIG["model_specs"].append(
+    {
+        "name": "paid",
+        "engine": "echo",
+        "replies": {"": "a b c d", "long": "a b"},
+        "parameters": 5,
+        "price": PRICED,
+    }
+)
+CONFIG["ensembles"]["fresh"] = CONFIG["ensemble"]
 CHAT = {"messages": [{"role": "user", "content": "2 + 2?"}]}
 ROUTES = [
     ("/v1/chat/completions", CHAT),
@@ -109,3 +120,66 @@ def test_the_sdk_takes_the_last_chunk(server):
         assert last.model_extra["ensemble"]["metadata"][0]["explanation"] == SAYS
         raw = client.chat.completions.with_raw_response.create(model="ensemble", **CHAT)
         assert raw.headers["x-ensemble-answer"] == "small"
+
+
+def preview(server, **changes):
+    found = server.post("/v1/ensemble/preview", {**CHAT, **changes})
+    assert found.status_code == 200, found.text
+    return found.json()
+
+
+def test_a_preview_names_the_members_and_their_roles_and_generates_nothing(server):
+    before = server.get("/metrics").text
+    found = preview(server)
+    assert [(one["model"], one["role"], one["always"]) for one in found["members"]] == [
+        ("big", "mentor", True),
+        ("small", "intern", True),
+    ]
+    assert (found["method"], found["selection"], found["answers"]) == ("tandem", "all", 1)
+    after = server.get("/metrics").text
+    tokens = [line for line in before.splitlines() if line.startswith("ensemblehub_tokens_total")]
+    assert tokens == [line for line in after.splitlines() if line.startswith("ensemblehub_tokens_total")]
+    drawn = preview(server, model="drawn")
+    assert {one["always"] for one in drawn["members"]} == {False}
+    assert {one["role"] for one in drawn["members"]} == {"member"}
+
+
+def test_without_earlier_replies_only_lengths_are_known(server):
+    found = preview(server, model="paid", max_tokens=10, n=2)
+    assert (found["basis"], found["replies"], found["confidence"]) == ("lengths", 0, None)
+    assert found["cost"]["tokens"] == {"expected": None, "low": 2 * (3 + 1), "high": 2 * (3 + 10)}
+    assert found["cost"]["usd"] == {"expected": None, "low": 2 * 13e-6, "high": 2 * 103e-6}
+    tandem = preview(server, model="fresh", max_tokens=10)["members"]
+    assert [one["cost"]["tokens"]["high"] for one in tandem] == [3 + 4, 3 + 10]  # the mentor's highest level
+    assert tandem[0]["cost"]["usd"] is None  # no price is known
+    assert tandem[1]["cost"]["flops"] == {"expected": None, "low": 6.0, "high": 2.0 * (3 + 9)}
+
+
+def test_earlier_replies_give_an_estimate_with_an_interval(server):
+    questions = ["2 + 2?", "2 + 2?", "2 + 2?", "2 + 2?", "2 + 2 or 3 + 3 + 3?"]  # of 3 and of 9 tokens
+    for question in questions:
+        asked = {"model": "paid", "messages": [{"role": "user", "content": question}], "max_tokens": 4}
+        server.post("/v1/chat/completions", asked)
+    found = preview(server, model="paid", max_tokens=3)
+    assert (found["basis"], found["replies"], found["confidence"]) == ("replies", 5, pytest.approx(1 - 2 / 6))
+    assert found["cost"]["tokens"] == {"expected": 3 + 3, "low": 3 + 3, "high": 3 + 3}
+    assert found["cost"]["usd"]["expected"] == pytest.approx(33e-6)
+    assert found["members"][0]["share"] == 1.0
+    longer = [{"role": "user", "content": "2 + 2 + 2?"}]
+    assert preview(server, model="paid", messages=longer, n=2)["cost"]["tokens"]["expected"] == 2 * (5 + 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "param"),
+    [
+        ({"model": "nobody"}, 404, "model"),
+        ({"messages": []}, 400, "messages"),
+        ({"tools": [{"type": "function", "function": {"name": "add"}}]}, 400, "tools"),
+        ({"max_tokens": 10**6}, 400, "max_tokens"),
+    ],
+)
+def test_a_preview_refuses_what_would_be_refused(server, changes, status, param):
+    refused = server.post("/v1/ensemble/preview", {**CHAT, **changes})
+    asked = server.post("/v1/chat/completions", {**CHAT, **changes})
+    assert (refused.status_code, refused.json()) == (status, asked.json())
+    assert refused.json()["error"]["param"] == param

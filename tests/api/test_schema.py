@@ -12,7 +12,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
-from ensemblehub.api import message_events, replies, response_events
+from ensemblehub.api import message_events, preview, replies, response_events
 
 CONFIG = {
     "model_specs": [
@@ -40,6 +40,7 @@ PATHS = [
     ("POST", "/v1/responses"),
     ("POST", "/v1/messages"),
     ("POST", "/v1/messages/count_tokens"),
+    ("POST", "/v1/ensemble/preview"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("GET", "/tokenizer_info"),
@@ -136,6 +137,7 @@ REPLIES = [
     ("ResponseObject", "/v1/responses", {"input": "2 + 2?", "model": "small", "max_output_tokens": 2}),
     ("MessageReply", "/v1/messages", {**CHAT, "max_tokens": 8, "thinking": {"type": "adaptive"}}),
     ("CountedTokens", "/v1/messages/count_tokens", CHAT),
+    ("Preview", "/v1/ensemble/preview", {**CHAT, "n": 2}),
     ("AnthropicError", "/v1/messages", CHAT),
     ("Error", "/v1/responses", {"input": []}),
     ("Error", "/v1/chat/completions", {**CHAT, "model": "nobody"}),
@@ -162,7 +164,7 @@ def test_replies_have_the_declared_fields_and_no_others(server, name, path, body
     reply = asked(server, path, body)
     (kind,) = (
         getattr(module, name)
-        for module in (replies, response_events, message_events)
+        for module in (replies, response_events, message_events, preview)
         if defined(module, name)
     )
     read = kind.model_validate(reply)
