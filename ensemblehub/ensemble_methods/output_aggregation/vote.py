@@ -140,10 +140,8 @@ class Vote(Aggregation):
         return (reply.rpartition("\n")[2] if self.extract == "last_line" else " ".join(reply.split())) or None
 
     def same(self, left: str, right: str) -> bool:
-        """Whether two answers are equal; `equal_answers` may see it in one order only (1 and x = 1)."""
-        if self.extract == "text":
-            return left == right
-        return equal_answers(left, right) or equal_answers(right, left)
+        """Whether two answers are equal."""
+        return left == right if self.extract == "text" else equal_answers(left, right)
 
     @property
     def min_engines(self) -> int:  # type: ignore[override]  # with several samples one engine is enough

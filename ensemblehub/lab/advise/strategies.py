@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -92,7 +91,7 @@ def _votes(recorded: Recorded) -> Iterator[Strategy]:
     sampled = [drafts[1:] for drafts in recorded.drafts]
     winners = []
     for drafts in sampled:
-        parties = partied([draft.answer for draft in drafts], [1.0] * most, _same)
+        parties = partied([draft.answer for draft in drafts], [1.0] * most, equal_answers)
         winners.append([float(drafts[parties[0].members[0] if parties else 0].run.correct)])
     cost = np.array([[_samples_cost(recorded, drafts)] for drafts in sampled])
     changes = {"ensemble.models": [recorded.name("intern")], **_method("vote", samples=most)}
@@ -105,11 +104,6 @@ def _readable(recorded: Recorded) -> int:
     samples = [draft for drafts in recorded.drafts for draft in drafts[1:]]
     known = [draft.answer is not None for draft in samples]
     return min(len(drafts) for drafts in recorded.drafts) - 1 if known and np.mean(known) >= 0.5 else 0
-
-
-@cache
-def _same(left: str, right: str) -> bool:
-    return equal_answers(left, right) or equal_answers(right, left)
 
 
 def _samples_cost(recorded: Recorded, drafts: list[InternAnswer]) -> float:
@@ -144,7 +138,7 @@ def _escalations(recorded: Recorded) -> Iterator[Strategy]:
 
 
 def _agree(draft: InternAnswer, other: InternAnswer) -> bool:
-    return draft.answer is not None and other.answer is not None and _same(draft.answer, other.answer)
+    return draft.answer is not None and other.answer is not None and equal_answers(draft.answer, other.answer)
 
 
 @dataclass(frozen=True)
