@@ -84,10 +84,11 @@ def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
             groups[-1].append(piece)
         else:
             groups.append([piece])
-    return tuple(map(_joined, groups))
+    return tuple(map(joined, groups))
 
 
-def _joined(group: Sequence[Piece]) -> Piece:
+def joined(group: Sequence[Piece]) -> Piece:
+    """Pieces of one engine and purpose as one."""
     return replace(
         group[-1],
         text="".join(piece.text for piece in group),

@@ -171,6 +171,13 @@ class Request:
         """Return the request with `text` appended to the prefix."""
         return replace(self, prefix=self.prefix + text, written=())
 
+    def after(self, text: str, tokens: int) -> Request:
+        """Return the request for what follows `text`, which has `tokens` tokens; at least one is left."""
+        sampling = self.sampling
+        left = max(1, sampling.max_tokens - tokens)
+        least = min(max(0, sampling.min_tokens - tokens), left)
+        return replace(self.continued(text), sampling=replace(sampling, max_tokens=left, min_tokens=least))
+
     def seeded(self, *parts: object) -> Request:
         """Return the request with a seed derived from its seed and `parts` (round, engine, sample number).
 
@@ -265,6 +272,10 @@ class Scored:
         """Return the tokens of one message, from character `start` on."""
         return tuple(token for token in self.tokens if token.message == message and token.end > start)
 
+    def after(self, prompt: Prompt, start: int = 0) -> tuple[ScoredToken, ...]:
+        """Return the tokens of the answer to `prompt`, from character `start` on."""
+        return self.of(len(prompt.messages) if isinstance(prompt, Chat) else 1, start)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -289,6 +300,11 @@ class Piece:
     visible: bool = True
     round: int = 0
     tool_calls: tuple[Any, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Number of tokens; text without tokens, of an engine that reports none, counts as one."""
+        return max(len(self.tokens), bool(self.text))
 
     @property
     def answer_text(self) -> str:
@@ -370,21 +386,14 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain, JSON-compatible values; tokens are left out."""
+        shown = ("engine", "purpose", "text", "visible")
         return {
             "text": self.text,
             "insight": self.insight,
             "finish": self.finish,
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "choices": [asdict(choice) for choice in self.choices],
-            "pieces": [
-                {
-                    "engine": piece.engine,
-                    "purpose": piece.purpose,
-                    "text": piece.text,
-                    "visible": piece.visible,
-                }
-                for piece in self.pieces
-            ],
+            "pieces": [{name: getattr(piece, name) for name in shown} for piece in self.pieces],
             "usage": self.usage.to_dict(),
             "seconds": self.seconds,
         }

@@ -16,7 +16,7 @@ from typing import ClassVar
 from ensemblehub import builtin
 from ensemblehub.answers.equality import equal_answers, final_answer
 from ensemblehub.cost import UsageLedger, UsageMeter
-from ensemblehub.ensemble_methods.candidates import Candidate, write_all
+from ensemblehub.ensemble_methods.candidates import Candidate, geometric_mean, write_all
 from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.ensemble_methods.templates import filled, question_of, with_question
 from ensemblehub.errors import ConfigError, RequestError, did_you_mean, one_line
@@ -99,7 +99,7 @@ class LogProbability(Acceptance):
         known = [token.logprob for token in trial.draft.tokens if token.logprob is not None]
         if not known:
             raise RequestError(f"{trial.draft.name} gives no logprobs, and `accept: logprob` needs them")
-        return math.exp(math.fsum(known) / len(known))
+        return geometric_mean(known)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,9 @@ class Agreement(Acceptance):
 
     async def probability(self, trial: Trial) -> float:
         request, engine = trial.request, trial.draft.engine
-        drawn = replace(request, sampling=replace(request.sampling, temperature=self.temperature(request)))
+        drawn = replace(
+            request, sampling=replace(request.sampling, temperature=request.sampling.temperature or 0.7)
+        )
         samples = [
             Candidate(engine, drawn.seeded("agreement", number), f"{engine.name}#{number}")
             for number in range(1, self.samples + 1)
@@ -127,14 +129,10 @@ class Agreement(Acceptance):
         return agreeing / self.samples
 
     def agreeing(self, draft: Candidate, samples: Sequence[Candidate]) -> int:
-        """The number of samples with the draft's answer; `equal_answers` may see it in one order only."""
+        """The number of samples with the draft's answer."""
         mine, others = final_answer(draft.reply), [final_answer(sample.reply) for sample in samples]
         known = [other for other in others if mine is not None and other is not None]
-        return sum(equal_answers(mine or "", other) or equal_answers(other, mine or "") for other in known)
-
-    def temperature(self, request: Request) -> float:
-        """The temperature of the samples."""
-        return request.sampling.temperature or 0.7
+        return sum(equal_answers(mine or "", other) for other in known)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -113,6 +114,11 @@ async def arriving(candidates: Sequence[Candidate], ledger: UsageLedger) -> Asyn
         for task in writing:
             task.cancel()
         await asyncio.gather(*writing, return_exceptions=True)
+
+
+def geometric_mean(logprobs: Sequence[float]) -> float:
+    """Geometric mean probability of tokens, at least one."""
+    return math.exp(math.fsum(logprobs) / len(logprobs))
 
 
 def least_engines(samples: int) -> int:

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.candidates import Candidate
-from ensemblehub.schema import Chat, Cost, Piece, Request, Scored, ScoredToken
-
-
-def tokens_after(request: Request, scored: Scored) -> tuple[ScoredToken, ...]:
-    """The tokens of a scored text that continue `request`, its own prefix left out."""
-    message = len(request.prompt.messages) if isinstance(request.prompt, Chat) else 1
-    return scored.of(message, len(request.prefix))
+from ensemblehub.ensemble_methods.candidates import Candidate, geometric_mean
+from ensemblehub.schema import Cost, Piece, Request, ScoredToken
 
 
 def likely_length(request: Request, text: str, tokens: Sequence[ScoredToken], objection: float) -> int | None:
     """The number of characters before the first improbable line of `text`; None if there is none.
 
     Args:
-        tokens: of `text` behind the request (see `tokens_after`).
+        tokens: of `text`, as scored behind the request.
         objection: geometric mean probability of a line's tokens below which it is improbable.
     """
     begun = len(request.prefix)
     known = [(token.start - begun, token.logprob) for token in tokens if token.logprob is not None]
     for start, end in pairwise(accumulate(map(len, text.splitlines(keepends=True)), initial=0)):
         line = [logprob for at, logprob in known if max(at, 0) in range(start, end)]
-        if line and math.exp(math.fsum(line) / len(line)) < objection:
+        if line and geometric_mean(line) < objection:
             return start
     return None
 
@@ -46,12 +39,3 @@ def kept_part(draft: Candidate, characters: int, ledger: UsageLedger) -> Piece:
     return replace(
         draft.answer, text=draft.text[:characters], tokens=draft.tokens[:stays], finish=None, round=1
     )
-
-
-def behind(request: Request, kept: Piece) -> Request:
-    """Ask for what follows a kept part of an answer."""
-    sampling = request.sampling
-    left = max(1, sampling.max_tokens - len(kept.tokens))
-    least = max(0, sampling.min_tokens - len(kept.tokens))
-    continued = replace(request, written=()).continued(kept.text)
-    return replace(continued, sampling=replace(sampling, max_tokens=left, min_tokens=min(least, left)))

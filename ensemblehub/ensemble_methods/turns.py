@@ -20,6 +20,7 @@ from ensemblehub.ensemble_methods.base import Aggregation, Granularity
 from ensemblehub.errors import ContextOverflowError, RequestError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.text.stops import StopFilter
+from ensemblehub.results import joined
 from ensemblehub.schema import Capability, Event, Finish, Piece, Purpose, Request, TokenIds
 
 
@@ -64,7 +65,7 @@ class SoFar:
     def add(self, piece: Piece) -> None:
         """Take a piece of the turn that is being written."""
         self.text += piece.text
-        self.tokens += max(len(piece.tokens), bool(piece.text))
+        self.tokens += piece.length
 
     def completes(self, marks: Sequence[str], piece: Piece) -> bool:
         """Return whether the latest `piece` completed one of `marks` in the text."""
@@ -112,11 +113,9 @@ class Segments(Aggregation):
         request, so_far = self.limited(request), SoFar(request.prefix)
         refuse(request, engines)
 
-        def write(plain: bool) -> AsyncGenerator[Event, None] | Finish:
+        def write(shown: Request) -> AsyncGenerator[Event, None] | Finish:
             turn = following(so_far)
-            asked = ask(request, turn, so_far)
-            if not plain:
-                asked = replace(asked, sampling=replace(asked.sampling, stop=()))
+            asked = ask(shown, turn, so_far)
             if asked.sampling.max_tokens < 1:  # the text takes more tokens of this engine than of its writers
                 return "length"
             return write_turn(turn, asked, so_far, ledger)
@@ -124,7 +123,10 @@ class Segments(Aggregation):
         return self.in_rounds(request, so_far, write)
 
     async def in_rounds(
-        self, request: Request, so_far: SoFar, write: Callable[[bool], AsyncGenerator[Event, None] | Finish]
+        self,
+        request: Request,
+        so_far: SoFar,
+        write: Callable[[Request], AsyncGenerator[Event, None] | Finish],
     ) -> AsyncGenerator[Event, None]:
         """The answer, each piece with its turn in `round`, the last one with `finish`.
 
@@ -133,17 +135,17 @@ class Segments(Aggregation):
 
         Args:
             so_far: takes every piece before the stream of its turn goes on.
-            write: the stream of the next turn, or how the answer ends.  It is told whether the engine may
-                look for stop strings itself; where the start of one is held back, it would see only a later
-                one.
+            write: the stream of the next turn, or how the answer ends; it gets the request to ask, which has
+                no stop strings while the start of one is held back: an engine would see only a later one.
 
         Raises:
             ContextOverflowError: no turn was written.
         """
         held = StopFilter[Piece](request.sampling.stop)
+        unstopped = replace(request, sampling=replace(request.sampling, stop=()))
         finish: Finish | None = None
         while finish is None:
-            stream = write(not held.holding)
+            stream = write(unstopped if held.holding else request)
             if isinstance(stream, str):
                 finish = stream
                 break
@@ -192,12 +194,6 @@ async def write_turn(
             yield piece
             if so_far.completes(turn.until, piece):
                 break
-
-
-def joined(parts: Sequence[Piece]) -> Piece:
-    """The pieces of one turn as one."""
-    tokens = tuple(token for part in parts for token in part.tokens)
-    return replace(parts[0], text="".join(part.text for part in parts), tokens=tokens)
 
 
 def ask(request: Request, turn: EngineTurn, so_far: SoFar) -> Request:

@@ -12,7 +12,7 @@ from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import CapabilityError, ConfigError, EngineError, did_you_mean
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Chat, Request
+from ensemblehub.schema import Request
 from ensemblehub.scorers.base import LoadingOptions, Scorer
 
 
@@ -66,8 +66,7 @@ class PerplexityScorer(Scorer):
 
     async def _score(self, request: Request, text: str, meter: UsageMeter) -> float:
         scored = await self._engine.score(request.continued(text), meter)
-        answer = len(request.prompt.messages) if isinstance(request.prompt, Chat) else 1
-        tokens = scored.of(answer, len(request.prefix)) or scored.of(answer)
+        tokens = scored.after(request.prompt, len(request.prefix)) or scored.after(request.prompt)
         known = [token for token in tokens if token.logprob is not None]
         if not known:
             raise EngineError(f"scorer {self.name!r}: there is no text to judge")

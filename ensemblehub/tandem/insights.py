@@ -226,7 +226,7 @@ class Insight:
         opening = "" if self.begun else self.dialogue.profile.head
         self.begun = True
         self.written += piece.text
-        self.tokens += max(len(piece.tokens), bool(piece.text))
+        self.tokens += piece.length
         self.ended = piece.finish is not None
         return replace(piece, text=opening + piece.text, finish=None)
 

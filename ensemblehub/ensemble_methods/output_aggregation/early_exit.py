@@ -9,7 +9,6 @@ any model, where DEER has the words with which its models begin a new thought.
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge, Le
 
 from ensemblehub.cost import Cost, UsageLedger
+from ensemblehub.ensemble_methods.candidates import geometric_mean
 from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, ask, refuse, write_turn
 from ensemblehub.errors import ConfigError, RequestError
@@ -68,8 +68,7 @@ class EarlyExit(Segments):
         refuse(request, [engine])
         most = self.max_thinking or request.sampling.max_tokens
 
-        def write(plain: bool) -> AsyncGenerator[Event, None] | Finish:
-            shown = request if plain else replace(request, sampling=replace(request.sampling, stop=()))
+        def write(shown: Request) -> AsyncGenerator[Event, None] | Finish:
             thinking = self.end not in so_far.text
             marks, left = (*self.points, self.end), max(1, most - so_far.tokens)
             turn = EngineTurn(engine, left, marks) if thinking else EngineTurn(engine)
@@ -135,7 +134,7 @@ class EarlyExit(Segments):
         ledger.add(engine.name, "judge", Cost(discarded_tokens=tokens))
         if tokens and not known:
             raise RequestError(f"{engine.name} gives no logprobs, and early_exit needs them")
-        return math.exp(math.fsum(known) / len(known)) if known and finish == "stop" else 0.0
+        return geometric_mean(known) if known and finish == "stop" else 0.0
 
     def chosen(self, engines: Sequence[Engine]) -> Engine:
         """The engine that answers."""

@@ -105,7 +105,7 @@ class Progressive(Segments):
             async with aclosing(large.stream(ask, ledger.meter("insight"))) as writing:
                 async for piece in writing:
                     outline += piece.text
-                    tokens += max(len(piece.tokens), bool(piece.text))
+                    tokens += piece.length
                     yield replace(piece, finish=None, round=1)
         final = self.final_request(request.spending(tokens), outline)
         async with aclosing(small.stream(final, ledger.meter("answer"))) as answer:

@@ -20,7 +20,7 @@ from annotated_types import Ge, Le
 from ensemblehub.ensemble_methods.acceptance import NEVER, Trial
 from ensemblehub.ensemble_methods.base import answer_of
 from ensemblehub.ensemble_methods.escalation import Escalation
-from ensemblehub.ensemble_methods.repair import behind, kept_part, likely_length, tokens_after
+from ensemblehub.ensemble_methods.repair import kept_part, likely_length
 from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.ensemble_methods.templates import filled, question_of, with_question
 from ensemblehub.generators.base import Engine
@@ -67,14 +67,16 @@ class Review(Escalation):
         """The answer where the large model objects by its probabilities."""
         request, draft = trial.request, trial.draft
         ledger = trial.ledger
-        scored = await large.score(replace(request, written=()).continued(draft.text), ledger.meter("judge"))
-        agreed = likely_length(request, draft.text, tokens_after(request, scored), self.objection)
+        scored = await large.score(request.continued(draft.text), ledger.meter("judge"))
+        tokens = scored.after(request.prompt, len(request.prefix))
+        agreed = likely_length(request, draft.text, tokens, self.objection)
         if agreed is None:
             yield draft.answer
             return
         kept = kept_part(draft, agreed, ledger)
         yield kept
-        async with aclosing(answer_of(large, behind(request, kept), ledger.meter("answer"))) as pieces:
+        asked = request.after(kept.text, len(kept.tokens))
+        async with aclosing(answer_of(large, asked, ledger.meter("answer"))) as pieces:
             async for piece in pieces:
                 yield replace(piece, round=2)
 

@@ -53,12 +53,13 @@ class RewardBased(Segments):
         refuse_ids(request, engines)
         members, rounds = list(engines), -1
 
-        def write(plain: bool) -> AsyncGenerator[Event, None] | Finish:
+        def write(_: Request) -> AsyncGenerator[Event, None] | Finish:
             nonlocal rounds
             if members and so_far.rounds == rounds:
                 return "stop"  # no proposal of the last round was worth keeping
             rounds = so_far.rounds
-            members[:] = [engine for engine in members if has_room(engine, request, so_far)]
+            asked = {engine: ask(request, EngineTurn(engine), so_far) for engine in members}
+            members[:] = [engine for engine in members if asked[engine].sampling.max_tokens > 0]
             return self.round(request, members, so_far, ledger) if members else "length"
 
         return self.in_rounds(request, so_far, write)
@@ -130,11 +131,6 @@ class RewardBased(Segments):
                 "reward_based: score_threshold needs score_normalization: none; normalised scores only "
                 "compare the proposals of one round"
             )
-
-
-def has_room(engine: Engine, request: Request, so_far: SoFar) -> bool:
-    """Return whether the engine's context has space for one more token."""
-    return ask(request, EngineTurn(engine), so_far).sampling.max_tokens > 0
 
 
 async def written(proposal: Candidate, ledger: UsageLedger) -> bool:

@@ -23,6 +23,7 @@ from annotated_types import Ge
 
 from ensemblehub.cost import Cost, UsageLedger
 from ensemblehub.ensemble_methods.acceptance import first_word
+from ensemblehub.ensemble_methods.candidates import geometric_mean
 from ensemblehub.ensemble_methods.roles import by_name, large_and_small, require
 from ensemblehub.ensemble_methods.templates import filled, question_of, with_question
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, ask, refuse, write_turn
@@ -83,8 +84,7 @@ class Stepwise(Segments):
         refuse(request, (large, small))
         step = self.glimpsed if self.rule == "entropy" else self.verified
 
-        def write(plain: bool) -> AsyncGenerator[Event, None] | Finish:
-            shown = request if plain else replace(request, sampling=replace(request.sampling, stop=()))
+        def write(shown: Request) -> AsyncGenerator[Event, None] | Finish:
             turns = [EngineTurn(engine, self.step_tokens, self.separators) for engine in (large, small)]
             asked = [ask(shown, turn, so_far) for turn in turns]
             if min(each.sampling.max_tokens for each in asked) < 1:
@@ -153,9 +153,9 @@ class Stepwise(Segments):
             total = sum(shares.values())
             return sum(int(digit) * share for digit, share in shares.items()) / total if total else 0.0
         scored = await large.score(before.continued(step), ledger.meter("judge"))
-        answer = scored.of(len(prompt.messages) if isinstance(prompt, Chat) else 1, len(asked.prefix))
+        answer = scored.after(prompt, len(asked.prefix))
         known = [token.logprob for token in answer if token.logprob is not None]
-        return math.exp(math.fsum(known) / len(known)) if known else 0.0
+        return geometric_mean(known) if known else 0.0
 
     def choice(self, turns: Sequence[EngineTurn], kept: bool, seen: str, value: float) -> Choice:
         """Who writes a step, and why."""

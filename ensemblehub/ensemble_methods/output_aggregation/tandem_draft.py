@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.acceptance import Acceptance, Trial
 from ensemblehub.ensemble_methods.base import Checkpoint, answer_of
-from ensemblehub.ensemble_methods.repair import behind, kept_part, likely_length, tokens_after
+from ensemblehub.ensemble_methods.repair import kept_part, likely_length
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Piece, Request, Scored, ScoredToken, Token, Verdict
 from ensemblehub.tandem.insights import LEVEL_0, Dialogue, Insight
@@ -61,11 +61,11 @@ class Draft:
             enough = self.complete and probability >= self.threshold
             return Verdict(level, 0, probability, self.threshold, enough)
         asked, scored = insight.dialogue.intern_request(insight.shown), None
-        whole = replace(asked, written=()).continued(draft.text)
+        whole = asked.continued(draft.text)
         rereads = self.confirm is not None or self.objection is not None
         if rereads and self.complete and _fits(intern, whole):
             scored = await intern.score(whole, ledger.meter("judge"))
-            tokens = self.readings[insight.shown] = tokens_after(asked, scored)
+            tokens = self.readings[insight.shown] = scored.after(asked.prompt, len(asked.prefix))
             if self.confirm is not None:
                 probability = await self.criterion.probability(self._as_read(tokens))
                 self.confirmed = probability >= self.confirm
@@ -88,7 +88,7 @@ class Draft:
             kept = kept_part(draft, stays, ledger)
             if stays:
                 yield kept
-            asked = behind(asked, kept)
+            asked = asked.after(kept.text, len(kept.tokens))
         else:
             draft.discard(ledger)
         async with aclosing(answer_of(draft.engine, asked, ledger.meter("answer"))) as pieces:
