@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
-from benchmarks import server_latency, server_load, server_soak, server_streams
+from benchmarks import readme, server_latency, server_load, server_soak, server_streams
 
 ROOT = Path(__file__).parents[1]
 
@@ -128,3 +128,14 @@ def test_an_engine_is_measured_against_its_library(tmp_path):
     assert [row["requests"] for row in rows] == [1, 4]
     assert all(row["same"] for row in rows)  # the same tokens on both sides
     assert all(row["interval"][0] <= row["ratio"] <= row["interval"][1] for row in rows)
+
+
+def test_the_tables_of_the_readme_are_those_of_the_recorded_runs():
+    text = readme.README.read_text()
+    assert {f"<!-- table: {name} -->" for name in readme.TABLES} <= set(text.splitlines())
+    assert readme.with_tables(text) == text
+
+
+@pytest.mark.slow
+def test_recorded_runs_give_the_committed_figures_again():
+    readme.rebuild("results/builtin_math", None)
