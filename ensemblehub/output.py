@@ -236,7 +236,8 @@ def fingerprint(config: Config) -> str:
     decides = config.model_dump(
         mode="json", exclude_defaults=True, exclude={"experiment", "server", "ensembles", "sweep"}
     )
-    decides.get("ensemble", {}).pop("request_params", None)
+    for name in ("request_params", "request_members"):
+        decides.get("ensemble", {}).pop(name, None)
     for spec in decides["model_specs"]:
         for name in WHERE_IT_RUNS & spec.keys():
             del spec[name]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ensemblehub.api.admission import Admission, Reservation
+from ensemblehub.api.budget import BudgetSpentError, Spending
 from ensemblehub.api.catalog import Catalog, Served
 from ensemblehub.api.job import AnswerEvent, AnswerRecord, GenerationJob, Kind, is_answer, is_insight
 from ensemblehub.api.lengths import prompt_lengths
@@ -19,11 +20,14 @@ from ensemblehub.api.preview import Asked, Previews
 from ensemblehub.api.problems import Problem, problem_of, public
 from ensemblehub.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from ensemblehub.api.request_log import RequestLog
-from ensemblehub.api.stored import StoredResponses
-from ensemblehub.config.sections import Generation, ServerSection
+from ensemblehub.api.stored import PinnedMembers, StoredResponses
+from ensemblehub.api.usage import members
+from ensemblehub.config.sections import Budget, Generation, ServerSection
+from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.raw_prompts import tokenizer_of
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Capability, Choice, Prompt, Request, Sampling, Scored, Text, TokenIds
+from ensemblehub.schema import Capability, Choice, Piece, Prompt, Request, Sampling, Scored, Text, TokenIds
 
 JobEvent = tuple[AnswerRecord, AnswerEvent]
 
@@ -45,17 +49,19 @@ class Answering:
         self.monitor = monitor
         self.request_log = request_log
         self.previews = Previews()
+        self.pins = PinnedMembers(settings.conversations)
         self.stored = StoredResponses(settings.stored_responses, settings.stored_bytes)
 
     async def prepare(
-        self, body: GenerationRequest, request_id: str, reservation: Reservation
+        self, body: GenerationRequest, request_id: str, reservation: Reservation, owner: str = ""
     ) -> GenerationJob:
         """Check a request against what is served and allowed, and queue its answers; no model runs yet.
 
         Raises:
             Problem: it cannot be honoured, or the queue is full.
         """
-        asked = self.check(body, request_id)
+        asked = self.check(body, request_id, owner)
+        spending = self._spending(body)
         served, count = asked.served, asked.per_prompt
         reservation.admit(len(asked.requests) * count)
         lengths = await self._lengths(served.reader, asked)
@@ -68,6 +74,8 @@ class Answering:
                 generation=asked.generation,
                 alternatives=body.alternatives,
                 reasoning_fields=() if body.include_reasoning is False else self.settings.reasoning_fields,
+                spending=spending,
+                ledger=spending.ledger() if spending else UsageLedger(),
                 **_completion_options(body, request.prompt, served),
             )
             for place, (request, tokens) in enumerate(zip(asked.requests, lengths, strict=True))
@@ -77,15 +85,22 @@ class Answering:
         kind: Kind = "chat" if isinstance(body, ChatRequest) else "text"
         name = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
         log_text = self.settings.log_prompts
-        return GenerationJob(kind, body, served, answers, count, name, reservation, log_text=log_text)
+        return GenerationJob(
+            kind, body, served, answers, count, name, reservation, owner=owner, log_text=log_text
+        )
 
-    def check(self, body: GenerationRequest, request_id: str) -> Asked:
+    def check(self, body: GenerationRequest, request_id: str, owner: str = "") -> Asked:
         """Check a request against what is served and allowed; nothing is counted or queued.
 
         Raises:
             Problem: it cannot be honoured.
         """
         served = self.catalog.chosen(body.model, body.ensemble, body.reasoning_effort)
+        if body.ensemble and body.ensemble.conversation and not self.settings.conversations:
+            text = "conversations are not remembered here"
+            raise Problem(400, text, "unsupported", "ensemble.conversation")
+        if body.conversation:
+            served = self.catalog.pinned(served, self.pins.find((owner, served.name, body.conversation)))
         sampling = self._sampling(body, served)
         prompts, count = body.prompts(), body.n or 1
         marks = served.ensemble.generation.extract_after if body.marks is None else body.marks
@@ -100,13 +115,28 @@ class Answering:
         written = asked.requests[0].sampling.max_tokens
         return await prompt_lengths(engine, asked.requests, self.settings.max_prompt_tokens, written)
 
-    async def preview(self, body: GenerationRequest, request_id: str) -> dict[str, Any]:
+    def _spending(self, body: GenerationRequest) -> Spending | None:
+        """What a request may spend; None without a limit.
+
+        Raises:
+            Problem: it asks for more than the operator allows.
+        """
+        most, wanted = self.settings.request_budget, (body.ensemble and body.ensemble.budget) or Budget()
+        for name, limit in most:
+            asked = getattr(wanted, name)
+            if limit is not None and asked is not None and asked > limit:
+                at = f"ensemble.budget.{name}"
+                raise Problem(400, f"{name} is at most {limit:g} here", "out_of_bounds", at)
+        limit = most.within(wanted)
+        return None if limit == Budget() else Spending(limit)
+
+    async def preview(self, body: GenerationRequest, request_id: str, owner: str) -> dict[str, Any]:
         """Who would answer a request, and at what estimated cost.
 
         Raises:
             Problem: it cannot be honoured.
         """
-        asked = self.check(body, request_id)
+        asked = self.check(body, request_id, owner)
         engines = asked.served.ensemble.engines
         lengths = {engine.name: await self._lengths(engine, asked) for engine in engines}
         for read, request in zip(lengths[asked.served.reader.name], asked.requests, strict=True):
@@ -158,6 +188,8 @@ class Answering:
             self.request_log.write(job)
             for answer in job.answers:
                 self.previews.add(answer)
+            if job.body.conversation:
+                self.pin(job, job.body.conversation)
         except (asyncio.CancelledError, GeneratorExit):
             job.outcome = "disconnected"
             raise
@@ -172,6 +204,11 @@ class Answering:
         finally:
             self.monitor.finished(job)
 
+    def pin(self, job: GenerationJob, conversation: str) -> None:
+        """Answer later turns of a conversation by the members of this one."""
+        answer = job.answers[0]
+        self.pins.keep((job.owner, job.served.name, conversation), members(answer, answer.result))
+
     def _events(self, job: GenerationJob) -> AsyncGenerator[JobEvent, None]:
         streams = [_answer_events(job, answer) for answer in job.answers]
         return streams[0] if len(streams) == 1 else _merge(streams)
@@ -180,13 +217,14 @@ class Answering:
 async def _answer_events(job: GenerationJob, answer: AnswerRecord) -> AsyncGenerator[JobEvent, None]:
     """The events of one answer, once it has a place among those that run."""
     request, ensemble = answer.request, answer.served.ensemble
+    ensemble = answer.spending.watched(ensemble) if answer.spending else ensemble
     async with job.reservation.place():
         answer.started = time.perf_counter()
         try:
             if answer.wants_likelihood:
                 stream = ensemble.log_likelihood(request, answer.ledger, answer.context_tokens)
             else:
-                stream = _stream(answer)
+                stream = _stream(answer, ensemble)
             async with aclosing(stream) as events:
                 async for event in events:
                     if isinstance(event, Choice):  # its reason may be an error of an engine
@@ -197,14 +235,20 @@ async def _answer_events(job: GenerationJob, answer: AnswerRecord) -> AsyncGener
             answer.ended = time.perf_counter()
 
 
-async def _stream(answer: AnswerRecord) -> AsyncGenerator[AnswerEvent, None]:
-    """The answer, behind its prompt where that is echoed without logprobs."""
+async def _stream(answer: AnswerRecord, ensemble: AsyncEnsemble) -> AsyncGenerator[AnswerEvent, None]:
+    """The answer, behind its prompt where that is echoed without logprobs; it ends where the budget does."""
     if answer.echoed is not None:
         yield Scored(())
     if answer.request.sampling.max_tokens:
-        async with aclosing(answer.served.ensemble.stream(answer.request, answer.ledger)) as events:
-            async for event in events:
-                yield event
+        try:
+            async with aclosing(ensemble.stream(answer.request, answer.ledger)) as events:
+                async for event in events:
+                    yield event
+        except (BudgetSpentError, ExceptionGroup):
+            if answer.spending is None or not answer.spending.reached:
+                raise
+            answer.out_of_budget = True
+            yield Piece("", answer.engine.name, "answer", finish="length")
 
 
 async def _merge(streams: Sequence[AsyncGenerator[JobEvent, None]]) -> AsyncGenerator[JobEvent, None]:

@@ -164,7 +164,8 @@ class Replies:
     async def begin(self, request: Request, body: GenerationRequest) -> GenerationJob:
         """Check and admit a request; its middleware finds the job in `request.state`."""
         try:
-            job = await self.answering.prepare(body, request.state.request_id, request.state.reservation)
+            given = request.state
+            job = await self.answering.prepare(body, given.request_id, given.reservation, given.owner)
         except EnsembleHubError as error:
             raise problem_of(error, body.prompt_field) from error
         request.state.job = job
@@ -235,7 +236,7 @@ def add_generation_routes(app: FastAPI, replies: Replies) -> None:
     @app.post("/v1/ensemble/preview", response_model=Preview, tags=["ensembles"])
     async def preview(request: Request, body: ChatRequest) -> Response:
         """Who would answer a chat, in which role and at what estimated cost; nothing is generated."""
-        return JSON(await replies.answering.preview(body, request.state.request_id))
+        return JSON(await replies.answering.preview(body, request.state.request_id, request.state.owner))
 
 
 def add_translated_routes(app: FastAPI, replies: Replies) -> None:
@@ -246,7 +247,7 @@ def add_translated_routes(app: FastAPI, replies: Replies) -> None:
         """Answer in the form of OpenAI's Responses API."""
         try:
             return await replies.translated(
-                request, body, lambda job: ResponseWire(job, body, replies.answering.stored)
+                request, body, lambda job: ResponseWire(job, body, replies.answering)
             )
         except Problem as problem:
             raise in_its_names(problem) from problem

@@ -6,8 +6,9 @@ A request chooses among these and may change an option within the operator's bou
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -18,8 +19,9 @@ from ensemblehub.api.problems import Problem
 from ensemblehub.api.protocol import EnsembleOptions
 from ensemblehub.config import DEFAULT, Config
 from ensemblehub.config.sections import Bound, StrategySpec
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.ensemble_methods.base import Aggregation
+from ensemblehub.ensemble_methods.base import Aggregation, Selection, check_together
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.errors import ConfigError, did_you_mean
@@ -37,6 +39,7 @@ class Served:
     Attributes:
         alone: it is one model by itself.
         bounds: options of the aggregation that a request may set.
+        members: models that a request may leave out or require; None for all.
         base: what it was before a request changed it.
         watch: whether its certificate still holds; None without one.
     """
@@ -47,6 +50,7 @@ class Served:
     aggregation: StrategySpec
     alone: bool = False
     bounds: Mapping[str, Bound] = field(default_factory=dict)
+    members: Sequence[str] | None = None
     base: AsyncEnsemble | None = None
     watch: CertificateWatch | None = None
 
@@ -90,6 +94,7 @@ class Catalog:
             text = f"a model is called {DEFAULT!r}, which is the name of the ensemble; give it another"
             raise ConfigError(text)
         self._variant = lru_cache(_MAX_VARIANTS)(self._build_variant)
+        self._narrowed = lru_cache(_MAX_VARIANTS)(narrowed)
 
     @property
     def ensembles(self) -> list[Served]:
@@ -136,11 +141,51 @@ class Catalog:
         level = _effort(served, effort) if effort else None
         if served.watch and not served.watch.holds and self.config.server.on_drift == "mentor":
             return self._mentor_of(served)
-        if not params and level is None:
+        found = served.ensemble
+        if params or level is not None:
+            level = None if "effort" in params else level
+            found = self._variant(served.name, json.dumps(params, sort_keys=True), level)
+        if options.exclude or options.require:
+            found = self._with_members(served, found, options)
+        return served if found is served.ensemble else replace(served, ensemble=found, base=served.ensemble)
+
+    def _with_members(
+        self, served: Served, ensemble: AsyncEnsemble, options: EnsembleOptions
+    ) -> AsyncEnsemble:
+        """The ensemble with the members that a request asks for.
+
+        Raises:
+            Problem: there are no such members, the operator does not allow it, or the rest cannot answer.
+        """
+        names = [engine.name for engine in ensemble.engines]
+        for field_name in ("exclude", "require"):
+            for name in getattr(options, field_name):
+                at = f"ensemble.{field_name}"
+                if name not in names:
+                    raise Problem(400, did_you_mean(name, names, "member"), "invalid_value", at)
+                if served.alone or (served.members is not None and name not in served.members):
+                    allowed = ", ".join(served.members or ()) or "none"
+                    text = f"a request may not {field_name} {name!r} here; it may: {allowed}"
+                    raise Problem(400, text, "out_of_bounds", at)
+        if both := sorted(set(options.exclude) & set(options.require)):
+            raise Problem(400, f"{both[0]!r} cannot be left out and required", None, "ensemble.exclude")
+        rest = tuple(name for name in names if name not in options.exclude)
+        try:
+            return self._narrowed(ensemble, rest, tuple(sorted(set(options.require))))
+        except ConfigError as error:
+            text = f"{served.name!r} cannot answer so: {error}"
+            raise Problem(400, text, "unsupported", "ensemble.exclude") from error
+
+    def pinned(self, served: Served, names: Sequence[str]) -> Served:
+        """The entry with the named members alone and no selection among them; itself where they cannot answer."""
+        rest = tuple(engine.name for engine in served.ensemble.engines if engine.name in names)
+        try:
+            ensemble = self._narrowed(served.ensemble, rest, rest) if rest else served.ensemble
+        except ConfigError:  # others were dropped after a failure
             return served
-        level = None if "effort" in params else level
-        variant = self._variant(served.name, json.dumps(params, sort_keys=True), level)
-        return replace(served, ensemble=variant, base=served.ensemble)
+        if ensemble is served.ensemble:
+            return served
+        return replace(served, ensemble=ensemble, base=served.base or served.ensemble)
 
     def _mentor_of(self, served: Served) -> Served:
         """The mentor alone in the place of its Tandem."""
@@ -186,13 +231,68 @@ class Catalog:
             if not hasattr(ensemble.aggregation, option):
                 method = config.aggregation.method
                 raise ConfigError(f"{name}: request_params: {method!r} has no option {option!r}")
-        watch = CertificateWatch.of(name, config, ensemble)
-        return Served(name, ensemble, config.selection.method, config.aggregation, bounds=bounds, watch=watch)
+        names = [engine.name for engine in ensemble.engines]
+        for model in config.ensemble.request_members or ():
+            if model not in names:
+                raise ConfigError(f"{name}: request_members: {did_you_mean(model, names, 'member')}")
+        return Served(
+            name,
+            ensemble,
+            config.selection.method,
+            config.aggregation,
+            bounds=bounds,
+            members=config.ensemble.request_members,
+            watch=CertificateWatch.of(name, config, ensemble),
+        )
 
     def _alone(self, engine: Engine) -> Served:
         ensemble = AsyncEnsemble([engine], All(), Single())
         ensemble.configure(self.config)
         return Served(engine.name, ensemble, "all", StrategySpec(method="single"), alone=True)
+
+
+@dataclass(frozen=True)
+class Requiring(Selection):
+    """Another selection, in which required engines take the places of those that it prefers least.
+
+    Attributes:
+        names: the required engines.
+    """
+
+    selection: Selection
+    names: tuple[str, ...]
+
+    async def select(self, request: Request, engines: Sequence[Engine], ledger: UsageLedger) -> list[Engine]:
+        required = [engine for engine in engines if engine.name in self.names]
+        if len(required) == len(engines):
+            return required
+        chosen = await self.selection.select(request, engines, ledger)
+        places = max(0, len(chosen) - len(required))
+        others = [engine for engine in chosen if engine not in required][:places]
+        kept = [engine for engine in chosen if engine in required or engine in others]
+        return [*kept, *(engine for engine in required if engine not in kept)]
+
+    def min_engines(self, engines: Sequence[Engine]) -> int:
+        return max(self.selection.min_engines(engines), len(self.names))
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        if len(self.names) < len(engines):
+            self.selection.check(engines)
+
+
+def narrowed(ensemble: AsyncEnsemble, names: Sequence[str], require: tuple[str, ...]) -> AsyncEnsemble:
+    """The ensemble with the named members alone.
+
+    Raises:
+        ConfigError: they cannot answer together.
+    """
+    other = copy.copy(ensemble)
+    other.engines = [engine for engine in ensemble.engines if engine.name in names]
+    if require:
+        other.selection = Requiring(ensemble.selection, require)
+    check_together(other.engines, other.selection, other.aggregation)
+    other.sampling = other.generation.sampling(other.context)
+    return other
 
 
 def _effort(served: Served, name: str) -> str | None:

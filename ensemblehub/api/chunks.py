@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
+from ensemblehub.api.budget import token_count
 from ensemblehub.api.job import (
     AnswerEvent,
     AnswerRecord,
@@ -18,7 +19,6 @@ from ensemblehub.api.job import (
     Kind,
     is_answer,
     is_insight,
-    token_count,
 )
 from ensemblehub.api.problems import Problem
 from ensemblehub.api.protocol import StreamOptions
@@ -143,6 +143,8 @@ class AnswerChunks:
             "tokens": sum(map(token_count, pieces)),
             "round": last.round,
         }
+        if self.answer.out_of_budget:
+            info["finish"] = "budget"
         if is_insight(last):
             reasoning = dict.fromkeys(answer.reasoning_fields, last.text)
             thought = {"delta": reasoning} if self.kind == "chat" else {"text": "", **reasoning}

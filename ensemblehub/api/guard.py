@@ -9,6 +9,7 @@ import asyncio
 import base64
 import binascii
 import email.message
+import hashlib
 import hmac
 import logging
 import re
@@ -63,6 +64,7 @@ class Guard:
         self.admission = admission
         self.monitor = monitor
         self._keys = [key.encode() for key in keys]
+        self._owners = [hashlib.sha256(key).hexdigest()[:16] for key in self._keys]
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +74,7 @@ class Guard:
         headers, started = Headers(scope=scope), time.perf_counter()
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, owner="")
         status = received = 0
         is_head = scope["method"] == "HEAD"
 
@@ -140,7 +142,9 @@ class Guard:
         matches = [
             hmac.compare_digest(shown, key) for shown in given for key in self._keys
         ]  # all: equal time
-        if not any(matches):
+        if any(matches):
+            scope["state"]["owner"] = self._owners[matches.index(True) % len(self._keys)]
+        else:
             browser = scope["path"].startswith(_FOR_BROWSERS)
             scheme = 'Basic realm="the API key is the password"' if browser else "Bearer"
             text = "wrong API key" if given else "an API key is needed: send Authorization: Bearer KEY"

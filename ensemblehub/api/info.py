@@ -10,21 +10,40 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
 from ensemblehub import __version__, registry
 from ensemblehub.api import replies
 from ensemblehub.api.admission import Admission
 from ensemblehub.api.catalog import Catalog, Served
+from ensemblehub.api.fields import RequestBody
 from ensemblehub.api.monitoring import CONTENT_TYPE, Monitor
 from ensemblehub.api.problems import Problem
-from ensemblehub.api.protocol import DetokenizeRequest, TokenizeRequest
+from ensemblehub.api.protocol import TokenId
 from ensemblehub.api.reading import beside
 from ensemblehub.api.state import State
 from ensemblehub.api.streaming import JSON
 from ensemblehub.config import DEFAULT
 from ensemblehub.ensemble_methods.raw_prompts import tokenizer_of
 from ensemblehub.generators.base import Engine, Tokenizer
+
+_MODEL = "Whose tokenizer; may be left out where all that are served have the same."
+
+
+class TokenizeRequest(RequestBody):
+    """`POST /tokenize`."""
+
+    prompt: str
+    add_special_tokens: bool = True
+    model: str | None = Field(default=None, description=_MODEL)
+
+
+class DetokenizeRequest(RequestBody):
+    """`POST /detokenize`."""
+
+    tokens: list[TokenId]
+    model: str | None = Field(default=None, description=_MODEL)
 
 
 def add_info_routes(
@@ -96,6 +115,11 @@ def _composition(served: Served) -> dict[str, Any]:
         "params": served.aggregation.params,
         "levels": [asdict(checkpoint) for checkpoint in aggregation.checkpoints],
         "bounds": {name: bound.model_dump(exclude_none=True) for name, bound in served.bounds.items()},
+        "optional": [
+            engine.name
+            for engine in ensemble.engines
+            if served.members is None or engine.name in served.members
+        ],
     }
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeGuard
 
 from ensemblehub.api.admission import Reservation
+from ensemblehub.api.budget import Spending, token_count
 from ensemblehub.api.catalog import Served
 from ensemblehub.api.protocol import GenerationRequest
 from ensemblehub.config.sections import Generation
@@ -36,6 +37,8 @@ class AnswerRecord:
         echoed: the prompt, where it is repeated before the answer.
         as_ids: whether logprobs name tokens by their ids.
         scored: the tokens of an echoed prompt.
+        spending: what the request may spend; None without a limit.
+        out_of_budget: whether the answer was ended by that limit.
     """
 
     index: int
@@ -51,6 +54,8 @@ class AnswerRecord:
     ledger: UsageLedger = field(default_factory=UsageLedger)
     events: list[Event] = field(default_factory=list)
     scored: Scored | None = None
+    spending: Spending | None = None
+    out_of_budget: bool = False
     started: float = field(default_factory=time.perf_counter)
     ended: float = 0.0
     insight_tokens: int = 0
@@ -127,11 +132,6 @@ def is_insight(event: object) -> TypeGuard[Piece]:
     return isinstance(event, Piece) and event.purpose == "insight" and event.visible
 
 
-def token_count(piece: Piece) -> int:
-    """Return the number of tokens of a piece; 1 if its engine reports none."""
-    return max(len(piece.tokens), bool(piece.text))
-
-
 @dataclass
 class GenerationJob:
     """A generation request and its answers in progress.
@@ -140,6 +140,7 @@ class GenerationJob:
         per_prompt: answers to each prompt.
         reservation: its answers' places in the queue.
         first_token_seconds: None while there is no token.
+        owner: whose key asked; empty without keys.
         outcome: `ok`, an error's code, `disconnected`, or `stopped` with the server.
         log_text: whether a log may hold what was asked and answered.
     """
@@ -154,6 +155,7 @@ class GenerationJob:
     created: int = field(default_factory=lambda: int(time.time()))
     started: float = field(default_factory=time.perf_counter)
     first_token_seconds: float | None = None
+    owner: str = ""
     outcome: str = "ok"
     log_text: bool = False
 

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Discriminator, Field, StrictBool, StrictInt
 
 from ensemblehub.api.fields import Hints, LenientObject, RequestBody, StrictObject, similar
 from ensemblehub.api.problems import Problem
+from ensemblehub.config.sections import Budget
 from ensemblehub.schema import Chat, Message, Prompt, Role, Sampling, Text, TokenIds
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -70,11 +71,18 @@ class EnsembleOptions(StrictObject):
         method: another of the configured ensembles, by name or by the name of its aggregation.
         params: options of the aggregation, within the bounds that the operator set (`request_params`).
         context_tokens: where the context ends, for a log-likelihood of tandem.
+        exclude, require: members that take no part, and members that no selection may drop.
+        budget: what the request may spend; its answers end once it is reached.
+        conversation: an id of the client's; its turns are answered by the members of the first.
     """
 
     method: str | None = None
     params: dict[str, Any] = Field(default_factory=dict)
     context_tokens: PositiveCount | None = None
+    exclude: Annotated[list[str], Len(0, 64)] = Field(default_factory=list)
+    require: Annotated[list[str], Len(0, 64)] = Field(default_factory=list)
+    budget: Budget | None = None
+    conversation: Annotated[str, Len(1, 256)] | None = None
 
 
 class TextPart(LenientObject):
@@ -187,6 +195,11 @@ class GenerationRequest(RequestBody, Hints, ABC):
         default=None, description="How far a Tandem goes: none, low, medium, high, or one of its levels."
     )
     include_reasoning: StrictBool | None = Field(default=None, description="false: the insight is not sent.")
+
+    @property
+    def conversation(self) -> str | None:
+        """Id of the conversation that the request is a turn of."""
+        return self.ensemble.conversation if self.ensemble else None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -373,21 +386,3 @@ def _kind_of_prompt(given: Any) -> str:
     if _is_nested(given):
         return "~several"
     return "~texts" if given and isinstance(given[0], str) else "~ids"
-
-
-_MODEL = "Whose tokenizer; may be left out where all that are served have the same."
-
-
-class TokenizeRequest(RequestBody):
-    """`POST /tokenize`."""
-
-    prompt: str
-    add_special_tokens: bool = True
-    model: str | None = Field(default=None, description=_MODEL)
-
-
-class DetokenizeRequest(RequestBody):
-    """`POST /detokenize`."""
-
-    tokens: list[TokenId]
-    model: str | None = Field(default=None, description=_MODEL)

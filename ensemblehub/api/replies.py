@@ -65,7 +65,7 @@ class ModelList(ReplyObject):
 
 
 class Composition(ReplyObject):
-    """The parts of an ensemble; `bounds` are the options that a request may set."""
+    """The parts of an ensemble; a request may set the options in `bounds`, and leave out or require `optional`."""
 
     id: str
     method: str
@@ -76,6 +76,7 @@ class Composition(ReplyObject):
     params: dict[str, Any]
     levels: list[Checkpoint]
     bounds: dict[str, Bound]
+    optional: list[str]
 
 
 class MemberObject(ReplyObject):
@@ -151,6 +152,9 @@ class Attribution(ReplyObject):
 class AnswerMetadata(ReplyObject):
     """Metadata of an answer: authors and why, verdicts and choices; at the end of a stream in its last chunk."""
 
+    finish: Literal["stop", "length", "tool_calls", "budget"] = Field(
+        description="Why the answer ended; `budget`, where it says `length` elsewhere, if it may spend no more."
+    )
     request_id: str
     selected_models: list[str]
     method: str

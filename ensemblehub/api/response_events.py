@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ensemblehub.api.answering import Answering
 from ensemblehub.api.blocks import Block, BlockWire, WireEvent
 from ensemblehub.api.job import GenerationJob
 from ensemblehub.api.problems import Problem
 from ensemblehub.api.replies import AnswerMetadata, CostDetails, ReplyObject
 from ensemblehub.api.responses import NamedTool, ResponsesRequest, flat
-from ensemblehub.api.stored import StoredResponses
 
 _PREFIXES = {"reasoning": "rs", "text": "msg", "tool": "fc"}
 _PARTS = {"reasoning": "reasoning_text", "text": "output_text"}
@@ -80,10 +80,11 @@ class ResponseObject(ReplyObject):
 class ResponseWire(BlockWire):
     """OpenAI's typed events, numbered."""
 
-    def __init__(self, job: GenerationJob, body: ResponsesRequest, stored: StoredResponses) -> None:
+    def __init__(self, job: GenerationJob, body: ResponsesRequest, answering: Answering) -> None:
         super().__init__(job)
         self.body = body
-        self.stored = stored
+        self.answering = answering
+        self.stored = stored = answering.stored
         self.keeps = bool(stored.count) and body.store is not False
         self._turns = body.turns(stored) if self.keeps else []
         self._names = {flat(space, tool.name): (space, tool.name) for space, tool in body.functions}
@@ -129,6 +130,7 @@ class ResponseWire(BlockWire):
     def ending(self) -> Iterator[WireEvent]:
         if self.keeps:
             self.stored.keep(f"resp_{self.id}", self._conversation())
+            self.answering.pin(self.job, f"resp_{self.id}")
         response = self.reply()
         yield self._event(f"response.{response['status']}", response=response)
 

@@ -258,6 +258,7 @@ class ResponsesRequest(RequestBody, Hints):
             "tool_choice": choice.chat if isinstance(choice, NamedTool) else choice,
             "parallel_tool_calls": self.parallel_tool_calls,
             "ensemble": self.ensemble,
+            "turn_after": self.previous_response_id,
         }
         return validated(fields, ResponsesChat)
 
@@ -267,6 +268,12 @@ class ResponsesChat(ChatRequest):
 
     endpoint: ClassVar[str] = "responses"
     prompt_field: ClassVar[str] = "input"
+
+    turn_after: str | None = None  # the response that it continues
+
+    @property
+    def conversation(self) -> str | None:
+        return super().conversation or self.turn_after
 
 
 def conversation(

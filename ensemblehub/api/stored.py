@@ -51,3 +51,28 @@ class StoredResponses:
         self._kept.move_to_end(name)
         messages: list[dict[str, Any]] = orjson.loads(self._kept[name])
         return messages
+
+
+class PinnedMembers:
+    """The members of the first turn of each conversation; those not used for longest are forgotten first.
+
+    Args:
+        count: maximum number of conversations.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._kept: OrderedDict[tuple[str, ...], tuple[str, ...]] = OrderedDict()
+
+    def keep(self, key: tuple[str, ...], members: Sequence[str]) -> None:
+        """Remember the members of a turn."""
+        self._kept[key] = tuple(members)
+        self._kept.move_to_end(key)
+        while len(self._kept) > self.count:
+            self._kept.popitem(last=False)
+
+    def find(self, key: tuple[str, ...]) -> tuple[str, ...]:
+        """The members; none of a conversation that is not known."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key, ())

@@ -97,9 +97,11 @@ def _saving(total: Cost, alone: Sequence[float] | None) -> float | None:
 def metadata(answer: AnswerRecord) -> dict[str, Any]:
     """Who took part, who wrote what and why, verdicts, choices and the estimated saving of an answer that ended."""
     result = answer.result
+    finish = "budget" if answer.out_of_budget else result.finish or "length"
     return {
+        "finish": finish,
         "request_id": answer.request.id,
-        "selected_models": _members(answer, result),
+        "selected_models": members(answer, result),
         "method": answer.served.aggregation.method,
         "explanation": why(answer, result),
         "estimated_saving": _saving(answer.ledger.total, answer.estimated_alone),
@@ -109,7 +111,7 @@ def metadata(answer: AnswerRecord) -> dict[str, Any]:
     }
 
 
-def _members(answer: AnswerRecord, result: Result) -> list[str]:
+def members(answer: AnswerRecord, result: Result) -> list[str]:
     """The models that took part."""
     selected = [choice.chosen for choice in result.choices if choice.about == "models"]
     return list(selected[-1]) if selected else [engine.name for engine in answer.served.ensemble.engines]
@@ -152,7 +154,7 @@ def headers(job: GenerationJob) -> dict[str, str]:
     }
     if len(job.answers) == 1 and answer.ended:
         result, saving = answer.result, _saving(answer.ledger.total, answer.estimated_alone)
-        found |= {"members": _members(answer, result), **_wrote(result), "explanation": why(answer, result)}
+        found |= {"members": members(answer, result), **_wrote(result), "explanation": why(answer, result)}
         found |= {"estimated-saving": None if saving is None else f"{saving:.4f}"}
     return {f"x-ensemble-{name}": _header(value) for name, value in found.items() if value}
 

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ensemblehub import builtin, registry
-from ensemblehub.schema import Sampling
+from ensemblehub.schema import Cost, Sampling
 
 LONGEST = 16384  # tokens of an answer without a limit
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -18,6 +18,7 @@ Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
 Seconds = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Texts = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
@@ -224,6 +225,35 @@ class Bound(Section):
         return " and ".join(ends)
 
 
+class Budget(Section):
+    """A limit of spending, of every model together; what is not named has no limit.
+
+    Attributes:
+        usd: US dollars, where prices are known.
+        tflops: 10^12 floating-point operations.
+        tokens: Tokens computed: read without a cache, or written.
+    """
+
+    usd: Amount | None = None
+    tflops: Amount | None = None
+    tokens: Positive | None = None
+
+    def reached(self, spent: Cost) -> str | None:
+        """The first limit that is reached, with what was spent, for a message; None if none is."""
+        known = spent.prompt_tokens - spent.cached_tokens + spent.completion_tokens
+        amounts = {"US dollars": spent.usd, "TFLOPs": spent.flops / 1e12, "tokens": known}
+        for (unit, amount), limit in zip(amounts.items(), (self.usd, self.tflops, self.tokens), strict=True):
+            if limit is not None and amount >= limit:
+                return f"{amount:.6g} of {limit:.6g} {unit}"
+        return None
+
+    def within(self, other: Budget) -> Budget:
+        """The lower of both limits, each."""
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in Budget.model_fields}
+        given = {name: [limit for limit in pair if limit is not None] for name, pair in pairs.items()}
+        return Budget.model_construct(**{name: min(limits, default=None) for name, limits in given.items()})
+
+
 class EnsembleSection(Section):
     """Which models and strategies, and how text is generated.
 
@@ -231,6 +261,7 @@ class EnsembleSection(Section):
         models: Names of the ensemble's models, in its order; all by default.
         on_error: `fail`, or `drop` a model that fails and continue the answer with the others.
         request_params: Options of the aggregation that a request to a server may set, and their bounds.
+        request_members: Models that a request to a server may leave out or require; all by default, [] for none.
         model_selection_method, model_selection_params: The selection strategy and its options.
         output_aggregation_method, output_aggregation_params: The aggregation strategy and its options.
         score_normalization: How the scorers' scores are scaled before their mean is taken.
@@ -239,6 +270,7 @@ class EnsembleSection(Section):
     models: list[str] = Field(default_factory=list)
     on_error: Literal["fail", "drop"] = "fail"
     request_params: dict[str, Bound] = Field(default_factory=dict)
+    request_members: list[str] | None = None
     model_selection_method: str = "all"
     model_selection_params: dict[str, Any] = Field(default_factory=dict)
     output_aggregation_method: str = "single"
@@ -272,6 +304,8 @@ class ServerSection(Section):
         drain: Seconds that running answers have to end when the server is stopped.
         stored_responses, stored_bytes: Maximum number and size of the conversations that `/v1/responses` keeps
             in memory for `previous_response_id`; 0 of them by default.
+        conversations: Maximum number of conversations that are remembered with the models of their first turn.
+        request_budget: What one request may spend at most; a request may ask for less.
         on_drift: What answers where a Tandem's certificate does not hold (docs/judges.md): `tandem` all the same,
             with a warning, or its `mentor` alone.
         reasoning_fields: Fields in which an insight is sent; clients that know both show it twice.
@@ -303,6 +337,8 @@ class ServerSection(Section):
     drain: Annotated[float, Ge(0)] = 30.0
     stored_responses: Count = 0
     stored_bytes: Positive = 2**26
+    conversations: Count = 1024
+    request_budget: Budget = Field(default_factory=lambda: Budget())
     on_drift: Literal["tandem", "mentor"] = "tandem"
     reasoning_fields: tuple[Literal["reasoning_content", "reasoning"], ...] = ("reasoning_content",)
     log_format: Literal["text", "json"] = "text"
