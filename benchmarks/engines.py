@@ -31,10 +31,10 @@ START = 300  # seconds that a second process has at most
 BLOCK = 32  # tokens of a block of vLLM's cache on a CPU
 NEEDS = {
     "echo": (),
-    "hf": ("torch", "transformers"),
-    "openai": ("torch", "transformers", "httpx2", "fastapi"),
+    "hf": ("torch", "transformers", "llguidance"),
+    "openai": ("torch", "transformers", "llguidance", "httpx2", "fastapi"),
     "openai_bare": ("torch", "transformers", "httpx2", "fastapi"),
-    "llama_cpp": ("torch", "llama_cpp", "gguf"),
+    "llama_cpp": ("torch", "llama_cpp", "gguf", "llguidance"),
     "vllm": ("vllm",),
     "openai_vllm": ("vllm", "httpx2"),
 }
@@ -92,9 +92,10 @@ def started(engine: str, models: Sequence[str] = MODELS, *, threads: int = 1) ->
             if engine == "echo":
                 options = {"replies": {"": ECHO}, "parameters": 2_000_000 if name == "mentor" else 200_000}
             elif engine == "hf":
-                options |= {"device": "cpu"}
+                options |= {"device": "cpu", "tool_parser": "hermes"}
             elif engine == "llama_cpp":
                 options = {"path": files[name], "threads": threads, "kv": "f32", "batch_rows": 32}
+                options |= {"tool_parser": "hermes"}
             elif engine == "vllm":
                 options |= {
                     "dtype": "float32",
@@ -107,7 +108,7 @@ def started(engine: str, models: Sequence[str] = MODELS, *, threads: int = 1) ->
                 if engine != "openai_bare":
                     options |= {"dialect": "vllm", "logprobs": True, "score": "echo", "tokenizer": home}
                     options |= {"context": 2048, "entropy_top_k": 20 if engine == "openai_vllm" else 0}
-                    options |= {"response_format": engine == "openai_vllm"}
+                    options |= {"response_format": True}
             kind = "openai" if engine.startswith("openai") else engine
             return {"name": name, "engine": kind, **options}
 

@@ -43,7 +43,7 @@ def test_models_are_known_without_their_weights(tmp_path):
         mentor.kv_per_1000_tokens == 1000 * 2 * 4 * 6 * 32 * 4
     )  # keys and values, layers, heads, width, bytes
     assert mentor.context == 2048
-    assert intern.capabilities == ("decode", "logprobs", "prefix", "score")
+    assert intern.capabilities == ("decode", "logprobs", "prefix", "response_format", "score")
 
 
 def test_no_weights_are_read(tmp_path):

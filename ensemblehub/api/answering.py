@@ -307,6 +307,9 @@ def _require(engines: Sequence[Engine], capability: Capability, name: str, param
     for engine in engines:
         if capability not in engine.capabilities:
             text = f"{name!r} cannot honour {param}: {engine.name} lacks {capability!r}"
+            options = {"tools": ("tool_parser", "tools")}.get(capability, (capability,))
+            if declaring := [option for option in options if hasattr(engine.options, option)]:
+                text += f", which its option `{declaring[0]}` declares"
             raise Problem(400, text, "unsupported", param)
 
 

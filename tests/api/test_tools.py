@@ -183,44 +183,95 @@ def shows_tools(tmp_path):
     }
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
-def test_a_model_in_vllm_calls_tools_and_keeps_to_a_format(serve, shows_tools):
+OPTIONS = {
+    "hf": {"device": "cpu", "tool_parser": "hermes"},
+    "vllm": {"dtype": "float32", "block_size": 32, "enforce_eager": True, "tool_parser": "hermes"},
+}
+
+
+@pytest.fixture(params=["hf", "vllm"])
+def near(request, serve, shows_tools):
+    """A server of one model that shows tools, and a request to it whose answer has no white space."""
+    if request.param == "vllm" and importlib.util.find_spec("vllm") is None:
+        pytest.skip("vllm is not installed")
     folder, blank = shows_tools
-    options = {"dtype": "float32", "block_size": 32, "enforce_eager": True, "tool_parser": "hermes"}
-    spec = {"name": "near", "engine": "vllm", "path": str(folder), **options}
+    spec = {"name": "near", "engine": request.param, "path": str(folder), **OPTIONS[request.param]}
     method = {"output_aggregation_method": "single", "output_aggregation_params": {"engine": "near"}}
+    plain = {"name": "plain", "engine": "hf", "path": "builtin:intern", "device": "cpu"}
     server = serve(
-        json.dumps({"model_specs": [spec], "ensemble": method}), env={"VLLM_CPU_KVCACHE_SPACE": "1"}
+        json.dumps({"model_specs": [spec, plain], "ensemble": method}), env={"VLLM_CPU_KVCACHE_SPACE": "1"}
     )
-    try:
-        ask = {"messages": ASK["messages"], "logit_bias": blank, "max_tokens": 200}
-        tool = {"type": "function", "function": {"name": "add", "parameters": SCHEMA, "strict": True}}
-        body = {**ask, "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
-        whole = server.post(CHAT, body).json()
-        (choice,) = whole["choices"]
-        (made,) = choice["message"]["tool_calls"]
-        assert made["function"]["name"] == "add"
-        assert set(json.loads(made["function"]["arguments"])) == {"a", "b"}
-        assert choice["finish_reason"] == "tool_calls"
-        assert choice["message"]["content"] in ("", None)
-        assert whole["usage"]["completion_tokens"] > 10
-        streamed = server.post(CHAT, {**body, "stream": True, "stream_options": {"include_usage": True}})
-        events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
-        parts = [
-            part for one in events for line in one["choices"] for part in line["delta"].get("tool_calls", [])
-        ]
-        assert (
-            "".join(part["function"].get("arguments", "") for part in parts) == made["function"]["arguments"]
-        )
-        assert events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
-        schema = {"type": "json_schema", "json_schema": {"name": "sum", "schema": SCHEMA}}
-        answer = server.post(CHAT, {**ask, "response_format": schema}).json()
-        assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"a", "b"}
-        turns = [*ASK["messages"], {"role": "assistant", "content": None, "tool_calls": [made]}]
-        turns += [{"role": "tool", "tool_call_id": made["id"], "content": "4"}]
-        assert server.post(CHAT, {**body, "messages": turns, "tool_choice": "auto"}).status_code == 200
-        refused = server.post(CHAT, {**ask, "tools": [{"type": "function"}]})
-        assert refused.status_code == 400
-        assert "tools.0.function" in refused.json()["error"]["message"]
-    finally:
-        server.stop()
+    yield server, {"messages": ASK["messages"], "logit_bias": blank, "max_tokens": 200}
+    server.stop()
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": SCHEMA, "strict": True}}
+
+
+def events_of(answer):
+    return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+
+
+def test_a_model_calls_tools_and_keeps_to_a_format(near):
+    server, ask = near
+    body = {**ask, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
+    whole = server.post(CHAT, body).json()
+    (choice,) = whole["choices"]
+    (made,) = choice["message"]["tool_calls"]
+    assert made["function"]["name"] == "add"
+    assert set(json.loads(made["function"]["arguments"])) == {"a", "b"}
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] in ("", None)
+    assert whole["usage"]["completion_tokens"] > 10
+    streamed = server.post(CHAT, {**body, "stream": True, "stream_options": {"include_usage": True}})
+    events = events_of(streamed)
+    parts = [
+        part for event in events for line in event["choices"] for part in line["delta"].get("tool_calls", [])
+    ]
+    arguments = "".join(part["function"].get("arguments", "") for part in parts)
+    assert arguments == made["function"]["arguments"]
+    assert events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+    schema = {"type": "json_schema", "json_schema": {"name": "sum", "schema": SCHEMA}}
+    answer = server.post(CHAT, {**ask, "response_format": schema}).json()
+    assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"a", "b"}
+    turns = [*ASK["messages"], {"role": "assistant", "content": None, "tool_calls": [made]}]
+    turns += [{"role": "tool", "tool_call_id": made["id"], "content": "4"}]
+    assert server.post(CHAT, {**body, "messages": turns, "tool_choice": "auto"}).status_code == 200
+    refused = server.post(CHAT, {**ask, "tools": [{"type": "function"}]})
+    assert refused.status_code == 400
+    assert "tools.0.function" in refused.json()["error"]["message"]
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
+    refused = server.post(CHAT, {**ASK, "model": "plain", "response_format": form}).json()["error"]
+    assert refused["message"].endswith('response_format.json_schema.schema: Unimplemented keys: ["not"]')
+    refused = server.post(CHAT, {**ASK, "model": "plain", "tools": [TOOL]}).json()["error"]
+    assert (refused["param"], "option `tool_parser`" in refused["message"]) == ("tools", True)
+    _check_other_apis(server)
+
+
+def _check_other_apis(server):
+    """A call and its result through the two other APIs."""
+    question = ASK["messages"][0]["content"]
+    tool = {"type": "function", **TOOL["function"]}
+    asked = {"input": question, "tools": [tool], "tool_choice": "required", "max_output_tokens": 300}
+    (call,) = server.post("/v1/responses", {**asked, "parallel_tool_calls": False}).json()["output"]
+    assert (call["type"], call["name"], call["status"]) == ("function_call", "add", "completed")
+    assert set(json.loads(call["arguments"])) == {"a", "b"}
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "4"}
+    turns = [{"role": "user", "content": question}, call, result]
+    said = server.post("/v1/responses", {**asked, "input": turns, "tool_choice": "auto"}).json()
+    assert said["output"][0]["type"] == "message"
+    tool = {"name": "add", "input_schema": SCHEMA}
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    asked = {"messages": ASK["messages"], "tools": [tool], "tool_choice": choice, "max_tokens": 300}
+    message = server.post("/v1/messages", asked).json()
+    (block,) = message["content"]
+    assert (block["type"], block["name"], message["stop_reason"]) == ("tool_use", "add", "tool_use")
+    assert set(block["input"]) == {"a", "b"}
+    events = events_of(server.post("/v1/messages", {**asked, "stream": True}))
+    deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+    written = "".join(delta["partial_json"] for delta in deltas if delta["type"] == "input_json_delta")
+    assert set(json.loads(written)) == {"a", "b"}
+    done = {"type": "tool_result", "tool_use_id": block["id"], "content": "4"}
+    turns = [*ASK["messages"], {"role": "assistant", "content": [block]}, {"role": "user", "content": [done]}]
+    said = server.post("/v1/messages", {**asked, "messages": turns, "tool_choice": {"type": "auto"}}).json()
+    assert said["content"][0]["type"] == "text"

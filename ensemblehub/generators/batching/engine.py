@@ -17,10 +17,12 @@ from typing import Any, Generic, Protocol, TypeVar
 from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import EngineError, RequestError
 from ensemblehub.generators.base import Decoder, Distribution, Engine, Vocabulary
-from ensemblehub.generators.batching.local_model import LocalModel
+from ensemblehub.generators.batching.local_model import LocalModel, SchedulingOptions
 from ensemblehub.generators.batching.prefix_cache import TokenReadings
 from ensemblehub.generators.batching.rows import LogprobLines, ModelRow, ReadRow, StepRow, WriteRow
 from ensemblehub.generators.batching.scheduler import Scheduler
+from ensemblehub.generators.structure.answer import StructuredAnswer
+from ensemblehub.generators.structure.grammar_answer import GrammarAnswer, GrammarAnswers
 from ensemblehub.generators.text.detokenizer import alternatives, vocabulary_of
 from ensemblehub.generators.text.rendering import Rendered, Renderer
 from ensemblehub.generators.text.spans import Origin
@@ -72,32 +74,14 @@ class ReadingCall(ModelCall, Protocol):
         """How well each token was predicted."""
 
 
-class SchedulingOptions(Protocol):
-    """Options that the scheduler reads."""
-
-    @property
-    def batch_rows(self) -> int:
-        """Maximum number of rows in one forward pass."""
-
-    @property
-    def prefix_cache_tokens(self) -> int:
-        """Maximum number of tokens whose keys and values are kept for later requests."""
-
-    @property
-    def lookahead(self) -> int:
-        """Tokens that a row may write beyond those its reader took."""
-
-    @property
-    def enable_thinking(self) -> bool | None:
-        """Passed to the chat template, for chats that do not set it themselves."""
-
-
+Ids = tuple[int, ...]
 W = TypeVar("W", bound=ModelWorker)
 C = TypeVar("C", bound=WritingCall)
+S = TypeVar("S", bound=StructuredAnswer)
 R = TypeVar("R", bound=ModelRow)
 
 
-class LocalEngine(Engine, Generic[W, C]):
+class LocalEngine(Engine, Generic[W, C, S]):
     """An engine with the model's own tokenizer and a worker, both made when first needed.
 
     Attributes:
@@ -127,16 +111,21 @@ class LocalEngine(Engine, Generic[W, C]):
         """Start the worker, which loads the model."""
 
     @abstractmethod
-    def _write(self, request: Request, ids: tuple[int, ...], end: frozenset[int]) -> C:
+    def _write(self, request: Request, ids: Ids, end: frozenset[int], structure: S | None) -> C:
         """Start writing an answer to the prompt `ids`, which ends at an id of `end`."""
+
+    @abstractmethod
+    def _structure(self, request: Request, ids: Ids, end: frozenset[int]) -> S | None:
+        """What the request's `tools` and `response_format` ask for, which takes a while to compile.
+
+        Raises:
+            RequestError: it cannot be honoured.
+            MissingExtraError: a library for it is not installed.
+        """
 
     @abstractmethod
     def _read(self, ids: tuple[int, ...]) -> ReadingCall:
         """Start reading a prompt."""
-
-    def _piece(self, call: C, piece: Piece) -> Piece:
-        """The piece as it is shown."""
-        return piece
 
     async def load(self) -> None:
         """Load the model on the worker's thread.
@@ -197,13 +186,17 @@ class LocalEngine(Engine, Generic[W, C]):
         await self.load()
         end = frozenset() if sampling.ignore_eos else self.vocabulary.end
         end |= frozenset(sampling.stop_token_ids)
-        call = self._write(self.fitted(request, len(ids)), ids, end)
+        structure = None
+        if request.extra:
+            structure = await asyncio.to_thread(self._structure, request, ids, end)
+        call = self._write(self.fitted(request, len(ids)), ids, end, structure)
         try:
             finish: Finish | None = None
             while finish is None:
                 tokens, finish = await call.take()
                 text = "".join(token.text for token in tokens)
-                yield self._piece(call, Piece(text, self.name, meter.purpose, tokens, finish))
+                piece = Piece(text, self.name, meter.purpose, tokens, finish)
+                yield structure.piece(piece) if structure else piece
         finally:
             await self._leave(call, meter)
 
@@ -261,12 +254,16 @@ def _scored(rendered: Rendered, readings: TokenReadings, vocabulary: Vocabulary)
     return Scored(tuple(map(scored, rendered.ids, rendered.origins, *known)))
 
 
-class ScheduledEngine(LocalEngine[Scheduler, WriteRow]):
+class ScheduledEngine(LocalEngine[Scheduler, WriteRow, GrammarAnswer]):
     """An engine over the row scheduler: continuous batching, pausing and a prefix cache."""
 
-    capabilities: frozenset[Capability] = frozenset({"prefix", "logprobs", "score", "decode"})
+    capabilities: frozenset[Capability] = frozenset(
+        {"prefix", "logprobs", "score", "decode", "response_format"}
+    )
 
     def __init__(self, name: str, info: ModelInfo, options: SchedulingOptions) -> None:
+        if options.tool_parser:
+            self.capabilities = self.capabilities | {"tools"}
         super().__init__(name, info, options.enable_thinking)
         self._scheduling = options
 
@@ -287,18 +284,33 @@ class ScheduledEngine(LocalEngine[Scheduler, WriteRow]):
         self.vocabulary  # noqa: B018  # computed once and kept
         return self._load()
 
-    def _write(self, request: Request, ids: tuple[int, ...], end: frozenset[int]) -> WriteRow:
+    def _write(
+        self,
+        request: Request,
+        ids: tuple[int, ...],
+        end: frozenset[int],
+        structure: GrammarAnswer | None,
+    ) -> WriteRow:
         row = WriteRow(
             *self._row(ids),
             sampling=request.sampling,
             end=end,
             vocabulary=self.vocabulary,
             lookahead=self._scheduling.lookahead,
+            grammar=structure.grammar if structure else None,
         )
         return self._submitted(row)
 
     def _read(self, ids: tuple[int, ...]) -> ReadRow:
         return self._submitted(ReadRow(*self._row(ids)))
+
+    def _structure(self, request: Request, ids: Ids, end: frozenset[int]) -> GrammarAnswer | None:
+        return self._answers(request, end)
+
+    @cached_property
+    def _answers(self) -> GrammarAnswers:
+        parser = self._scheduling.tool_parser
+        return GrammarAnswers(self.name, self.vocabulary, parser, self._renderer.inside)
 
     async def step_row(self, ids: tuple[int, ...]) -> StepRow:
         """A row that is stepped by hand, once the model is loaded."""

@@ -1,4 +1,4 @@
-"""The protocols that a model has to implement to run on the scheduler.
+"""The protocols that a model and its options have to implement to run on the scheduler.
 
 `hf` meets these protocols with transformers and `llama_cpp` with llama.cpp; neither knows the other.
 """
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+
+from ensemblehub.generators.structure.calls import ToolParser
 
 
 class KVSlots(Protocol):
@@ -57,3 +59,27 @@ class LocalModel(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+
+
+class SchedulingOptions(Protocol):
+    """Options that the scheduler reads."""
+
+    @property
+    def batch_rows(self) -> int:
+        """Maximum number of rows in one forward pass."""
+
+    @property
+    def prefix_cache_tokens(self) -> int:
+        """Maximum number of tokens whose keys and values are kept for later requests."""
+
+    @property
+    def lookahead(self) -> int:
+        """Tokens that a row may write beyond those its reader took."""
+
+    @property
+    def tool_parser(self) -> ToolParser | None:
+        """How the model writes tool calls; None where it is offered no tools."""
+
+    @property
+    def enable_thinking(self) -> bool | None:
+        """Passed to the chat template, for chats that do not set it themselves."""

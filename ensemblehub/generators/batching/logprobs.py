@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 _CACHED = 2**18  # float32 numbers of an intermediate result that stays in a CPU's cache
@@ -35,8 +37,9 @@ def entropy(logprobs: torch.Tensor) -> torch.Tensor:
 
 
 def top_tokens(logprobs: torch.Tensor, count: int) -> TopTokens:
-    """The `count` most probable tokens of one line of logprobs."""
+    """The `count` most probable tokens of one line of logprobs, without impossible ones."""
     if not count:
         return ()
     values, indices = logprobs.topk(min(count, logprobs.shape[-1]))
-    return tuple(zip(indices.tolist(), values.tolist(), strict=True))
+    pairs = zip(indices.tolist(), values.tolist(), strict=True)
+    return tuple((index, value) for index, value in pairs if value > -math.inf)

@@ -20,7 +20,7 @@ from ensemblehub.errors import EngineError
 from ensemblehub.generators.base import Vocabulary
 from ensemblehub.generators.batching.logprobs import TopTokens
 from ensemblehub.generators.batching.prefix_cache import TokenReadings
-from ensemblehub.generators.batching.sampling import TokenSampler
+from ensemblehub.generators.batching.sampling import TokenGrammar, TokenSampler
 from ensemblehub.generators.text.detokenizer import AnswerWriter, alternatives
 from ensemblehub.schema import Finish, ModelInfo, Sampling, Token
 
@@ -83,6 +83,11 @@ class ModelRow:
         return known and len(self.ids) >= count and self.ids[:count] == other.ids[:count]
 
     @property
+    def flaw(self) -> str:
+        """Why a logprob is NaN."""
+        return "its logits are not numbers (NaN)"
+
+    @property
     def lent(self) -> int:
         """Tokens computed that stay as they are, whatever the reader does: those of the prompt."""
         return min(self.computed, self.prompt)
@@ -141,12 +146,15 @@ class WriteRow(ModelRow):
     Attributes:
         end: ids that end the answer.
         lookahead: tokens that may be written beyond those that were taken.
+        grammar: what the tokens keep to; None leaves the model free.  Their logprobs are then of the
+            distribution among the tokens that it allows.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
     end: frozenset[int] = frozenset()
     vocabulary: Vocabulary = field(kw_only=True)
     lookahead: int = 0
+    grammar: TokenGrammar | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,15 +172,21 @@ class WriteRow(ModelRow):
             not self.written or ahead < self.lookahead or (self._waiting and ahead == 0)
         )
 
+    @property
+    def flaw(self) -> str:
+        return (self.grammar.error if self.grammar else "") or super().flaw
+
     def accept(
         self, index: int, logprob: float, entropy: float, best: tuple[int, float], top: TopTokens
     ) -> Callable[[], None]:
         """Append the chosen token; return the callback that hands it to the reader."""
-        self.readings.learn(len(self.ids), [logprob], [entropy], [best])
+        if self.grammar is None:  # readings are of the model's own distribution
+            self.readings.learn(len(self.ids), [logprob], [entropy], [best])
+        last = self.grammar is not None and self.grammar.consume(index)
         self.ids.append(index)
         self.sampler.wrote(index)
         shown = alternatives(self.vocabulary, top)
-        tokens, finish = self._writer.write(index, logprob, entropy, shown)
+        tokens, finish = self._writer.write(index, logprob, entropy, shown, last)
         self.done = self.done or finish is not None
         self._delivered += len(tokens)
         return lambda: self._deliver(tokens, finish)

@@ -10,10 +10,27 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
 from ensemblehub.schema import Sampling
+
+
+class TokenGrammar(Protocol):
+    """What the tokens of one answer keep to; followed on the scheduler's thread.
+
+    Attributes:
+        error: why no further token can be chosen; empty while one can.
+    """
+
+    error: str
+
+    def forbidden(self, size: int) -> torch.Tensor:
+        """Which of the first `size` ids may not come next, as booleans on the CPU."""
+
+    def consume(self, index: int) -> bool:
+        """Take the next token; True where nothing may follow."""
 
 
 @dataclass(eq=False)
@@ -73,6 +90,19 @@ class TokenSampler:
     def _forbidden(self) -> frozenset[int]:
         least = self.sampling.min_tokens
         return self.end if least and self.written.total() < least else frozenset()
+
+
+def restricted(
+    grammars: Sequence[TokenGrammar | None], logits: torch.Tensor, logprobs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and logprobs (rows, vocabulary) with what each row's grammar forbids impossible."""
+    bound = [index for index, grammar in enumerate(grammars) if grammar is not None]
+    if not bound:
+        return logits, logprobs
+    masks = [grammar.forbidden(logits.shape[-1]) for grammar in grammars if grammar is not None]
+    allowed = logits[bound].masked_fill(torch.stack(masks).to(logits.device), float("-inf"))
+    rows = torch.tensor(bound, device=logits.device)
+    return logits.index_copy(0, rows, allowed), logprobs.index_copy(0, rows, allowed.log_softmax(-1))
 
 
 def choose(samplers: Sequence[TokenSampler], logits: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from ensemblehub.generators.batching.local_model import LocalModel
 from ensemblehub.generators.batching.logprobs import entropy, readings_of, top_tokens
 from ensemblehub.generators.batching.prefix_cache import Match, PrefixCache
 from ensemblehub.generators.batching.rows import LogprobLines, ModelRow, StepRow, WriteRow
-from ensemblehub.generators.batching.sampling import choose
+from ensemblehub.generators.batching.sampling import choose, restricted
 
 _STOP = object()
 SHARED = 32  # tokens of a prefix for which a row waits while another reads them
@@ -293,6 +293,7 @@ class Scheduler:
             self._write([cast(WriteRow, rows[index]) for index in writing], logits, logprobs)
 
     def _write(self, rows: Sequence[WriteRow], logits: torch.Tensor, logprobs: torch.Tensor) -> None:
+        logits, logprobs = restricted([row.grammar for row in rows], logits, logprobs)
         chosen = choose([row.sampler for row in rows], logits)
         own = logprobs.gather(-1, chosen[:, None]).squeeze(-1)
         highest, most_probable = logprobs.max(-1)
@@ -313,7 +314,7 @@ class Scheduler:
         """Whether no logprob is NaN; otherwise the row fails, since greedy choice would take any token."""
         if not any(map(math.isnan, values)):
             return True
-        self._fail([row], self._failure(ArithmeticError("its logits are not numbers (NaN)")))
+        self._fail([row], self._failure(ArithmeticError(row.flaw)))
         return False
 
     def _failure(self, error: BaseException) -> EngineError:

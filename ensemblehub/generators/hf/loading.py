@@ -17,6 +17,7 @@ from annotated_types import Ge
 from ensemblehub.errors import ConfigError, MissingExtraError, one_line
 from ensemblehub.generators.batching.checkpoint import ModelCheckpoint
 from ensemblehub.generators.hub import PREFIX
+from ensemblehub.generators.structure.calls import ToolParser
 from ensemblehub.schema import Price
 
 _NO_SDPA = "scaled_dot_product_attention"  # how transformers says that a model has no sdpa
@@ -42,6 +43,8 @@ class HFOptions:
         batch_rows: maximum number of rows in one forward pass.
         lookahead: tokens that a row may write beyond those its reader took.
         threads: torch threads on a CPU; None leaves them as they are.
+        tool_parser: how the model writes tool calls, in vLLM's names: `hermes` (Qwen, Hermes), `llama3_json`,
+            `mistral`; without one it is offered no tools.
         price: price of a call; None is free.
     """
 
@@ -58,6 +61,7 @@ class HFOptions:
     batch_rows: Annotated[int, Ge(1)] = 64
     lookahead: Annotated[int, Ge(0)] = 0
     threads: int | None = 1
+    tool_parser: ToolParser | None = None
     price: Price | None = None
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from ensemblehub.generators.batching.checkpoint import ModelCheckpoint
+from ensemblehub.generators.structure.calls import ToolParser
 from ensemblehub.schema import Price
 
 
@@ -34,6 +35,8 @@ class LlamaCppOptions:
             beside the KV cache; none are kept of models that attend to a sliding window.
         lookahead: tokens that a row may write beyond those its reader took.
         enable_thinking: passed to the chat template, for chats that do not set it themselves.
+        tool_parser: how the model writes tool calls, in vLLM's names: `hermes` (Qwen, Hermes), `llama3_json`,
+            `mistral`; without one it is offered no tools.
         price: price of a call; None is free.
     """
 
@@ -48,6 +51,7 @@ class LlamaCppOptions:
     prefix_cache_tokens: Annotated[int, Ge(0)] = 16384
     lookahead: Annotated[int, Ge(0)] = 0
     enable_thinking: bool | None = None
+    tool_parser: ToolParser | None = None
     price: Price | None = None
 
     @property

@@ -110,14 +110,23 @@ class AnswerWriter:
         self._count = 0
 
     def write(
-        self, index: int, logprob: float, entropy: float | None, top: tuple[Alternative, ...]
+        self,
+        index: int,
+        logprob: float,
+        entropy: float | None,
+        top: tuple[Alternative, ...],
+        last: bool = False,
     ) -> tuple[list[Token], Finish | None]:
-        """Take the next id; return the tokens that can be shown, and how the answer ends."""
+        """Take the next id; return the tokens that can be shown, and how the answer ends.
+
+        Args:
+            last: whether nothing may follow.
+        """
         self._count += 1
         ended = index in self._end
         text = "" if ended else self._flow.text(index)
         tokens = self._flow.push(Token(text, index, logprob, entropy, top, self._vocabulary.part(index)))
-        finish: Finish | None = "stop" if ended or self._flow.stopped else None
+        finish: Finish | None = "stop" if ended or last or self._flow.stopped else None
         if finish is None and self._count >= self._limit:
             finish = "length"
         if finish is not None:

@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, Le
 from ensemblehub.errors import MissingExtraError, RequestError, one_line
 from ensemblehub.generators.base import Footprint
 from ensemblehub.generators.entropies import bounded
-from ensemblehub.schema import Capability, Piece, Price, Request
+from ensemblehub.schema import Capability, Price, Request
 
 try:
     from ensemblehub.generators.batching.checkpoint import ModelCheckpoint, footprint_of
@@ -104,7 +104,7 @@ class VLLMOptions:
         return {"model": self.path, **given, **ours, **self.extra}
 
 
-class VLLMEngine(LocalEngine[VLLMWorker, InFlightAnswer]):
+class VLLMEngine(LocalEngine[VLLMWorker, InFlightAnswer, Structure]):
     """A model in vLLM: continuous batching, automatic prefix caching, tensor and pipeline parallelism.
 
     Its info is there at once, from the model's configuration; vLLM is imported and started when first needed.
@@ -164,18 +164,16 @@ class VLLMEngine(LocalEngine[VLLMWorker, InFlightAnswer]):
     def _start(self) -> VLLMWorker:
         return VLLMWorker(self.name, self.settings.arguments)
 
-    def _write(self, request: Request, ids: tuple[int, ...], end: frozenset[int]) -> InFlightAnswer:
-        structure = self._structure(request, ids, end)
+    def _write(
+        self, request: Request, ids: tuple[int, ...], end: frozenset[int], structure: Structure | None
+    ) -> InFlightAnswer:
         params = self._params(request, end)
         if structure is not None:
             params.structured_outputs = structure.constraint
-        return InFlightAnswer(self._started(), ids, params, request.sampling, end, self.vocabulary, structure)
+        return InFlightAnswer(self._started(), ids, params, request.sampling, end, self.vocabulary)
 
     def _read(self, ids: tuple[int, ...]) -> InFlightReading:
         return InFlightReading(self._started(), ids, None if self.exact else self.settings.entropy_top_k)
-
-    def _piece(self, call: InFlightAnswer, piece: Piece) -> Piece:
-        return piece if call.structure is None else call.structure.piece(piece)
 
     def _params(self, request: Request, end: frozenset[int]) -> Any:
         """The request's sampling for vLLM.  It ends at our ids only; stop strings are looked for here."""
@@ -198,9 +196,6 @@ class VLLMEngine(LocalEngine[VLLMWorker, InFlightAnswer]):
             raise RequestError(f"{self.name}: {one_line(error)}") from error
 
     def _structure(self, request: Request, ids: tuple[int, ...], end: frozenset[int]) -> Structure | None:
-        """What the request's `tools` and `response_format` ask for."""
-        if not request.extra:
-            return None
         names = {index: name for index, name in self.vocabulary.names.items() if index not in end}
         return Structure(self.name, request, ids, self._parser, self._renderer.tokenizer, names)
 

@@ -23,7 +23,6 @@ from ensemblehub.generators.batching.callbacks import LoopCallbacks
 from ensemblehub.generators.batching.prefix_cache import TokenReadings
 from ensemblehub.generators.entropies import entropy_of
 from ensemblehub.generators.text.detokenizer import AnswerWriter, alternatives
-from ensemblehub.generators.vllm.structure import Structure
 from ensemblehub.schema import Alternative, Finish, ModelInfo, Sampling, Token
 
 SETTINGS = {
@@ -255,9 +254,7 @@ class InFlightAnswer(InFlightRequest):
         sampling: Sampling,
         end: frozenset[int],
         vocabulary: Vocabulary,
-        structure: Structure | None = None,
     ) -> None:
-        self.structure = structure
         self._top = sampling.top_logprobs
         self._vocabulary = vocabulary
         self._writer = AnswerWriter(vocabulary, sampling, end)
