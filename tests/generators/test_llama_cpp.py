@@ -6,6 +6,7 @@ import math
 import random
 import shutil
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -606,3 +607,48 @@ def test_a_run_with_a_llama_cpp_intern_is_the_run_with_hf(exported, tmp_path):
         assert mine.cost.completion_tokens == other.cost.completion_tokens
         assert mine.cost.flops == pytest.approx(other.cost.flops, rel=0.02)
         assert mine.cost.cached_tokens > 0
+
+
+def test_formats_and_tools_are_those_of_the_hf_engine(bench):
+    pytest.importorskip("llguidance")
+    point = {
+        "type": "object",
+        "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 99}, "far": {"type": "boolean"}},
+        "required": ["x", "far"],
+        "additionalProperties": False,
+    }
+    form = {"response_format": {"type": "json_schema", "json_schema": {"name": "point", "schema": point}}}
+    tool = {"type": "function", "function": {"name": "move", "parameters": point, "strict": True}}
+    call = {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+
+    async def main():
+        async with bench(tool_parser="hermes") as b:
+            b.hf = HFEngine("tiny", HFOptions(b.original, device="cpu", tool_parser="hermes"))
+            for engine in (b.engine, b.hf):
+                tokenizer = engine.tokenizer.tokenizer
+                tokenizer.chat_template = (
+                    "{% if tools %}{{ tools | length }}{% endif %}" + tokenizer.chat_template
+                )
+            plain = ask("the quick", max_tokens=200, temperature=1.0, ignore_eos=False)
+            asked = [
+                replace(plain, sampling=replace(plain.sampling, seed=seed), extra=extra)
+                for seed in range(4)
+                for extra in (form, call)
+            ]
+            together = await asyncio.gather(*map(b.pieces, asked))
+            for request, pieces in zip(asked, together, strict=True):
+                theirs = [piece async for piece in b.hf.stream(request, b.ledger.meter("propose"))]
+                tokens = [token for piece in pieces for token in piece.tokens]
+                others = [token for piece in theirs for token in piece.tokens]
+                assert [token.id for token in tokens] == [token.id for token in others]
+                for token, other in zip(tokens, others, strict=True):
+                    assert token.logprob == pytest.approx(other.logprob, abs=CLOSE)
+                calls = [part["function"] for piece in pieces for part in piece.tool_calls]
+                written = "".join(part["arguments"] for part in calls) or "".join(
+                    piece.text for piece in pieces
+                )
+                assert set(json.loads(written)) == {"x", "far"}
+                assert pieces[-1].finish == theirs[-1].finish == ("tool_calls" if calls else "stop")
+                assert bool(calls) == (request.extra is call)
+
+    run(main())
