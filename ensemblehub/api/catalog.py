@@ -24,6 +24,7 @@ from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.base import Aggregation, Selection, check_together
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.single import Single
+from ensemblehub.ensemble_methods.roles import largest
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Request
@@ -188,9 +189,10 @@ class Catalog:
         return replace(served, ensemble=ensemble, base=served.base or served.ensemble)
 
     def _mentor_of(self, served: Served) -> Served:
-        """The mentor alone in the place of its Tandem."""
-        parts = served.ensemble.aggregation.parts(served.ensemble.engines)
-        mentor = self.served[parts["mentor"].name]
+        """The mentor alone in the place of a strategy: the first part, or the largest model."""
+        engines = served.ensemble.engines
+        parts = list(served.ensemble.aggregation.parts(engines).values())
+        mentor = self.served[(parts[0] if parts else largest(engines, None, "server.on_drift: mentor")).name]
         return replace(served, ensemble=mentor.ensemble, selection="all", aggregation=mentor.aggregation)
 
     def _method(self, served: Served, method: str) -> Served:

@@ -1,4 +1,4 @@
-"""Whether a served Tandem still keeps its certificate: nothing differs from it, and its scores have not drifted."""
+"""Whether a served strategy still keeps its certificate: nothing differs from it, and its scores have not drifted."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.identity import identity
-from ensemblehub.ensemble_methods.output_aggregation.tandem_options import TandemOptions
+from ensemblehub.errors import ArtifactError
 from ensemblehub.schema import Verdict
 from ensemblehub.tandem.certificate import Certificate, load_certificate
 from ensemblehub.tandem.drift import PERIOD, RATE, DriftTest
@@ -39,19 +38,20 @@ class CertificateWatch:
 
     @classmethod
     def of(cls, name: str, config: Config, ensemble: AsyncEnsemble) -> Self | None:
-        """The watch of an ensemble that is served; None where no certificate lies beside its judge.
+        """The watch of an ensemble that is served; None where it has no certificate.
 
         Raises:
-            ArtifactError: the certificate is damaged.
+            ArtifactError: the certificate is damaged, or missing where the configuration names its folder.
         """
-        tandem = ensemble.aggregation
-        if not isinstance(tandem, TandemOptions):
-            return None
-        certificate = load_certificate(Path(builtin.resolve(tandem.judge)))
+        aggregation, named = ensemble.aggregation, config.ensemble.certificate
+        folder = Path(named) if named else aggregation.certificate_folder
+        certificate = load_certificate(folder) if folder else None
         if certificate is None:
+            if named:
+                raise ArtifactError(f"{name}: there is no certificate in {named}")
             return None
         options = {spec.name: config.deciding(spec) for spec in config.members}
-        now = identity(tandem, ensemble.engines, options, config.ensemble.generation.sampling())
+        now = identity(aggregation, ensemble.engines, options, config.ensemble.generation.sampling())
         return cls(name, certificate, certificate.differing(now))
 
     @property

@@ -260,6 +260,8 @@ class EnsembleSection(Section):
     Attributes:
         models: Names of the ensemble's models, in its order; all by default.
         on_error: `fail`, or `drop` a model that fails and continue the answer with the others.
+        certificate: Folder with the `certificate.json` that the ensemble is compared with (docs/judges.md); by
+            default the folder of a Tandem's judge.
         request_params: Options of the aggregation that a request to a server may set, and their bounds.
         request_members: Models that a request to a server may leave out or require; all by default, [] for none.
         model_selection_method, model_selection_params: The selection strategy and its options.
@@ -269,6 +271,7 @@ class EnsembleSection(Section):
 
     models: list[str] = Field(default_factory=list)
     on_error: Literal["fail", "drop"] = "fail"
+    certificate: str | None = None
     request_params: dict[str, Bound] = Field(default_factory=dict)
     request_members: list[str] | None = None
     model_selection_method: str = "all"
@@ -306,8 +309,8 @@ class ServerSection(Section):
             in memory for `previous_response_id`; 0 of them by default.
         conversations: Maximum number of conversations that are remembered with the models of their first turn.
         request_budget: What one request may spend at most; a request may ask for less.
-        on_drift: What answers where a Tandem's certificate does not hold (docs/judges.md): `tandem` all the same,
-            with a warning, or its `mentor` alone.
+        on_drift: What answers where a certificate does not hold (docs/judges.md): `tandem`, the strategy all the
+            same, with a warning, or its `mentor` (its large model) alone.
         reasoning_fields: Fields in which an insight is sent; clients that know both show it twice.
         log_format: Text, or one JSON object per line.
         log_prompts: Whether logs may contain prompts and answers.

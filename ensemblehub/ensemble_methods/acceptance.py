@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import math
 import time
@@ -77,6 +78,11 @@ class Acceptance(ABC):
         Raises:
             RequestError: the draft has nothing to be judged by.
         """
+
+    @property
+    def deciding(self) -> str:
+        """What decides the probability beside its options; a certificate is bound to it."""
+        return type(self).__qualname__
 
     def check(self, author: Engine, engines: Sequence[Engine], strategy: str) -> None:
         """Check engines before any weights load.
@@ -174,6 +180,10 @@ class Judged(Acceptance):
     @property
     def threshold(self) -> float:  # type: ignore[override]
         return (self.artifact.thresholds or {}).get(DRAFT, 0.5)
+
+    @property
+    def deciding(self) -> str:
+        return hashlib.sha256(self.artifact.weights).hexdigest()
 
     def check(self, author: Engine, engines: Sequence[Engine], strategy: str) -> None:
         super().check(author, engines, strategy)

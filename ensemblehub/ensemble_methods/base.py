@@ -6,8 +6,9 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, fields, is_dataclass
-from typing import ClassVar, Literal, Self
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 from ensemblehub import registry
 from ensemblehub.cost import UsageLedger, UsageMeter
@@ -150,6 +151,15 @@ class Aggregation(EnsembleMethod, ABC):
     def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
         """Engines by the part they play; empty where all play the same."""
         return {}
+
+    @property
+    def certificate_folder(self) -> Path | None:
+        """The folder in which its certificate lies if it has one; None: only a configuration names one."""
+        return None
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the answer beside models and sampling, by the names that a certificate gives it."""
+        return {"settings": asdict(self) if is_dataclass(self) else {}}
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
@@ -102,6 +102,9 @@ class Escalation(Aggregation):
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
         named = [(self.large, "large"), (self.small, "small")]
         return tuple(by_name(engines, name, f"{name_of(self)}: {role}") for name, role in named if name)
+
+    def deciding(self) -> dict[str, Any]:
+        return {**super().deciding(), "criterion": self.criterion.deciding}
 
     def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
         return dict(zip(("large", "small"), self.pair(engines), strict=True))

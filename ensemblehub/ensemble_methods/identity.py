@@ -1,4 +1,4 @@
-"""What a certificate is bound to: the models, their options, the words, the judge and the settings of a Tandem."""
+"""What a certificate is bound to: the models, their options, the words, the judge and the settings of a strategy."""
 
 from __future__ import annotations
 
@@ -8,33 +8,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ensemblehub.ensemble_methods.output_aggregation.tandem_options import TandemOptions
+from ensemblehub.ensemble_methods.base import Aggregation
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Sampling
 
-NAMES = ("mentor", "intern", "judge", "thresholds", "strict", "profile")  # options that are told otherwise
-
 
 def identity(
-    tandem: TandemOptions, engines: Sequence[Engine], options: Mapping[str, Any], sampling: Sampling
+    aggregation: Aggregation, engines: Sequence[Engine], options: Mapping[str, Any], sampling: Sampling
 ) -> dict[str, str]:
     """Models by their identity, everything else by a hash.
 
     Args:
         options: the options of each engine that decide what it writes (`Config.deciding`), by name.
     """
-    mentor, intern = tandem.roles(engines)
-    told = [_without_path(options[role.name], role) for role in (mentor, intern)]
-    artifact = tandem.artifact
-    settings = {name: value for name, value in asdict(tandem).items() if name not in NAMES}
+    parts = aggregation.parts(engines) or {engine.name: engine for engine in engines}
+    told = [_without_path(options[engine.name], engine) for engine in parts.values()]
+    decides = aggregation.deciding()
     return {
-        "mentor": mentor.model,
-        "intern": intern.model,
+        **{part: engine.model for part, engine in parts.items()},
         "quantisation": _hash(told),
-        "prompts": tandem.words.fingerprint,
-        "judge": _hash([artifact.judge.kind, hashlib.sha256(artifact.weights).hexdigest()]),
-        "thresholds": _hash({point.level: point.threshold for point in tandem.checkpoints}),
-        "settings": _hash([settings, asdict(sampling)]),
+        **{name: value if isinstance(value, str) else _hash(value) for name, value in decides.items()},
+        "settings": _hash([decides["settings"], asdict(sampling)]),
     }
 
 

@@ -43,7 +43,7 @@ class EchoOptions:
         delay: seconds per token.
         logprob, entropy: of every token, in nats.
         best: logprob of the most probable token of a prompt's positions; by default that of the token itself.
-        confident: strings; logprob and entropy of a prompt that contains one are near 0.
+        confident: strings; logprob and entropy of a prompt that contains one, and of its reply, are near 0.
         fail_after: raise an `EngineError` after this many tokens (for tests of failure handling).
         lookahead: tokens written beyond those that were read, as by a remote engine.
     """
@@ -75,7 +75,8 @@ class EchoEngine(Engine):
 
     async def stream(self, request: Request, meter: UsageMeter) -> AsyncGenerator[Piece, None]:
         self.offers(request)
-        prompt = _words(self._rendered(request))
+        rendered = self._rendered(request)
+        prompt, (logprob, entropy) = _words(rendered), self._certainty(rendered)
         reply, finish = self._reply(self.fitted(request, len(prompt)))
         delivered = written = 0
         started = asyncio.get_running_loop().time()
@@ -88,8 +89,8 @@ class EchoEngine(Engine):
                 await asyncio.sleep(self.script.delay)
                 self.written += 1
                 written = min(index + 1 + self.script.lookahead, len(reply))
-                top = (Alternative(word, self.script.logprob),) if request.sampling.top_logprobs else ()
-                token = Token(word, None, self.script.logprob, self.script.entropy, top)
+                top = (Alternative(word, logprob),) if request.sampling.top_logprobs else ()
+                token = Token(word, None, logprob, entropy, top)
                 last = index + 1 == len(reply)
                 delivered = index + 1
                 yield Piece(word, self.name, meter.purpose, (token,), finish if last else None)
@@ -106,11 +107,15 @@ class EchoEngine(Engine):
                 seconds=seconds,
             )
 
+    def _certainty(self, prompt: str) -> tuple[float, float]:
+        """Logprob and entropy of the tokens of a prompt and of its reply."""
+        sure = any(mark in prompt for mark in self.script.confident)
+        return (-0.01, 0.01) if sure else (self.script.logprob, self.script.entropy)
+
     async def score(self, request: Request, meter: UsageMeter) -> Scored:
         script = self.script
-        sure = any(mark in self._rendered(request) for mark in script.confident)
-        logprob, entropy = (-0.01, 0.01) if sure else (script.logprob, script.entropy)
-        best = logprob if sure or script.best is None else script.best
+        logprob, entropy = self._certainty(self._rendered(request))
+        best = logprob if logprob > script.logprob or script.best is None else script.best
         top = Alternative("", best)
         tokens: list[ScoredToken] = []
         for index, text in enumerate(self._messages(request)):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Le
 
+from ensemblehub import builtin
 from ensemblehub.ensemble_methods.acceptance import Acceptance, acceptance_named
 from ensemblehub.ensemble_methods.base import Aggregation, Checkpoint
 from ensemblehub.ensemble_methods.roles import by_name, largest, require, smallest
@@ -22,6 +25,14 @@ from ensemblehub.tandem.estimates import estimated_mentor_alone
 from ensemblehub.tandem.insights import LEVEL_0, Dialogue, InsightMode, Profile, profile_named
 
 log = logging.getLogger(__name__)
+TOLD = (
+    "mentor",
+    "intern",
+    "judge",
+    "thresholds",
+    "strict",
+    "profile",
+)  # options that `deciding` tells otherwise
 
 
 @dataclass(frozen=True)
@@ -165,6 +176,19 @@ class TandemOptions(Aggregation):
         mentor, _ = self.roles(engines)
         read = mentor.count(request)
         return None if read is None else estimated_mentor_alone(self.artifact.estimates, mentor.info, read)
+
+    @property
+    def certificate_folder(self) -> Path | None:
+        return Path(builtin.resolve(self.judge))
+
+    def deciding(self) -> dict[str, Any]:
+        artifact = self.artifact
+        return {
+            "prompts": self.words.fingerprint,
+            "judge": [artifact.judge.kind, hashlib.sha256(artifact.weights).hexdigest()],
+            "thresholds": {point.level: point.threshold for point in self.checkpoints},
+            "settings": {name: value for name, value in asdict(self).items() if name not in TOLD},
+        }
 
     @cached_property
     def words(self) -> Profile:

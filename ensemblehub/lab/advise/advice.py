@@ -20,11 +20,13 @@ from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab import metrics
 from ensemblehub.lab.advise import choice
+from ensemblehub.lab.advise.certified import CHOOSING, certify
 from ensemblehub.lab.advise.choice import Criterion, Evaluated
 from ensemblehub.lab.advise.record import Recorded, Recorder
-from ensemblehub.lab.advise.strategies import strategies
+from ensemblehub.lab.advise.strategies import Changes, strategies
 from ensemblehub.lab.journal import Journal
 from ensemblehub.lab.pipeline import collect, report
+from ensemblehub.lab.pipeline.certificate import Promise
 from ensemblehub.lab.pipeline.experiment import Experiment, as_json, tandem_of
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item, Task
@@ -45,6 +47,7 @@ class Advice:
         found: every strategy; the first is the mentor alone.
         text: the report as Markdown.
         config: the recommended configuration as YAML.
+        refusal: why nothing was certified, where a certificate was asked for.
     """
 
     found: list[Evaluated]
@@ -52,6 +55,7 @@ class Advice:
     clear: bool
     text: str
     config: str
+    refusal: ConfigError | None = None
 
 
 def advise(
@@ -63,9 +67,13 @@ def advise(
     criterion: Criterion,
     folder: Path,
     force: bool,
+    promise: Promise | None = None,
 ) -> Advice:
     """Record up to `n` questions, stop earlier once the answer is clear, and write `advice.md` and
     `advice.yaml`.
+
+    Args:
+        promise: certify the cheapest strategy that keeps it, on all `n` questions, and recommend that one.
 
     Raises:
         ConfigError: the configuration is not Tandem's, the size of a model is unknown, or there is no
@@ -86,12 +94,28 @@ def advise(
     more = {"samples": samples, "roles": roles, "profile": profile}
     header = as_json(header | experiment.deciding(ensemble.engines) | more)
     with closing(Journal(folder / "recorded.jsonl", header, force)) as journal:
-        found, chosen, clear = asyncio.run(
-            _recorded(ensemble, recorder, items, journal, header, criterion, config)
+        recorded = asyncio.run(
+            _recorded(ensemble, recorder, items, journal, header, criterion, config, not promise)
         )
-    advice = Advice(
-        found, chosen, clear, _text(found, chosen, clear, criterion, task, split), _yaml(config, chosen)
-    )
+    found = choice.outcomes(strategies(recorded), criterion)
+    chosen = choice.recommended(found, criterion)
+    clear = choice.is_clear(found, chosen, criterion)
+    text, refusal = _text(found, chosen, clear, criterion, task, split), None
+    made = _configured(config, chosen.changes)
+    title = f"{chosen.name}: {chosen.setting}" if chosen.setting else chosen.name
+    if promise:
+        rows = recorded.collected.rows
+        try:
+            best = certify(strategies(recorded, CHOOSING), [row.subject for row in rows], promise)
+        except ConfigError as error:
+            refusal = error
+        else:
+            made, title = (
+                _configured(config, {**best.changes, "ensemble.certificate": str(folder)}),
+                best.name,
+            )
+            text += f"\n## Certificate\n\n```\n{best.save(made, [row.key for row in rows], folder)}\n```\n"
+    advice = Advice(found, chosen, clear, text, f"# {title}\n{_yaml(made)}", refusal)
     write_atomically(folder / "advice.md", advice.text)
     write_atomically(folder / "advice.yaml", advice.config)
     return advice
@@ -105,8 +129,9 @@ async def _recorded(
     header: Mapping[str, Any],
     criterion: Criterion,
     config: Config,
-) -> tuple[list[Evaluated], Evaluated, bool]:
-    """Record block by block until the answer is clear or the questions are used up."""
+    stops: bool,
+) -> Recorded:
+    """Record block by block until the questions are used up or, if it `stops` then, the answer is clear."""
     limit, done = config.experiment.concurrency, len(items) - len(journal.missing(items))
     async with ensemble:
         with progress("advise", len(items), done) as step:
@@ -116,12 +141,15 @@ async def _recorded(
                 await for_each(missing, recorder.collect, limit=limit, keep=journal.append, progress=step)
                 if len(part) < min(FEWEST, len(items)):
                     continue
-                rows = [journal.rows[item.id] for item in part]
-                found = choice.outcomes(strategies(Recorded.of(rows, dict(header))), criterion)
-                chosen = choice.recommended(found, criterion)
-                if clear := choice.is_clear(found, chosen, criterion):
+                recorded = Recorded.of([journal.rows[item.id] for item in part], dict(header))
+                if stops and _is_clear(recorded, criterion):
                     break
-    return found, chosen, clear
+    return recorded
+
+
+def _is_clear(recorded: Recorded, criterion: Criterion) -> bool:
+    found = choice.outcomes(strategies(recorded), criterion)
+    return choice.is_clear(found, choice.recommended(found, criterion), criterion)
 
 
 def pair_of(models: Sequence[str], changes: Sequence[str] = ()) -> Config:
@@ -262,17 +290,18 @@ def _open_question(chosen: Evaluated, other: Evaluated) -> str:
     return f"- {other.name}: {points}; {told}"
 
 
-def _yaml(config: Config, chosen: Evaluated) -> str:
-    """The recommended configuration, ready for `ensemblehub serve`."""
+def _configured(config: Config, changes: Changes) -> Config:
+    """The configuration with a strategy's changes, and the models that it uses."""
     kept = config.model_dump(
         exclude_unset=True, mode="json", include={"model_specs", "engine_options", "debug"}
     )
     whole = config.model_dump(exclude_unset=True, mode="json", include={"ensemble"})
-    changes = [f"{key}={json.dumps(value)}" for key, value in chosen.changes.items()]
-    made = Config.from_dict(kept | whole, changes)
-    data = made.model_dump(exclude_unset=True, mode="json")
+    made = Config.from_dict(kept | whole, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     used = set(made.ensemble.models) or {spec.name for spec in made.model_specs}
-    data["model_specs"] = [spec for spec in data["model_specs"] if spec["name"] in used]
-    return f"# {chosen.name}{': ' + chosen.setting if chosen.setting else ''}\n" + yaml.safe_dump(
-        data, sort_keys=False, allow_unicode=True
-    )
+    return made.model_copy(update={"model_specs": [spec for spec in made.model_specs if spec.name in used]})
+
+
+def _yaml(config: Config) -> str:
+    """A configuration ready for `ensemblehub serve`."""
+    data = config.model_dump(exclude_unset=True, mode="json")
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

@@ -55,6 +55,26 @@ from ensemblehub.options import config_file_option, force_option
     help="Points of accuracy that may be lost against the mentor.",
 )
 @click.option(
+    "--max-loss",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Certify the cheapest strategy that loses at most this share of the questions against the mentor "
+    "(docs/judges.md); all --n questions are recorded.",
+)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.95,
+    show_default=True,
+    help="Of the certificate.",
+)
+@click.option(
+    "--loss",
+    type=click.Choice(["lost-correct", "net"]),
+    default="lost-correct",
+    show_default=True,
+    help="What --max-loss counts: questions that only the mentor has right, or these less those gained.",
+)
+@click.option(
     "--samples",
     type=click.IntRange(min=0),
     default=4,
@@ -81,6 +101,9 @@ def advise(
     aim: str,
     budget: float | None,
     margin: float,
+    max_loss: float | None,
+    confidence: float,
+    loss: str,
     samples: int,
     out: Path,
     force: bool,
@@ -93,7 +116,8 @@ def advise(
     save, and what cannot be told yet. Stops early once the answer is clear.
 
     The command can be interrupted at any time; the same command continues where it stopped, and a larger
-    --n extends what is recorded.
+    --n extends what is recorded. With --max-loss the cheapest strategy that keeps this promise against the
+    mentor is certified (OUT/certificate.json) and becomes the recommended configuration.
 
     \b
     ensemblehub advise --models mentor=builtin:mentor intern=builtin:intern --task builtin_math
@@ -102,6 +126,7 @@ def advise(
     from ensemblehub.config import Config
     from ensemblehub.lab.advise import advice
     from ensemblehub.lab.advise.choice import Aim, Criterion
+    from ensemblehub.lab.pipeline.certificate import Loss, Promise
     from ensemblehub.lab.tasks import task_named
     from ensemblehub.lab.tasks.own import OwnQuestions
 
@@ -117,6 +142,9 @@ def advise(
     if split is None and not splits:
         raise click.UsageError(f"{chosen.name} has only test questions: name them with --split test")
     criterion = Criterion(cast(Aim, aim), budget or 1.0, margin / 100)
-    made = advice.advise(config, chosen, split or splits[0], n, samples, criterion, out, force)
+    promise = Promise(max_loss, confidence, cast(Loss, loss)) if max_loss else None
+    made = advice.advise(config, chosen, split or splits[0], n, samples, criterion, out, force, promise)
     click.echo(made.text)
+    if made.refusal:
+        raise made.refusal
     click.echo(f"ensemblehub serve {out}/advice.yaml")

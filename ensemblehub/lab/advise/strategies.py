@@ -30,6 +30,7 @@ class Strategy:
         settings: what each setting changes in the configuration, and how the table calls it.
         correct, cost: right or wrong, and FLOPs, each (n, T).
         single: one model alone.
+        scores: the probability that a criterion gives to each draft, (n,), where there is one.
     """
 
     name: str
@@ -37,18 +38,22 @@ class Strategy:
     correct: Floats
     cost: Floats
     single: bool = False
+    scores: Floats | None = None
 
 
-def strategies(recorded: Recorded) -> list[Strategy]:
+def strategies(recorded: Recorded, known: slice = slice(None)) -> list[Strategy]:
     """All strategies that can be replayed; the single models come first, the simpler ones before the
     others.
+
+    Args:
+        known: the questions whose scores give the thresholds that are tried.
     """
     return [
         *_alone(recorded),
         *_fixed(recorded),
         *_votes(recorded),
-        *_escalations(recorded),
-        *_rules(recorded),
+        *_escalations(recorded, known),
+        *_rules(recorded, known),
     ]
 
 
@@ -113,14 +118,14 @@ def _samples_cost(recorded: Recorded, drafts: list[InternAnswer]) -> float:
     return info.flops(0, read) + sum(written)
 
 
-def _escalations(recorded: Recorded) -> Iterator[Strategy]:
+def _escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     """The intern's draft is kept where a criterion accepts it; else the mentor answers, or plans."""
     rows, nothing = recorded.collected.rows, np.zeros(recorded.n)
     mentor = [row.runs["mentor"] for row in rows]
-    known = [drafts[0].logprob for drafts in recorded.drafts]
-    if None not in known:
-        scores = np.exp(np.array(known, float))
-        name, accepted = "log-probability", Accepted("logprob", scores, nothing)
+    logprobs = [drafts[0].logprob for drafts in recorded.drafts]
+    if None not in logprobs:
+        scores = np.exp(np.array(logprobs, float))
+        name, accepted = "log-probability", Accepted("logprob", scores, nothing, known)
         yield _escalation(recorded, f"cascade by {name}", accepted, mentor, "cascade")
         for level, tokens in recorded.collected.levels.items():
             if level != LEVEL_0:
@@ -133,7 +138,7 @@ def _escalations(recorded: Recorded) -> Iterator[Strategy]:
             for drafts in recorded.drafts
         ]
         more = np.array([_samples_cost(recorded, drafts[1:]) for drafts in recorded.drafts])
-        accepted = Accepted(f"agreement:{samples}", np.array(shares), more)
+        accepted = Accepted(f"agreement:{samples}", np.array(shares), more, known)
         yield _escalation(recorded, "cascade by agreement", accepted, mentor, "cascade")
 
 
@@ -143,11 +148,16 @@ def _agree(draft: InternAnswer, other: InternAnswer) -> bool:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A criterion by its name in `accept`, its score of every draft, and its FLOPs, each (n,)."""
+    """A criterion by its name in `accept`, its score of every draft, and its FLOPs, each (n,).
+
+    Attributes:
+        known: the questions whose scores give the thresholds.
+    """
 
     criterion: str
     scores: Floats
     cost: Floats
+    known: slice
 
 
 def _escalation(
@@ -162,7 +172,9 @@ def _escalation(
     kept.
     """
     scores, criterion = accepted.scores, accepted.criterion
-    limits = np.unique(np.quantile(scores, np.linspace(0, 1, THRESHOLDS + 2)[1:-1], method="higher"))
+    limits = np.unique(
+        np.quantile(scores[accepted.known], np.linspace(0, 1, THRESHOLDS + 2)[1:-1], method="higher")
+    )
     own = [drafts[0].run for drafts in recorded.drafts]
     complete = np.array([[run.finish != "length"] for run in own])
     kept = complete & (scores[:, None] >= limits)
@@ -175,17 +187,18 @@ def _escalation(
         for limit in limits
     )
     whole = cost + np.where(complete, accepted.cost[:, None], 0.0) + np.where(kept, 0.0, price)
-    return Strategy(name, settings, np.where(kept, right, theirs), whole)
+    judged = np.where(complete[:, 0], scores, 0.0)
+    return Strategy(name, settings, np.where(kept, right, theirs), whole, scores=judged)
 
 
-def _rules(recorded: Recorded) -> Iterator[Strategy]:
+def _rules(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     """Tandem by the intern's mean entropy or perplexity, the bare question judged first."""
     data = recorded.collected
     levels = list(data.levels)
     for kind in ("entropy", "perplexity"):
         rule = resolve_judge(f"{kind}:1.0", levels).judge
         outcomes = replay.outcomes(data, rule, levels, "best")
-        said = outcomes.probabilities[outcomes.visited]
+        said = outcomes.probabilities[known][outcomes.visited[known]]
         limits = np.unique(np.quantile(1 / said - 1, np.linspace(0, 1, THRESHOLDS + 2)[1:-1]))
         limits = limits[limits > 0]
         runs = [cascade.replay(outcomes, np.full(len(levels), 1 / (1 + x))) for x in limits]

@@ -67,7 +67,7 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
         vars(seen),
         identity(tandem, engines.engines, options, pipeline.sampling),
         {
-            "data": _hash([row.key for row in data.rows]),
+            "data": short_hash([row.key for row in data.rows]),
             "path": hashlib.sha256(path.tobytes()).hexdigest()[:16],
         },
         _scores(outcomes, path[chosen]),
@@ -135,17 +135,18 @@ def _scores(outcomes: Outcomes, thresholds: Floats) -> dict[str, list[int]]:
     }
 
 
-def lines(certificate: Certificate, promise: Promise) -> list[str]:
+def lines(certificate: Certificate, promise: Promise, strategy: str = "") -> list[str]:
     """The certificate as a person reads it."""
     seen = Seen(**certificate.seen)
     thresholds = ", ".join(f"{level} {value:.2f}" for level, value in certificate.thresholds.items())
+    chosen = ": ".join(part for part in (strategy, thresholds) if part)
     low, high = seen.cost_interval
     slices = list(seen.subjects.values())
     by_subject = f"; lost by subject {min(slices):.1%} to {max(slices):.1%}" if slices else ""
     return [
         f"certified   at most {promise.max_loss:.1%} {promise.measured} are lost, with {promise.confidence:.0%} "
         f"confidence (n = {certificate.n:,})",
-        f"chosen      {thresholds}     cost {seen.cost:.2f} of the mentor ({low:.2f} to {high:.2f})",
+        f"chosen      {chosen}     cost {seen.cost:.2f} of the mentor ({low:.2f} to {high:.2f})",
         f"seen        lost {seen.lost:.1%}, gained {seen.gained:.1%}{by_subject} "
         f"(subjects are not certified; those under {SLICE} questions are not shown)",
         f"holds for   {', '.join([*certificate.holds_for, *certificate.made_from])} by hash; exchangeable questions; "
@@ -153,5 +154,6 @@ def lines(certificate: Certificate, promise: Promise) -> list[str]:
     ]
 
 
-def _hash(value: Any) -> str:
+def short_hash(value: Any) -> str:
+    """The first 16 hex digits of a value's SHA-256."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ import numpy as np
 from ensemblehub.lab.judges.training import train_judge
 from ensemblehub.lab.pipeline import replay as collected
 from ensemblehub.lab.pipeline.calibration import candidates, surface
-from ensemblehub.lab.pipeline.cascade import Floats, Outcomes, replay
+from ensemblehub.lab.pipeline.cascade import Floats, Indices, Outcomes, replay
 from ensemblehub.lab.pipeline.certificate import Loss, Settings
 from ensemblehub.lab.pipeline.records import Collected
 
@@ -30,12 +30,16 @@ def path_of(training: Outcomes, loss: Loss) -> Floats:
         wrong = training.mentor_correct[:, None] & ~training.correct
         nothing = np.zeros_like(training.mentor_correct)  # the mentor's own answer loses nothing
         lost, cost = surface(replace(training, correct=wrong, mentor_correct=nothing), grids)
-    # Sums of floats differ in their last digits; losses that close are equal.
-    order = np.lexsort((cost.ravel(), lost.ravel().round(9)))
-    cheapest = np.minimum.accumulate(cost.ravel()[order])
-    cheaper = np.concatenate([[True], cheapest[1:] < cheapest[:-1] * (1 - 1e-9)])
-    places = np.unravel_index(order[cheaper], cost.shape)
+    places = np.unravel_index(safest_first(lost.ravel(), cost.ravel()), cost.shape)
     return np.stack([grid[place] for grid, place in zip(grids, places, strict=True)], axis=1)
+
+
+def safest_first(lost: Floats, cost: Floats) -> Indices:
+    """Indices of the settings that no other one beats in loss and cost, by rising loss; both (S,)."""
+    # Sums of floats differ in their last digits; losses that close are equal.
+    order = np.lexsort((cost, lost.round(9)))
+    cheapest = np.minimum.accumulate(cost[order])
+    return np.asarray(order[np.concatenate([[True], cheapest[1:] < cheapest[:-1] * (1 - 1e-9)])])
 
 
 def along(outcomes: Outcomes, path: Floats) -> Settings:

@@ -1,0 +1,137 @@
+"""A certificate for the strategy that `advise` recommends: chosen on one half of the questions, tested on the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ensemblehub.config import Config
+from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.ensemble_methods.acceptance import DRAFT
+from ensemblehub.ensemble_methods.identity import identity
+from ensemblehub.lab.advise.strategies import Changes, Strategy
+from ensemblehub.lab.pipeline.cascade import Indices
+from ensemblehub.lab.pipeline.certificate import Bools, Promise, Settings, certified, kept, needed
+from ensemblehub.lab.pipeline.certificate_command import Seen, lines, short_hash
+from ensemblehub.lab.pipeline.certificate_path import safest_first
+from ensemblehub.tandem.certificate import Certificate
+from ensemblehub.tandem.drift import histogram
+
+CHOOSING = slice(None, None, 2)  # the questions that choose a strategy and its thresholds; the others test it
+
+
+@dataclass(frozen=True)
+class CertifiedStrategy:
+    """A strategy at a setting that keeps a promise against the mentor.
+
+    Attributes:
+        path: the settings that were tested, safest first, (S,).
+        index: the certified one among all settings of the strategy.
+        seen: what it brings on the questions of the test.
+        tested: True for the questions of the test, (n,).
+    """
+
+    promise: Promise
+    strategy: Strategy
+    path: Indices
+    index: int
+    seen: Seen
+    tested: Bools
+
+    @property
+    def changes(self) -> Changes:
+        """What it changes in the configuration."""
+        return self.strategy.settings[self.index][1]
+
+    @property
+    def name(self) -> str:
+        """The strategy and its setting."""
+        setting = self.strategy.settings[self.index][0]
+        return f"{self.strategy.name}: {setting}" if setting else self.strategy.name
+
+    def save(self, config: Config, keys: Sequence[str], folder: Path) -> str:
+        """Write `certificate.json` for a configuration; returns what a user reads.
+
+        Args:
+            config: the recommended configuration.
+            keys: of all questions.
+        """
+        ensemble = AsyncEnsemble.from_config(config)
+        options = {spec.name: config.deciding(spec) for spec in config.members}
+        sampling = config.ensemble.generation.sampling()
+        scores, threshold = (
+            self.strategy.scores,
+            self.changes.get("ensemble.output_aggregation_params", {}).get("threshold"),
+        )
+        judged = {} if scores is None else {"first": histogram(scores[self.tested].tolist())}
+        certificate = Certificate(
+            self.promise.loss,
+            self.promise.max_loss,
+            self.promise.confidence,
+            int(self.tested.sum()),
+            {} if threshold is None else {DRAFT: threshold},
+            vars(self.seen),
+            identity(ensemble.aggregation, ensemble.engines, options, sampling),
+            {
+                "data": short_hash([key for key, tested in zip(keys, self.tested, strict=True) if tested]),
+                "path": short_hash(
+                    [self.strategy.name, *(self.strategy.settings[at][0] for at in self.path)]
+                ),
+            },
+            judged,
+        )
+        certificate.save(folder)
+        return "\n".join(lines(certificate, self.promise, self.name))
+
+
+def certify(found: Sequence[Strategy], subjects: Sequence[str], promise: Promise) -> CertifiedStrategy:
+    """The cheapest strategy and setting that keep a promise against the first of `found`, the mentor alone.
+
+    On the questions of `CHOOSING`, each strategy's settings become a path, and the strategy is taken that is
+    cheapest at a setting which would pass the test there.  The other questions test that path.
+
+    Args:
+        found: with thresholds that come from `CHOOSING` alone.
+        subjects: of all questions.
+
+    Raises:
+        ConfigError: nothing that costs less than the mentor keeps the promise on so many questions.
+    """
+    tested = np.ones(len(subjects), bool)
+    tested[CHOOSING] = False
+    mentor = found[0]
+    choices = list[tuple[bool, float, int, Indices]]()
+    for rank, strategy in enumerate(found[1:], start=1):
+        known = _settings(mentor, strategy, ~tested)
+        losses = known.losses(promise.loss)
+        path = safest_first(losses.mean(axis=0), known.shares)
+        saving = [at for at in path if known.shares[at] < 1]
+        passing = set(path[: kept(losses[:, path], promise)]) & set(saving)
+        if passing:
+            choices.append((False, min(known.shares[at] for at in passing), rank, path))
+        else:  # the one that the fewest questions would certify
+            sizes = [needed(losses[:, at], promise) or math.inf for at in saving]
+            choices.append((True, min(sizes, default=math.inf), rank, path))
+    *_, rank, path = min(choices, key=lambda entry: entry[:3])
+    strategy = found[rank]
+    settings = _settings(mentor, strategy, tested, path)
+    chosen = certified(settings, promise)
+    seen = Seen.of(
+        settings, chosen, [subject for subject, within in zip(subjects, tested, strict=True) if within]
+    )
+    return CertifiedStrategy(promise, strategy, path, int(path[chosen]), seen, tested)
+
+
+def _settings(
+    mentor: Strategy, strategy: Strategy, known: Bools, path: Indices | slice = slice(None)
+) -> Settings:
+    return Settings(
+        mentor.correct[known, 0] > 0,
+        mentor.cost[known, 0],
+        strategy.correct[known][:, path] > 0,
+        strategy.cost[known][:, path],
+    )

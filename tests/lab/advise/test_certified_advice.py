@@ -1,0 +1,107 @@
+"""`advise --max-loss`: worked out by hand, served, and watched."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+pytest.importorskip("fastapi")
+pytest.importorskip("scipy")
+
+from ensemblehub.api.catalog import Catalog
+from ensemblehub.cli import add_plugins, cli
+from ensemblehub.config import Config
+from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.lab.advise.certified import certify
+from ensemblehub.lab.advise.strategies import Strategy
+from ensemblehub.lab.pipeline.certificate import Promise
+
+add_plugins()
+PAIR = """
+model_specs:
+  - {name: big, engine: echo, parameters: 9000000, replies: {"": "so it is \\\\boxed{9}"}}
+  - name: small
+    engine: echo
+    parameters: 1000000
+    confident: [boats]
+    replies: {boats: "it is \\\\boxed{9}", "": "it is \\\\boxed{12}"}
+ensemble:
+  output_aggregation_method: tandem
+  output_aggregation_params: {mentor: big, intern: small, levels: {low: 2}, judge: "fixed:low"}
+"""
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Sixty questions; the intern is right, and sure, where they are about boats: two of three."""
+    (tmp_path / "pair.yaml").write_text(PAIR)
+    lines = [{"question": f"{n} {'boats' if n % 3 else 'cars'}?", "answer": "9"} for n in range(60)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def run(*flags):
+        given = ["advise", "-c", str(tmp_path / "pair.yaml"), "--input", str(tmp_path / "own.jsonl")]
+        more = ["--n", "60", "--samples", "0", "--out", str(tmp_path / "out"), *flags]
+        return CliRunner().invoke(cli, [*given, *more])
+
+    return run
+
+
+def test_the_certified_strategy_is_served_and_watched(asked, tmp_path):
+    done = asked("--max-loss", "0.1")  # none lost of 30: 0.9 ** 30 = 0.042
+    assert done.exit_code == 0, done.output
+    assert "certified   at most 10.0% of the questions" in done.output
+    assert "(n = 30)" in done.output
+    assert "chosen      cascade by log-probability" in done.output
+    config = Config.read(tmp_path / "out" / "advice.yaml")
+    assert config.aggregation.method == "cascade"
+    assert config.ensemble.certificate == str(tmp_path / "out")
+    watch = Catalog(config).find("ensemble").watch
+    assert watch.holds
+    assert list(watch.tests) == ["first"]
+    changed = Config.read(
+        tmp_path / "out" / "advice.yaml", ["ensemble.output_aggregation_params.threshold=0.01"]
+    )
+    (differing,) = Catalog(changed).find("ensemble").watch.differing
+    assert "settings" in differing
+
+
+def test_where_nothing_is_certified_the_advice_is_there_all_the_same(asked, tmp_path):
+    done = asked("--max-loss", "0.05")
+    assert "# Which strategy pays" in done.output
+    assert isinstance(done.exception, ConfigError)
+    assert "30 questions are too few for 5.00% with 95% confidence" in str(done.exception)
+    assert "about 59 would do" in str(done.exception)  # 0.95 ** 59 = 0.0485
+    assert "certificate" not in yaml.safe_load((tmp_path / "out" / "advice.yaml").read_text())["ensemble"]
+
+
+def test_a_certificate_that_is_named_and_missing_is_an_error(asked, tmp_path):
+    assert asked("--max-loss", "0.1").exit_code == 0
+    (tmp_path / "out" / "certificate.json").unlink()
+    with pytest.raises(ArtifactError, match="there is no certificate in"):
+        Catalog(Config.read(tmp_path / "out" / "advice.yaml"))
+
+
+def test_it_is_broken_no_more_often_than_promised():
+    source, broken, promise = np.random.default_rng(random.Random(5).getrandbits(32)), 0, Promise(0.05, 0.9)
+    risks, n = np.array([0.01, 0.03, 0.05, 0.0501, 0.08]), 600
+    prices = np.linspace(0.9, 0.5, len(risks))
+    for _ in range(300):
+        lost = source.random((n, 1)) < risks
+        found = [
+            Strategy("mentor", (("", {}),), np.ones((n, 1)), np.ones((n, 1)), True),
+            Strategy(
+                "some",
+                tuple((str(risk), {}) for risk in risks),
+                1.0 - lost,
+                np.broadcast_to(prices, (n, len(risks))),
+            ),
+        ]
+        try:
+            chosen = certify(found, ["a"] * n, promise)
+        except ConfigError:
+            continue
+        broken += risks[chosen.index] > promise.max_loss
+    assert broken <= 300 * 0.1 + 3 * (300 * 0.1 * 0.9) ** 0.5
