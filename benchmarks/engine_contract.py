@@ -25,6 +25,7 @@ BEGIN, END = "<!-- contract: written by `python -m benchmarks.engine_contract` -
 TITLES = {
     "echo": "`echo`",
     "hf": "`hf`",
+    "numpy": "`numpy`",
     "llama_cpp": "`llama_cpp`",
     "vllm": "`vllm`",
     "openai": "`openai`, this project's server",

@@ -32,6 +32,7 @@ BLOCK = 32  # tokens of a block of vLLM's cache on a CPU
 NEEDS = {
     "echo": (),
     "hf": ("torch", "transformers", "llguidance"),
+    "numpy": ("numpy", "tokenizers"),
     "openai": ("torch", "transformers", "llguidance", "httpx2", "fastapi"),
     "openai_bare": ("torch", "transformers", "httpx2", "fastapi"),
     "llama_cpp": ("torch", "llama_cpp", "gguf", "llguidance"),
@@ -103,7 +104,7 @@ def started(engine: str, models: Sequence[str] = MODELS, *, threads: int = 1) ->
                     "enforce_eager": True,
                     "tool_parser": "hermes",
                 }
-            else:
+            elif engine != "numpy":
                 options = {"path": name, "base_url": f"{urls[name]}/v1"}
                 if engine != "openai_bare":
                     options |= {"dialect": "vllm", "logprobs": True, "score": "echo", "tokenizer": home}

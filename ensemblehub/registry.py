@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from ensemblehub.errors import ConfigError, did_you_mean, one_line
@@ -19,6 +20,7 @@ ENGINES = {
     "echo": "ensemblehub.generators.echo:EchoEngine",
     "hf": "ensemblehub.generators.hf.engine:HFEngine",
     "llama_cpp": "ensemblehub.generators.llama_cpp.engine:LlamaCppEngine",
+    "numpy": "ensemblehub.generators.numpy.engine:NumpyEngine",
     "openai": "ensemblehub.generators.openai.engine:OpenAIEngine",
     "vllm": "ensemblehub.generators.vllm.engine:VLLMEngine",
 }
@@ -64,8 +66,11 @@ def engine_for(path: str) -> str:
     """The engine for a model that names none: by its path.
 
     A `.gguf` file, a hub id that ends in `-GGUF` and one with a quantization (`hub:ORG/NAME:Q4_K_M`) run on
-    `llama_cpp`, a URL on `openai`, and anything else on `hf`.
+    `llama_cpp`, a URL on `openai`, and anything else on `hf`; a built-in model where torch is not installed
+    on `numpy`.
     """
+    if path in ("builtin:mentor", "builtin:intern") and find_spec("torch") is None:
+        return "numpy"
     if path.startswith(("http://", "https://")) or ":http" in path:
         return "openai"
     model, _, quantization = path.removeprefix("hub:").partition(":")

@@ -27,7 +27,7 @@ ROWS = [
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 
 
-ENGINES = ("hf", "llama_cpp", "vllm", "openai")
+ENGINES = ("hf", "llama_cpp", "numpy", "vllm", "openai")
 
 
 def modules():

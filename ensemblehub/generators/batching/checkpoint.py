@@ -6,13 +6,10 @@ computes it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +17,9 @@ import transformers
 
 from ensemblehub.errors import AbsentError, ConfigError, one_line
 from ensemblehub.generators.base import Footprint
+from ensemblehub.generators.fingerprints import identity_of
 from ensemblehub.schema import ModelInfo, Price
 
-_PROBE = 65536  # bytes at either end of a weights file that its fingerprint covers
 _LOADING = threading.Lock()  # while it loads, transformers patches torch for all threads
 
 
@@ -122,27 +119,7 @@ class ModelCheckpoint:
 
     def identity(self) -> str:
         """The hub id, or a folder's name with a fingerprint of its configuration and weights."""
-        folder = Path(self.path)
-        if not folder.is_dir():
-            return self.path
-        files = sorted(folder.glob("*.safetensors"))
-        parts = [(folder / "config.json").read_bytes()]
-        for file in files:
-            parts += [f"{file.name} {file.stat().st_size}".encode(), both_ends(file)]
-        return f"{folder.name}@{fingerprint(parts)}"
-
-
-def both_ends(path: Path) -> bytes:
-    """The first and the last 64 KiB of a file, which overlap where it is short."""
-    with path.open("rb") as file:
-        start = file.read(_PROBE)
-        file.seek(max(0, path.stat().st_size - _PROBE))
-        return start + file.read(_PROBE)
-
-
-def fingerprint(parts: Iterable[bytes]) -> str:
-    """Twelve hexadecimal digits that identify the concatenated `parts`."""
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+        return identity_of(self.path)
 
 
 def footprint_of(config: Any, info: ModelInfo, size: int, quantised: float | None = None) -> Footprint:

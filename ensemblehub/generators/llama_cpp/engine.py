@@ -16,8 +16,8 @@ from ensemblehub.generators.base import Footprint
 from ensemblehub.generators.hub import gguf_file
 
 try:
-    from ensemblehub.generators.batching.checkpoint import both_ends, fingerprint
     from ensemblehub.generators.batching.engine import ScheduledEngine
+    from ensemblehub.generators.fingerprints import both_ends, fingerprint
     from ensemblehub.generators.llama_cpp.cores import default_rows, default_threads, usable_cores
     from ensemblehub.generators.llama_cpp.header import GGUFHeader
     from ensemblehub.generators.llama_cpp.model import LlamaModel

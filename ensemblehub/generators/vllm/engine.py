@@ -24,7 +24,7 @@ from ensemblehub.schema import Capability, Price, Request
 
 try:
     from ensemblehub.generators.batching.checkpoint import ModelCheckpoint, footprint_of
-    from ensemblehub.generators.batching.engine import LocalEngine
+    from ensemblehub.generators.batching.local_engine import LocalEngine
     from ensemblehub.generators.vllm.in_flight import InFlightAnswer, InFlightReading, VLLMWorker
     from ensemblehub.generators.vllm.structure import Structure, parser_of
 except ModuleNotFoundError as error:

@@ -1,0 +1,1 @@
+"""The built-in models without torch: numpy alone."""
