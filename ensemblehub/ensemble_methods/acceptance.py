@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import logging
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -19,11 +18,11 @@ from ensemblehub.answers.equality import equal_answers, final_answer
 from ensemblehub.cost import UsageLedger, UsageMeter
 from ensemblehub.ensemble_methods.candidates import Candidate, geometric_mean, write_all
 from ensemblehub.ensemble_methods.roles import by_name, require
-from ensemblehub.ensemble_methods.templates import filled, question_of, with_question
+from ensemblehub.ensemble_methods.templates import asked_about
 from ensemblehub.errors import ConfigError, RequestError, did_you_mean, one_line
 from ensemblehub.generators.base import Engine
 from ensemblehub.registry import lookup
-from ensemblehub.schema import Capability, Chat, Cost, Request, Sampling, Token
+from ensemblehub.schema import Capability, Request, Sampling, Token
 from ensemblehub.tandem.artifact import JudgeArtifact, resolve_judge
 from ensemblehub.tandem.features import sequences
 from ensemblehub.tandem.judges import Reading
@@ -153,10 +152,7 @@ class Asked(Acceptance):
 
     async def probability(self, trial: Trial) -> float:
         asked = by_name(trial.engines, self.engine, "accept: ask") if self.engine else trial.draft.engine
-        prompt = trial.request.prompt
-        words = filled(WORDS, question=question_of(prompt, "accept: ask"), answer=trial.draft.reply)
-        prompt = with_question(prompt, words)
-        prompt = replace(prompt, thinking=False) if isinstance(prompt, Chat) else prompt
+        prompt = asked_about(trial.request.prompt, WORDS, "accept: ask", answer=trial.draft.reply)
         shares = await first_word(asked, Request(prompt), ("yes", "no"), trial.ledger.meter("judge"))
         total = sum(shares.values())
         return shares["yes"] / total if total else 0.5
@@ -197,11 +193,9 @@ class Judged(Acceptance):
             log.warning(warning)
 
     async def probability(self, trial: Trial) -> float:
-        judge, started = self.artifact.judge, time.perf_counter()
-        probability = judge.probability(reading_of(trial.draft.tokens) if judge.reads else Reading(0, 0))
-        seconds = time.perf_counter() - started
-        trial.ledger.add("judge", "judge", Cost(decode_flops=judge.flops, seconds=seconds, calls=1))
-        return probability
+        judge = self.artifact.judge
+        reading = reading_of(trial.draft.tokens) if judge.reads else Reading(0, 0)
+        return judge.measured(reading, trial.ledger)
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from ensemblehub import registry
-from ensemblehub.cost import UsageLedger, UsageMeter
+from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Capability, Event, Piece, Request, Scored
+from ensemblehub.schema import Capability, Event, Request, Scored
 from ensemblehub.scorers.pool import Pool
 
 Granularity = Literal["token", "segment", "response"]
@@ -191,10 +190,3 @@ def check_together(engines: Sequence[Engine], selection: Selection, aggregation:
             f"{name_of(aggregation)} needs at least {aggregation.min_engines} engines, and "
             f"{name_of(selection)} may leave {min_engines} of {len(engines)}"
         )
-
-
-async def answer_of(engine: Engine, request: Request, meter: UsageMeter) -> AsyncGenerator[Piece, None]:
-    """The engine's stream, started at the first piece and stopped when this generator is closed."""
-    async with aclosing(engine.stream(request, meter)) as pieces:
-        async for piece in pieces:
-            yield piece

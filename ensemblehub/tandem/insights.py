@@ -103,12 +103,14 @@ PROFILES: dict[str, Profile] = {
 }
 
 
-def profile_named(name: str, where: str) -> Profile:
-    """The profile of that name in `PROFILES`; `studio`, the former name of `builtin`, is still read.
+def profile_named(name: str | Profile, where: str) -> Profile:
+    """The profile of that name in `PROFILES`, or the one that is given; `studio` is read as `builtin`.
 
     Raises:
         ConfigError: there is none; names the nearest one.
     """
+    if isinstance(name, Profile):
+        return name
     if name == "studio":
         log.warning("%s: the profile `studio` is called `builtin` now", where)
         name = "builtin"

@@ -5,6 +5,7 @@ Inference is plain numpy; `lab/judges` trains judges, `artifact.py` saves and lo
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ensemblehub.cost import Cost, UsageLedger
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.tandem.curves import Curve
 from ensemblehub.tandem.features import FEATURE_NAMES, features
@@ -96,6 +98,14 @@ class Judge(ABC):
             RequestError: the reading is empty, and this judge looks at it.
         """
         return float(self.probabilities_of(ReadingBatch.of(reading))[0])
+
+    def measured(self, reading: Reading, ledger: UsageLedger) -> float:
+        """The probability of one reading; its cost is added to the ledger."""
+        started = time.perf_counter()
+        probability = self.probability(reading)
+        seconds = time.perf_counter() - started
+        ledger.add("judge", "judge", Cost(decode_flops=self.flops, seconds=seconds, calls=1))
+        return probability
 
     @abstractmethod
     def state(self) -> tuple[Arrays, dict[str, Any]]:

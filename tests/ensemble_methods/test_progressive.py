@@ -195,8 +195,8 @@ def test_token_ids_are_refused():
     [
         ({"profile": "bulitin"}, "did you mean 'builtin'"),
         ({"profile": "builtin", "final_prompt_template": "{question}{outline}"}, "not both"),
-        ({"outline_prompt_template": "Plan it."}, "no {question}"),
-        ({"final_prompt_template": "{question}"}, "no {outline}"),
+        ({"outline_prompt_template": "Plan it."}, "lacks {question}"),
+        ({"final_prompt_template": "{question}"}, "lacks {outline}"),
         ({"switch_mode": "length", "length_thresholds": ()}, "rising lengths"),
         ({"switch_mode": "length", "length_thresholds": (5, 3)}, "rising lengths"),
         ({"switch_mode": "length", "length_thresholds": (0, 3)}, "rising lengths"),

@@ -10,7 +10,7 @@ from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.review import Review
-from ensemblehub.errors import CapabilityError, EngineError
+from ensemblehub.errors import CapabilityError, ConfigError, EngineError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.schema import Chat, Message, Piece, Request, Sampling, Scored, ScoredToken, Text
 
@@ -145,3 +145,9 @@ def test_who_judges_by_probabilities_has_to_have_them():
     AsyncEnsemble(engines, All(), Review())
     with pytest.raises(CapabilityError, match=r"review .large. needs prefix, score of engine 'big'"):
         AsyncEnsemble(engines, All(), Review(by="logprob"))
+
+
+def test_a_template_without_the_answer_is_refused():
+    engines = [Recorder("big", "OK", 9), Recorder("tiny", DRAFT, 1)]
+    with pytest.raises(ConfigError, match="review: the template lacks {answer}"):
+        AsyncEnsemble(engines, All(), Review(template="{question}"))

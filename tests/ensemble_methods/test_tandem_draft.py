@@ -26,9 +26,11 @@ class Recorder(EchoEngine):
         super().__init__(name, EchoOptions(replies, parameters=parameters, **options))
         self.asked, self.read = [], []
 
-    def stream(self, request, meter):
+    async def stream(self, request, meter):
         self.asked.append(request)
-        return super().stream(request, meter)
+        async with aclosing(super().stream(request, meter)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def score(self, request, meter):
         self.read.append(request)

@@ -16,13 +16,11 @@ from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Selection, name_of
 from ensemblehub.ensemble_methods.roles import by_name, check_k, require
-from ensemblehub.ensemble_methods.templates import question_of, with_question
-from ensemblehub.errors import ConfigError
+from ensemblehub.ensemble_methods.templates import asked_about, check_template
 from ensemblehub.generators.base import Decoder, Engine, Vocabulary
-from ensemblehub.schema import Capability, Chat, Prompt, Request
+from ensemblehub.schema import Capability, Prompt, Request
 
 Mask = NDArray[np.bool_]
-QUESTION = "{question}"
 BLANKS = 3  # tokens of white space that may stand before the word
 NEGLIGIBLE = 0.01  # probability of further white space that is not followed any more
 
@@ -68,9 +66,7 @@ class ModelJudgment(Selection):
         Raises:
             RequestError: the prompt is token ids, or has no message.
         """
-        question = question_of(prompt, name_of(self))
-        asked = with_question(prompt, self.template.replace(QUESTION, question))
-        return replace(asked, thinking=False) if isinstance(asked, Chat) else asked
+        return asked_about(prompt, self.template, name_of(self))
 
     def min_engines(self, engines: Sequence[Engine]) -> int:
         return self.k
@@ -78,8 +74,7 @@ class ModelJudgment(Selection):
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
         check_k(self.k, engines, "selection model_judgment")
-        if QUESTION not in self.template:
-            raise ConfigError(f"selection model_judgment: the template lacks {QUESTION}")
+        check_template(self.template, ["question"], "selection model_judgment")
         for name in self.minus_mean:
             by_name(engines, name, "selection model_judgment: minus_mean")
         for engine in engines if self.opening else ():

@@ -15,7 +15,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from ensemblehub.ensemble_methods.acceptance import Trial
-from ensemblehub.ensemble_methods.base import answer_of
 from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.escalation import Escalation
 from ensemblehub.ensemble_methods.roles import by_name
@@ -52,7 +51,7 @@ class Cascade(Escalation):
                 yield draft.answer
                 return
             draft.discard(ledger)
-        async with aclosing(answer_of(large, request, ledger.meter("answer"))) as pieces:
+        async with aclosing(large.stream(request, ledger.meter("answer"))) as pieces:
             async for piece in pieces:
                 yield piece
 

@@ -23,7 +23,7 @@ from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity
 from ensemblehub.ensemble_methods.candidates import Candidate, drafts, least_engines, write_all
 from ensemblehub.ensemble_methods.roles import by_name, largest
-from ensemblehub.ensemble_methods.templates import filled, question_of, with_question
+from ensemblehub.ensemble_methods.templates import check_template, filled, question_of, with_question
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Prompt, Request
@@ -114,9 +114,7 @@ class Fuse(Aggregation):
             if self.template not in TEMPLATES:
                 raise ConfigError(f"fuse: {did_you_mean(self.template, TEMPLATES, 'template')}")
             return TEMPLATES[self.template]
-        missing = [place for place in ("{candidates}", "{question}") if place not in self.template]
-        if missing:
-            raise ConfigError(f"fuse: the template lacks {' and '.join(missing)}")
+        check_template(self.template, ["candidates", "question"], "fuse")
         return self.template
 
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:

@@ -19,13 +19,12 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from ensemblehub.ensemble_methods.acceptance import NEVER, Trial
-from ensemblehub.ensemble_methods.base import answer_of
 from ensemblehub.ensemble_methods.escalation import Escalation
-from ensemblehub.ensemble_methods.templates import filled, with_question
+from ensemblehub.ensemble_methods.templates import check_template, templated
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Piece, Request
-from ensemblehub.tandem.insights import Dialogue, Profile, chat_of, profile_named
+from ensemblehub.tandem.insights import Dialogue, Profile, profile_named
 
 TEMPLATE = """{question}
 
@@ -60,7 +59,7 @@ class Hint(Escalation):
         asked = replace(request, sampling=replace(request.sampling, max_tokens=length, min_tokens=0))
         asked = asked if length < request.sampling.max_tokens else request
         hint = list[Piece]()
-        async with aclosing(answer_of(large, asked, ledger.meter("insight"))) as pieces:
+        async with aclosing(large.stream(asked, ledger.meter("insight"))) as pieces:
             async for piece in pieces:
                 hint.append(piece)
         if hint[-1].finish == "stop" or asked is request:
@@ -71,7 +70,7 @@ class Hint(Escalation):
             yield replace(piece, finish=None)
         text = "".join(piece.text for piece in hint)
         final = self.hinted(request.spending(sum(len(piece.tokens) for piece in hint)), text)
-        async with aclosing(answer_of(small, final, ledger.meter("answer"))) as answer:
+        async with aclosing(small.stream(final, ledger.meter("answer"))) as answer:
             async for piece in answer:
                 yield piece
 
@@ -83,20 +82,16 @@ class Hint(Escalation):
         """The small model's request with a hint."""
         if self.words:
             return Dialogue(request, self.words).intern_request(self.words.shown(hint))
-        chat = chat_of(request)
-        question = filled(self.template, question=chat.messages[-1].content, hint=hint)
-        return replace(request, prompt=with_question(chat, question))
+        return templated(request, self.template, hint=hint)
 
     @cached_property
     def words(self) -> Profile | None:
         """The configured profile, if there is one."""
-        return profile_named(self.profile, "hint") if isinstance(self.profile, str) else self.profile
+        return profile_named(self.profile, "hint") if self.profile is not None else None
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
         if self.accept == NEVER and self.tokens is None:
             raise ConfigError("hint: `accept: never` writes no draft to take a share of; set `tokens`")
         self.words  # noqa: B018  # refuses what it cannot use
-        missing = [place for place in ("{question}", "{hint}") if place not in self.template]
-        if missing:
-            raise ConfigError(f"hint: the template lacks {' and '.join(missing)}")
+        check_template(self.template, ["question", "hint"], "hint")

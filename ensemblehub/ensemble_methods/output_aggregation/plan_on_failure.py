@@ -10,20 +10,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
 from annotated_types import Ge
 
 from ensemblehub.ensemble_methods.acceptance import Trial
-from ensemblehub.ensemble_methods.base import answer_of
 from ensemblehub.ensemble_methods.escalation import Escalation
 from ensemblehub.ensemble_methods.roles import require
-from ensemblehub.ensemble_methods.templates import filled, with_question
+from ensemblehub.ensemble_methods.templates import templated
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Request
-from ensemblehub.tandem.insights import Dialogue, Insight, Profile, chat_of, profile_named
+from ensemblehub.tandem.insights import Dialogue, Insight, Profile, profile_named
 
 ATTEMPT = "{question}\n\nAn attempt at this that was not accepted:\n{draft}"
 
@@ -50,15 +49,13 @@ class PlanOnFailure(Escalation):
         insight = Insight(Dialogue(request, self.words))
         budget = self.budget(request)
         if budget:
-            seen = Dialogue(
-                with_attempt(request, trial.draft.reply) if self.show_draft else request, self.words
-            )
-            asked = seen.mentor_request(budget).seeded("plan")
-            async with aclosing(answer_of(large, asked, ledger.meter("insight"))) as planning:
+            seen = templated(request, ATTEMPT, draft=trial.draft.reply) if self.show_draft else request
+            asked = Dialogue(seen, self.words).mentor_request(budget).seeded("plan")
+            async with aclosing(large.stream(asked, ledger.meter("insight"))) as planning:
                 while piece := await insight.read(planning, budget):
                     yield piece
         final = insight.dialogue.spending(insight.tokens).intern_request(insight.shown)
-        async with aclosing(answer_of(small, final, ledger.meter("answer"))) as pieces:
+        async with aclosing(small.stream(final, ledger.meter("answer"))) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -76,16 +73,8 @@ class PlanOnFailure(Escalation):
     @cached_property
     def words(self) -> Profile:
         """The configured profile."""
-        profile = self.profile
-        return profile if isinstance(profile, Profile) else profile_named(profile, "plan_on_failure")
+        return profile_named(self.profile, "plan_on_failure")
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
         require(self.pair(engines)[0], {"prefix"} if self.words.opening else set(), "plan_on_failure (large)")
-
-
-def with_attempt(request: Request, draft: str) -> Request:
-    """The request with a failed attempt behind its question."""
-    chat = chat_of(request)
-    shown = filled(ATTEMPT, question=chat.messages[-1].content, draft=draft)
-    return replace(request, prompt=with_question(chat, shown))

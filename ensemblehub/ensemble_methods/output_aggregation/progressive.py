@@ -14,7 +14,7 @@ from annotated_types import Ge
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import name_of
 from ensemblehub.ensemble_methods.roles import by_size, require
-from ensemblehub.ensemble_methods.templates import filled, with_question
+from ensemblehub.ensemble_methods.templates import check_template, templated
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, refuse
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
@@ -126,7 +126,8 @@ class Progressive(Segments):
         shown = self.words.shown(outline)
         if self.profile:
             return insights.Dialogue(request, self.words).intern_request(shown)
-        return templated(request, self.final_prompt_template or FINAL[self.template_language], shown.strip())
+        template = self.final_prompt_template or FINAL[self.template_language]
+        return templated(request, template, outline=shown.strip())
 
     @cached_property
     def words(self) -> insights.Profile:
@@ -170,14 +171,6 @@ class Progressive(Segments):
         templates = (self.outline_prompt_template, self.final_prompt_template)
         if self.profile is not None and any(template is not None for template in templates):
             raise ConfigError("progressive: give a profile or templates, not both")
-        for template, marks in zip(templates, (("question",), ("question", "outline")), strict=True):
-            for mark in marks:
-                if template is not None and f"{{{mark}}}" not in template:
-                    raise ConfigError(f"progressive: there is no {{{mark}}} in the template {template!r}")
-
-
-def templated(request: Request, template: str, outline: str = "") -> Request:
-    """The request with its last message put into a template."""
-    chat = insights.chat_of(request)
-    question = filled(template, question=chat.messages[-1].content, outline=outline)
-    return replace(request, prompt=with_question(chat, question))
+        for template, names in zip(templates, (["question"], ["question", "outline"]), strict=True):
+            if template is not None:
+                check_template(template, names, "progressive")

@@ -18,11 +18,10 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from ensemblehub.ensemble_methods.acceptance import NEVER, Trial
-from ensemblehub.ensemble_methods.base import answer_of
 from ensemblehub.ensemble_methods.escalation import Escalation
 from ensemblehub.ensemble_methods.repair import kept_part, likely_length
 from ensemblehub.ensemble_methods.roles import require
-from ensemblehub.ensemble_methods.templates import filled, question_of, with_question
+from ensemblehub.ensemble_methods.templates import check_template, filled, question_of, with_question
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Request
 
@@ -76,7 +75,7 @@ class Review(Escalation):
         kept = kept_part(draft, agreed, ledger)
         yield kept
         asked = request.after(kept.text, len(kept.tokens))
-        async with aclosing(answer_of(large, asked, ledger.meter("answer"))) as pieces:
+        async with aclosing(large.stream(asked, ledger.meter("answer"))) as pieces:
             async for piece in pieces:
                 yield replace(piece, round=2)
 
@@ -84,7 +83,7 @@ class Review(Escalation):
         """The answer where the large model objects in words."""
         request = self.question(trial.request, trial.draft.text)
         head, decided = "", False
-        async with aclosing(answer_of(large, request, trial.ledger.meter("answer"))) as pieces:
+        async with aclosing(large.stream(request, trial.ledger.meter("answer"))) as pieces:
             async for piece in pieces:
                 if decided:
                     yield replace(piece, round=2)
@@ -114,6 +113,7 @@ class Review(Escalation):
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
+        check_template(self.template, ["question", "answer"], "review")
         require(
             self.pair(engines)[0], {"score", "prefix"} if self.by == "logprob" else set(), "review (large)"
         )

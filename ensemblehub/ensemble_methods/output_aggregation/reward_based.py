@@ -11,7 +11,6 @@ from annotated_types import Ge
 
 from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import answer_of
 from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, ask, refuse_ids
 from ensemblehub.errors import ConfigError, ContextOverflowError
@@ -75,7 +74,7 @@ class RewardBased(Segments):
         ]
         if len(members) == 1:
             try:
-                alone = answer_of(members[0], proposals[0].request, ledger.meter("answer"))
+                alone = members[0].stream(proposals[0].request, ledger.meter("answer"))
                 async with aclosing(alone) as pieces:
                     async for piece in pieces:
                         yield piece

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import Aggregation, Granularity, answer_of
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity
 from ensemblehub.ensemble_methods.output_aggregation.distribution import DistributionMixture
 from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.errors import RequestError
@@ -30,7 +30,7 @@ class Single(Aggregation):
     def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
     ) -> AsyncGenerator[Event, None]:
-        return answer_of(self.chosen(engines), request, ledger.meter("answer"))
+        return self.chosen(engines).stream(request, ledger.meter("answer"))
 
     async def log_likelihood(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger, context: int | None = None

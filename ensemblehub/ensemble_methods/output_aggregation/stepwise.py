@@ -25,11 +25,11 @@ from ensemblehub.cost import Cost, UsageLedger
 from ensemblehub.ensemble_methods.acceptance import first_word
 from ensemblehub.ensemble_methods.candidates import geometric_mean
 from ensemblehub.ensemble_methods.roles import by_name, large_and_small, require
-from ensemblehub.ensemble_methods.templates import filled, question_of, with_question
+from ensemblehub.ensemble_methods.templates import asked_about
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, ask, refuse, write_turn
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Capability, Chat, Choice, Event, Finish, Piece, Request
+from ensemblehub.schema import Capability, Choice, Event, Finish, Piece, Request
 
 RATE = """{question}
 
@@ -145,11 +145,9 @@ class Stepwise(Segments):
         if self.rule == "reward":
             return (await self.scorers.score(before, [step], ledger.meter("score")))[0]
         if self.rule == "score":
-            question = question_of(prompt, "stepwise")
-            words = filled(RATE, question=question, before=asked.prefix or "(nothing yet)", step=step.strip())
-            prompt = with_question(prompt, words)
-            prompt = replace(prompt, thinking=False) if isinstance(prompt, Chat) else prompt
-            shares = await first_word(large, Request(prompt), DIGITS, ledger.meter("judge"))
+            written = asked.prefix or "(nothing yet)"
+            question = asked_about(prompt, RATE, "stepwise", before=written, step=step.strip())
+            shares = await first_word(large, Request(question), DIGITS, ledger.meter("judge"))
             total = sum(shares.values())
             return sum(int(digit) * share for digit, share in shares.items()) / total if total else 0.0
         scored = await large.score(before.continued(step), ledger.meter("judge"))

@@ -6,7 +6,6 @@ ACL 2026.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -14,14 +13,14 @@ from typing import Any, ClassVar
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.acceptance import Acceptance, Trial
-from ensemblehub.ensemble_methods.base import Checkpoint, Granularity, answer_of
+from ensemblehub.ensemble_methods.base import Checkpoint, Granularity
 from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.output_aggregation.tandem_draft import Draft
 from ensemblehub.ensemble_methods.output_aggregation.tandem_likelihood import GivenAnswer
 from ensemblehub.ensemble_methods.output_aggregation.tandem_options import TandemOptions
 from ensemblehub.errors import RequestError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Cost, Event, Request, Scored, Verdict
+from ensemblehub.schema import Event, Request, Scored, Verdict
 from ensemblehub.tandem.features import sequences
 from ensemblehub.tandem.insights import LEVEL_0, Dialogue, Insight
 from ensemblehub.tandem.judges import Reading
@@ -55,7 +54,7 @@ class Tandem(TandemOptions):
         judged = draft.judged if draft else self.judged
         texts, verdicts = {LEVEL_0: ""}, list[Verdict]()
         asked = dialogue.mentor_request(budget)
-        async with aclosing(answer_of(mentor, asked, ledger.meter("insight"))) as writing:
+        async with aclosing(mentor.stream(asked, ledger.meter("insight"))) as writing:
             for checkpoint in self.checkpoints if budget else ():
                 while piece := await insight.read(writing, min(checkpoint.mentor_tokens, budget)):
                     yield piece
@@ -84,7 +83,7 @@ class Tandem(TandemOptions):
         """The mentor's own answer, in place of the intern's draft."""
         if draft:
             draft.trial.draft.discard(ledger)
-        return answer_of(mentor, dialogue.request, ledger.meter("answer"))
+        return mentor.stream(dialogue.request, ledger.meter("answer"))
 
     def drafting(
         self,
@@ -108,7 +107,7 @@ class Tandem(TandemOptions):
     def _intern_answer(self, intern: Engine, ledger: UsageLedger) -> Answerer:
         """How the intern answers after an insight."""
         meter = ledger.meter("answer")
-        return lambda dialogue, insight: answer_of(intern, dialogue.intern_request(insight), meter)
+        return lambda dialogue, insight: intern.stream(dialogue.intern_request(insight), meter)
 
     async def judged(
         self,
@@ -129,10 +128,7 @@ class Tandem(TandemOptions):
             scored = scored or await intern.score(asked, ledger.meter("judge"))
             tokens = insight.dialogue.judged_tokens(scored, self.artifact.scope)
             reading = Reading(reading.level, reading.mentor_tokens, *sequences(tokens))
-        started = time.perf_counter()
-        probability = judge.probability(reading)
-        seconds = time.perf_counter() - started
-        ledger.add("judge", "judge", Cost(decode_flops=judge.flops, seconds=seconds, calls=1))
+        probability = judge.measured(reading, ledger)
         threshold = checkpoint.threshold
         return Verdict(checkpoint.level, insight.tokens, probability, threshold, probability >= threshold)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.acceptance import Acceptance, Trial
-from ensemblehub.ensemble_methods.base import Checkpoint, answer_of
+from ensemblehub.ensemble_methods.base import Checkpoint
 from ensemblehub.ensemble_methods.repair import kept_part, likely_length
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Piece, Request, Scored, ScoredToken, Token, Verdict
@@ -91,7 +91,7 @@ class Draft:
             asked = asked.after(kept.text, len(kept.tokens))
         else:
             draft.discard(ledger)
-        async with aclosing(answer_of(draft.engine, asked, ledger.meter("answer"))) as pieces:
+        async with aclosing(draft.engine.stream(asked, ledger.meter("answer"))) as pieces:
             async for piece in pieces:
                 yield replace(piece, round=2 if self.objection is not None else piece.round)
 

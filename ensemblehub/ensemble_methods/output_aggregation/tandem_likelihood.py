@@ -7,7 +7,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import answer_of
 from ensemblehub.ensemble_methods.raw_prompts import given, ids_of, tokenizer_of
 from ensemblehub.errors import RequestError
 from ensemblehub.generators.base import Engine
@@ -56,6 +55,6 @@ class GivenAnswer:
             tokens += scored.tokens[-len(self.answer) :]
         yield Scored(tokens)
         if request.sampling.max_tokens:
-            async with aclosing(answer_of(self.intern, request, ledger.meter("answer"))) as pieces:
+            async with aclosing(self.intern.stream(request, ledger.meter("answer"))) as pieces:
                 async for piece in pieces:
                     yield piece

@@ -193,8 +193,7 @@ class TandemOptions(Aggregation):
     @cached_property
     def words(self) -> Profile:
         """The configured profile."""
-        profile = self.profile
-        return profile if isinstance(profile, Profile) else profile_named(profile, "tandem")
+        return profile_named(self.profile, "tandem")
 
     @cached_property
     def artifact(self) -> JudgeArtifact:

@@ -23,7 +23,6 @@ from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.acceptance import DRAFT, reading_of
-from ensemblehub.ensemble_methods.base import answer_of
 from ensemblehub.ensemble_methods.roles import smallest
 from ensemblehub.errors import ArtifactError, EnsembleHubError
 from ensemblehub.generators.base import Engine
@@ -43,7 +42,7 @@ from ensemblehub.tandem.features import features
 async def drafted(engine: Engine, task: Task, item: Item, sampling: Sampling) -> dict[str, Any]:
     """An answer of the engine, graded, with its tokens' perplexity and entropy."""
     ledger = UsageLedger()
-    result = await collect(answer_of(engine, task.ask(item, sampling), ledger.meter("answer")), ledger)
+    result = await collect(engine.stream(task.ask(item, sampling), ledger.meter("answer")), ledger)
     grade = await asyncio.to_thread(task.grade, item, result.text)
     reading = reading_of([token for piece in result.pieces for token in piece.tokens])
     kept = {name: np.round(getattr(reading, name), 5).tolist() for name in ("perplexity", "entropy")}

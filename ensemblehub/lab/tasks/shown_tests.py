@@ -17,7 +17,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from ensemblehub.ensemble_methods.acceptance import Acceptance, Trial
-from ensemblehub.ensemble_methods.base import answer_of
 from ensemblehub.ensemble_methods.templates import filled, question_of, with_question
 from ensemblehub.lab.tasks.extraction import code_of, program_of
 from ensemblehub.lab.tasks.sandbox import run_tests
@@ -67,7 +66,7 @@ class WrittenTests(ShownTests):
         asked = replace(trial.request, prompt=prompt, prefix="", written=()).seeded("tests")
         asked = replace(asked, sampling=replace(asked.sampling, stop=()))
         text = ""
-        async with aclosing(answer_of(trial.draft.engine, asked, trial.ledger.meter("judge"))) as pieces:
+        async with aclosing(trial.draft.engine.stream(asked, trial.ledger.meter("judge"))) as pieces:
             async for piece in pieces:
                 text += piece.text
         return assertions(code_of(text))
