@@ -114,8 +114,8 @@ def compare(what: str, found: Written, wanted: Written) -> None:
     Raises:
         Difference: they are not.
     """
-    differences = [abs(one - other) for one, other in zip(found[1], wanted[1], strict=True)]
-    if not all(one <= TOLERANCE for one in differences):  # NaN is none
+    differences = [abs(mine - other) for mine, other in zip(found[1], wanted[1], strict=True)]
+    if not all(difference <= TOLERANCE for difference in differences):  # NaN is none
         raise Difference(f"{what}, logprobs differ from transformers' by up to {max(differences):.2g}")
     if found[0] != wanted[0]:
         raise Difference(f"{what}, other tokens than transformers'")

@@ -66,14 +66,15 @@ def table(found: Found) -> str:
     ability = ""
     for test, row in tests.items():
         outcomes = {
-            name: {one["test"]: one["outcome"] for one in found[name]["tests"]}.get(test) for name in names
+            name: {entry["test"]: entry["outcome"] for entry in found[name]["tests"]}.get(test)
+            for name in names
         }
         cells = [MARKS.get(outcomes[name] or "", "not run") for name in names]
         shown = "" if row["ability"] == ability else f"*{row['ability']}*"
         lines.append(f"| {shown} | {row['title']} (`{test}`) | " + " | ".join(cells) + " |")
         ability = row["ability"]
     run = [
-        f"{TITLES[name]} {found[name]['date']} ({', '.join(' '.join(one) for one in found[name]['versions'].items())})"
+        f"{TITLES[name]} {found[name]['date']} ({', '.join(map(' '.join, found[name]['versions'].items()))})"
         for name in names
         if found[name]["versions"]
     ]

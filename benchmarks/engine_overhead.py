@@ -188,7 +188,7 @@ async def vllm(_: Path, quick: bool) -> list[dict[str, Any]]:
         temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=True, logprobs=0
     )
 
-    of_library = [one for one in psutil.Process().children(recursive=True) if one not in of_engine]
+    of_library = [child for child in psutil.Process().children(recursive=True) if child not in of_engine]
 
     async def ours() -> Ids:
         with paused(of_library):
@@ -198,7 +198,7 @@ async def vllm(_: Path, quick: bool) -> list[dict[str, Any]]:
         asked = [library.TokensPrompt(prompt_token_ids=ids) for ids in prompts]
         with paused(of_engine):
             outputs = await asyncio.to_thread(model.generate, asked, sampling, use_tqdm=False)
-        return [list(one.outputs[0].token_ids) for one in outputs]
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
     host = engine._started()
 

@@ -204,8 +204,8 @@ def vllm_server(name: str) -> Iterator[Served]:
     """vLLM's own server with one of the built-in models, on the CPU in float32."""
     import psutil
 
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port = one.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     flags = {"model": builtin.resolve(f"builtin:{name}"), "served-model-name": name, "dtype": "float32"}
     flags |= {"block-size": BLOCK, "host": "127.0.0.1", "port": port}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]

@@ -109,7 +109,7 @@ def setup(role: str, spec: dict[str, Any], *changes: str) -> Config:
         "path": f"builtin:{engines.MODELS[1 - place]}",
     }
     specs = {place: spec, 1 - place: other | {"device": "cpu"}}
-    named = [f"model_specs.{index}={json.dumps(one)}" for index, one in specs.items()]
+    named = [f"model_specs.{index}={json.dumps(spec)}" for index, spec in specs.items()]
     judge = [f"{PARAMS}.judge=perplexity:1.35"] if role == "intern" else []
     return Config.read(builtin.CONFIG, [*named, *judge, *changes])
 

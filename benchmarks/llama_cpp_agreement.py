@@ -70,7 +70,7 @@ def parting(hf: Sequence[Token], ours: Sequence[Token]) -> dict[str, Any] | None
     gaps: dict[str, float | None] = {"hf": None, "llama_cpp": None}
     if left is not None and right is not None:
         for name, own, other in (("hf", left, right), ("llama_cpp", right, left)):
-            known = {one.id: one.logprob for one in own.top}
+            known = {alternative.id: alternative.logprob for alternative in own.top}
             if own.logprob is not None and other.id in known:
                 gaps[name] = own.logprob - known[other.id]
     return {"token": place, "gap": gaps}
@@ -188,11 +188,13 @@ def lines(record: dict[str, Any]) -> list[str]:
         out.append(
             f"{row['model']:<14} {row['kv']:>4} {row['prompts']:>8} {row['tokens']:>7} {row['differ']:>7} {largest}"
         )
-        for one in row["partings"]:
+        for parting in row["partings"]:
             gaps = ", ".join(
-                f"{name} {'?' if gap is None else f'{gap:.1e}'}" for name, gap in one["gap"].items()
+                f"{name} {'?' if gap is None else f'{gap:.1e}'}" for name, gap in parting["gap"].items()
             )
-            out.append(f"    parts at token {one['token']}; its own token over the other's, in nats: {gaps}")
+            out.append(
+                f"    parts at token {parting['token']}; its own token over the other's, in nats: {gaps}"
+            )
     out += ["", "largest difference of a token's logprob and entropy in nats, up to where answers part", ""]
     names = list(record["speed"][0]["tokens_per_second"])
     out.append(f"{'tokens/s':<14} {'parameters':>11} " + " ".join(f"{name:>18}" for name in names))

@@ -150,8 +150,8 @@ class Surroundings:
         for path in (self.folder, self.folder / "canary", self.folder / "disk"):
             status = path.stat()
             found[path.name] = (status.st_mode, status.st_size, status.st_mtime_ns, status.st_nlink)
-        found["files"] = sorted(one.name for one in self.folder.iterdir())
-        found["packages"] = hashlib.sha256(b"".join(one.read_bytes() for one in _sources())).hexdigest()
+        found["files"] = sorted(path.name for path in self.folder.iterdir())
+        found["packages"] = hashlib.sha256(b"".join(source.read_bytes() for source in _sources())).hexdigest()
         shared = Path("/proc/sysvipc/shm").read_text().splitlines()
         found["shared memory"] = sum(SHARED_BYTES in line.split() for line in shared)
         found["message queues"] = len(Path("/proc/sysvipc/msg").read_text().splitlines())
@@ -159,15 +159,15 @@ class Surroundings:
 
     @staticmethod
     def _marked(path: str) -> list[str]:
-        return [one for one in os.listdir(path) if MARK in one] if os.path.isdir(path) else []
+        return [name for name in os.listdir(path) if MARK in name] if os.path.isdir(path) else []
 
     def changed(self) -> list[str]:
         """What is not as it was, one line each."""
         now = self._look()
         said = [f"{what}: {now[what]}, was {was}" for what, was in self.before.items() if now[what] != was]
-        for one in (self.server.accept, self.stream.accept, lambda: self.datagrams.recv(1)):
+        for receive in (self.server.accept, self.stream.accept, lambda: self.datagrams.recv(1)):
             try:
-                one()
+                receive()
             except BlockingIOError:
                 continue
             said.append("somebody came by the network")
@@ -279,12 +279,12 @@ def neighboured(hostile: Sequence[Hostile], form: Form, around: Surroundings) ->
                 failed.append(outcome.reason)
 
     beside = threading.Thread(target=neighbour)
-    signals = [one for one in hostile if one.dangerous]
+    signals = [attack for attack in hostile if attack.dangerous]
     beside.start()
     started = time.monotonic()
     try:
-        for one in signals:
-            run_tests(around.fill(one.program), TEST, "f", form=form, wall_seconds=WALL, memory_mb=MEMORY)
+        for attack in signals:
+            run_tests(around.fill(attack.program), TEST, "f", form=form, wall_seconds=WALL, memory_mb=MEMORY)
     finally:
         over.set()
         beside.join()
@@ -298,7 +298,11 @@ def hold(forms: Sequence[Isolation]) -> list[Trial]:
     around, out = Surroundings(), list[Trial]()
     try:
         for where in forms:
-            safe = [one for one in HOSTILE if where.filtered or where.form != "limits" or not one.dangerous]
+            safe = [
+                program
+                for program in HOSTILE
+                if where.filtered or where.form != "limits" or not program.dangerous
+            ]
             for number, hostile in enumerate(safe):
                 out.append(trial(hostile, where.form, around))
                 _progress(f"{where.form}: {number + 1} of {len(safe)} hostile programs")
@@ -344,7 +348,7 @@ def humaneval(path: Path, forms: Sequence[Form]) -> dict[str, Any]:
             outcomes = run(records, form)
             out[form][f"{how}_per_second"] = round(len(records) / (time.perf_counter() - started), 1)
             passed = [
-                one["task_id"] for one, outcome in zip(records, outcomes, strict=True) if outcome.passed
+                record["task_id"] for record, outcome in zip(records, outcomes, strict=True) if outcome.passed
             ]
             out[form]["accepted"] += [f"{name} ({how})" for name in passed]
         _progress(f"HumanEval: stubs in {form}")
@@ -386,9 +390,9 @@ def report(record: dict[str, Any], trials: Sequence[Trial]) -> str:
     out += ["", f"Conditions: {conditions}.", ""]
     if "humaneval" in record:
         out += _humaneval_table(record["humaneval"], forms)
-    programs = len({one.name for one in trials if one.name != "neighbour"})
-    bad = sum(bool(one.wrong) for one in trials)
-    passed = sum(one.passed for one in trials)
+    programs = len({trial.name for trial in trials if trial.name != "neighbour"})
+    bad = sum(bool(trial.wrong) for trial in trials)
+    passed = sum(trial.passed for trial in trials)
     out += [
         "## Hostile programs",
         "",
@@ -401,20 +405,23 @@ def report(record: dict[str, Any], trials: Sequence[Trial]) -> str:
         f"| program | what it tries | {' | '.join(f'{form} | s' for form in forms)} |",
         f"|---|---|{'---|--:|' * len(forms)}",
     ]
-    tries = {one.name: one.tries for one in HOSTILE} | {"neighbour": "not to be disturbed by any of them"}
-    by = {(one.name, one.form): one for one in trials}
+    tries = {program.name: program.tries for program in HOSTILE} | {
+        "neighbour": "not to be disturbed by any of them"
+    }
+    by = {(trial.name, trial.form): trial for trial in trials}
     for name, what in tries.items():
         cells = [_cells(by.get((name, form))) for form in forms]
         out.append(f"| {name} | {what} | {' | '.join(cells)} |")
     return "\n".join(out) + "\n"
 
 
-def _cells(one: Trial | None) -> str:
-    if one is None:
+def _cells(trial: Trial | None) -> str:
+    if trial is None:
         return "not run: its system calls are not filtered | "
-    text = re.sub(r"^line \d+ of the test: (AssertionError: )?", "", one.reason)
+    text = re.sub(r"^line \d+ of the test: (AssertionError: )?", "", trial.reason)
     text = re.sub(r"[^ -~]|[|`\[\]*_<>]", lambda found: f"&#{ord(found[0])};", text[:70])
-    return f"{'; '.join(('**NOT CONTAINED**', *one.wrong, text)) if one.wrong else text} | {one.seconds:.2f}"
+    found = "; ".join(("**NOT CONTAINED**", *trial.wrong, text)) if trial.wrong else text
+    return f"{found} | {trial.seconds:.2f}"
 
 
 def _humaneval_table(found: dict[str, Any], forms: Sequence[str]) -> list[str]:
@@ -427,12 +434,13 @@ def _humaneval_table(found: dict[str, Any], forms: Sequence[str]) -> list[str]:
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for form in forms:
-        one = found["forms"][form]
-        count = one["records"]
+        outcome = found["forms"][form]
+        count = outcome["records"]
         out.append(
-            f"| {form} | {count - len(one['refused'])}/{count} | {2 * count - len(one['accepted'])}/{2 * count} | "
-            f"{one['milliseconds']['p50']} | {one['milliseconds']['p90']} | {one['threads_per_second']} | "
-            f"{one['asyncio_per_second']} |"
+            f"| {form} | {count - len(outcome['refused'])}/{count} | "
+            f"{2 * count - len(outcome['accepted'])}/{2 * count} | "
+            f"{outcome['milliseconds']['p50']} | {outcome['milliseconds']['p90']} | {outcome['threads_per_second']} | "
+            f"{outcome['asyncio_per_second']} |"
         )
     return [*out, "", f"Starting the bare interpreter alone took {bare['p50']} ms (median) in between.", ""]
 
@@ -493,19 +501,23 @@ def main() -> None:
         "forms": {where.form: where.about for where in forms},
     }
     trials = hold(forms)
-    record["trials"] = [asdict(one) for one in trials]
+    record["trials"] = [asdict(trial) for trial in trials]
     if options.humaneval:
         record["humaneval"] = humaneval(options.humaneval, [where.form for where in forms])
     _progress("")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "sandbox.json").write_text(json.dumps(record, indent=1) + "\n")
     (options.out / "sandbox.md").write_text(report(record, trials))
-    wrong = [f"{one.form}: {one.name}: {'; '.join(one.wrong)} ({one.reason})" for one in trials if one.wrong]
-    for form, one in record.get("humaneval", {"forms": {}})["forms"].items():
+    wrong = [
+        f"{trial.form}: {trial.name}: {'; '.join(trial.wrong)} ({trial.reason})"
+        for trial in trials
+        if trial.wrong
+    ]
+    for form, outcome in record.get("humaneval", {"forms": {}})["forms"].items():
         wrong += [
-            f"{form}: {len(one[what])} {what}: {one[what][:3]}"
+            f"{form}: {len(outcome[what])} {what}: {outcome[what][:3]}"
             for what in ("refused", "accepted")
-            if one[what]
+            if outcome[what]
         ]
     print(f"{len(trials)} hostile runs, {len(wrong)} things wrong; see {options.out}/sandbox.md")
     if wrong:

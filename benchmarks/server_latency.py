@@ -82,7 +82,7 @@ class Both:
     async def handle(self, asked: HTTPRequest) -> StreamingResponse:
         """Stream what the engine writes."""
         body = orjson.loads(await asked.body())
-        chat = Chat(tuple(Message(one["role"], one["content"]) for one in body["messages"]))
+        chat = Chat(tuple(Message(message["role"], message["content"]) for message in body["messages"]))
 
         async def events() -> AsyncIterator[bytes]:
             async for piece in self.engine.stream(Request(chat, Sampling()), UsageLedger().meter("answer")):
@@ -135,15 +135,18 @@ def measure(arms: Arms, rate: float, seconds: float, *, key: str = "", apart: bo
         for name, some in found.items():
             replies[name] += some
     good = {
-        name: [one for one in found if one.done and one.first is not None] for name, found in replies.items()
+        name: [answer for answer in found if answer.done and answer.first is not None]
+        for name, found in replies.items()
     }
     row: Row = {"rate": rate, "requests": {name: len(found) for name, found in replies.items()}}
     row |= {"failed": {name: len(replies[name]) - len(found) for name, found in good.items()}}
-    row |= {name: round(max(one[name] for one in client), 3) for name in client[0]}
+    row |= {name: round(max(part[name] for part in client), 3) for name in client[0]}
     if not all(good.values()):
         return row
     for what in MEASURES:
-        values = {name: [(one.sent, _value(what, one)) for one in found] for name, found in good.items()}
+        values = {
+            name: [(answer.sent, _value(what, answer)) for answer in found] for name, found in good.items()
+        }
         row[what] = {name: load.percentiles([value for _, value in found]) for name, found in values.items()}
         row[f"added_{what}"] = load.differences(*values.values())
     return row
@@ -164,7 +167,7 @@ def missed(row: Row) -> list[str]:
             said.append(
                 f"{added:.2f} ms more to the first token at {percent}, {added - aim:.2f} more than {aim:g}"
             )
-    return [f"{row['rate']:g} requests/s: {one}" for one in said]
+    return [f"{row['rate']:g} requests/s: {line}" for line in said]
 
 
 def slow(rows: Sequence[Row], arm: str) -> bool:
@@ -279,11 +282,11 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     plot(record, options.out)
     said = [
-        f"{how}, {one}"
+        f"{how}, {line}"
         for how in ("together", "apart")
         for row in record[how]
         if row["rate"] == RATE
-        for one in missed(row)
+        for line in missed(row)
     ]
     load.keep(options.out, "server_latency", record, table(record), said)
 
@@ -299,10 +302,11 @@ def rows_of(rows: Sequence[Row], ours: str, theirs: str) -> list[str]:
                 said.append(f"{row['rate']:>6g} requests/s: failed: {row['failed']}")
                 continue
             added = [
-                f"{one:.2f} ({low:.2f} to {high:.2f})" for one, low, high in row[f"added_{what}"].values()
+                f"{middle:.2f} ({low:.2f} to {high:.2f})"
+                for middle, low, high in row[f"added_{what}"].values()
             ]
             times = [f"{found['p50']:.1f} / {found['p99']:.1f}" for found in row[what].values()]
-            line = f"{row['rate']:>6g} requests/s      " + "".join(f"{one:<26}" for one in added)
+            line = f"{row['rate']:>6g} requests/s      " + "".join(f"{share:<26}" for share in added)
             said.append(f"{line}{times[0]:<21}{times[1]}")
     return said
 

@@ -39,8 +39,8 @@ class NotStarted(SystemExit):
 
 def free_port() -> int:
     """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 @contextmanager
@@ -251,7 +251,7 @@ def differences(
     parts = [(np.array(left), np.array(right)) for left, right in blocks.values()]
 
     def added(chosen: Sequence[int]) -> ArrayLike:
-        left, right = (np.concatenate([parts[one][arm] for one in chosen]) for arm in (0, 1))
+        left, right = (np.concatenate([parts[name][arm] for name in chosen]) for arm in (0, 1))
         return (
             np.percentile(left, percents) - np.percentile(right, percents)
             if left.size and right.size
@@ -270,7 +270,7 @@ def conditions() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
-        "load_before": [round(one, 2) for one in os.getloadavg()],
+        "load_before": [round(load, 2) for load in os.getloadavg()],
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -287,7 +287,7 @@ def keep(folder: Path, name: str, record: Mapping[str, Any], text: str, missed: 
     Raises:
         SystemExit: says what is missed, and by how much.
     """
-    said = [text, *[f"MISSED: {one}" for one in missed]]
+    said = [text, *[f"MISSED: {line}" for line in missed]]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps({**record, "missed": list(missed)}, indent=1) + "\n")
     (folder / f"{name}.txt").write_text("\n".join(said) + "\n")

@@ -162,10 +162,10 @@ def verdict(status: int, data: bytes, body: Mapping[str, Any]) -> str:
         if not data.endswith(b"data: [DONE]\n\n"):
             return "cut off"
         lines = [json.loads(line[6:]) for line in data.split(b"\n") if line.startswith(b"data: {")]
-        for choice in (one["choices"][0] for one in lines if one.get("choices")):
+        for choice in (line["choices"][0] for line in lines if line.get("choices")):
             texts[choice["index"]] += choice["delta"].get("content") or ""
     else:
-        texts = {one["index"]: one["message"]["content"] for one in json.loads(data)["choices"]}
+        texts = {choice["index"]: choice["message"]["content"] for choice in json.loads(data)["choices"]}
     wanted = " ".join(f"n{number}" for number in range(body["max_tokens"]))
     return "right" if all(text == wanted for text in texts.values()) else "wrong"
 
@@ -207,7 +207,7 @@ async def tasks(url: str) -> int:
     """Tasks of the server's event loop."""
     async with load.client() as session, session.get(f"{url}/metrics") as response:
         lines = (await response.text()).splitlines()
-    return int(float(next(one.rsplit(" ", 1)[1] for one in lines if one.startswith("ensemblehub_tasks "))))
+    return int(float(next(line.rsplit(" ", 1)[1] for line in lines if line.startswith("ensemblehub_tasks "))))
 
 
 def judged(asked: Sequence[Asked], lines: Sequence[tuple[str, str, float]]) -> Row:
@@ -216,12 +216,12 @@ def judged(asked: Sequence[Asked], lines: Sequence[tuple[str, str, float]]) -> R
     for mark, what, when in lines:
         noted.setdefault(mark, []).append((what, when))
     known = Counter(what for _, what, _ in lines)
-    moments = {one.mark: one.left for one in asked if one.left is not None}
+    moments = {request.mark: request.left for request in asked if request.left is not None}
     after = {mark: [line for line in noted.get(mark, []) if line[1] > left] for mark, left in moments.items()}
     late = {mark: max(when for _, when in found) - moments[mark] for mark, found in after.items() if found}
     return {
         "requests": len(asked),
-        "outcomes": dict(Counter(one.outcome for one in asked)),
+        "outcomes": dict(Counter(request.outcome for request in asked)),
         "streams": {"begun": known["begun"], "ended": known["ended"], "stopped": known["stopped"]},
         "unfinished": known["begun"] - known["ended"] - known["stopped"],
         "left": {"while engines wrote": len(late), "before or after": len(after) - len(late)},

@@ -59,12 +59,18 @@ async def streams(url: str, count: int, tokens: int, running: psutil.Process) ->
 
         tasks = [asyncio.create_task(one(number)) for number in range(count)]
         await asyncio.sleep(1.2)
-        busy, all_busy, started = [load.cpu(one) for one in processes], load.everyone(), time.perf_counter()
+        busy, all_busy, started = (
+            [load.cpu(process) for process in processes],
+            load.everyone(),
+            time.perf_counter(),
+        )
         while not all(task.done() for task in tasks):
             await asyncio.sleep(0.25)
             peak = max(peak, running.memory_info().rss)
         seconds = max(time.perf_counter() - started, 0.001)
-        shares = [(load.cpu(one) - before) / seconds for one, before in zip(processes, busy, strict=True)]
+        shares = [
+            (load.cpu(process) - before) / seconds for process, before in zip(processes, busy, strict=True)
+        ]
         others = (load.everyone() - all_busy) / seconds - sum(shares)
         replies = [task.result() for task in tasks]
     watching.cancel()
@@ -84,13 +90,13 @@ def counted(replies: Sequence[load.Reply], tokens: int, lag: load.Lag) -> Row:
     """Complete streams, those in order, how fast the slowest was, and the gaps that are the server's."""
     wanted = " ".join(f"n{number}" for number in range(tokens))
     late = [gap for reply in replies for gap in gaps(reply, lag)]
-    paces = [(len(one.at) - 1) / (one.at[-1] - one.at[0]) for one in replies if len(one.at) > 1]
+    paces = [(len(reply.at) - 1) / (reply.at[-1] - reply.at[0]) for reply in replies if len(reply.at) > 1]
     return {
         "complete": sum(reply.done for reply in replies),
         "in_order": sum("".join(text for _, text in reply.texts) == wanted for reply in replies),
         "slowest_tokens_per_second": round(min(paces, default=0.0), 2),
         "gap_beyond_40_ms": load.percentiles(late or [0.0]),
-        "stalls": sum(one > STALL for one in late),
+        "stalls": sum(delay > STALL for delay in late),
         "client_lag_ms": lag.milliseconds,
     }
 
@@ -116,7 +122,7 @@ def broken(row: Row) -> list[str]:
         said.append(f"{row['stalls']} stalls, the longest {gap:.0f} ms, {gap - 1000 * STALL:.0f} ms too long")
     if (pace := row["slowest_tokens_per_second"]) < least:
         said.append(f"{pace:g} tokens/s in the slowest stream, less than {least:g}")
-    return [f"{count} streams: {one}" for one in said]
+    return [f"{count} streams: {line}" for line in said]
 
 
 def climb(first: int, most: int, tokens: int) -> list[Row]:

@@ -91,7 +91,8 @@ async def decoding(models: Sequence[str], tokens: int, repeats: int) -> None:
         await asyncio.gather(*[engine.close() for engine in engines])
         times = [f"{median(column):>10.2f} s" for column in zip(*own_times, strict=True)]
         spread = [
-            f"{median(one):>10.3f} ({min(one):.2f}-{max(one):.2f})" for one in zip(*ratios, strict=True)
+            f"{median(ratio):>10.3f} ({min(ratio):.2f}-{max(ratio):.2f})"
+            for ratio in zip(*ratios, strict=True)
         ]
         print(f"{rows:>8}", *times, *spread)
 

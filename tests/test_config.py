@@ -225,8 +225,8 @@ def test_models_without_a_name_are_called_by_their_path(tmp_path):
 
 
 def test_scorers_stand_at_top_level_or_under_ensemble(tmp_path):
-    one, two = "- {path: p, engine: hf_gen, weight: 2.0}", "- {path: p}"
-    config = read(tmp_path, ECHO + f"reward_specs:\n{one}\nensemble:\n  reward_specs:\n  {two}")
+    first, second = "- {path: p, engine: hf_gen, weight: 2.0}", "- {path: p}"
+    config = read(tmp_path, ECHO + f"reward_specs:\n{first}\nensemble:\n  reward_specs:\n  {second}")
     assert [(spec.name, spec.engine, spec.weight) for spec in config.reward_specs] == [
         ("p", "hf_gen", 2.0),
         ("p-2", "hf_rm", 1.0),
@@ -268,13 +268,14 @@ def test_options_beside_a_method_reach_the_one_that_a_flag_names(tmp_path):
 
 
 def test_statistics_of_the_reference_reach_the_selection(tmp_path):
-    one = "{ppl_mean: 1, ppl_std: 1, conf_mean: 1, conf_std: 1}"
+    statistics = "{ppl_mean: 1, ppl_std: 1, conf_mean: 1, conf_std: 1}"
     text = (
-        ECHO + f"model_stats: {{stats: {{a: {one}, b: {one}}}}}\nensemble: {{model_selection_method: zscore"
+        ECHO
+        + f"model_stats: {{stats: {{a: {statistics}, b: {statistics}}}}}\nensemble: {{model_selection_method: zscore"
     )
     assert ensemble(tmp_path, text + "}").selection.stats["b"].ppl_std == 1
     with pytest.raises(ConfigError, match="no statistics of 'b'"):  # its own go before
-        ensemble(tmp_path, text + f", model_selection_params: {{stats: {{a: {one}}}}}}}")
+        ensemble(tmp_path, text + f", model_selection_params: {{stats: {{a: {statistics}}}}}}}")
 
 
 def test_what_has_no_effect_is_said_once(tmp_path, caplog):

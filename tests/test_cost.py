@@ -81,6 +81,6 @@ ids = st.lists(st.integers(0, 2), max_size=8)
 def test_what_is_reused_is_the_longest_common_start_within_what_was_cached(calls):
     ledger, before = UsageLedger(), []
     for tokens, cached in calls:
-        starts = [n for n in range(min(cached, len(tokens)) + 1) for one in before if one[:n] == tokens[:n]]
+        starts = [n for n in range(min(cached, len(tokens)) + 1) for call in before if call[:n] == tokens[:n]]
         assert ledger.reused("m", tokens, cached) == max(starts, default=0)
         before.append(tokens)

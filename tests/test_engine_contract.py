@@ -21,14 +21,14 @@ def report(engine, test, *, does=True, failed=False, when="call"):
 
 def test_what_passed_what_was_refused_and_what_failed_stand_apart():
     recorder = contract.Recorder()
-    for one in (
+    for entry in (
         report("hf", "test_a"),
         report("hf", "test_b", failed=True),
         report("echo", "test_a", does=False),
         report("hf", "test_a", when="setup"),
         SimpleNamespace(when="call", user_properties=[]),
     ):
-        recorder.pytest_runtest_logreport(one)
+        recorder.pytest_runtest_logreport(entry)
     found = {
         name: {"date": "2026-01-01", "versions": {"torch": "2"}, "tests": rows}
         for name, rows in recorder.rows.items()
@@ -49,7 +49,7 @@ def test_the_page_has_the_table_that_was_kept():
     page = (ROOT / contract.PAGE).read_text()
     assert contract.written(page, found) == page
     assert set(found) == set(engines.NAMES)
-    assert all(row["outcome"] != "failed" for one in found.values() for row in one["tests"])
+    assert all(row["outcome"] != "failed" for entry in found.values() for row in entry["tests"])
 
 
 def test_a_server_that_does_not_start_is_an_error_with_its_log():

@@ -93,7 +93,7 @@ def test_the_pair_with_a_mentor_behind_an_api_is_explained_without_its_key(monke
 def test_a_pair_for_an_engine_lacks_at_most_that_engine_and_its_models(path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     report = examine(path)
-    assert all("is not installed" in one or "No such file" in one for one in report.problems)
+    assert all("is not installed" in problem or "No such file" in problem for problem in report.problems)
     assert f"serve examples/pairs/{path.name}" in path.read_text()
     assert f"serve examples/pairs/{path.name}" in (ROOT / "docs" / "engines.md").read_text()
 

@@ -179,12 +179,12 @@ def agent(url, name="ensemble"):
 
 
 def test_pydantic_ai_talks_for_three_turns_and_sees_the_insight_once(url):
-    one = agent(url)
+    assistant = agent(url)
 
     async def talk():
-        first = await one.run("2 + 2?")
-        second = await one.run("Sure?", message_history=first.all_messages())
-        async with one.run_stream("Sure?", message_history=second.all_messages()) as third:
+        first = await assistant.run("2 + 2?")
+        second = await assistant.run("Sure?", message_history=first.all_messages())
+        async with assistant.run_stream("Sure?", message_history=second.all_messages()) as third:
             said = [part async for part in third.stream_text(delta=True)]
             return first, second, "".join(said), third.all_messages()[-1]
 
@@ -195,14 +195,14 @@ def test_pydantic_ai_talks_for_three_turns_and_sees_the_insight_once(url):
 
 
 def test_pydantic_ai_calls_a_tool(url):
-    one, asked = agent(url, "caller"), []
+    assistant, asked = agent(url, "caller"), []
 
-    @one.tool_plain
+    @assistant.tool_plain
     def add(a: int, b: int) -> int:
         asked.append((a, b))
         return a + b
 
-    assert one.run_sync("2 + 2?").output == "The tool says 4."
+    assert assistant.run_sync("2 + 2?").output == "The tool says 4."
     assert asked == [(2, 2)]
 
 

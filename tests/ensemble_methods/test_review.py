@@ -149,5 +149,5 @@ def test_who_judges_by_probabilities_has_to_have_them():
 
 def test_a_template_without_the_answer_is_refused():
     engines = [Recorder("big", "OK", 9), Recorder("tiny", DRAFT, 1)]
-    with pytest.raises(ConfigError, match="review: the template lacks {answer}"):
+    with pytest.raises(ConfigError, match=r"review: the template lacks \{answer\}"):
         AsyncEnsemble(engines, All(), Review(template="{question}"))

@@ -144,8 +144,8 @@ def test_an_artifact_survives_the_disk_bit_by_bit(tmp_path):
     assert again.reader == "cheap"
     for name, member in artifact.members.items():
         said = [
-            one.members[name].predictor.probabilities(train.table, 0, train.tokens)
-            for one in (artifact, again)
+            selection.members[name].predictor.probabilities(train.table, 0, train.tokens)
+            for selection in (artifact, again)
         ]
         assert np.array_equal(*said)
         assert again.members[name].threshold == member.threshold

@@ -41,7 +41,7 @@ def chosen(selection, engines=ENGINES, ledger=None):
 
 def test_z_is_that_of_the_formula():
     readings = [QuestionReading(4, 0.5), QuestionReading(2, 0.8), QuestionReading(1.5, 0.4)]
-    assert [STATS[name].z(one) for name, one in zip("abc", readings, strict=True)] == pytest.approx(
+    assert [STATS[name].z(reading) for name, reading in zip("abc", readings, strict=True)] == pytest.approx(
         [-1, 4, 0]
     )
 
@@ -60,7 +60,7 @@ def test_the_automatic_k_is_three_only_where_most_find_the_question_unusual():
     usual = Stats(1.2, 1, 0.5, 1)  # below everyone's perplexity
     assert len(chosen(ZScore(stats=dict.fromkeys("abc", usual)))) == 3
     ten = [engine(str(index), 4, 0.5) for index in range(10)]
-    nine_of_ten = {one.name: Stats(3.0 if index else 5.0, 1, 0.5, 1) for index, one in enumerate(ten)}
+    nine_of_ten = {member.name: Stats(3.0 if index else 5.0, 1, 0.5, 1) for index, member in enumerate(ten)}
     assert len(chosen(ZScore(stats=nine_of_ten), ten)) == 3
     eight_of_ten = nine_of_ten | {"1": Stats(5, 1, 0.5, 1)}
     assert len(chosen(ZScore(stats=eight_of_ten), ten)) == 2

@@ -122,53 +122,53 @@ def test_a_token_that_one_lacks_has_the_probability_of_its_first_token_there():
 
 def test_one_vocabulary_is_mixed_id_by_id():
     tokens = ["a", "b", "<x>", END]
-    one = ToyEngine("one", tokens, fixed([0.1, 0.2, 0.6, 0.1]), special=(2,), fingerprint="same")
-    two = ToyEngine(
+    first = ToyEngine("one", tokens, fixed([0.1, 0.2, 0.6, 0.1]), special=(2,), fingerprint="same")
+    second = ToyEngine(
         "two", [*tokens, "padding"], fixed([0.1, 0.3, 0.5, 0.1, 0.0]), special=(2,), fingerprint="same"
     )
-    result = answer((one, two), GaC(), max_tokens=2)
+    result = answer((first, second), GaC(), max_tokens=2)
     assert [token.id for piece in result.pieces for token in piece.tokens] == [2, 2]  # a control of both
     assert result.text == ""
     assert math.exp(result.pieces[0].tokens[0].logprob) == pytest.approx(0.55, abs=1e-6)
     other = ToyEngine("two", [*tokens, "c"], fixed([0.1, 0.3, 0.5, 0.1, 0.0]), special=(2,))
-    assert answer((one, other), GaC(), max_tokens=2).text == "bb"  # to different models it means nothing
+    assert answer((first, other), GaC(), max_tokens=2).text == "bb"  # to different models it means nothing
 
 
 def test_all_ends_are_one_entry_and_equal_spellings_add_up():
-    one = ToyEngine("one", ["a", END, END], fixed([0.4, 0.3, 0.3]))
-    two = ToyEngine("two", ["b", "a", "a", END], fixed([0.3, 0.25, 0.25, 0.2]))
-    union = union_of([one.vocabulary, two.vocabulary], [3, 4])
+    first = ToyEngine("one", ["a", END, END], fixed([0.4, 0.3, 0.3]))
+    second = ToyEngine("two", ["b", "a", "a", END], fixed([0.3, 0.25, 0.25, 0.2]))
+    union = union_of([first.vocabulary, second.vocabulary], [3, 4])
     assert union.vocabulary.tokens == (b"a", b"b", b"")
     parts = [
         view.probabilities(np.log(engine.rule(())))
-        for view, engine in zip(union.views, (one, two), strict=True)
+        for view, engine in zip(union.views, (first, second), strict=True)
     ]
     assert parts[0] == pytest.approx([0.4, 0, 0.6], abs=1e-6)
     assert parts[1] == pytest.approx([0.5, 0.3, 0.2], abs=1e-6)
     assert union.views[1].id_of(0) == 2
-    result = answer((one, two), GaC(weights={"one": 3}))
+    result = answer((first, second), GaC(weights={"one": 3}))
     assert (result.text, result.finish) == ("", "stop")
-    assert union_of([one.vocabulary, two.vocabulary], [3, 4]) is union  # made once
+    assert union_of([first.vocabulary, second.vocabulary], [3, 4]) is union  # made once
 
 
 def test_chosen_text_that_retokenises_is_dropped_and_appended():
     """The first writes "ab", "cd"; the second holds "ab" as a+b, and then "abcd" as a+bc+d."""
-    one = scripted("one", ["ab", "cd", END], "ab", "cd")
-    two = scripted("two", ["a", "b", "bc", "d", END], "a", "b", "bc", sure=0.3)
-    result = answer((one, two), GaC(weights={"one": 5}))
+    first = scripted("one", ["ab", "cd", END], "ab", "cd")
+    second = scripted("two", ["a", "b", "bc", "d", END], "a", "b", "bc", sure=0.3)
+    result = answer((first, second), GaC(weights={"one": 5}))
     assert (result.text, result.finish) == ("abcd", "stop")
-    assert two.decoders[0].calls == [([], 0), ([0, 1], 0), ([2, 3], 1)]
-    assert one.decoders[0].calls == [([], 0), ([0], 0), ([1], 0)]
+    assert second.decoders[0].calls == [([], 0), ([0, 1], 0), ([2, 3], 1)]
+    assert first.decoders[0].calls == [([], 0), ([0], 0), ([1], 0)]
 
 
 def test_an_unfinished_character_waits_where_it_cannot_be_spelled():
     """The first writes "é" in two bytes; the second knows only the whole and sits out in between."""
     first = [b"\xc3", b"\xa9", b"!", END]
-    one = ToyEngine(
+    member = ToyEngine(
         "one", first, fixed([0.9, 0, 0.05, 0.05], [0, 0.9, 0.05, 0.05], [0, 0, 0.9, 0.1], [0, 0, 0.1, 0.9])
     )
     two = ToyEngine("two", ["é", "!", END], fixed([0.1, 0.1, 0.8], [0, 0.6, 0.4], [0, 0.1, 0.9]))
-    result = answer((one, two), GaC(weights={"one": 5}))
+    result = answer((member, two), GaC(weights={"one": 5}))
     assert result.text == "é!"
     assert [piece.engine for piece in result.pieces] == ["one+two", "one", "one+two"]
     assert two.decoders[0].calls == [([], 0), ([0], 0), ([1], 0)]
@@ -178,35 +178,35 @@ def test_an_unfinished_character_waits_where_it_cannot_be_spelled():
 
 
 def test_alternatives_of_a_mixture_keep_the_bytes_of_parts_of_characters():
-    one = ToyEngine(
+    member = ToyEngine(
         "one", [b"\xc3", b"\xa9", "a", END], fixed([0.5, 0.3, 0.2, 0], [0, 1, 0, 0], [0, 0, 0, 1])
     )
     two = ToyEngine("two", ["é", b"\xc3", "a", END], fixed([0.1, 0.6, 0.3, 0], [0, 0, 0, 1], [0, 0, 0, 1]))
-    first = answer((one, two), GaC(), max_tokens=3, top_logprobs=9).pieces[0].tokens[0]
+    first = answer((member, two), GaC(), max_tokens=3, top_logprobs=9).pieces[0].tokens[0]
     assert {other.part or other.text for other in first.top} == {b"\xc3", b"\xa9", "a", "é"}
 
 
 def test_bytes_that_are_no_text_are_spelled_byte_by_byte():
-    one = ToyEngine("one", [b"\xff\xfe", "x", END], fixed([1, 0, 0], [0, 1, 0], [0, 0, 1]))
-    two = ToyEngine("two", [b"\xff", b"\xfe", "x", END], fixed([0.25] * 4))
-    result = answer((one, two), GaC(weights={"one": 9}))
+    first = ToyEngine("one", [b"\xff\xfe", "x", END], fixed([1, 0, 0], [0, 1, 0], [0, 0, 1]))
+    second = ToyEngine("two", [b"\xff", b"\xfe", "x", END], fixed([0.25] * 4))
+    result = answer((first, second), GaC(weights={"one": 9}))
     assert result.text == "\ufffd\ufffdx"
-    assert two.decoders[0].ids == [0, 1, 2]
+    assert second.decoders[0].ids == [0, 1, 2]
 
 
 def test_a_tokenizer_that_does_not_give_the_text_back_is_not_trusted():
-    one = ToyEngine("one", ["ab", END], fixed([1, 0], [0, 1]))
-    two = ToyEngine("two", ["a", "b", "x", END], fixed([0.25] * 4))
-    open_ = two.decoder
+    first = ToyEngine("one", ["ab", END], fixed([1, 0], [0, 1]))
+    second = ToyEngine("two", ["a", "b", "x", END], fixed([0.25] * 4))
+    open_ = second.decoder
 
     def decoder(request, meter):
         made = open_(request, meter)
         made.encode = lambda text: [2] * len(text)  # it normalises everything to x
         return made
 
-    two.decoder = decoder
-    assert answer((one, two), GaC(weights={"one": 9})).text == "ab"
-    assert two.decoders[0].ids == [0, 1]
+    second.decoder = decoder
+    assert answer((first, second), GaC(weights={"one": 9})).text == "ab"
+    assert second.decoders[0].ids == [0, 1]
 
 
 def wild(name, rng, pieces):
@@ -270,34 +270,34 @@ def test_sampling_is_the_seeds(seed):
 
 def test_disputed_positions_only_are_mixed_and_the_others_read_drafts_in_one_pass():
     tokens = ["a", "b", "c", "d"]
-    one = scripted("one", [*tokens, END], "a", "b", "c", "a")
-    two = scripted("two", [*tokens, "e", END], "a", "b", "c", "a")
-    result = answer((one, two), GaC(every="disputed", draft=8))
+    first = scripted("one", [*tokens, END], "a", "b", "c", "a")
+    second = scripted("two", [*tokens, "e", END], "a", "b", "c", "a")
+    result = answer((first, second), GaC(every="disputed", draft=8))
     assert result.text == "abca"
     assert {piece.engine for piece in result.pieces} == {"one"}
-    assert two.decoders[0].calls == [([], 0), ([0, 1, 2, 0], 0)]
+    assert second.decoders[0].calls == [([], 0), ([0, 1, 2, 0], 0)]
     other = scripted("two", [*tokens, "e", END], "a", "b", "d", sure=0.99)
-    result = answer((one, other), GaC(every="disputed", draft=8, weights={"two": 9}))
+    result = answer((first, other), GaC(every="disputed", draft=8, weights={"two": 9}))
     assert [(piece.engine, piece.text) for piece in result.pieces][:2] == [("one", "ab"), ("one+two", "d")]
-    assert sum(drop for _, drop in one.decoders[1].calls) == 2  # the rest of its draft
+    assert sum(drop for _, drop in first.decoders[1].calls) == 2  # the rest of its draft
 
 
 def test_the_gate_writes_alone_while_it_is_sure():
     tokens = ["a", "b", END]
-    one = ToyEngine("one", tokens, fixed([0.9, 0.1, 0], [0.8, 0.2, 0], [0.5, 0.4, 0.1], [0, 0.05, 0.95]))
-    two = ToyEngine("two", [*tokens, "c"], fixed([0, 1, 0, 0]))
-    result = answer((one, two), GaC(gate="one", threshold=0.7))
+    first = ToyEngine("one", tokens, fixed([0.9, 0.1, 0], [0.8, 0.2, 0], [0.5, 0.4, 0.1], [0, 0.05, 0.95]))
+    second = ToyEngine("two", [*tokens, "c"], fixed([0, 1, 0, 0]))
+    result = answer((first, second), GaC(gate="one", threshold=0.7))
     assert result.text == "aab"
     assert [piece.engine for piece in result.pieces] == ["one", "one+two", "one"]
-    assert two.decoders[0].calls == [([0, 0], 0)]  # asked once, and caught up in one pass
+    assert second.decoders[0].calls == [([0, 0], 0)]  # asked once, and caught up in one pass
 
 
 def test_weight_zero_is_not_asked():
-    one, two = engines()
-    assert answer((one, two), GaC(weights={"two": 0}), max_tokens=3).text == "aaa"
-    assert not two.decoders
+    first, second = engines()
+    assert answer((first, second), GaC(weights={"two": 0}), max_tokens=3).text == "aaa"
+    assert not second.decoders
     assert (
-        answer((one,), DistributionMixture(top_k=1), max_tokens=3).text == "aaa"
+        answer((first,), DistributionMixture(top_k=1), max_tokens=3).text == "aaa"
     )  # one engine decodes as it is
 
 
@@ -393,18 +393,18 @@ def test_requests_and_engines_that_cannot_work_are_refused():
     }.items():
         with pytest.raises(RequestError, match=name):
             answer(engines(), GaC(), **{name: value})
-    one, two = ToyEngine("one", *FIRST[:1], fixed(FIRST[1]), context=10), engines()[1]
-    assert answer((one, two), GaC(), max_tokens=7).finish == "length"
+    first, second = ToyEngine("one", *FIRST[:1], fixed(FIRST[1]), context=10), engines()[1]
+    assert answer((first, second), GaC(), max_tokens=7).finish == "length"
     with pytest.raises(ContextOverflowError, match="maximum context length is 10 tokens"):
-        answer((one, two), GaC(), max_tokens=8)
-    cut = answer((one, two), GaC(), max_tokens=8, fit_context=True)
+        answer((first, second), GaC(), max_tokens=8)
+    cut = answer((first, second), GaC(), max_tokens=8, fit_context=True)
     assert (cut.finish, sum(len(piece.tokens) for piece in cut.pieces)) == ("length", 7)
 
     class Mute(EchoEngine):
         capabilities = frozenset({"prefix"})
 
     with pytest.raises(CapabilityError, match="gac needs decode of engine 'mute'"):
-        AsyncEnsemble([one, Mute("mute", EchoOptions())], All(), GaC())
+        AsyncEnsemble([first, Mute("mute", EchoOptions())], All(), GaC())
 
 
 def test_choosing_from_a_mixture():

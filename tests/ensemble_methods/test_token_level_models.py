@@ -65,8 +65,8 @@ def test_a_model_with_itself_writes_and_costs_what_it_does_alone():
         assert texts(await answers([mentor, again], GaC(every="disputed"))) == texts(alone)
         ended = await answers([mentor], Single(), max_tokens=30, ignore_eos=True)
         assert texts(await answers([mentor, again], GaC(), max_tokens=30, ignore_eos=True)) == texts(ended)
-        for one, two in zip(alone, both, strict=True):
-            (own,), pair = one.usage.lines, two.usage.lines
+        for first, second in zip(alone, both, strict=True):
+            (own,), pair = first.usage.lines, second.usage.lines
             for line in pair:
                 assert line.purpose == "answer"
                 assert line.cost.completion_tokens == own.cost.completion_tokens
@@ -99,7 +99,7 @@ def test_different_vocabularies_agree_on_what_is_disputed():
             assert {result.finish for result in each} == {"stop"}
             assert all(result.text.count("\\boxed{") == 1 for result in each)
             counts += [[line.cost.completion_tokens for line in result.usage.lines] for result in each]
-        assert any(one != two for one, two in counts)  # they do not spell it alike
+        assert any(first != second for first, second in counts)  # they do not spell it alike
 
     run(["mentor", "guest"], work)
 

@@ -19,14 +19,14 @@ def parts(result):
 
 def test_a_token_inside_anothers_token_is_the_first_models():
     """The second model has 12 as one token and wants b behind a; at a1 and at a12 it has no opinion."""
-    one = scripted("one", ["1", "2", "a", "b", END], "a", "1", "2", "a")
-    two = scripted("two", ["12", "1", "2", "a", "b", END], "a", "b")
+    first = scripted("one", ["1", "2", "a", "b", END], "a", "1", "2", "a")
+    second = scripted("two", ["12", "1", "2", "a", "b", END], "a", "b")
     strategy = {"weights": {"two": 9}}
-    assert answer((one, two), GaC(**strategy)).text.startswith("ab")
-    result = answer((one, two), GaC(every="safe", **strategy))
+    assert answer((first, second), GaC(**strategy)).text.startswith("ab")
+    result = answer((first, second), GaC(every="safe", **strategy))
     assert parts(result) == [("one", "a12"), ("one+two", "a")]  # (.9 + 9 / 6) / 10 of a is disputed
     # it read a, 12 and the end of text where they stand, never 1 or 2
-    assert [ids for ids, _ in two.decoders[1].calls] == [[], [3, 0, 3]]
+    assert [ids for ids, _ in second.decoders[1].calls] == [[], [3, 0, 3]]
 
 
 @pytest.mark.parametrize(
@@ -39,18 +39,18 @@ def test_a_token_inside_anothers_token_is_the_first_models():
     ],
 )
 def test_a_disputed_token_is_ensembled_where_its_mean_probability_is_at_most_one_half(second, author, text):
-    one = scripted("one", ["a", "b", END], "a", sure=0.7)
-    one.rule = lambda ids: [0.7, 0.2, 0.1] if not ids else [0.0, 0.0, 1.0]
+    first = scripted("one", ["a", "b", END], "a", sure=0.7)
+    first.rule = lambda ids: [0.7, 0.2, 0.1] if not ids else [0.0, 0.0, 1.0]
     two = scripted("two", ["a", "b", END], "a")
     two.rule = lambda ids: second if not ids else [0.0, 0.0, 1.0]
-    assert parts(answer((one, two), GaC(every="safe"))) == [(author, text)]
+    assert parts(answer((first, two), GaC(every="safe"))) == [(author, text)]
 
 
 def test_the_last_drafted_token_waits_for_what_follows():
     """With drafts of two tokens the 1 is the last of one; alone it would be a whole token to the second model."""
-    one = scripted("one", ["1", "2", "a", "b", END], "a", "1", "2", "a")
-    two = scripted("two", ["12", "1", "2", "a", "b", END], "a", "b")
-    assert answer((one, two), GaC(every="safe", draft=2, weights={"two": 9})).text == "a12a"
+    first = scripted("one", ["1", "2", "a", "b", END], "a", "1", "2", "a")
+    second = scripted("two", ["12", "1", "2", "a", "b", END], "a", "b")
+    assert answer((first, second), GaC(every="safe", draft=2, weights={"two": 9})).text == "a12a"
 
 
 @settings(max_examples=60, deadline=None)

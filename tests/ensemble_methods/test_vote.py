@@ -42,8 +42,8 @@ def vote(engines, options=None, **sampling):
 
 
 def choice(result):
-    (one,) = result.choices
-    return one
+    (decision,) = result.choices
+    return decision
 
 
 def test_the_majority_is_of_equal_answers_not_of_equal_texts():
@@ -260,7 +260,7 @@ def test_the_order_of_candidates_never_changes_who_wins_but_for_ties(drawn):
     first, second = (partied(answers, [1.0] * len(answers), exact) for answers in drawn)
     answers = drawn[0]
     votes = sorted(
-        (count(answers, value) for value in {Fraction(one) for one in answers if one}), reverse=True
+        (count(answers, value) for value in {Fraction(answer) for answer in answers if answer}), reverse=True
     )
     assert sorted(len(party.members) for party in first) == sorted(votes)
     assert bool(first) == bool(second) == bool(votes)

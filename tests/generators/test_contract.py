@@ -196,7 +196,7 @@ def test_seeds(subject, able):
 
     async def work():
         sampled = [question(2, temperature=2.0, seed=seed, max_tokens=200) for seed in (1, 1, 2, 3)]
-        same, again, *others = [await subject.text(one) for one in sampled]
+        same, again, *others = [await subject.text(token) for token in sampled]
         assert same == again
         assert subject.scripted or set(others) != {same}
 
@@ -214,7 +214,7 @@ def test_characters(subject, able):
             text = "".join(piece.text for piece in pieces)
             assert text.encode().decode() == text
             if ids and None not in ids:
-                whole = subject.reference.tokenizer.decode([one for one in ids if one not in controls])
+                whole = subject.reference.tokenizer.decode([index for index in ids if index not in controls])
                 assert text == whole
 
     controls = frozenset() if subject.scripted else subject.reference.tokenizer.controls
@@ -335,7 +335,9 @@ def test_logprobs(subject, able):
             for mine, other in zip(ours, theirs, strict=True):
                 assert mine.text == other.text
                 assert mine.logprob == pytest.approx(other.logprob, abs=CLOSE)
-                assert [one.text for one in mine.top[:1]] == [one.text for one in other.top[:1]]
+                assert [alternative.text for alternative in mine.top[:1]] == [
+                    alternative.text for alternative in other.top[:1]
+                ]
                 assert len(mine.top) == len(other.top)
                 if mine.entropy is not None:
                     assert 0 <= mine.entropy <= other.entropy + CLOSE
@@ -359,7 +361,7 @@ def test_score(subject, able):
         assert cost.completion_tokens == cost.discarded_tokens
         assert cost.prompt_tokens == len(ours.tokens) == len(theirs.tokens)
         places = [
-            [(one.id, one.text, one.message, one.start, one.end) for one in read.tokens]
+            [(token.id, token.text, token.message, token.start, token.end) for token in read.tokens]
             for read in (ours, theirs)
         ]
         assert places[0] == places[1]
@@ -558,7 +560,7 @@ def runs(config, count=6):
                 Request(BuiltinMath().request(item), replace(ensemble.sampling, max_tokens=120))
                 for item in ITEMS
             ]
-            return [await ensemble.generate(one) for one in asked[:count]]
+            return [await ensemble.generate(request) for request in asked[:count]]
 
     return asyncio.run(work())
 

@@ -46,13 +46,13 @@ def test_score_is_that_of_a_direct_pass(family, bench, request):
     async def main():
         async with bench(request.getfixturevalue(family)) as b:
             asked = [ask("be brief", sentence(seed, 3 + 5 * seed)) for seed in range(6)]
-            for one, scored in zip(
+            for query, scored in zip(
                 asked, await asyncio.gather(*[b.engine.score(a, b.meter) for a in asked]), strict=True
             ):
-                check(b, scored, b.engine.render(one).ids)
+                check(b, scored, b.engine.render(query).ids)
             cost = b.take_usage()
             assert cost.completion_tokens == 0
-            assert cost.prompt_tokens == sum(b.engine.count(one) for one in asked)
+            assert cost.prompt_tokens == sum(b.engine.count(request) for request in asked)
             assert len(b.passes) < len(asked)  # waiting requests share passes
 
     run(main())
@@ -63,9 +63,9 @@ def test_a_long_prompt_is_read_in_parts(bench, monkeypatch):
 
     async def main():
         async with bench() as b:
-            one = ask("be brief", sentence(0, 200))
+            request = ask("be brief", sentence(0, 200))
             for ids in (
-                b.engine.render(one).ids,
+                b.engine.render(request).ids,
                 (7,),
                 tuple(range(9, 138)),
             ):  # 129: one token beyond two parts
@@ -87,8 +87,8 @@ def test_an_extended_reading_computes_only_the_new_tokens(bench):
             ]
             read = []
             for text in levels:
-                one = ask("Use the insights.", text)
-                check(b, await b.engine.score(one, b.meter), b.engine.render(one).ids)
+                request = ask("Use the insights.", text)
+                check(b, await b.engine.score(request, b.meter), b.engine.render(request).ids)
                 read.append(b.take_usage())
             for before, now in pairwise(read):
                 # All but the closing template tokens, a re-tokenised last word and the boundary token.
@@ -113,9 +113,9 @@ def test_an_extended_reading_computes_only_the_new_tokens(bench):
 def test_scoring_after_writing_knows_no_more_than_was_read(bench):
     async def main():
         async with bench() as b:
-            one = ask("be brief", sentence(3, 12))
-            ids = [token.id for piece in await b.pieces(one) for token in piece.tokens]
-            whole = (*b.engine.render(one).ids, *ids)
+            request = ask("be brief", sentence(3, 12))
+            ids = [token.id for piece in await b.pieces(request) for token in piece.tokens]
+            whole = (*b.engine.render(request).ids, *ids)
             given = Request(TokenIds(whole))
             b.take_usage()
             check(b, await b.engine.score(given, b.meter), whole)
@@ -163,8 +163,8 @@ def test_score_is_the_same_after_any_history(bench):
 def test_origins_say_which_message_and_which_characters(bench):
     async def main():
         async with bench() as b:
-            one = ask("be brief", "the quick brown fox", prefix=" jumps over")
-            scored = await b.engine.score(one, b.meter)
+            request = ask("be brief", "the quick brown fox", prefix=" jumps over")
+            scored = await b.engine.score(request, b.meter)
             texts = ["be brief", "the quick brown fox", " jumps over"]
             for index, text in enumerate(texts):
                 tokens = scored.of(index)
@@ -180,9 +180,9 @@ def test_origins_say_which_message_and_which_characters(bench):
 def test_decoder_equals_a_fresh_pass_through_appends_and_drops(bench):
     async def main():
         async with bench() as b:
-            one = ask("be brief", "nine small birds")
-            decoder = b.engine.decoder(one, b.meter)
-            ids, rng = list(b.engine.render(one).ids), random.Random(0)
+            request = ask("be brief", "nine small birds")
+            decoder = b.engine.decoder(request, b.meter)
+            ids, rng = list(b.engine.render(request).ids), random.Random(0)
             prompt = len(ids)
             for append, drop in [
                 ((), 0),
@@ -220,9 +220,9 @@ def test_decoder_equals_a_fresh_pass_through_appends_and_drops(bench):
 def test_reading_a_draft_is_one_pass_and_gives_every_distribution(bench, monkeypatch):
     async def main():
         async with bench() as b:
-            one = ask("be brief", "nine small birds")
-            decoder = b.engine.decoder(one, b.meter)
-            ids = list(b.engine.render(one).ids)
+            request = ask("be brief", "nine small birds")
+            decoder = b.engine.decoder(request, b.meter)
+            ids = list(b.engine.render(request).ids)
             for append, drop in [((5, 6, 7), 0), ((9, 4), 1), ((8,), 2)]:
                 kept = len(ids) - drop
                 ids = [*ids[:kept], *append]
@@ -249,10 +249,10 @@ def test_reading_a_draft_is_one_pass_and_gives_every_distribution(bench, monkeyp
 
     async def in_parts():
         async with bench() as b:
-            one = ask("be brief", "nine small birds")
-            decoder, draft = b.engine.decoder(one, b.meter), list(range(5, 30))
+            request = ask("be brief", "nine small birds")
+            decoder, draft = b.engine.decoder(request, b.meter), list(range(5, 30))
             got = await decoder.read(draft)
-            fresh = b.fresh([*b.engine.render(one).ids, *draft])[-len(draft) :]
+            fresh = b.fresh([*b.engine.render(request).ids, *draft])[-len(draft) :]
             assert len(b.passes) > 3
             assert torch.allclose(
                 torch.stack([torch.from_numpy(line.logprobs) for line in got]).double(), fresh, atol=1e-5

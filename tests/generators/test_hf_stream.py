@@ -45,8 +45,8 @@ def test_greedy_tokens_are_those_of_transformers_alone_and_in_a_batch(family, be
     async def main():
         async with bench(request.getfixturevalue(family), prefix_cache_tokens=0) as b:
             asked = [ask(text, max_tokens=20, ignore_eos=False) for text in prompts(9)]
-            expected = [generated(b, b.engine.render(one).ids, 20) for one in asked]
-            alone = [await b.ids(one) for one in asked]
+            expected = [generated(b, b.engine.render(request).ids, 20) for request in asked]
+            alone = [await b.ids(request) for request in asked]
             together = await asyncio.gather(*map(b.ids, asked))
             assert alone == expected
             assert together == expected
@@ -64,7 +64,7 @@ def test_rows_of_one_length_are_masked_by_every_kernel(kernel, bench):
             asked = [Request(TokenIds(ids), Sampling(max_tokens=20, ignore_eos=True)) for ids in prompts]
             expected = [generated(b, ids, 20) for ids in prompts]
             assert await asyncio.gather(*map(b.ids, asked)) == expected
-            assert [await b.ids(one) for one in asked] == expected
+            assert [await b.ids(request) for request in asked] == expected
             scored = await b.engine.score(asked[0], b.meter)
             lines = b.fresh(prompts[0])[:-1]
             wanted = [line[index].item() for line, index in zip(lines, prompts[0][1:], strict=True)]
@@ -80,7 +80,7 @@ def test_a_row_joins_and_leaves_while_others_write(bench):
                 ask(text, max_tokens=length)
                 for text, length in zip(prompts(11), [40, 3, 17, 29, 5, 8, 33, 1, 2, 21, 13], strict=True)
             ]
-            alone = [await b.ids(one) for one in asked]
+            alone = [await b.ids(request) for request in asked]
 
             async def late(index):
                 await asyncio.sleep(0.003 * index)
@@ -95,10 +95,10 @@ def test_a_row_joins_and_leaves_while_others_write(bench):
 def test_prefix_cache_changes_no_text_and_continuing_reuses_the_answer(bench):
     async def main():
         async with bench() as b:
-            one = ask("the quick brown fox jumps over", max_tokens=24)
-            first = await b.text(one)
+            request = ask("the quick brown fox jumps over", max_tokens=24)
+            first = await b.text(request)
             assert b.take_usage().cached_tokens == 0
-            assert await b.text(one) == first
+            assert await b.text(request) == first
             again = b.take_usage()
             assert again.cached_tokens == again.prompt_tokens - 1
             # The answer so far is re-tokenised, so only as much as gives the same tokens is reused.
@@ -217,8 +217,8 @@ def test_min_p_leaves_out_tokens_by_their_share_of_the_top_token(options, kept):
 def test_penalties_and_bias_are_those_of_transformers(bench):
     async def main():
         async with bench() as b:
-            one = ask("over lazy dogs", repetition_penalty=1.7, max_tokens=20)
-            tensor = torch.tensor([b.engine.render(one).ids])
+            request = ask("over lazy dogs", repetition_penalty=1.7, max_tokens=20)
+            tensor = torch.tensor([b.engine.render(request).ids])
             wanted = b.model.network.generate(
                 tensor,
                 attention_mask=torch.ones_like(tensor),
@@ -227,7 +227,7 @@ def test_penalties_and_bias_are_those_of_transformers(bench):
                 repetition_penalty=1.7,
                 eos_token_id=None,
             )
-            assert await b.ids(one) == wanted[0, tensor.shape[1] :].tolist()
+            assert await b.ids(request) == wanted[0, tensor.shape[1] :].tolist()
             assert await b.ids(ask("over lazy dogs", logit_bias={9: 1e4}, max_tokens=3)) == [9, 9, 9]
             assert (
                 len(set(await b.ids(ask("over", logit_bias={9: 500.0}, presence_penalty=1e4, max_tokens=9))))
@@ -240,14 +240,14 @@ def test_penalties_and_bias_are_those_of_transformers(bench):
 def test_logprobs_entropies_and_alternatives_are_those_of_a_direct_pass(bench):
     async def main():
         async with bench() as b:
-            one = ask("while nine small birds", temperature=1.3, seed=3, top_logprobs=3, max_tokens=15)
-            ids = b.engine.render(one).ids
-            tokens = [token for piece in await b.pieces(one) for token in piece.tokens]
+            request = ask("while nine small birds", temperature=1.3, seed=3, top_logprobs=3, max_tokens=15)
+            ids = b.engine.render(request).ids
+            tokens = [token for piece in await b.pieces(request) for token in piece.tokens]
             lines = b.fresh([*ids, *(token.id for token in tokens)])[len(ids) - 1 : -1]
             for token, line in zip(tokens, lines, strict=True):
                 assert token.logprob == pytest.approx(line[token.id].item(), abs=1e-4)
                 assert token.entropy == pytest.approx(-(line.exp() * line).sum().item(), abs=1e-4)
-                assert [one.id for one in token.top] == line.topk(3).indices.tolist()
+                assert [alternative.id for alternative in token.top] == line.topk(3).indices.tolist()
 
     run(main())
 
@@ -263,13 +263,15 @@ def test_parts_of_characters_keep_their_bytes(bench):
             ]
             parts = {index: spelled[index] for index in broken}
             assert len(parts) > 100
-            one = ask("over", top_logprobs=len(spelled), logit_bias=dict.fromkeys(parts, 1e4), max_tokens=6)
-            tokens = [token for piece in await b.pieces(one) for token in piece.tokens]
+            request = ask(
+                "over", top_logprobs=len(spelled), logit_bias=dict.fromkeys(parts, 1e4), max_tokens=6
+            )
+            tokens = [token for piece in await b.pieces(request) for token in piece.tokens]
             assert [token.part for token in tokens] == [parts[token.id] for token in tokens]
             for token in tokens:
                 assert {other.id: other.part for other in token.top if other.part is not None} == parts
-            one = ask("over", logit_bias={spelled.index(b"a"): 1e4}, max_tokens=2)
-            assert [token.part for piece in await b.pieces(one) for token in piece.tokens] == [None, None]
+            request = ask("over", logit_bias={spelled.index(b"a"): 1e4}, max_tokens=2)
+            assert [token.part for piece in await b.pieces(request) for token in piece.tokens] == [None, None]
             scored = await b.engine.score(Request(Text("né 😀")), b.meter)
             assert [token.part for token in scored.tokens] == [parts.get(token.id) for token in scored.tokens]
             assert any(token.part for token in scored.tokens)
@@ -326,10 +328,10 @@ def test_closing_stops_the_model_and_bills_what_it_wrote(bench):
 def test_an_unread_row_pauses_and_others_go_on(bench, lookahead):
     async def main():
         async with bench(lookahead=lookahead) as b:
-            one = ask("the quick", max_tokens=40)
-            whole = await b.ids(one)
+            request = ask("the quick", max_tokens=40)
+            whole = await b.ids(request)
             b.take_usage()
-            async with aclosing(b.engine.stream(one, b.meter)) as stream:
+            async with aclosing(b.engine.stream(request, b.meter)) as stream:
                 piece = await anext(stream)
                 await asyncio.sleep(0.15)
                 paused = len(b.passes)
@@ -344,7 +346,7 @@ def test_an_unread_row_pauses_and_others_go_on(bench, lookahead):
             assert ids == whole
             assert b.take_usage().discarded_tokens == 0
 
-            async with aclosing(b.engine.stream(one, b.meter)) as stream:
+            async with aclosing(b.engine.stream(request, b.meter)) as stream:
                 passes = len(b.passes)
                 await anext(stream)
                 await b.until(lambda: len(b.passes) > passes + lookahead)
@@ -578,8 +580,8 @@ def test_experts_that_are_not_asked_are_not_active(tmp_path):
     async def main():
         async with hf_bench.Bench(str(tmp_path)) as b:
             asked = [ask(text) for text in prompts(4)]
-            expected = [generated(b, b.engine.render(one).ids, 12) for one in asked]
-            free = [Request(one.prompt, Sampling(max_tokens=12)) for one in asked]
+            expected = [generated(b, b.engine.render(request).ids, 12) for request in asked]
+            free = [Request(request.prompt, Sampling(max_tokens=12)) for request in asked]
             assert await asyncio.gather(*map(b.ids, free)) == expected
 
     run(main())

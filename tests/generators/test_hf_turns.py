@@ -84,7 +84,7 @@ def renderer():
 
 def turns(*parts):
     return tuple(
-        Piece("".join(text for text, _ in tokens), name, "answer", tuple(Token(*one) for one in tokens))
+        Piece("".join(text for text, _ in tokens), name, "answer", tuple(Token(*token) for token in tokens))
         for name, tokens in parts
     )
 

@@ -112,8 +112,8 @@ def test_greedy_tokens_are_those_of_the_hf_engine_alone_and_together(family, ben
     async def main():
         async with bench(request.getfixturevalue(family), prefix_cache_tokens=0) as b:
             asked = [ask(text, max_tokens=20, ignore_eos=False) for text in sentences(9)]
-            expected = [[token.id for token in await b.theirs(one)] for one in asked]
-            assert [await b.ids(one) for one in asked] == expected
+            expected = [[token.id for token in await b.theirs(request)] for request in asked]
+            assert [await b.ids(request) for request in asked] == expected
             assert await asyncio.gather(*map(b.ids, asked)) == expected
             assert any(rows > 1 for rows, width in b.passes if width == 1)
 
@@ -146,11 +146,11 @@ def test_sampling_is_that_of_the_hf_engine(bench):
                 {"temperature": 2.0, "top_k": 1},
             ]
             for way in ways:
-                one = ask("over lazy dogs", max_tokens=16, **way)
-                assert await b.ids(one) == [token.id for token in await b.theirs(one)]
+                request = ask("over lazy dogs", max_tokens=16, **way)
+                assert await b.ids(request) == [token.id for token in await b.theirs(request)]
             crowd = [ask("over lazy dogs", max_tokens=16, temperature=1.0, seed=seed) for seed in range(9)]
             together = await asyncio.gather(*map(b.ids, crowd))
-            assert together == [await b.ids(one) for one in crowd]
+            assert together == [await b.ids(request) for request in crowd]
             assert len({tuple(ids) for ids in together}) > 5
 
     run(main())
@@ -159,14 +159,14 @@ def test_sampling_is_that_of_the_hf_engine(bench):
 def test_logprobs_entropies_and_alternatives_are_those_of_a_direct_pass(bench):
     async def main():
         async with bench() as b:
-            one = ask("while nine small birds", temperature=1.3, seed=3, top_logprobs=3, max_tokens=15)
-            ids = b.engine.render(one).ids
-            tokens = [token for piece in await b.pieces(one) for token in piece.tokens]
+            request = ask("while nine small birds", temperature=1.3, seed=3, top_logprobs=3, max_tokens=15)
+            ids = b.engine.render(request).ids
+            tokens = [token for piece in await b.pieces(request) for token in piece.tokens]
             lines = b.fresh([*ids, *(token.id for token in tokens)])[len(ids) - 1 : -1]
             for token, line in zip(tokens, lines, strict=True):
                 assert token.logprob == pytest.approx(line[token.id].item(), abs=CLOSE)
                 assert token.entropy == pytest.approx(-(line.exp() * line).sum().item(), abs=CLOSE)
-                assert [one.id for one in token.top] == line.topk(3).indices.tolist()
+                assert [alternative.id for alternative in token.top] == line.topk(3).indices.tolist()
 
     run(main())
 
@@ -174,10 +174,10 @@ def test_logprobs_entropies_and_alternatives_are_those_of_a_direct_pass(bench):
 def test_what_was_read_is_not_read_again_and_changes_no_text(bench):
     async def main():
         async with bench() as b:
-            one = ask("the quick brown fox jumps over", max_tokens=24)
-            first = await b.text(one)
+            request = ask("the quick brown fox jumps over", max_tokens=24)
+            first = await b.text(request)
             assert b.take_usage().cached_tokens == 0
-            assert await b.text(one) == first
+            assert await b.text(request) == first
             again = b.take_usage()
             assert again.cached_tokens == again.prompt_tokens - 1
 
@@ -253,8 +253,8 @@ def test_more_paused_rows_than_sequences_hold_nobody_up(bench):
     async def main():
         async with bench(batch_rows=2) as b:
             asked = [ask(text, max_tokens=14) for text in sentences(6)]
-            whole = [await b.ids(one) for one in asked]
-            streams = [b.engine.stream(one, b.meter) for one in asked]
+            whole = [await b.ids(request) for request in asked]
+            streams = [b.engine.stream(request, b.meter) for request in asked]
             read = [[token.id for token in (await anext(stream)).tokens] for stream in streams]
             await asyncio.sleep(0.05)
             passes = len(b.passes)
@@ -280,7 +280,7 @@ def test_rows_that_step_together_lie_side_by_side_and_none_is_lost(bench):
             sampled, texts = random.Random(3), sentences(6)
             decoders = [b.engine.decoder(ask(text), b.meter) for text in texts]
             ids = [list(b.engine.render(ask(text)).ids) for text in texts]
-            await asyncio.gather(*[one.step() for one in decoders])
+            await asyncio.gather(*[decoder.step() for decoder in decoders])
             seen = []
             neighbours = b.model.slots.neighbours
 
@@ -296,9 +296,9 @@ def test_rows_that_step_together_lie_side_by_side_and_none_is_lost(bench):
                     ids[row].append(index + row)
                     assert np.allclose(line.logprobs, b.fresh(ids[row])[-1].numpy(), atol=CLOSE)
             assert max(map(len, seen)) > 2
-            assert all(sorted(one) == list(range(min(one), min(one) + len(one))) for one in seen)
-            for one in decoders:
-                one.close()
+            assert all(sorted(line) == list(range(min(line), min(line) + len(line))) for line in seen)
+            for decoder in decoders:
+                decoder.close()
 
     run(main())
 
@@ -327,11 +327,11 @@ def test_score_is_that_of_a_direct_pass(family, bench, request):
     async def main():
         async with bench(request.getfixturevalue(family)) as b:
             asked = [ask("be brief", text) for text in sentences(6, words=60)]
-            for one, scored in zip(
+            for query, scored in zip(
                 asked, await asyncio.gather(*[b.engine.score(a, b.meter) for a in asked]), strict=True
             ):
-                check(b, scored, b.engine.render(one).ids)
-                theirs = await b.hf.score(one, b.meter)
+                check(b, scored, b.engine.render(query).ids)
+                theirs = await b.hf.score(query, b.meter)
                 assert [(t.message, t.start, t.end) for t in scored.tokens] == [
                     (t.message, t.start, t.end) for t in theirs.tokens
                 ]
@@ -350,15 +350,15 @@ def test_an_extended_reading_computes_only_the_new_tokens(bench):
             ]
             read = []
             for text in levels:
-                one = ask("Use the insights.", text)
-                check(b, await b.engine.score(one, b.meter), b.engine.render(one).ids)
+                request = ask("Use the insights.", text)
+                check(b, await b.engine.score(request, b.meter), b.engine.render(request).ids)
                 read.append(b.take_usage())
             for before, now in pairwise(read):
                 assert now.cached_tokens >= before.prompt_tokens - 6
-            check(b, await b.engine.score(one, b.meter), b.engine.render(one).ids)
+            check(b, await b.engine.score(request, b.meter), b.engine.render(request).ids)
             same = b.take_usage()
             assert same.cached_tokens == same.prompt_tokens
-            await b.text(one)
+            await b.text(request)
             reused = b.take_usage()
             assert reused.prompt_tokens - reused.cached_tokens == 1
 
@@ -401,8 +401,11 @@ def test_a_reading_is_the_same_after_any_history(bench):
 def test_a_decoder_steps_drops_and_reads_as_the_hf_engines(bench):
     async def main():
         async with bench() as b:
-            one = ask("be brief", "nine small birds")
-            ours, theirs = b.engine.decoder(one, b.meter), b.hf.decoder(one, b.ledger.meter("propose"))
+            request = ask("be brief", "nine small birds")
+            ours, theirs = (
+                b.engine.decoder(request, b.meter),
+                b.hf.decoder(request, b.ledger.meter("propose")),
+            )
             assert ours.vocabulary == theirs.vocabulary
             assert ours.encode(" birds<|end|>é") == theirs.encode(" birds<|end|>é")
             for append, drop in [
@@ -554,12 +557,12 @@ def test_smaller_files_say_nearly_the_same(kind, close, tmp_path, monkeypatch, c
     folder = builtin.resolve("builtin:intern")
     command(["export-gguf", "builtin:intern", str(tmp_path), "--kind", kind])
     assert str(tmp_path / "model.gguf") in capsys.readouterr().out
-    one = Request(BuiltinMath().request(next(BuiltinMath().items("test", 1))), Sampling(max_tokens=40))
+    request = Request(BuiltinMath().request(next(BuiltinMath().items("test", 1))), Sampling(max_tokens=40))
 
     async def main():
         async with Bench(tmp_path / "model.gguf", folder, kv="f16") as b:
             assert kind.upper() in b.engine.describe()
-            ours, theirs = await b.engine.score(one, b.meter), await b.hf.score(one, b.meter)
+            ours, theirs = await b.engine.score(request, b.meter), await b.hf.score(request, b.meter)
             gaps = [
                 abs(a.logprob - c.logprob) for a, c in zip(ours.tokens[1:], theirs.tokens[1:], strict=True)
             ]

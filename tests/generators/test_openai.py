@@ -163,7 +163,7 @@ def test_logprobs_come_with_their_alternatives():
     )
     asked = Asked([chunk, *answer()[-3:]], logprobs=True, request=Request(CHAT, Sampling(top_logprobs=2)))
     (token,) = asked.pieces[0].tokens
-    assert (token.logprob, [one.text for one in token.top]) == (-0.5, ["4", "5"])
+    assert (token.logprob, [alternative.text for alternative in token.top]) == (-0.5, ["4", "5"])
     assert asked.api.asked[0]["top_logprobs"] == 2
 
 
@@ -369,4 +369,4 @@ def test_parts_of_a_character_keep_the_bytes_that_an_api_gives():
     asked = Asked([chunk, *answer()[-3:]], logprobs=True, request=Request(CHAT, Sampling(top_logprobs=3)))
     (token,) = asked.pieces[0].tokens
     assert token.part == b"\xf0\x9f"
-    assert [one.part for one in token.top] == [b"\xf0\x9f", None, None]
+    assert [alternative.part for alternative in token.top] == [b"\xf0\x9f", None, None]

@@ -63,8 +63,8 @@ def test_a_provider_that_ignores_max_tokens_is_cut_there(caplog):
 
 def test_max_tokens_counts_the_tokens_that_the_api_names():
     entries = [{"token": token, "logprob": -1.0} for token in "abcdef"]
-    one = chunk([{"delta": {"content": "abcdef"}, "logprobs": {"content": entries}, "finish_reason": None}])
-    asked = Asked([one, STALL], logprobs=True, request=Request(CHAT, Sampling(max_tokens=4)))
+    event = chunk([{"delta": {"content": "abcdef"}, "logprobs": {"content": entries}, "finish_reason": None}])
+    asked = Asked([event, STALL], logprobs=True, request=Request(CHAT, Sampling(max_tokens=4)))
     assert (asked.text, len(asked.pieces[0].tokens), asked.pieces[-1].finish) == ("abcd", 4, "length")
 
 

@@ -181,8 +181,8 @@ def api(monkeypatch):
 
     async def handle(self, request):
         whole = API.form in ("whole", "read")
-        parts = [encoded(one) for one in API.events]
-        data = parts[0] if whole else "".join(f"data: {one}\n\n" for one in [*parts, "[DONE]"])
+        parts = [encoded(event) for event in API.events]
+        data = parts[0] if whole else "".join(f"data: {event}\n\n" for event in [*parts, "[DONE]"])
         headers = {"content-type": "application/json" if whole else "text/event-stream", **API.headers}
         raw = [(key.encode(), value.encode("latin-1")) for key, value in headers.items()]
         return httpx2.Response(API.status, headers=raw, stream=Body(data.encode()), request=request)
@@ -287,7 +287,7 @@ def outcomes(api, cases):
         await engine.close()
 
     async def gathered():
-        return [one async for one in main()]
+        return [result async for result in main()]
 
     return asyncio.run(gathered())
 

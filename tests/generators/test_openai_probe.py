@@ -65,8 +65,8 @@ def _read(asked, able):
     told = {"tokens": tokens, "token_logprobs": [None, *[-9.0] * 6], "top_logprobs": top}
     told |= {"entropies": [None, *[0.5] * 6]} if "entropies" in able else {}
     written = asked["max_tokens"]
-    for one in told.values():
-        one += [one[-1]] * written
+    for values in told.values():
+        values += [values[-1]] * written
     body = {"choices": [{"text": asked["prompt"], "logprobs": told}]}
     return (200, JSON, json.dumps({**body, "usage": {"prompt_tokens": 7, "completion_tokens": written}}))
 
@@ -81,20 +81,22 @@ class Probed:
     async def _ask(self, script, options):
         async with upstream(script) as (self.api, url):
             engine = OpenAIEngine("far", OpenAIOptions("m", base_url=url, **{"patience": QUICK, **options}))
-            self.findings = {one.ability: one for one in await engine.probe(self.ledger)}
+            self.findings = {finding.ability: finding for finding in await engine.probe(self.ledger)}
             await engine.close()
 
     @property
     def wrong(self):
-        return {one.ability for one in self.findings.values() if one.declared and not one.seen}
+        return {
+            finding.ability for finding in self.findings.values() if finding.declared and not finding.seen
+        }
 
     @property
     def seen(self):
-        return {one.ability for one in self.findings.values() if one.seen}
+        return {finding.ability for finding in self.findings.values() if finding.seen}
 
     @property
     def options(self):
-        return {name: value for one in self.findings.values() for name, value in one.options.items()}
+        return {name: value for finding in self.findings.values() for name, value in finding.options.items()}
 
 
 def api(*able, **options):
@@ -233,7 +235,7 @@ def test_a_model_that_is_not_listed_is_no_problem_where_it_answers():
     assert probed.wrong == set()
     assert (
         "streaming"
-        in Probed(lambda one: refusal("?", 404) if "messages" not in one else reply(one, ABLE)).seen
+        in Probed(lambda body: refusal("?", 404) if "messages" not in body else reply(body, ABLE)).seen
     )
 
 

@@ -293,7 +293,7 @@ def test_halves_in_tokens_names_and_reasons_are_replaced():
         for part in (HIGH, LOW)
     ]
     script = [
-        chunk([{"delta": {"content": one["token"]}, "logprobs": {"content": [one]}}]) for one in entries
+        chunk([{"delta": {"content": entry["token"]}, "logprobs": {"content": [entry]}}]) for entry in entries
     ]
     asked = Asked([*script, said(finish="stop"), DONE], logprobs=True)
     assert (

@@ -27,7 +27,7 @@ USAGE = {"prompt_tokens": 4, "completion_tokens": 1, "prompt_tokens_details": {"
 def said(tokens=(*TOKENS, " 4"), logprobs=(None, HALF, -3.0, HALF, -0.1), top=None, usage=USAGE, **more):
     """The answer to a prompt of four tokens, behind which one was written."""
     beside = [{name: -3.0} if name != " +" else {} for name in (" +", " 2", " =", " 4")]
-    top = top or [None, *({" +": HALF, " -": QUARTER} | one for one in beside)]
+    top = top or [None, *({" +": HALF, " -": QUARTER} | more for more in beside)]
     told = {"tokens": list(tokens), "token_logprobs": list(logprobs), "top_logprobs": top, **more}
     body = {"choices": [{"text": "2 + 2 = 4", "logprobs": told}], "usage": usage}
     return (200, {"content-type": "application/json"}, json.dumps(body))
@@ -81,8 +81,8 @@ def test_an_entropy_is_that_of_the_top_tokens_with_the_rest_as_one():
     assert read.tokens[0].entropy is None
     for token in read.tokens[1:]:  # 1/2, 1/4 and the rest, 1/4
         assert token.entropy == pytest.approx(1.5 * math.log(2))
-    one = Read(said(), entropy_top_k=1)
-    assert one.tokens[1].entropy == pytest.approx(math.log(2))
+    read = Read(said(), entropy_top_k=1)
+    assert read.tokens[1].entropy == pytest.approx(math.log(2))
 
 
 def test_the_models_name_says_how_entropies_are_taken_so_that_kinds_are_never_mixed():

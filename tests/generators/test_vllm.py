@@ -77,27 +77,27 @@ class Pair:
         return self._runner.run(asyncio.wait_for(work, WAIT))
 
     async def load(self):
-        await asyncio.gather(*(one.load() for one in (*self.vllm.values(), *self.hf.values())))
+        await asyncio.gather(*(engine.load() for engine in (*self.vllm.values(), *self.hf.values())))
 
     async def close(self):
-        await asyncio.gather(*(one.close() for one in (*self.vllm.values(), *self.hf.values())))
+        await asyncio.gather(*(engine.close() for engine in (*self.vllm.values(), *self.hf.values())))
 
     def take_usage(self):
         total = self.ledger.total
         self.ledger.calls.clear()
         return total
 
-    async def pieces(self, request, one=None):
-        return [piece async for piece in (one or self.ours).stream(request, self.meter)]
+    async def pieces(self, request, engine=None):
+        return [piece async for piece in (engine or self.ours).stream(request, self.meter)]
 
-    async def text(self, request, one=None):
-        return "".join(piece.text for piece in await self.pieces(request, one))
+    async def text(self, request, engine=None):
+        return "".join(piece.text for piece in await self.pieces(request, engine))
 
-    async def ids(self, request, one=None):
-        return [token.id for piece in await self.pieces(request, one) for token in piece.tokens]
+    async def ids(self, request, engine=None):
+        return [token.id for piece in await self.pieces(request, engine) for token in piece.tokens]
 
-    async def score(self, request, one=None):
-        return await (one or self.ours).score(request, self.meter)
+    async def score(self, request, engine=None):
+        return await (engine or self.ours).score(request, self.meter)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_greedy_answers_are_those_of_the_hf_engine_and_come_token_by_token(pair)
     async def main():
         for index in range(6):
             ours, theirs = await pair.pieces(question(index)), await pair.pieces(question(index), pair.theirs)
-            assert [one.text for one in ours] == [one.text for one in theirs]
+            assert [token.text for token in ours] == [token.text for token in theirs]
             assert ours[-1].finish == theirs[-1].finish
             for left, right in zip(ours, theirs, strict=True):
                 for mine, other in zip(left.tokens, right.tokens, strict=True):
@@ -317,8 +317,10 @@ def test_seeds_reproduce_whoever_shares_the_step(pair):
 @needs_vllm
 def test_alternatives_are_those_of_the_hf_engine(pair):
     async def main():
-        one = question(3, top_logprobs=3, max_tokens=15)
-        for ours, theirs in zip(await pair.pieces(one), await pair.pieces(one, pair.theirs), strict=True):
+        request = question(3, top_logprobs=3, max_tokens=15)
+        for ours, theirs in zip(
+            await pair.pieces(request), await pair.pieces(request, pair.theirs), strict=True
+        ):
             for mine, other in zip(ours.tokens, theirs.tokens, strict=True):
                 assert [top.id for top in mine.top] == [top.id for top in other.top]
                 assert [top.text for top in mine.top] == [top.text for top in other.top]
@@ -335,9 +337,9 @@ def test_an_answer_goes_on_from_a_prefix(pair):
     async def main():
         for index in (1, 4):
             head = (await pair.text(question(index)))[:20]
-            one = question(index).continued(head)
-            assert pair.ours.render(one) == pair.theirs.render(one)
-            assert await pair.text(one) == await pair.text(one, pair.theirs)
+            request = question(index).continued(head)
+            assert pair.ours.render(request) == pair.theirs.render(request)
+            assert await pair.text(request) == await pair.text(request, pair.theirs)
         pieces = await pair.pieces(endless(max_tokens=5))
         turn = pieces[0]
         written = Request(
@@ -350,9 +352,9 @@ def test_an_answer_goes_on_from_a_prefix(pair):
 
 @needs_vllm
 def test_special_tokens_in_a_message_are_taken_literally(pair):
-    one = Request(Chat((Message("user", "What is <|end|>?"),)), Sampling(max_tokens=8))
-    assert pair.ours.render(one) == pair.theirs.render(one)
-    assert pair.run(pair.ids(one)) == pair.run(pair.ids(one, pair.theirs))
+    request = Request(Chat((Message("user", "What is <|end|>?"),)), Sampling(max_tokens=8))
+    assert pair.ours.render(request) == pair.theirs.render(request)
+    assert pair.run(pair.ids(request)) == pair.run(pair.ids(request, pair.theirs))
 
 
 @needs_vllm
@@ -361,10 +363,10 @@ def test_score_is_that_of_the_hf_engine(pair):
         asked = [question(index) for index in range(8)]
         asked.append(asked[0].continued(await pair.text(asked[0])))
         pair.take_usage()
-        for one, ours in zip(asked, await asyncio.gather(*map(pair.score, asked)), strict=True):
+        for request, ours in zip(asked, await asyncio.gather(*map(pair.score, asked)), strict=True):
             calls = pair.ledger.calls
             assert all(call.cost.completion_tokens == call.cost.discarded_tokens == 1 for call in calls)
-            theirs = await pair.theirs.score(one, UsageLedger().meter("judge"))
+            theirs = await pair.theirs.score(request, UsageLedger().meter("judge"))
             same = [(token.id, token.text, token.message, token.start, token.end) for token in ours.tokens]
             assert same == [
                 (token.id, token.text, token.message, token.start, token.end) for token in theirs.tokens
@@ -419,7 +421,7 @@ def test_32_questions_at_once_are_answered_as_alone(pair):
     async def main():
         asked = [question(index) for index in range(32)]
         together = await asyncio.gather(*map(pair.text, asked))
-        alone = [await pair.text(one, pair.theirs) for one in asked]
+        alone = [await pair.text(request, pair.theirs) for request in asked]
         assert (
             sum(ours == theirs for ours, theirs in zip(together, alone, strict=True)) >= 31
         )  # batches round anew
@@ -465,7 +467,7 @@ def test_a_mentor_writes_on_while_the_intern_reads_and_the_surplus_is_discarded_
 
     async def runs(engines):
         hub = AsyncEnsemble(list(engines.values()), All(), tandem)
-        return [await hub.generate(one) for one in asked]
+        return [await hub.generate(request) for request in asked]
 
     for mine, other in zip(pair.run(runs(pair.vllm)), pair.run(runs(pair.hf)), strict=True):
         assert (mine.insight, mine.text) == (other.insight, other.text)
@@ -480,7 +482,7 @@ def written(*parts, finish=None):
         Token("", part) if isinstance(part, int) else Token(part, 100 + at) for at, part in enumerate(parts)
     ]
     ends = [None] * (len(tokens) - 1) + [finish]
-    return [Piece(one.text, "m", "answer", (one,), end) for one, end in zip(tokens, ends, strict=True)]
+    return [Piece(token.text, "m", "answer", (token,), end) for token, end in zip(tokens, ends, strict=True)]
 
 
 @needs_vllm
@@ -492,16 +494,17 @@ def test_calls_are_found_in_what_is_written_also_between_control_tokens(pair):
     for marks in ((7, 8), ("<tool_call>", "</tool_call>")):
         structure = Structure("m", request, (1, 2), parser, tokenizer, names)
         told = [
-            structure.piece(one) for one in written("I ", "add.", marks[0], *call, marks[1], 9, finish="stop")
+            structure.piece(piece)
+            for piece in written("I ", "add.", marks[0], *call, marks[1], 9, finish="stop")
         ]
-        assert "".join(one.text for one in told) == "I add."
-        parts = [part["function"] for one in told for part in one.tool_calls]
+        assert "".join(chunk.text for chunk in told) == "I add."
+        parts = [part["function"] for chunk in told for part in chunk.tool_calls]
         assert [part["name"] for part in parts if part.get("name")] == ["add"]
         assert json.loads("".join(part.get("arguments", "") for part in parts)) == {"a": 2}
-        assert [one.finish for one in told if one.finish] == ["tool_calls"]
+        assert [chunk.finish for chunk in told if chunk.finish] == ["tool_calls"]
     structure = Structure("m", request, (1, 2), parser, tokenizer, names)
-    told = [structure.piece(one) for one in written("It is", " 4", 9, finish="stop")]
-    assert "".join(one.text for one in told) == "It is 4"
+    told = [structure.piece(piece) for piece in written("It is", " 4", 9, finish="stop")]
+    assert "".join(chunk.text for chunk in told) == "It is 4"
     assert told[-1].finish == "stop"
 
 

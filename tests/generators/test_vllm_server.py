@@ -48,7 +48,7 @@ def running(server):
     """Requests that vLLM computes now."""
     told = httpx.get(server.url + "/metrics", timeout=5).text
     return sum(
-        float(one) for one in re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", told, re.MULTILINE)
+        float(value) for value in re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", told, re.MULTILINE)
     )
 
 
@@ -107,9 +107,9 @@ def test_runs_with_a_mentor_behind_the_server_are_those_of_the_pair_at_home(serv
     async def runs(config):
         async with AsyncEnsemble.from_config(config) as ensemble:
             asked = [Request(BuiltinMath().request(item), Sampling(max_tokens=300)) for item in ITEMS]
-            return [await ensemble.generate(one) for one in asked]
+            return [await ensemble.generate(request) for request in asked]
 
-    away = asyncio.run(runs(Config.read(builtin.CONFIG, [f"model_specs.0.{one}" for one in far])))
+    away = asyncio.run(runs(Config.read(builtin.CONFIG, [f"model_specs.0.{option}" for option in far])))
     home = asyncio.run(runs(Config.read(builtin.CONFIG)))
     told = [
         [(run.insight, run.text, [verdict.level for verdict in run.verdicts]) for run in results]
@@ -122,10 +122,12 @@ def test_runs_with_a_mentor_behind_the_server_are_those_of_the_pair_at_home(serv
 
 
 def test_a_run_with_a_sufficient_insight_frees_the_mentor_over_there(server):
-    far = [f"model_specs.0.{one}" for one in ("engine=openai", "path=mentor", f"base_url={server.url}/v1")]
+    far = [
+        f"model_specs.0.{option}" for option in ("engine=openai", "path=mentor", f"base_url={server.url}/v1")
+    ]
     stopping = [
-        f"ensemble.output_aggregation_params.{one}"
-        for one in ("judge=fixed:low", "levels={low: 6, high: 128}")
+        f"ensemble.output_aggregation_params.{option}"
+        for option in ("judge=fixed:low", "levels={low: 6, high: 128}")
     ]
 
     async def run():
@@ -149,9 +151,9 @@ def test_a_prompt_is_read_as_the_hf_engine_reads_it(server):
             Request(Text("There are 3 mugs.")),
         ]
         asked.append(Request(Chat((Message("user", "What is <|end|> \u2603?"),))))
-        for one in asked:
-            ours = await both.far.score(one, both.ledger.meter("judge"))
-            theirs = await both.home.score(one, UsageLedger().meter("judge"))
+        for request in asked:
+            ours = await both.far.score(request, both.ledger.meter("judge"))
+            theirs = await both.home.score(request, UsageLedger().meter("judge"))
             same = [(token.id, token.text, token.message, token.start, token.end) for token in ours.tokens]
             assert same == [
                 (token.id, token.text, token.message, token.start, token.end) for token in theirs.tokens
@@ -207,7 +209,7 @@ def test_an_answer_goes_on_from_a_prefix(server):
             head = (await both.text(asked))[:15]
             away = await both.text(asked.continued(head))
             # as the template writes an assistant's turn down, which this one does without the mark it opens one with
-            turns = [{"role": one.role, "content": one.content} for one in asked.prompt.messages]
+            turns = [{"role": message.role, "content": message.content} for message in asked.prompt.messages]
             turns.append({"role": "assistant", "content": head})
             template = both.far.tokenizer.tokenizer.apply_chat_template
             text = template(turns, tokenize=False, continue_final_message=True)
@@ -262,15 +264,16 @@ def test_what_the_server_can_do_is_seen_by_asking_it(server):
     async def work(both):
         return await both.far.probe(both.ledger)
 
-    found = {one.ability: one for one in Both(server).run(work)}
+    found = {outcome.ability: outcome for outcome in Both(server).run(work)}
     assert {"models", "streaming", "usage", "logprobs", "prefix", "score", "response_format"} <= {
-        name for name, one in found.items() if one.seen
+        name for name, entry in found.items() if entry.seen
     }
-    assert not any(one.declared and not one.seen for one in found.values())
+    assert not any(entry.declared and not entry.seen for entry in found.values())
     assert "tool choice" in found["tools"].sentence
     assert found["models"].options == {"context": 2048}
     bare = {
-        one.ability: one for one in Both(server, dialect="openai", score="none", tokenizer=None).run(work)
+        outcome.ability: outcome
+        for outcome in Both(server, dialect="openai", score="none", tokenizer=None).run(work)
     }
     assert bare["models"].options == {"dialect": "vllm", "context": 2048}
     assert bare["prefix"].options == {"prefix": "continue_final_message"}

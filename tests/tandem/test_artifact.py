@@ -119,11 +119,13 @@ def test_many_readings_at_once_equal_one_at_a_time():
         [Reading(level, 30 * level, 1 + random.random(50), random.random(50)) for level in range(3)]
         for _ in range(4)
     ]
-    table = np.array([[features(one.perplexity, one.entropy) for one in row] for row in readings], np.float32)
+    table = np.array(
+        [[features(value.perplexity, value.entropy) for value in row] for row in readings], np.float32
+    )
     at_once = judge.probabilities(table, np.arange(3), np.array([[0, 30, 60]] * 4))
     assert at_once.shape == (4, 3)
     assert at_once == pytest.approx(
-        np.array([[judge.probability(one) for one in row] for row in readings]), abs=1e-12
+        np.array([[judge.probability(value) for value in row] for row in readings]), abs=1e-12
     )
 
 

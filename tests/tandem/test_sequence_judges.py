@@ -92,9 +92,11 @@ def test_a_saved_judge_says_the_same(kind, judges, readings, tmp_path):
 def test_training_is_repeatable_and_leaves_torch_s_generator_alone():
     table, right, tokens, sequences = problem(n=40)
     before = torch.get_rng_state()
-    one, two = (train_judge("cnn", table, right, tokens, sequences=sequences, seed=3)[0] for _ in range(2))
+    first, second = (
+        train_judge("cnn", table, right, tokens, sequences=sequences, seed=3)[0] for _ in range(2)
+    )
     assert (torch.get_rng_state() == before).all()
-    assert all((one.weights[name] == two.weights[name]).all() for name in one.weights)
+    assert all((first.weights[name] == second.weights[name]).all() for name in first.weights)
 
 
 def test_trees_say_what_scikit_learn_says():
@@ -124,8 +126,8 @@ def test_without_sequences_it_says_what_it_learns_from(kind):
 
 def test_one_reading_is_as_many_readings():
     reading = Reading(1, 24, np.array([1.5, 2.0, 900.0]), np.array([0.1, 0.2, 0.3]))
-    one = ReadingBatch.of(reading)
-    assert one.table.shape == (1, 16)
-    assert one.sequences[0].shape == (2, 3)
-    assert Inputs(2).matrix(one.table, one.level, one.mentor_tokens).shape == (1, 19)
+    batch = ReadingBatch.of(reading)
+    assert batch.table.shape == (1, 16)
+    assert batch.sequences[0].shape == (2, 3)
+    assert Inputs(2).matrix(batch.table, batch.level, batch.mentor_tokens).shape == (1, 19)
     assert set(KINDS) >= {"lstm", "gru", "cnn", "attention", "gb", "ensemble", "mlp", "logistic"}

@@ -77,10 +77,10 @@ def asked(ask, *roots):
 
 
 def test_what_is_asked_is_part_of_the_key():
-    one, two = Quantity("mugs", 4, "given"), Quantity("pans", 6, "+", (Quantity("pots", 3, "given"),), 3)
-    assert asked("total", one, two).key == asked("total", two, one).key
-    assert len({asked(ask, two, one).key for ask in ("total", "gap")}) == 2
-    assert asked("gap", two, one).key != asked("gap", one, two).key
+    first, second = Quantity("mugs", 4, "given"), Quantity("pans", 6, "+", (Quantity("pots", 3, "given"),), 3)
+    assert asked("total", first, second).key == asked("total", second, first).key
+    assert len({asked(ask, second, first).key for ask in ("total", "gap")}) == 2
+    assert asked("gap", second, first).key != asked("gap", first, second).key
 
 
 def test_below_three_steps_names_and_numbers_count():
@@ -92,7 +92,8 @@ def test_below_three_steps_names_and_numbers_count():
 
 def test_the_key_of_a_program():
     square, add, sort = (
-        next(one for one in OPERATIONS if one.name == name) for name in ("square", "add", "sort")
+        next(operation for operation in OPERATIONS if operation.name == name)
+        for name in ("square", "add", "sort")
     )
 
     def program(name, *steps):

@@ -45,7 +45,7 @@ def test_every_template_is_told():
     for _ in range(1500):
         told.extend(sentence for sentence, _ in word_problems.draw(rng).sentences)
     for templates in (PLAIN, TRICKY):
-        for template in (one for several in templates.values() for one in several):
+        for template in (request for several in templates.values() for request in several):
             pattern = re.sub(r"\\\{\w+\\\}", r"[\\w' ]+", re.escape(template))
             assert any(re.fullmatch(pattern, sentence) for sentence in told), template
 

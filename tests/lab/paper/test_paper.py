@@ -212,7 +212,7 @@ def test_classifiers_are_compared_on_collected_data(tmp_path):
         assert sum(row["failures"].values()) == pytest.approx(1.0)
         assert row["auc_interval"][0] <= row["auc"] <= row["auc_interval"][1]
         assert set(row["importance"]) == {"perplexity", "entropy", "level", "mentor_tokens"}
-        assert sum(one["n"] for one in row["by_level"].values()) == 80
+        assert sum(level["n"] for level in row["by_level"].values()) == 80
     assert (tmp_path / "classifiers.svg").exists()
     wrong = CliRunner().invoke(cli, [*arguments[:3], "--judge", "lstn"])
     assert "did you mean 'lstm'" in str(wrong.exception)

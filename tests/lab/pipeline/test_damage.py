@@ -233,11 +233,11 @@ def test_files_that_changed_places(folder):
         (folder / "judge/judge.json", folder / "results/checks.json", "calibrate"),
         (folder / "judge/judge.safetensors", place / "test.npz", "calibrate"),
     ]:
-        one, other = first.read_bytes(), second.read_bytes()
+        mine, other = first.read_bytes(), second.read_bytes()
         first.write_bytes(other)
-        second.write_bytes(one)
+        second.write_bytes(mine)
         assert said(folder, step)
-        first.write_bytes(one)
+        first.write_bytes(mine)
         second.write_bytes(other)
     assert not said(folder, "report")
 

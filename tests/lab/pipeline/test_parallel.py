@@ -89,7 +89,9 @@ def start(arguments):
 
 def workers(process):
     """The collecting children, not what watches them."""
-    return [one for one in psutil.Process(process.pid).children() if "spawn_main" in " ".join(one.cmdline())]
+    return [
+        child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())
+    ]
 
 
 def rows_in(folder):
@@ -140,7 +142,7 @@ def test_a_killed_parent_leaves_no_worker_and_one_process_goes_on_where_two_stop
     left = workers(process)
     process.kill()
     process.wait()
-    until(lambda: not any(one.is_running() and one.status() != "zombie" for one in left), 60)
+    until(lambda: not any(process.is_running() and process.status() != "zombie" for process in left), 60)
     before = rows_in(tmp_path)
     collect_here(tmp_path)
     assert 3 <= before < LIMIT
@@ -156,7 +158,7 @@ def test_ctrl_c_stops_all_workers_and_keeps_what_is_done(tmp_path, echo):
     assert process.returncode == 130
     assert "interrupted" in said
     assert "Traceback" not in said
-    assert not any(one.is_running() and one.status() != "zombie" for one in left)
+    assert not any(process.is_running() and process.status() != "zombie" for process in left)
     assert rows_in(tmp_path) >= 3
 
 
@@ -192,8 +194,8 @@ def test_the_reference_s_script_writes_the_reference_s_files(tmp_path):
     }
     low, high = (json.loads((folder / f"builtin_code_test_tokens{n}.json").read_text()) for n in (24, 128))
     assert len(low) == 3
-    for one, other in zip(low, high, strict=True):
-        assert set(one) == {
+    for lower, other in zip(low, high, strict=True):
+        assert set(lower) == {
             "question",
             "ground_truth",
             "mentor_tokens",
@@ -207,9 +209,9 @@ def test_the_reference_s_script_writes_the_reference_s_files(tmp_path):
             "test",
             "entry_point",
         }
-        assert other["mentor_response"].startswith(one["mentor_response"])
-        assert 0 < one["mentor_tokens"] <= 24
-        assert len(one["ppl"]) == len(one["entropy"]) > len(one["question"].split())
+        assert other["mentor_response"].startswith(lower["mentor_response"])
+        assert 0 < lower["mentor_tokens"] <= 24
+        assert len(lower["ppl"]) == len(lower["entropy"]) > len(lower["question"].split())
     alone = json.loads((folder / "builtin_code_test_mentor_only.json").read_text())
     assert all(row["mentor_response"] and not row["intern_response"] for row in alone)
 

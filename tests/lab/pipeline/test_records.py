@@ -112,8 +112,8 @@ def test_collected_data_survives_the_disk(tmp_path):
     assert back.header == data.header
     np.testing.assert_array_equal(back.features, data.features)
     for ours, theirs in zip(data.sequences, back.sequences, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
-            np.testing.assert_array_equal(one, other)
+        for own, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(own, other)
 
 
 def test_missing_or_damaged_data_is_one_line_that_names_the_command(tmp_path):

@@ -76,7 +76,7 @@ def test_an_ensemble_beats_both_members_only_if_both_intervals_say_so():
     lines = toolkit_report.compare(
         [line("intern", intern), line("guest", guest), line("gac", "1" * n), line("vote", intern)]
     )
-    by_name = {one["aggregation"]: one for one in lines}
+    by_name = {line["aggregation"]: line for line in lines}
     assert by_name["gac"]["over intern"] == pytest.approx(0.5)
     assert by_name["gac"]["beats both"] == "yes"
     assert [by_name["vote"][f"over intern{end}"] for end in ("", "_low", "_high")] == [0.0, 0.0, 0.0]

@@ -124,7 +124,7 @@ def test_canonical_programs_pass_and_wrong_ones_fail():
 
 
 def test_a_program_that_misses_a_step_fails():
-    item = next(one for one in BuiltinCode().items("test") if one.steps == 4)
+    item = next(item for item in BuiltinCode().items("test") if item.steps == 4)
     lines = item.answer.splitlines(keepends=True)
     del lines[1]
     assert not BuiltinCode().grade(item, answer(item, "".join(lines))).correct

@@ -13,7 +13,7 @@ from benchmarks import sandbox as benchmark
 from benchmarks.hostile_programs import HOSTILE
 from ensemblehub.lab.tasks.sandbox_forms import FORMS
 
-BY_NAME = {one.name: one for one in HOSTILE}
+BY_NAME = {program.name: program for program in HOSTILE}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def around():
 
 def test_there_are_many_and_each_has_a_name():
     assert len(HOSTILE) >= 40
-    assert Counter(one.name for one in HOSTILE).most_common(1)[0][1] == 1
+    assert Counter(program.name for program in HOSTILE).most_common(1)[0][1] == 1
 
 
 @pytest.mark.parametrize("form", FORMS)

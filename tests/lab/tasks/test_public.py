@@ -169,11 +169,11 @@ def test_a_public_file_is_read_and_its_splits_do_not_meet(tmp_path, name):
 @pytest.mark.parametrize(("name", "sizes"), [("math500", (400, 100, 500)), ("humaneval", (130, 34, 164))])
 def test_the_seeded_splits_do_not_depend_on_the_order_of_the_file(tmp_path, name, sizes):
     rows = [ROWS[name](number) for number in range(sizes[2])]
-    one = task_named(name, written(tmp_path / "one.jsonl", rows))
+    benchmark = task_named(name, written(tmp_path / "one.jsonl", rows))
     (tmp_path / "other.json").write_text(json.dumps(rows[::-1], indent=1))
     other = task_named(name, tmp_path / "other.json")
     for split, size in zip(("train", "test", "all"), sizes, strict=True):
-        items = list(one.items(split))
+        items = list(benchmark.items(split))
         assert len(items) == size
         assert items == list(other.items(split))
 
@@ -235,8 +235,8 @@ def test_the_folder_names_the_subject(tmp_path, layout):
     assert sorted(item.subject for item in found) == sorted(SUBJECTS)
     assert {item.subject: item.answer for item in found}["number_theory"] == "5"
     assert len(list(task_named("math", tmp_path).items("all"))) == 14
-    one = tmp_path / layout.format(subject="geometry", split="test")
-    assert [item.subject for item in task_named("math", one).items("test")] == ["geometry"]
+    path = tmp_path / layout.format(subject="geometry", split="test")
+    assert [item.subject for item in task_named("math", path).items("test")] == ["geometry"]
 
 
 def test_a_subject_that_nothing_names_is_left_out_and_not_made_up(tmp_path):
@@ -353,7 +353,7 @@ def test_equal_questions_keep_ids_of_their_own(tmp_path):
     path = written(tmp_path / "rows.jsonl", [gsm8k(1), gsm8k(2), gsm8k(1)])
     ids = sorted(item.id for item in task_named("gsm8k", path).items("test"))
     assert len(set(ids)) == 3
-    assert sum(one.endswith("-2") for one in ids) == 1
+    assert sum(index.endswith("-2") for index in ids) == 1
 
 
 def test_one_file_is_one_split(tmp_path):
@@ -390,9 +390,9 @@ def test_an_unknown_split_is_named(tmp_path):
 
 def test_every_task_says_how_it_is_divided():
     for name in TASKS:
-        one = task_named(name)
-        assert "test" in one.splits
-        assert name.startswith("builtin") or one.division
+        benchmark = task_named(name)
+        assert "test" in benchmark.splits
+        assert name.startswith("builtin") or benchmark.division
 
 
 # -- asking ------------------------------------------------------------------------------------------------
@@ -401,10 +401,10 @@ def test_every_task_says_how_it_is_divided():
 def test_how_the_questions_are_put(tmp_path):
     said = {name: task(name, tmp_path, 1, 11) for name in ROWS}
     texts = {}
-    for name, one in said.items():
+    for name, outcome in said.items():
         written(tmp_path / "rows.jsonl", [ROWS[name](11)])
-        item = next(one.items("all" if "train" not in one.splits or one.share else "test", 1))
-        (message,) = one.request(item).messages
+        item = next(outcome.items("all" if "train" not in outcome.splits or outcome.share else "test", 1))
+        (message,) = outcome.request(item).messages
         assert message.role == "user"
         texts[name] = message.content
     assert texts["gsm8k"].startswith(f"{MATHS}\n\nA shop has 1,000 pans")
@@ -437,8 +437,8 @@ def test_the_instruction_and_tandems_words_go_together(tmp_path, name):
 
 
 def test_mathematics_is_graded_by_the_last_box_then_the_phrase_then_hashes(tmp_path):
-    one = task("gsm8k", tmp_path, 1)
-    item = next(one.items("test"))
+    benchmark = task("gsm8k", tmp_path, 1)
+    item = next(benchmark.items("test"))
     assert item.answer == "1,000"
     for text in (
         "\\boxed{1000}",
@@ -447,20 +447,20 @@ def test_mathematics_is_graded_by_the_last_box_then_the_phrase_then_hashes(tmp_p
         "So\n#### 1,000",
         "<think>\\boxed{7}</think>The answer is \\$1000.",
     ):
-        assert one.grade(item, text).correct, text
+        assert benchmark.grade(item, text).correct, text
     for text in ("1000", "\\boxed{1000} or \\boxed{7}", "<think>\\boxed{1000}</think>", "", "\\boxed{}"):
-        grade = one.grade(item, text)
+        grade = benchmark.grade(item, text)
         assert not grade.correct
         assert grade.reason
 
 
 def test_a_stated_answer_leaks_and_an_equal_number_does_not(tmp_path):
-    one = task("gsm8k", tmp_path, 1)
-    item = next(one.items("test"))
-    assert one.leaks(item, "Action: so the answer is 1000.")
-    assert one.leaks(item, "\\boxed{1000}")
-    assert one.leaks(item, "Goal: the answer is 1000.\nAction: 2 * 3 = 6, so \\boxed{6}")
-    assert not one.leaks(item, "Retrieval: 1000 pans, 0 more")
+    benchmark = task("gsm8k", tmp_path, 1)
+    item = next(benchmark.items("test"))
+    assert benchmark.leaks(item, "Action: so the answer is 1000.")
+    assert benchmark.leaks(item, "\\boxed{1000}")
+    assert benchmark.leaks(item, "Goal: the answer is 1000.\nAction: 2 * 3 = 6, so \\boxed{6}")
+    assert not benchmark.leaks(item, "Retrieval: 1000 pans, 0 more")
     code = task("humaneval", tmp_path, 1)
     asked = next(code.items("all"))
     assert code.leaks(asked, "Action:\n```python\ndef more(x):\n    return x + 0\n```")
@@ -485,28 +485,28 @@ def solved(name, number):
 
 @pytest.mark.parametrize("name", ["humaneval", "humaneval_plus", "mbpp", "mbpp_plus"])
 def test_right_programs_pass_and_wrong_ones_fail(tmp_path, name):
-    one = task(name, tmp_path, 1, 17)
-    item = next(one.items("all"))
+    benchmark = task(name, tmp_path, 1, 17)
+    item = next(benchmark.items("all"))
     for text in solved(name, 17):
-        assert one.grade(item, text).reason == "", text
+        assert benchmark.grade(item, text).reason == "", text
     for text in (*solved(name, 18), "", "I cannot."):
-        assert not one.grade(item, text).correct, text
+        assert not benchmark.grade(item, text).correct, text
 
 
 def test_more_tests_find_what_the_first_miss(tmp_path):
-    one = task("humaneval_plus", tmp_path, 1, 17)
-    item = next(one.items("all"))
-    assert not one.grade(item, "    return x + 17 if x > 0 else 0\n").correct
-    assert one.grade(item, "    return 17 + x\n").correct
+    benchmark = task("humaneval_plus", tmp_path, 1, 17)
+    item = next(benchmark.items("all"))
+    assert not benchmark.grade(item, "    return x + 17 if x > 0 else 0\n").correct
+    assert benchmark.grade(item, "    return 17 + x\n").correct
 
 
 def test_floats_are_compared_to_a_tolerance(tmp_path):
     rows = [evalplus(1, ((0.1,),), ((0.2,),)), evalplus(2, ((1,),), ())]
-    one = task_named("humaneval_plus", written(tmp_path / "rows.jsonl", rows))
-    items = {item.id: item for item in one.items("all")}
-    assert one.grade(items["HumanEval/1"], "    return x + 1 + 1e-9\n").correct
-    assert not one.grade(items["HumanEval/1"], "    return x + 1 + 1e-3\n").correct
-    assert not one.grade(items["HumanEval/2"], "    return x + 2 + 1e-9\n").correct
+    benchmark = task_named("humaneval_plus", written(tmp_path / "rows.jsonl", rows))
+    items = {item.id: item for item in benchmark.items("all")}
+    assert benchmark.grade(items["HumanEval/1"], "    return x + 1 + 1e-9\n").correct
+    assert not benchmark.grade(items["HumanEval/1"], "    return x + 1 + 1e-3\n").correct
+    assert not benchmark.grade(items["HumanEval/2"], "    return x + 2 + 1e-9\n").correct
 
 
 def special(entry_point, solution, inputs, atol=0):
@@ -536,10 +536,10 @@ def test_the_functions_that_evalplus_compares_by_rules_of_their_own(
     tmp_path, entry_point, solution, inputs, right, wrong
 ):
     rows = [special(entry_point, solution, inputs, 1e-6)]
-    one = task_named("humaneval_plus", written(tmp_path / "rows.jsonl", rows))
-    item = next(one.items("all"))
-    assert one.grade(item, f"def {entry_point}{right}").reason == ""
-    assert not one.grade(item, f"def {entry_point}{wrong}").correct
+    benchmark = task_named("humaneval_plus", written(tmp_path / "rows.jsonl", rows))
+    item = next(benchmark.items("all"))
+    assert benchmark.grade(item, f"def {entry_point}{right}").reason == ""
+    assert not benchmark.grade(item, f"def {entry_point}{wrong}").correct
 
 
 def test_evalplus_is_asked_where_it_is_installed(tmp_path, monkeypatch):
@@ -550,7 +550,7 @@ def test_evalplus_is_asked_where_it_is_installed(tmp_path, monkeypatch):
     humaneval.get_human_eval_plus = lambda: {"HumanEval/3": evalplus(3)}
     mbpp.get_mbpp_plus = lambda: {"Mbpp/20": row}
     mbpp.mbpp_deserialize_inputs = lambda identity, inputs: [
-        [tuple(one) for one in given] for given in inputs
+        [tuple(row) for row in given] for given in inputs
     ]
     folder.humaneval, folder.mbpp, package.data = humaneval, mbpp, folder
     for module in (package, folder, humaneval, mbpp):
@@ -590,8 +590,8 @@ PLUS = {
 
 def test_evalplus_own_rows_of_mbpp_are_read_without_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "evalplus", None)
-    one = task_named("mbpp_plus", written(tmp_path / "rows.jsonl", [PLUS]))
-    (item,) = one.items("test")
+    benchmark = task_named("mbpp_plus", written(tmp_path / "rows.jsonl", [PLUS]))
+    (item,) = benchmark.items("test")
     assert "https" not in item.text
     right = "def half(pair, at):\n    assert type(pair) is tuple\n    return pair[at] / 2\n"
     for text, base, plus in (
@@ -600,17 +600,17 @@ def test_evalplus_own_rows_of_mbpp_are_read_without_its_package(tmp_path, monkey
         ("def half(pair, at):\n    return pair[0] / 2\n", True, False),
         ("def half(pair, at):\n    return 7\n", False, False),
     ):
-        grade = one.grade(item, text)
+        grade = benchmark.grade(item, text)
         assert grade.suites == {"base": base, "plus": plus}, grade
         assert grade.correct == plus
 
 
 def test_the_functions_that_evalplus_took_out_are_in_its_first_version_only(tmp_path):
     rows = [PLUS, PLUS | {"task_id": "Mbpp/83"}, PLUS | {"task_id": "Mbpp/602"}]
-    one = task_named("mbpp_plus", written(tmp_path / "rows.jsonl", rows))
-    assert sorted(item.id for item in one.items("all")) == ["Mbpp/20", "Mbpp/602"]
-    assert [item.id for item in one.items("test")] == ["Mbpp/20"]
-    assert len(list(one.items("v0.1.0"))) == 3
+    benchmark = task_named("mbpp_plus", written(tmp_path / "rows.jsonl", rows))
+    assert sorted(item.id for item in benchmark.items("all")) == ["Mbpp/20", "Mbpp/602"]
+    assert [item.id for item in benchmark.items("test")] == ["Mbpp/20"]
+    assert len(list(benchmark.items("v0.1.0"))) == 3
 
 
 def test_a_match_counts_as_found(tmp_path):
@@ -621,11 +621,11 @@ def test_a_match_counts_as_found(tmp_path):
         "plus_input": [["ba"]],
         "assertion": "assert check_str('ab')",
     }
-    one = task_named("mbpp_plus", written(tmp_path / "rows.jsonl", [row]))
-    (item,) = one.items("test")
+    benchmark = task_named("mbpp_plus", written(tmp_path / "rows.jsonl", [row]))
+    (item,) = benchmark.items("test")
     for result, right in (("re.match('a', text)", True), ("text[0] == 'a'", True), ("'found'", False)):
         text = f"import re\ndef check_str(text):\n    return {result}\n"
-        assert one.grade(item, text).correct == right, text
+        assert benchmark.grade(item, text).correct == right, text
 
 
 @pytest.mark.parametrize(
@@ -651,11 +651,11 @@ def test_arguments_get_the_types_of_the_assertions(assertion, given, expected):
 
 
 def test_answers_in_another_form_than_asked_are_told(tmp_path):
-    one = task("gsm8k", tmp_path, 1)
-    item = next(one.items("test"))
-    assert one.in_form(item, "So \\boxed{7}.")
-    assert not one.in_form(item, "The answer is 1000.")
-    assert not one.in_form(item, "<think>\\boxed{7}</think> print(7)")
+    benchmark = task("gsm8k", tmp_path, 1)
+    item = next(benchmark.items("test"))
+    assert benchmark.in_form(item, "So \\boxed{7}.")
+    assert not benchmark.in_form(item, "The answer is 1000.")
+    assert not benchmark.in_form(item, "<think>\\boxed{7}</think> print(7)")
     code = task("humaneval", tmp_path, 1)
     asked = next(code.items("all"))
     assert code.in_form(asked, "Here:\n```python\ndef more(x):\n    return x\n```")

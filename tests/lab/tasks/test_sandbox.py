@@ -67,9 +67,9 @@ def test_bare_assertions_are_a_test_once_they_stand_in_check(form):
 
 def test_the_strongest_form_that_works_is_taken(anew):
     working = []
-    for one in FORMS:
+    for form in FORMS:
         try:
-            working.append(isolation(one))
+            working.append(isolation(form))
         except ConfigError:
             continue
     assert isolation() == working[0]
@@ -209,7 +209,7 @@ def test_a_program_sees_the_interpreter_and_nothing_else(private):
         "import os\ndef f(x):\n    return [os.listdir('/'), "
         "sorted(os.listdir('/dev')), os.path.exists('/proc/self')]\n"
     )
-    above = {Path(one).parts[1] for one in (sys.base_prefix, os.path.realpath(sys.executable))}
+    above = {Path(path).parts[1] for path in (sys.base_prefix, os.path.realpath(sys.executable))}
     allowed = {"sandbox_child.py", "dev", "etc", "gnu", "lib", "lib64", "nix", "tmp", "usr", *above}
     test = (
         "def check(candidate):\n    root, devices, proc = candidate(0)\n"

@@ -62,7 +62,7 @@ def test_what_is_refused_and_what_is_not(machine):
         assert [decide(code, machine, fcntl, 3, lock) for lock in (5, 6, 7, 37, 38, 1024)] == [ALLOW] + [
             REFUSE
         ] * 5
-        assert [decide(code, machine, one, 3) for one in PLACED[machine]] == [REFUSE] * len(PLACED[machine])
+        assert [decide(code, machine, call, 3) for call in PLACED[machine]] == [REFUSE] * len(PLACED[machine])
         assert decide(code, machine, prlimit, 0, 7) == ALLOW
         assert decide(code, machine, prlimit, 1, 7) == REFUSE
         assert decide(code, machine, openat, 0, 0, os.O_RDONLY | os.O_CLOEXEC) == ALLOW
