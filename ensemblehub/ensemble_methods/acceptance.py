@@ -10,13 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ensemblehub import builtin
 from ensemblehub.answers.equality import equal_answers, final_answer
 from ensemblehub.cost import UsageLedger, UsageMeter
-from ensemblehub.ensemble_methods.candidates import Candidate, geometric_mean, write_all
+from ensemblehub.ensemble_methods.base import name_of
+from ensemblehub.ensemble_methods.candidates import Candidate, CompleteAnswers, geometric_mean, write_all
 from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.ensemble_methods.templates import asked_about
 from ensemblehub.errors import ConfigError, RequestError, did_you_mean, one_line
@@ -204,6 +206,31 @@ class Never(Acceptance):
 
     async def probability(self, trial: Trial) -> float:
         return 0.0
+
+
+@dataclass(frozen=True)
+class AcceptedAnswers(CompleteAnswers):
+    """Complete answers that a criterion may judge.
+
+    Attributes:
+        accept: the criterion (see `acceptance_named`); None: there is none.
+    """
+
+    accept: str | None = None
+
+    @cached_property
+    def criterion(self) -> Acceptance | None:
+        """The configured criterion, if there is one."""
+        return acceptance_named(self.accept, name_of(self)) if self.accept else None
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        super().check(engines)
+        if criterion := self.criterion:
+            for engine in engines:
+                criterion.check(engine, engines, name_of(self))
+
+    def deciding(self) -> dict[str, Any]:
+        return super().deciding() | ({"criterion": self.criterion.deciding} if self.criterion else {})
 
 
 def acceptance_named(accept: str, strategy: str) -> Acceptance:

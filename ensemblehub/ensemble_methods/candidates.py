@@ -7,9 +7,13 @@ import math
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
 
 from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble_methods.base import Aggregation, Granularity
 from ensemblehub.ensemble_methods.turns import refuse_ids
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Cost, Piece, Request, Token
@@ -72,6 +76,22 @@ class Candidate:
             ledger.add(self.engine.name, "propose", Cost(discarded_tokens=unused))
 
 
+@dataclass(frozen=True)
+class CompleteAnswers(Aggregation):
+    """An aggregation of complete answers, of which it needs at least two.
+
+    Attributes:
+        samples: answers per engine; one at temperature 0, where all are the same.
+    """
+
+    granularity: ClassVar[Granularity] = "response"
+    samples: Annotated[int, Ge(1)] = 1
+
+    @property
+    def min_engines(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
+        return 2 if self.samples == 1 else 1
+
+
 def drafts(request: Request, engines: Iterable[Engine], samples: int) -> list[Candidate]:
     """Create `samples` empty candidates per engine, each with its own seed.
 
@@ -119,8 +139,3 @@ async def arriving(candidates: Sequence[Candidate], ledger: UsageLedger) -> Asyn
 def geometric_mean(logprobs: Sequence[float]) -> float:
     """Geometric mean probability of tokens, at least one."""
     return math.exp(math.fsum(logprobs) / len(logprobs))
-
-
-def least_engines(samples: int) -> int:
-    """Minimum number of engines for at least two candidates."""
-    return 2 if samples == 1 else 1

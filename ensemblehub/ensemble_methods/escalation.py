@@ -22,14 +22,38 @@ from ensemblehub.schema import Event, Request, Verdict
 
 
 @dataclass(frozen=True)
-class Escalation(Aggregation):
+class LargeAndSmall(Aggregation):
+    """An aggregation of two engines.
+
+    Attributes:
+        large, small: engines by name; the largest and the smallest by default.
+    """
+
+    min_engines: ClassVar[int] = 2
+
+    large: str | None = None
+    small: str | None = None
+
+    def pair(self, engines: Sequence[Engine]) -> tuple[Engine, Engine]:
+        """Return the large and the small engine; see `large_and_small`."""
+        return large_and_small(engines, self.large, self.small, name_of(self))
+
+    def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
+        named = [(self.large, "large"), (self.small, "small")]
+        return tuple(by_name(engines, name, f"{name_of(self)}: {role}") for name, role in named if name)
+
+    def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
+        return dict(zip(("large", "small"), self.pair(engines), strict=True))
+
+
+@dataclass(frozen=True)
+class Escalation(LargeAndSmall):
     """The small model answers; its draft is given where `accept` finds it good enough.
 
     The draft is held back until it is judged.  One that was cut off at `max_tokens` is never accepted: a
     model that repeats itself is sure of every word.
 
     Attributes:
-        large, small: engines by name; the largest and the smallest by default.
         accept: the criterion (see `acceptance_named`).
         threshold: the probability that suffices; by default the criterion's own.
         keeps_draft: whether `escalated` uses the rejected draft, and records as discarded what it does
@@ -37,11 +61,8 @@ class Escalation(Aggregation):
     """
 
     granularity: ClassVar[Granularity] = "response"
-    min_engines: ClassVar[int] = 2
     keeps_draft: ClassVar[bool] = False
 
-    large: str | None = None
-    small: str | None = None
     accept: str = "logprob"
     threshold: Annotated[float, Ge(0), Le(1)] | None = None
 
@@ -95,19 +116,8 @@ class Escalation(Aggregation):
         """The probability that suffices."""
         return self.criterion.threshold if self.threshold is None else self.threshold
 
-    def pair(self, engines: Sequence[Engine]) -> tuple[Engine, Engine]:
-        """Return the large and the small engine; see `large_and_small`."""
-        return large_and_small(engines, self.large, self.small, name_of(self))
-
-    def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
-        named = [(self.large, "large"), (self.small, "small")]
-        return tuple(by_name(engines, name, f"{name_of(self)}: {role}") for name, role in named if name)
-
     def deciding(self) -> dict[str, Any]:
         return {**super().deciding(), "criterion": self.criterion.deciding}
-
-    def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
-        return dict(zip(("large", "small"), self.pair(engines), strict=True))
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)

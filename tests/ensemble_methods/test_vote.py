@@ -381,3 +381,10 @@ def test_a_candidate_that_fails_the_criterion_does_not_vote():
     assert vote(engines[:2] + members(boxed(4)), Vote(accept="logprob")).text == boxed(4)
     with pytest.raises(ConfigError, match=r"vote: accept: .*did you mean 'logprob'"):
         AsyncEnsemble(engines, All(), Vote(accept="logpro"))
+
+
+def test_the_criterion_of_candidates_is_part_of_what_decides():
+    assert "criterion" not in Vote().deciding()
+    assert (
+        Vote(accept="entropy:1.0").deciding()["criterion"] != Vote(accept="logprob").deciding()["criterion"]
+    )

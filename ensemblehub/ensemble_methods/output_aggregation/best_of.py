@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated, ClassVar
-
-from annotated_types import Ge
 
 from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.acceptance import Acceptance, Trial, acceptance_named
-from ensemblehub.ensemble_methods.base import Aggregation, Granularity
-from ensemblehub.ensemble_methods.candidates import Candidate, drafts, least_engines, write_all
+from ensemblehub.ensemble_methods.acceptance import AcceptedAnswers, Trial
+from ensemblehub.ensemble_methods.candidates import Candidate, drafts, write_all
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Choice, Event, Request
 
 
 @dataclass(frozen=True)
-class BestOf(Aggregation):
+class BestOf(AcceptedAnswers):
     """The answer with the best score; of equal scores the first in the order of the engines.
 
     All answers are written at the same time, and the usage of those that are not given is recorded as
@@ -31,10 +26,7 @@ class BestOf(Aggregation):
         accept: a criterion (see `acceptance_named`; tests, say) in place of scorers.
     """
 
-    granularity: ClassVar[Granularity] = "response"
-    samples: Annotated[int, Ge(1)] = 1
     exclude_self_scoring: bool = True
-    accept: str | None = None
 
     async def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
@@ -71,22 +63,6 @@ class BestOf(Aggregation):
         authors = [candidate.engine.model for candidate in candidates] if self.exclude_self_scoring else []
         return await self.scorers.score(request, texts, ledger.meter("score"), authors)
 
-    @cached_property
-    def criterion(self) -> Acceptance | None:
-        """The configured criterion, if there is one."""
-        return acceptance_named(self.accept, "best_of") if self.accept else None
-
     @property
     def uses_scorers(self) -> bool:  # type: ignore[override]  # not where a criterion judges
         return self.accept is None
-
-    def check(self, engines: Sequence[Engine]) -> None:
-        super().check(engines)
-        criterion = self.criterion
-        if criterion:
-            for engine in engines:
-                criterion.check(engine, engines, "best_of")
-
-    @property
-    def min_engines(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
-        return least_engines(self.samples)

@@ -13,15 +13,14 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 
 from ensemblehub.answers.equality import final_answer
 from ensemblehub.builtin.prompts import CANDIDATES_HEADER
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.base import Aggregation, Granularity
-from ensemblehub.ensemble_methods.candidates import Candidate, drafts, least_engines, write_all
+from ensemblehub.ensemble_methods.candidates import Candidate, CompleteAnswers, drafts, write_all
 from ensemblehub.ensemble_methods.roles import by_name, largest
 from ensemblehub.ensemble_methods.templates import check_template, filled, question_of, with_question
 from ensemblehub.errors import ConfigError, did_you_mean
@@ -44,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Fuse(Aggregation):
+class Fuse(CompleteAnswers):
     """A fuser model writes the answer from all models' proposals; only its text is streamed.
 
     Attributes:
@@ -60,10 +59,8 @@ class Fuse(Aggregation):
             none).  Text before `</think>` is never shown.
     """
 
-    granularity: ClassVar[Granularity] = "response"
     fuser: str | None = None
     proposers: tuple[str, ...] = ()
-    samples: Annotated[int, Ge(1)] = 1
     layers: Annotated[int, Ge(1)] = 1
     template: str = "instruct"
     show: Literal["full", "last_line", "answer"] = "full"
@@ -133,10 +130,6 @@ class Fuse(Aggregation):
     def fusing(self, engines: Sequence[Engine]) -> Engine:
         """Return the fuser: the engine of that name, else the largest."""
         return largest(engines, self.fuser, "fuse: fuser")
-
-    @property
-    def min_engines(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
-        return least_engines(self.samples)
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)

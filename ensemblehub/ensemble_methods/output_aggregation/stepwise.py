@@ -24,7 +24,8 @@ from annotated_types import Ge
 from ensemblehub.cost import Cost, UsageLedger
 from ensemblehub.ensemble_methods.acceptance import first_word
 from ensemblehub.ensemble_methods.candidates import geometric_mean
-from ensemblehub.ensemble_methods.roles import by_name, large_and_small, require
+from ensemblehub.ensemble_methods.escalation import LargeAndSmall
+from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.ensemble_methods.templates import asked_about
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, ask, refuse, write_turn
 from ensemblehub.errors import ConfigError, RequestError
@@ -51,7 +52,7 @@ REQUIRES: dict[str, tuple[set[Capability], set[Capability]]] = {  # of the large
 
 
 @dataclass(frozen=True)
-class Stepwise(Segments):
+class Stepwise(LargeAndSmall, Segments):
     """The small model writes the steps that it can, the large one the others.
 
     A step ends behind the first of `separators`.  A step that is not kept is recorded as discarded.
@@ -67,12 +68,9 @@ class Stepwise(Segments):
     """
 
     requires: ClassVar[frozenset[Capability]] = frozenset()  # of the two alone: see `check`
-    min_engines: ClassVar[int] = 2
 
     rule: Literal["entropy", "score", "logprob", "reward"] = "entropy"
     threshold: float | None = None
-    large: str | None = None
-    small: str | None = None
     separators: tuple[str, ...] = ("\n\n",)
     step_tokens: Annotated[int, Ge(1)] = 256
 
@@ -173,17 +171,6 @@ class Stepwise(Segments):
     @property
     def uses_scorers(self) -> bool:  # type: ignore[override]  # depends on the rule
         return self.rule == "reward"
-
-    def pair(self, engines: Sequence[Engine]) -> tuple[Engine, Engine]:
-        """Return the large and the small engine; see `large_and_small`."""
-        return large_and_small(engines, self.large, self.small, "stepwise")
-
-    def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
-        named = [(self.large, "large"), (self.small, "small")]
-        return tuple(by_name(engines, name, f"stepwise: {role}") for name, role in named if name)
-
-    def parts(self, engines: Sequence[Engine]) -> dict[str, Engine]:
-        return dict(zip(("large", "small"), self.pair(engines), strict=True))
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)

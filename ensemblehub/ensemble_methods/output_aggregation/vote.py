@@ -13,17 +13,16 @@ import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from textwrap import shorten
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Lt
 
 from ensemblehub.answers.equality import equal_answers, final_answer
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.acceptance import Acceptance, Trial, acceptance_named
-from ensemblehub.ensemble_methods.base import Aggregation, Granularity
-from ensemblehub.ensemble_methods.candidates import Candidate, arriving, drafts, least_engines
+from ensemblehub.ensemble_methods.acceptance import AcceptedAnswers, Trial
+from ensemblehub.ensemble_methods.candidates import Candidate, arriving, drafts
 from ensemblehub.ensemble_methods.roles import by_name
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
@@ -54,7 +53,7 @@ class Party:
 
 
 @dataclass(frozen=True)
-class Vote(Aggregation):
+class Vote(AcceptedAnswers):
     """The answer that most candidates agree on, in the words of the first of them by order of engines.
 
     All candidates are written at the same time.  Every readable answer is one vote, and answers are compared
@@ -78,14 +77,11 @@ class Vote(Aggregation):
             passes all of them vote.
     """
 
-    granularity: ClassVar[Granularity] = "response"
-    samples: Annotated[int, Ge(1)] = 1
     weights: Mapping[str, Annotated[float, Ge(0), Lt(math.inf)]] = field(default_factory=dict)
     extract: Literal["math", "last_line", "regex", "text"] = "math"
     pattern: str = ""
     stop_early: bool = False
     window: Annotated[int, Ge(1)] | None = None
-    accept: str | None = None
 
     async def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
@@ -121,11 +117,6 @@ class Vote(Aggregation):
         criterion = self.criterion
         return criterion is None or await criterion.probability(trial) >= criterion.threshold
 
-    @cached_property
-    def criterion(self) -> Acceptance | None:
-        """The configured criterion, if there is one."""
-        return acceptance_named(self.accept, "vote") if self.accept else None
-
     def read(self, reply: str) -> str | None:
         """The answer in a reply; None where there is none to be read."""
         if self.extract == "math":
@@ -143,16 +134,8 @@ class Vote(Aggregation):
         """Whether two answers are equal."""
         return left == right if self.extract == "text" else equal_answers(left, right)
 
-    @property
-    def min_engines(self) -> int:  # type: ignore[override]  # with several samples one engine is enough
-        return least_engines(self.samples)
-
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
-        criterion = self.criterion
-        if criterion:
-            for engine in engines:
-                criterion.check(engine, engines, "vote")
         for name in self.weights:
             by_name(engines, name, "vote: weights")
         if (self.extract == "regex") != bool(self.pattern):
