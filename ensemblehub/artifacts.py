@@ -20,18 +20,15 @@ T = TypeVar("T")
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Put `content` at `path` in one step that survives a power cut: the old file stays until the new one is
-    whole.
+    """Put `content` at `path` in one step that survives a power cut.
 
-    A device or a pipe is written to directly.
+    The old file stays until the new one is whole.  A device or a pipe is written to directly.
 
     Raises:
         ArtifactError: it cannot be written.
     """
-    data, part = (
-        content.encode() if isinstance(content, str) else content,
-        path.with_name(f"{path.name}.part"),
-    )
+    data = content.encode() if isinstance(content, str) else content
+    part = path.with_name(f"{path.name}.part")
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(data)

@@ -69,9 +69,9 @@ class Ensemble:
 
     def close(self) -> None:
         """Free every model; the ensemble cannot be used afterwards."""
-        closing = self._finalizer()
-        if closing is not None:
-            closing.result()
+        freeing = self._finalizer()
+        if freeing is not None:
+            freeing.result()
 
     def __enter__(self) -> Ensemble:
         self.load()

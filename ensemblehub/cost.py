@@ -204,17 +204,16 @@ class UsageMeter:
             ids: Tokens read and generated, to tell which cached tokens an earlier request computed; without
                 them, the lengths of the calls bound their number.
         """
-        written_from = prompt_tokens
         tokens = range(prompt_tokens + completion_tokens) if ids is None else ids
         reused = self.ledger.reused(engine, tokens, cached_tokens)
-        last = written_from + max(0, completion_tokens - 1)
+        last = prompt_tokens + max(0, completion_tokens - 1)
         cost = Cost(
             prompt_tokens,
             cached_tokens,
             completion_tokens,
             discarded_tokens,
             prefill_flops=info.flops(cached_tokens, prompt_tokens) if flops is None else 0.0,
-            decode_flops=info.flops(written_from, last) if flops is None else flops[0],
+            decode_flops=info.flops(prompt_tokens, last) if flops is None else flops[0],
             usd=dollars(info, prompt_tokens, cached_tokens, completion_tokens) if usd is None else usd,
             seconds=seconds,
             calls=1,

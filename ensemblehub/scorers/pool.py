@@ -74,14 +74,6 @@ class Pool:
             raise EngineError(f"scorer {scorer.name!r} gave {scores} for {len(texts)} texts")
         return normalized(scores, self.normalization)
 
-    async def load(self) -> None:
-        """Load every scorer."""
-        await together(scorer.load() for scorer in self.scorers)
-
-    async def close(self) -> None:
-        """Free every scorer."""
-        await together(scorer.close() for scorer in self.scorers)
-
 
 def normalized(scores: Sequence[float], how: Normalization) -> list[float]:
     """Return a scorer's scores on the scale of `Pool.normalization`."""
