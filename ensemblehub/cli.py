@@ -18,6 +18,7 @@ import click
 from ensemblehub import __version__, builtin
 from ensemblehub.errors import EnsembleHubError
 from ensemblehub.options import FILE, Commands, config_file_option, config_option
+from ensemblehub.shards import Shard, shard_option
 
 if TYPE_CHECKING:
     from ensemblehub.config import Config
@@ -158,6 +159,7 @@ def doctor(path: Path | None, changes: tuple[str, ...], probe: bool, as_json: bo
 )
 @click.option("--max_examples", type=click.IntRange(min=1), help="Only the first N items.")
 @click.option("--show_attribution", is_flag=True, help="Record in each row which model wrote which part.")
+@shard_option
 @click.option("--resume", is_flag=True, help="Continue where the last run stopped (the default).")
 @click.option("--force", is_flag=True, help="Start over; answers of another configuration are replaced.")
 def infer(
@@ -168,6 +170,7 @@ def infer(
     batch_size: int,
     max_examples: int | None,
     show_attribution: bool,
+    shard: Shard | None,
     resume: bool,
     force: bool,
     **flags: Any,
@@ -188,10 +191,13 @@ def infer(
         input_path = Path("/dev/stdin")
     if str(output_path) == "-":
         output_path = Path("/dev/stdout")
+    if shard and output.is_stream(output_path):
+        raise click.UsageError("--shard writes beside a file; name one with --output_path")
     config = configured(path, changes, **flags)
     progress = inference.infer(
-        config, input_path, output_path, batch_size, max_examples, show_attribution, force
+        config, input_path, output_path, batch_size, max_examples, show_attribution, force, shard=shard
     )
+    output_path = shard.beside(output_path) if shard else output_path
     click.echo(progress.summary(output_path), err=output.is_stream(output_path))
     if progress.stopped_by:
         click.echo("ensemblehub: interrupted; the same command answers the rest", err=True)

@@ -29,6 +29,7 @@ from ensemblehub.errors import ArtifactError, ConfigError, EnsembleHubError, one
 from ensemblehub.output import Output
 from ensemblehub.results import attempt, attribution
 from ensemblehub.schema import Cost, Request, Result
+from ensemblehub.shards import Shard
 from ensemblehub.terminal import cost_text
 
 FAILURES_SHOWN = 20
@@ -44,6 +45,7 @@ def infer(
     show_attribution: bool = False,
     force: bool = False,
     console: Console | None = None,
+    shard: Shard | None = None,
 ) -> BatchProgress:
     """Answer every item of a file that has no good answer in the output yet.
 
@@ -53,6 +55,7 @@ def infer(
         show_attribution: Add to each row who wrote which part of the answer.
         force: Start over, also where the output has answers of another configuration.
         console: Where progress and failures are printed; standard error by default.
+        shard: Only the items of this shard, into `shards/I-of-N/` beside `output_path`.
 
     Raises:
         ConfigError: The configuration or the input cannot be used; nothing was written.
@@ -65,15 +68,19 @@ def infer(
     console = console or Console(stderr=True, highlight=False)
     if force:
         source.check()  # before existing answers are deleted
-    with Output(output_path, config, force) as output:
-        matched = output.match(source.items(), max_examples)
+    with Output(shard.beside(output_path) if shard else output_path, config, force) as output:
+
+        def items() -> Iterator[Example | BadExample]:
+            return (item for item in source.items() if shard is None or shard.holds(output.key(item)))
+
+        matched = output.match(items(), max_examples)
         for line in matched.notes(output):
             console.print(line, markup=False, soft_wrap=True)
         progress = BatchProgress(matched.total, matched.total - len(output.missing))
         with displayed(progress, console) as display:
             batch = Batch(ensemble, config, output, display, show_attribution)
             try:
-                asyncio.run(batch.run(source.items(), batch_size))
+                asyncio.run(batch.run(items(), batch_size))
             except ArtifactError as error:
                 raise ArtifactError(f"{error}; {progress.kept + progress.good} answers are kept") from error
             except asyncio.CancelledError:

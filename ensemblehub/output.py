@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -91,14 +90,18 @@ class Output:
         """Update the file to the present input.
 
         Rows get the present number, id and label of their items.  Failed rows are dropped, to be tried again.
-        Rows whose items are no longer in the input move to `aside`, unless `limit` ends the reading early.
+        Rows whose items are no longer in the input move to `aside`, unless `limit`, the number of the last item
+        to be asked, ends the reading early.
 
         Raises:
             ArtifactError: The file, or the one beside it, cannot be written.
         """
-        total, changed = 0, len(self.good) < len(self._lines.found)
+        total, changed, whole = 0, len(self.good) < len(self._lines.found), True
         present: set[str] = set()
-        for item in islice(items, limit):
+        for item in items:
+            if limit is not None and item.number > limit:
+                whole = False
+                break
             total += 1
             key = self.key(item)
             if key not in self.good:
@@ -109,7 +112,6 @@ class Output:
             changed = changed or not described.items() <= self.good[key].items()
             self.good[key] |= described
         others = self.good.keys() - present
-        whole = next(items, None) is None
         stale = sorted((self.good.pop(key) for key in others), key=lambda row: row["number"]) if whole else []
         if stale:
             self._put_aside(stale)
@@ -236,7 +238,7 @@ def fingerprint(config: Config) -> str:
     decides = config.model_dump(
         mode="json", exclude_defaults=True, exclude={"experiment", "server", "ensembles", "sweep"}
     )
-    for name in ("request_params", "request_members"):
+    for name in ("request_params", "request_members", "certificate"):
         decides.get("ensemble", {}).pop(name, None)
     for spec in decides["model_specs"]:
         for name in WHERE_IT_RUNS & spec.keys():

@@ -36,6 +36,11 @@ class Shard:
             raise ValueError(f"expected I/N with I from 0 to N - 1, such as 0/4, not {text!r}")
         return cls(int(found[1]), int(found[2]))
 
+    @classmethod
+    def named(cls, folder: str) -> Self:
+        """The shard that writes into a folder `I-of-N`."""
+        return cls.parse(folder.replace("-of-", "/"))
+
     def holds(self, digest: str) -> bool:
         """Whether an item belongs to it, by the hexadecimal hash of its content."""
         return int(digest, 16) % self.count == self.index

@@ -15,9 +15,11 @@ import click
 from ensemblehub import data_files, registry
 from ensemblehub.lab.advise.commands import advise
 from ensemblehub.lab.bench import commands as bench
+from ensemblehub.lab.merge import merge
 from ensemblehub.lab.paper.commands import paper
 from ensemblehub.lab.tasks import TASKS
 from ensemblehub.options import Commands, CommandT, config_option, force_option, limit_option
+from ensemblehub.shards import Shard, shard_option
 
 if TYPE_CHECKING:
     from ensemblehub.config import Config
@@ -105,11 +107,13 @@ def demo(config: Config, limit: int | None, question: int) -> None:
 )
 @click.option("--mentor_gpus", default="", metavar="0,1", help="GPUs to divide among the mentors.")
 @click.option("--intern_gpus", default="", metavar="2,3", help="GPUs to divide among the interns.")
+@shard_option
 @limit_option
 @force_option
 def collect(
     config: Config,
     split: str,
+    shard: Shard | None,
     limit: int | None,
     force: bool,
     parallel: bool,
@@ -129,9 +133,15 @@ def collect(
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 
     places = placements(num_workers or 0, gpus, mentor_gpus, intern_gpus) if parallel else []
+    if parallel and shard:
+        raise click.UsageError("--shard is one process of several; --parallel starts them itself")
     if not parallel and (num_workers or gpus or mentor_gpus or intern_gpus):
         raise click.UsageError("--num_workers and the GPU lists go with --parallel")
-    data = Pipeline(config).collect(split, limit, force, places)
+    pipeline = Pipeline(config)
+    if shard:
+        click.echo(f"collected into {pipeline.collect_shard(shard, split, limit, force)}")
+        return
+    data = pipeline.collect(split, limit, force, places)
     click.echo(f"{len(data.rows)} questions in {config.experiment.results / 'collected'}")
 
 
@@ -360,6 +370,7 @@ def register(cli: click.Group) -> None:
         evaluate,
         report,
         data,
+        merge,
         classifiers,
         paper,
     ):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -31,43 +30,34 @@ def merged(target: Path) -> Iterator[str]:
         ArtifactError: a shard is missing, damaged or in use; rows were made with different settings, belong to
             another shard, or differ under one id.
     """
-    at = target if target.is_dir() else target.parent
-    shards = shards_in(at / FOLDER)
-    patterns = MERGED if target.is_dir() else (target.name,)
-    names = {
-        path.relative_to(shard.within(at))
-        for shard in shards
-        for pattern in patterns
-        for path in shard.within(at).glob(pattern)
-    }
-    if not names:
-        raise ConfigError(f"no shard in {at / FOLDER} has written anything for {target}")
-    for name in sorted(names):
-        yield merge_file(at / name, {shard: shard.within(at) / name for shard in shards})
+    at, patterns = (target, MERGED) if target.is_dir() else (target.parent, (target.name,))
+    parts: dict[Path, dict[Shard, Path]] = {}
+    for folder in sorted((at / FOLDER).glob("*-of-*")):
+        for path in (path for pattern in patterns for path in folder.glob(pattern)):
+            parts.setdefault(at / path.relative_to(folder), {})[Shard.named(folder.name)] = path
+    if not parts:
+        raise ConfigError(f"there are no shards of {target} in {at / FOLDER}; `--shard I/N` writes them")
+    for name, paths in sorted(parts.items()):
+        check_complete(name, list(paths))
+    for name, paths in sorted(parts.items()):
+        yield merge_file(name, paths)
 
 
-def shards_in(folder: Path) -> list[Shard]:
-    """All shards of one number that have written below a folder.
+def check_complete(target: Path, shards: Sequence[Shard]) -> None:
+    """Check that all shards of one number have written a file.
 
     Raises:
-        ConfigError: there are none, or of different numbers.
+        ConfigError: there are shards of several numbers.
         ArtifactError: some are missing.
     """
-    found = [re.fullmatch(r"(\d+)-of-(\d+)", path.name) for path in sorted(folder.glob("*-of-*"))]
-    shards = sorted(
-        (Shard(int(name[1]), int(name[2])) for name in found if name), key=lambda shard: shard.index
-    )
-    counts = sorted({shard.count for shard in shards})
-    if not shards:
-        raise ConfigError(f"there are no shards in {folder}; `--shard I/N` writes them")
-    if len(counts) > 1:
+    count, *others = sorted({shard.count for shard in shards})
+    if others:
         raise ConfigError(
-            f"{folder} holds shards of {' and of '.join(map(str, counts))}: remove the old ones"
+            f"{target} has shards of {count} and of {others[0]} in {FOLDER}/: remove the old ones"
         )
-    missing = sorted(set(range(counts[0])) - {shard.index for shard in shards})
+    missing = sorted(set(range(count)) - {shard.index for shard in shards})
     if missing:
-        raise ArtifactError(f"{folder} lacks shard {', '.join(f'{index}/{counts[0]}' for index in missing)}")
-    return shards
+        raise ArtifactError(f"{target} lacks shard {', '.join(f'{index}/{count}' for index in missing)}")
 
 
 def merge_file(target: Path, parts: Mapping[Shard, Path]) -> str:
@@ -76,8 +66,6 @@ def merge_file(target: Path, parts: Mapping[Shard, Path]) -> str:
         before = list(lines.found)
         made, rows = _divided(target, before)
         for shard, path in parts.items():
-            if not path.exists():
-                continue  # none of the questions was in it
             theirs, found = _divided(path, _read(path))
             if made and theirs and (differing := list(differences(made, theirs))):
                 raise ArtifactError(f"{path} was made with other settings: {told(differing)}; {AGAIN}")

@@ -10,6 +10,7 @@ import click
 
 from ensemblehub.lab.tasks import TASKS
 from ensemblehub.options import force_option, limit_option
+from ensemblehub.shards import Shard, shard_option
 
 
 @click.command()
@@ -63,6 +64,7 @@ from ensemblehub.options import force_option, limit_option
     metavar="[N]",
     help="Answer N questions (10) only, and tell what all would take: tokens, FLOPs, dollars and time.",
 )
+@shard_option
 @limit_option
 @force_option
 def bench(
@@ -77,6 +79,7 @@ def bench(
     errors: str,
     out: Path | None,
     pilot: int | None,
+    shard: Shard | None,
     limit: int | None,
     force: bool,
 ) -> None:
@@ -103,10 +106,11 @@ def bench(
     from ensemblehub.lab.bench import run
     from ensemblehub.lab.bench.cells import cells_of
 
-    questions = run.questions_of(task, split, data, prompt, limit, samples)
+    questions = run.questions_of(task, split, data, prompt, limit, samples, shard)
     seeded = [] if seed is None else [f"ensemble.generation.seed={seed}"]
     cells = cells_of(configs, [*changes, *seeded])
     folder = out or Path("results/bench") / questions.task.name
+    folder = shard.within(folder) if shard else folder
     if pilot:
         from ensemblehub.lab.bench.forecast import dry_run
 

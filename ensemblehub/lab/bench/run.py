@@ -17,17 +17,26 @@ from ensemblehub.lab.bench.answers import Bench, Errors, Questions
 from ensemblehub.lab.bench.cells import Cell
 from ensemblehub.lab.bench.report import ANSWERS, CellAnswers
 from ensemblehub.lab.journal import differences, told
+from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.tasks import task_named
+from ensemblehub.shards import Shard
 
 
 def questions_of(
-    name: str, split: str, data: Path | None, prompt: str | None, limit: int | None, samples: int = 1
+    name: str,
+    split: str,
+    data: Path | None,
+    prompt: str | None,
+    limit: int | None,
+    samples: int = 1,
+    shard: Shard | None = None,
 ) -> Questions:
     """The first `limit` questions of a benchmark's split.
 
     Args:
         data: See `task_named`.
         prompt: Prompt profile of the task; None takes its default.
+        shard: Only those of this shard.
 
     Raises:
         ConfigError: No such task, split or profile, or the data cannot be read.
@@ -36,6 +45,9 @@ def questions_of(
     items = list(task.items(split, limit))
     if not items:
         raise ConfigError(f"{task.name} has no questions in its split {split!r}")
+    items = [item for item in items if shard is None or shard.holds(splits.asked(item))]
+    if not items:
+        raise ConfigError(f"no question of {task.name} is in shard {shard}: use fewer shards")
     return Questions(task, split, items, samples)
 
 

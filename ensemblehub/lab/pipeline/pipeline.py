@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.pipeline.report import Checks
 from ensemblehub.lab.tasks.base import Item
+from ensemblehub.shards import Shard
 from ensemblehub.tandem.artifact import RULES, JudgeArtifact, load_judge, resolve_judge
 from ensemblehub.tandem.insights import LEVEL_0
 from ensemblehub.tandem.judges import Judge
@@ -82,15 +84,34 @@ class Pipeline(Experiment):
         splits.check_unchanged(journal, items)
         if done:
             collect.take_over(done, journal)
-        with progress(f"collect {split}", len(items), len(journal.rows)) as step:
-            if places:
+        if places:
+            with progress(f"collect {split}", len(items), len(journal.rows)) as step:
                 parallel.collect(self.config, items, journal, places, self.settings.concurrency, step)
-            else:
-                collector = collect.Collector(tandem, ensemble.engines, self.task, self.sampling)
-                asyncio.run(
-                    collect.collect(ensemble, collector, items, journal, self.settings.concurrency, step)
-                )
+        else:
+            self._collect_into(journal, items, f"collect {split}")
         return collect.finish(journal, header, [item.id for item in items], folder, split)
+
+    def collect_shard(self, shard: Shard, split: str, limit: int | None = None, force: bool = False) -> Path:
+        """Collect the questions of a shard into the journal that is returned, for `ensemblehub merge`."""
+        ensemble, tandem = self.ensemble(judge=f"fixed:{LEVEL_0}")
+        items = [item for item in self.items(split, limit) if shard.holds(splits.asked(item))]
+        path = shard.within(self.folder) / "collected" / f"{split}.partial.jsonl"
+        with closing(Journal(path, self._header(split, ensemble, tandem), force)) as journal:
+            splits.check_unchanged(journal, items)
+            self._collect_into(journal, items, f"collect {split} {shard}")
+        return path
+
+    def _collect_into(self, journal: Journal, items: Sequence[Item], title: str) -> None:
+        """Collect what a journal does not hold yet; loads no model where it holds everything."""
+        missing = journal.missing(items)
+        if not missing:
+            return
+        ensemble, tandem = self.ensemble(judge=f"fixed:{LEVEL_0}")
+        collector = collect.Collector(tandem, ensemble.engines, self.task, self.sampling)
+        with progress(title, len(items), len(items) - len(missing)) as step:
+            asyncio.run(
+                collect.collect(ensemble, collector, missing, journal, self.settings.concurrency, step)
+            )
 
     def train(self) -> dict[str, Any]:
         """Train the judge on the collected `train` split; returns its report on held-out questions."""
