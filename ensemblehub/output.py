@@ -90,13 +90,16 @@ class Output:
         """Update the file to the present input.
 
         Rows get the present number, id and label of their items.  Failed rows are dropped, to be tried again.
-        Rows whose items are no longer in the input move to `aside`, unless `limit`, the number of the last item
-        to be asked, ends the reading early.
+        Rows whose items are no longer in the input move to `aside`, unless `limit` ends the reading early.
+
+        Args:
+            limit: Number of the last item to be asked.
 
         Raises:
             ArtifactError: The file, or the one beside it, cannot be written.
         """
-        total, changed, whole = 0, len(self.good) < len(self._lines.found), True
+        total, changed = 0, len(self.good) < len(self._lines.found)
+        whole = True
         present: set[str] = set()
         for item in items:
             if limit is not None and item.number > limit:

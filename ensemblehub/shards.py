@@ -71,6 +71,6 @@ shard_option = click.option(
     "--shard",
     type=_ShardType(),
     metavar="I/N",
-    help="Only the items of shard I (from 0) of N, into shards/I-of-N/ beside the output; `ensemblehub merge` "
-    "puts the shards together.",
+    help="Only the items of shard I (from 0) of N, into shards/I-of-N/ beside the output; `ensemblehub "
+    "merge` puts the shards together.",
 )

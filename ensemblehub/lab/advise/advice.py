@@ -80,6 +80,48 @@ def advise(
             question.
     """
     config = with_rule(config)
+    recorded = record(config, task, split, n, samples, folder, force, None if promise else criterion)
+    found = choice.outcomes(strategies(recorded), criterion)
+    chosen = choice.recommended(found, criterion)
+    clear = choice.is_clear(found, chosen, criterion)
+    text, refusal = _text(found, chosen, clear, criterion, task, split), None
+    made = _configured(config, chosen.changes)
+    title = f"{chosen.name}: {chosen.setting}" if chosen.setting else chosen.name
+    if promise:
+        rows = recorded.collected.rows
+        try:
+            best = certify(strategies(recorded, CHOOSING), [row.subject for row in rows], promise)
+        except ConfigError as error:
+            refusal = error
+        else:
+            made = _configured(config, {**best.changes, "ensemble.certificate": str(folder)})
+            title = best.name
+            text += f"\n## Certificate\n\n```\n{best.save(made, [row.key for row in rows], folder)}\n```\n"
+    advice = Advice(found, chosen, clear, text, f"# {title}\n{_yaml(made)}", refusal)
+    write_atomically(folder / "advice.md", advice.text)
+    write_atomically(folder / "advice.yaml", advice.config)
+    return advice
+
+
+def record(
+    config: Config,
+    task: Task,
+    split: str,
+    n: int,
+    samples: int,
+    folder: Path,
+    force: bool,
+    enough: Criterion | None,
+) -> Recorded:
+    """Ask up to `n` questions, from what `folder` holds of them.
+
+    Args:
+        enough: stop once the answer by this criterion is clear.
+
+    Raises:
+        ConfigError: the configuration is not Tandem's, the size of a model is unknown, or there is no
+            question.
+    """
     ensemble = AsyncEnsemble.from_config(config)
     tandem = tandem_of(ensemble)
     check_sizes(ensemble)
@@ -94,31 +136,9 @@ def advise(
     more = {"samples": samples, "roles": roles, "profile": profile}
     header = as_json(header | experiment.deciding(ensemble.engines) | more)
     with closing(Journal(folder / "recorded.jsonl", header, force)) as journal:
-        recorded = asyncio.run(
-            _recorded(ensemble, recorder, items, journal, header, criterion, config, not promise)
+        return asyncio.run(
+            _recorded(ensemble, recorder, items, journal, header, enough, config.experiment.concurrency)
         )
-    found = choice.outcomes(strategies(recorded), criterion)
-    chosen = choice.recommended(found, criterion)
-    clear = choice.is_clear(found, chosen, criterion)
-    text, refusal = _text(found, chosen, clear, criterion, task, split), None
-    made = _configured(config, chosen.changes)
-    title = f"{chosen.name}: {chosen.setting}" if chosen.setting else chosen.name
-    if promise:
-        rows = recorded.collected.rows
-        try:
-            best = certify(strategies(recorded, CHOOSING), [row.subject for row in rows], promise)
-        except ConfigError as error:
-            refusal = error
-        else:
-            made, title = (
-                _configured(config, {**best.changes, "ensemble.certificate": str(folder)}),
-                best.name,
-            )
-            text += f"\n## Certificate\n\n```\n{best.save(made, [row.key for row in rows], folder)}\n```\n"
-    advice = Advice(found, chosen, clear, text, f"# {title}\n{_yaml(made)}", refusal)
-    write_atomically(folder / "advice.md", advice.text)
-    write_atomically(folder / "advice.yaml", advice.config)
-    return advice
 
 
 async def _recorded(
@@ -127,12 +147,11 @@ async def _recorded(
     items: list[Item],
     journal: Journal,
     header: Mapping[str, Any],
-    criterion: Criterion,
-    config: Config,
-    stops: bool,
+    enough: Criterion | None,
+    limit: int,
 ) -> Recorded:
-    """Record block by block until the questions are used up or, if it `stops` then, the answer is clear."""
-    limit, done = config.experiment.concurrency, len(items) - len(journal.missing(items))
+    """Record block by block until the questions are used up or the answer is clear."""
+    done = len(items) - len(journal.missing(items))
     async with ensemble:
         with progress("advise", len(items), done) as step:
             for end in range(BLOCK, len(items) + BLOCK, BLOCK):
@@ -142,7 +161,7 @@ async def _recorded(
                 if len(part) < min(FEWEST, len(items)):
                     continue
                 recorded = Recorded.of([journal.rows[item.id] for item in part], dict(header))
-                if stops and _is_clear(recorded, criterion):
+                if enough and _is_clear(recorded, enough):
                     break
     return recorded
 
