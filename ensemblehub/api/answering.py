@@ -14,6 +14,7 @@ from ensemblehub.api.admission import Admission, Reservation
 from ensemblehub.api.budget import BudgetSpentError, Spending
 from ensemblehub.api.catalog import Catalog, Served
 from ensemblehub.api.job import AnswerEvent, AnswerRecord, GenerationJob, Kind, is_answer, is_insight
+from ensemblehub.api.key_budgets import KeyBudgets
 from ensemblehub.api.lengths import prompt_lengths
 from ensemblehub.api.monitoring import Monitor
 from ensemblehub.api.preview import Asked, Previews
@@ -23,7 +24,7 @@ from ensemblehub.api.request_log import RequestLog
 from ensemblehub.api.stored import PinnedMembers, StoredResponses
 from ensemblehub.api.usage import members
 from ensemblehub.config.sections import Budget, Generation, ServerSection
-from ensemblehub.cost import UsageLedger
+from ensemblehub.cost import Cost, UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.raw_prompts import tokenizer_of
 from ensemblehub.generators.base import Engine
@@ -42,6 +43,7 @@ class Answering:
         admission: Admission,
         monitor: Monitor,
         request_log: RequestLog,
+        key_budgets: KeyBudgets | None = None,
     ) -> None:
         self.catalog = catalog
         self.settings = settings
@@ -50,6 +52,7 @@ class Answering:
         self.request_log = request_log
         self.previews = Previews()
         self.pins = PinnedMembers(settings.conversations)
+        self.key_budgets = key_budgets
         self.stored = StoredResponses(settings.stored_responses, settings.stored_bytes)
 
     async def prepare(
@@ -61,7 +64,7 @@ class Answering:
             Problem: it cannot be honoured, or the queue is full.
         """
         asked = self.check(body, request_id, owner)
-        spending = self._spending(body)
+        spending = self._spending(body, owner)
         served, count = asked.served, asked.per_prompt
         reservation.admit(len(asked.requests) * count)
         lengths = await self._lengths(served.reader, asked)
@@ -115,7 +118,7 @@ class Answering:
         written = asked.requests[0].sampling.max_tokens
         return await prompt_lengths(engine, asked.requests, self.settings.max_prompt_tokens, written)
 
-    def _spending(self, body: GenerationRequest) -> Spending | None:
+    def _spending(self, body: GenerationRequest, owner: str) -> Spending | None:
         """What a request may spend; None without a limit.
 
         Raises:
@@ -128,6 +131,8 @@ class Answering:
                 at = f"ensemble.budget.{name}"
                 raise Problem(400, f"{name} is at most {limit:g} here", "out_of_bounds", at)
         limit = most.within(wanted)
+        if self.key_budgets:
+            limit = limit.within(self.key_budgets.left(owner))
         return None if limit == Budget() else Spending(limit)
 
     async def preview(self, body: GenerationRequest, request_id: str, owner: str) -> dict[str, Any]:
@@ -203,6 +208,9 @@ class Answering:
             raise problem from error
         finally:
             self.monitor.finished(job)
+            if self.key_budgets:
+                total = sum((answer.ledger.total for answer in job.answers), Cost())
+                self.key_budgets.add(job.owner, total)
 
     def pin(self, job: GenerationJob, conversation: str) -> None:
         """Answer later turns of a conversation by the members of this one."""

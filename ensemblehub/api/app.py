@@ -19,6 +19,7 @@ from typing import Any
 
 from ensemblehub import __version__
 from ensemblehub.config import Config
+from ensemblehub.config.sections import Budget
 from ensemblehub.errors import EnsembleHubError, MissingExtraError, did_you_mean, one_line
 
 try:
@@ -41,6 +42,7 @@ try:
     from ensemblehub.api.guard import Guard
     from ensemblehub.api.info import add_info_routes, add_tokenizer_routes
     from ensemblehub.api.job import GenerationJob
+    from ensemblehub.api.key_budgets import KeyBudgets
     from ensemblehub.api.message_events import AnthropicError, CountedTokens, MessageReply, MessageWire
     from ensemblehub.api.messages import CountRequest, MessagesRequest, count_tokens
     from ensemblehub.api.monitoring import Monitor
@@ -92,10 +94,12 @@ def create_app(
     admission = Admission(settings.max_running, settings.max_queued, settings.max_queued_tokens)
     watches = [served.watch for served in catalog.ensembles if served.watch]
     monitor = Monitor(admission, state, watches)
+    limited = settings.key_budget != Budget()
+    budgets = KeyBudgets(settings.key_budget_file, settings.key_budget) if limited else None
     app = FastAPI(
         title="ensemblehub",
         version=__version__,
-        lifespan=lambda _: _loaded(catalog, state, failed),
+        lifespan=lambda _: _loaded(catalog, state, failed, budgets),
         docs_url=None,
         redoc_url=None,
         description="An OpenAI-compatible API over ensembles of language models.",
@@ -103,7 +107,7 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     app.router.route_class = JSONRoute
-    replies = Replies(Answering(catalog, settings, admission, monitor, RequestLog(config)))
+    replies = Replies(Answering(catalog, settings, admission, monitor, RequestLog(config), budgets))
     add_generation_routes(app, replies)
     add_translated_routes(app, replies)
     add_info_routes(app, catalog, admission, monitor, state)
@@ -117,6 +121,7 @@ def create_app(
         state=state,
         admission=admission,
         monitor=monitor,
+        budgets=budgets,
     )
     if settings.cors_origins:
         app.add_middleware(
@@ -130,7 +135,9 @@ def create_app(
 
 
 @asynccontextmanager
-async def _loaded(catalog: Catalog, state: State, failed: Callable[[], None]) -> AsyncIterator[None]:
+async def _loaded(
+    catalog: Catalog, state: State, failed: Callable[[], None], budgets: KeyBudgets | None
+) -> AsyncIterator[None]:
     """The application's lifespan: models load while it already answers `/health`."""
 
     async def load() -> None:
@@ -153,6 +160,8 @@ async def _loaded(catalog: Catalog, state: State, failed: Callable[[], None]) ->
         with suppress(asyncio.CancelledError):
             await loading
         await catalog.close()
+        if budgets:
+            budgets.close()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ensemblehub.api.admission import Admission
+from ensemblehub.api.key_budgets import KeyBudgets
 from ensemblehub.api.monitoring import Monitor
 from ensemblehub.api.problems import Problem, problem_of
 from ensemblehub.api.state import State
@@ -58,11 +59,13 @@ class Guard:
         state: State,
         admission: Admission,
         monitor: Monitor,
+        budgets: KeyBudgets | None = None,
     ) -> None:
         self.app = app
         self.state = state
         self.admission = admission
         self.monitor = monitor
+        self.budgets = budgets
         self._keys = [key.encode() for key in keys]
         self._owners = [hashlib.sha256(key).hexdigest()[:16] for key in self._keys]
         self._max_body_bytes = max_body_bytes
@@ -129,6 +132,8 @@ class Guard:
             raise Problem(503, f"the server is {self.state.word}", "not_ready", headers={"Retry-After": "5"})
         if path in _GENERATION:
             self.admission.check()
+            if self.budgets:
+                self.budgets.check(scope["state"]["owner"])
 
     def _authorize(self, scope: Scope, headers: Headers) -> None:
         if not self._keys:

@@ -309,6 +309,7 @@ class ServerSection(Section):
             in memory for `previous_response_id`; 0 of them by default.
         conversations: Maximum number of conversations that are remembered with the models of their first turn.
         request_budget: What one request may spend at most; a request may ask for less.
+        key_budget, key_budget_file: What each API key may spend in a day (UTC), and the SQLite file that counts it.
         on_drift: What answers where a certificate does not hold (docs/judges.md): `tandem`, the strategy all the
             same, with a warning, or its `mentor` (its large model) alone.
         reasoning_fields: Fields in which an insight is sent; clients that know both show it twice.
@@ -342,6 +343,8 @@ class ServerSection(Section):
     stored_bytes: Positive = 2**26
     conversations: Count = 1024
     request_budget: Budget = Field(default_factory=lambda: Budget())
+    key_budget: Budget = Field(default_factory=lambda: Budget())
+    key_budget_file: UserPath = Path("saves/key_budgets.sqlite")
     on_drift: Literal["tandem", "mentor"] = "tandem"
     reasoning_fields: tuple[Literal["reasoning_content", "reasoning"], ...] = ("reasoning_content",)
     log_format: Literal["text", "json"] = "text"
