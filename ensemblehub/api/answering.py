@@ -308,7 +308,7 @@ def _check_capabilities(body: GenerationRequest, served: Served, extracting: boo
         if body.calls_tools:
             _require_alone(served, "tools")
         if "response_format" in body.passed_on:
-            _require_alone(served, "response_format")
+            _require_format(served)
 
 
 def _require(engines: Sequence[Engine], capability: Capability, name: str, param: str) -> None:
@@ -328,6 +328,17 @@ def _require_alone(served: Served, capability: Capability) -> None:
         text = f"{served.name!r} answers with several models; {capability} goes with one that offers it"
         raise Problem(400, text, "unsupported", capability)
     _require([engine], capability, served.name, capability)
+
+
+def _require_format(served: Served) -> None:
+    """Refuse a response format where the answer is not written whole by models that keep to it."""
+    engines = served.ensemble.aggregation.formatted_by(served.ensemble.engines)
+    if not engines:
+        text = (
+            f"{served.name!r} answers with several models; response_format goes with one that writes it whole"
+        )
+        raise Problem(400, text, "unsupported", "response_format")
+    _require(engines, "response_format", served.name, "response_format")
 
 
 def _passed_on(body: GenerationRequest, served: Served) -> dict[str, Any]:

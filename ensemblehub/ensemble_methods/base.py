@@ -139,6 +139,11 @@ class Aggregation(EnsembleMethod, ABC):
         """Return the engine that answers alone, including tool calls; None if several contribute."""
         return None
 
+    def formatted_by(self, engines: Sequence[Engine]) -> Sequence[Engine]:
+        """Return the engines that may write the answer, each all of it, so that it keeps to a format."""
+        alone = self.passthrough(engines)
+        return () if alone is None else (alone,)
+
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
         """Engines that a selection must not drop."""
         return ()

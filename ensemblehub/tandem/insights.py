@@ -148,7 +148,7 @@ class Dialogue:
     mode: InsightMode = "prompt"
 
     def mentor_request(self, tokens: int) -> Request:
-        """Ask the mentor for at most `tokens` tokens; stop strings and biases are the answer's own."""
+        """Ask the mentor for at most `tokens` tokens; stop strings, biases and format are the answer's own."""
         chat = _with_system(chat_of(self.request), self.profile.request)
         sampling = replace(
             self.request.sampling,
@@ -160,7 +160,7 @@ class Dialogue:
             top_logprobs=0,
         )
         chat = replace(chat, thinking=self.profile.thinking)
-        return replace(self.request, prompt=chat, sampling=sampling, prefix=self.profile.opening)
+        return replace(self.request, prompt=chat, sampling=sampling, prefix=self.profile.opening, extra={})
 
     def intern_request(self, insight: str = "") -> Request:
         """Ask the intern for the answer, given the insight so far (none: level 0)."""

@@ -220,7 +220,7 @@ REFUSED = [
     ({"previous_response_id": "resp_1"}, "previous_response_id cannot be honoured", "previous_response_id"),
     ({"tools": [{"type": "web_search"}]}, "'web_search' is not offered here", "tools.0"),
     ({"tools": [TOOL]}, "answers with several models", "tools"),
-    ({"text": {"format": {"type": "json_object"}}}, "answers with several models", "text.format"),
+    ({"text": {"format": {"type": "json_object"}}}, "small lacks", "text.format"),
     ({"text": {"format": {"type": "json_schema"}}}, "needs name and schema", "text.format"),
     ({"background": True}, "background", "background"),
     ({"truncation": "auto"}, "truncation", "truncation"),

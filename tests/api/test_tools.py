@@ -198,8 +198,19 @@ def near(request, serve, shows_tools):
     spec = {"name": "near", "engine": request.param, "path": str(folder), **OPTIONS[request.param]}
     method = {"output_aggregation_method": "single", "output_aggregation_params": {"engine": "near"}}
     plain = {"name": "plain", "engine": "hf", "path": "builtin:intern", "device": "cpu"}
+    tandem = {
+        "profile": "builtin",
+        "levels": {"low": 8},
+        "judge": "fixed:low",
+        "mentor": "near",
+        "intern": "plain",
+    }
+    pair = {"output_aggregation_method": "tandem", "output_aggregation_params": tandem}
+    drafting = {**pair, "output_aggregation_params": {**tandem, "draft": "logprob"}}
+    ensembles = {"pair": pair, "drafting": drafting}
     server = serve(
-        json.dumps({"model_specs": [spec, plain], "ensemble": method}), env={"VLLM_CPU_KVCACHE_SPACE": "1"}
+        json.dumps({"model_specs": [spec, plain], "ensemble": method, "ensembles": ensembles}),
+        env={"VLLM_CPU_KVCACHE_SPACE": "1"},
     )
     yield server, {"messages": ASK["messages"], "logit_bias": blank, "max_tokens": 200}
     server.stop()
@@ -243,6 +254,11 @@ def test_a_model_calls_tools_and_keeps_to_a_format(near):
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
     refused = server.post(CHAT, {**ASK, "model": "plain", "response_format": form}).json()["error"]
     assert refused["message"].endswith('response_format.json_schema.schema: Unimplemented keys: ["not"]')
+    joint = server.post(CHAT, {**ask, "model": "pair", "response_format": schema, "logit_bias": {}}).json()
+    assert set(json.loads(joint["choices"][0]["message"]["content"])) == {"a", "b"}
+    assert len(joint["choices"][0]["message"]["reasoning_content"]) > 8  # the insight keeps to no format
+    refused = server.post(CHAT, {**ASK, "model": "drafting", "response_format": schema}).json()["error"]
+    assert "answers with several models" in refused["message"]
     refused = server.post(CHAT, {**ASK, "model": "plain", "tools": [TOOL]}).json()["error"]
     assert (refused["param"], "option `tool_parser`" in refused["message"]) == ("tools", True)
     _check_other_apis(server)

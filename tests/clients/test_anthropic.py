@@ -169,7 +169,7 @@ REFUSED = [
     ({"messages": []}, "messages"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "'web_search_20250305' is not"),
     ({"tools": [TOOL]}, "answers with several models"),
-    ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "answers with several models"),
+    ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "small lacks"),
     ({"container": "x"}, "unknown field 'container'"),
     ({"mcp_servers": [{"name": "x"}]}, "unknown field 'mcp_servers'"),
     ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, "context_management.edits.0"),

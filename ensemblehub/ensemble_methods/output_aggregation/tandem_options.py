@@ -110,6 +110,12 @@ class TandemOptions(Aggregation):
         for warning in self.artifact.check(mentor.model, intern.model, prompts, self.strict, budget_of):
             log.warning(warning)
 
+    def formatted_by(self, engines: Sequence[Engine]) -> Sequence[Engine]:
+        mentor, intern = self.roles(engines)
+        if self.insight_mode == "continuation" or self.draft:
+            return ()
+        return (intern, mentor) if self.fallback == "mentor" else (intern,)
+
     def check_draft(self, intern: Engine, engines: Sequence[Engine]) -> None:
         """Refuse options of the draft that cannot work.
 
