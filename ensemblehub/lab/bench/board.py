@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ensemblehub.artifacts import content_of, entries, write_atomically
+from ensemblehub.artifacts import write_atomically
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.bench.report import cells_in, lines, notes, title_of
-from ensemblehub.lab.bench.rows import AnswerRow
+from ensemblehub.lab.bench.rows import QUESTION, AnswerRow, kept_questions
 from ensemblehub.lab.bench.summary import by_question
 
 FIELDS = ("sample", "correct", "reason", "finish", "written", "cold_flops", "usd", "wall", "text", "insight")
 DECISIONS = ("verdicts", "choices")
-QUESTION = ("id", "text", "answer", "subject", "level")
 
 
 def write(folders: Sequence[Path], path: Path) -> int:
@@ -59,12 +58,7 @@ def section(folder: Path) -> dict[str, Any]:
 
 def known_questions(folder: Path, rows: Sequence[AnswerRow]) -> list[dict[str, Any]]:
     """The answered questions, with the words that `bench` kept beside the answers."""
-    path, told = folder / "questions.jsonl", dict[str, dict[str, Any]]()
-    if path.exists():
-        try:
-            told = {str(entry["id"]): entry for entry in entries(content_of(path, "remove it"))[0]}
-        except (ValueError, KeyError) as error:
-            raise ArtifactError(f"{path} is damaged ({error}): run `ensemblehub bench` again") from error
+    told = kept_questions(folder / "questions.jsonl")
     first = {row.question: row for row in rows}
     return [
         {"id": name, "text": "", "answer": "", "subject": first[name].subject, "level": first[name].level}

@@ -8,14 +8,14 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from ensemblehub.artifacts import content_of, entries, write_atomically
+from ensemblehub.artifacts import write_atomically
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab.bench import report
 from ensemblehub.lab.bench.answers import Bench, Errors, Questions
 from ensemblehub.lab.bench.cells import Cell
 from ensemblehub.lab.bench.report import ANSWERS, CellAnswers
+from ensemblehub.lab.bench.rows import QUESTION, kept_questions
 from ensemblehub.lab.journal import differences, told
 from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.tasks import task_named
@@ -134,10 +134,7 @@ def check_folder(folder: Path, names: Sequence[str], questions: Questions) -> No
 
 def write_questions(path: Path, questions: Questions) -> None:
     """Add the questions to the folder's own copy of them, which the board shows."""
-    known: dict[str, Any] = {}
-    if path.exists():
-        known = {entry["id"]: entry for entry in entries(content_of(path, "remove it"))[0]}
-    fields = ("id", "text", "answer", "subject", "level")
-    known |= {item.id: {key: getattr(item, key) for key in fields} for item in questions.items}
+    asked = {item.id: {key: getattr(item, key) for key in QUESTION} for item in questions.items}
+    known = kept_questions(path) | asked
     lines = [json.dumps(entry, ensure_ascii=False) for entry in known.values()]
     write_atomically(path, "\n".join(lines).encode("utf-8", "surrogatepass") + b"\n")

@@ -11,6 +11,7 @@ import pytest
 from ensemblehub import cli
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.bench import board
+from ensemblehub.lab.bench.rows import kept_questions
 
 EVIL = (
     "</script><script>window.escaped = 1</script><img src=x onerror='window.escaped = 1'> & \u2028 \\boxed{1}"
@@ -97,3 +98,11 @@ def test_the_page_works_in_a_browser_from_a_file(page):
         assert tab.evaluate("window.escaped") is None
         assert (said, asked) == ([], [page.as_uri()])
         browser.close()
+
+
+@pytest.mark.parametrize("text", ["[1]\n", '{"text": "no id"}\n'])
+def test_damaged_questions_are_one_line(tmp_path, text):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(text)
+    with pytest.raises(ArtifactError, match=r"questions\.jsonl is damaged .*: remove it"):
+        kept_questions(path)
