@@ -178,7 +178,9 @@ def infer(
     """Answer every item of a file.
 
     The command can be interrupted or killed at any time; the same command continues where it stopped and
-    retries failed items. Exit status: 0 all answered, 1 some failed, 2 nothing could be done, 130 interrupted.
+    retries failed items.
+
+    Exit status: 0 all answered, 1 some failed, 2 nothing could be done, 130 interrupted.
 
     Also `python -m ensemblehub.inference`.
     """

@@ -192,8 +192,8 @@ class AsyncEnsemble:
         """Answer a question, or a list of questions together.
 
         Args:
-            question: A question, a conversation, a prompt or a request; a list of them gives a list of results
-                in its order.
+            question: A question, a conversation, a prompt or a request; a list of them gives a list of
+                results in its order.
             on_event: Called with every event as it comes.
             sampling: Fields of `Sampling`, such as `temperature` and `max_tokens`.
 

@@ -4,8 +4,9 @@ Safe in any thread. A worker that takes too much time or memory is ended and rep
 between comparisons. Programs are started afresh (never forked with threads about), and a forked child of this
 process starts workers of its own.
 
-`pebble` (5.2) was tried: it starts all workers for the first comparison, runs the caller's `__main__` in each, so
-a script without a guard fails, bounds only wall time, and an idle worker that was killed breaks its pool.
+`pebble` (5.2) was tried: it starts all workers for the first comparison, runs the caller's `__main__` in
+each, so a script without a guard fails, bounds only wall time, and an idle worker that was killed breaks its
+pool.
 """
 
 from __future__ import annotations

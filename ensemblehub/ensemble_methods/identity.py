@@ -1,4 +1,4 @@
-"""What a certificate is bound to: the models, their options, the words, the judge and the settings of a strategy."""
+"""What a certificate is bound to: models, their options, words, judge and settings of a strategy."""
 
 from __future__ import annotations
 

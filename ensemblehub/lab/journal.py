@@ -1,4 +1,4 @@
-"""A journal of finished rows: what lets a command that was killed resume, with the settings it was begun with."""
+"""A journal of finished rows and of the settings they were made with: a killed command resumes from it."""
 
 from __future__ import annotations
 

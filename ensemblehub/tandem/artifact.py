@@ -93,8 +93,8 @@ class JudgeArtifact:
         """Write the folder.
 
         Files are written atomically.  The JSON is written last and holds the weights' SHA-256, so that an
-        interrupted save leaves the old judge or one that `load_judge` refuses.  A certificate of the old judge is
-        removed.
+        interrupted save leaves the old judge or one that `load_judge` refuses.  A certificate of the old
+        judge is removed.
         """
         (folder / certificate.FILE).unlink(missing_ok=True)
         weights, (_, options) = self.weights, self.judge.state()

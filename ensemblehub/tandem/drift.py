@@ -1,9 +1,9 @@
 """A sequential test of whether a judge's scores still come from the distribution that was certified.
 
-A conformal test martingale (Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2nd ed., ch. 8): every
-score gets a p-value among all seen so far, the reference included, and a gambler bets against their being
-uniform (the Simple Jumper).  While scores and reference are exchangeable, the capital exceeds c times the
-stake at any time of a period with a probability of at most 1/c.
+A conformal test martingale (Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2nd ed., ch.
+8): every score gets a p-value among all seen so far, the reference included, and a gambler bets against their
+being uniform (the Simple Jumper).  While scores and reference are exchangeable, the capital exceeds c times
+the stake at any time of a period with a probability of at most 1/c.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DriftTest:
     """
 
     def __init__(self, reference: Sequence[int], rate: float = RATE, seed: int = 0) -> None:
-        """Start with a `histogram` of reference scores; at most a share `rate` of periods has a false alarm."""
+        """Start with a `histogram` of reference scores; at most `rate` of all periods has a false alarm."""
         self.reference = reference
         self.rate = rate
         self.alarmed = False

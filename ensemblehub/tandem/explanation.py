@@ -8,8 +8,10 @@ from ensemblehub.schema import Verdict
 
 
 def explanation(verdicts: Sequence[Verdict], cold_flops: float, alone: Sequence[float] | None) -> str | None:
-    """For example `stopped at 62 mentor tokens, p(sufficient) 0.93; alone the intern would have had 0.41; estimated
-    saving 57 % (48 to 63)`; None without a verdict.
+    """Explain the verdicts; None if there are none.
+
+    For example: `stopped at 62 mentor tokens, p(sufficient) 0.93; alone the intern would have had 0.41;
+    estimated saving 57 % (48 to 63)`.
 
     Args:
         alone: estimated FLOPs of the mentor by itself: mean and 95 % interval.

@@ -1,4 +1,4 @@
-"""Configuration, tokenizer, size and name of a model, from its Hugging Face folder or hub id, without weights.
+"""Configuration, tokenizer, size and name of a model, read without weights from its folder or hub id.
 
 Every engine that runs such a model reads its configuration, tokenizer, size and name here, whatever
 computes it.

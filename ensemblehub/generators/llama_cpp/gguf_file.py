@@ -1,7 +1,8 @@
 """The header of a GGUF file: its values, and the names and shapes of its tensors.  Loads no weights.
 
-The reader of the `gguf` package makes several arrays of each string, which takes eight seconds for a vocabulary
-of 150,000 tokens; this one takes 0.3.  Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The reader of the `gguf` package makes several arrays of each string, which takes eight seconds for a
+vocabulary of 150,000 tokens; this one takes 0.3.  Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From token ids to text: what each id stands for, and text that never splits a character or a stop string."""
+"""From token ids to text, which never splits a character or a stop string."""
 
 from __future__ import annotations
 

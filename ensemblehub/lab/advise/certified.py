@@ -1,4 +1,4 @@
-"""A certificate for the strategy that `advise` recommends: chosen on one half of the questions, tested on the other."""
+"""A certificate of the recommended strategy: chosen on one half of the questions, tested on the other."""
 
 from __future__ import annotations
 

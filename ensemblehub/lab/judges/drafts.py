@@ -1,9 +1,9 @@
 """Training a judge of drafts: `python -m ensemblehub.lab.judges.drafts CONFIG OUT`.
 
-The smallest model of a configuration answers the training questions of a benchmark alone, and the judge learns from
-the perplexity and entropy of its answers' tokens whether they are right.  `accept: OUT` of `cascade` and
-its relatives, and `draft: OUT` of `tandem`, use it.  Answers are kept in OUT/drafts.jsonl, so that a run that was
-killed goes on where it was.
+The smallest model of a configuration answers the training questions of a benchmark alone, and the judge
+learns from the perplexity and entropy of its answers' tokens whether they are right.  `accept: OUT` of
+`cascade` and its relatives, and `draft: OUT` of `tandem`, use it.  Answers are kept in OUT/drafts.jsonl, so
+that a run that was killed goes on where it was.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ FOLDS = 5
 class Objective:
     """What thresholds are chosen for.
 
-    `max-accuracy`; `budget`: most accurate at a mean cost of a question of at most `value`; `min-accuracy`: cheapest
-    with an accuracy of at least `value`.
+    `max-accuracy`; `budget`: most accurate at a mean cost of a question of at most `value`; `min-accuracy`:
+    cheapest with an accuracy of at least `value`.
 
     Attributes:
         unit: of a budget: the mentor's own cost, US dollars, or TFLOPs.

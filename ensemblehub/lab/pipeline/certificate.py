@@ -1,12 +1,14 @@
 """Certified settings: Learn-then-Test by fixed-sequence testing over one path of settings.
 
-Angelopoulos, Bates, Candès, Jordan, Lei, "Learn then Test", arXiv:2110.01052.  The settings of a path are tested
-from the safest to the boldest until one fails; every setting before it keeps the promise, all of them at once
-with the promised confidence, so the cheapest may be taken.  The path must not depend on the tested questions.
+Angelopoulos, Bates, Candès, Jordan, Lei, "Learn then Test", arXiv:2110.01052.  The settings of a path are
+tested from the safest to the boldest until one fails; every setting before it keeps the promise, all of them
+at once with the promised confidence, so the cheapest may be taken.  The path must not depend on the tested
+questions.
 
 Any strategy with a threshold is certified from four arrays (`Settings`).  MAPIE (1.6) gives the same p-values
-and the same settings for `lost-correct` (a test compares them), but tests only paths that it orders itself, has no
-signed loss and does not say how many questions would do; what it would save is the ten lines of `p_values`.
+and the same settings for `lost-correct` (a test compares them), but tests only paths that it orders itself,
+has no signed loss and does not say how many questions would do; what it would save is the ten lines of
+`p_values`.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ class Promise:
     """At most `max_loss` of all questions are lost, with `confidence`.
 
     Attributes:
-        loss: `lost-correct`: the mentor is right and the answer is wrong; `net`: these less those where only the
-            answer is right, so that gains count.
+        loss: `lost-correct`: the mentor is right and the answer is wrong; `net`: these less those where only
+            the answer is right, so that gains count.
     """
 
     max_loss: float
@@ -108,8 +110,8 @@ def p_values(losses: Floats, promise: Promise) -> Floats:
 def betting_p_values(losses: Floats, bound: float, error: float) -> Floats:
     """p-values of the hypotheses that means are at least `bound`, (S,), for losses (n, S) from −1 to 1.
 
-    A gambler bets on smaller losses; by Ville's inequality, capital that would reach 1/p has a probability of at
-    most p where the hypothesis holds.  Bets are the predictable plug-in of Waudby-Smith and Ramdas,
+    A gambler bets on smaller losses; by Ville's inequality, capital that would reach 1/p has a probability of
+    at most p where the hypothesis holds.  Bets are the predictable plug-in of Waudby-Smith and Ramdas,
     "Estimating means of bounded random variables by betting", JRSS B 86 (2024).
     """
     count = np.arange(1, len(losses) + 1)[:, None]
@@ -152,12 +154,13 @@ def _refusal(losses: Floats, shares: Floats, promise: Promise) -> str:
     lost, size = f"{losses[:, hardest].mean():.2%}", sizes[hardest]
     if size is None:
         return (
-            f"not certified: the safest setting that saves anything is seen to lose {lost} {promise.measured} "
-            f"(n = {n:,}); no number of questions would certify {promise.max_loss:.2%}"
+            f"not certified: the safest setting that saves anything is seen to lose {lost} "
+            f"{promise.measured} (n = {n:,}); no number of questions would certify {promise.max_loss:.2%}"
         )
     return (
-        f"not certified: {n:,} questions are too few for {promise.max_loss:.2%} with {promise.confidence:.0%} "
-        f"confidence where {lost} {promise.measured} are lost; about {float(f'{size:.2g}'):,.0f} would do"
+        f"not certified: {n:,} questions are too few for {promise.max_loss:.2%} with "
+        f"{promise.confidence:.0%} confidence where {lost} {promise.measured} are lost; "
+        f"about {float(f'{size:.2g}'):,.0f} would do"
     )
 
 

@@ -1,4 +1,4 @@
-"""`ensemblehub calibrate --max-loss`: the cheapest certified thresholds, and the certificate beside the judge."""
+"""`ensemblehub calibrate --max-loss`: the cheapest certified thresholds, and their certificate."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
     The path of thresholds is chosen on the split `train`, and tested on `calibration`.
 
     Raises:
-        ConfigError: no thresholds that save anything keep the promise on so many questions, or an option of the
-            Tandem is not in what was collected.
+        ConfigError: no thresholds that save anything keep the promise on so many questions, or an option of
+            the Tandem is not in what was collected.
         ArtifactError: a split is missing, or the judge is for something else.
     """
     artifact, tandem, data = pipeline.calibration()
@@ -144,13 +144,13 @@ def lines(certificate: Certificate, promise: Promise, strategy: str = "") -> lis
     slices = list(seen.subjects.values())
     by_subject = f"; lost by subject {min(slices):.1%} to {max(slices):.1%}" if slices else ""
     return [
-        f"certified   at most {promise.max_loss:.1%} {promise.measured} are lost, with {promise.confidence:.0%} "
-        f"confidence (n = {certificate.n:,})",
+        f"certified   at most {promise.max_loss:.1%} {promise.measured} are lost, with "
+        f"{promise.confidence:.0%} confidence (n = {certificate.n:,})",
         f"chosen      {chosen}     cost {seen.cost:.2f} of the mentor ({low:.2f} to {high:.2f})",
         f"seen        lost {seen.lost:.1%}, gained {seen.gained:.1%}{by_subject} "
         f"(subjects are not certified; those under {SLICE} questions are not shown)",
-        f"holds for   {', '.join([*certificate.holds_for, *certificate.made_from])} by hash; exchangeable questions; "
-        "until drift",
+        f"holds for   {', '.join([*certificate.holds_for, *certificate.made_from])} by hash; exchangeable "
+        "questions; until drift",
     ]
 
 

@@ -37,7 +37,8 @@ class TandemRun:
     Attributes:
         chosen: the level the answer came from.
         probabilities: the judge's, by visited level.
-        flops: FLOPs of every call, without cached prefixes of other questions; `judging_flops` is judging's part.
+        flops: FLOPs of every call, without cached prefixes of other questions; `judging_flops` is judging's
+            part.
         seconds: the engines' own time; `wall` the run's.
     """
 

@@ -173,8 +173,8 @@ class Experiment:
         for row in data.rows:
             if row.id not in known or row.question not in ("", known[row.id]):
                 raise ArtifactError(
-                    f"{self.folder}/collected/{split} holds a question that is none of {split}, or was changed "
-                    f"since: {row.id}; collect it again (--force)"
+                    f"{self.folder}/collected/{split} holds a question that is none of {split}, or was "
+                    f"changed since: {row.id}; collect it again (--force)"
                 )
         return replace(data, rows=[replace(row, question=known[row.id]) for row in data.rows])
 

@@ -82,8 +82,8 @@ class Row:
         runs: by method: "mentor", "mentor_concise", and one per effort level, `LEVEL_0` first.
         closing: template tokens after the insight, which every checkpoint reads again.
         question: hash of the question's words; empty in older data.
-        thinking_switch: False where the mentor's template has no switch for thinking: `mentor_concise` is then
-            the run `mentor`, which is made once.
+        thinking_switch: False where the mentor's template has no switch for thinking: `mentor_concise` is
+            then the run `mentor`, which is made once.
     """
 
     id: str

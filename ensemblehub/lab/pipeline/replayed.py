@@ -80,6 +80,6 @@ def note(judges: Mapping[str, JudgeArtifact]) -> str:
         levels = ", ".join(f"{level} {limit:.3f}" for level, limit in (artifact.thresholds or {}).items())
         parts.append(f"{name}: {artifact.judge.kind}, {trained}{aim} ({levels})")
     return (
-        "Judges are replayed on the collected runs: no model is called. A judge stops at the first level whose "
-        f"probability reaches its threshold. {'; '.join(parts)}."
+        "Judges are replayed on the collected runs: no model is called. A judge stops at the first level "
+        f"whose probability reaches its threshold. {'; '.join(parts)}."
     )

@@ -1,4 +1,4 @@
-"""The table of a pair: every method on the same questions, with costs of every call and by the paper's formula.
+"""The table of a pair: every method on the same questions, with all costs and those of the paper's formula.
 
 `summary.json` is a list of rows, one per method; the Markdown table and the Pareto plot are drawn from it.
 """
@@ -282,12 +282,12 @@ def notes(collected: Collected, checks: Checks | None, against: str = "the mento
     """Return the notes below a table: conditions, the baseline of differences, and checks."""
     header = collected.header
     lines = [
-        f"n = {len(collected.rows)} questions of `{header['task']}` ({header['split']}), mentor `{header['mentor']}`, "
-        f"intern `{header['intern']}`, temperature {header['temperature']}, at most {header['max_tokens']} answer "
-        f"tokens. Accuracy with Wilson 95 % interval; difference to {against} in points with paired-bootstrap "
-        "95 % interval. Costs count every call, without prefixes shared between questions; tflops_paper counts "
-        "output tokens only; leak_share is over questions of two steps or more. random_mix draws Tandem's levels at "
-        "random; oracle knows the answers and is a bound."
+        f"n = {len(collected.rows)} questions of `{header['task']}` ({header['split']}), mentor "
+        f"`{header['mentor']}`, intern `{header['intern']}`, temperature {header['temperature']}, at most "
+        f"{header['max_tokens']} answer tokens. Accuracy with Wilson 95 % interval; difference to {against} in "
+        "points with paired-bootstrap 95 % interval. Costs count every call, without prefixes shared between "
+        "questions; tflops_paper counts output tokens only; leak_share is over questions of two steps or more. "
+        "random_mix draws Tandem's levels at random; oracle knows the answers and is a bound."
     ]
     if checks:
         same = ", ".join(f"{LABELS.get(name, name)} {count}" for name, count in checks.reproduced.items())

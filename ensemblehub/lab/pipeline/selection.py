@@ -100,7 +100,8 @@ def artifact_folder(config: Config) -> Path:
     params = config.selection.params
     if config.selection.method != "learned" or not params.get("artifact"):
         raise ConfigError(
-            "nothing to train: set `model_selection_method: learned` and `model_selection_params: {artifact: FOLDER}`"
+            "nothing to train: set `model_selection_method: learned` and `model_selection_params: "
+            "{artifact: FOLDER}`"
         )
     return Path(builtin.resolve(str(params["artifact"])))
 

@@ -62,7 +62,8 @@ def check_apart(own: Collection[str], other: Collection[str], what: str, others:
     shared = sum(question in other for question in own)
     if shared > BY_CHANCE * min(len(own), len(other)):
         raise ArtifactError(
-            f"{what} shares {shared} of its {len(own)} questions with {others}, and splits must not share questions"
+            f"{what} shares {shared} of its {len(own)} questions with {others}, and splits must not share "
+            "questions"
         )
     return shared
 
