@@ -275,15 +275,14 @@ class AsyncEnsemble:
     ) -> AsyncGenerator[Event, None]:
         """Run the aggregation; with `on_error: drop`, run it again without an engine that failed."""
         aggregation = self.aggregation
-        answer, insight = SoFar(""), SoFar("")
         while True:
+            written = {"answer": SoFar(""), "insight": SoFar("")}
             try:
                 async with aclosing(aggregation.run(request, chosen, ledger)) as events:
                     async for event in events:
                         yield event
-                        if isinstance(event, Piece) and event.visible:
-                            written = {"answer": answer, "insight": insight}
-                            written.get(event.purpose, SoFar("")).add(event)
+                        if isinstance(event, Piece) and event.visible and event.purpose in written:
+                            written[event.purpose].add(event)
                 return
             except EngineError as error:
                 left = [engine for engine in chosen if engine.name != error.engine]
@@ -293,8 +292,8 @@ class AsyncEnsemble:
                 names = tuple(engine.name for engine in left)
                 yield Choice("models", names, (), f"dropped {error.engine}: {error}")
                 chosen, aggregation = left, _working(self.aggregation, left)
-                request = _rest(request, answer, left).spending(answer.tokens + insight.tokens)
-                answer, insight = SoFar(""), SoFar("")
+                tokens = sum(part.tokens for part in written.values())
+                request = _rest(request, written["answer"], left).spending(tokens)
 
     async def _logged(
         self, request: Request, events: AsyncIterator[Event], ledger: UsageLedger
@@ -329,12 +328,7 @@ def _rest(request: Request, answer: SoFar, engines: Sequence[Engine]) -> Request
         return request
     for engine in engines:
         require(engine, frozenset({"prefix"}), "going on behind a failed engine")
-    sampling = replace(
-        request.sampling,
-        max_tokens=max(1, request.sampling.max_tokens - answer.tokens),
-        min_tokens=max(0, request.sampling.min_tokens - answer.tokens),
-    )
-    return replace(request.continued(answer.text), sampling=sampling)
+    return request.after(answer.text, answer.tokens)
 
 
 def _print(what: str, details: dict[str, Any]) -> None:
