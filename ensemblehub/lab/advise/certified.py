@@ -16,7 +16,7 @@ from ensemblehub.ensemble_methods.identity import identity
 from ensemblehub.lab.advise.strategies import Changes, Strategy
 from ensemblehub.lab.pipeline.cascade import Indices
 from ensemblehub.lab.pipeline.certificate import Bools, Promise, Settings, certified, kept, needed
-from ensemblehub.lab.pipeline.certificate_command import Seen, lines, short_hash
+from ensemblehub.lab.pipeline.certificate_command import CalibrationShares, lines, short_hash
 from ensemblehub.lab.pipeline.certificate_path import safest_first
 from ensemblehub.tandem.certificate import Certificate
 from ensemblehub.tandem.drift import histogram
@@ -39,7 +39,7 @@ class CertifiedStrategy:
     strategy: Strategy
     path: Indices
     index: int
-    seen: Seen
+    seen: CalibrationShares
     tested: Bools
 
     @property
@@ -120,7 +120,7 @@ def certify(found: Sequence[Strategy], subjects: Sequence[str], promise: Promise
     strategy = found[rank]
     settings = _settings(mentor, strategy, tested, path)
     chosen = certified(settings, promise)
-    seen = Seen.of(
+    seen = CalibrationShares.of(
         settings, chosen, [subject for subject, within in zip(subjects, tested, strict=True) if within]
     )
     return CertifiedStrategy(promise, strategy, path, int(path[chosen]), seen, tested)

@@ -51,7 +51,7 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
     except ConfigError as error:
         safer = "" if tandem.fallback == "mentor" else "; `fallback: mentor` is safer"
         raise ConfigError(f"{error}{safer}") from error
-    seen = Seen.of(settings, chosen, [row.subject for row in data.rows])
+    seen = CalibrationShares.of(settings, chosen, [row.subject for row in data.rows])
     thresholds = dict(zip(levels, map(float, path[chosen]), strict=True))
     about = {"aim": str(promise), "n": len(data.rows), "fallback": tandem.fallback}
     made = dict(artifact.data) | {"calibrated": about | vars(seen)}
@@ -90,7 +90,7 @@ def _training_outcomes(
 
 
 @dataclass(frozen=True)
-class Seen:
+class CalibrationShares:
     """What a setting brings on the calibration questions, as shares.
 
     Attributes:
@@ -105,7 +105,7 @@ class Seen:
     subjects: dict[str, float]
 
     @classmethod
-    def of(cls, settings: Settings, chosen: int, subjects: list[str]) -> Seen:
+    def of(cls, settings: Settings, chosen: int, subjects: list[str]) -> CalibrationShares:
         """Count one setting's losses and gains."""
         lost = settings.losses("lost-correct")[:, chosen]
         gained = lost - settings.losses("net")[:, chosen]
@@ -137,7 +137,7 @@ def _scores(outcomes: Outcomes, thresholds: Floats) -> dict[str, list[int]]:
 
 def lines(certificate: Certificate, promise: Promise, strategy: str = "") -> list[str]:
     """The certificate as a person reads it."""
-    seen = Seen(**certificate.seen)
+    seen = CalibrationShares(**certificate.seen)
     thresholds = ", ".join(f"{level} {value:.2f}" for level, value in certificate.thresholds.items())
     chosen = ": ".join(part for part in (strategy, thresholds) if part)
     low, high = seen.cost_interval
