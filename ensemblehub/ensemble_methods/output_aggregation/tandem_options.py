@@ -85,20 +85,7 @@ class TandemOptions(Aggregation):
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
-        budgets = list(self.levels.values())
-        if not budgets or budgets != sorted(set(budgets)) or budgets[0] < 1:
-            raise ConfigError(
-                f"tandem: levels must be rising token budgets, such as low: 100, not {dict(self.levels)}"
-            )
-        named = {
-            "effort": [self.effort] if self.effort is not None else [],
-            "thresholds": self.thresholds or {},
-            "give_up": self.give_up or {},
-        }
-        for option, levels in named.items():
-            for level in levels:
-                if level not in self.index:
-                    raise ConfigError(f"tandem: {option}: {did_you_mean(level, self.index, 'level')}")
+        self.check_levels()
         mentor, intern = self.roles(engines)
         require(mentor, {"prefix"} if self.words.opening else set(), "tandem (mentor)")
         reading: set[Capability] = {"score"} if self.artifact.judge.reads else set()
@@ -115,6 +102,24 @@ class TandemOptions(Aggregation):
         if self.insight_mode == "continuation" or self.draft:
             return ()
         return (intern, mentor) if self.fallback == "mentor" else (intern,)
+
+    def check_levels(self) -> None:
+        """Check the levels and the options that name some.
+
+        Raises:
+            ConfigError: says which.
+        """
+        budgets = list(self.levels.values())
+        if not budgets or budgets != sorted(set(budgets)) or budgets[0] < 1:
+            raise ConfigError(
+                f"tandem: levels must be rising token budgets, such as low: 100, not {dict(self.levels)}"
+            )
+        effort = [] if self.effort is None else [self.effort]
+        named = {"effort": effort, "thresholds": self.thresholds or {}, "give_up": self.give_up or {}}
+        for option, levels in named.items():
+            for level in levels:
+                if level not in self.index:
+                    raise ConfigError(f"tandem: {option}: {did_you_mean(level, self.index, 'level')}")
 
     def check_draft(self, intern: Engine, engines: Sequence[Engine]) -> None:
         """Refuse options of the draft that cannot work.
