@@ -26,6 +26,22 @@ Finish = Literal["stop", "length", "tool_calls"]
 Role = Literal["system", "user", "assistant", "tool"]
 
 
+class StoppedBy(str):
+    """The finish reason "stop" of a text that a stop string ended, with that string."""
+
+    string: str
+
+    def __new__(cls, string: str) -> StoppedBy:
+        reason = super().__new__(cls, "stop")
+        reason.string = string
+        return reason
+
+    @classmethod
+    def finish(cls, string: str) -> Finish:
+        """The reason for a stop string, as a finish reason."""
+        return cast(Finish, cls(string))
+
+
 @dataclass(frozen=True)
 class Message:
     """A message of a conversation.
@@ -282,7 +298,8 @@ class Piece:
     """A piece of generated text in a stream.
 
     Attributes:
-        finish: Set on the last piece of a stream: "stop" (end of text or a stop string) or "length".
+        finish: Set on the last piece of a stream: "stop" (end of text, or a stop string: `StoppedBy` where the
+            engine knows which) or "length".
         index: Index of the answer where there are several.
         visible: False for text that may be retracted (proposals, drafts); visible text never is.
         round: Number of the turn, from 1, where an answer is written in turns; else 0.

@@ -52,7 +52,7 @@ try:
     from ensemblehub.api.reading import LARGE, JSONRoute, beside
     from ensemblehub.api.replies import ERRORS, STREAMED, ChatCompletion, TextCompletion
     from ensemblehub.api.request_log import RequestLog
-    from ensemblehub.api.response_events import ResponseObject, ResponseWire
+    from ensemblehub.api.response_events import DeletedResponse, ResponseObject, ResponseWire
     from ensemblehub.api.responses import ResponsesRequest, in_its_names
     from ensemblehub.api.state import State
     from ensemblehub.api.streaming import JSON, Disconnected, EventStream, Framing, while_connected
@@ -127,7 +127,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after", *HEADERS],
         )
@@ -221,7 +221,8 @@ class Replies:
     ) -> Response:
         """Answer a request of another API as a chat, in the form that `wire` gives."""
         large = len(await request.body()) >= LARGE
-        chat = await beside(body.chat, self.answering) if large else body.chat(self.answering)
+        source = (self.answering, request.state.owner)
+        chat = await beside(body.chat, *source) if large else body.chat(*source)
         framed = wire(await self.begin(request, chat))
         events = framed.events(self.answering.stream(framed.job))
         if body.stream:
@@ -260,6 +261,23 @@ def add_translated_routes(app: FastAPI, replies: Replies) -> None:
             )
         except Problem as problem:
             raise in_its_names(problem) from problem
+
+    stored = replies.answering.stored
+
+    @app.get("/v1/responses/{response_id}", response_model=ResponseObject, tags=["OpenAI"])
+    async def stored_response(request: Request, response_id: str, stream: bool = False) -> Response:
+        """A stored response of the key that asks; it is not streamed again."""
+        if stream:
+            raise Problem(
+                400, "a stored response is not streamed again: leave out stream", "unsupported", "stream"
+            )
+        return JSON(stored.response(request.state.owner, response_id))
+
+    @app.delete("/v1/responses/{response_id}", response_model=DeletedResponse, tags=["OpenAI"])
+    async def delete_response(request: Request, response_id: str) -> Response:
+        """Delete a stored response of the key that asks."""
+        stored.forget(request.state.owner, response_id)
+        return JSON({"id": response_id, "object": "response", "deleted": True})
 
     refused: dict[int | str, dict[str, Any]] = {status: {"model": AnthropicError} for status in ERRORS}
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from ensemblehub.api.blocks import Block, BlockWire, WireEvent
 from ensemblehub.api.problems import Problem
 from ensemblehub.api.replies import AnswerMetadata, CostDetails, ReplyObject
+from ensemblehub.schema import StoppedBy
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -47,8 +48,8 @@ class MessageReply(ReplyObject):
     role: Literal["assistant"]
     model: str
     content: list[ReplyBlock]
-    stop_reason: Literal["end_turn", "max_tokens", "tool_use"] | None
-    stop_sequence: None
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"] | None
+    stop_sequence: str | None
     usage: MessageUsage
     ensemble: AnswerMetadata | None = None
 
@@ -106,13 +107,24 @@ class MessageWire(BlockWire):
         yield {"type": "content_block_stop", "index": block.index}
 
     def ending(self) -> Iterator[WireEvent]:
-        delta = {"stop_reason": _STOP_REASONS[self.finish or "length"], "stop_sequence": None}
-        yield {"type": "message_delta", "delta": delta, "usage": self._usage(), "ensemble": self.metadata}
+        yield {
+            "type": "message_delta",
+            "delta": self._stop(),
+            "usage": self._usage(),
+            "ensemble": self.metadata,
+        }
         yield {"type": "message_stop"}
 
     def reply(self) -> dict[str, Any]:
         message = self._message([_content(block) for block in self.blocks], self._usage())
-        return message | {"stop_reason": _STOP_REASONS[self.finish or "length"], "ensemble": self.metadata}
+        return message | self._stop() | {"ensemble": self.metadata}
+
+    def _stop(self) -> dict[str, str | None]:
+        """Why the answer ended, and the client's stop string that did it, where the engine tells."""
+        finish = self.finish or "length"
+        if isinstance(finish, StoppedBy) and finish.string in self.job.body.stops:
+            return {"stop_reason": "stop_sequence", "stop_sequence": finish.string}
+        return {"stop_reason": _STOP_REASONS[finish], "stop_sequence": None}
 
     def _message(self, content: list[dict[str, Any]], counts: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -176,7 +176,7 @@ class CountRequest(RequestBody, Hints):
     user_profile_id: Hint = None
     workspace_id: Hint = None
 
-    def chat(self, answering: Answering) -> ChatRequest:
+    def chat(self, answering: Answering, owner: str = "") -> ChatRequest:
         """The request as chat completions have it, within the limits of this server.
 
         Raises:

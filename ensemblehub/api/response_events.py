@@ -77,6 +77,14 @@ class ResponseObject(ReplyObject):
     ensemble: AnswerMetadata | None = None
 
 
+class DeletedResponse(ReplyObject):
+    """A response that is no longer stored."""
+
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
+
+
 class ResponseWire(BlockWire):
     """OpenAI's typed events, numbered."""
 
@@ -86,7 +94,7 @@ class ResponseWire(BlockWire):
         self.answering = answering
         self.stored = stored = answering.stored
         self.keeps = bool(stored.count) and body.store is not False
-        self._turns = body.turns(stored) if self.keeps else []
+        self._turns = body.turns(stored, job.owner) if self.keeps else []
         self._names = {flat(space, tool.name): (space, tool.name) for space, tool in body.functions}
         self._number = -1
 
@@ -128,10 +136,10 @@ class ResponseWire(BlockWire):
         yield self._event("response.output_item.done", output_index=block.index, item=item)
 
     def ending(self) -> Iterator[WireEvent]:
-        if self.keeps:
-            self.stored.keep(f"resp_{self.id}", self._conversation())
-            self.answering.pin(self.job, f"resp_{self.id}")
         response = self.reply()
+        if self.keeps:
+            self.stored.keep(self.job.owner, response, self._conversation())
+            self.answering.pin(self.job, response["id"])
         yield self._event(f"response.{response['status']}", response=response)
 
     def reply(self) -> dict[str, Any]:

@@ -221,26 +221,26 @@ class ResponsesRequest(RequestBody, Hints):
         ]
         return [(space, tool) for space, tools in spaces for tool in tools]
 
-    def turns(self, stored: StoredResponses) -> list[dict[str, Any]]:
+    def turns(self, stored: StoredResponses, owner: str) -> list[dict[str, Any]]:
         """The messages of the conversation, with those that it continues and without the instructions.
 
         Raises:
             Problem: there are none, or the response that it continues is not stored.
         """
-        earlier = stored.find(self.previous_response_id) if self.previous_response_id else []
+        earlier = stored.conversation(owner, self.previous_response_id) if self.previous_response_id else []
         asked = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
         messages = conversation(earlier, asked)
         if not messages:
             raise Problem(400, "input holds no message", "invalid_value", "input")
         return messages
 
-    def chat(self, answering: Answering) -> ChatRequest:
+    def chat(self, answering: Answering, owner: str = "") -> ChatRequest:
         """The request as chat completions have it, with the conversation that it continues.
 
         Raises:
             Problem: it cannot be translated.
         """
-        messages = self.turns(answering.stored)
+        messages = self.turns(answering.stored, owner)
         reasoning, text = self.reasoning or ReasoningOptions(), self.text or TextOptions()
         choice = self.tool_choice
         wants_logprobs = _LOGPROBS in (self.include or ()) or bool(self.top_logprobs)

@@ -1,4 +1,4 @@
-"""Conversations kept for `previous_response_id`: in memory, bounded, those not used for longest forgotten first."""
+"""What is remembered of earlier requests: in memory, bounded, what was not used for longest forgotten first."""
 
 from __future__ import annotations
 
@@ -10,47 +10,80 @@ import orjson
 
 from ensemblehub.api.problems import Problem
 
+_PREVIOUS = "previous_response_id"
+
 
 class StoredResponses:
-    """Whole conversations by the id of their last response.
+    """Responses and their whole conversations, by the key that made them and by their id.
 
     Args:
-        count: maximum number of conversations; 0 keeps none.
-        size: maximum size of all, in bytes; a conversation beyond it is not kept.
+        count: maximum number of responses; 0 keeps none.
+        size: maximum size of all, in bytes; one beyond it is not kept.
     """
 
     def __init__(self, count: int, size: int) -> None:
         self.count = count
         self.size = size
         self.used = 0
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
 
-    def keep(self, name: str, messages: Sequence[dict[str, Any]]) -> None:
-        """Keep a conversation, within the bounds."""
-        data = orjson.dumps(messages)
+    def keep(self, owner: str, response: dict[str, Any], messages: Sequence[dict[str, Any]]) -> None:
+        """Keep a response and the conversation that ends with it, within the bounds."""
+        data = orjson.dumps({"response": response, "messages": messages})
         if not self.count or len(data) > self.size:
             return
-        self._kept[name] = data
+        self._kept[owner, response["id"]] = data
         self.used += len(data)
         while len(self._kept) > self.count or self.used > self.size:
             self.used -= len(self._kept.popitem(last=False)[1])
 
-    def find(self, name: str) -> list[dict[str, Any]]:
+    def conversation(self, owner: str, name: str) -> list[dict[str, Any]]:
         """The messages of a conversation.
 
         Raises:
-            Problem: it is not kept, or none is.
+            Problem: it is not kept, is another key's, or none is.
         """
-        at = "previous_response_id"
         if not self.count:
-            text = f"{at} cannot be honoured: responses are not stored here; send the whole conversation"
-            raise Problem(400, text, "unsupported", at)
-        if name not in self._kept:
+            text = (
+                f"{_PREVIOUS} cannot be honoured: responses are not stored here; send the whole conversation"
+            )
+            raise Problem(400, text, "unsupported", _PREVIOUS)
+        if (owner, name) not in self._kept:
             text = f"no response {name!r} is stored here, or not any more: send the whole conversation"
-            raise Problem(404, text, "previous_response_not_found", at)
-        self._kept.move_to_end(name)
-        messages: list[dict[str, Any]] = orjson.loads(self._kept[name])
+            raise Problem(404, text, "previous_response_not_found", _PREVIOUS)
+        messages: list[dict[str, Any]] = self._read(owner, name)["messages"]
         return messages
+
+    def response(self, owner: str, name: str) -> dict[str, Any]:
+        """A stored response.
+
+        Raises:
+            Problem: as `forget`.
+        """
+        self._check(owner, name)
+        response: dict[str, Any] = self._read(owner, name)["response"]
+        return response
+
+    def forget(self, owner: str, name: str) -> None:
+        """Delete a response and its conversation; those that continue it are whole by themselves.
+
+        Raises:
+            Problem: 404, it is not kept, or is another key's.
+        """
+        self._check(owner, name)
+        self.used -= len(self._kept.pop((owner, name)))
+
+    def _check(self, owner: str, name: str) -> None:
+        if (owner, name) not in self._kept:
+            text = f"no response {name!r} is stored here" + (
+                "" if self.count else ": this server stores none"
+            )
+            raise Problem(404, text, "response_not_found", "response_id")
+
+    def _read(self, owner: str, name: str) -> dict[str, Any]:
+        self._kept.move_to_end((owner, name))
+        found: dict[str, Any] = orjson.loads(self._kept[owner, name])
+        return found
 
 
 class PinnedMembers:

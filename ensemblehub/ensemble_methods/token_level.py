@@ -153,7 +153,7 @@ def _delivered(
     tokens = flow.push(Token(text, index, chosen.logprob, None, top, vocabulary.part(chosen.entry)))
     finish: Finish | None = None
     if ended or flow.stopped:
-        finish = "stop"
+        finish = flow.finish
     elif written >= answer.sampling.max_tokens:
         finish = "length"
     return (tokens if finish is None else tokens + flow.flush()), finish

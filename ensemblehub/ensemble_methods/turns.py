@@ -164,7 +164,8 @@ class Segments(Aggregation):
                         break
             if parts:
                 so_far.turns.append(joined(parts))
-                finish = "stop" if held.stopped or ended == "stop" else self.cut(request, so_far)
+                stopped = held.finish if held.stopped else ended if ended == "stop" else None
+                finish = stopped or self.cut(request, so_far)
         if not so_far.turns:
             raise ContextOverflowError(
                 f"{ContextOverflowError.WORDS} exceeded: "

@@ -27,6 +27,7 @@ from ensemblehub.schema import (
     Request,
     Scored,
     ScoredToken,
+    StoppedBy,
     Text,
     Token,
 )
@@ -148,10 +149,11 @@ class EchoEngine(Engine):
         asked = self._rendered(Request(request.prompt))
         text = next((reply for key, reply in self.script.replies.items() if key in asked), "")
         text = text.removeprefix(request.prefix)
-        ends = [at for at in (text.find(mark) for mark in request.sampling.stop) if at >= 0]
-        words = _words(text[: min(ends)] if ends else text)
+        ends = [(text.find(mark), mark) for mark in request.sampling.stop if mark in text]
+        finish: Finish = StoppedBy.finish(min(ends)[1]) if ends else "stop"
+        words = _words(text[: min(ends)[0]] if ends else text)
         limit = request.sampling.max_tokens
-        return words[:limit], "length" if len(words) > limit else "stop"
+        return words[:limit], "length" if len(words) > limit else finish
 
 
 def _words(text: str) -> list[str]:

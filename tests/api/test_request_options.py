@@ -17,7 +17,11 @@ CONFIG = {
         "output_aggregation_params": {"levels": {"low": 2, "high": 4}, "judge": "fixed:high"},
     },
     "ensembles": {
-        "drawn": {"model_selection_method": "random", "output_aggregation_method": "loop"},
+        "drawn": {
+            "models": ["big", "small"],
+            "model_selection_method": "random",
+            "output_aggregation_method": "loop",
+        },
         "best": {"models": ["big", "small"], "output_aggregation_method": "vote"},
     },
 }
@@ -31,6 +35,16 @@ CONFIG["model_specs"].append(
         "price": PRICED,
     }
 )
+CONFIG["model_specs"].append({"name": "real", "engine": "hf", "path": "builtin:intern"})
+CONFIG["ensembles"] |= {
+    "turns": {
+        "models": ["big", "small"],
+        "output_aggregation_method": "loop",
+        "output_aggregation_params": {"max_new_tokens_per_round": 4},
+    },
+    "mixed": {"models": ["real"], "output_aggregation_method": "gac"},
+    "ended": {"models": ["small"], "generation": {"stop_strings": ["4"]}},
+}
 CONFIG["ensembles"]["fresh"] = CONFIG["ensemble"]
 CHAT = {"messages": [{"role": "user", "content": "2 + 2?"}]}
 ROUTES = [
@@ -183,3 +197,32 @@ def test_a_preview_refuses_what_would_be_refused(server, changes, status, param)
     asked = server.post("/v1/chat/completions", {**CHAT, **changes})
     assert (refused.status_code, refused.json()) == (status, asked.json())
     assert refused.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("model", "stops", "reason", "string"),
+    [
+        ("small", ["4", "is"], "stop_sequence", "is"),
+        ("small", ["nothing"], "end_turn", None),
+        ("ensemble", ["4"], "stop_sequence", "4"),
+        ("turns", ["Planning"], "stop_sequence", "Planning"),
+        ("best", ["dd"], "stop_sequence", "dd"),
+        ("mixed", ["owl", " "], "stop_sequence", " "),
+        ("ended", ["nothing"], "end_turn", None),  # by a stop string of the operator's
+    ],
+)
+def test_a_message_says_which_stop_string_ended_it(server, model, stops, reason, string):
+    body = {**CHAT, "model": model, "max_tokens": 40, "stop_sequences": stops}
+    message = server.post("/v1/messages", body).json()
+    assert (message["stop_reason"], message["stop_sequence"]) == (reason, string)
+    said = "".join(block["text"] for block in message["content"] if block["type"] == "text")
+    assert string is None or string not in said
+    (delta,) = [
+        part
+        for part in events(server.post("/v1/messages", {**body, "stream": True}))
+        if "delta" in part and "usage" in part
+    ]
+    assert delta["delta"] == {"stop_reason": reason, "stop_sequence": string}
+    if model == "small":
+        chat = server.post("/v1/chat/completions", {**CHAT, "model": model, "stop": stops}).json()
+        assert chat["choices"][0]["finish_reason"] == "stop"

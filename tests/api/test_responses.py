@@ -287,7 +287,7 @@ def test_a_client_that_leaves_stops_the_engine(server, client, journal):
 
 @pytest.fixture(scope="module")
 def storing(serve, journal):
-    server = start(serve, journal, "{stored_responses: 2, stored_bytes: 4000}")
+    server = start(serve, journal, "{stored_responses: 2, stored_bytes: 20000}")
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
@@ -313,7 +313,48 @@ def test_tools_go_on_from_a_stored_call_and_store_false_keeps_nothing(storing):
     ask = {"model": "caller", "input": [output], "tools": [TOOL]}
     second = storing.responses.create(**ask, previous_response_id=first.id, store=False)
     assert (second.output_text, second.store) == ("The tool says 4.", False)
-    large = storing.responses.create(model="caller", input="word " * 2000)
+    large = storing.responses.create(model="caller", input="word " * 5000)
     for missing in (second.id, large.id):
         with pytest.raises(openai.NotFoundError, match="stored"):
             storing.responses.create(**ask, previous_response_id=missing)
+
+
+def test_a_stored_response_is_read_again_and_deleted(storing):
+    made = storing.responses.create(model="small", input="2 + 2?")
+    assert strict(storing.responses.retrieve(made.id)).to_dict() == made.to_dict()
+    with storing.responses.stream(model="small", input="2 + 2?") as stream:
+        streamed = stream.get_final_response()
+    assert storing.responses.retrieve(streamed.id).output_text == "It is 4."
+    with pytest.raises(openai.BadRequestError, match="not streamed again"):
+        storing.responses.retrieve(made.id, stream=True)
+    storing.responses.delete(made.id)
+    for ask in (storing.responses.retrieve, storing.responses.delete):
+        with pytest.raises(openai.NotFoundError, match=f"no response '{made.id}' is stored here"):
+            ask(made.id)
+    with pytest.raises(openai.NotFoundError, match="send the whole conversation"):
+        storing.responses.create(model="small", input="Sure?", previous_response_id=made.id)
+
+
+def test_a_stored_response_is_its_keys_alone(serve, journal):
+    paths = os.pathsep.join([str(HERE), str(HERE.parent / "clients"), os.environ.get("PYTHONPATH", "")])
+    config = CONFIG.replace("JOURNAL", str(journal)).replace("STORE", "{stored_responses: 5}")
+    server = serve(config, "--api-key", "first", "--api-key", "second", env={"PYTHONPATH": paths})
+    own, other = (
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) for key in ("first", "second")
+    )
+    with own, other:
+        made = own.responses.create(model="small", input="2 + 2?")
+        for ask in (other.responses.retrieve, other.responses.delete):
+            with pytest.raises(openai.NotFoundError):
+                ask(made.id)
+        again = {"model": "small", "input": "Sure?", "previous_response_id": made.id}
+        with pytest.raises(openai.NotFoundError):
+            other.responses.create(**again)
+        assert own.responses.create(**again).output_text == "Yes, 4."
+    assert server.get(f"/v1/responses/{made.id}").status_code == 401
+
+
+def test_a_server_that_stores_nothing_says_so(client):
+    made = client.responses.create(model="small", input="2 + 2?")
+    with pytest.raises(openai.NotFoundError, match="this server stores none"):
+        client.responses.retrieve(made.id)

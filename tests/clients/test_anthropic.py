@@ -148,7 +148,8 @@ def test_stops_limits_and_a_started_answer(client):
     cut = client.messages.create(model="small", max_tokens=2, messages=[user()])
     assert (said(cut), cut.stop_reason) == ("It is", "max_tokens")
     stopped = client.messages.create(model="small", max_tokens=9, messages=[user()], stop_sequences=[" 4"])
-    assert (said(stopped), stopped.stop_reason) == ("It is", "end_turn")
+    assert (said(strict(stopped)), stopped.stop_reason) == ("It is", "stop_sequence")
+    assert stopped.stop_sequence == " 4"
     most = client.messages.create(model="small", max_tokens=20_000, messages=[user()])
     assert said(most) == "It is 4."  # lowered to what fits into the context
     started = [user(), {"role": "assistant", "content": "It is"}]

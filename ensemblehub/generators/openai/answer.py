@@ -151,7 +151,7 @@ class APIAnswer:
         for piece in self._stops.push(self._piece(text, tokens)):
             yield from self._shown(piece)
         if self._stops.stopped and not self.over:
-            self.finish = "stop"
+            self.finish = self._stops.finish
             self.over = True
 
     def _tool_calls(self, calls: Sequence[Any]) -> Iterator[Piece]:

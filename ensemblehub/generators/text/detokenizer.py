@@ -126,7 +126,7 @@ class AnswerWriter:
         ended = index in self._end
         text = "" if ended else self._flow.text(index)
         tokens = self._flow.push(Token(text, index, logprob, entropy, top, self._vocabulary.part(index)))
-        finish: Finish | None = "stop" if ended or last or self._flow.stopped else None
+        finish: Finish | None = self._flow.finish if ended or last or self._flow.stopped else None
         if finish is None and self._count >= self._limit:
             finish = "length"
         if finish is not None:

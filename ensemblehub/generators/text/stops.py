@@ -9,18 +9,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from ensemblehub.schema import Piece, Token
+from ensemblehub.schema import Finish, Piece, StoppedBy, Token
 
 Written = TypeVar("Written", Token, Piece)
 
 
 class StopFilter(Generic[Written]):
-    """Passes written text on up to the first stop string."""
+    """Passes written text on up to the first stop string.
+
+    Attributes:
+        stopped: whether there was one.
+        finish: the finish reason of a text that ends here, which names the stop string.
+    """
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(string for string in stop if string)
         self._held: list[Written] = []
         self.stopped = False
+        self.finish: Finish = "stop"
 
     @property
     def holding(self) -> bool:
@@ -36,7 +42,9 @@ class StopFilter(Generic[Written]):
         found = [at for at in (text.find(string) for string in self._stop) if at >= 0]
         if found:
             self.stopped = True
-            return self._cut(min(found))
+            first = min(found)
+            self.finish = StoppedBy.finish(next(stop for stop in self._stop if text.startswith(stop, first)))
+            return self._cut(first)
         return self._release(len(text) - self._suspect(text))
 
     def flush(self) -> list[Written]:
