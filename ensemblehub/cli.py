@@ -50,6 +50,7 @@ def cli() -> None:
     Fetch and try public models:            ensemblehub pull qwen-coder; ensemblehub demo --pair qwen-coder
     Serve an OpenAI-compatible API:         ensemblehub serve [YAML]
     Check a configuration:                  ensemblehub doctor [YAML]
+    Write a strategy of your own:           ensemblehub init strategy NAME   (then validate)
     Measure anything on a benchmark:        ensemblehub bench CONFIG... --task NAME   (then compare, board)
     Train and measure a Tandem:             ensemblehub collect --split train   (then calibration, test)
                                             ensemblehub train; ensemblehub calibrate

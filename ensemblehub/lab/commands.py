@@ -15,6 +15,7 @@ import click
 from ensemblehub import data_files, registry
 from ensemblehub.lab.advise.commands import advise
 from ensemblehub.lab.bench import commands as bench
+from ensemblehub.lab.contracts.commands import init, validate
 from ensemblehub.lab.merge import merge
 from ensemblehub.lab.paper.commands import paper
 from ensemblehub.lab.tasks import TASKS
@@ -373,6 +374,8 @@ def register(cli: click.Group) -> None:
         merge,
         classifiers,
         paper,
+        init,
+        validate,
     ):
         cli.add_command(command)
     bench.register(cli)

@@ -6,8 +6,6 @@ something, it must say so.  `python -m benchmarks.engine_contract` keeps what ca
 
 import asyncio
 import json
-import math
-from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
 import pytest
@@ -15,33 +13,37 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import numpy as np
-
 from benchmarks import engines
 from ensemblehub import builtin
 from ensemblehub.config import Config
-from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.errors import CapabilityError, ContextOverflowError, EnsembleHubError
+from ensemblehub.errors import CapabilityError, EnsembleHubError
+from ensemblehub.lab.contracts import checks
+from ensemblehub.lab.contracts.engine_checks import CHECKS, CLOSE, ITEMS, EngineSubject, question
 from ensemblehub.lab.tasks.builtin_math import BuiltinMath
 from ensemblehub.registry import ENGINES, lookup
-from ensemblehub.schema import Chat, Message, Request, Sampling
+from ensemblehub.schema import Request
 
-ITEMS = list(BuiltinMath().items("test", 16))
-CLOSE = 1e-3  # nats
 WAIT = 300  # seconds for one test, or a start
 
 
-class Subject:
+class Subject(EngineSubject):
     """An engine and what it is held against, on one event loop for all its tests."""
 
     def __init__(self, name, specs):
         self.name, self.specs = name, specs
-        self.engine = self.made()
-        self.reference = (
-            self.made() if name == "echo" else self.made("hf", path="builtin:mentor", device="cpu")
+        reference = self.made() if name == "echo" else self.made("hf", path="builtin:mentor", device="cpu")
+        bare = name in ("echo", "openai_bare")
+        super().__init__(
+            self.made(),
+            reference,
+            endless={} if bare else {"ignore_eos": True},
+            fresh=self.made(),
+            small=self.made(context=500) if name == "echo" else None,
+            scripted=name == "echo",
+            continues=name != "openai_vllm",  # whose template opens the turn that it continues otherwise
         )
-        self.ledger, self._runner = UsageLedger(), asyncio.Runner()
+        self._runner = asyncio.Runner()
 
     def made(self, kind=None, **options):
         """Another engine like it, or one of another kind."""
@@ -62,29 +64,7 @@ class Subject:
         await asyncio.gather(self.engine.load(), self.reference.load())
 
     async def close(self):
-        await asyncio.gather(self.engine.close(), self.reference.close())
-
-    def can(self, ability):
-        return ability in self.engine.capabilities
-
-    @property
-    def scripted(self):
-        return self.name == "echo"
-
-    def take_usage(self):
-        total = self.ledger.total
-        self.ledger.calls.clear()
-        return total
-
-    async def pieces(self, request, engine=None):
-        stream = (engine or self.engine).stream(request, self.ledger.meter("answer"))
-        return [piece async for piece in stream]
-
-    async def text(self, request, engine=None):
-        return "".join(piece.text for piece in await self.pieces(request, engine))
-
-    async def tokens(self, request, engine=None):
-        return [token for piece in await self.pieces(request, engine) for token in piece.tokens]
+        await asyncio.gather(self.engine.close(), self.reference.close(), self.fresh.close())
 
 
 @pytest.fixture(scope="module", params=engines.NAMES)
@@ -121,86 +101,28 @@ def able(subject, request, record_property):
     return does
 
 
-def question(index=0, **sampling):
-    return Request(BuiltinMath().request(ITEMS[index]), Sampling(**{"max_tokens": 40} | sampling))
-
-
-@contextmanager
 def refusing(subject, kind=EnsembleHubError):
     """What happens in here is refused, in one line that names the engine."""
-    with pytest.raises(kind) as found:
-        yield
-    assert subject.engine.name in str(found.value)
-    assert "\n" not in str(found.value)
+    return checks.refusing(subject.engine.name, kind)
+
+
+def shared(check):
+    """A check that `ensemblehub validate` runs, too."""
+
+    @pytest.mark.ability(check.ability)
+    def test(subject, able):
+        subject.run(check.run(subject))
+
+    test.__doc__ = check.title
+    return test
+
+
+for check in CHECKS:
+    if check.name not in ("counts", "formats"):  # the tests below ask for more
+        globals()[f"test_{check.name}"] = shared(check)
 
 
 # Writing
-
-
-@pytest.mark.ability("stream")
-def test_text(subject, able):
-    """greedy text equals the `hf` engine's token by token; only the last piece has a finish reason"""
-
-    async def work():
-        for index in range(4):
-            pieces = await subject.pieces(question(index))
-            expected = await subject.text(question(index), subject.reference)
-            assert "".join(piece.text for piece in pieces) == expected
-            assert len(pieces) > 10
-            assert [piece.finish for piece in pieces] == [None] * (len(pieces) - 1) + ["length"]
-            assert {piece.purpose for piece in pieces} == {"answer"}
-            assert {piece.engine for piece in pieces} == {subject.engine.name}
-            assert all(
-                "".join(token.text for token in piece.tokens) == piece.text
-                for piece in pieces
-                if piece.tokens
-            )
-
-    subject.run(work())
-
-
-@pytest.mark.ability("stream")
-def test_ends(subject, able):
-    """an answer ends at the end token, at a stop string (which is not shown) or at `max_tokens`"""
-
-    async def work():
-        whole = await subject.pieces(question(1, max_tokens=700))
-        text = "".join(piece.text for piece in whole)
-        assert whole[-1].finish == "stop"
-        mark = text[25:35]
-        stopped = await subject.pieces(question(1, max_tokens=700, stop=(mark, "never")))
-        assert "".join(piece.text for piece in stopped) == text[: text.index(mark)]
-        assert stopped[-1].finish == "stop"
-        short = await subject.pieces(question(1, max_tokens=7))
-        assert text.startswith("".join(piece.text for piece in short))
-        assert short[-1].finish == "length"
-
-    subject.run(work())
-
-
-@pytest.mark.ability("stream")
-def test_together(subject, able):
-    """concurrent questions get the same answers as single ones"""
-
-    async def work():
-        alone = [await subject.text(question(index)) for index in range(8)]
-        together = await asyncio.gather(*(subject.text(question(index)) for index in range(8)))
-        assert list(together) == alone
-
-    subject.run(work())
-
-
-@pytest.mark.ability("stream")
-def test_seeds(subject, able):
-    """equal seeds give equal answers, different seeds different ones"""
-
-    async def work():
-        sampled = [question(2, temperature=2.0, seed=seed, max_tokens=200) for seed in (1, 1, 2, 3)]
-        same, again, *others = [await subject.text(token) for token in sampled]
-        assert same == again
-        assert subject.scripted or set(others) != {same}
-
-    subject.run(work())
 
 
 @pytest.mark.ability("stream")
@@ -221,103 +143,7 @@ def test_characters(subject, able):
     subject.run(work())
 
 
-@pytest.mark.ability("stream")
-def test_overflow(subject, able):
-    """a prompt that does not fit the context is refused before any computation"""
-
-    async def work():
-        long = Request(Chat((Message("user", "sails " * 3000),)), Sampling(max_tokens=40))
-        engine = subject.made(context=500) if subject.scripted else subject.engine
-        known = subject.name != "openai_bare"  # where no context is known, the server refuses
-        with refusing(subject, ContextOverflowError if known else EnsembleHubError):
-            await subject.text(long, engine)
-        assert subject.take_usage().completion_tokens == 0
-        assert await subject.text(question())
-
-    subject.run(work())
-
-
-# Being left
-
-
-@pytest.mark.ability("stream")
-def test_closing(subject, able):
-    """closing a stream stops the model; the engine continues with other requests"""
-
-    async def work():
-        endless = question(
-            0, max_tokens=1500, **({} if subject.name in ("echo", "openai_bare") else {"ignore_eos": True})
-        )
-        async with aclosing(subject.engine.stream(endless, subject.ledger.meter("insight"))) as stream:
-            for _ in range(3):
-                await anext(stream)
-        cost = subject.ledger.total
-        assert 3 <= cost.completion_tokens < 700
-        assert subject.ledger.calls[0].purpose == "insight"
-        expected = await subject.text(question(1), subject.reference)
-        assert await subject.text(question(1)) == expected
-        assert sum(call.purpose == "insight" for call in subject.ledger.calls) == 1
-
-    subject.run(work())
-
-
-@pytest.mark.ability("stream")
-def test_cancelling(subject, able):
-    """a cancelled call is recorded in the usage exactly once"""
-
-    async def work():
-        task = asyncio.ensure_future(subject.text(question(4, max_tokens=700)))
-        await asyncio.sleep(0.05)
-        task.cancel()
-        await asyncio.wait({task})
-        assert task.cancelled() or subject.scripted
-        await asyncio.sleep(0.05)
-        assert len(subject.ledger.calls) == 1
-        assert await subject.text(question(0))
-
-    subject.run(work())
-
-
-@pytest.mark.ability("stream")
-def test_unread(subject, able):
-    """a stream that is not read does not block others and loses no text"""
-
-    async def work():
-        async with aclosing(
-            subject.engine.stream(question(5, max_tokens=60), subject.ledger.meter("insight"))
-        ) as stream:
-            first = await anext(stream)
-            others = await asyncio.gather(*(subject.text(question(index)) for index in range(3)))
-            assert all(others)
-            rest = [piece async for piece in stream]
-        expected = await subject.text(question(5, max_tokens=60), subject.reference)
-        assert "".join(piece.text for piece in (first, *rest)) == expected
-
-    subject.run(work())
-
-
-# Continuing, logprobs, reading, stepping
-
-
-@pytest.mark.ability("prefix")
-def test_prefix(subject, able):
-    """an answer continues a given start as if the model had generated it"""
-
-    async def work():
-        whole = await subject.text(question(6, max_tokens=60))
-        words = whole.split(" ")
-        head = " ".join(words[:6])
-        if not able:
-            with refusing(subject):
-                await subject.text(question(6).continued(head))
-            return
-        rest = await subject.text(question(6, max_tokens=25).continued(head))
-        expected = await subject.text(question(6, max_tokens=25).continued(head), subject.reference)
-        closed = subject.name == "openai_vllm"  # whose template opens the turn that it continues otherwise
-        assert rest == expected or closed
-        assert len(rest) > 20
-
-    subject.run(work())
+# Logprobs, reading
 
 
 @pytest.mark.ability("logprobs")
@@ -372,52 +198,6 @@ def test_score(subject, able):
             assert mine.entropy <= other.entropy + CLOSE
             if subject.engine.exact:
                 assert mine.entropy == pytest.approx(other.entropy, abs=CLOSE)
-
-    subject.run(work())
-
-
-@pytest.mark.ability("score")
-def test_extended(subject, able):
-    """scoring an extended prompt gives the same result as scoring it from the start"""
-
-    async def work():
-        if not able:
-            return
-        short, long = question(9).continued("There"), question(9).continued("There are 12 boats, so we add")
-        await subject.engine.score(short, subject.ledger.meter("judge"))
-        warm = await subject.engine.score(long, subject.ledger.meter("judge"))
-        again = await subject.engine.score(long, subject.ledger.meter("judge"))
-        fresh = await subject.reference.score(long, subject.ledger.meter("judge"))
-        for read in (warm, again):
-            for mine, other in zip(read.tokens[1:], fresh.tokens[1:], strict=True):
-                assert mine.logprob == pytest.approx(other.logprob, abs=CLOSE)
-
-    subject.run(work())
-
-
-@pytest.mark.ability("decode")
-def test_decoder(subject, able):
-    """stepping by hand gives the greedy text; distributions sum to one, and `drop` undoes steps"""
-
-    async def work():
-        if not able:
-            with refusing(subject, CapabilityError):
-                subject.engine.decoder(question(10), subject.ledger.meter("propose"))
-            return
-        written = [token.id for token in await subject.tokens(question(10, max_tokens=12))]
-        decoder = subject.engine.decoder(question(10, max_tokens=40), subject.ledger.meter("propose"))
-        line, ids = (await decoder.step()).logprobs, []
-        for _ in written:
-            assert math.isclose(float(np.exp(np.asarray(line, float)).sum()), 1, abs_tol=1e-3)
-            ids.append(int(np.argmax(line)))
-            line = (await decoder.step([ids[-1]])).logprobs
-        assert ids == written
-        first = (await decoder.step([5, 6, 7], drop=2)).logprobs
-        await decoder.step([8, 9])
-        again = (await decoder.step([7], drop=3)).logprobs
-        assert np.allclose(first, again, atol=CLOSE)
-        decoder.close()
-        decoder.close()
 
     subject.run(work())
 
@@ -536,18 +316,6 @@ def test_usage(subject, able):
         assert first.flops > 0 or subject.name.startswith("openai")
 
     subject.run(work())
-
-
-@pytest.mark.ability("usage")
-def test_info(subject, able):
-    """size and context are known before weights load, and `describe` fits on one line"""
-    fresh, loaded = subject.made(), subject.engine
-    assert fresh.info == loaded.info
-    assert "\n" not in fresh.describe()
-    if not subject.name.startswith("openai"):  # an API tells no size
-        assert fresh.info.parameters > 1e6
-    subject.run(fresh.close())
-    subject.run(fresh.close())  # harmless
 
 
 # Tandem
