@@ -2,7 +2,8 @@
 
 The smallest model of a configuration answers the training questions of a benchmark alone, and the judge
 learns from the perplexity and entropy of its answers' tokens whether they are right.  `accept: OUT` of
-`cascade` and its relatives, and `draft: OUT` of `tandem`, use it.  Answers are kept in OUT/drafts.jsonl, so
+`cascade` and its relatives uses it; with a configuration of `tandem`, whose intern is asked in the words of
+its profile, `draft: OUT` does.  Answers are kept in OUT/drafts.jsonl, so
 that a run that was killed goes on where it was.
 """
 
@@ -22,27 +23,46 @@ import numpy as np
 from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.acceptance import DRAFT, reading_of
 from ensemblehub.ensemble_methods.roles import smallest
 from ensemblehub.errors import ArtifactError, EnsembleHubError
 from ensemblehub.generators.base import Engine
 from ensemblehub.journal import Lines
 from ensemblehub.lab.judges.training import KINDS, train_judge
+from ensemblehub.lab.pipeline.experiment import tandem_of, with_aggregation
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.selection import members
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.output import fingerprint
 from ensemblehub.results import collect
-from ensemblehub.schema import Sampling
+from ensemblehub.schema import Request
 from ensemblehub.tandem.artifact import JudgeArtifact
 from ensemblehub.tandem.features import features
+from ensemblehub.tandem.insights import LEVEL_0, Dialogue
 
 
-async def drafted(engine: Engine, task: Task, item: Item, sampling: Sampling) -> dict[str, Any]:
+def author_of(config: Config) -> tuple[AsyncEnsemble, Engine, Callable[[Request], Request]]:
+    """Who drafts, and how it is asked: a Tandem's intern in the words of the profile, or the smallest model."""
+    if config.aggregation.method != "tandem":
+        ensemble = members(config)
+        return ensemble, smallest(ensemble.engines, None, "drafts"), lambda request: request
+    plain = {"judge": f"fixed:{LEVEL_0}", "draft": None, "confirm": None, "continue_draft": None}
+    ensemble = AsyncEnsemble.from_config(with_aggregation(config, **plain))
+    tandem = tandem_of(ensemble)
+    _, intern = tandem.roles(ensemble.engines)
+    return (
+        ensemble,
+        intern,
+        lambda request: Dialogue(request, tandem.words, tandem.insight_mode).intern_request(),
+    )
+
+
+async def drafted(engine: Engine, task: Task, item: Item, request: Request) -> dict[str, Any]:
     """An answer of the engine, graded, with its tokens' perplexity and entropy."""
     ledger = UsageLedger()
-    result = await collect(engine.stream(task.ask(item, sampling), ledger.meter("answer")), ledger)
+    result = await collect(engine.stream(request, ledger.meter("answer")), ledger)
     grade = await asyncio.to_thread(task.grade, item, result.text)
     reading = reading_of([token for piece in result.pieces for token in piece.tokens])
     kept = {name: np.round(getattr(reading, name), 5).tolist() for name in ("perplexity", "entropy")}
@@ -55,8 +75,8 @@ def record(config: Config, task: Task, split: str, limit: int | None, path: Path
     Raises:
         ArtifactError: the file holds drafts of another configuration.
     """
-    ensemble, made = members(config), {"config": fingerprint(config), "task": task.name, "split": split}
-    engine = smallest(ensemble.engines, None, "drafts")
+    made = {"config": fingerprint(config), "task": task.name, "split": split}
+    ensemble, engine, put = author_of(config)
     items = list(islice(task.items(split, limit), limit))
     lines = Lines(path)
     try:
@@ -72,7 +92,8 @@ def record(config: Config, task: Task, split: str, limit: int | None, path: Path
 
         async def run(step: Callable[[], None]) -> None:
             async def work(item: Item) -> dict[str, Any]:
-                return {**await drafted(engine, task, item, ensemble.sampling), **made}
+                request = put(task.ask(item, ensemble.sampling))
+                return {**await drafted(engine, task, item, request), **made}
 
             await engine.load()
             await for_each(missing, work, limit=config.experiment.concurrency, keep=keep, progress=step)
@@ -122,8 +143,10 @@ def main(arguments: list[str] | None = None) -> None:
     config = Config.read(options.config)
     task = task_named(options.task or config.experiment.task)
     rows = record(config, task, options.split, options.limit, options.out / "drafts.jsonl")
-    author = smallest(members(config).engines, None, "drafts").model
-    artifact = train(rows, options.judge, author, {"task": task.name, "split": options.split, "n": len(rows)})
+    _, author, _ = author_of(config)
+    artifact = train(
+        rows, options.judge, author.model, {"task": task.name, "split": options.split, "n": len(rows)}
+    )
     artifact.save(options.out)
     print(
         json.dumps(

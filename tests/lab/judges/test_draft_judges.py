@@ -15,6 +15,7 @@ from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.lab.judges import drafts
 from ensemblehub.lab.tasks import task_named
+from ensemblehub.tandem.insights import Dialogue, profile_named
 
 pytest.importorskip("sklearn")
 
@@ -81,3 +82,30 @@ def test_too_few_drafts_are_refused_in_one_line():
     with pytest.raises(ArtifactError) as error:
         drafts.train(list(rows(3)), "logistic", "tiny", {})
     assert "\n" not in str(error.value)
+
+
+def test_a_tandems_intern_drafts_in_the_words_of_its_profile(tmp_path, monkeypatch):
+    task, asked = task_named("builtin_math"), []
+
+    async def drafted(engine, task, item, request):
+        asked.append(request)
+        return {"id": item.id, "correct": True, "perplexity": [1.0], "entropy": [0.0]}
+
+    monkeypatch.setattr(drafts, "drafted", drafted)
+    params = {
+        "mentor": "big",
+        "intern": "tiny",
+        "profile": "builtin",
+        "levels": {"low": 2},
+        "draft": "logprob",
+    }
+    section = {"output_aggregation_method": "tandem", "output_aggregation_params": params}
+    config = Config.from_dict({**PAIR, "ensemble": section})
+    drafts.record(config, task, "train", 1, tmp_path / "drafts.jsonl")
+    (item,) = task.items("train", 1)
+    ensemble, tiny, _ = drafts.author_of(config)
+    plain = task.ask(item, ensemble.sampling)
+    (request,) = asked
+    assert tiny.name == "tiny"
+    assert request == Dialogue(plain, profile_named("builtin", "test"), "prompt").intern_request()
+    assert request.prompt != plain.prompt
