@@ -71,15 +71,15 @@ test-vllm: $(VLLM)/.installed  ## test the vllm engine, vLLM's server as an API,
 	$(VLLM)/bin/python -c 'import vllm'  # without it all its tests would be skipped
 	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest $(ON_VLLM) $(BELOW_CAPS) $(ARGS)
 
-$(CLIENTS)/.installed: constraints-clients.txt $(AI_SDK)/package-lock.json
+$(CLIENTS)/.installed: pyproject.toml constraints-clients.txt $(AI_SDK)/package-lock.json
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install -q --no-compile -c constraints-clients.txt \
-		anthropic 'litellm[proxy]' langchain-openai 'pydantic-ai-slim[openai]' httpx2 pytest
+		anthropic 'litellm[proxy]' langchain-openai 'pydantic-ai-slim[openai]' httpx2 pytest -e '.[mcp]'
 	if command -v npm >/dev/null; then npm ci --prefix $(AI_SDK) --no-audit --no-fund --loglevel=error; fi
 	touch $@
 
-test-clients: $(STAMP) $(CLIENTS)/.installed  ## test the server with Anthropic's SDK, LiteLLM, LangChain, pydantic-ai and the AI SDK
-	$(CLIENTS)/bin/python -c 'import anthropic, langchain_openai, litellm, pydantic_ai'  # without them all tests would be skipped
+test-clients: $(STAMP) $(CLIENTS)/.installed  ## test the server with Anthropic's SDK, LiteLLM, LangChain, pydantic-ai, the AI SDK and MCP
+	$(CLIENTS)/bin/python -c 'import anthropic, langchain_openai, litellm, mcp, pydantic_ai'  # without them all tests would be skipped
 	ENSEMBLEHUB_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest tests/clients $(ARGS)
 
 engines: $(TESTS) $(LLAMACPP)/.installed $(VLLM)/.installed  ## the contract's tests on every engine; writes the table in docs/engines.md

@@ -49,6 +49,7 @@ def cli() -> None:
     Answer a file of questions:             ensemblehub infer --input_path FILE --output_path FILE
     Fetch and try public models:            ensemblehub pull qwen-coder; ensemblehub demo --pair qwen-coder
     Serve an OpenAI-compatible API:         ensemblehub serve [YAML]
+    Serve tools to assistants (MCP):        ensemblehub mcp [YAML]
     Check a configuration:                  ensemblehub doctor [YAML]
     Write a strategy of your own:           ensemblehub init strategy NAME   (then validate)
     Measure anything on a benchmark:        ensemblehub bench CONFIG... --task NAME   (then compare, board)
@@ -254,6 +255,32 @@ def serve(
     except KeyboardInterrupt:
         click.echo("\nensemblehub: stopped before it was ready", err=True)
         sys.exit(INTERRUPTED)
+
+
+@cli.command()
+@config_file_option(positional=True)
+@click.option(
+    "--http",
+    "port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Streamable HTTP on a port of loopback.",
+)
+def mcp(path: Path | None, changes: tuple[str, ...], port: int | None) -> None:
+    """Serve the tools ask, compare_models and explain to assistants, by the Model Context Protocol.
+
+    \b
+    Standard input and output, as assistants start it:   ensemblehub mcp [YAML]
+    http://127.0.0.1:PORT/mcp:                            ensemblehub mcp [YAML] --http PORT
+
+    Needs `pip install 'ensemblehub[mcp]'`.
+    """
+    from ensemblehub.config import Config
+
+    config = Config.read(path or builtin.CONFIG, changes)
+    from ensemblehub import mcp_server
+
+    mcp_server.serve(config, port)
 
 
 @cli.command()

@@ -75,6 +75,15 @@ def attribution(result: Result) -> dict[str, Any]:
     return {"summary": summary, "segments": segments}
 
 
+def authors(result: Result) -> dict[str, list[str]]:
+    """The engines that wrote the visible insight and the visible answer, in order."""
+    shown = [piece for piece in result.pieces if piece.visible and (piece.text or piece.tool_calls)]
+    return {
+        purpose: list(dict.fromkeys(piece.engine for piece in shown if piece.purpose == purpose))
+        for purpose in ("insight", "answer")
+    }
+
+
 def merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     """Join neighbouring pieces of one engine, purpose, index, visibility and round."""
     groups: list[list[Piece]] = []

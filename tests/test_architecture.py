@@ -21,7 +21,7 @@ ROWS = [
     {"configured"},
     {"ensemble"},
     {"client", "output"},
-    {"inference", "doctor", "doctor_report", "terminal", "options", "cli", "api"},
+    {"inference", "doctor", "doctor_report", "terminal", "options", "cli", "api", "mcp_server"},
     {"lab"},
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

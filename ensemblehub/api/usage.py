@@ -13,9 +13,9 @@ from urllib.parse import quote
 from ensemblehub.api.job import AnswerRecord, GenerationJob
 from ensemblehub.api.replies import UsageLineObject
 from ensemblehub.cost import UsageLedger
-from ensemblehub.results import attribution
+from ensemblehub.results import attribution, authors
 from ensemblehub.schema import Cost, Piece, Result
-from ensemblehub.tandem.explanation import explanation
+from ensemblehub.tandem.explanation import why
 
 _COST_FIELDS = [name for name in UsageLineObject.model_fields if name not in ("engine", "purpose")]
 
@@ -85,7 +85,7 @@ def _cost_details(ledger: UsageLedger, answers: Sequence[AnswerRecord]) -> dict[
         "spent": lines,
         "estimated_mentor_alone_flops": alone,
         "estimated_saving": _saving(total, alone),
-        "explanation": why(answers[0], answers[0].result) if len(answers) == 1 else None,
+        "explanation": _why(answers[0], answers[0].result) if len(answers) == 1 else None,
     }
 
 
@@ -103,7 +103,7 @@ def metadata(answer: AnswerRecord) -> dict[str, Any]:
         "request_id": answer.request.id,
         "selected_models": members(answer, result),
         "method": answer.served.aggregation.method,
-        "explanation": why(answer, result),
+        "explanation": _why(answer, result),
         "estimated_saving": _saving(answer.ledger.total, answer.estimated_alone),
         "attribution": attribution(result),
         "verdicts": [asdict(verdict) for verdict in result.verdicts],
@@ -117,25 +117,9 @@ def members(answer: AnswerRecord, result: Result) -> list[str]:
     return list(selected[-1]) if selected else [engine.name for engine in answer.served.ensemble.engines]
 
 
-def why(answer: AnswerRecord, result: Result) -> str:
-    """One sentence: where a Tandem's mentor stopped, the reason of the last choice, or who wrote the answer."""
-    told = explanation(result.verdicts, answer.ledger.total.cold_flops, answer.estimated_alone)
-    reasons = [choice.reason for choice in result.choices if choice.reason]
-    if told or reasons:
-        return told or reasons[-1]
-    authors = _wrote(result)["answer"] or ["nobody"]
-    chosen = any(choice.about == "models" for choice in result.choices)
-    by = f"chosen by {answer.served.selection}" if chosen else f"by {answer.served.aggregation.method}"
-    return f"written by {' and '.join(authors)}, {by}"
-
-
-def _wrote(result: Result) -> dict[str, list[str]]:
-    """The authors of the insight and of the answer, in order."""
-    shown = [piece for piece in result.pieces if piece.visible and (piece.text or piece.tool_calls)]
-    return {
-        purpose: list(dict.fromkeys(piece.engine for piece in shown if piece.purpose == purpose))
-        for purpose in ("insight", "answer")
-    }
+def _why(answer: AnswerRecord, result: Result) -> str:
+    served = answer.served
+    return why(result, answer.estimated_alone, served.selection, served.aggregation.method)
 
 
 HEADERS = [
@@ -154,7 +138,7 @@ def headers(job: GenerationJob) -> dict[str, str]:
     }
     if len(job.answers) == 1 and answer.ended:
         result, saving = answer.result, _saving(answer.ledger.total, answer.estimated_alone)
-        found |= {"members": members(answer, result), **_wrote(result), "explanation": why(answer, result)}
+        found |= {"members": members(answer, result), **authors(result), "explanation": _why(answer, result)}
         found |= {"estimated-saving": None if saving is None else f"{saving:.4f}"}
     return {f"x-ensemble-{name}": _header(value) for name, value in found.items() if value}
 

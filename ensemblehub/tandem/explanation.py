@@ -1,10 +1,27 @@
-"""One line on an answer of a Tandem: where the mentor stopped, what that was worth, what it saved."""
+"""One line on an answer; of a Tandem: where the mentor stopped, what that was worth, what it saved."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ensemblehub.schema import Verdict
+from ensemblehub.results import authors
+from ensemblehub.schema import Result, Verdict
+
+
+def why(result: Result, alone: Sequence[float] | None, selection: str, method: str) -> str:
+    """One sentence on an answer: a Tandem's `explanation`, the reason of the last choice, or who wrote it.
+
+    Args:
+        alone: estimated FLOPs of the mentor by itself: mean and 95 % interval.
+        selection, method: names of the selection and of the aggregation.
+    """
+    told = explanation(result.verdicts, result.cost.cold_flops, alone)
+    reasons = [choice.reason for choice in result.choices if choice.reason]
+    if told or reasons:
+        return told or reasons[-1]
+    chosen = any(choice.about == "models" for choice in result.choices)
+    by = f"chosen by {selection}" if chosen else f"by {method}"
+    return f"written by {' and '.join(authors(result)['answer']) or 'nobody'}, {by}"
 
 
 def explanation(verdicts: Sequence[Verdict], cold_flops: float, alone: Sequence[float] | None) -> str | None:

@@ -31,15 +31,18 @@ server: {keep_alive: 1}
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory):
-    """`start(command, port, path)` starts a process and waits until `path` is answered on a port of loopback."""
+    """`start(command, port, path)` starts a process and waits until `path` is answered on a port of loopback.
+
+    `statuses` are those that count as an answer; the rest is added to its environment.
+    """
     processes = []
 
-    def begin(command, port, path="/health", **surroundings):
+    def begin(command, port, path="/health", statuses=(200,), **surroundings):
         log = tmp_path_factory.mktemp("process") / "log"
         with log.open("w") as file:
             env = {**os.environ, **surroundings}
             processes.append(subprocess.Popen(command, stdout=file, stderr=file, cwd=log.parent, env=env))
-        wait(f"http://127.0.0.1:{port}{path}", processes[-1], log)
+        wait(f"http://127.0.0.1:{port}{path}", processes[-1], log, statuses)
         return f"http://127.0.0.1:{port}"
 
     yield begin
@@ -49,14 +52,14 @@ def start(tmp_path_factory):
         process.wait(30)
 
 
-def wait(url, process, log, seconds=120):
+def wait(url, process, log, statuses, seconds=120):
     import httpx2 as httpx
 
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()
         try:
-            if httpx.get(url, timeout=5).status_code == 200:
+            if httpx.get(url, timeout=5).status_code in statuses:
                 return
         except httpx.TransportError:
             pass  # not listening yet
