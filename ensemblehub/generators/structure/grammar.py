@@ -178,11 +178,14 @@ class GrammarCompiler:
     @cached_property
     def _tokenizer(self) -> Any:
         vocabulary = self._vocabulary
-        return llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Tokens(vocabulary, self._encode)),
+        tokens = _Tokens(vocabulary, self._encode)
+        tokenizer = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(tokens),
             n_vocab=len(vocabulary.tokens),
             eos_token=sorted(vocabulary.end) or None,
         )
+        tokens.greedy = tokenizer.greedy_tokenize
+        return tokenizer
 
 
 class _Tokens:
@@ -196,10 +199,16 @@ class _Tokens:
         self.special_token_ids = sorted(vocabulary.special)
         self.eos_token_id = min(vocabulary.end, default=0)
         self.bos_token_id = None
+        self.greedy: Callable[[str], Sequence[int]] = lambda _: ()
         self._encode = encode
 
     def __call__(self, text: bytes) -> list[int]:
-        return list(self._encode(text.decode(errors="replace")))
+        """Ids of a text that is forced; an error here would be a panic of llguidance's."""
+        said = text.decode(errors="replace")
+        try:
+            return list(self._encode(said))
+        except RequestError:  # it cannot be written without control tokens
+            return list(self.greedy(said))
 
 
 def _json(schema: Mapping[str, Any]) -> str:
