@@ -5,9 +5,12 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import httpx2 as httpx
+import openai
 import pytest
+from pydantic import BaseModel, ConfigDict
 
 spec = importlib.util.spec_from_file_location(
     "faulty", Path(__file__).parents[1] / "generators" / "faulty.py"
@@ -261,7 +264,30 @@ def test_a_model_calls_tools_and_keeps_to_a_format(near):
     assert "answers with several models" in refused["message"]
     refused = server.post(CHAT, {**ASK, "model": "plain", "tools": [TOOL]}).json()["error"]
     assert (refused["param"], "option `tool_parser`" in refused["message"]) == ("tools", True)
+    _check_sdk(server, ask)
     _check_other_apis(server)
+
+
+class Sum(BaseModel):
+    """What `SCHEMA` describes, for the SDK."""
+
+    model_config = ConfigDict(extra="forbid")
+    a: Literal[1, 2]
+    b: Literal[3, 4]
+
+
+def _check_sdk(server, ask):
+    """OpenAI's SDK parses formats and tools by models of its caller's."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        chat = client.chat.completions
+        parsed = chat.parse(model="near", **ask, response_format=Sum).choices[0].message.parsed
+        assert (parsed.a in (1, 2), parsed.b in (3, 4)) == (True, True)
+        tools = [openai.pydantic_function_tool(Sum, name="add")]
+        with chat.stream(model="near", **ask, tools=tools, tool_choice="required") as stream:
+            events = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
+            (choice,) = stream.get_final_completion().choices
+        assert isinstance(choice.message.tool_calls[0].function.parsed_arguments, Sum)
+        assert events[0].name == "add"
 
 
 def _check_other_apis(server):
