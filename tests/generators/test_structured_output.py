@@ -37,6 +37,13 @@ def tool(name, parameters=POINT, **more):
     return {"type": "function", "function": {"name": name, "parameters": parameters, **more}}
 
 
+def nested(levels):
+    schema = {"type": "integer"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
 TOOLS = [tool(name) for name in NAMES]
 
 
@@ -211,6 +218,8 @@ def test_several_calls_are_made_together(bench):
     [
         (schema_format({"not": {}}), r'response_format.json_schema.schema: Unimplemented keys: \["not"\]'),
         (schema_format({"type": "string", "format": "odd"}), "Unknown format: odd"),
+        (schema_format({"$ref": "#"}), "no answer can keep to what is asked for"),
+        (schema_format(nested(400)), "a schema is nested too deeply"),
         ({"response_format": {"type": "json_schema"}}, "'json_schema' field must be provided"),
         ({"response_format": {"type": "yaml"}}, "response_format.type: Input should be"),
         ({"tools": [{"type": "function"}]}, "tools.0.function: Field required"),

@@ -91,7 +91,11 @@ class GrammarCompiler:
         Raises:
             RequestError: a schema cannot be enforced; names the keyword.
         """
-        matcher = self._compiled(wanted.model_dump_json(by_alias=True))
+        try:
+            asked = wanted.model_dump_json(by_alias=True)
+        except ValueError as error:  # pydantic's own kind
+            raise RequestError(f"{self._name}: a schema is nested too deeply") from error
+        matcher = self._compiled(asked)
         return Grammar(matcher.deep_copy(), self._vocabulary, end)
 
     def _compile(self, asked: str) -> Any:
@@ -99,6 +103,9 @@ class GrammarCompiler:
         matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0)
         if matcher.is_error():
             raise RequestError(f"{self._name}: the grammar of the answer: {one_line(matcher.get_error())}")
+        first = matcher.deep_copy()
+        if not any(first.compute_bitmask()) or first.is_error():
+            raise RequestError(f"{self._name}: no answer can keep to what is asked for")
         return matcher
 
     def written(self, wanted: WantedStructure) -> str:
