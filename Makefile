@@ -15,12 +15,14 @@ BELOW_CAPS := $(addprefix tests/, $(addprefix generators/test_hf_, score.py stre
 # LiteLLM caps openai below the version that the tests of the server need.
 CLIENTS := .venv-clients
 AI_SDK := tests/clients/ai_sdk
+# The site; MkDocs caps what the rest may need.
+DOCS := .venv-docs
 # One thread: small tensors run faster so, and results do not depend on the machine.
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-llamacpp test-vllm test-clients engines lint types bench clean
+.PHONY: help install demo serve test test-llamacpp test-vllm test-clients engines lint types site bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -93,6 +95,15 @@ lint: $(TESTS)  ## check style
 types: $(TESTS)  ## check types
 	$(BIN)/mypy
 
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install -q --no-compile -c constraints.txt -e '.[docs]'
+	touch $@
+
+# The references are written from the code, so the package is installed there, too.
+site: $(DOCS)/.installed  ## build the site from docs/ in build/site; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build -q --strict -d build/site
+
 serve: $(STAMP)  ## the built-in pair as a server, with its page
 	$(BIN)/ensemblehub serve
 
@@ -100,5 +111,5 @@ bench: $(TESTS)  ## measure the hf engine against model.generate
 	$(BIN)/python -m benchmarks.engine_overhead hf $(ARGS)
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(AI_SDK)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(DOCS) $(AI_SDK)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -127,7 +127,7 @@ def main() -> None:
             )
             print(lines[-1], flush=True)
     head = [
-        "Seconds from an empty environment with empty caches to the first answer of `ensemblehub ask`, median of "
+        "Seconds from an empty environment with empty caches to the first answer of `ensemblehub ask`, upper median of "
         f"{options.rounds} rounds (range);",
         "seconds of the same command once more; wheels downloaded, this project's with the built-in models among them;",
         f"bytes of environment and caches. No compiler. Python {platform.python_version()}, {platform.system()} "

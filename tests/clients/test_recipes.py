@@ -1,0 +1,52 @@
+"""The recipes of docs/recipes.md run as they are written, with the server's address put in."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("litellm", reason="the clients have an environment of their own: make test-clients")
+
+PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+RECIPES = dict(re.findall(r"^## (.+)\n((?:.*\n)+?)(?=^## |\Z)", PAGE, re.MULTILINE))
+PYTHON = [name for name, text in RECIPES.items() if "```python" in text]
+
+
+def block(name, language, url):
+    found = re.search(rf"```{language}\n(.*?)```", RECIPES[name], re.DOTALL)[1]
+    return found.replace("http://127.0.0.1:8000", url.removesuffix("/v1"))
+
+
+def run(command, folder, **settings):
+    env = {**os.environ, **settings, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_these_are_the_recipes():
+    assert {"openai", "anthropic", "LiteLLM", "LangChain", "LlamaIndex", "pydantic-ai"} == set(PYTHON)
+    assert {"llm", "lm-evaluation-harness", "inspect_ai", "Open WebUI", "Codex", "Claude Code"} <= set(
+        RECIPES
+    )
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_a_recipe_in_python_answers(name, url):
+    names = {}
+    exec(compile(block(name, "python", url), name, "exec"), names)
+    assert names["answer"].strip() == "It is 4."
+
+
+def test_curl_answers(url, tmp_path):
+    assert "It is 4." in run(block("curl", "bash", url), tmp_path)
+
+
+def test_llm_answers(url, tmp_path):
+    (tmp_path / "extra-openai-models.yaml").write_text(block("llm", "yaml", url))
+    assert run(block("llm", "bash", url), tmp_path, LLM_USER_PATH=str(tmp_path)).strip() == "It is 4."

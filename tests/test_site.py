@@ -1,0 +1,110 @@
+"""The site: links, code blocks, and the pages that its hook writes; `make site` builds it with MkDocs."""
+
+import ast
+import importlib.util
+import json
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ensemblehub import registry
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+EXECUTED = ("index.md",)
+
+
+@pytest.fixture(scope="module")
+def site():
+    spec = importlib.util.spec_from_file_location("site_hook", ROOT / "docs/hooks/site.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def generated(site):
+    return site.generated()
+
+
+def slug(title):
+    """The address of a heading, as MkDocs makes it."""
+    plain = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", title)
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower())
+
+
+def anchors(text):
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return {slug(title) for title in re.findall(r"^#+ (.*)$", prose, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("path", [*PAGES, *ROOT.glob("*.md")], ids=lambda path: path.name)
+def test_links_lead_somewhere(path, generated):
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        there = path if not file else (path.parent / file).resolve()
+        address = str(there.relative_to(ROOT / "docs")) if there.is_relative_to(ROOT / "docs") else ""
+        content = generated.get(address) or (
+            there.read_text() if there.suffix == ".md" and there.exists() else ""
+        )
+        assert there.exists() or address in generated, f"{path.name}: {target}"
+        assert not anchor or anchor in anchors(content), f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_code_blocks_are_code(path):
+    for language, block in re.findall(r"```(\w+)\n(.*?)```", path.read_text(), re.DOTALL):
+        if language == "python":
+            ast.parse(f"async def page():\n{textwrap.indent(block, '    ')}")
+        elif language == "yaml":
+            yaml.safe_load(block)
+        elif language == "json":
+            json.loads(block)
+
+
+@pytest.mark.parametrize("name", EXECUTED)
+def test_the_examples_of_a_page_run(name):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
+    names = {"print": lambda *_, **__: None}
+    exec(compile(block, name, "exec"), names)
+    assert names["result"].text.endswith("\\boxed{11}")
+
+
+def test_every_strategy_has_a_card(site, generated):
+    for kind, table in (("selection", registry.SELECTIONS), ("aggregation", registry.AGGREGATIONS)):
+        for name in table:
+            page = generated[f"strategies/{kind}_{name}.md"]
+            assert page.startswith(f"# {name}\n\n*{kind};")
+            assert "## Example\n\n`examples/" in page
+            assert f"[{name}]({kind}_{name}.md)" in generated["strategies/index.md"]
+            assert site.says(kind, name), f"docs/toolkit.md has no row for {name}"
+
+
+def test_a_card_has_options_and_measurements(site, generated):
+    page = generated["strategies/aggregation_vote.md"]
+    assert "| `samples` | `1` | candidates per engine" in page
+    assert re.search(r"\| all, vote \| 300 \| 82\.3% \(77\.6% to 86\.2%\)", page)
+    assert site.sections("What.\n\nAttributes:\n    a, b: one\n        line.\n\nRaises:\n    c: no.") == (
+        "What.",
+        {"a": "one line.", "b": "one line."},
+    )
+
+
+def test_the_navigation_has_every_page(generated):
+    class Loader(yaml.SafeLoader):
+        pass
+
+    text = (ROOT / "mkdocs.yml").read_text()
+    named = set(re.findall(r"[\w/]+\.md", text[text.index("\nnav:") :]))
+    written = {str(path.relative_to(ROOT / "docs")) for path in PAGES}
+    assert named == written | {address for address in generated if not address.startswith("strategies/")}
+
+
+def test_mentions_of_pages_and_results_become_links(site):
+    text = "see `docs/bench.md`, [`docs/x.md`](x.md), `docs/no.md` and [t](../results/a.md)"
+    expected = "see [`docs/bench.md`](bench.md), [`docs/x.md`](x.md), `docs/no.md` and [t](results/a.md)"
+    assert site.linked(text, {"bench.md", "x.md"}) == expected
