@@ -86,8 +86,9 @@ def test_more_questions_extend_a_folder_and_none_is_asked_twice(tmp_path, monkey
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_killed_bench_goes_on_and_asks_every_question_once(tmp_path, number, status):
-    out = tmp_path / "out"
-    arguments = ["bench", "builtin:mentor", "--task", "builtin_math", "--limit", "24", "--out", str(out)]
+    out, model = tmp_path / "out", tmp_path / "slow.yaml"
+    model.write_text("model_specs: [{name: slow, engine: echo, delay: 0.05, replies: {'': it is 12}}]")
+    arguments = ["bench", str(model), "--task", "builtin_math", "--limit", "24", "--out", str(out)]
     arguments += ["-s", "experiment.concurrency=2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ensemblehub", *arguments],
@@ -95,7 +96,7 @@ def test_a_killed_bench_goes_on_and_asks_every_question_once(tmp_path, number, s
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it may be ignored here
     )
-    path = out / "answers" / "builtin_mentor.jsonl"
+    path = out / "answers" / "slow.jsonl"
     deadline = time.monotonic() + 120
     while not (path.exists() and path.read_bytes().count(b"\n") > 4) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -106,9 +107,9 @@ def test_a_killed_bench_goes_on_and_asks_every_question_once(tmp_path, number, s
     before = [json.loads(line)["id"] for line in lines]
     assert 0 < len(before) < 24
     if number == signal.SIGINT:  # what is there has its table
-        assert f"Not finished: builtin:mentor {len(before)} of 24." in (out / "table.md").read_text()
+        assert f"Not finished: slow {len(before)} of 24." in (out / "table.md").read_text()
     assert command(*arguments[1:]) == 0
-    after = ids(out, "builtin_mentor")
+    after = ids(out, "slow")
     assert len(after) == len(set(after)) == 24
     assert after[: len(before)] == before
     assert "Not finished" not in (out / "table.md").read_text()
