@@ -22,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-llamacpp test-vllm test-clients engines lint types site bench clean
+.PHONY: help install demo serve test test-llamacpp test-vllm test-clients pictures engines lint types site bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ $(CLIENTS)/.installed: pyproject.toml constraints-clients.txt $(AI_SDK)/package-
 test-clients: $(STAMP) $(CLIENTS)/.installed  ## test the server with Anthropic's SDK, LiteLLM, LangChain, pydantic-ai, the AI SDK and MCP
 	$(CLIENTS)/bin/python -c 'import anthropic, langchain_openai, litellm, mcp, pydantic_ai'  # without them all tests would be skipped
 	ENSEMBLEHUB_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest tests/clients $(ARGS)
+
+pictures: $(TESTS)  ## take the pictures of the page in docs/images anew
+	ENSEMBLEHUB_PICTURES=docs/images $(BIN)/python -m pytest tests/api/test_page_tabs.py -k pictures $(ARGS)
 
 engines: $(TESTS) $(LLAMACPP)/.installed $(VLLM)/.installed  ## the contract's tests on every engine; writes the table in docs/engines.md
 	$(BIN)/python -m benchmarks.engine_contract echo hf openai openai_bare

@@ -222,11 +222,18 @@ def infer(
 @click.option(
     "--log_format", type=click.Choice(["text", "json"]), help="Log as text, or one JSON object per line."
 )
+@click.option(
+    "--board",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A folder of results of `bench` for the page's Board tab; repeatable.",
+)
 def serve(
     path: Path | None,
     changes: tuple[str, ...],
     api_key: tuple[str, ...],
     api_key_file: Path | None,
+    board: tuple[Path, ...],
     **server_options: Any,
 ) -> None:
     """Serve an OpenAI-compatible API and a web page.
@@ -247,6 +254,8 @@ def serve(
     from ensemblehub.api import serving  # takes half a second, which an error in the file need not wait for
 
     given = {key: value for key, value in server_options.items() if value is not None}
+    if board:
+        given["board"] = list(board)
     server = config.server.model_copy(update=given)
     try:
         serving.serve(

@@ -15,6 +15,7 @@ LONGEST = (
     "lab/paper/test_paper.py",
     "lab/pipeline/test_parallel.py",
     "api/test_page.py",
+    "api/test_page_tabs.py",
     "api/test_curl.py",
     "api/test_attacks.py",
     "api/test_lm_eval.py",

@@ -13,7 +13,7 @@ ROWS = [
     {"schema"},
     {"builtin", "results"},
     {"config", "registry"},
-    {"artifacts", "journal", "answers", "data", "data_files", "questions", "shards"},
+    {"artifacts", "board", "journal", "answers", "data", "data_files", "questions", "shards"},
     {"generators"},
     {"scorers"},
     {"tandem"},

@@ -1,4 +1,4 @@
-"""`create_app`: the application and its routes for generation, the page and the API's documentation.
+"""`create_app`: the application and its routes for generation.
 
 One request: `Guard` (keys, size of the body, the queue) -> `JSONRoute` (the body, validated) ->
 `Answering.prepare` (checked and queued) -> `Answering.stream` (events of the engines) -> `chunks` ->
@@ -23,15 +23,12 @@ from ensemblehub.config.sections import Budget
 from ensemblehub.errors import EnsembleHubError, MissingExtraError, did_you_mean, one_line
 
 try:
-    import fastapi_offline
     from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
-    from fastapi.openapi.docs import get_swagger_ui_html
     from fastapi.routing import APIRoute
     from starlette.exceptions import HTTPException
     from starlette.middleware.cors import CORSMiddleware
-    from starlette.responses import FileResponse, Response
-    from starlette.staticfiles import StaticFiles
+    from starlette.responses import Response
 
     from ensemblehub.api.admission import Admission
     from ensemblehub.api.answering import Answering
@@ -46,6 +43,7 @@ try:
     from ensemblehub.api.message_events import AnthropicError, CountedTokens, MessageReply, MessageWire
     from ensemblehub.api.messages import CountRequest, MessagesRequest, count_tokens
     from ensemblehub.api.monitoring import Monitor
+    from ensemblehub.api.pages import add_board_routes, add_page_routes
     from ensemblehub.api.preview import Preview
     from ensemblehub.api.problems import Problem, problem_of, problem_of_fields
     from ensemblehub.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
@@ -61,15 +59,6 @@ except ModuleNotFoundError as error:
     raise MissingExtraError(f"{error.name} is not installed: pip install 'ensemblehub[serve]'") from error
 
 log = logging.getLogger(__name__)
-PAGE = Path(__file__).parent / "page"
-_PAGE_PARTS = {file.name for file in PAGE.iterdir() if file.suffix != ".html"}
-_DOCS = Path(fastapi_offline.__file__).parent / "static"
-_PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
 
 
 def create_app(
@@ -113,6 +102,7 @@ def create_app(
     add_info_routes(app, catalog, admission, monitor, state)
     add_tokenizer_routes(app, catalog)
     add_page_routes(app)
+    add_board_routes(app, settings.board)
     add_error_handlers(app)
     app.add_middleware(
         Guard,
@@ -294,32 +284,6 @@ def add_translated_routes(app: FastAPI, replies: Replies) -> None:
     async def message_tokens(body: CountRequest) -> Response:
         """Count the tokens of a conversation; nothing is generated."""
         return JSON({"input_tokens": await count_tokens(body, replies.answering)})
-
-
-def add_page_routes(app: FastAPI) -> None:
-    """Register the page and /docs; neither loads anything from outside hosts."""
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return FileResponse(PAGE / "index.html", headers=_PAGE_HEADERS)
-
-    @app.get("/page/{name}", include_in_schema=False)
-    async def part(name: str) -> Response:
-        if name not in _PAGE_PARTS:
-            raise Problem(404, "there is no such page")
-        return FileResponse(PAGE / name, headers=_PAGE_HEADERS)
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title="ensemblehub",
-            swagger_js_url="/docs/swagger-ui-bundle.js",
-            swagger_css_url="/docs/swagger-ui.css",
-            swagger_favicon_url="/docs/favicon.png",
-        )
-
-    app.mount("/docs", StaticFiles(directory=_DOCS))
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -313,6 +313,7 @@ class ServerSection(Section):
         on_drift: What answers where a certificate does not hold (docs/judges.md): `tandem`, the strategy all the
             same, with a warning, or its `mentor` (its large model) alone.
         reasoning_fields: Fields in which an insight is sent; clients that know both show it twice.
+        board: Folders that `ensemblehub bench` wrote, whose results the page's board shows.
         log_format: Text, or one JSON object per line.
         log_prompts: Whether logs may contain prompts and answers.
     """
@@ -347,6 +348,7 @@ class ServerSection(Section):
     key_budget_file: UserPath = Path("saves/key_budgets.sqlite")
     on_drift: Literal["tandem", "mentor"] = "tandem"
     reasoning_fields: tuple[Literal["reasoning_content", "reasoning"], ...] = ("reasoning_content",)
+    board: list[UserPath] = Field(default_factory=list)
     log_format: Literal["text", "json"] = "text"
     log_prompts: bool = False
 

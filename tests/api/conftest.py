@@ -1,6 +1,7 @@
-"""A server as a process of its own, as a user starts it."""
+"""A server as a process of its own, as a user starts it, and a browser in front of it."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -99,3 +100,52 @@ def wait(server, seconds=90):
             pass  # not listening yet
         time.sleep(0.1)
     raise AssertionError(f"not ready after {seconds} s: {server.said()}")
+
+
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        reason = "there is no chromium on this machine"
+        (pytest.fail if os.environ.get("ENSEMBLEHUB_REQUIRE_BROWSER") == "1" else pytest.skip)(reason)
+    from playwright.sync_api import sync_playwright  # of the extra `clients`
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=QUIET.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """`visit(server)` opens the page; at the end, nothing may have gone wrong in it or left its server."""
+    from playwright.sync_api import expect
+
+    contexts, said, asked = [], [], []
+
+    def start(server, ready=True, **options):
+        context = chromium.new_context(reduced_motion="reduce", **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append((request.url, server.url)))
+        page.goto(server.url)
+        if ready:
+            expect(page.get_by_label("Ensemble")).to_be_enabled()
+        return page
+
+    start.said = said
+    yield start
+    assert asked
+    assert [url for url, own in asked if not url.startswith((own + "/", "blob:" + own, "data:"))] == []
+    for context in contexts:
+        context.close()
+    assert said == []

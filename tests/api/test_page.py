@@ -1,51 +1,26 @@
 """The page in a real browser, in front of a real server."""
 
 import json
-import os
-import re
-import shutil
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from page_steps import (
+    CONTRAST,
+    ECHO,
+    HOSTILE,
+    INSIGHT,
+    LONG,
+    SOUND,
+    answer,
+    ask,
+    ended,
+    open_file,
+    save,
+)
+from playwright.sync_api import expect
 
 from ensemblehub import builtin
 from ensemblehub.lab.paper.gpra import sections
 
-QUESTION = "There are 3 more mugs than bowls. The kitchen has 8 bowls. How many mugs are there?"
-LONG = "Something long, please"
-SOUND = {"format": "ensemblehub-run", "version": 1, "question": "?", "request": {}, "chunks": []}
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-INSIGHT = (
-    "Goal: mugs\nPlanning: trace mugs, then add\nRetrieval: mugs = bowls + "
-    "3; bowls = 8\nAction: mugs = 8 + 3 = 11"
-)
-HOSTILE = "<img src=x onerror=alert(1)> is & stays text"
-ECHO = f"""
-model_specs:
-  - {{name: big, engine: echo, delay: 0.02, parameters: 2000000, replies: {{"": {json.dumps(INSIGHT)}}}}}
-  - {{name: small, engine: echo, delay: 0.02, parameters: 400000, replies: {{
-      hostile: "{HOSTILE}", long: "{"and so on " * 80}",
-      "": "Facts: mugs = bowls + 3; bowls = 8\\nAnswer: \\\\boxed{{11}} and no more"}}}}
-  - {{name: weak, engine: echo, parameters: 1000, replies: {{"": "this one breaks off soon"}}, fail_after: 3}}
-ensemble:
-  models: [big, small]
-  output_aggregation_method: tandem
-  output_aggregation_params:
-    {{levels: {{low: 7, medium: 16, high: 40}}, judge: "fixed:medium", start_with_intern: true}}
-  request_params:
-    judge: {{choices: ["fixed:low", "fixed:medium", "fixed:high"]}}
-    thresholds: {{minimum: 0, maximum: 1}}
-ensembles:
-  turns:
-    models: [big, small]
-    output_aggregation_method: loop
-    output_aggregation_params: {{max_new_tokens_per_round: 5}}
-    generation: {{max_tokens: 20}}
-  ballot: {{models: [big, small], output_aggregation_method: vote}}
-"""
 BUILTIN = (
     builtin.CONFIG.read_text()
     + "\nensembles:\n  mixed: {output_aggregation_method: gac, generation: {max_tokens: 60}}\n"
@@ -53,69 +28,8 @@ BUILTIN = (
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        reason = "there is no chromium on this machine"
-        (pytest.fail if os.environ.get("ENSEMBLEHUB_REQUIRE_BROWSER") == "1" else pytest.skip)(reason)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=QUIET.split())
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def echo(serve):
     return serve(ECHO)
-
-
-@pytest.fixture
-def visit(chromium):
-    """`visit(server)` opens the page; at the end, nothing may have gone wrong in it or left its server."""
-    contexts, said, asked = [], [], []
-
-    def start(server, ready=True, **options):
-        context = chromium.new_context(reduced_motion="reduce", **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(15_000)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append((request.url, server.url)))
-        page.goto(server.url)
-        if ready:
-            expect(page.get_by_label("Ensemble")).to_be_enabled()
-        return page
-
-    start.said = said
-    yield start
-    assert asked
-    assert [url for url, own in asked if not url.startswith((own + "/", "blob:" + own, "data:"))] == []
-    for context in contexts:
-        context.close()
-    assert said == []
-
-
-def ask(page, question=QUESTION):
-    page.get_by_label("Your question").fill(question)
-    page.get_by_role("button", name="Ask").click()
-
-
-def ended(page, phase="done"):
-    expect(page.locator("#run")).to_have_attribute("data-phase", phase, timeout=30_000)
-
-
-def save(page):
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Save", exact=True).click()
-    assert re.fullmatch(r"run-[\dT-]+\.json", download.value.suggested_filename)
-    return json.loads(download.value.path().read_text())
-
-
-def open_file(page, content, name="run.json"):
-    page.get_by_label("Open a run").set_input_files(
-        {"name": name, "mimeType": "application/json", "buffer": content.encode()}
-    )
 
 
 def three_digits(value):
@@ -124,17 +38,13 @@ def three_digits(value):
 
 def insight(page):
     """Its parts, without the marks of the judge, which are no text of the mentor."""
-    page.locator("#insight .mark").evaluate_all("marks => marks.forEach((mark) => (mark.hidden = true))")
-    parts = page.locator("#insight .part")
+    page.locator(".insight .mark").evaluate_all("marks => marks.forEach((mark) => (mark.hidden = true))")
+    parts = page.locator(".insight .part")
     return {part.locator("dt").text_content(): part.locator("dd").inner_text() for part in parts.all()}
 
 
-def answer(page):
-    return "".join(page.locator("#answer .text .by").all_text_contents())
-
-
 def checkpoints(page):
-    rows = page.locator("#judge tbody tr:has(.bar)").all()
+    rows = page.locator(".judge tbody tr:has(.bar)").all()
     return [row.locator("th, td").all_text_contents() for row in rows]
 
 
@@ -142,11 +52,11 @@ WATCH = """() => {
     window.seen = [];
     const text = (query) => document.querySelector(query)?.textContent ?? "";
     const look = () => window.seen.push({
-        parts: [...document.querySelectorAll("#insight dt")].map((one) => one.textContent).join(" "),
-        insight: text("#insight dl").length, answer: text("#answer .text").length, status: text("#status"),
-        verdicts: document.querySelectorAll("#judge .bar").length, handover: text("#handover"),
-        total: text("#cost .total"), exact: document.getElementById("lines") !== null,
-        flops: Number(document.querySelector("#total")?.value ?? 0),
+        parts: [...document.querySelectorAll(".insight dt")].map((one) => one.textContent).join(" "),
+        insight: text(".insight dl").length, answer: text(".answer .text").length, status: text("#status"),
+        verdicts: document.querySelectorAll(".judge .bar").length, handover: text(".handover"),
+        total: text(".cost .total"), exact: document.querySelector(".lines") !== null,
+        flops: Number(document.querySelector(".total data")?.value ?? 0),
     });
     new MutationObserver(look).observe(document.getElementById("run"), {
         childList: true, characterData: true, attributes: true, subtree: true,
@@ -190,7 +100,7 @@ def test_a_run_can_be_watched(visit, echo):
         told = told[at:]
 
     assert answer(page) == "Facts: mugs = bowls + 3; bowls = 8\nAnswer: \\boxed{11} and no more"
-    expect(page.locator("#answer .boxed")).to_have_text("11")
+    expect(page.locator(".answer .boxed")).to_have_text("11")
     assert insight(page) == {
         "Goal": "mugs",
         "Planning": "trace mugs, then add",
@@ -201,8 +111,8 @@ def test_a_run_can_be_watched(visit, echo):
         ["low", "7", "0.67 < 1.00", "not yet"],
         ["medium", "16", "1.00 ≥ 1.00", "sufficient"],
     ]
-    assert page.locator("#judge .bar").count() == 3
-    assert page.locator("#judge line").count() == 4  # and that of the level that was not needed
+    assert page.locator(".judge .bar").count() == 3
+    assert page.locator(".judge line").count() == 4  # and that of the level that was not needed
 
 
 HANDOVER = """async (fallback) => {
@@ -229,25 +139,25 @@ def test_the_final_cost_is_the_servers(visit, serve):
     ended(page)
     usage = save(page)["chunks"][-1]["chunk"]["usage"]
     cost = usage["cost_details"]
-    total = page.locator("#total")
+    total = page.locator(".total data")
     assert float(total.get_attribute("value")) == cost["flops"]
     assert total.text_content() == three_digits(cost["flops"] / 1e6)
-    assert "≈" not in page.locator("#cost .total").text_content()
+    assert "≈" not in page.locator(".cost .total").text_content()
     share = cost["cold_flops"] / cost["estimated_mentor_alone_flops"][0]
     assert cost["estimated_saving"] == 1 - share
-    assert page.locator("#share").text_content() == f"{share * 100:.0f}\u00a0%"
-    assert "estimated" in page.locator("#cost .share").text_content()
-    assert "95 %" in page.locator("#cost").text_content()
+    assert page.locator(".share strong").text_content() == f"{share * 100:.0f}\u00a0%"
+    assert "estimated" in page.locator(".cost .share").text_content()
+    assert "95 %" in page.locator(".cost").text_content()
     line = cost["explanation"]
     assert "p(sufficient)" in line
     assert f"estimated saving {100 * cost['estimated_saving']:.0f} % (" in line
     expect(page.get_by_role("status")).to_contain_text(line[1:])
-    rows = [row.locator("th, td").all_text_contents() for row in page.locator("#lines tbody tr").all()]
+    rows = [row.locator("th, td").all_text_contents() for row in page.locator(".lines tbody tr").all()]
     assert [row[:2] for row in rows] == [[line["engine"], line["purpose"]] for line in cost["spent"]]
     assert [row[-2] for row in rows] == [three_digits(line["flops"] / 1e6) for line in cost["spent"]]
     tokens = usage["completion_tokens"], usage["completion_tokens_details"]["reasoning_tokens"]
-    assert page.locator("#insight .note").text_content() == f"{tokens[1]} tokens"
-    assert page.locator("#answer .note").text_content() == f"{tokens[0] - tokens[1]} tokens"
+    assert page.locator(".insight .note").text_content() == f"{tokens[1]} tokens"
+    assert page.locator(".answer .note").text_content() == f"{tokens[0] - tokens[1]} tokens"
 
     ask(page)  # caches make the cost smaller, but not what is compared
     ended(page)
@@ -256,16 +166,18 @@ def test_the_final_cost_is_the_servers(visit, serve):
     assert again["flops"] < 0.7 * cost["flops"]
     assert again["cold_flops"] == pytest.approx(cost["cold_flops"], rel=0.02)
     assert again["estimated_saving"] == pytest.approx(cost["estimated_saving"], abs=0.02)
-    assert page.locator("#share").text_content() == f"{(1 - again['estimated_saving']) * 100:.0f}\u00a0%"
-    expect(page.locator("#cost")).to_contain_text("both without caches")
+    assert (
+        page.locator(".share strong").text_content() == f"{(1 - again['estimated_saving']) * 100:.0f}\u00a0%"
+    )
+    expect(page.locator(".cost")).to_contain_text("both without caches")
 
     page.get_by_label("Ensemble").select_option("mixed")
     expect(page.get_by_text("token by token")).to_be_visible()
     expect(page.get_by_role("group", name="Effort level")).to_be_hidden()
     ask(page)
     ended(page)
-    expect(page.locator("#judge")).to_be_hidden()
-    assert page.locator("#answer .legend li").count() >= 1
+    expect(page.locator(".judge")).to_be_hidden()
+    assert page.locator(".answer .legend li").count() >= 1
     assert len(answer(page)) > 20
 
 
@@ -273,7 +185,7 @@ def test_the_final_cost_is_the_servers(visit, serve):
 def test_a_stopped_run_keeps_what_had_arrived(visit, echo, way):
     page = visit(echo)
     ask(page, LONG)
-    expect(page.locator("#answer .text")).to_contain_text("so on")
+    expect(page.locator(".answer .text")).to_contain_text("so on")
     if way == "button":
         page.get_by_role("button", name="Stop").click()
     else:
@@ -284,7 +196,7 @@ def test_a_stopped_run_keeps_what_had_arrived(visit, echo, way):
     page.wait_for_timeout(300)
     assert answer(page) == kept
     assert len(kept) < 800
-    expect(page.locator("#cost .total")).to_contain_text("≈")
+    expect(page.locator(".cost .total")).to_contain_text("≈")
     saved = save(page)
     assert saved["stopped"] is True
     assert not any(one["chunk"].get("usage") for one in saved["chunks"])
@@ -294,7 +206,7 @@ def test_a_stopped_run_keeps_what_had_arrived(visit, echo, way):
     known = [
         one["chunk"]["ensemble"]["flops"] for one in saved["chunks"] if "verdicts" in one["chunk"]["ensemble"]
     ]
-    assert float(page.locator("#total").get_attribute("value")) == known[-1] + written
+    assert float(page.locator(".total data").get_attribute("value")) == known[-1] + written
 
 
 def sizes(one):
@@ -325,7 +237,7 @@ def test_a_saved_run_opens_again(visit, echo):
 
     other.get_by_role("button", name="Replay").click()
     expect(other.get_by_role("button", name="Skip to the end")).to_be_visible()
-    expect(other.locator("#answer .text")).to_contain_text("so on")
+    expect(other.locator(".answer .text")).to_contain_text("so on")
     other.get_by_role("button", name="Skip to the end").click()
     ended(other)
     assert other.locator("#run").text_content() == shown
@@ -365,7 +277,7 @@ def test_flops_have_three_digits_and_a_fitting_unit(visit, echo, flops, shown):
     end = {"choices": [], "usage": {"cost_details": cost}}
     page = visit(echo)
     open_file(page, json.dumps({**SOUND, "chunks": [{"at": 0, "chunk": start}, {"at": 1, "chunk": end}]}))
-    expect(page.locator("#cost .total")).to_have_text(shown)
+    expect(page.locator(".cost .total")).to_have_text(shown)
 
 
 @pytest.mark.parametrize(
@@ -407,7 +319,7 @@ def test_headings_are_found_as_the_library_finds_them(visit, echo, text):
     }
     page = visit(echo)
     open_file(page, json.dumps({**SOUND, "chunks": [{"at": 0, "chunk": start}, {"at": 1, "chunk": whole}]}))
-    expect(page.locator("#insight")).to_be_visible()
+    expect(page.locator(".insight")).to_be_visible()
     found = insight(page)
     before = found.pop("Insight", "")
     assert found == sections(text)
@@ -477,23 +389,25 @@ def test_a_key_is_asked_for_where_one_is_needed_and_never_saved(visit, serve):
 def test_other_ensembles_are_coloured_by_author(visit, echo):
     page = visit(echo)
     page.get_by_label("Ensemble").select_option("turns")
-    expect(page.locator("#lead")).to_contain_text("coloured by who wrote it")
+    expect(page.locator("#ask .lead")).to_contain_text("coloured by who wrote it")
     ask(page)
     ended(page)
-    assert page.locator("#answer .turn").all_text_contents() == ["big", "small", "big", "small"]
-    turns = page.locator("#answer .text .by")
+    assert page.locator(".answer .turn").all_text_contents() == ["big", "small", "big", "small"]
+    turns = page.locator(".answer .text .by")
     colours = turns.evaluate_all("all => all.map((one) => getComputedStyle(one).color)")
     lines = turns.evaluate_all("all => all.map((one) => getComputedStyle(one).textDecorationStyle)")
     assert colours[0] == colours[2] != colours[1] == colours[3]
     assert lines[0] == lines[2] != lines[1] == lines[3]  # not by colour alone
-    assert page.locator("#answer .legend li").all_text_contents() == ["big 10 tokens", "small 10 tokens"]
-    expect(page.get_by_role("status")).to_have_text("Ended at the token limit.")
+    assert page.locator(".answer .legend li").all_text_contents() == ["big 10 tokens", "small 10 tokens"]
+    expect(page.get_by_role("status")).to_have_text(
+        "Ended at the token limit. Written by big and small, by loop."
+    )
 
     page.get_by_label("Ensemble").select_option("ballot")
     ask(page)
     ended(page)
-    expect(page.locator("#choices")).to_contain_text("Which answer small")
-    expect(page.locator("#choices")).to_contain_text("1 of 2 says 11")
+    expect(page.locator(".choices")).to_contain_text("Which answer small")
+    expect(page.locator(".choices")).to_contain_text("1 of 2 says 11")
 
     page.get_by_label("Ensemble").select_option("big")
     ask(page)
@@ -617,7 +531,7 @@ def test_controls_set_what_the_operator_allows(visit, echo):
     def asked():
         with page.expect_request("**/v1/chat/completions") as request:
             ask(page, LONG)
-        expect(page.locator("#judge .bar").first).to_be_attached()
+        expect(page.locator(".judge .bar").first).to_be_attached()
         page.keyboard.press("Escape")
         ended(page, "stopped")
         return request.value.post_data_json.get("ensemble")
@@ -627,7 +541,7 @@ def test_controls_set_what_the_operator_allows(visit, echo):
     assert asked() == {"params": {"judge": "fixed:low"}}
     ask(page)
     ended(page)
-    expect(page.locator("#handover")).to_contain_text(
+    expect(page.locator(".handover")).to_contain_text(
         "Mentor stopped after 7 tokens: level low was asked for"
     )
     slider = page.get_by_label("Threshold for all levels")
@@ -639,7 +553,7 @@ def test_controls_set_what_the_operator_allows(visit, echo):
     page.keyboard.press("ArrowRight")
     levels = dict.fromkeys(["none", "low", "medium", "high"], 0.01)
     assert asked() == {"params": {"thresholds": levels}}
-    expect(page.locator("#handover")).to_contain_text(
+    expect(page.locator(".handover")).to_contain_text(
         "No insight is needed: level none suffices (0.33 ≥ 0.01)"
     )
     page.get_by_role("button", name="Back to calibrated").click()
@@ -651,7 +565,7 @@ def test_a_keyboard_is_enough(visit, echo):
     page = visit(echo)
     focused = page.locator(":focus")
     page.keyboard.press("Tab")
-    expect(focused).to_have_text("Skip to the question")
+    expect(focused).to_have_text("Skip to the content")
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     if focused.get_attribute("id") != "question":  # the skip link moves focus, or where Tab goes on from
@@ -665,7 +579,7 @@ def test_a_keyboard_is_enough(visit, echo):
         assert focused.evaluate("element => getComputedStyle(element).outlineStyle") == "solid"
     assert reached[-5:] == ["model", "level", "threshold", "calibrated", "start"]
     page.keyboard.press("Enter")
-    expect(page.locator("#insight")).to_be_visible()
+    expect(page.locator(".insight")).to_be_visible()
     page.keyboard.press("Tab")
     expect(page.get_by_role("button", name="Stop")).to_be_focused()
     page.keyboard.press("Enter")
@@ -681,7 +595,7 @@ def test_a_screen_reader_is_told(visit, echo):
     ended(page)
     status = page.get_by_role("status")
     assert status.get_attribute("aria-live") == "polite"
-    assert page.locator("[aria-live] #flow, #flow [aria-live]").count() == 0  # no word for each token
+    assert page.locator("[aria-live] .flow, .flow [aria-live]").count() == 0  # no word for each token
     tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
     named = {"button", "textbox", "combobox", "slider", "radio", "group", "region", "form", "dialog", "table"}
     found = [
@@ -694,32 +608,7 @@ def test_a_screen_reader_is_told(visit, echo):
     assert set(headings[2:]) == {"H3"}
 
 
-CONTRAST = """() => {
-    const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-    const light = (colour) => numbers(colour).slice(0, 3).map((value) => value / 255)
-        .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
-        .reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0);
-    const ground = (element) => {
-        for (; element; element = element.parentElement) {
-            const colour = getComputedStyle(element).backgroundColor;
-            if ((numbers(colour)[3] ?? 1) === 1) return colour;
-        }
-    };
-    const low = [];
-    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
-        const element = node.parentElement;
-        if (!node.data.trim() || !element.checkVisibility() || element.closest(".unseen, option, :disabled")) continue;
-        const style = getComputedStyle(element);
-        const [one, other] = [light(element.closest("svg") ? style.fill : style.color), light(ground(element))];
-        const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
-        if (contrast < 4.5) low.push(`${node.data}: ${contrast.toFixed(2)}`);
-    }
-    return low;
-}"""
-
-
-CUT = """() => [...document.querySelectorAll("#cost *, #lines *")].filter((one) => {
+CUT = """() => [...document.querySelectorAll(".cost *, .lines *")].filter((one) => {
     const { left, right, width } = one.getBoundingClientRect();
     const shown = width > 0 && one.checkVisibility() && !one.closest("thead, .unseen");
     const clipped = one.scrollWidth > one.clientWidth + 1 && one.matches(".scroll, td, th");

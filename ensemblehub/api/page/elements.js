@@ -1,7 +1,7 @@
 /** Elements, and the document made to match them. All text goes in as text. */
 
 const SVG = "http://www.w3.org/2000/svg";
-const SHAPES = ["svg", "rect", "line"];
+const SHAPES = ["svg", "g", "rect", "line", "circle", "text", "title"];
 
 export const HIDDEN = { "aria-hidden": "true" };
 export const byId = (id) => document.getElementById(id);
@@ -16,7 +16,11 @@ export function element(what, props, ...children) {
   return made;
 }
 
-/** Make the children of `parent` what `children` say, touching only what differs. */
+/** What may be wider than the screen, in a box that scrolls, by keyboard too. */
+export const scroll = (label, ...content) =>
+  element("div.scroll", { role: "group", tabindex: 0, "aria-label": label }, content);
+
+/** Make the children of `parent` what `children` say, touching only what differs; what is open stays open. */
 export function patch(parent, ...children) {
   const nodes = [...element("div", null, children).childNodes];
   for (const [index, node] of nodes.entries()) {
@@ -31,7 +35,7 @@ export function patch(parent, ...children) {
 }
 
 function update(old, wanted) {
-  const gone = old.getAttributeNames().filter((name) => !wanted.hasAttribute(name));
+  const gone = old.getAttributeNames().filter((name) => name !== "open" && !wanted.hasAttribute(name));
   const changed = [...wanted.attributes].filter(({ name, value }) => old.getAttribute(name) !== value);
   for (const name of gone) old.removeAttribute(name);
   for (const { name, value } of changed) old.setAttribute(name, value);

@@ -9,11 +9,12 @@ export const percent = (value) => `${Math.round(100 * value)}\u00a0%`;
 export const count = format();
 export const compact = format({ notation: "compact" });
 export const tokenCount = (value) => `${count(value)} tokens`;
+export const short = format({ maximumSignificantDigits: 3 });
 export const threeDigits = format({ minimumSignificantDigits: 3, maximumSignificantDigits: 3 });
 
 /** The unit for a number of FLOPs, and for all that stands beside it. */
 export function unitOf(flops) {
   const power = Math.floor(Math.log10(Number(Math.max(flops, 1).toPrecision(3))) / 3);
-  const shown = (value) => (value ? threeDigits(value / 1000 ** power) : "0");
-  return { name: `${PREFIXES[power]}FLOPs`, shown };
+  const size = 1000 ** power;
+  return { name: `${PREFIXES[power]}FLOPs`, size, shown: (value) => (value ? threeDigits(value / size) : "0") };
 }

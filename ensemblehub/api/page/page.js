@@ -1,18 +1,26 @@
-/** The page: its controls, the run it shows, and files of runs. */
+/** The page: its tabs and controls, the runs it shows, and files of them. */
 
+import { showBoard } from "./board.js";
 import { byId, element, patch } from "./elements.js";
+import * as kept from "./history.js";
 import { compact, count, ratio, total } from "./numbers.js";
-import { EMPTY, FORMATS, fold, parsed, phaseOf } from "./run.js";
+import { EMPTY, FORMATS, PAIR, answerOf, checked, fold, phaseOf, phaseOfAll } from "./run.js";
 import { KEY, events, send } from "./stream.js";
 import { show } from "./view.js";
 
 const THEMES = ["auto", "light", "dark"];
 const TOO_LONG = ["context_length_exceeded", "body_too_large"];
+const CHATS = "/v1/chat/completions";
 const DAMAGES = { SyntaxError: "it is not JSON", TypeError: "parts of the run are missing or damaged" };
+const NO_BOARD = "Start the server with --board DIR, a folder of results that `ensemblehub bench` wrote, to see here "
+  + "what every configuration answered, how often it was right, and at what cost.";
 
 let config = null; // what the server offers
 let threshold = null; // for all levels; null stands for the calibrated ones
-let current = null; // {run, saved, phase, replay, cancel}: what the page shows
+let tab = "ask";
+let boarded = false; // whether the board is loaded
+let conversation = []; // messages before the next question
+const sessions = { ask: null, compare: null }; // {runs: [{run, saved, phase}], replay, cancel}: what each tab shows
 
 const notice = (words) => (byId("notice").textContent = words);
 
@@ -32,20 +40,25 @@ async function loadConfig() {
   const group = (label, choices) => element("optgroup", { label }, choices.map(({ id, method = id }) =>
     element("option", { value: id }, method === id ? id : `${id} · ${method}`)));
   patch(byId("model"), group("Ensembles", config.ensembles), group("One model alone", config.members));
-  byId("model").disabled = false;
+  byId("other").replaceChildren(...[...byId("model").children].map((group) => group.cloneNode(true)));
+  byId("other").value = [...config.members].sort((one, next) => next.parameters - one.parameters)[0].id;
+  byId("model").disabled = byId("other").disabled = false;
   byId("version").textContent = `ensemblehub ${config.version}`;
   offer();
 }
 
 /** What the chosen name stands for; a model alone is an ensemble of itself. */
-function served() {
-  const id = byId("model").value;
+function served(id = byId("model").value) {
   return config.ensembles.find((ensemble) => ensemble.id === id)
     ?? { id, method: "single", granularity: "response", members: [id], params: {}, levels: [], bounds: {} };
 }
 
 /** Offer what the chosen ensemble lets a request set. */
 function offer() {
+  const two = tab === "compare";
+  byId("against-whom").hidden = !two;
+  byId("start").textContent = two ? "Ask both" : "Ask";
+  if (!config) return;
   const { granularity, members, levels, bounds } = served();
   const sizes = new Map(config.members.map(({ id, parameters }) => [id, parameters]));
   const sized = (id) => (sizes.get(id) ? `${id} (${compact(sizes.get(id))} parameters)` : id);
@@ -54,12 +67,12 @@ function offer() {
   const fixed = levels.filter(({ level }) => bounds.judge?.choices?.includes(`fixed:${level}`));
   const radio = (value, label) =>
     element("label.button", null, element("input", { type: "radio", name: "level", value }), ` ${label}`);
-  byId("levels").hidden = !fixed.length;
+  byId("levels").hidden = two || !fixed.length;
   patch(byId("levels"), element("legend", null, "Effort level"), radio("", "The judge decides"),
     fixed.map(({ level, mentor_tokens }) => radio(level, `${level} ${count(mentor_tokens)} tokens`)));
   byId("levels").querySelector("input").checked = true;
   const { minimum = 0, maximum = 1 } = bounds.thresholds ?? {};
-  byId("thresholds").hidden = !bounds.thresholds || !levels.length;
+  byId("thresholds").hidden = two || !bounds.thresholds || !levels.length;
   Object.assign(byId("threshold"), { min: minimum, max: maximum, disabled: false });
   setThreshold(null);
 }
@@ -74,53 +87,67 @@ function setThreshold(value) {
   byId("threshold-value").textContent = words;
 }
 
-/** The body of the request. */
-function request() {
-  const form = new FormData(byId("ask"));
+/** The body of the request to an ensemble; in a comparison all options are the operator's. */
+function request(model) {
+  const form = new FormData(byId("form"));
   const level = form.get("level");
   const thresholds = Object.fromEntries(served().levels.map(({ level }) => [level, threshold]));
-  const params = level ? { judge: `fixed:${level}` } : threshold !== null && { thresholds };
-  const messages = [{ role: "user", content: form.get("question").trim() }];
+  const params = tab === "ask" && (level ? { judge: `fixed:${level}` } : threshold !== null && { thresholds });
+  const before = tab === "ask" ? conversation : [];
+  const messages = [...before, { role: "user", content: form.get("question").trim() }];
   const stream = { stream: true, stream_options: { include_usage: true } };
-  return { model: form.get("model"), messages, ...stream, ...(params && { ensemble: { params } }) };
+  return { model, messages, ...stream, ...(params && { ensemble: { params } }) };
 }
 
-/** Put a run on the page in place of the one before. */
-function present(saved, run, phase, replay = false) {
-  const next = { run, saved, phase, replay, cancel: new AbortController() };
+/** Put one run, or two to compare, on the page in place of what their tab showed before. */
+function present(runs, replay = false) {
+  const name = runs.length > 1 ? "compare" : "ask";
+  const next = { runs, replay, cancel: new AbortController() };
   show(next);
-  current?.cancel.abort();
-  current = next;
+  sessions[name]?.cancel.abort();
+  sessions[name] = next;
+  if (tab !== name) setTab(name);
+  return next;
 }
 
-const presentWhole = (saved) =>
-  present(saved, saved.chunks.reduce((run, { chunk }) => fold(run, chunk), EMPTY), phaseOf(saved));
+const presentWhole = (all) => present(all.map((saved) =>
+  ({ saved, run: saved.chunks.reduce((run, { chunk }) => fold(run, chunk), EMPTY), phase: phaseOf(saved) })));
 
-/** A run on the page that is fed from `source`. */
-async function follow(saved, source) {
-  present(saved, EMPTY, "running", source === replayed);
-  const shown = current;
-  const { signal } = shown.cancel;
+const savedOf = ({ runs: [{ saved }, other] }) => (!other ? saved
+  : { format: PAIR, version: 1, started: saved.started, runs: [saved, other.saved] });
+
+/** Runs on the page, each of them fed from a `source` of its own at the same time. */
+async function follow(all, source) {
+  const session = present(all.map((saved) => ({ run: EMPTY, saved, phase: "running" })), source === replayed);
   byId("run").scrollIntoView();
+  await Promise.all(session.runs.map((shown) => feed(session, shown, source)));
+  if (source === asked && all.some(({ chunks }) => chunks.length)) kept.remember(savedOf(session));
+}
+
+async function feed(session, shown, source) {
+  const { saved } = shown;
+  const { signal } = session.cancel;
+  const draw = () => sessions[tab] === session && show(session);
   try {
     for await (const chunk of source(saved, signal)) {
       shown.run = fold(shown.run, chunk);
-      shown.frame ??= requestAnimationFrame(() => {
-        shown.frame = null;
-        show(current);
+      session.frame ??= requestAnimationFrame(() => {
+        session.frame = null;
+        draw();
       });
     }
   } catch (error) {
     Object.assign(saved, signal.aborted ? { stopped: true } : { error: worded(error) });
   }
   shown.phase = phaseOf(saved);
-  show(current);
+  draw();
 }
 
 async function* asked({ request, chunks }, signal) {
   const started = performance.now();
   const options = { method: "POST", body: JSON.stringify(request), signal };
-  for await (const chunk of events((await send("/v1/chat/completions", options, askForKey)).body)) {
+  for await (const { ensemble, choices, usage } of events((await send(CHATS, options, askForKey)).body)) {
+    const chunk = { ensemble, choices, usage }; // all that differs from chunk to chunk
     chunks.push({ at: Math.round(performance.now() - started), chunk });
     yield chunk;
   }
@@ -138,37 +165,98 @@ async function* replayed({ chunks }, signal) {
 async function ask() {
   notice("");
   if (!config) await loadConfig();
-  const body = request();
-  const saved = {
-    format: FORMATS[0], version: 1, question: body.messages[0].content, request: body, served: served(),
-    members: config.members, started: new Date().toISOString(), chunks: [], stopped: false, error: null,
-  };
-  await follow(saved, asked);
+  const names = [byId("model").value, ...(tab === "compare" ? [byId("other").value] : [])];
+  const all = names.map((name) => ({
+    format: FORMATS[0], version: 1, question: byId("question").value.trim(), request: request(name),
+    served: served(name), members: config.members, started: new Date().toISOString(), chunks: [],
+    stopped: false, error: null,
+  }));
+  await follow(all, asked);
 }
 
-/** Stop what is running; a replay jumps to its end. */
+/** Stop what the tab runs; a replay jumps to its end. */
 function stop() {
-  if (current?.phase !== "running") return;
-  if (current.replay) presentWhole(current.saved);
-  else current.cancel.abort();
+  const session = sessions[tab];
+  if (!session || phaseOfAll(session.runs) !== "running") return;
+  if (session.replay) presentWhole(session.runs.map(({ saved }) => saved));
+  else session.cancel.abort();
 }
 
-function save({ saved }) {
+/** The next question goes on with this conversation, or begins one. */
+function goOn(messages) {
+  conversation = messages;
+  byId("following").hidden = !messages.length;
+  patch(byId("following"), messages.length && [
+    element("span.clipped", null, "Follows “", messages.at(-2).content, "”"),
+    element("button.chip", { type: "button" }, "Begin anew")]);
+  byId("question").focus();
+}
+
+function followUp([{ run, saved }]) {
+  goOn([...saved.request.messages, { role: "assistant", content: answerOf(run) }]);
+  byId("model").value = saved.request.model;
+  byId("question").value = "";
+  offer();
+}
+
+function save(session) {
+  const saved = savedOf(session);
   const href = URL.createObjectURL(new Blob([JSON.stringify(saved)], { type: "application/json" }));
-  const download = `run-${saved.started.slice(0, 19).replaceAll(":", "-")}.json`;
+  const name = saved.format === PAIR ? "comparison" : "run";
+  const download = `${name}-${saved.started.slice(0, 19).replaceAll(":", "-")}.json`;
   Object.assign(document.createElement("a"), { href, download }).click();
   URL.revokeObjectURL(href);
 }
 
-async function open(file) {
+/** Show what was saved, from a file or the history. */
+function open(saved, name) {
   try {
-    presentWhole(parsed(await file.text()));
-  } catch ({ name, message }) {
-    return notice(`${file.name} cannot be opened: ${DAMAGES[name] ?? message}.`);
+    presentWhole(checked(typeof saved === "string" ? JSON.parse(saved) : saved));
+  } catch (error) {
+    return notice(`${name} cannot be opened: ${DAMAGES[error.name] ?? error.message}.`);
   }
   notice("");
   byId("run").scrollIntoView();
   byId("run-title").focus({ preventScroll: true });
+}
+
+const openFile = async (file) => open(await file.text(), file.name);
+
+function showHistory() {
+  const found = kept.entries();
+  byId("keep").checked = kept.keeps();
+  byId("clear").disabled = !found.length;
+  patch(byId("entries"), found.length ? found : element("li.hint", null, "Nothing is kept yet."));
+}
+
+async function loadBoard() {
+  if (boarded) return;
+  const load = async (path) => (await send(`/v1/ensemble/board${path}`, {}, askForKey)).json();
+  const { results } = await load("");
+  if (!results.length) return patch(byId("results"), element("p.lead", null, NO_BOARD));
+  boarded = true;
+  await showBoard(byId("results"), results, (index) => load(`/${index}`));
+}
+
+/** Show a tab; the form and the run are in the one of the first two that is shown. */
+function setTab(name) {
+  tab = name;
+  notice("");
+  for (const button of byId("tabs").children) {
+    const chosen = button.value === name;
+    button.ariaSelected = chosen;
+    button.tabIndex = chosen ? 0 : -1;
+    byId(button.value).hidden = !chosen;
+  }
+  window.history.replaceState(null, "", name === "ask" ? location.pathname : `#${name}`);
+  if (name in sessions) {
+    byId(name).append(byId("work"));
+    offer();
+    if (sessions[name]) show(sessions[name]);
+    else byId("run").hidden = true;
+  }
+  if (name === "board") loadBoard().catch(complain);
+  if (name === "history") showHistory();
 }
 
 const complain = (error) => notice(sentence(worded(error)));
@@ -202,7 +290,7 @@ function dragged(event) {
   if (!event.dataTransfer?.types.includes("Files")) return;
   event.preventDefault();
   document.body.classList.toggle("dropping", event.type === "dragover");
-  if (event.type === "drop") open(event.dataTransfer.files[0]);
+  if (event.type === "drop") openFile(event.dataTransfer.files[0]);
 }
 
 const on = (id, type, handler) => byId(id).addEventListener(type, handler);
@@ -211,26 +299,56 @@ on("examples", "click", ({ target }) => {
   byId("question").value = target.value.replace(/\s+/g, " ");
   byId("question").focus();
 });
-on("ask", "submit", (event) => {
+on("form", "submit", (event) => {
   event.preventDefault();
   if (byId("question").value.trim() && byId("start").ariaDisabled !== "true") ask().catch(complain);
 });
 on("stop", "click", stop);
-on("save", "click", () => save(current));
-on("replay", "click", () => (current.phase === "running" ? stop() : follow(current.saved, replayed)));
+on("save", "click", () => save(sessions[tab]));
+on("further", "click", () => followUp(sessions[tab].runs));
+on("following", "click", ({ target }) => target.closest("button") && goOn([]));
+on("replay", "click", () => {
+  const { runs } = sessions[tab];
+  if (phaseOfAll(runs) === "running") stop();
+  else follow(runs.map(({ saved }) => saved), replayed);
+});
+on("tabs", "click", ({ target }) => target.value && setTab(target.value));
+on("tabs", "keydown", ({ key, target }) => {
+  const all = [...byId("tabs").children];
+  const at = all.indexOf(target);
+  const next = { ArrowRight: (at + 1) % all.length, ArrowLeft: at - 1, Home: 0, End: -1 }[key];
+  if (next === undefined) return;
+  setTab(all.at(next).value);
+  all.at(next).focus();
+});
+on("entries", "click", ({ target: { name, value } }) => {
+  if (name === "open") open(kept.read().find(({ started }) => started === value), "This answer");
+  if (name !== "remove") return;
+  kept.remove(value);
+  showHistory();
+  byId("history-tab").focus();
+});
+on("clear", "click", () => {
+  if (!confirm("Remove everything that this browser keeps of your questions and answers here?")) return;
+  kept.clear();
+  showHistory();
+});
+on("keep", "change", ({ target }) => kept.setKeeps(target.checked));
 on("model", "change", offer);
 on("levels", "change", ({ target }) => (byId("threshold").disabled = target.value !== ""));
 on("threshold", "input", ({ target }) => setThreshold(target.valueAsNumber));
 on("calibrated", "click", () => setThreshold(null));
 on("theme", "click", () => setTheme(THEMES[(THEMES.indexOf(localStorage["ensemblehub-theme"]) + 1) % 3]));
 on("file", "click", ({ target }) => (target.value = "")); // or the same file would be no change
-on("file", "change", ({ target }) => open(target.files[0]));
+on("file", "change", ({ target }) => openFile(target.files[0]));
 for (const type of ["dragover", "dragleave", "drop"]) document.addEventListener(type, dragged);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !byId("key-dialog").open) stop();
   if (event.key !== "Enter" || event.target.id !== "question" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  byId("ask").requestSubmit();
+  byId("form").requestSubmit();
 });
 setTheme(THEMES.find((theme) => theme === localStorage["ensemblehub-theme"]) ?? "auto");
+const linked = location.hash.slice(1);
+setTab(byId(`${linked}-tab`) ? linked : "ask");
 loadConfig().catch(complain);

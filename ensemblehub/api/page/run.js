@@ -11,6 +11,7 @@ import { percent, ratio, total } from "./numbers.js";
 export const EMPTY = {
   method: "", roles: {}, members: [], segments: [], verdicts: [], choices: [], flops: 0, spared: 0,
 };
+export const PAIR = "ensemblehub-comparison";
 export const FORMATS = ["ensemblehub-run", "ensemblehub-ride"]; // the second in files saved before
 const HEADING = /^[\s>#*\-\d.)]*(Goal|Planning|Retrieval|Action)\b[*\s]*[:：]?[*]*/gim;
 
@@ -130,9 +131,50 @@ export function statusOf({ run, saved, phase }) {
 
 export const phaseOf = (saved) => (saved.error ? "failed" : saved.stopped ? "stopped" : "done");
 
-/** A saved run out of a file's text; `at` of a chunk is in milliseconds since the start. */
-export function parsed(content) {
-  const saved = JSON.parse(content);
+/** What one or two runs are, or were, as a whole: at work while one of them is. */
+export const phaseOfAll = (runs) =>
+  ["running", "failed", "stopped"].find((phase) => runs.some((shown) => shown.phase === phase)) ?? "done";
+
+/** The turns of a conversation before the question. */
+export const turnsOf = ({ request }) => (request.messages ?? []).slice(0, -1);
+
+export const answerOf = (run) => answersOf(run).map(({ text }) => text).join("");
+
+/** What a run took: seconds to its first text and its end as seen here, tokens, FLOPs without caches, dollars. */
+export function figuresOf({ run, saved }) {
+  const first = saved.chunks.find(({ chunk }) => chunk.ensemble?.engine);
+  const spent = run.cost?.spent;
+  const sum = (key) => spent && total(spent.map((line) => line[key]));
+  return {
+    first: first && first.at / 1000, time: saved.chunks.length && saved.chunks.at(-1).at / 1000,
+    read: sum("prompt_tokens"), written: sum("completion_tokens") ?? tokensOf(run.segments),
+    flops: flopsOf(run, saved) + run.spared, usd: run.cost?.usd,
+  };
+}
+
+/** How two runs that have ended compare, as a sentence; the one that took less compute is its subject. */
+export function comparisonOf(runs) {
+  if (runs.some(({ phase }) => phase !== "done")) return "";
+  const names = runs.map(({ saved }, index) => `${"AB"[index]} (${saved.served.id})`);
+  const [first, second] = runs.map(figuresOf);
+  const [less, more] = first.flops <= second.flops ? [0, 1] : [1, 0];
+  const [mine, theirs] = less ? [second, first] : [first, second];
+  const share = (key) => theirs[key] > 0 && percent(mine[key] / theirs[key]);
+  const shares = [[share("flops"), "compute"], [share("time"), "time"]].filter(([found]) => found);
+  const words = shares.map(([found, name]) => `${found} of the ${name}`).join(" and ");
+  return words && `${names[less]} took ${words} of ${names[more]}.`;
+}
+
+/** The one run, or the two of a comparison, in a saved value. */
+export function checked(saved) {
+  if (saved?.format !== PAIR) return [checkedRun(saved)];
+  if (saved.version !== 1) throw new Error(`version ${saved.version} is not known here`);
+  if (saved.runs.length !== 2) throw new TypeError();
+  return saved.runs.map(checkedRun);
+}
+
+/** A saved run with all its fields; `at` of a chunk is in milliseconds since the start. */
+function checkedRun(saved) {
   if (!FORMATS.includes(saved?.format)) throw new Error("it is not a saved run");
   if (saved.version !== 1) throw new Error(`version ${saved.version} is not known here`);
   const timed = saved.chunks.every(({ at }) => Number.isFinite(at));

@@ -1,6 +1,6 @@
 /** A run as elements: insight, handover, answer, judge, decisions and cost. */
 
-import { HIDDEN, byId, element, patch } from "./elements.js";
+import { HIDDEN, byId, element, patch, scroll } from "./elements.js";
 import { count, percent, ratio, threeDigits, tokenCount, total, unitOf } from "./numbers.js";
 import * as runs from "./run.js";
 
@@ -8,25 +8,24 @@ const COLOURS = 8;
 const ABOUT = { models: "Who takes part", proposal: "Which proposal", answer: "Which answer" };
 const ESTIMATED = "Estimated from the tokens written, without the prompts of calls that did not end.";
 
-/** Show everything about one run; throw, and leave the page as it is, where a part of it is damaged. */
-export function show(current) {
-  const { run, saved, phase, replay } = current;
+/** Show one run, or two of a comparison; throw, and leave the page as it is, where a part is damaged. */
+export function show(session) {
+  const { runs: all, replay } = session;
+  const [{ run, saved }] = all;
+  const phase = runs.phaseOfAll(all);
   const busy = phase === "running";
-  const tandem = run.method === "tandem";
-  const colour = palette(run, saved);
+  const two = all.length > 1;
+  const ended = all.filter((shown) => shown.phase !== "running").length;
   const hidden = {
-    run: false, stop: !busy || replay, save: busy, replay: (busy && !replay) || !saved.chunks.length,
+    run: false, stop: !busy || replay, save: busy, further: two || phase !== "done" || !runs.answersOf(run).length,
+    replay: (busy && !replay) || !all.some((shown) => shown.saved.chunks.length),
   };
   const content = {
-    replay: busy ? "Skip to the end" : "Replay", status: runs.statusOf(current), asked: saved.question,
-    flow: [tandem && guidance(current, colour), answer(current, colour)],
-    rail: [
-      tandem && judge(runs.checkpoints(run, saved)),
-      run.choices.length && card("choices", { title: "Decisions" },
-        element("div.scroll", null, run.choices.map((choice) => decision(choice, colour)))),
-      run.method && cost(current, colour),
-    ],
-    usage: run.cost && lines(run.cost, colour),
+    "run-title": two ? "Side by side" : "The run", replay: busy ? "Skip to the end" : "Replay",
+    status: !two ? runs.statusOf(all[0]) : busy ? `${ended} of 2 have ended.`
+      : runs.comparisonOf(all) || "Both have ended.",
+    earlier: turns(runs.turnsOf(saved)), asked: saved.question, against: two && figures(all),
+    sides: all.map((shown, index) => side(shown, two && "AB"[index])),
   };
   const stopping = document.activeElement === byId("stop");
   for (const [id, away] of Object.entries(hidden)) byId(id).hidden = away;
@@ -34,6 +33,56 @@ export function show(current) {
   byId("run").dataset.phase = phase;
   byId("start").setAttribute("aria-disabled", busy && !replay);
   if (stopping && !busy) byId("save").focus();
+}
+
+/** All of one run; in a comparison with its letter. */
+function side(shown, letter) {
+  const { run, saved, phase } = shown;
+  const tandem = run.method === "tandem";
+  const colour = palette(run, saved);
+  return element("div.side", { "data-phase": phase },
+    letter && element("h2", null, `${letter} · ${saved.served.id}`),
+    letter && element("p.state", null, runs.statusOf(shown)),
+    element("div.run", null,
+      element("div.flow", null, tandem && guidance(shown, colour), answer(shown, colour)),
+      element("div.rail", null, tandem && judge(runs.checkpoints(run, saved)),
+        run.choices.length && card("choices", { title: "Decisions" },
+          scroll("Decisions", run.choices.map((choice) => decision(choice, colour)))),
+        run.method && cost(shown, colour)),
+      run.cost && lines(run.cost, colour, letter)));
+}
+
+/** Earlier turns of a conversation, folded. */
+const turns = (messages) => messages.length && element("details.card", null,
+  element("summary", null, `Earlier in this conversation (${messages.length / 2})`),
+  messages.map(({ role, content }) =>
+    element("p.text", null, element("span.turn", null, role === "user" ? "Question" : "Answer"), String(content))));
+
+/** What both runs took, line by line; less is marked. */
+function figures(all) {
+  const found = all.map(runs.figuresOf);
+  const unit = unitOf(Math.max(...found.map(({ flops }) => flops)));
+  const seconds = (value) => `${value.toFixed(2)} s`;
+  const kinds = [
+    ["first", "First text", seconds], ["time", "Whole time", seconds], ["read", "Tokens read", count],
+    ["written", "Tokens written", count], ["flops", "Compute", (value) => `${unit.shown(value)} ${unit.name}`],
+    ["usd", "Dollars", (value) => `$${threeDigits(value)}`],
+  ].filter(([key]) => found.some((side) => side[key]));
+  const ended = all.every(({ phase }) => phase === "done");
+  const rows = kinds.map(([key, name, shown]) => {
+    const values = found.map((side) => side[key]);
+    const most = Math.max(...values.map((value) => value ?? 0));
+    return ["", name, ...values.map((value, index) => {
+      const less = ended && value < values[1 - index];
+      return element("div", { class: less ? "enough" : "" },
+        value === undefined ? "–" : shown(value), less && " ✓", bars(value > 0 && bar(value / most)));
+    })];
+  });
+  const names = all.map(({ saved }, index) => `${"AB"[index]} · ${saved.served.id}`);
+  return card("figures", { title: "What each of them took" },
+    table("Both runs in figures", [element("span.unseen", null, "Figure"), ...names], rows),
+    element("p.hint", null, "Both ran at the same time and shared what computes. Compute is counted as if no ",
+      "cache held anything of earlier questions; ✓ is less."));
 }
 
 /** Colours by author: a mentor and an intern have their own, everyone else the next one. */
@@ -44,10 +93,9 @@ function palette({ roles, members, segments }, saved) {
 }
 
 /** A card; beside its title stand an engine's name, where it says more, and a note. */
-function card(id, { title, engine, note, look = "" }, ...content) {
+function card(name, { title, engine, note, look = "" }, ...content) {
   const named = engine && engine.toLowerCase() !== title.toLowerCase();
-  return element("section.card", { id, class: look, "aria-labelledby": `${id}-title` },
-    element("header.row", null, element("h3", { id: `${id}-title` }, title),
+  return element(`section.card.${name}`, { class: look }, element("header.row", null, element("h3", null, title),
       named && element("span.engine", null, engine), note && element("span.note", null, note)),
     content);
 }
@@ -68,7 +116,7 @@ function guidance({ run, saved, phase }, colour) {
   return [
     insights.length && card("insight", { title: "Mentor", engine: mentor, note: tokenCount(tokens), look },
       element("dl", null, parts)),
-    sentence && element("p.handover", { id: "handover", "data-sufficient": last.sufficient },
+    sentence && element("p.handover", { "data-sufficient": last.sufficient },
       element("span", HIDDEN, last.sufficient ? "✓" : "○"), sentence),
   ];
 }
@@ -89,7 +137,7 @@ function answer({ run, phase }, colour) {
   if (!pieces.length) return null;
   const authors = [...new Set(pieces.map(({ engine }) => engine))];
   const title = !tandem ? "Answer" : authors[0] === run.roles.mentor ? "Mentor" : "Intern";
-  const look = tandem ? `written ${colour(authors[0])}` : authors.length > 1 ? "shared" : "";
+  const look = authors.length > 1 ? "shared" : `written ${colour(authors[0])}`;
   const tokens = (name) => tokenCount(runs.tokensOf(pieces.filter(({ engine }) => engine === name)));
   const head = { title, engine: tandem && authors[0], note: tokenCount(runs.tokensOf(pieces)) };
   const text = pieces.map(({ engine, round, text }) => [
@@ -151,7 +199,7 @@ function cost({ run, saved }, colour) {
   const { name, shown } = unitOf(flops);
   return card("cost", { title: "The cost" },
     element("p.total", null, estimated && "≈ ",
-      element("data", { id: "total", value: flops }, shown(flops)), element("small", null, ` ${name}`)),
+      element("data", { value: flops }, shown(flops)), element("small", null, ` ${name}`)),
     run.estimated_mentor_alone_flops?.[0] > 0 && comparison(run, flops, colour),
     element("p.hint", null, usd > 0 && `$${usd.toPrecision(3)}, `,
       run.cost ? `${seconds.toFixed(2)} s of computing` : ESTIMATED));
@@ -171,7 +219,7 @@ function comparison({ cost, spared, estimated_mentor_alone_flops: [mean, low, hi
     return bar(size / widest, { class: colour(engine), x: part((end - size) / widest) });
   });
   return element("div.against", null,
-    element("p.share", null, !cost && "so far ", element("strong", { id: "share" }, percent(cold / mean)),
+    element("p.share", null, !cost && "so far ", element("strong", null, percent(cold / mean)),
       " of the mentor alone, ", element("em", null, "estimated"), spared > 0 && ", both without caches"),
     element("p", null, "this run"), bars(cost ? stacked : bar(cold / widest)),
     slices.length
@@ -182,7 +230,7 @@ function comparison({ cost, spared, estimated_mentor_alone_flops: [mean, low, hi
 }
 
 /** The cost by engine and purpose; columns that are all zero are left out. */
-function lines({ spent, flops, estimated }, colour) {
+function lines({ spent, flops, estimated }, colour, folded) {
   const unit = unitOf(flops);
   const columns = [
     ["calls", "calls", count], ["prompt_tokens", "read", count], ["cached_tokens", "of it cached", count],
@@ -196,8 +244,10 @@ function lines({ spent, flops, estimated }, colour) {
   const sums = Object.fromEntries(columns.map(([key]) => [key, total(spent.map((line) => line[key]))]));
   const all = row("all", estimated && "partly estimated", { ...sums, flops });
   const rows = spent.map((line) => row(line.engine, line.purpose, line));
-  return card("lines", { title: "The cost, line by line" },
-    table("The cost by engine and purpose", names, rows, all));
+  const title = "The cost, line by line";
+  const content = table("The cost by engine and purpose", names, rows, all);
+  if (folded) return element("details.card.lines", null, element("summary", null, title), content);
+  return card("lines", { title, look: "wide" }, content);
 }
 
 /** A table; a row is a class and its cells, the first of them a heading. */

@@ -1,20 +1,24 @@
-"""`ensemblehub board`: result folders as one static page that needs no network and no server."""
+"""`ensemblehub board`: result folders as one static page that needs no network and no server.
+
+Its looks and its script are those of the Board tab of the server's page.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ensemblehub
+from ensemblehub import board
 from ensemblehub.artifacts import write_atomically
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.bench.report import cells_in, lines, notes, title_of
-from ensemblehub.lab.bench.rows import QUESTION, AnswerRow, kept_questions
-from ensemblehub.lab.bench.summary import by_question
 
-FIELDS = ("sample", "correct", "reason", "finish", "written", "cold_flops", "usd", "wall", "text", "insight")
-DECISIONS = ("verdicts", "choices")
+PAGE = Path(ensemblehub.__file__).parent / "api" / "page"
+SCRIPTS = ("elements.js", "numbers.js", "board.js")  # each after those that it imports
 
 
 def write(folders: Sequence[Path], path: Path) -> int:
@@ -24,9 +28,19 @@ def write(folders: Sequence[Path], path: Path) -> int:
         ArtifactError: A folder holds no results, or damaged ones.
     """
     page = Path(__file__).with_name("board.html").read_text(encoding="utf-8")
-    content = page.replace("__DATA__", embedded([section(folder) for folder in folders])).encode()
+    parts = {
+        "STYLE": (PAGE / "page.css").read_text(encoding="utf-8"),
+        "SCRIPT": "".join(_inlined((PAGE / name).read_text(encoding="utf-8")) for name in SCRIPTS),
+        "DATA": embedded([section(folder) for folder in folders]),
+    }
+    content = re.sub("__([A-Z]+)__", lambda found: parts[found[1]], page).encode()
     write_atomically(path, content)
     return len(content)
+
+
+def _inlined(module: str) -> str:
+    """A module of the page as a part of one script, in which it finds what it imports."""
+    return re.sub(r"^export |^import .*;\n", "", module, flags=re.MULTILINE)
 
 
 def embedded(value: Any) -> str:
@@ -38,43 +52,20 @@ def embedded(value: Any) -> str:
 
 
 def section(folder: Path) -> dict[str, Any]:
-    """What the page shows of a folder: the table, the questions, and the answers of every cell to each."""
+    """What the page shows of a folder: the table, the questions, and the answers of every cell to each.
+
+    Raises:
+        ArtifactError: It holds no results, or damaged ones.
+    """
     cells = [cell for cell in cells_in(folder) if cell.rows]
     if not cells:
         raise ArtifactError(f"{folder} holds no answers yet")
     asked = max(len(cell.rows) for cell in cells)
     found = lines(cells, asked)
-    questions = known_questions(folder, [row for cell in cells for row in cell.rows])
-    return {
+    report = {
         "title": title_of(cells[0], found[0]["n"]),
         "notes": notes(cells, found, asked, ""),
         "lines": found,
-        "questions": questions,
-        "cells": [
-            {"name": cell.name, "answers": _answers(by_question(cell.rows), questions)} for cell in cells
-        ],
+        "cells": [cell.path.stem for cell in cells],
     }
-
-
-def known_questions(folder: Path, rows: Sequence[AnswerRow]) -> list[dict[str, Any]]:
-    """The answered questions, with the words that `bench` kept beside the answers."""
-    told = kept_questions(folder / "questions.jsonl")
-    first = {row.question: row for row in rows}
-    return [
-        {"id": name, "text": "", "answer": "", "subject": first[name].subject, "level": first[name].level}
-        | {key: told[name][key] for key in QUESTION if key in told.get(name, {})}
-        for name in dict.fromkeys((*told, *first))
-        if name in first
-    ]
-
-
-def _answers(
-    samples: dict[str, list[AnswerRow]], questions: Sequence[dict[str, Any]]
-) -> list[list[dict[str, Any]] | None]:
-    """A cell's answers by question; None where it has not answered."""
-    return [
-        [{key: getattr(row, key) for key in (*FIELDS, *DECISIONS)} for row in samples[question["id"]]]
-        if question["id"] in samples
-        else None
-        for question in questions
-    ]
+    return board.section(folder, report)

@@ -147,8 +147,10 @@ def write(folder: Path, names: Sequence[str], ids: set[str], grading: str = "") 
     if not found:
         return ""  # nothing is answered yet
     about, title = cells[0].about, title_of(cells[0], found[0]["n"])
-    text = table(found, title, notes(cells, found, len(ids), grading))
-    record = {**about, "cells": [cell.path.stem for cell in cells], "lines": found}
+    below = notes(cells, found, len(ids), grading)
+    text = table(found, title, below)
+    names_of_files = [cell.path.stem for cell in cells]
+    record = {**about, "title": title, "notes": below, "cells": names_of_files, "lines": found}
     write_atomically(folder / "summary.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     write_atomically(folder / "table.md", text)
     plot(found, folder / "accuracy_cost.svg", title)

@@ -13,8 +13,6 @@ from ensemblehub.artifacts import content_of, entries, parsed
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.journal import ANEW, settings_of
 
-QUESTION = ("id", "text", "answer", "subject", "level")  # what is kept of a question beside the answers
-
 
 @dataclass(frozen=True)
 class AnswerRow:
@@ -83,17 +81,3 @@ def parse_row(path: Path, row: dict[str, Any]) -> AnswerRow:
         ArtifactError: A field is missing or of another type.
     """
     return parsed(AnswerRow, json.dumps(row), f"{path}: {row.get('id')}", ANEW)
-
-
-def kept_questions(path: Path) -> dict[str, dict[str, Any]]:
-    """The questions that are kept beside the answers, by id; none where there is no such file.
-
-    Raises:
-        ArtifactError: It is damaged.
-    """
-    if not path.exists():
-        return {}
-    try:
-        return {str(entry["id"]): entry for entry in entries(content_of(path, "remove it"))[0]}
-    except (ValueError, KeyError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}): remove it") from error

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ensemblehub.artifacts import write_atomically
+from ensemblehub.board import QUESTION, kept_questions
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab.bench import report
 from ensemblehub.lab.bench.answers import Bench, Errors, Questions
 from ensemblehub.lab.bench.cells import Cell
 from ensemblehub.lab.bench.report import ANSWERS, CellAnswers
-from ensemblehub.lab.bench.rows import QUESTION, kept_questions
 from ensemblehub.lab.journal import differences, told
 from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.tasks import task_named

@@ -1,0 +1,82 @@
+"""Routes for people: the page, the results that its board shows, and the API's documentation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fastapi_offline
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from ensemblehub import board
+from ensemblehub.api.problems import Problem
+from ensemblehub.api.reading import beside
+
+PAGE = Path(__file__).parent / "page"
+_PAGE_PARTS = {file.name for file in PAGE.iterdir() if file.suffix != ".html"}
+_DOCS = Path(fastapi_offline.__file__).parent / "static"
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+def add_page_routes(app: FastAPI) -> None:
+    """Register the page and /docs; neither loads anything from outside hosts."""
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html", headers=_PAGE_HEADERS)
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def part(name: str) -> Response:
+        if name not in _PAGE_PARTS:
+            raise Problem(404, "there is no such page")
+        return FileResponse(PAGE / name, headers=_PAGE_HEADERS)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="ensemblehub",
+            swagger_js_url="/docs/swagger-ui-bundle.js",
+            swagger_css_url="/docs/swagger-ui.css",
+            swagger_favicon_url="/docs/favicon.png",
+        )
+
+    app.mount("/docs", StaticFiles(directory=_DOCS))
+
+
+def add_board_routes(app: FastAPI, folders: Sequence[Path]) -> None:
+    """Register what the page's board shows: the result folders that the operator named, read anew each time.
+
+    Raises:
+        ArtifactError: A folder holds no report of `ensemblehub bench`.
+    """
+    for folder in folders:
+        board.report_of(folder)
+
+    @app.get("/v1/ensemble/board", response_model=dict[str, Any], tags=["ensembles"])
+    async def boards() -> Response:
+        """The result folders on the board, by their titles."""
+        return _json({"results": [{"title": board.report_of(folder)["title"]} for folder in folders]})
+
+    @app.get("/v1/ensemble/board/{place}", response_model=dict[str, Any], tags=["ensembles"])
+    async def results(place: int) -> Response:
+        """One of them: its table, its questions, and every answer to them."""
+        if not 0 <= place < len(folders):
+            raise Problem(404, f"there are {len(folders)} results on the board", "not_found", "place")
+        folder = folders[place]
+        return _json(await beside(lambda: board.section(folder, board.report_of(folder))))
+
+
+def _json(value: Any) -> Response:
+    """A JSON body in ASCII: answers of models may hold halves of surrogate pairs."""
+    return Response(json.dumps(value), media_type="application/json")
