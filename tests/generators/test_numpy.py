@@ -1,6 +1,8 @@
 """What the numpy engine does beyond the contract, which `test_contract.py` holds against the hf engine."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -75,3 +77,13 @@ def test_other_models_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ConfigError, match="built-in models only; use engine: hf"):
         NumpyEngine("x", NumpyOptions(str(tmp_path)))
+
+
+def test_a_program_that_closes_nothing_ends_quietly():
+    program = """
+import ensemblehub as eh
+spec = {"name": "mentor", "engine": "numpy", "path": "builtin:mentor"}
+print(eh.Ensemble([spec], aggregation="single").generate("2 + 2?", max_tokens=3).cost.completion_tokens)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.stderr, done.returncode) == ("3", "", 0)

@@ -127,6 +127,7 @@ class NumpyWorker:
         self._cache = PrefixCache(cache_tokens)
         self._inbox = queue.SimpleQueue[tuple[NumpyCall, Future[None]] | None]()
         self._closed = False
+        self._ended: Future[None] = Future()
         self._lock = threading.Lock()  # nothing arrives behind the end
         self._thread = threading.Thread(target=self._run, name=f"ensemblehub-{name}", daemon=True)
         self._thread.start()
@@ -151,9 +152,16 @@ class NumpyWorker:
         with self._lock:
             self._closed = True
             self._inbox.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.shield(asyncio.wrap_future(self._ended))
+        self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._ended.set_result(None)
+
+    def _work(self) -> None:
         try:
             self._model = self._load()
         except BaseException as error:
