@@ -2,6 +2,7 @@
 # Measures Tandem, its rivals and the trivial baselines on the built-in pair: all of results/rivals/.
 #
 #   scripts/rivals.sh [TASK...]        builtin_math, builtin_code (default: both), on LIMIT test questions (1000)
+#   scripts/rivals.sh transfer         a judge of drafts trained on math, on 800 test questions of builtin_code
 #
 # Interrupt it whenever you like, the same command goes on; a larger LIMIT extends what is there. PYTHON names the interpreter.
 set -euo pipefail
@@ -11,6 +12,12 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 [ $# -gt 0 ] || set -- builtin_math builtin_code
 for task; do
+    if [ "$task" = transfer ]; then
+        "$PYTHON" -m ensemblehub.lab.judges.drafts results/rivals/transfer.yaml results/rivals/judges/math_drafts --limit 4000
+        "$PYTHON" -m ensemblehub bench results/rivals/transfer.yaml --task builtin_code --limit "${LIMIT:-800}" \
+            --out results/rivals/transfer
+        continue
+    fi
     "$PYTHON" -m ensemblehub bench results/rivals/builtin.yaml --task "$task" --limit "${LIMIT:-1000}" \
         --out "results/rivals/$task" -s experiment.concurrency=64
 done
