@@ -57,7 +57,7 @@ class Answer(BaseModel):
     error: str | None = None
 
 
-class Comparison(BaseModel):
+class ComparedAnswers(BaseModel):
     """The answers of several models to one question; those that failed say why in `error`."""
 
     answers: list[Answer]
@@ -136,7 +136,7 @@ class Tools:
         models: list[str] | None = None,
         system: str = "",
         max_tokens: int | None = None,
-    ) -> Comparison:
+    ) -> ComparedAnswers:
         """Answer one question with several models or ensembles at once; without `models`, with all."""
         progress, names = _Progress(ctx), models or list(self.ensembles)
         for name in names:
@@ -148,7 +148,7 @@ class Tools:
             except EnsembleHubError as error:
                 return _failed(name, error)
 
-        return Comparison(answers=await together(answer(name) for name in dict.fromkeys(names)))
+        return ComparedAnswers(answers=await together(answer(name) for name in dict.fromkeys(names)))
 
     async def explain(self, id: str) -> Explanation:
         """Tell how an earlier answer came about: verdicts, choices, who wrote which part, and every call's cost."""

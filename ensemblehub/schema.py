@@ -26,22 +26,6 @@ Finish = Literal["stop", "length", "tool_calls"]
 Role = Literal["system", "user", "assistant", "tool"]
 
 
-class StoppedBy(str):
-    """The finish reason "stop" of a text that a stop string ended, with that string."""
-
-    string: str
-
-    def __new__(cls, string: str) -> StoppedBy:
-        reason = super().__new__(cls, "stop")
-        reason.string = string
-        return reason
-
-    @classmethod
-    def finish(cls, string: str) -> Finish:
-        """The reason for a stop string, as a finish reason."""
-        return cast(Finish, cls(string))
-
-
 @dataclass(frozen=True)
 class Message:
     """A message of a conversation.

@@ -45,7 +45,7 @@ class TooCostlyError(Exception):
 
 
 @dataclass
-class Budget:
+class TimeLimit:
     """Seconds of processor time that several comparisons may take together."""
 
     seconds: float
@@ -122,7 +122,12 @@ class Workers:
             self._places.put(None)
 
     def compare(
-        self, gold: str, answer: str, kind: Kind, within: Fraction | None = None, budget: Budget | None = None
+        self,
+        gold: str,
+        answer: str,
+        kind: Kind,
+        within: Fraction | None = None,
+        budget: TimeLimit | None = None,
     ) -> bool | None:
         """Whether two expressions are equal; None where one of them is not understood.
 
@@ -139,7 +144,7 @@ class Workers:
             raise MissingExtraError(
                 "comparing these answers needs math-verify: pip install 'ensemblehub[eval]'"
             )
-        budget = budget or Budget(SECONDS)
+        budget = budget or TimeLimit(SECONDS)
         if budget.seconds <= 0:
             raise TooCostlyError
         question = [gold, answer, kind, None if within is None else str(within), min(SECONDS, budget.seconds)]
@@ -184,7 +189,7 @@ _workers = Workers()
 
 
 def compare(
-    gold: str, answer: str, kind: Kind, within: Fraction | None = None, budget: Budget | None = None
+    gold: str, answer: str, kind: Kind, within: Fraction | None = None, budget: TimeLimit | None = None
 ) -> bool | None:
     """`Workers.compare` of this process's workers."""
     return _workers.compare(gold, answer, kind, within, budget)

@@ -76,7 +76,7 @@ class Comparison:
 
     def __init__(self) -> None:
         self.parts, self.algebra = MOST_PARTS, MOST_ALGEBRA
-        self.budget = algebra.Budget(MOST_SECONDS)
+        self.budget = algebra.TimeLimit(MOST_SECONDS)
 
     def same(self, gold: str, answer: str) -> bool:
         """Whether two cleaned texts mean the same."""

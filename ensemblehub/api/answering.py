@@ -17,7 +17,7 @@ from ensemblehub.api.job import AnswerEvent, AnswerRecord, GenerationJob, Kind, 
 from ensemblehub.api.key_budgets import KeyBudgets
 from ensemblehub.api.lengths import prompt_lengths
 from ensemblehub.api.monitoring import Monitor
-from ensemblehub.api.preview import Asked, Previews
+from ensemblehub.api.preview import PreviewedRequest, Previews
 from ensemblehub.api.problems import Problem, problem_of, public
 from ensemblehub.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from ensemblehub.api.request_log import RequestLog
@@ -92,7 +92,7 @@ class Answering:
             kind, body, served, answers, count, name, reservation, owner=owner, log_text=log_text
         )
 
-    def check(self, body: GenerationRequest, request_id: str, owner: str = "") -> Asked:
+    def check(self, body: GenerationRequest, request_id: str, owner: str = "") -> PreviewedRequest:
         """Check a request against what is served and allowed; nothing is counted or queued.
 
         Raises:
@@ -112,9 +112,9 @@ class Answering:
         _check_capabilities(body, served, bool(generation.extract_after))
         extra = _passed_on(body, served)
         requests = [Request(prompt, sampling, prefix, request_id, extra=extra) for prompt, prefix in prompts]
-        return Asked(served, requests, count, generation)
+        return PreviewedRequest(served, requests, count, generation)
 
-    async def _lengths(self, engine: Engine, asked: Asked) -> list[int]:
+    async def _lengths(self, engine: Engine, asked: PreviewedRequest) -> list[int]:
         written = asked.requests[0].sampling.max_tokens
         return await prompt_lengths(engine, asked.requests, self.settings.max_prompt_tokens, written)
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from ensemblehub.api.blocks import Block, BlockWire, WireEvent
 from ensemblehub.api.problems import Problem
 from ensemblehub.api.replies import AnswerMetadata, CostDetails, ReplyObject
-from ensemblehub.schema import StoppedBy
+from ensemblehub.generators.text.stops import StoppedBy
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 

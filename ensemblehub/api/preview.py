@@ -74,7 +74,7 @@ class Preview(ReplyObject):
     estimated_saving: float | None
 
 
-class Asked(NamedTuple):
+class PreviewedRequest(NamedTuple):
     """A request that was checked.
 
     Attributes:
@@ -106,7 +106,7 @@ class Previews:
         seen = self._seen.setdefault(answer.served.ensemble, deque(maxlen=_KEPT))
         seen.append(Seen(answer.prompt_tokens, answer.ledger.usage.lines))
 
-    def preview(self, asked: Asked, lengths: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    def preview(self, asked: PreviewedRequest, lengths: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """Describe a request.
 
         Args:
@@ -182,7 +182,7 @@ def _replayed(answer: Seen, request: Request, read: int, engines: Sequence[Engin
     return found
 
 
-def _bounds(asked: Asked, lengths: Mapping[str, Sequence[int]]) -> dict[str, tuple[Cost, Cost]]:
+def _bounds(asked: PreviewedRequest, lengths: Mapping[str, Sequence[int]]) -> dict[str, tuple[Cost, Cost]]:
     """By engine, the cost of reading the prompts and one token of each answer, and of the longest answers."""
     aggregation, engines = asked.served.ensemble.aggregation, asked.served.ensemble.engines
     mentor = aggregation.parts(engines).get("mentor")
@@ -207,7 +207,7 @@ def _once(engine: Engine, read: int, written: int) -> Cost:
 
 
 def _estimate(
-    asked: Asked,
+    asked: PreviewedRequest,
     replayed: Sequence[Sequence[Mapping[str, Cost]]],
     engines: Sequence[Engine],
     bounds: Mapping[str, tuple[Cost, Cost]],

@@ -16,6 +16,7 @@ from typing import ClassVar
 from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import EngineError, RequestError
 from ensemblehub.generators.base import Engine
+from ensemblehub.generators.text.stops import StoppedBy
 from ensemblehub.schema import (
     Alternative,
     Capability,
@@ -27,7 +28,6 @@ from ensemblehub.schema import (
     Request,
     Scored,
     ScoredToken,
-    StoppedBy,
     Text,
     Token,
 )

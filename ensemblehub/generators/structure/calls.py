@@ -133,7 +133,8 @@ class CallReader:
         if end is None:
             self._held = ""
         else:
-            written, self._held, self._object = written[:end], written[end:], None
+            written, self._held = written[:end], written[end:]
+            self._object = None
         return [self._part({"arguments": written})] if written else []
 
     def _part(self, function: dict[str, str]) -> dict[str, Any]:

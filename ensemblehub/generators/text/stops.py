@@ -7,11 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-from ensemblehub.schema import Finish, Piece, StoppedBy, Token
+from ensemblehub.schema import Finish, Piece, Token
 
 Written = TypeVar("Written", Token, Piece)
+
+
+class StoppedBy(str):
+    """The finish reason "stop" of a text that a stop string ended, with that string."""
+
+    string: str
+
+    def __new__(cls, string: str) -> StoppedBy:
+        reason = super().__new__(cls, "stop")
+        reason.string = string
+        return reason
+
+    @classmethod
+    def finish(cls, string: str) -> Finish:
+        """The reason for a stop string, as a finish reason."""
+        return cast(Finish, cls(string))
 
 
 class StopFilter(Generic[Written]):

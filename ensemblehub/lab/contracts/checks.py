@@ -28,7 +28,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckResult:
     """How a check ended: `passed`, or `failed` with the line that was not true."""
 
     check: Check
@@ -55,15 +55,15 @@ def collector(*lists: list[Check]) -> Callable[[str], Callable[[Any], Check]]:
     return about
 
 
-async def run_all(checks: Sequence[Check], subject: Any) -> list[Outcome]:
+async def run_all(checks: Sequence[Check], subject: Any) -> list[CheckResult]:
     """Run the checks in order; one that fails does not stop the others."""
     outcomes = []
     for check in checks:
         try:
             await check.run(subject)
-            outcomes.append(Outcome(check))
+            outcomes.append(CheckResult(check))
         except Exception as error:  # whatever the code under test raises
-            outcomes.append(Outcome(check, _problem(error)))
+            outcomes.append(CheckResult(check, _problem(error)))
     return outcomes
 
 

@@ -17,13 +17,13 @@ from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.lab.contracts import engine_checks, strategy_checks, task_checks
-from ensemblehub.lab.contracts.checks import Outcome, run_all
+from ensemblehub.lab.contracts.checks import CheckResult, run_all
 from ensemblehub.lab.tasks.base import Task
 
 ANSWERS = ("There are 8 bowls, so 8 + 3 = 11 mugs.", "8 + 3 = 11, so there are 11 mugs.", "11")
 
 
-def validate(target: str, options: Mapping[str, Any] | None = None) -> list[Outcome]:
+def validate(target: str, options: Mapping[str, Any] | None = None) -> list[CheckResult]:
     """Run the checks of the contract that a class implements.
 
     Args:
@@ -51,7 +51,7 @@ def validate(target: str, options: Mapping[str, Any] | None = None) -> list[Outc
     raise ConfigError(f"{target} {reason}")
 
 
-async def _engine(target: str, given: dict[str, Any]) -> list[Outcome]:
+async def _engine(target: str, given: dict[str, Any]) -> list[CheckResult]:
     spec = {"name": "under_test", "engine": target, **given}
     config = Config.from_dict({"model_specs": [spec]})
     engine, fresh = (engine_of(config, config.model_specs[0]) for _ in range(2))
@@ -62,7 +62,7 @@ async def _engine(target: str, given: dict[str, Any]) -> list[Outcome]:
         await engine.close()
 
 
-async def _strategy(cls: type[EnsembleMethod], given: dict[str, Any]) -> list[Outcome]:
+async def _strategy(cls: type[EnsembleMethod], given: dict[str, Any]) -> list[CheckResult]:
     checks = strategy_checks.SELECTION if issubclass(cls, Selection) else strategy_checks.AGGREGATION
     strategy: EnsembleMethod = registry.build(cls, given, cls.__name__)
     engines = engines_for(strategy)
