@@ -142,6 +142,7 @@ class Answering:
             Problem: it cannot be honoured.
         """
         asked = self.check(body, request_id, owner)
+        self._spending(body, owner)
         engines = asked.served.ensemble.engines
         lengths = {engine.name: await self._lengths(engine, asked) for engine in engines}
         for read, request in zip(lengths[asked.served.reader.name], asked.requests, strict=True):

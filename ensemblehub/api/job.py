@@ -62,6 +62,7 @@ class AnswerRecord:
     answer_tokens: int = 0
     text_offset: int = 0  # characters of which logprobs were given
     _merged: int = 0  # leading events that are merged
+    _result: Result | None = None  # once the answer has ended
     _prompt_tokens: dict[str, int | None] = field(default_factory=dict)  # by engine
 
     def add(self, event: AnswerEvent) -> None:
@@ -87,8 +88,13 @@ class AnswerRecord:
 
     @property
     def result(self) -> Result:
-        """The answer so far."""
-        return fold(self.events, self.ledger, (self.ended or time.perf_counter()) - self.started)
+        """The answer so far; once it has ended it is folded no more."""
+        if self._result is None:
+            result = fold(self.events, self.ledger, (self.ended or time.perf_counter()) - self.started)
+            if not self.ended:
+                return result
+            self._result = result
+        return self._result
 
     @cached_property
     def estimated_alone(self) -> tuple[float, float, float] | None:

@@ -183,6 +183,8 @@ def test_a_request_may_ask_for_less_than_the_operator_allows_and_not_for_more(se
         "ensemble.budget.tokens",
         "tokens is at most 1000 here",
     )
+    asked = {**CHAT, "ensemble": {"budget": {"tokens": 1001}}}
+    assert server.post("/v1/ensemble/preview", asked).status_code == 400
     for wrong in ({"tokens": 0}, {"usd": -1}, {"euros": 1}, {"usd": "much"}):
         assert ask(server, budget=wrong).status_code == 400
 
