@@ -171,6 +171,8 @@ class Catalog:
         if both := sorted(set(options.exclude) & set(options.require)):
             raise Problem(400, f"{both[0]!r} cannot be left out and required", None, "ensemble.exclude")
         rest = tuple(name for name in names if name not in options.exclude)
+        if not rest:
+            raise Problem(400, "no member is left to answer", "unsupported", "ensemble.exclude")
         try:
             return self._narrowed(ensemble, rest, tuple(sorted(set(options.require))))
         except ConfigError as error:

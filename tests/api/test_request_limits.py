@@ -72,6 +72,8 @@ def test_a_member_is_left_out_where_the_operator_allows_it(server):
     assert refusal(ask(server, exclude=["big"]))[2].endswith("it may: none")
     assert "did you mean 'third'" in refusal(ask(server, "votes", exclude=["thrid"]))[2]
     assert "cannot answer so" in refusal(ask(server, "pair", exclude=["big"]))[2]
+    assert refusal(ask(server, "pair", exclude=["big", "small"]))[2] == "no member is left to answer"
+    assert refusal(ask(server, "drawn", exclude=MODELS))[0] == 400
     assert refusal(ask(server, "small", exclude=["small"]))[0] == 400
     assert refusal(ask(server, "votes", exclude=["small"], require=["small"]))[0] == 400
 
