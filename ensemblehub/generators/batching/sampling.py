@@ -100,7 +100,11 @@ def restricted(
     if not bound:
         return logits, logprobs
     masks = [grammar.forbidden(logits.shape[-1]) for grammar in grammars if grammar is not None]
-    allowed = logits[bound].masked_fill(torch.stack(masks).to(logits.device), float("-inf"))
+    forbidden = torch.stack(masks).to(logits.device)
+    if len(bound) == len(grammars):  # copies less
+        logits = logits.masked_fill(forbidden, float("-inf"))
+        return logits, logits.log_softmax(-1)
+    allowed = logits[bound].masked_fill(forbidden, float("-inf"))
     rows = torch.tensor(bound, device=logits.device)
     return logits.index_copy(0, rows, allowed), logprobs.index_copy(0, rows, allowed.log_softmax(-1))
 
