@@ -1,4 +1,4 @@
-"""An MCP server: assistants ask the ensembles of a configuration, compare their models, and have answers explained.
+"""An MCP server: assistants ask the ensembles of a configuration, and compare and explain their answers.
 
 Source: the Model Context Protocol, by its official Python package.
 """
@@ -36,8 +36,8 @@ except ModuleNotFoundError as error:
 _KEPT = 64  # answers that can be explained
 _PAUSE = 0.25  # seconds between reports of progress
 _SHOWN = 80  # characters of the text that a report of progress ends with
-_INSTRUCTIONS = """Several language models that answer together. `ask` answers a question, `compare_models` lets several
-models or ensembles answer the same one, `explain` tells how an answer came about and what it cost."""
+_INSTRUCTIONS = """Several language models that answer together. `ask` answers a question, `compare_models` lets
+several models or ensembles answer the same one, `explain` tells how an answer came about and what it cost."""
 
 
 class Answer(BaseModel):
@@ -64,7 +64,7 @@ class ComparedAnswers(BaseModel):
 
 
 class Explanation(BaseModel):
-    """How an answer came about: verdicts of the judge, choices, who wrote which part, and every call's cost."""
+    """How an answer came about: verdicts, choices, who wrote which part, and every call's cost."""
 
     explanation: str
     verdicts: list[dict[str, Any]]
@@ -151,7 +151,7 @@ class Tools:
         return ComparedAnswers(answers=await together(answer(name) for name in dict.fromkeys(names)))
 
     async def explain(self, id: str) -> Explanation:
-        """Tell how an earlier answer came about: verdicts, choices, who wrote which part, and every call's cost."""
+        """Tell how an earlier answer came about: verdicts, choices, who wrote what, and every call's cost."""
         if id not in self._answers:
             raise ToolError(
                 f"no answer {id!r} is remembered: `ask` gives an id, and the last {_KEPT} are kept"

@@ -1,8 +1,9 @@
 """What a request may spend: its engines are watched while they run, and stopped once a limit is reached.
 
-A call that ended counts as its engine recorded it.  While it runs, its prompt counts in full, but for what this
-request sent to a local engine before, and its tokens as they come: a limit may end a request early where caches
-of earlier requests would have spared something, and is passed by no more than the last piece of each model.
+A call that ended counts as its engine recorded it.  While it runs, its prompt counts in full, but for what
+this request sent to a local engine before, and its tokens as they come: a limit may end a request early where
+caches of earlier requests would have spared something, and is passed by no more than the last piece of each
+model.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def token_count(piece: Piece) -> int:
 
 @dataclass(eq=False)
 class RunningCall:
-    """A call in progress: tokens read and written so far; the first `known` were read by this request before."""
+    """A call in progress: tokens read and written so far; `known` were read by this request before."""
 
     engine: Engine
     read: int

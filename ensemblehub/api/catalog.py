@@ -180,7 +180,7 @@ class Catalog:
             raise Problem(400, text, "unsupported", "ensemble.exclude") from error
 
     def pinned(self, served: Served, names: Sequence[str]) -> Served:
-        """The entry with the named members alone and no selection among them; itself where they cannot answer."""
+        """The entry with the named members alone, no selection among them; itself where they cannot answer."""
         rest = tuple(engine.name for engine in served.ensemble.engines if engine.name in names)
         try:
             ensemble = self._narrowed(served.ensemble, rest, rest) if rest else served.ensemble

@@ -34,7 +34,7 @@ ChunkPart = dict[str, Any]  # `choices` and the extension `ensemble`
 async def chunks(
     job: GenerationJob, events: AsyncGenerator[tuple[AnswerRecord, AnswerEvent], None]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Turn the events of a request into chunks; with `include_usage` the last one has the usage and the metadata.
+    """Turn the events of a request into chunks; with `include_usage` the last has usage and metadata.
 
     After a failure, what was judged before it is sent, and the error is raised again.
     """

@@ -1,4 +1,4 @@
-"""Budgets of API keys for each day (UTC), in a SQLite file that several servers share and that survives a restart."""
+"""Budgets of API keys per day (UTC), in a SQLite file that servers share and that survives a restart."""
 
 from __future__ import annotations
 

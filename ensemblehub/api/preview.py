@@ -1,9 +1,9 @@
-"""`POST /v1/ensemble/preview`: who would answer a request, in which role and at what cost; nothing is generated.
+"""`POST /v1/ensemble/preview`: who would answer, in which role and at what cost; nothing is generated.
 
-The cost is estimated from earlier answers of the same ensemble: each is replayed with the new prompt in the place of
-its own, written as long and cached as well as it was.  The interval lies between order statistics of these, which
-holds the next answer with the confidence that is told where questions come in no particular order.  Without
-enough of them only lengths are known: what the cheapest member reads, and what all write at most.
+The cost is estimated from earlier answers of the same ensemble: each is replayed with the new prompt in the
+place of its own, written as long and cached as well as it was.  The interval lies between order statistics of
+these, which holds the next answer with the confidence that is told where questions come in no particular order.
+Without enough of them only lengths are known: what the cheapest member reads, and what all write at most.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Range(ReplyObject):
 
 
 class CostEstimate(ReplyObject):
-    """Tokens that are computed (read without a cache, or written), FLOPs, and dollars where a price is known."""
+    """Tokens computed (read without a cache, or written), FLOPs, and dollars where a price is known."""
 
     tokens: Range
     flops: Range
@@ -157,7 +157,7 @@ class Previews:
 
 
 def _replayed(answer: Seen, request: Request, read: int, engines: Sequence[Engine]) -> dict[str, Cost]:
-    """What an earlier answer would have cost each engine with a prompt of `read` tokens; scorers under their names."""
+    """What an earlier answer would have cost each engine and scorer with a prompt of `read` tokens."""
     infos = {engine.name: engine.info for engine in engines}
     found: dict[str, Cost] = {}
     for name, purpose, cost in ((line.engine, line.purpose, line.cost) for line in answer.lines):
@@ -212,7 +212,7 @@ def _estimate(
     engines: Sequence[Engine],
     bounds: Mapping[str, tuple[Cost, Cost]],
 ) -> dict[str, Any]:
-    """The estimated cost of some engines; that of all includes scorers, and an interval of several answers adds up."""
+    """The estimated cost of some engines; that of all includes scorers. Intervals of several answers add up."""
     names, whole = {engine.name for engine in engines}, len(engines) == len(bounds)
     low, high = ([bounds[name][end] for name in names] for end in (0, 1))
 
@@ -243,7 +243,7 @@ def _amount(cost: Cost, kind: Literal["tokens", "flops", "usd"]) -> float:
 
 
 def _rank(count: int) -> int:
-    """Place, from both ends, of the order statistics between which the next value lies with the confidence."""
+    """Place, from both ends, of the order statistics between which the next value is expected."""
     return max(1, int((count + 1) * (1 - _CONFIDENCE) / 2))
 
 

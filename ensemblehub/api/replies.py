@@ -65,7 +65,7 @@ class ModelList(ReplyObject):
 
 
 class Composition(ReplyObject):
-    """The parts of an ensemble; a request may set the options in `bounds`, and leave out or require `optional`."""
+    """The parts of an ensemble; a request may set what is in `bounds`, and leave out or require `optional`."""
 
     id: str
     method: str
@@ -150,10 +150,10 @@ class Attribution(ReplyObject):
 
 
 class AnswerMetadata(ReplyObject):
-    """Metadata of an answer: authors and why, verdicts and choices; at the end of a stream in its last chunk."""
+    """Metadata of an answer: authors and why, verdicts, choices; of a stream in its last chunk."""
 
     finish: Literal["stop", "length", "tool_calls", "budget"] = Field(
-        description="Why the answer ended; `budget`, where it says `length` elsewhere, if it may spend no more."
+        description="Why the answer ended; `budget`, where others say `length`, if it may spend no more."
     )
     request_id: str
     selected_models: list[str]
@@ -292,7 +292,7 @@ class CostDetails(ReplyObject):
         description="1 - cold_flops / the expected FLOPs of the mentor alone; both without caches."
     )
     explanation: str | None = Field(
-        description="One sentence: of a Tandem where the mentor stopped, the judge's probabilities and the saving; "
+        description="One sentence: of a Tandem where the mentor stopped, its judge's probabilities, the saving; "
         "null for several answers, whose `metadata` have one each."
     )
 

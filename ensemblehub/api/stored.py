@@ -1,4 +1,4 @@
-"""What is remembered of earlier requests: in memory, bounded, what was not used for longest forgotten first."""
+"""What is remembered of earlier requests: in memory, bounded, the least recently used forgotten first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reply says about itself: `usage`, who wrote what and why in `metadata`, and the same in short in headers.
+"""What a reply says about itself: `usage`, who wrote what and why in `metadata`, in short in headers.
 
 `usage` has tokens as OpenAI counts them, `cost` in US dollars, every call in `cost_details`.
 """
@@ -95,7 +95,7 @@ def _saving(total: Cost, alone: Sequence[float] | None) -> float | None:
 
 
 def metadata(answer: AnswerRecord) -> dict[str, Any]:
-    """Who took part, who wrote what and why, verdicts, choices and the estimated saving of an answer that ended."""
+    """Who took part, who wrote what and why, verdicts, choices and estimated saving of an ended answer."""
     result = answer.result
     finish = "budget" if answer.out_of_budget else result.finish or "length"
     return {
@@ -129,7 +129,7 @@ HEADERS = [
 
 
 def headers(job: GenerationJob) -> dict[str, str]:
-    """What a reply's headers say: of a stream, method and members; at the end of one answer, who wrote it and why."""
+    """A reply's headers: of a stream, method and members; of one whole answer, who wrote it and why."""
     answer = job.answers[0]
     engines = answer.served.ensemble.engines
     found: dict[str, Any] = {
@@ -144,7 +144,7 @@ def headers(job: GenerationJob) -> dict[str, str]:
 
 
 def _header(value: str | Sequence[str]) -> str:
-    """A value as headers may hold it: names with commas between them, what is not plain ASCII percent-encoded."""
+    """A value as headers may hold it: names joined by commas, percent-encoded where not plain ASCII."""
     text = value if isinstance(value, str) else ", ".join(quote(name, safe=" ()[]:;=+#/@") for name in value)
     return quote(text, safe=" ()[]:;=+#/@,%'\"!?")[:1000]
 

@@ -145,7 +145,7 @@ def preview(server, **changes):
 def test_a_preview_names_the_members_and_their_roles_and_generates_nothing(server):
     before = server.get("/metrics").text
     found = preview(server)
-    assert [(one["model"], one["role"], one["always"]) for one in found["members"]] == [
+    assert [(member["model"], member["role"], member["always"]) for member in found["members"]] == [
         ("big", "mentor", True),
         ("small", "intern", True),
     ]
@@ -154,8 +154,8 @@ def test_a_preview_names_the_members_and_their_roles_and_generates_nothing(serve
     tokens = [line for line in before.splitlines() if line.startswith("ensemblehub_tokens_total")]
     assert tokens == [line for line in after.splitlines() if line.startswith("ensemblehub_tokens_total")]
     drawn = preview(server, model="drawn")
-    assert {one["always"] for one in drawn["members"]} == {False}
-    assert {one["role"] for one in drawn["members"]} == {"member"}
+    assert {member["always"] for member in drawn["members"]} == {False}
+    assert {member["role"] for member in drawn["members"]} == {"member"}
 
 
 def test_without_earlier_replies_only_lengths_are_known(server):
@@ -164,7 +164,10 @@ def test_without_earlier_replies_only_lengths_are_known(server):
     assert found["cost"]["tokens"] == {"expected": None, "low": 2 * (3 + 1), "high": 2 * (3 + 10)}
     assert found["cost"]["usd"] == {"expected": None, "low": 2 * 13e-6, "high": 2 * 103e-6}
     tandem = preview(server, model="fresh", max_tokens=10)["members"]
-    assert [one["cost"]["tokens"]["high"] for one in tandem] == [3 + 4, 3 + 10]  # the mentor's highest level
+    assert [member["cost"]["tokens"]["high"] for member in tandem] == [
+        3 + 4,
+        3 + 10,
+    ]  # the mentor's highest level
     assert tandem[0]["cost"]["usd"] is None  # no price is known
     assert tandem[1]["cost"]["flops"] == {"expected": None, "low": 6.0, "high": 2.0 * (3 + 9)}
 

@@ -100,12 +100,12 @@ async def test_a_client_asks_compares_and_has_an_answer_explained(target):
         assert {line["engine"] for line in why["usage"]} >= {"big", "small"}
         models = {"models": ["small", "ensemble", "frail", "small"]}
         answers = found(await client.call_tool("compare_models", {**ASK, **models}))["answers"]
-        assert [(one["model"], one["answer"]) for one in answers] == [
+        assert [(told["model"], told["answer"]) for told in answers] == [
             ("small", "It is 4."),
             ("ensemble", "It is 4."),
             ("frail", ""),
         ]
-        assert [one["error"] for one in answers] == [None, None, "frail failed after 1 tokens, as scripted"]
+        assert [told["error"] for told in answers] == [None, None, "frail failed after 1 tokens, as scripted"]
         long = {**ASK, "model": "small", "system": "Be long", "max_tokens": 2}
         cut = found(await client.call_tool("ask", long))
         assert (cut["answer"], cut["finish"]) == ("It is", "length")
