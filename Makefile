@@ -14,6 +14,8 @@ BELOW_CAPS := $(addprefix tests/, $(addprefix generators/test_hf_, score.py stre
 	ensemble_methods/test_tandem.py tandem/test_artifact.py api/test_hetero.py api/test_catalog.py)
 # LiteLLM caps openai below the version that the tests of the server need.
 CLIENTS := .venv-clients
+# LlamaIndex wants openai below 3, LiteLLM above.
+CLIENTS_2 := .venv-clients-2
 AI_SDK := tests/clients/ai_sdk
 # The site; MkDocs caps what the rest may need.
 DOCS := .venv-docs
@@ -80,9 +82,16 @@ $(CLIENTS)/.installed: pyproject.toml constraints-clients.txt $(AI_SDK)/package-
 	if command -v npm >/dev/null; then npm ci --prefix $(AI_SDK) --no-audit --no-fund --loglevel=error; fi
 	touch $@
 
-test-clients: $(STAMP) $(CLIENTS)/.installed  ## test the server with Anthropic's SDK, LiteLLM, LangChain, pydantic-ai, the AI SDK and MCP
+$(CLIENTS_2)/.installed: constraints-clients-2.txt
+	test -x $(CLIENTS_2)/bin/python || $(PYTHON) -m venv $(CLIENTS_2)
+	$(CLIENTS_2)/bin/python -m pip install -q --no-compile -c constraints-clients-2.txt \
+		llama-index-llms-openai-like llm httpx2 pytest
+	touch $@
+
+test-clients: $(STAMP) $(CLIENTS)/.installed $(CLIENTS_2)/.installed  ## test the server with Anthropic's SDK, LiteLLM, LangChain, pydantic-ai, the AI SDK and MCP
 	$(CLIENTS)/bin/python -c 'import anthropic, langchain_openai, litellm, mcp, pydantic_ai'  # without them all tests would be skipped
 	ENSEMBLEHUB_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest tests/clients $(ARGS)
+	ENSEMBLEHUB_PYTHON=$(abspath $(BIN)/python) $(CLIENTS_2)/bin/python -m pytest tests/clients -k 'llama_index or LlamaIndex' $(ARGS)
 
 pictures: $(TESTS)  ## take the pictures of the page in docs/images anew
 	ENSEMBLEHUB_PICTURES=docs/images $(BIN)/python -m pytest tests/api/test_page_tabs.py -k pictures $(ARGS)
@@ -114,5 +123,5 @@ bench: $(TESTS)  ## measure the hf engine against model.generate
 	$(BIN)/python -m benchmarks.engine_overhead hf $(ARGS)
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(DOCS) $(AI_SDK)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(CLIENTS_2) $(DOCS) $(AI_SDK)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -94,6 +94,16 @@ def test_a_card_has_options_and_measurements(site, generated):
     )
 
 
+def test_the_table_of_clients_is_that_of_the_last_run():
+    from benchmarks import client_cells
+
+    found = json.loads((ROOT / client_cells.RESULT).read_text())
+    page = (ROOT / client_cells.PAGE).read_text()
+    assert client_cells.written(page, found) == page
+    assert all(row["cells"] and all(row["cells"].values()) for row in found.values())
+    assert {"openai", "anthropic", "LiteLLM", "LangChain", "LlamaIndex", "llm", "pydantic-ai"} <= set(found)
+
+
 def test_the_navigation_has_every_page(generated):
     class Loader(yaml.SafeLoader):
         pass

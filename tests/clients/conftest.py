@@ -29,6 +29,13 @@ server: {keep_alive: 1}
 """
 
 
+@pytest.fixture(autouse=True)
+def told(request, record_property):
+    """Tell `python -m benchmarks.client_cells` what the test shows."""
+    if mark := request.node.get_closest_marker("client"):
+        record_property("client", list(mark.args))
+
+
 @pytest.fixture(scope="session")
 def start(tmp_path_factory):
     """`start(command, port, path)` starts a process and waits until `path` is answered on a port of loopback.

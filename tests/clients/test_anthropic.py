@@ -53,6 +53,7 @@ def said(message):
     return "".join(block.text for block in message.content if block.type == "text")
 
 
+@pytest.mark.client("anthropic", "answers")
 def test_an_answer_with_the_insight_where_thinking_is_asked_for(client):
     message = strict(client.messages.create(**ASK, messages=[user()]))
     assert [block.type for block in message.content] == ["text"]
@@ -67,6 +68,7 @@ def test_an_answer_with_the_insight_where_thinking_is_asked_for(client):
         assert [block.type for block in message.content] == ["text"]
 
 
+@pytest.mark.client("anthropic", "streams")
 def test_events_come_in_order_and_add_up_to_the_whole_message(client, base):
     body = {**ASK, "messages": [user()], "thinking": THINKING, "stream": True}
     raw = httpx.post(f"{base}/v1/messages", json=body, timeout=30).text
@@ -101,6 +103,7 @@ def test_the_asynchronous_client(base):
     assert asyncio.run(talk()) == ("It is 4.", "It is 4.", 3)
 
 
+@pytest.mark.client("anthropic", "tools")
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_tool_is_called_and_its_result_read(client, stream):
     ask = {"model": "caller", "max_tokens": 64, "tools": [TOOL]}
@@ -190,6 +193,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(client, more, words):
     assert refused.value.body["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.client("anthropic", "errors")
 def test_errors_are_those_of_anthropics_api(client, base):
     with pytest.raises(anthropic.NotFoundError, match="nobody") as refused:
         client.messages.create(model="nobody", max_tokens=9, messages=[user()])
@@ -204,6 +208,7 @@ def test_errors_are_those_of_anthropics_api(client, base):
     assert (wrong.status_code, wrong.json()["type"]) == (400, "error")
 
 
+@pytest.mark.client("anthropic", "cancels")
 def test_a_client_that_leaves_stops_the_engine(client, base):
     def disconnected():
         metrics = httpx.get(f"{base}/metrics").text

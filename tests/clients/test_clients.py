@@ -46,6 +46,7 @@ def user(text):
 # LiteLLM
 
 
+@pytest.mark.client("LiteLLM", "answers", "streams")
 @pytest.mark.parametrize("provider", ["openai", "hosted_vllm"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_litellm_talks_for_three_turns(url, provider, stream):
@@ -68,6 +69,7 @@ def test_litellm_talks_for_three_turns(url, provider, stream):
     assert said == ["It is 4.", "Yes, 4.", "Yes, 4."]
 
 
+@pytest.mark.client("LiteLLM", "errors")
 def test_litellm_recognises_a_context_that_overflows(url):
     for stream in (False, True):
         for provider in ("openai", "hosted_vllm"):
@@ -83,6 +85,7 @@ def test_litellm_asks_for_an_effort(url):
     assert thoughts == ["Goal: add.", INSIGHT, None]
 
 
+@pytest.mark.client("LiteLLM", "tools")
 @pytest.mark.parametrize("stream", [False, True])
 def test_litellm_calls_a_tool_and_sends_its_reply(url, stream):
     ask = {"model": "openai/caller", "api_base": url, "api_key": "none", "tools": [TOOL], "stream": stream}
@@ -102,6 +105,7 @@ def test_litellm_calls_a_tool_and_sends_its_reply(url, stream):
 # The official SDK through LiteLLM's proxy
 
 
+@pytest.mark.client("LiteLLM's proxy", "answers", "streams")
 @pytest.mark.parametrize("stream", [False, True])
 def test_two_turns_through_litellms_proxy(proxy, stream):
     turns, said = [user("2 + 2?")], []
@@ -120,6 +124,7 @@ def test_two_turns_through_litellms_proxy(proxy, stream):
     assert said == ["It is 4.", "Yes, 4."]
 
 
+@pytest.mark.client("LiteLLM's proxy", "errors")
 def test_litellms_proxy_passes_on_that_a_context_overflows(proxy):
     refusing = pytest.raises(openai.BadRequestError, match="ContextWindowExceededError")
     with openai.OpenAI(**proxy, max_retries=0) as client, refusing:
@@ -133,6 +138,7 @@ def chain(url, model="ensemble", **options):
     return langchain_openai.ChatOpenAI(model=model, base_url=url, api_key="none", max_retries=0, **options)
 
 
+@pytest.mark.client("LangChain", "answers", "streams")
 @pytest.mark.parametrize("stream", [False, True])
 def test_langchain_talks_for_two_turns(url, stream):
     model = chain(url, temperature=0, reasoning_effort="high", verbosity="low", store=True, stream_usage=True)
@@ -152,6 +158,7 @@ def summed(chunks):
     return first
 
 
+@pytest.mark.client("LangChain", "errors")
 def test_langchain_recognises_a_context_that_overflows(url):
     with pytest.raises(ContextOverflowError):
         chain(url).invoke(LONG)
@@ -159,6 +166,7 @@ def test_langchain_recognises_a_context_that_overflows(url):
         list(chain(url).stream(LONG))
 
 
+@pytest.mark.client("LangChain", "tools")
 @pytest.mark.parametrize("stream", [False, True])
 def test_langchain_calls_a_tool_and_sends_its_reply(url, stream):
     model, turns = chain(url, "caller").bind_tools([TOOL]), [HumanMessage("2 + 2?")]
@@ -178,6 +186,7 @@ def agent(url, name="ensemble"):
     return pydantic_ai.Agent(OpenAIChatModel(name, provider=OpenAIProvider(base_url=url, api_key="none")))
 
 
+@pytest.mark.client("pydantic-ai", "answers", "streams")
 def test_pydantic_ai_talks_for_three_turns_and_sees_the_insight_once(url):
     assistant = agent(url)
 
@@ -194,6 +203,7 @@ def test_pydantic_ai_talks_for_three_turns_and_sees_the_insight_once(url):
         assert [part.content for part in reply.parts if part.part_kind == "thinking"] == [INSIGHT]
 
 
+@pytest.mark.client("pydantic-ai", "tools")
 def test_pydantic_ai_calls_a_tool(url):
     assistant, asked = agent(url, "caller"), []
 
@@ -206,6 +216,7 @@ def test_pydantic_ai_calls_a_tool(url):
     assert asked == [(2, 2)]
 
 
+@pytest.mark.client("pydantic-ai", "errors")
 def test_pydantic_ai_recognises_a_context_that_overflows(url):
     with pytest.raises(pydantic_ai.exceptions.ModelContextWindowExceededError):
         agent(url).run_sync(LONG)
@@ -214,6 +225,7 @@ def test_pydantic_ai_recognises_a_context_that_overflows(url):
 # The AI SDK
 
 
+@pytest.mark.client("AI SDK", "answers", "streams", "tools", "errors")
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_ai_sdk_talks_for_two_turns_and_calls_a_tool(url):
     assert (NODE / "node_modules").is_dir(), "its packages are not installed: make test-clients installs them"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("litellm", reason="the clients have an environment of their own: make test-clients")
+pytest.importorskip("llm", reason="the clients have environments of their own: make test-clients")
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
 RECIPES = dict(re.findall(r"^## (.+)\n((?:.*\n)+?)(?=^## |\Z)", PAGE, re.MULTILINE))
@@ -38,15 +38,20 @@ def test_these_are_the_recipes():
 
 @pytest.mark.parametrize("name", PYTHON)
 def test_a_recipe_in_python_answers(name, url):
+    code = block(name, "python", url)
+    for package in re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE):
+        pytest.importorskip(package)  # LlamaIndex and LiteLLM cannot be installed together
     names = {}
-    exec(compile(block(name, "python", url), name, "exec"), names)
+    exec(compile(code, name, "exec"), names)
     assert names["answer"].strip() == "It is 4."
 
 
+@pytest.mark.client("curl", "answers")
 def test_curl_answers(url, tmp_path):
     assert "It is 4." in run(block("curl", "bash", url), tmp_path)
 
 
+@pytest.mark.client("llm", "answers")
 def test_llm_answers(url, tmp_path):
     (tmp_path / "extra-openai-models.yaml").write_text(block("llm", "yaml", url))
     assert run(block("llm", "bash", url), tmp_path, LLM_USER_PATH=str(tmp_path)).strip() == "It is 4."
