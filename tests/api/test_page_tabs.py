@@ -163,6 +163,10 @@ def test_a_conversation_goes_on(visit, echo):
     other = visit(echo)
     open_file(other, json.dumps(saved))
     expect(other.locator("#earlier summary")).to_have_text("Earlier in this conversation (1)")
+    open_file(other, json.dumps(saved | {"request": {"model": "elsewhere"}}))
+    other.get_by_role("button", name="Follow up").click()
+    expect(other.locator("#following")).to_contain_text("Follows “And then?”")
+    expect(other.get_by_label("Ensemble")).to_have_value("ensemble")
     page.get_by_role("button", name="Begin anew").click()
     with page.expect_request("**/v1/chat/completions") as request:
         ask(page, "Anew?")

@@ -49,6 +49,8 @@ PATHS = [
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
     ("GET", "/v1/ensemble/config"),
+    ("GET", "/v1/ensemble/board"),
+    ("GET", "/v1/ensemble/board/{place}"),
     ("GET", "/health"),
     ("GET", "/status"),
     ("GET", "/metrics"),

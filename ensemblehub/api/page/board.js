@@ -4,7 +4,7 @@
  */
 
 import { element, patch, scroll } from "./elements.js";
-import { count, short, threeDigits, unitOf } from "./numbers.js";
+import { count, percent, short, threeDigits, unitOf } from "./numbers.js";
 
 const START = { sort: "", down: false, cost: "", which: "all", subject: "", search: "", shown: 50, open: -1 };
 const COSTS = { tflops: "compute", usd: "US dollars", written: "tokens generated", wall: "wall seconds" };
@@ -64,11 +64,9 @@ const button = (look, name, value, label) => element(`button${look}`, { type: "b
 const field = (label, name, entries) => element("label", null, `${label} `, element("select", { name },
   entries.map(([value, words]) => element("option", { value }, words))));
 
-const chooser = (results, state) => results.length > 1 && element("div.row", null, results.map(({ title }, place) => {
-  const made = button(".chip", "section", place, title);
-  made.setAttribute("aria-pressed", state.section === place);
-  return made;
-}));
+const chooser = (results, state) => results.length > 1 && element("div.row", null,
+  results.map(({ title }, value) => element("button.chip",
+    { type: "button", name: "section", value, "aria-pressed": state.section === value }, title)));
 
 function report({ title, notes, lines }, state, width) {
   const costs = Object.entries(COSTS).filter(([key]) => lines.some((line) => line[key] > 0));
@@ -99,12 +97,14 @@ const grid = (label, heads, rows) => element("table.grid", { "aria-label": label
   element("thead", null, element("tr", null, heads.map(([words, sorted = "none"]) =>
     element("th", { scope: "col", "aria-sort": sorted }, words)))),
   element("tbody", null, rows.map(([[heading], ...cells]) => element("tr", null,
-    element("th", { scope: "row" }, heading), cells.map(([words, look = ""]) => element("td", { class: look }, words))))));
+    element("th", { scope: "row" }, heading),
+    cells.map(([words, look = ""]) => element("td", { class: look }, words))))));
 
 function questions({ questions: asked, cells }, { which, subject, search, shown }) {
   const subjects = [...new Set(asked.map((question) => question.subject))].filter(Boolean).sort();
   const found = asked.map((question, place) => ({ ...question, place }))
-    .filter(({ place }) => KINDS[which][1](cells.map(({ answers }) => answers[place]).filter(Boolean).map(shareOf)))
+    .filter(({ place }) =>
+      KINDS[which][1](cells.map(({ answers }) => answers[place]).filter(Boolean).map(shareOf)))
     .filter((question) => !subject || question.subject === subject)
     .filter(({ id, text }) => `${id} ${text}`.toLowerCase().includes(search.toLowerCase()));
   const rows = found.slice(0, shown).map(({ id, text, place }) => [
@@ -122,7 +122,8 @@ function questions({ questions: asked, cells }, { which, subject, search, shown 
 function mark(samples) {
   if (!samples) return ["–"];
   const right = shareOf(samples);
-  return [samples.length > 1 ? `${Math.round(100 * right)} %` : right ? "✓" : "✗", right < 0.5 ? "wrong" : "enough"];
+  const words = samples.length > 1 ? percent(right) : right ? "✓" : "✗";
+  return [words, right < 0.5 ? "wrong" : "enough"];
 }
 
 /** A question with all answers, over the page. */
@@ -134,17 +135,20 @@ function opened({ questions: asked, cells }, { open }) {
     element("div.row", null, element("h2", { id: "question-id" }, id), step(open - 1, "← Previous"),
       step(open + 1, "Next →"), button(".chip", "close", "", "Close")),
     element("p.hint", null, about), element("p.text", null, text),
-    element("div.columns", null, cells.map(({ name, answers }) => (answers[open] ?? []).map((found) => told(name, found)))),
+    element("div.columns", null, cells.map(({ name, answers }) =>
+      (answers[open] ?? []).map((found) => told(name, found)))),
   ]);
 }
 
-function told(name, { sample, correct, reason, finish, written, cold_flops, usd, wall, verdicts, choices, insight, text }) {
+function told(name, found) {
+  const { sample, correct, reason, finish, written, cold_flops, usd, wall, insight, text } = found;
   const costs = [finish === "length" && "cut at its length", `${count(written)} tokens`,
     cold_flops && compute(cold_flops), usd && `$${threeDigits(usd)}`, `${short(wall)} s`].filter(Boolean);
   const steps = [
-    ...(verdicts ?? []).map(({ level, mentor_tokens, probability, threshold, sufficient }) => `${level}: ${mentor_tokens} `
-      + `mentor tokens, ${short(probability)} against ${short(threshold)}, ${sufficient ? "sufficient" : "not yet"}`),
-    ...(choices ?? []).map(({ about, chosen, reason }) => `${about}: ${chosen.join(", ")} ${reason}`)];
+    ...(found.verdicts ?? []).map(({ level, mentor_tokens, probability, threshold, sufficient }) =>
+      `${level}: ${mentor_tokens} mentor tokens, ${short(probability)} against ${short(threshold)}, `
+      + (sufficient ? "sufficient" : "not yet")),
+    ...(found.choices ?? []).map(({ about, chosen, reason }) => `${about}: ${chosen.join(", ")} ${reason}`)];
   return element("article.card", null, element("h3", null, sample ? `${name}, sample ${sample}` : name),
     element("p", { class: correct ? "enough" : "wrong" }, correct ? "✓ right" : `✗ ${reason || "wrong"}`),
     [costs.join(" · "), ...steps].map((words) => element("p.hint", null, words)),

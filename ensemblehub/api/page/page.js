@@ -12,15 +12,15 @@ const THEMES = ["auto", "light", "dark"];
 const TOO_LONG = ["context_length_exceeded", "body_too_large"];
 const CHATS = "/v1/chat/completions";
 const DAMAGES = { SyntaxError: "it is not JSON", TypeError: "parts of the run are missing or damaged" };
-const NO_BOARD = "Start the server with --board DIR, a folder of results that `ensemblehub bench` wrote, to see here "
-  + "what every configuration answered, how often it was right, and at what cost.";
+const NO_BOARD = "Start the server with --board DIR, a folder of results that `ensemblehub bench` wrote, to see "
+  + "here what every configuration answered, how often it was right, and at what cost.";
 
 let config = null; // what the server offers
 let threshold = null; // for all levels; null stands for the calibrated ones
 let tab = "ask";
 let boarded = false; // whether the board is loaded
 let conversation = []; // messages before the next question
-const sessions = { ask: null, compare: null }; // {runs: [{run, saved, phase}], replay, cancel}: what each tab shows
+const sessions = { ask: null, compare: null }; // what they show: {runs: [{run, saved, phase}], replay, cancel}
 
 const notice = (words) => (byId("notice").textContent = words);
 
@@ -41,7 +41,7 @@ async function loadConfig() {
     element("option", { value: id }, method === id ? id : `${id} · ${method}`)));
   patch(byId("model"), group("Ensembles", config.ensembles), group("One model alone", config.members));
   byId("other").replaceChildren(...[...byId("model").children].map((group) => group.cloneNode(true)));
-  byId("other").value = [...config.members].sort((one, next) => next.parameters - one.parameters)[0].id;
+  byId("other").value = [...config.members].sort((first, second) => second.parameters - first.parameters)[0].id;
   byId("model").disabled = byId("other").disabled = false;
   byId("version").textContent = `ensemblehub ${config.version}`;
   offer();
@@ -193,8 +193,10 @@ function goOn(messages) {
 }
 
 function followUp([{ run, saved }]) {
-  goOn([...saved.request.messages, { role: "assistant", content: answerOf(run) }]);
+  const before = saved.request.messages ?? [{ role: "user", content: saved.question }];
+  goOn([...before, { role: "assistant", content: answerOf(run) }]);
   byId("model").value = saved.request.model;
+  if (!byId("model").value) byId("model").selectedIndex = 0; // it is not served here
   byId("question").value = "";
   offer();
 }

@@ -17,7 +17,8 @@ export function show(session) {
   const two = all.length > 1;
   const ended = all.filter((shown) => shown.phase !== "running").length;
   const hidden = {
-    run: false, stop: !busy || replay, save: busy, further: two || phase !== "done" || !runs.answersOf(run).length,
+    run: false, stop: !busy || replay, save: busy,
+    further: two || phase !== "done" || !runs.answersOf(run).length,
     replay: (busy && !replay) || !all.some((shown) => shown.saved.chunks.length),
   };
   const content = {
@@ -56,7 +57,8 @@ function side(shown, letter) {
 const turns = (messages) => messages.length && element("details.card", null,
   element("summary", null, `Earlier in this conversation (${messages.length / 2})`),
   messages.map(({ role, content }) =>
-    element("p.text", null, element("span.turn", null, role === "user" ? "Question" : "Answer"), String(content))));
+    element("p.text", null, element("span.turn", null, role === "user" ? "Question" : "Answer"),
+      String(content))));
 
 /** What both runs took, line by line; less is marked. */
 function figures(all) {
