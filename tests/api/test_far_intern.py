@@ -123,6 +123,7 @@ def test_what_the_server_can_do_is_seen_by_asking_it(server, tmp_path, capsys):
     assert code == 0
     assert {name for name, one in found.items() if one["seen"]} == {
         "models",
+        "response_format",
         "streaming",
         "usage",
         "logprobs",
