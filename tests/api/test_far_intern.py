@@ -136,6 +136,7 @@ def test_what_the_server_can_do_is_seen_by_asking_it(server, tmp_path, capsys):
         "prefix": "continue_final_message",
         "logprobs": True,
         "score": "echo",
+        "response_format": True,
         "entropy_top_k": 0,
         "context": 2048,
     }
