@@ -6,14 +6,11 @@ token of every row that may go on; then all new tokens are handed over at once.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from itertools import islice
 from typing import cast
@@ -25,6 +22,7 @@ from ensemblehub.generators.batching.batches import chunk, rows_to_read, short_r
 from ensemblehub.generators.batching.callbacks import LoopCallbacks
 from ensemblehub.generators.batching.local_model import LocalModel
 from ensemblehub.generators.batching.logprobs import entropy, readings_of, top_tokens
+from ensemblehub.generators.batching.model_thread import ModelThread
 from ensemblehub.generators.batching.prefix_cache import Match, PrefixCache
 from ensemblehub.generators.batching.rows import LogprobLines, ModelRow, StepRow, WriteRow
 from ensemblehub.generators.batching.sampling import choose, restricted
@@ -33,25 +31,19 @@ _STOP = object()
 SHARED = 32  # tokens of a prefix for which a row waits while another reads them
 
 
-class Scheduler:
+class Scheduler(ModelThread[LocalModel]):
     """Owns the worker thread.  `submit`, `wake` and `stop` may be called from any thread."""
 
     def __init__(
         self, name: str, load: Callable[[], LocalModel], *, batch_rows: int, prefix_cache_tokens: int
     ) -> None:
-        self.name = name
-        self._load = load
+        super().__init__(name, load)
         self._batch_rows = batch_rows
         self.cache = PrefixCache(prefix_cache_tokens)
-        self.loaded: Future[LocalModel] = Future()
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._waiting: deque[ModelRow] = deque()
         self._rows: list[ModelRow] = []
         self._callbacks = LoopCallbacks()
-        self._closed = ""  # why no row is accepted any more
-        self._lock = threading.Lock()  # no row arrives once the engine is closed
-        self._ended: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, name=f"ensemblehub-{name}", daemon=True)
         self._thread.start()
 
     def submit(self, row: ModelRow) -> None:
@@ -62,7 +54,7 @@ class Scheduler:
         """
         with self._lock:
             if self._closed:
-                raise EngineError(f"{self.name} {self._closed}", self.name)
+                raise self._closed_error()
             self._inbox.put(row)
 
     def wake(self) -> None:
@@ -73,30 +65,13 @@ class Scheduler:
         """End the thread once the current step is over; rows still running fail."""
         self._close("is closed")
         self._inbox.put(_STOP)
-        await asyncio.shield(asyncio.wrap_future(self._ended))
-        self._thread.join()
-
-    def _close(self, why: str) -> None:
-        with self._lock:
-            self._closed = self._closed or why
-
-    def _run(self) -> None:
-        try:
-            self._work()
-        finally:
-            self._ended.set_result(None)
+        await self._wait_for_end()
 
     def _work(self) -> None:
-        try:
-            self._model = self._load()
-        except BaseException as error:
-            self.loaded.set_exception(error)
-            return
-        self.loaded.set_result(self._model)
         with torch.inference_mode():
             self._loop()
         self._listen(block=False)  # rows that arrived behind the stop
-        self._fail([*self._rows, *self._waiting], EngineError(f"{self.name} {self._closed}", self.name))
+        self._fail([*self._rows, *self._waiting], self._closed_error())
         self._callbacks.hand_over()
         self._model.close()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -14,6 +14,7 @@ import numpy as np
 from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import EngineError, one_line
 from ensemblehub.generators.base import Vocabulary
+from ensemblehub.generators.batching.model_thread import ModelThread
 from ensemblehub.generators.batching.prefix_cache import PrefixCache, TokenReadings
 from ensemblehub.generators.numpy.model import Array, KeysValues, NumpyModel, entropies, log_softmax
 from ensemblehub.generators.numpy.sampling import TokenChooser
@@ -21,7 +22,7 @@ from ensemblehub.generators.text.detokenizer import AnswerWriter, alternatives
 from ensemblehub.schema import Finish, ModelInfo, Sampling, Token
 
 
-class NumpyCall:
+class NumpyCall(ABC):
     """One prompt inside the model; computed only when its reader asks, so an unread answer pauses."""
 
     whole = False  # whether the predictions of all tokens are returned
@@ -36,9 +37,9 @@ class NumpyCall:
         self.readings = TokenReadings()
         self.worker = worker
 
+    @abstractmethod
     def accept(self, logits: Array) -> None:
         """Take the logits of the tokens just computed; runs on the worker's thread."""
-        raise NotImplementedError
 
     async def leave(self) -> None:
         """Stop computing, and wait until it has stopped."""
@@ -117,19 +118,13 @@ class NumpyAnswer(NumpyCall):
         return tuple(self._tokens), self._finish
 
 
-class NumpyWorker:
+class NumpyWorker(ModelThread[NumpyModel]):
     """Computes what is asked at the same time in one forward pass; calls that leave fill the prefix cache."""
 
     def __init__(self, name: str, load: Callable[[], NumpyModel], cache_tokens: int) -> None:
-        self.loaded: Future[NumpyModel] = Future()
-        self._name = name
-        self._load = load
+        super().__init__(name, load)
         self._cache = PrefixCache(cache_tokens)
         self._inbox = queue.SimpleQueue[tuple[NumpyCall, Future[None]] | None]()
-        self._closed = False
-        self._ended: Future[None] = Future()
-        self._lock = threading.Lock()  # nothing arrives behind the end
-        self._thread = threading.Thread(target=self._run, name=f"ensemblehub-{name}", daemon=True)
         self._thread.start()
 
     async def ask(self, call: NumpyCall) -> None:
@@ -143,31 +138,17 @@ class NumpyWorker:
             if self._closed:
                 if call.left:
                     return
-                raise EngineError(f"{self._name} is closed", self._name)
+                raise self._closed_error()
             self._inbox.put((call, done))
         await asyncio.shield(asyncio.wrap_future(done))
 
     async def stop(self) -> None:
         """End the thread once the current pass is over; calls still waiting fail."""
-        with self._lock:
-            self._closed = True
-            self._inbox.put(None)
-        await asyncio.shield(asyncio.wrap_future(self._ended))
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            self._work()
-        finally:
-            self._ended.set_result(None)
+        self._close("is closed")
+        self._inbox.put(None)  # behind all that was accepted
+        await self._wait_for_end()
 
     def _work(self) -> None:
-        try:
-            self._model = self._load()
-        except BaseException as error:
-            self.loaded.set_exception(error)
-            return
-        self.loaded.set_result(self._model)
         ended = False
         while not ended:
             asked = [self._inbox.get()]
@@ -185,10 +166,10 @@ class NumpyWorker:
         """One forward pass over what the calls have yet to compute."""
         try:
             if ended and asked:
-                raise EngineError(f"{self._name} is closed", self._name)
+                raise self._closed_error()
             self._pass([call for call, _ in asked])
         except Exception as error:  # whatever the model raises
-            failure = EngineError(f"{self._name}: the model failed: {one_line(error)}", self._name)
+            failure = EngineError(f"{self.name}: the model failed: {one_line(error)}", self.name)
             for _, done in asked:
                 done.set_exception(error if isinstance(error, EngineError) else failure)
             return

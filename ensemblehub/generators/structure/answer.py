@@ -38,7 +38,7 @@ class StructuredAnswer(ABC):
         """What the next tokens add to the answer: its text, and parts of tool calls as OpenAI streams them."""
 
     def piece(self, piece: Piece) -> Piece:
-        """The same tokens, with what is said as the text and the calls beside it.
+        """The same tokens, with the text outside of calls as their text, and the calls beside it.
 
         Raises:
             EngineError: the calls cannot be read.

@@ -110,7 +110,7 @@ class CallReader:
         self._next = re.compile(_loose(form.after + form.following) + head)
 
     def read(self, text: str, finished: bool) -> tuple[str, list[dict[str, Any]]]:
-        """Take what was written; return what is said, and parts of calls as OpenAI streams them."""
+        """Take what was written; return the text outside of calls, and parts of calls as OpenAI streams them."""
         self._held += text
         said, calls = "" if self._calls else self._said(finished), list[dict[str, Any]]()
         while True:

@@ -130,7 +130,7 @@ class WantedStructure(BaseModel):
 
     @property
     def schema_of_text(self) -> dict[str, Any] | None:
-        """JSON schema of what is said; None where any text may be."""
+        """JSON schema of the answer; None where any text may be."""
         given = self.response_format
         if given is None or given.type == "text":
             return None
