@@ -64,9 +64,19 @@ class Lines:
         """Add a line; when this returns, it survives a kill.
 
         Raises:
-            ArtifactError: it cannot be written (the disk is full, say); the file is as it was.
+            ArtifactError: it cannot be written (the disk is full, say), and the file is as it was; or it was
+                removed or replaced, so that the line would be lost.
         """
+        if not self._is_there():
+            raise ArtifactError(f"{self.path} was removed or replaced while it was written")
         self._write(encoded(line))
+
+    def _is_there(self) -> bool:
+        """Whether the path still leads to the open file."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def replace(self, lines: Iterable[dict[str, Any]]) -> None:
         """Put `lines` in place of all that is there, in one step:

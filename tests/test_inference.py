@@ -513,3 +513,25 @@ def test_devices_and_pipes_as_output(tmp_path):
     assert "Traceback" not in gone.stderr
     with pytest.raises(ArtifactError, match="not a regular file"):
         journal.Lines(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_row_for_a_file_that_is_gone_is_refused(tmp_path, replaced):
+    lines = journal.Lines(tmp_path / "rows.jsonl")
+    lines.append({"row": 1})
+    lines.path.unlink()
+    if replaced:
+        lines.path.write_text("")
+    with pytest.raises(ArtifactError, match="was removed or replaced while it was written"):
+        lines.append({"row": 2})
+    lines.close()
+
+
+def test_rows_follow_a_link(tmp_path):
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "rows.jsonl")
+    lines = journal.Lines(tmp_path / "link.jsonl")
+    lines.append({"row": 1})
+    lines.replace([{"row": 2}])
+    lines.append({"row": 3})
+    lines.close()
+    assert (tmp_path / "rows.jsonl").read_text() == '{"row": 2}\n{"row": 3}\n'
