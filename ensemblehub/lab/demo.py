@@ -13,7 +13,6 @@ from rich.text import Text
 
 from ensemblehub import builtin
 from ensemblehub.config import Config
-from ensemblehub.errors import MissingExtraError
 from ensemblehub.lab.pipeline.report import labelled
 from ensemblehub.terminal import ask
 
@@ -56,10 +55,7 @@ def run(config: Config, limit: int | None, question: int) -> None:
     console.rule(f"{limit} test questions: Tandem live and every baseline")
     pipeline.collect("test", limit, force=True)
     pipeline.evaluate(limit, force=True, checks=False)
-    try:
-        pipeline.report()
-    except MissingExtraError as error:  # raised behind the table, when the plot is drawn
-        console.print(f"no plot: {error}")
+    pipeline.report()
     console.print(comparison(json.loads((section.results / "summary.json").read_text())))
     files = sorted(file.name for file in section.results.iterdir() if file.is_file())
     console.print(f"table, per-question file and plot: {section.results}/ ({', '.join(files)})")

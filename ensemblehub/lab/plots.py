@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +55,13 @@ def accuracy_against_cost(
     Args:
         cost: Label of the cost axis, logarithmic with `log`.
 
-    Raises:
-        MissingExtraError: matplotlib is not installed.
+    Without matplotlib there is a warning instead: a plot is beside a table that is written already.
     """
-    plt = pyplot()
+    try:
+        plt = pyplot()
+    except MissingExtraError as error:
+        logging.getLogger(__name__).warning("no plot: %s", error)
+        return
     figure, axes = plt.subplots(figsize=(8, 5.2))
     groups = set[str]()
     for point in points:

@@ -103,11 +103,7 @@ def table(found: Sequence[Summary], title: str, notes: Sequence[str]) -> str:
 
 
 def plot(found: Sequence[Summary], path: Path, title: str) -> None:
-    """Draw the cells, by the cost that all of them have.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Draw the cells, by the cost that all of them have."""
     column, label = next((entry for entry in COSTS if all(line[entry[0]] for line in found)), COSTS[-1])
     points = [
         Point(line["method"], line[column], line["accuracy"], line["accuracy_low"], line["accuracy_high"])

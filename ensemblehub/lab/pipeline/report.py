@@ -235,11 +235,7 @@ def _cell(row: dict[str, Any], column: str) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]], folder: Path, title: str) -> list[Path]:
-    """Accuracy against cost, as PNG and SVG.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Accuracy against cost, as PNG and SVG."""
     styles = {"tandem": ("*", "C3", 14), "mentor": ("s", "C0", 8), "oracle": ("x", "0.6", 8)}
     points = [
         Point(
