@@ -95,13 +95,11 @@ def test_openai_leaves(client, stopped):
 # LiteLLM, LangChain, pydantic-ai
 
 
-@pytest.mark.client("LiteLLM", "cancels")
-def test_litellm_leaves(url, stopped):
-    litellm = pytest.importorskip("litellm")
+def leaves(url, stopped, ask):
+    """A call of an asynchronous client is cancelled, and the model stops."""
 
     async def leave():
-        ask = {"model": "hosted_vllm/slow", "api_base": url, "api_key": "none", "messages": [user()]}
-        task = asyncio.ensure_future(litellm.acompletion(**ask))
+        task = asyncio.ensure_future(ask())
         await running(url)
         task.cancel()
         await asyncio.wait({task})
@@ -109,22 +107,20 @@ def test_litellm_leaves(url, stopped):
 
     asyncio.run(leave())
     stopped()
+
+
+@pytest.mark.client("LiteLLM", "cancels")
+def test_litellm_leaves(url, stopped):
+    litellm = pytest.importorskip("litellm")
+    ask = {"model": "hosted_vllm/slow", "api_base": url, "api_key": "none", "messages": [user()]}
+    leaves(url, stopped, lambda: litellm.acompletion(**ask))
 
 
 @pytest.mark.client("LangChain", "cancels")
 def test_langchain_leaves(url, stopped):
     langchain_openai = pytest.importorskip("langchain_openai")
-
-    async def leave():
-        model = langchain_openai.ChatOpenAI(model="slow", base_url=url, api_key="none", max_retries=0)
-        task = asyncio.ensure_future(model.ainvoke("2 + 2?"))
-        await running(url)
-        task.cancel()
-        await asyncio.wait({task})
-        assert task.cancelled()
-
-    asyncio.run(leave())
-    stopped()
+    model = langchain_openai.ChatOpenAI(model="slow", base_url=url, api_key="none", max_retries=0)
+    leaves(url, stopped, lambda: model.ainvoke("2 + 2?"))
 
 
 @pytest.mark.client("pydantic-ai", "cancels")
@@ -133,18 +129,8 @@ def test_pydantic_ai_leaves(url, stopped):
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    async def leave():
-        agent = pydantic_ai.Agent(
-            OpenAIChatModel("slow", provider=OpenAIProvider(base_url=url, api_key="none"))
-        )
-        task = asyncio.ensure_future(agent.run("2 + 2?"))
-        await running(url)
-        task.cancel()
-        await asyncio.wait({task})
-        assert task.cancelled()
-
-    asyncio.run(leave())
-    stopped()
+    agent = pydantic_ai.Agent(OpenAIChatModel("slow", provider=OpenAIProvider(base_url=url, api_key="none")))
+    leaves(url, stopped, lambda: agent.run("2 + 2?"))
 
 
 # LlamaIndex
