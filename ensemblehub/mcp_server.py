@@ -233,7 +233,7 @@ class _Progress:
         async with aclosing(stream) as events:
             async for event in events:
                 if isinstance(event, Piece):
-                    self._tokens += max(len(event.tokens), bool(event.text))
+                    self._tokens += event.length
                     text = (text + event.text)[-_SHOWN:]
                     if time.monotonic() >= self._next:
                         self._next = time.monotonic() + _PAUSE

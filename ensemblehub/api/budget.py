@@ -26,11 +26,6 @@ class BudgetSpentError(RequestError):
     """A request has spent what it may."""
 
 
-def token_count(piece: Piece) -> int:
-    """Return the number of tokens of a piece; 1 if its engine reports none."""
-    return max(len(piece.tokens), bool(piece.text))
-
-
 @dataclass(eq=False)
 class RunningCall:
     """A call in progress: tokens read and written so far; `known` were read by this request before."""
@@ -139,7 +134,7 @@ class WatchedEngine:
         with self._spending.call(self._engine, request) as call:
             async with aclosing(self._engine.stream(request, meter)) as pieces:
                 async for piece in pieces:
-                    call.written += token_count(piece)
+                    call.written += piece.length
                     yield piece
                     if piece.finish is None:
                         self._spending.check()

@@ -11,7 +11,6 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
-from ensemblehub.api.budget import token_count
 from ensemblehub.api.job import (
     AnswerEvent,
     AnswerRecord,
@@ -140,7 +139,7 @@ class AnswerChunks:
         info = self._take_info() | {
             "engine": last.engine,
             "purpose": last.purpose,
-            "tokens": sum(map(token_count, pieces)),
+            "tokens": sum(piece.length for piece in pieces),
             "round": last.round,
         }
         if self.answer.out_of_budget:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeGuard
 
 from ensemblehub.api.admission import Reservation
-from ensemblehub.api.budget import Spending, token_count
+from ensemblehub.api.budget import Spending
 from ensemblehub.api.catalog import Served
 from ensemblehub.api.protocol import GenerationRequest
 from ensemblehub.config.sections import Generation
@@ -71,11 +71,11 @@ class AnswerRecord:
             self.scored = event
             return
         if isinstance(event, Piece) and self.alternatives is None:
-            event = replace(event, tokens=(_COUNTED,) * token_count(event))
+            event = replace(event, tokens=(_COUNTED,) * event.length)
         if is_insight(event):
-            self.insight_tokens += token_count(event)
+            self.insight_tokens += event.length
         elif is_answer(event):
-            self.answer_tokens += token_count(event)
+            self.answer_tokens += event.length
         self.events.append(event)
         if len(self.events) - self._merged > _UNMERGED:
             self.events[self._merged :] = _with_pieces_merged(self.events[self._merged :])
