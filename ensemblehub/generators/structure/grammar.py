@@ -23,8 +23,9 @@ except ModuleNotFoundError as error:
         f"{error.name} is not installed: pip install 'ensemblehub[structured]' for response_format and tools"
     ) from error
 
-# White space in JSON: a space, or a line break and its indentation.  Small models write more without end.
-_BLANK = r"( |\n[ \t]{0,64})"
+# JSON on one line, with at most a space behind a comma or a colon.  Small models write more without end, and
+# llguidance before 1.9, which some releases of vLLM ask for, repeats any `whitespace_pattern`.
+_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _CACHED = 2**22  # characters of grammars that are kept
 
 
@@ -219,4 +220,4 @@ class _Tokens:
 
 
 def _json(schema: Mapping[str, Any]) -> str:
-    return f"%json {json.dumps({**schema, 'x-guidance': {'whitespace_pattern': _BLANK}})}"
+    return f"%json {json.dumps({**schema, 'x-guidance': _ONE_LINE})}"
