@@ -6,7 +6,7 @@ which tells what of the difference is vLLM's.  The same tokens on both sides, gr
 texts that differ void the comparison.  Sides take turns (A B B A) in one process; the ratio is the median over turns,
 with a bootstrap interval.  Ratios are what counts.
 llama_cpp: 16 requests on the file of `--model` against llama.cpp's batch interface by hand, a sequence a
-row, on one thread each, also in CPU seconds, which other processes disturb less; requests one at a time
+row, on one thread each. Both also in CPU seconds, which other processes disturb less; requests one at a time
 against `llama_cpp.Llama` are measured by `benchmarks.llama_cpp_agreement`.
 """
 
@@ -261,7 +261,7 @@ def line(row: dict[str, Any]) -> str:
     aim = AIMS[row["engine"]]
     verdict = "void: the tokens differ" if not row["same"] else "met" if row["ratio"] <= aim else "missed"
     rates = ""
-    if row["engine"] == "llama_cpp":
+    if row["engine"] != "vllm":  # computes in processes of its own
         speeds = {name: row["requests"] * row["tokens"] / value for name, value in row["cpu seconds"].items()}
         rates = "of CPU seconds {:.3f} [{:.3f}, {:.3f}]".format(row["cpu ratio"], *row["cpu interval"])
         rates += f", {speeds['engine']:.1f} and {speeds['library']:.1f} tokens per CPU second; "
@@ -285,6 +285,10 @@ def main() -> None:
     options = parser.parse_args()
     if (options.engine == "llama_cpp") != bool(options.model):
         parser.error("--model goes with llama_cpp")
+    if options.quick and options.out == RESULTS:
+        parser.error(
+            f"--quick needs an --out of its own: what it measures would replace what {RESULTS} holds"
+        )
     load = round(os.getloadavg()[0], 2)
     measure = {"hf": hf, "vllm": vllm, "llama_cpp": llama_cpp}[options.engine]
     with tempfile.TemporaryDirectory() as folder:

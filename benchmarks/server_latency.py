@@ -243,14 +243,10 @@ def main() -> None:
     parser.add_argument(
         "--rates", type=float, nargs="+", default=rates, help="requests/s to each (default: 25 to 600)"
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing"
-    )
     parser.add_argument("--litellm", type=Path, metavar="PYTHON", help="a python that has litellm[proxy]")
     parser.add_argument("--skip-litellm", action="store_true", help="without the peer")
-    parser.add_argument("--out", type=Path, default=load.RESULTS, help="folder (default: %(default)s)")
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = load.parsed(parser)
     if options.serve:
         uvicorn.run(Both(), port=options.serve, log_level="error", access_log=False)  # type: ignore[arg-type]
         return

@@ -6,6 +6,7 @@ knows its measure and its aims.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -31,6 +32,20 @@ from numpy.typing import ArrayLike
 
 RESULTS = Path("results/benchmarks")
 Sample = tuple[float, float]  # when it was asked for, and seconds
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with `--quick` and `--out`, which every benchmark takes; a smoke run does not replace results."""
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
+    options = parser.parse_args()
+    if options.quick and options.out == RESULTS:
+        parser.error(
+            f"--quick needs an --out of its own: what it measures would replace what {RESULTS} holds"
+        )
+    return options
 
 
 class NotStarted(SystemExit):

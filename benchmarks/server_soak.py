@@ -311,11 +311,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=10, help="how long (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=40, help="at the same time (default: %(default)s)")
-    parser.add_argument(
-        "--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing"
-    )
-    parser.add_argument("--out", type=Path, default=load.RESULTS, help="folder (default: %(default)s)")
-    options = parser.parse_args()
+    options = load.parsed(parser)
     where, seconds = load.conditions(), 5.0 if options.quick else 60 * options.minutes
     with tempfile.TemporaryDirectory() as folder:
         journal = Path(folder) / "streams.jsonl"

@@ -192,11 +192,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=200, help="to begin with (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=400, help="of each stream (default: %(default)s)")
     parser.add_argument("--most", type=int, default=6400, help="where to stop raising (default: %(default)s)")
-    parser.add_argument(
-        "--quick", action="store_true", help="a smoke run of seconds; its figures mean nothing"
-    )
-    parser.add_argument("--out", type=Path, default=load.RESULTS, help="folder (default: %(default)s)")
-    options = parser.parse_args()
+    options = load.parsed(parser)
     first, tokens, most = (20, 40, 20) if options.quick else (options.streams, options.tokens, options.most)
     where, rows = load.conditions(), climb(first, most, tokens)
     held = max((row["streams"] for row in rows if not broken(row)), default=0)

@@ -40,6 +40,16 @@ def test_a_benchmark_runs_and_keeps_its_result(name, flags, tmp_path):
         assert record["together"][0]["failed"] == record["apart"][0]["failed"] == {"server": 0, "bare": 0}
 
 
+@pytest.mark.parametrize(
+    "command", [["server_latency"], ["server_streams"], ["server_soak"], ["engine_overhead", "hf"]]
+)
+def test_a_smoke_run_does_not_replace_results(command):
+    line = [sys.executable, "-m", f"benchmarks.{command[0]}", *command[1:], "--quick"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--quick needs an --out of its own" in done.stderr
+
+
 def test_a_missed_target_is_a_failure_that_says_so_after_the_result_is_kept(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         server_load.keep(tmp_path, "one", {"figure": 1}, "a table", ["3 ms too slow"])
