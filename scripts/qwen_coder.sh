@@ -9,7 +9,8 @@
 #   judges      collects MBPP's training and calibration questions; trains and calibrates judges on them
 #   mbpp        Tandem on MBPP's test questions: fixed levels, random mix, oracle and the judges
 #   humaneval   the same on HumanEval, the judges unchanged
-#   gsm8k       fixed levels on GSM8K
+#   gsm8k       the same on GSM8K
+#   advise      what `ensemblehub advise` recommends on MBPP and HumanEval, from what was collected
 #   toolkit     every other way to combine the two, on the first test questions of MBPP
 #   guest       the token-level ways across vocabularies, with SmolLM2-135M
 #   board       all of them as one page, board.html
@@ -20,6 +21,7 @@
 # PAIR_FOLDER.  A core reads some 40 and writes some 30 tokens a second on the 1.5B, so a step takes an hour: interrupt
 # it whenever you like, the same command goes on.  PYTHON names the interpreter.
 set -euo pipefail
+: "${DATA:?names the folder of the benchmarks}"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -z "${PYTHON:-}" ]; then if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi; fi
 out=results/qwen_coder
@@ -28,11 +30,11 @@ params=ensemble.output_aggregation_params
 hub() { "$PYTHON" -m ensemblehub "$@"; }
 
 bench() { # CELLS FOLDER TASK FILE COUNT [flags]
-    hub bench "$out/$1.yaml" --out "$out/$2" --task "$3" --data "${DATA:?}/$4" --limit "${N:-$5}" --prompt official "${@:6}"
+    hub bench "$out/$1.yaml" --out "$out/$2" --task "$3" --data "$DATA/$4" --limit "${N:-$5}" --prompt official "${@:6}"
 }
 
 tandem() { # COMMAND [flags]
-    hub "$1" -c "$out/tandem.yaml" --data "${DATA:?}/mbpp.jsonl" "${@:2}"
+    hub "$1" -c "$out/tandem.yaml" --data "$DATA/mbpp.jsonl" "${@:2}"
 }
 
 judge() { # FOLDER KIND [settings]: train and calibrate
@@ -46,7 +48,18 @@ replay() { # report of what was collected, with every judge
     tandem report "${judges[@]}" "$@"
 }
 
-[ $# -gt 0 ] || set -- published words judges mbpp humaneval gsm8k toolkit guest board
+moved() { # TASK SPLIT FILE COUNT [flags]: another benchmark, the judges unchanged
+    local there=(--dataset "$1" --data "$3" --split "$2" -s "experiment.results=$out/tandem_$1" "${@:5}")
+    tandem collect "${there[@]}" --limit "$4"
+    replay "${there[@]}"
+}
+
+advise() { # TASK SPLIT FILE COUNT
+    hub advise -c "$out/tandem.yaml" --task "$1" --data "$3" --split "$2" --n "$4" --samples 0 --aim accuracy \
+        --collected "$out/tandem_$1/collected" --out "$out/advise_$1"
+}
+
+[ $# -gt 0 ] || set -- published words judges mbpp humaneval gsm8k advise toolkit guest board
 for step; do
     case "$step" in
         published)
@@ -66,12 +79,12 @@ for step; do
             tandem collect --split test --limit "${N:-107}"
             replay
             ;;
-        humaneval)
-            moved=(--dataset humaneval --data "${DATA:?}/humaneval.jsonl" --split all -s "experiment.results=$out/tandem_humaneval")
-            tandem collect "${moved[@]}" --limit "${N:-164}"
-            replay "${moved[@]}"
+        humaneval) moved humaneval all "$DATA/humaneval.jsonl" "${N:-164}" ;;
+        gsm8k) moved gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-200}" --prompt plain ;; # the profile of MBPP is one of code
+        advise)
+            advise mbpp test "$DATA/mbpp.jsonl" "${N:-250}"
+            advise humaneval all "$DATA/humaneval.jsonl" "${N:-164}"
             ;;
-        gsm8k) hub bench "$out/gsm8k.yaml" --out "$out/gsm8k" --task gsm8k --data "${DATA:?}/gsm8k_test.jsonl" --limit "${N:-200}" ;;
         toolkit) bench cells toolkit mbpp mbpp.jsonl 8 ;;
         guest) bench guest guest mbpp mbpp.jsonl 8 ;;
         board) hub board "$out"/{published_humaneval,words,toolkit,guest} --out board.html ;;

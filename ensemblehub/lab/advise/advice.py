@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,18 +17,19 @@ from ensemblehub.artifacts import write_atomically
 from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.errors import ConfigError
+from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab import metrics
 from ensemblehub.lab.advise import choice
 from ensemblehub.lab.advise.certified import CHOOSING, certify
 from ensemblehub.lab.advise.choice import Criterion, Evaluated
 from ensemblehub.lab.advise.record import Recorded, Recorder
 from ensemblehub.lab.advise.strategies import Changes, strategies
-from ensemblehub.lab.journal import Journal
-from ensemblehub.lab.pipeline import collect, report
+from ensemblehub.lab.journal import Journal, told
+from ensemblehub.lab.pipeline import collect, report, splits
 from ensemblehub.lab.pipeline.certificate import Promise
-from ensemblehub.lab.pipeline.experiment import Experiment, as_json, tandem_of
+from ensemblehub.lab.pipeline.experiment import Experiment, as_json, differing_settings, tandem_of
 from ensemblehub.lab.pipeline.progress import progress
+from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.own import OwnQuestions
 from ensemblehub.tandem.insights import LEVEL_0
@@ -68,19 +69,23 @@ def advise(
     folder: Path,
     force: bool,
     promise: Promise | None = None,
+    collected: Path | None = None,
 ) -> Advice:
     """Record up to `n` questions, stop earlier once the answer is clear, and write `advice.md` and
     `advice.yaml`.
 
     Args:
         promise: certify the cheapest strategy that keeps it, on all `n` questions, and recommend that one.
+        collected: what `collect` recorded of the same models, prompts and questions; it is not asked again.
 
     Raises:
         ConfigError: the configuration is not Tandem's, the size of a model is unknown, or there is no
             question.
+        ArtifactError: `collected` was made with other settings, or the recorded questions were.
     """
     config = with_rule(config)
-    recorded = record(config, task, split, n, samples, folder, force, None if promise else criterion)
+    enough = None if promise else criterion
+    recorded = record(config, task, split, n, samples, folder, force, enough, collected)
     found = choice.outcomes(strategies(recorded), criterion)
     chosen = choice.recommended(found, criterion)
     clear = choice.is_clear(found, chosen, criterion)
@@ -112,6 +117,7 @@ def record(
     folder: Path,
     force: bool,
     enough: Criterion | None,
+    collected: Path | None,
 ) -> Recorded:
     """Ask up to `n` questions, from what `folder` holds of them.
 
@@ -125,17 +131,19 @@ def record(
     ensemble = AsyncEnsemble.from_config(config)
     tandem = tandem_of(ensemble)
     check_sizes(ensemble)
-    experiment = Experiment(config)
-    items = list(task.items(split, n))
+    experiment = Experiment(config, task)
+    items = experiment.items(split, n)
     if not items:
         raise ConfigError(f"{task.name} has no questions in its split {split!r}")
-    recorder = Recorder(tandem, ensemble.engines, task, experiment.sampling, samples)
-    header = collect.settings(tandem, ensemble.engines, task.name, split, experiment.sampling)
+    header = experiment.header(split, ensemble, tandem)
+    known = reused(collected, split, header, items) if collected else {}
+    recorder = Recorder(tandem, ensemble.engines, task, experiment.sampling, samples, known)
     roles = {role: engine.name for role, engine in tandem.parts(ensemble.engines).items()}
     profile = config.ensemble.output_aggregation_params.get("profile", tandem.profile)
     more = {"samples": samples, "roles": roles, "profile": profile}
-    header = as_json(header | experiment.deciding(ensemble.engines) | more)
+    header = as_json(header | more)
     with closing(Journal(folder / "recorded.jsonl", header, force)) as journal:
+        splits.check_unchanged(journal, [replace(item, extra={}) for item in items])
         return asyncio.run(
             _recorded(ensemble, recorder, items, journal, header, enough, config.experiment.concurrency)
         )
@@ -164,6 +172,19 @@ async def _recorded(
                 if enough and _is_clear(recorded, enough):
                     break
     return recorded
+
+
+def reused(folder: Path, split: str, header: dict[str, Any], items: list[Item]) -> dict[str, dict[str, Any]]:
+    """The rows of a folder of `collect` that answer these questions, by id.
+
+    Raises:
+        ArtifactError: they were made with other settings.
+    """
+    done = Collected.load(folder, split)
+    if differing := differing_settings(done.header, {**done.header, **header}):
+        raise ArtifactError(f"{folder}/{split} was collected with other settings: {told(differing)}")
+    words = {item.id: splits.digest(item) for item in items}
+    return {row["id"]: row for row in collect.unfolded(done) if words.get(row["id"]) == row["question"]}
 
 
 def _is_clear(recorded: Recorded, criterion: Criterion) -> bool:

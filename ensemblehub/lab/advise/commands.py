@@ -32,6 +32,17 @@ from ensemblehub.options import config_file_option, force_option
     help="Your own questions, as for `infer`. With answers, these are compared; without, the mentor's own "
     "answers count as right.",
 )
+@click.option(
+    "--prompt",
+    metavar="PROFILE",
+    help="Prompt profile of the benchmark (default: experiment.prompt of the file, else plain; docs/tasks.md).",
+)
+@click.option(
+    "--collected",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="What `collect` recorded of the same models and prompts (FOLDER/SPLIT.jsonl.gz); it is not asked again.",
+)
 @click.option("--split", help="Split of the benchmark (default: its first one, never test).")
 @click.option("--n", type=click.IntRange(min=10), default=50, show_default=True, help="Questions at most.")
 @click.option(
@@ -96,6 +107,8 @@ def advise(
     task: str | None,
     data: Path | None,
     own: Path | None,
+    prompt: str | None,
+    collected: Path | None,
     split: str | None,
     n: int,
     aim: str,
@@ -134,16 +147,21 @@ def advise(
         raise click.UsageError("give --models or a configuration, not both")
     if bool(task) == bool(own):
         raise click.UsageError("give --task or --input")
+    if prompt and own:
+        raise click.UsageError("--prompt goes with --task")
     if budget is not None and aim == "cost":
         raise click.UsageError("--budget goes with --aim accuracy")
     config = advice.pair_of(models, changes) if models else Config.read(path or builtin.CONFIG, changes)
-    chosen = OwnQuestions(own) if own else task_named(cast(str, task), data)
+    words = prompt or config.experiment.prompt
+    chosen = OwnQuestions(own) if own else task_named(cast(str, task), data, words)
     splits = [name for name in chosen.splits if name != "test"]
     if split is None and not splits:
         raise click.UsageError(f"{chosen.name} has only test questions: name them with --split test")
     criterion = Criterion(cast(Aim, aim), budget or 1.0, margin / 100)
     promise = Promise(max_loss, confidence, cast(Loss, loss)) if max_loss else None
-    made = advice.advise(config, chosen, split or splits[0], n, samples, criterion, out, force, promise)
+    made = advice.advise(
+        config, chosen, split or splits[0], n, samples, criterion, out, force, promise, collected
+    )
     click.echo(made.text)
     if made.refusal:
         raise made.refusal

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.candidates import drafts
+from ensemblehub.ensemble_methods.acceptance import Trial
+from ensemblehub.ensemble_methods.candidates import Candidate, drafts
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.ensemble_methods.templates import question_of
 from ensemblehub.generators.base import Engine
 from ensemblehub.lab.pipeline import collect, splits
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.lab.tasks.base import Item, Task
+from ensemblehub.lab.tasks.shown_tests import ShownTests
 from ensemblehub.schema import Request, Sampling
 
 TEMPERATURE = 0.7  # of the samples beside the greedy answer
+SHOWN_TESTS = ShownTests()
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,13 @@ class InternAnswer:
     Attributes:
         answer: what was understood as the answer; None where nothing can be read.
         logprob: mean log-probability of its tokens; None where the engine gives none.
+        tests: share of the tests in the question that it passes; None where the question has none.
     """
 
     run: Run
     answer: str | None
     logprob: float | None
+    tests: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,7 @@ class Recorded:
         known = dict.fromkeys(Row.__dataclass_fields__) | {"readings": None}
         kept = [{key: value for key, value in row.items() if key in known} for row in rows]
         found = [
-            [InternAnswer(Run(**each["run"]), each["answer"], each["logprob"]) for each in row["drafts"]]
-            for row in rows
+            [InternAnswer(**{**draft, "run": Run(**draft["run"])}) for draft in row["drafts"]] for row in rows
         ]
         return cls(collect.folded(kept, header, "the recorded questions"), found)
 
@@ -78,37 +83,53 @@ class Recorder(collect.Collector):
 
     Args:
         samples: answers of the intern at temperature 0.7, beside its greedy one.
+        known: what a `Collector` recorded of questions already, by id; it is not asked for again.
     """
 
     def __init__(
-        self, tandem: Tandem, engines: list[Engine], task: Task, sampling: Sampling, samples: int
+        self,
+        tandem: Tandem,
+        engines: list[Engine],
+        task: Task,
+        sampling: Sampling,
+        samples: int,
+        known: Mapping[str, dict[str, Any]],
     ) -> None:
         super().__init__(tandem, engines, task, sampling)
-        self.samples = samples
+        self.samples, self.known = samples, known
 
     async def collect(self, item: Item) -> dict[str, Any]:
         ask = self.task.ask(item, self.sampling)
         warm = replace(ask, sampling=replace(self.sampling, temperature=TEMPERATURE))
         sampled = [candidate.request for candidate in drafts(warm, [self.intern], self.samples)]
         answered = [await self.draft(item, request) for request in (ask, *sampled)]
-        row = await super().collect(item) | {"drafts": [asdict(draft) for draft in answered]}
+        row = self.known.get(item.id) or await super().collect(item)
+        row = row | {"drafts": [asdict(draft) for draft in answered]}
         if not item.answer:
             await asyncio.to_thread(self.agree, item, row)
         return row | {"asked": splits.asked(replace(item, extra={}))}
 
     async def draft(self, item: Item, request: Request) -> InternAnswer:
         """Let the intern answer."""
-        ledger, logprobs = UsageLedger(), list[float | None]()
-        text, finish = "", None
-        async with aclosing(self.intern.stream(request, ledger.meter("answer"))) as stream:
+        draft = Candidate(self.intern, request, self.intern.name)
+        async with aclosing(self.intern.stream(request, draft.usage.meter("answer"))) as stream:
             async for piece in stream:
-                text, finish = text + piece.text, piece.finish
-                logprobs += [token.logprob for token in piece.tokens]
-        grade, cost = await asyncio.to_thread(self.task.grade, item, text), ledger.total
+                draft.pieces.append(piece)
+        grade, cost = await asyncio.to_thread(self.task.grade, item, draft.text), draft.usage.total
+        logprobs = [token.logprob for token in draft.tokens]
         known = [value for value in logprobs if value is not None]
         mean = float(np.mean(known)) if known and len(known) == len(logprobs) else None
         written = (cost.prompt_tokens, cost.completion_tokens, cost.seconds)
-        return InternAnswer(Run(grade.correct, finish, 0, 0, *written, False, text), grade.answer, mean)
+        finish = draft.pieces[-1].finish if draft.pieces else None
+        run = Run(grade.correct, finish, 0, 0, *written, False, draft.text)
+        return InternAnswer(run, grade.answer, mean, await self.passed(draft))
+
+    async def passed(self, draft: Candidate) -> float | None:
+        """The share of the tests in the question that a program passes; None without tests."""
+        trial = Trial(draft.request, draft, [self.intern], draft.usage)
+        if not await SHOWN_TESTS.tests(trial, question_of(draft.request.prompt, "tests")):
+            return None
+        return await SHOWN_TESTS.probability(trial)
 
     def agree(self, item: Item, row: dict[str, Any]) -> None:
         """Grade by agreement with the mentor's own answer, where the question has none."""

@@ -14,12 +14,14 @@ from ensemblehub.ensemble_methods.output_aggregation.vote import partied
 from ensemblehub.lab.advise.record import TEMPERATURE, InternAnswer, Recorded
 from ensemblehub.lab.pipeline import cascade, replay
 from ensemblehub.lab.pipeline.records import Run
+from ensemblehub.lab.tasks.shown_tests import ShownTests
 from ensemblehub.tandem.artifact import resolve_judge
 from ensemblehub.tandem.insights import LEVEL_0
 
 Floats = NDArray[np.float64]
 Changes = Mapping[str, Any]
 THRESHOLDS = 15  # quantiles of a score that are tried
+SHOWN_TESTS = f"{ShownTests.__module__}:{ShownTests.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -122,15 +124,21 @@ def _escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     """The intern's draft is kept where a criterion accepts it; else the mentor answers, or plans."""
     rows, nothing = recorded.collected.rows, np.zeros(recorded.n)
     mentor = [row.runs["mentor"] for row in rows]
+    criteria = {}
     logprobs = [drafts[0].logprob for drafts in recorded.drafts]
     if None not in logprobs:
         scores = np.exp(np.array(logprobs, float))
-        name, accepted = "log-probability", Accepted("logprob", scores, nothing, known)
+        criteria["log-probability"] = Accepted("logprob", scores, nothing, known)
+    passed = [drafts[0].tests for drafts in recorded.drafts]
+    if any(passed):
+        scores = np.array([share or 0.0 for share in passed])
+        criteria["shown tests"] = Accepted(SHOWN_TESTS, scores, nothing, known)
+    for name, accepted in criteria.items():
         yield _escalation(recorded, f"cascade by {name}", accepted, mentor, "cascade")
         for level, tokens in recorded.collected.levels.items():
             if level != LEVEL_0:
                 planned, plan = [row.runs[level] for row in rows], {"plan_tokens": tokens, **recorded.words}
-                title = f"plan on failure, {tokens} tokens"
+                title = f"plan on failure by {name}, {tokens} tokens"
                 yield _escalation(recorded, title, accepted, planned, "plan_on_failure", plan)
     if samples := _readable(recorded):
         shares = [

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -179,13 +179,19 @@ def settings(
 
 def take_over(done: Collected, journal: Journal) -> None:
     """Add the rows of a collected split to the journal of a larger one."""
+    for row in unfolded(done):
+        if row["id"] not in journal.rows:
+            journal.append(row)
+
+
+def unfolded(done: Collected) -> Iterator[dict[str, Any]]:
+    """The rows of a collected split as a `Collector` made them; the inverse of `folded`."""
     for row, table, sequences in zip(done.rows, done.features, done.sequences, strict=True):
-        if row.id not in journal.rows:
-            readings = {
-                level: {"features": table[index].tolist(), "sequences": _pack(sequences[index])}
-                for index, level in enumerate(done.levels)
-            }
-            journal.append(asdict(row) | {"readings": readings})
+        readings = {
+            level: {"features": table[index].tolist(), "sequences": _pack(sequences[index])}
+            for index, level in enumerate(done.levels)
+        }
+        yield asdict(row) | {"readings": readings}
 
 
 def finish(journal: Journal, header: dict[str, Any], order: list[str], folder: Path, split: str) -> Collected:

@@ -14,7 +14,7 @@ from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.lab.journal import differences, told
-from ensemblehub.lab.pipeline import splits
+from ensemblehub.lab.pipeline import collect, splits
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.lab.tasks.base import Item, Task
@@ -50,9 +50,10 @@ def tandem_of(ensemble: AsyncEnsemble) -> Tandem:
 class Experiment:
     """A configured Tandem on a benchmark, and the folder that its results lie in."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, task: Task | None = None) -> None:
+        """Take the benchmark that the configuration names, or `task`."""
         self.config, self.settings = config, config.experiment
-        self.task: Task = task_named(self.settings.task, self.settings.data, self.settings.prompt)
+        self.task = task or task_named(self.settings.task, self.settings.data, self.settings.prompt)
         self.sampling = config.ensemble.generation.sampling()
         self.folder = self.settings.results
         self._hashed: dict[tuple[str, int | None], dict[str, str]] = {}
@@ -71,6 +72,13 @@ class Experiment:
         """The settings that decide what the engines write: models, their options, and the sampling."""
         found = deciding(self.config, engines, self.served)
         return {"engines": found, "sampling": asdict(self.sampling)}
+
+    def header(self, split: str, ensemble: AsyncEnsemble, tandem: Tandem) -> dict[str, Any]:
+        """The settings that a split is collected with, except its questions."""
+        header = collect.settings(tandem, ensemble.engines, self.task.name, split, self.sampling)
+        if about := self.task.about(split):
+            header["questions"] = about
+        return as_json(header | self.deciding(ensemble.engines))
 
     def items(self, split: str, limit: int | None = None) -> list[Item]:
         """The questions of a split."""

@@ -65,7 +65,7 @@ class Pipeline(Experiment):
         """
         ensemble, tandem = self.ensemble(judge=f"fixed:{LEVEL_0}")
         items, folder = self.items(split, limit), self.folder / "collected"
-        settings = self._header(split, ensemble, tandem)
+        settings = self.header(split, ensemble, tandem)
         header = settings | {"n": len(items), "asked": splits.asked(*items)}
         partial, done = folder / f"{split}.partial.jsonl", None
         if not force and self.has_collected(split):
@@ -96,7 +96,7 @@ class Pipeline(Experiment):
         ensemble, tandem = self.ensemble(judge=f"fixed:{LEVEL_0}")
         items = [item for item in self.items(split, limit) if shard.holds(splits.asked(item))]
         path = shard.within(self.folder) / "collected" / f"{split}.partial.jsonl"
-        with closing(Journal(path, self._header(split, ensemble, tandem), force)) as journal:
+        with closing(Journal(path, self.header(split, ensemble, tandem), force)) as journal:
             splits.check_unchanged(journal, items)
             self._collect_into(journal, items, f"collect {split} {shard}")
         return path
@@ -281,13 +281,6 @@ class Pipeline(Experiment):
             )
         return Path(builtin.resolve(str(judge)))
 
-    def _header(self, split: str, ensemble: AsyncEnsemble, tandem: Tandem) -> dict[str, Any]:
-        """The settings that a split is collected with, except its questions."""
-        header = collect.settings(tandem, ensemble.engines, self.task.name, split, self.sampling)
-        if about := self.task.about(split):
-            header["questions"] = about
-        return as_json(header | self.deciding(ensemble.engines))
-
     def _check_calibration(self, data: Collected, tandem: Tandem, artifact: JudgeArtifact) -> None:
         """Check that thresholds for this judge and these levels can be chosen on this data.
 
@@ -309,7 +302,7 @@ class Pipeline(Experiment):
             ArtifactError: they were not; says what differs.
         """
         kept = {key: collected.header.get(key) for key in ("n", "asked")}
-        if differing := differing_settings(collected.header, self._header("test", *self.ensemble()) | kept):
+        if differing := differing_settings(collected.header, self.header("test", *self.ensemble()) | kept):
             raise ArtifactError(
                 f"{self.folder}/collected/test was collected with other settings: {told(differing)}; "
                 "collect it again, or use --force to run all the same"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from ensemblehub.lab.advise.choice import (
     recommended,
 )
 from ensemblehub.lab.advise.strategies import Strategy
+from ensemblehub.lab.pipeline.collect import Collector
+from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks.own import OwnQuestions
 
 add_plugins()
@@ -65,8 +68,7 @@ def made(pair, *changes):
 @pytest.mark.parametrize("most", [512, 3])
 def test_every_strategy_is_right_where_a_live_run_is(pair, most):
     limit = f"ensemble.generation.max_tokens={most}"  # 3 cuts the intern's answers off
-    found, task = made(pair, limit).found, OwnQuestions(pair / "own.jsonl")
-    items = list(task.items())
+    found = made(pair, limit).found
     names = {outcome.name for outcome in found}
     assert {
         "mentor alone",
@@ -75,6 +77,36 @@ def test_every_strategy_is_right_where_a_live_run_is(pair, most):
         "tandem by entropy",
         "cascade by log-probability",
     } < names
+    assert "cascade by shown tests" not in names
+    check_live(pair, found, limit)
+
+
+def test_programs_are_also_kept_where_they_pass_the_tests_in_the_question(pair):
+    right, wrong = "def twice(x): return 2 * x", "def twice(x): return 0"
+    questions = [
+        {
+            "question": f"{n} {'boats' if n % 2 else 'cars'}: write twice(x).\nassert twice(2) == 4",
+            "answer": right,
+        }
+        for n in range(20)
+    ]
+    (pair / "own.jsonl").write_text("".join(json.dumps(item) + "\n" for item in questions))
+    small, big = {"boats": right, "": wrong}, {"": right}
+    changes = [f"model_specs.1.replies={json.dumps(small)}", f"model_specs.0.replies={json.dumps(big)}"]
+    found = made(pair, *changes).found
+    named = {outcome.name: outcome for outcome in found}
+    outcome = named["cascade by shown tests"]
+    assert outcome.correct.mean() == 1
+    assert outcome.changes["ensemble.output_aggregation_params"]["accept"].endswith(":ShownTests")
+    mentor, intern = named["mentor alone"].cost, named["intern alone"].cost
+    assert np.isclose(outcome.cost, np.where(np.arange(20) % 2, intern, intern + mentor)).all()
+    check_live(pair, [outcome for outcome in found if "tests" in outcome.name], *changes)
+
+
+def check_live(pair, found, *more):
+    """Check that live runs answer the same questions right."""
+    task = OwnQuestions(pair / "own.jsonl")
+    items = list(task.items())
 
     async def live(config):
         async with AsyncEnsemble.from_config(config) as ensemble:
@@ -85,9 +117,47 @@ def test_every_strategy_is_right_where_a_live_run_is(pair, most):
             ]
 
     for outcome in found:
-        changes = [limit, *(f"{key}={json.dumps(value)}" for key, value in outcome.changes.items())]
+        changes = [*more, *(f"{key}={json.dumps(value)}" for key, value in outcome.changes.items())]
         config = Config.from_dict(yaml.safe_load(PAIR), changes)
         assert asyncio.run(live(config)) == list(outcome.correct > 0), outcome.name
+
+
+def test_what_collect_recorded_is_not_asked_again(pair, monkeypatch):
+    results = pair / "results"
+    config = ["-c", str(pair / "pair.yaml")]
+    flags = [
+        "--dataset",
+        "builtin_math",
+        "--split",
+        "train",
+        "--limit",
+        "12",
+        "-s",
+        f"experiment.results={results}",
+    ]
+    done = CliRunner().invoke(cli, ["collect", *config, *flags])
+    assert done.exit_code == 0, done.output
+    kept = Collected.load(results / "collected", "train")
+    asked = []
+
+    async def collect(self, item):
+        asked.append(item.id)
+        return await again(self, item)
+
+    again = Collector.collect
+    monkeypatch.setattr(Collector, "collect", collect)
+    arguments = ["advise", *config, "--task", "builtin_math", "--out", str(pair / "out"), "--n", "20"]
+    more = ["--collected", str(results / "collected")]
+    done = CliRunner().invoke(cli, [*arguments, *more])
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (pair / "out" / "recorded.jsonl").read_text().splitlines()[1:]]
+    assert len(rows) == 20
+    assert len(asked) == 8
+    runs = {row["id"]: row["runs"] for row in rows}
+    assert not set(asked) & {row.id for row in kept.rows}
+    assert all(runs[row.id] == asdict(row)["runs"] for row in kept.rows)
+    other = CliRunner().invoke(cli, [*arguments, *more, "-s", "ensemble.generation.max_tokens=7", "--force"])
+    assert "was collected with other settings: max_tokens 512, not 7" in str(other.exception)
 
 
 def test_the_recommended_file_answers_as_it_says(pair):
