@@ -55,7 +55,7 @@ moved() { # TASK SPLIT FILE COUNT [flags]: another benchmark, the judges unchang
 }
 
 advise() { # TASK SPLIT FILE COUNT
-    hub advise -c "$out/tandem.yaml" --task "$1" --data "$3" --split "$2" --n "$4" --samples 0 --aim accuracy \
+    hub advise -c "$out/tandem.yaml" --task "$1" --data "$3" --split "$2" --n "$4" --all --samples 0 --aim accuracy \
         --collected "$out/tandem_$1/collected" --out "$out/advise_$1"
 }
 

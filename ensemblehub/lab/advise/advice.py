@@ -64,6 +64,7 @@ def advise(
     task: Task,
     split: str,
     n: int,
+    whole: bool,
     samples: int,
     criterion: Criterion,
     folder: Path,
@@ -75,6 +76,7 @@ def advise(
     `advice.yaml`.
 
     Args:
+        whole: do not stop earlier.
         promise: certify the cheapest strategy that keeps it, on all `n` questions, and recommend that one.
         collected: what `collect` recorded of the same models, prompts and questions; it is not asked again.
 
@@ -84,7 +86,7 @@ def advise(
         ArtifactError: `collected` was made with other settings, or the recorded questions were.
     """
     config = with_rule(config)
-    enough = None if promise else criterion
+    enough = None if promise or whole else criterion
     recorded = record(config, task, split, n, samples, folder, force, enough, collected)
     found = choice.outcomes(strategies(recorded), criterion)
     chosen = choice.recommended(found, criterion)

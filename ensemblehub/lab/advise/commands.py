@@ -46,6 +46,9 @@ from ensemblehub.options import config_file_option, force_option
 @click.option("--split", help="Split of the benchmark (default: its first one, never test).")
 @click.option("--n", type=click.IntRange(min=10), default=50, show_default=True, help="Questions at most.")
 @click.option(
+    "--all", "whole", is_flag=True, help="Ask all --n questions, also when the answer is clear before."
+)
+@click.option(
     "--aim",
     type=click.Choice(["accuracy", "cost"]),
     default="cost",
@@ -111,6 +114,7 @@ def advise(
     collected: Path | None,
     split: str | None,
     n: int,
+    whole: bool,
     aim: str,
     budget: float | None,
     margin: float,
@@ -160,7 +164,7 @@ def advise(
     criterion = Criterion(cast(Aim, aim), budget or 1.0, margin / 100)
     promise = Promise(max_loss, confidence, cast(Loss, loss)) if max_loss else None
     made = advice.advise(
-        config, chosen, split or splits[0], n, samples, criterion, out, force, promise, collected
+        config, chosen, split or splits[0], n, whole, samples, criterion, out, force, promise, collected
     )
     click.echo(made.text)
     if made.refusal:

@@ -62,7 +62,7 @@ def run(folder, *more):
 
 def made(pair, *changes):
     config, task = Config.read(pair / "pair.yaml", changes), OwnQuestions(pair / "own.jsonl")
-    return advice.advise(config, task, "all", 30, 4, Criterion("cost"), pair / "out", False)
+    return advice.advise(config, task, "all", 30, False, 4, Criterion("cost"), pair / "out", False)
 
 
 @pytest.mark.parametrize("most", [512, 3])
