@@ -164,7 +164,8 @@ async def _recorded(
     done = len(items) - len(journal.missing(items))
     async with ensemble:
         with progress("advise", len(items), done) as step:
-            for end in range(BLOCK, len(items) + BLOCK, BLOCK):
+            block = BLOCK if enough else len(items)
+            for end in range(block, len(items) + block, block):
                 part = items[:end]
                 missing = journal.missing(part)
                 await for_each(missing, recorder.collect, limit=limit, keep=journal.append, progress=step)

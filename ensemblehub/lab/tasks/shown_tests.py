@@ -24,11 +24,13 @@ from ensemblehub.lab.tasks.sandbox import run_tests
 BUILTINS = frozenset(dir(builtins))
 MOST = 8  # tests that are run
 SECONDS = 5.0  # for each
+LONGEST = 400  # characters of an example
 ASK = """{question}
 
 Do not solve this. Write five assert statements that a right solution passes, one a line and nothing else."""
 BEGINS = re.compile(r"^(?:from |import |async def |def |class |@)", re.MULTILINE)
 QUOTES = re.compile(r"\"{3}|'{3}")  # the end of a docstring is no output
+EQUALS = re.compile(r"[\s#]*(?:[-=]{1,2}>|==?|➞|→|⇒|(?:should )?(?:returns?|equals?|be)\b:?)\s*")
 DEFINES = re.compile(r"^\s*(?:async\s+)?def\s+(\w+)\s*\(", re.MULTILINE)
 
 
@@ -52,7 +54,8 @@ class ShownTests(Acceptance):
 
     async def tests(self, trial: Trial, question: str) -> list[str]:
         """The tests, a line of Python each."""
-        return assertions(question) + examples(question)
+        found = assertions(question) + examples(question) + equations(question)
+        return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,53 @@ def examples(text: str) -> list[str]:
         f"assert ({example.source.strip()}) == ({example.want.strip()})" for example in found if example.want
     )
     return [test for test in tests if _is_assertion(test)]
+
+
+def equations(text: str) -> list[str]:
+    """Examples such as `add(1, 2) == 3`, `add(1, 2) ➞ 3` and `add(1, 2) should return 3`, as assertions.
+
+    Only calls of functions that the text begins, and values that are literals.
+    """
+    names = "|".join(map(re.escape, DEFINES.findall(text)))
+    found = re.finditer(rf"(?<![\w.])(?:{names})(?=\()", text) if names else ()
+    tests = []
+    for start in (match.start() for match in found):
+        line = text[start : start + LONGEST].partition("\n")[0]
+        if len(line) == LONGEST:  # a value that is cut off would be another one
+            continue
+        ends = (place for place, character in enumerate(line, 1) if character == ")")
+        call = next((line[:end] for end in ends if _is_call(line[:end])), "")
+        if call and (sign := EQUALS.match(line, len(call))):
+            value = _literal(line[sign.end() :].partition(" #")[0].rstrip())
+            if value:
+                tests.append(f"assert ({call}) == ({value})")
+    return tests
+
+
+def _is_call(text: str) -> bool:
+    try:
+        return isinstance(ast.parse(text, mode="eval").body, ast.Call)
+    except (SyntaxError, ValueError):
+        return False
+
+
+def _literal(text: str) -> str:
+    """The longest value that a text begins with, unless an expression goes on behind it; else nothing."""
+    for end in range(len(text), 0, -1):
+        value, after = text[:end], text[end:]
+        ended = not after or not (after[0].isalnum() or after.lstrip()[:1] in "+-*/%<>=&|^[")
+        if ended and _is_literal(value):
+            return value
+    return ""
+
+
+def _is_literal(text: str) -> bool:
+    """Whether it is a value by itself; a comma without parentheses ends one."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return False
+    return not isinstance(value, tuple) or text.startswith("(")
 
 
 def function_of(question: str, tests: Sequence[str]) -> str:

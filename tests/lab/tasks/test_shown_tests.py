@@ -9,7 +9,7 @@ from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.cascade import Cascade
 from ensemblehub.ensemble_methods.output_aggregation.plan_on_failure import PlanOnFailure
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
-from ensemblehub.lab.tasks.shown_tests import assertions, examples, function_of
+from ensemblehub.lab.tasks.shown_tests import assertions, equations, examples, function_of
 from ensemblehub.schema import Chat, Message, Request, Sampling
 
 SHOWN, WRITTEN = (f"ensemblehub.lab.tasks.shown_tests:{name}" for name in ("ShownTests", "WrittenTests"))
@@ -72,6 +72,32 @@ def test_the_author_may_write_the_tests(tests, share):
 def test_the_large_model_plans_where_tests_fail():
     assert answer(PlanOnFailure(accept=SHOWN), MBPP, HALF).text == RIGHT
     assert answer(PlanOnFailure(accept=SHOWN), MBPP, RIGHT).insight == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "test"),
+    [
+        ("add(2, 3) == 5", "assert (add(2, 3)) == (5)"),
+        ("* add(2, 3) => 5, since they are few", "assert (add(2, 3)) == (5)"),
+        ("For add([1], (2, 3)) ➞ [3, 4]", "assert (add([1], (2, 3))) == ([3, 4])"),
+        ("add('a)', 'b') -> 'a)b'", "assert (add('a)', 'b')) == ('a)b')"),
+        ("add(2, 3)   # returns 5", "assert (add(2, 3)) == (5)"),
+        ("add(2, 3) should return (5, None).", "assert (add(2, 3)) == ((5, None))"),
+        ("add(2, 3) = 5 # five", "assert (add(2, 3)) == (5)"),
+        ("add(1) ==> 1, add(2) ==>-2", "assert (add(1)) == (1)"),
+        ("add(2, 3) == 10 ** 3", ""),  # the value is not the literal 10
+        ("add(2, 3) == 5th", ""),
+        ("add(2, 3) == other", ""),
+        ("add(2, 3) and add(3, 2)", ""),
+        ("padd(2, 3) == 5", ""),
+        ("x.add(2, 3) == 5", ""),
+        ("add(" + "(" * 5000, ""),
+        ("add(1) == " + "9" * 5000, ""),
+    ],
+)
+def test_examples_in_a_line_are_tests(line, test):
+    found = equations(f'def add(x, y):\n    """\n    {line}\n    """')
+    assert found[:1] == ([test] if test else [])
 
 
 def test_what_counts_as_a_test():
