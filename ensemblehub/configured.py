@@ -14,6 +14,7 @@ from ensemblehub.config.sections import ModelSpec, RewardSpec, StrategySpec
 from ensemblehub.ensemble_methods.base import Aggregation, Selection
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
+from ensemblehub.generators.swap import SwapGroup, SwappedEngine
 from ensemblehub.scorers.base import Scorer
 from ensemblehub.scorers.pool import Pool
 
@@ -111,7 +112,7 @@ def engine_of(config: Config, spec: ModelSpec) -> Engine:
             kind.options, config.options(spec), f"model {spec.name!r}", ModelSpec.model_fields
         )
         engine: Engine = kind(spec.name, options)
-        return engine
+        return SwappedEngine(engine, config.shared(SwapGroup)) if spec.swap else engine
 
 
 def scorer_of(config: Config, spec: RewardSpec, engines: Sequence[Engine]) -> Scorer:

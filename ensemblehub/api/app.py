@@ -81,7 +81,8 @@ def create_app(
     settings, state = config.server, state or State()
     catalog = Catalog(config)
     admission = Admission(settings.max_running, settings.max_queued, settings.max_queued_tokens)
-    monitor = Monitor(admission, state, [served.watch for served in catalog.ensembles if served.watch])
+    watches = [served.watch for served in catalog.ensembles if served.watch]
+    monitor = Monitor(admission, state, watches, catalog.engines)
     limited = settings.key_budget != Budget()
     budgets = KeyBudgets(settings.key_budget_file, settings.key_budget) if limited else None
     app = FastAPI(

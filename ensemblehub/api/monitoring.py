@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from prometheus_client import (
@@ -16,12 +16,16 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from ensemblehub.api.admission import Admission
 from ensemblehub.api.certified import CertificateWatch
 from ensemblehub.api.job import AnswerRecord, GenerationJob
 from ensemblehub.api.state import State
 from ensemblehub.api.usage import estimated_mentor_alone
+from ensemblehub.generators.base import Engine
+from ensemblehub.generators.swap import SwappedEngine
 from ensemblehub.schema import Piece, UsageLine, Verdict
 
 __all__ = ["CONTENT_TYPE", "Monitor"]
@@ -30,12 +34,36 @@ _KINDS = ("prompt", "cached", "completion", "discarded")
 disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the text
 
 
+class SwapCollector(Collector):
+    """How often each model that takes turns was loaded."""
+
+    def __init__(self, engines: Sequence[SwappedEngine]) -> None:
+        self._engines = engines
+
+    def collect(self) -> Iterator[Metric]:
+        """The counter, one sample for each model."""
+        text = "Times a model was loaded in its turn (`swap: true`)"
+        loads = CounterMetricFamily("ensemblehub_model_loads", text, labels=["engine"])
+        for engine in self._engines:
+            loads.add_metric([engine.name], engine.loads)
+        yield loads
+
+
 class Monitor:
     """The metrics of one server."""
 
-    def __init__(self, admission: Admission, state: State, watches: Sequence[CertificateWatch] = ()) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        state: State,
+        watches: Sequence[CertificateWatch] = (),
+        engines: Sequence[Engine] = (),
+    ) -> None:
         self._state = state
         self.registry = CollectorRegistry()
+        swapped = [engine for engine in engines if isinstance(engine, SwappedEngine)]
+        if swapped:
+            self.registry.register(SwapCollector(swapped))
         counter = partial(Counter, namespace="ensemblehub", registry=self.registry)
         gauge = partial(Gauge, namespace="ensemblehub", registry=self.registry)
         histogram = partial(

@@ -7,10 +7,10 @@ dataclasses when they are built.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
@@ -24,8 +24,8 @@ from ensemblehub.config.sections import (
     RewardSpec,
     Section,
     ServerSection,
+    Spec,
     StrategySpec,
-    named,
 )
 from ensemblehub.config.yaml_file import YamlFile, parsed
 from ensemblehub.errors import ConfigError, did_you_mean
@@ -47,6 +47,8 @@ WHERE_IT_RUNS = {  # options that decide where and how patiently a model runs, n
     "patience",
     "concurrency",
 }
+T = TypeVar("T")
+SpecT = TypeVar("SpecT", bound=Spec)
 DEFAULT = "ensemble"  # name of the ensemble under the key `ensemble`
 
 
@@ -74,6 +76,7 @@ class Config(Section):
     _file: YamlFile | None = PrivateAttr(default=None)
     _translation: Translation = PrivateAttr(default_factory=Translation)
     _place: tuple[str, ...] = PrivateAttr(default=("ensemble",))
+    _shared: dict[Any, Any] = PrivateAttr(default_factory=dict)
 
     @field_validator("model_specs", mode="after")
     @classmethod
@@ -81,12 +84,12 @@ class Config(Section):
         for spec in specs:
             if "name" not in spec.model_fields_set and "path" not in spec.extra:
                 raise ValueError("a model needs a path or a name")
-        return named(specs, "models")
+        return _numbered(specs, "models")
 
     @field_validator("reward_specs", mode="after")
     @classmethod
     def _scorers(cls, specs: list[RewardSpec]) -> list[RewardSpec]:
-        return named(specs, "scorers")
+        return _numbered(specs, "scorers")
 
     @field_validator("sweep", mode="after")
     @classmethod
@@ -162,6 +165,16 @@ class Config(Section):
             text = f"engine_options.{engine} has no effect: no model runs on the engine {engine!r}"
             yield ("engine_options", engine), text
 
+        swapped = [index for index, spec in enumerate(self.model_specs) if spec.swap]
+        if len(swapped) == 1:
+            yield ("model_specs", swapped[0], "swap"), "swap has no effect: no other model swaps"
+
+    def shared(self, make: Callable[[], T]) -> T:
+        """The one result of `make` that all parts of this configuration share."""
+        if make not in self._shared:
+            self._shared[make] = make()
+        return cast(T, self._shared[make])
+
     def warn(self) -> None:
         """Log each of `notes` once."""
         for note in self.notes:
@@ -227,6 +240,22 @@ class Config(Section):
             raise ConfigError(at + text) from error
         config._file, config._translation = file, translation
         return config
+
+
+def _numbered(specs: Sequence[SpecT], what: str) -> list[SpecT]:
+    """The specs; those without a `name` get a number where they would share one."""
+    taken = [spec.name for spec in specs if "name" in spec.model_fields_set]
+    if len(set(taken)) < len(taken):
+        raise ValueError(f"two {what} share a name: {', '.join(taken)}")
+    numbered: list[SpecT] = []
+    for spec in specs:
+        if "name" not in spec.model_fields_set:
+            names = (spec.name, *(f"{spec.name}-{number}" for number in range(2, len(specs) + 2)))
+            name = next(name for name in names if name not in taken)
+            taken.append(name)
+            spec = spec.model_copy(update={"name": name})
+        numbered.append(spec)
+    return numbered
 
 
 def _apply(data: Any, change: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -41,7 +41,7 @@ def _without_nulls(data: Any, keys: Set[str]) -> Any:
     return {key: value for key, value in data.items() if value is not None or key not in keys}
 
 
-class _Spec(BaseModel):
+class Spec(BaseModel):
     """One model or scorer; keys besides the named ones are its own options.
 
     Attributes:
@@ -78,8 +78,14 @@ class _Spec(BaseModel):
         return self.extra | resolved
 
 
-class ModelSpec(_Spec):
-    """One engine; without `engine`, it is chosen by the path: a `.gguf` file, a URL, or anything else."""
+class ModelSpec(Spec):
+    """One engine; without `engine`, it is chosen by the path: a `.gguf` file, a URL, or anything else.
+
+    Attributes:
+        swap: Whether it is loaded and unloaded by turns with the other models that swap.
+    """
+
+    swap: bool = False
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
@@ -87,7 +93,7 @@ class ModelSpec(_Spec):
             object.__setattr__(self, "engine", registry.engine_for(str(self.extra.get("path", ""))))
 
 
-class RewardSpec(_Spec):
+class RewardSpec(Spec):
     """A scorer.
 
     Attributes:
@@ -97,25 +103,6 @@ class RewardSpec(_Spec):
 
     engine: str = "hf_rm"
     weight: Annotated[float, Gt(0)] = 1.0
-
-
-SpecT = TypeVar("SpecT", bound=_Spec)
-
-
-def named(specs: Sequence[SpecT], what: str) -> list[SpecT]:
-    """The specs; those without a `name` get a number where they would share one."""
-    taken = [spec.name for spec in specs if "name" in spec.model_fields_set]
-    if len(set(taken)) < len(taken):
-        raise ValueError(f"two {what} share a name: {', '.join(taken)}")
-    numbered: list[SpecT] = []
-    for spec in specs:
-        if "name" not in spec.model_fields_set:
-            names = (spec.name, *(f"{spec.name}-{number}" for number in range(2, len(specs) + 2)))
-            name = next(name for name in names if name not in taken)
-            taken.append(name)
-            spec = spec.model_copy(update={"name": name})
-        numbered.append(spec)
-    return numbered
 
 
 class StrategySpec(Section):

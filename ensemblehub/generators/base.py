@@ -262,5 +262,21 @@ class Engine(ABC):
     async def load(self) -> None:
         """Load the weights; called before the first request, harmless to repeat."""
 
+    def prepare_swap(self) -> None:
+        """Prepare to be unloaded and loaded again by turns (`swap: true`); called before the first load.
+
+        Raises:
+            CapabilityError: the engine cannot be unloaded.
+        """
+        raise CapabilityError(f"engine {self.name!r} has no model that could be unloaded: leave out `swap`")
+
+    async def unload(self) -> None:
+        """Free the memory of the model until the next `load`; open streams go on after it.
+
+        Raises:
+            CapabilityError: the engine cannot be unloaded.
+        """
+        raise CapabilityError(f"engine {self.name!r} has no model that could be unloaded")
+
     async def close(self) -> None:
         """Free the model."""

@@ -210,6 +210,28 @@ def test_stop_strings_ends_and_limits(bench):
     run(main())
 
 
+@pytest.mark.parametrize("kept", [65536, 0])
+def test_rows_go_on_after_the_model_was_unloaded(kept, bench):
+    async def main():
+        async with bench(prefix_cache_tokens=kept) as b:
+            asked = [ask(text, max_tokens=20) for text in sentences(3)]
+            expected = [await b.ids(request) for request in asked]
+            streams = [b.engine.stream(request, b.meter) for request in asked]
+            written = [[] for _ in streams]
+            for step in range(20):
+                for ids, stream in zip(written, streams, strict=True):
+                    ids += [token.id for token in (await anext(stream)).tokens]
+                if step in (4, 11):
+                    await b.engine.unload()
+                    assert b.model._model is None
+                    await b.engine.load()
+            assert written == expected
+            for stream in streams:
+                await stream.aclose()
+
+    run(main())
+
+
 def test_characters_are_never_split(bench):
     async def main():
         async with bench() as b:

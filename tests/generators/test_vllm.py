@@ -172,6 +172,15 @@ def test_parallel_and_memory_options_reach_vllm():
     assert "block_size" not in given
 
 
+def test_a_model_that_swaps_is_started_so_that_it_can_sleep(monkeypatch):
+    install(monkeypatch, object())
+    swapped, other = engine("intern", extra={"kv_cache_dtype": "fp8"}), engine("intern")
+    swapped.prepare_swap()
+    assert swapped.settings.arguments["enable_sleep_mode"] is True
+    assert swapped.settings.arguments["kv_cache_dtype"] == "fp8"
+    assert "enable_sleep_mode" not in other.settings.arguments
+
+
 def test_an_entropy_of_the_top_tokens_is_a_lower_bound():
     logprobs = [math.log(share) for share in (0.5, 0.25, 0.125, 0.125)]
     assert entropy_of(logprobs, whole=True) == pytest.approx(1.75 * math.log(2))
@@ -204,6 +213,27 @@ def test_logits_that_are_not_numbers_are_an_error_of_vllm():
     answer._worker = SimpleNamespace(name="m")
     with pytest.raises(EngineError, match=r"m: vLLM failed: its logits are not numbers \(NaN\)"):
         answer._write(5, {5: SimpleNamespace(logprob=math.nan)})
+
+
+@needs_vllm
+def test_streams_go_on_after_vllm_slept_and_can_be_closed_while_it_sleeps(pair):
+    async def main():  # on a CPU, vLLM freezes its requests, but keeps the memory
+        ours, expected = pair.ours, await pair.ids(endless())
+        ids = []
+        async for piece in ours.stream(endless(), pair.meter):
+            ids += [token.id for token in piece.tokens]
+            if len(ids) == 3:
+                await ours.unload()
+                await ours.load()
+        assert ids == expected
+        stream = ours.stream(endless(1), pair.meter)
+        await anext(stream)
+        await ours.unload()
+        await asyncio.wait_for(stream.aclose(), 30)
+        await ours.load()
+        assert await pair.ids(endless()) == expected
+
+    pair.run(main())
 
 
 @needs_vllm

@@ -11,7 +11,7 @@ from typing import TypeVar
 from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import RequestError
 from ensemblehub.generators.base import Decoder, Distribution
-from ensemblehub.generators.batching.local_engine import Ids, LocalEngine
+from ensemblehub.generators.batching.local_engine import Ids, UnloadableEngine
 from ensemblehub.generators.batching.local_model import LocalModel, SchedulingOptions
 from ensemblehub.generators.batching.rows import LogprobLines, ModelRow, ReadRow, StepRow, WriteRow
 from ensemblehub.generators.batching.scheduler import Scheduler
@@ -21,7 +21,7 @@ from ensemblehub.schema import Capability, ModelInfo, Request
 R = TypeVar("R", bound=ModelRow)
 
 
-class ScheduledEngine(LocalEngine[Scheduler, WriteRow, GrammarAnswer]):
+class ScheduledEngine(UnloadableEngine[Scheduler, WriteRow, GrammarAnswer]):
     """An engine over the row scheduler: continuous batching, pausing and a prefix cache."""
 
     capabilities: frozenset[Capability] = frozenset(

@@ -37,6 +37,16 @@ class ModelWorker(Protocol):
         """
 
 
+class UnloadableWorker(ModelWorker, Protocol):
+    """A worker that can free its model and keep its calls."""
+
+    async def unload(self) -> None:
+        """Free the model; calls stop between two tokens, and go on after `reload`."""
+
+    async def reload(self) -> None:
+        """Load the model again; after an error it can be tried again."""
+
+
 class ModelCall(Protocol):
     """One prompt inside the model."""
 
@@ -63,6 +73,7 @@ class ReadingCall(ModelCall, Protocol):
 
 Ids = tuple[int, ...]
 W = TypeVar("W", bound=ModelWorker)
+U = TypeVar("U", bound=UnloadableWorker)
 C = TypeVar("C", bound=WritingCall)
 S = TypeVar("S", bound=StructuredAnswer)
 
@@ -225,6 +236,27 @@ class LocalEngine(Engine, Generic[W, C, S]):
         for index in ids:
             if not 0 <= index < self.info.vocabulary:
                 raise RequestError(f"{self.name}: there is no token id {index}")
+
+
+class UnloadableEngine(LocalEngine[U, C, S]):
+    """An engine whose model can be unloaded while its streams stay open."""
+
+    _is_unloaded = False
+
+    def prepare_swap(self) -> None:
+        """There is nothing to prepare."""
+
+    async def load(self) -> None:
+        """Load the model on the worker's thread, also again after `unload`."""
+        if self._is_unloaded:
+            await self._started().reload()
+            self._is_unloaded = False
+        await super().load()
+
+    async def unload(self) -> None:
+        if self._worker is not None and not self._closed:
+            self._is_unloaded = True
+            await self._worker.unload()
 
 
 def _scored(rendered: Rendered, readings: TokenReadings, vocabulary: Vocabulary) -> Scored:

@@ -30,6 +30,9 @@ class KVSlots(Protocol):
     def read(self, slot: int, length: int) -> Any:
         """Copy the keys and values of a slot's first `length` tokens, in the model's own form."""
 
+    def on_host(self, kv: Any) -> Any:
+        """Move what `read` returned to the host's memory, to stay while the model is unloaded."""
+
     def write(self, slot: int, kv: Any, length: int) -> None:
         """Put the first `length` tokens of what `read` returned into a slot."""
 

@@ -36,6 +36,7 @@ class ModelRow:
         prompt: length of the prompt.
         computed: number of tokens whose keys and values lie in `slot`.
         cached: how many of them came from the prefix cache.
+        reread: tokens that were computed again, since the model was unloaded in between.
         taken: number of written tokens that the reader took.
         seconds: this row's share of the model's time.
         closed: its reader has left.
@@ -50,6 +51,7 @@ class ModelRow:
     slot: int = -1
     computed: int = 0
     cached: int = 0
+    reread: int = 0
     taken: int = 0
     seconds: float = 0.0
     readings: TokenReadings = field(default_factory=TokenReadings)
@@ -113,7 +115,7 @@ class ModelRow:
         meter.record(
             engine,
             info,
-            prompt_tokens=min(self.prompt, self.computed) + given,
+            prompt_tokens=min(self.prompt, self.computed) + self.reread + given,
             cached_tokens=self.cached,
             completion_tokens=written,
             discarded_tokens=discarded,

@@ -6,11 +6,15 @@ token of every row that may go on; then all new tokens are handed over at once.
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import math
 import queue
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import cast
@@ -31,6 +35,23 @@ _STOP = object()
 SHARED = 32  # tokens of a prefix for which a row waits while another reads them
 
 
+@dataclass(eq=False)
+class ThreadOrder:
+    """Work for the thread between two steps; `done` has its outcome."""
+
+    work: Callable[[], None]
+    done: Future[None] = field(default_factory=Future)
+
+    def run(self) -> None:
+        """Do the work."""
+        try:
+            self.work()
+        except BaseException as error:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(None)
+
+
 class Scheduler(ModelThread[LocalModel]):
     """Owns the worker thread.  `submit`, `wake` and `stop` may be called from any thread."""
 
@@ -44,6 +65,7 @@ class Scheduler(ModelThread[LocalModel]):
         self._waiting: deque[ModelRow] = deque()
         self._rows: list[ModelRow] = []
         self._callbacks = LoopCallbacks()
+        self._is_loaded = True
         self._thread.start()
 
     def submit(self, row: ModelRow) -> None:
@@ -61,6 +83,52 @@ class Scheduler(ModelThread[LocalModel]):
         """Look at the rows again: one was read, asked or closed."""
         self._inbox.put(None)
 
+    async def unload(self) -> None:
+        """Free the model between two steps; rows wait, and go on from what the prefix cache keeps of them.
+
+        Raises:
+            EngineError: the engine is closed.
+        """
+        await self._between_steps(self._unload)
+
+    async def reload(self) -> None:
+        """Load the model again, if it was unloaded.
+
+        Raises:
+            ConfigError: it cannot be loaded.
+            EngineError: the engine is closed.
+        """
+        await self._between_steps(self._reload)
+
+    async def _between_steps(self, work: Callable[[], None]) -> None:
+        order = ThreadOrder(work)
+        with self._lock:
+            if self._closed:
+                raise self._closed_error()
+            self._inbox.put(order)
+        await asyncio.shield(asyncio.wrap_future(order.done))
+
+    def _unload(self) -> None:
+        if not self._is_loaded:
+            return
+        for row in self._rows:
+            self._keep(row, row.computed)
+            row.slot = -1
+        self._waiting.extendleft(reversed(self._rows))
+        self._rows = []
+        for entry in self.cache.entries:
+            entry.kv = self._model.slots.on_host(entry.kv)
+        self._is_loaded, self.loaded = False, Future()
+        self._model.close()
+        del self._model
+        gc.collect()
+
+    def _reload(self) -> None:
+        if not self._is_loaded:
+            self._model = self._load()
+            self._is_loaded = True
+            self.loaded.set_result(self._model)
+
     async def stop(self) -> None:
         """End the thread once the current step is over; rows still running fail."""
         self._close("is closed")
@@ -73,7 +141,8 @@ class Scheduler(ModelThread[LocalModel]):
         self._listen(block=False)  # rows that arrived behind the stop
         self._fail([*self._rows, *self._waiting], self._closed_error())
         self._callbacks.hand_over()
-        self._model.close()
+        if self._is_loaded:
+            self._model.close()
 
     def _loop(self) -> None:
         busy = False
@@ -99,11 +168,16 @@ class Scheduler(ModelThread[LocalModel]):
                 return False
             if isinstance(item, ModelRow):
                 self._waiting.append(item)
+            elif isinstance(item, ThreadOrder):
+                item.run()
             block = False
 
     def _turn(self) -> bool:
         """One step; True if something was computed."""
         self._retire()
+        if not self._is_loaded:
+            self._callbacks.hand_over()
+            return False
         self._admit()
         ready = [row for row in self._rows if row.ready()]
         short = set(short_rows(ready))
@@ -176,15 +250,18 @@ class Scheduler(ModelThread[LocalModel]):
         The last token is computed again for its prediction; where all predictions are returned, so is the
         last token whose successor's prediction is known.
         """
-        if match.entry is None:
-            return
-        row.readings = match.entry.readings.head(match.length)
-        if not row.whole:
-            row.computed = min(match.length, len(row.ids) - 1)
+        before, row.computed = row.computed, 0  # what it had computed when the model was unloaded
+        if match.entry is not None:
+            row.readings = max(row.readings, match.entry.readings.head(match.length), key=len)
+            if not row.whole:
+                row.computed = min(match.length, len(row.ids) - row.tail)
+            else:
+                row.computed = match.length if match.length == len(row.ids) else match.length - 1
+        if before:
+            row.reread += max(0, before - row.computed)
         else:
-            row.computed = match.length if match.length == len(row.ids) else match.length - 1
-        row.cached = row.computed
-        if row.computed:
+            row.cached = row.computed
+        if match.entry is not None and row.computed:
             self._model.slots.write(row.slot, match.entry.kv, row.computed)
         row.done = row.whole and row.pending == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ class TorchModel:
     """Weights, and the slots its rows are computed in."""
 
     def __init__(self, network: Any) -> None:
-        self.network = network.eval()
+        self.network: Any = network.eval()
         self.config = network.config.get_text_config()
         self.device: torch.device = network.get_input_embeddings().weight.device
         self.slots = Slots(self.device)
@@ -30,8 +31,11 @@ class TorchModel:
         self._masks_itself = sdpa and self._kinds == {"full_attention"}
 
     def close(self) -> None:
-        """Free the keys and values; the weights go with the last reference to them."""
-        self.slots = Slots(self.device)
+        """Free the weights, and the keys and values."""
+        self.network, self.slots = None, Slots(self.device)
+        if self.device.type in ("cuda", "mps"):
+            gc.collect()
+            getattr(torch, self.device.type).empty_cache()
 
     def forward(
         self, slots: Sequence[int], starts: Sequence[int], ids: Sequence[Sequence[int]], *, keep: int

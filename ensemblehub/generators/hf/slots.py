@@ -88,6 +88,8 @@ class Slots(Cache):  # type: ignore[misc]  # transformers is not typed
     def write(self, slot: int, kv: Sequence[LayerKV], length: int) -> None:
         """Put the first `length` positions of computed keys and values into a slot."""
         self._reserve(length)
+        if not self.kv:  # the model was loaded again, and has not computed since
+            self.kv = [(self._empty(keys[None]), self._empty(values[None])) for keys, values in kv]
         for (keys, values), (old_keys, old_values) in zip(self.kv, kv, strict=True):
             keys[slot, :, :length] = old_keys[:, :length]
             values[slot, :, :length] = old_values[:, :length]
@@ -97,6 +99,10 @@ class Slots(Cache):  # type: ignore[misc]  # transformers is not typed
         return [
             (keys[slot, :, :length].clone(), values[slot, :, :length].clone()) for keys, values in self.kv
         ]
+
+    def on_host(self, kv: Sequence[LayerKV]) -> list[LayerKV]:
+        """The same keys and values in the host's memory."""
+        return [(keys.cpu(), values.cpu()) for keys, values in kv]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Move a row of `length` positions to a free slot."""
@@ -137,6 +143,8 @@ class Slots(Cache):  # type: ignore[misc]  # transformers is not typed
         if layer_idx == len(self.kv):
             self.kv.append((self._empty(key_states), self._empty(value_states)))
         keys, values = self.kv[layer_idx]
+        if keys.device != key_states.device:  # it was on the host while the model was unloaded
+            keys, values = self.kv[layer_idx] = keys.to(key_states.device), values.to(key_states.device)
         return self._keep(keys, key_states), self._keep(values, value_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

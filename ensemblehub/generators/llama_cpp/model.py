@@ -211,6 +211,10 @@ class Sequences:
             raise RuntimeError(library.reason("the state of a row could not be saved"))
         return state
 
+    def on_host(self, kv: State) -> State:
+        """The state as it is: llama.cpp saves it there."""
+        return kv
+
     def seat(self, slots: Sequence[int], starts: Sequence[int]) -> list[int]:
         """The sequences of these slots, `count` at most, cut to the positions from which they go on."""
         for slot, start in zip(slots, starts, strict=True):

@@ -24,7 +24,7 @@ from ensemblehub.schema import Capability, Price, Request
 
 try:
     from ensemblehub.generators.batching.checkpoint import ModelCheckpoint, footprint_of
-    from ensemblehub.generators.batching.local_engine import LocalEngine
+    from ensemblehub.generators.batching.local_engine import UnloadableEngine
     from ensemblehub.generators.vllm.in_flight import InFlightAnswer, InFlightReading, VLLMWorker
     from ensemblehub.generators.vllm.structure import Structure, parser_of
 except ModuleNotFoundError as error:
@@ -104,7 +104,7 @@ class VLLMOptions:
         return {"model": self.path, **given, **ours, **self.extra}
 
 
-class VLLMEngine(LocalEngine[VLLMWorker, InFlightAnswer, Structure]):
+class VLLMEngine(UnloadableEngine[VLLMWorker, InFlightAnswer, Structure]):
     """A model in vLLM: continuous batching, automatic prefix caching, tensor and pipeline parallelism.
 
     Its info is there at once, from the model's configuration; vLLM is imported and started when first needed.
@@ -148,6 +148,11 @@ class VLLMEngine(LocalEngine[VLLMWorker, InFlightAnswer, Structure]):
         gpus = self.settings.tensor_parallel_size * self.settings.pipeline_parallel_size
         spread = f" on {gpus} GPUs" if gpus > 1 else ""
         return f"{self.name}: {self.settings.path} in vLLM{spread}, {self.info.parameters:,} parameters"
+
+    def prepare_swap(self) -> None:
+        """Have vLLM allocate memory so that it can be freed (its sleep mode)."""
+        extra = {"enable_sleep_mode": True, **self.settings.extra}
+        self.settings = replace(self.settings, extra=extra)
 
     async def load(self) -> None:
         self._started()

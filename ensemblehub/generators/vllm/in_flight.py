@@ -78,6 +78,17 @@ class VLLMWorker:
             return RequestError(f"{self.name}: {reason}")
         return EngineError(f"{self.name}: vLLM failed: {reason}", self.name)
 
+    async def unload(self) -> None:
+        """Let vLLM sleep: weights move to the host's memory, requests stop where they are.
+
+        Their keys and values are gone, and computed again after `reload`.
+        """
+        await asyncio.shield(asyncio.wrap_future(self.run(self.llm.sleep(level=1, mode="keep"))))
+
+    async def reload(self) -> None:
+        """Wake vLLM; what was requested goes on."""
+        await asyncio.shield(asyncio.wrap_future(self.run(self.llm.wake_up())))
+
     async def stop(self) -> None:
         """Stop vLLM and end the thread; requests that still run fail."""
         with suppress(Exception):  # it may have failed to start
