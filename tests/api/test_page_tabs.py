@@ -469,13 +469,13 @@ STRUCTURE = {  # what the pictures in the documentation show, as a screen reader
     """,
     "board": """
         - heading "Accuracy and cost" [level=1]
-        - 'heading "humaneval, all: 164 questions" [level=2]'
-        - img /Accuracy against TFLOPs/
+        - 'heading "builtin_math, test: 200 questions" [level=2]'
+        - img /Accuracy against GFLOPs/
         - group "Results":
           - table "Accuracy and cost":
             - rowgroup:
-              - row /intern 164/
-              - row /mentor 164/
+              - row /intern 200/
+              - row /mentor 200/
         - heading "Questions" [level=2]
         - group "Questions":
           - table "Questions"
@@ -485,8 +485,8 @@ STRUCTURE = {  # what the pictures in the documentation show, as a screen reader
 
 @pytest.fixture(scope="module")
 def pair(serve):
-    """The built-in pair, with results of real models on its board."""
-    return serve(None, "--board", str(ROOT / "results" / "qwen_coder" / "published_humaneval"))
+    """The built-in pair, with Tandem and its rivals on its board."""
+    return serve(None, "--board", str(ROOT / "results" / "rivals" / "builtin_math"))
 
 
 @pytest.mark.parametrize(

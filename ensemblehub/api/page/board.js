@@ -180,7 +180,7 @@ function plot(lines, key, width) {
   const x = (value) => 40 + ((width - 60) * (scale(value) - scale(left))) / (scale(right) - scale(left));
   const y = (value) => 260 - (235 * (value - bottom)) / (top - bottom);
   const words = (x, y, anchor, text) => element("text", { x, y, "text-anchor": anchor }, text);
-  const taken = [];
+  const taken = lines.map((line, index) => ({ under: y(line.accuracy) + 4, left: x(costs[index]) - 6, long: 12 }));
   return element("svg", { viewBox: `0 0 ${width} 300`, role: "img", "aria-label": `Accuracy against ${name}` },
     ticks(100 * bottom, 100 * top, false).map((value) => [words(34, y(value / 100) + 4, "end", short(value)),
       element("line.tick", { x1: 40, x2: width - 20, y1: y(value / 100), y2: y(value / 100) })]),
@@ -196,7 +196,7 @@ function plot(lines, key, width) {
     }));
 }
 
-/** Where a name stands beside its point, inside the plot and clear of the others; nowhere where it is crowded. */
+/** Where a name stands beside its point, inside the plot and clear of names and points; nowhere where it is crowded. */
 function beside(x, y, long, width, taken) {
   const places = [4, -9, 17, -22, 30].map((step) => y + step).flatMap((under) => [
     { under, at: x + 9, left: x + 9, long, anchor: "start" },
