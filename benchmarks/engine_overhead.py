@@ -46,12 +46,12 @@ async def written(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int)
     """The ids that the engine's streams bring, all prompts at once."""
     sampling = Sampling(max_tokens=tokens, ignore_eos=True)
 
-    async def one(ids: Sequence[int]) -> list[int]:
+    async def written(ids: Sequence[int]) -> list[int]:
         request = Request(TokenIds(tuple(ids)), sampling)
         async with aclosing(engine.stream(request, UsageLedger().meter("answer"))) as pieces:
             return [int(token.id or 0) async for piece in pieces for token in piece.tokens]
 
-    return list(await asyncio.gather(*map(one, prompts)))
+    return list(await asyncio.gather(*map(written, prompts)))
 
 
 async def turns(ours: Side, theirs: Side, rounds: int) -> dict[str, Any]:
@@ -209,12 +209,12 @@ async def vllm(_: Path, quick: bool) -> list[dict[str, Any]]:
         )
         plain.output_kind = RequestOutputKind.DELTA
 
-        async def one(prompt: Any) -> list[int]:
+        async def written(prompt: Any) -> list[int]:
             parts = host.llm.generate(prompt, plain, host.request_id())
             return [index async for part in parts for index in part.outputs[0].token_ids]
 
         async def every() -> Ids:
-            return list(await asyncio.gather(*map(one, asked)))
+            return list(await asyncio.gather(*map(written, asked)))
 
         with paused(of_library):
             return await asyncio.wrap_future(host.run(every()))

@@ -61,7 +61,7 @@ class Table:
         """Run all questions concurrently; returns the result or exception of each, and its seconds."""
         async with AsyncEnsemble.from_config(config) as ensemble:
 
-            async def one(request: Request) -> tuple[Result | BaseException, float]:
+            async def answered(request: Request) -> tuple[Result | BaseException, float]:
                 started = time.perf_counter()
                 try:
                     return await ensemble.generate(request), time.perf_counter() - started
@@ -70,7 +70,9 @@ class Table:
 
             sampling = replace(ensemble.sampling, max_tokens=120)
             return list(
-                await asyncio.gather(*(one(Request(BuiltinMath().request(i), sampling)) for i in self.items))
+                await asyncio.gather(
+                    *(answered(Request(BuiltinMath().request(i), sampling)) for i in self.items)
+                )
             )
 
     async def rightly(self, config: Config) -> list[Result]:

@@ -120,9 +120,9 @@ class Load:
         """`clients` at a time, each asking one question after the other."""
         end = time.monotonic() + seconds
         async with load.client() as session:
-            await asyncio.gather(*[self.one(session, end) for _ in range(clients)])
+            await asyncio.gather(*[self.client(session, end) for _ in range(clients)])
 
-    async def one(self, session: aiohttp.ClientSession, end: float) -> None:
+    async def client(self, session: aiohttp.ClientSession, end: float) -> None:
         """A client, until the end."""
         while time.monotonic() < end:
             asked = Asked(f"<{len(self.asked)}>")

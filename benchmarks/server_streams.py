@@ -53,11 +53,11 @@ async def streams(url: str, count: int, tokens: int, running: psutil.Process) ->
     memory = peak = running.memory_info().rss
     async with load.client() as session:
 
-        async def one(number: int) -> load.Reply:
+        async def reply(number: int) -> load.Reply:
             await asyncio.sleep(number / count)
             return await load.read(session, f"{url}/v1/chat/completions", asked)
 
-        tasks = [asyncio.create_task(one(number)) for number in range(count)]
+        tasks = [asyncio.create_task(reply(number)) for number in range(count)]
         await asyncio.sleep(1.2)
         busy, all_busy, started = (
             [load.cpu(process) for process in processes],

@@ -58,14 +58,14 @@ async def together(engines: Sequence[HFEngine], method: TokenLevel, texts: list[
     """Seconds the ensemble takes."""
     ensemble = AsyncEnsemble(engines, All(), method)
 
-    async def one(text: str) -> None:
+    async def answered(text: str) -> None:
         request = Request(Text(text), Sampling(max_tokens=tokens, ignore_eos=True))
         async with aclosing(ensemble.stream(request)) as pieces:
             async for _ in pieces:
                 pass
 
     started = time.perf_counter()
-    await asyncio.gather(*map(one, texts))
+    await asyncio.gather(*map(answered, texts))
     return time.perf_counter() - started
 
 

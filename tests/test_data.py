@@ -18,7 +18,7 @@ def items(tmp_path, text, name="items.json"):
     return list(read_items(path))
 
 
-def one(tmp_path, value):
+def item_of(tmp_path, value):
     (item,) = items(tmp_path, json.dumps([value]))
     return item
 
@@ -47,7 +47,7 @@ def one(tmp_path, value):
     ],
 )
 def test_every_form_asks_the_same(tmp_path, value, text, label):
-    item = one(tmp_path, value)
+    item = item_of(tmp_path, value)
     assert isinstance(item, Example), item
     assert plain(item.prompt) == text
     assert item.label == label
@@ -56,10 +56,10 @@ def test_every_form_asks_the_same(tmp_path, value, text, label):
 def test_a_conversation_stays_one(tmp_path):
     turns = [("system", "Be brief."), ("user", "2 + 2?"), ("assistant", "4"), ("user", "And 3 + 3?")]
     turns = [{"role": role, "content": content} for role, content in turns]
-    item = one(tmp_path, {"messages": turns})
+    item = item_of(tmp_path, {"messages": turns})
     assert [message.role for message in item.prompt.messages] == ["system", "user", "assistant", "user"]
     assert plain(item.prompt) == turns
-    assert one(tmp_path, {"instruction": "Add.", "system": "Be brief."}).prompt.messages[0] == Message(
+    assert item_of(tmp_path, {"instruction": "Add.", "system": "Be brief."}).prompt.messages[0] == Message(
         "system", "Be brief."
     )
 
@@ -114,7 +114,7 @@ def test_jsonl_is_known_by_its_content(tmp_path):
 
 
 def test_objects_and_containers_and_gzip_and_a_byte_order_mark(tmp_path):
-    assert plain(one(tmp_path, "x").prompt) == "x"
+    assert plain(item_of(tmp_path, "x").prompt) == "x"
     (single,) = items(tmp_path, '{"prompt": "a"}')
     assert plain(single.prompt) == "a"
     assert len(items(tmp_path, '{"version": 1, "data": ["a", "b"]}')) == 2

@@ -59,7 +59,7 @@ def folded(chunks, events):
 
 
 def texts(chunks, key="content"):
-    return [one["choices"][0]["delta"].get(key) for one in chunks]
+    return [chunk["choices"][0]["delta"].get(key) for chunk in chunks]
 
 
 def test_verdicts_and_choices_travel_with_the_next_text():
@@ -77,14 +77,15 @@ def test_verdicts_and_choices_travel_with_the_next_text():
     assert texts(found, "reasoning_content") == ["Goal", " add", None, None]
     assert texts(found) == [None, None, "It", " is"]
     told = [
-        (len(one["ensemble"].get("verdicts", [])), len(one["ensemble"].get("choices", []))) for one in found
+        (len(chunk["ensemble"].get("verdicts", [])), len(chunk["ensemble"].get("choices", [])))
+        for chunk in found
     ]
     assert told == [(1, 0), (0, 0), (1, 2), (0, 0)]
     assert found[0]["ensemble"]["verdicts"] == [
         {"level": "low", "mentor_tokens": 2, "probability": 0.25, "threshold": 0.5, "sufficient": False}
     ]
     assert {"flops", "cold_flops"} <= found[0]["ensemble"].keys()
-    assert [one["ensemble"]["purpose"] for one in found] == ["insight", "insight", "answer", "answer"]
+    assert [chunk["ensemble"]["purpose"] for chunk in found] == ["insight", "insight", "answer", "answer"]
 
 
 def test_what_comes_after_the_last_text_is_told_at_the_end():
@@ -109,8 +110,8 @@ def test_tokens_that_complete_no_character_come_with_the_one_that_does():
         [piece("a"), piece(""), piece(""), piece("é"), piece("", finish="stop")],
     )
     assert texts(found) == ["a", "é", None]
-    assert [one["ensemble"]["tokens"] for one in found] == [1, 3, 1]
-    assert [len(one["choices"][0]["logprobs"]["content"]) for one in found] == [1, 3, 1]
+    assert [chunk["ensemble"]["tokens"] for chunk in found] == [1, 3, 1]
+    assert [len(chunk["choices"][0]["logprobs"]["content"]) for chunk in found] == [1, 3, 1]
     assert found[-1]["choices"][0]["finish_reason"] == "stop"
 
 
@@ -118,7 +119,7 @@ def test_an_insight_that_ends_without_text_leaves_no_empty_chunk():
     events = [piece("so", "insight"), piece("", "insight"), VERDICT, piece("4", finish="stop")]
     found = folded(writer(answer(alternatives=0)), events)
     assert texts(found, "reasoning_content") == ["so", None]
-    assert [len(one["choices"][0]["logprobs"]["content"]) for one in found if texts([one])[0]] == [1]
+    assert [len(chunk["choices"][0]["logprobs"]["content"]) for chunk in found if texts([chunk])[0]] == [1]
     assert found[-1]["ensemble"]["verdicts"]
 
 
@@ -150,7 +151,7 @@ WHOLE = Token("\U0001f600", 5, -0.25, None, (Alternative("\ufffd", -0.25, 5, b"\
 
 def test_logprobs_of_a_chat_have_each_tokens_own_bytes():
     first, second = logprobs("chat", answer(2), [PARTS, WHOLE])["content"]
-    assert [bytes(one["bytes"]) for one in first["top_logprobs"]] == [b"\xf0\x9f", b"a"]
+    assert [bytes(entry["bytes"]) for entry in first["top_logprobs"]] == [b"\xf0\x9f", b"a"]
     assert (first["token"], second["token"]) == ("", "\U0001f600")
     assert bytes(first["bytes"] + second["bytes"]).decode() == "\U0001f600"
 
@@ -174,10 +175,10 @@ def test_logprobs_of_a_completion_name_parts_of_characters_by_their_bytes():
 def test_what_a_stop_string_cuts_off_has_no_bytes(stop, texts, parts):
     gate = StopFilter([stop])
     tokens = [
-        one
+        released
         for token in (Token("a"), PARTS, WHOLE, Token("b"))
         if not gate.stopped
-        for one in gate.push(token)
+        for released in gate.push(token)
     ]
     assert [token.text for token in tokens][:3] == texts
     assert [token.part for token in tokens][:3] == parts
@@ -207,19 +208,20 @@ def test_no_chunk_in_mid_stream_is_empty_and_a_whole_reply_says_the_same(server,
         "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "2 + 2?"}]}
     )
     (choice,) = whole.json()["choices"]
-    first, *rest = (one["choices"][0] for one in found)
+    first, *rest = (chunk["choices"][0] for chunk in found)
     assert first["delta"] == {"role": "assistant", "content": ""}
-    assert [one["finish_reason"] for one in rest if one["finish_reason"]] == ["stop"]
-    assert all(any(one["delta"].values()) for one in rest if not one["finish_reason"])
-    assert "".join(one["delta"].get("content") or "" for one in rest) == choice["message"]["content"]
+    assert [part["finish_reason"] for part in rest if part["finish_reason"]] == ["stop"]
+    assert all(any(part["delta"].values()) for part in rest if not part["finish_reason"])
+    assert "".join(part["delta"].get("content") or "" for part in rest) == choice["message"]["content"]
     for what in ("verdicts", "choices"):
-        told = [one for part in found for one in part["ensemble"].get(what, [])]
+        told = [event for part in found for event in part["ensemble"].get(what, [])]
         assert told == choice["metadata"][what]
 
 
 def test_a_thought_is_one_piece_for_clients_that_end_it_at_anything_else(server):
     kinds = [
-        "thought" if "reasoning_content" in one["choices"][0]["delta"] else "other" for one in chunks(server)
+        "thought" if "reasoning_content" in chunk["choices"][0]["delta"] else "other"
+        for chunk in chunks(server)
     ]
     thoughts = kinds.count("thought")
     assert kinds == ["other"] + ["thought"] * thoughts + ["other"] * (len(kinds) - thoughts - 1)
@@ -230,12 +232,12 @@ def test_raw_prompts_are_streamed_without_empty_chunks_too(server):
     first, *found, last = streamed(server, "/v1/completions", {"model": "turns", "prompt": "2 + 2?"})
     assert first["choices"][0]["text"] == ""
     assert len(found) > 3
-    assert all(one["choices"][0]["text"] for one in found)
+    assert all(chunk["choices"][0]["text"] for chunk in found)
     assert last["choices"][0]["finish_reason"] == "stop"
 
 
 def test_what_was_judged_before_a_failure_is_told(server):
     *found, error = chunks(server, model="broken")
     assert "frail failed" in error["error"]["message"]
-    told = [one["level"] for part in found for one in part["ensemble"].get("verdicts", [])]
+    told = [verdict["level"] for part in found for verdict in part["ensemble"].get("verdicts", [])]
     assert told == ["low"]

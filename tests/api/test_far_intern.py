@@ -58,9 +58,9 @@ def test_every_token_is_read_as_at_home_entropies_included(server):
     for away, home in found:
         assert told(away) == told(home)
         assert away.tokens[0].logprob is away.tokens[0].entropy is None
-        for one, other in zip(away.tokens[1:], home.tokens[1:], strict=True):
+        for there, here in zip(away.tokens[1:], home.tokens[1:], strict=True):
             for name in ("logprob", "entropy", "best"):
-                assert getattr(one, name) == pytest.approx(getattr(other, name), abs=CLOSE)
+                assert getattr(there, name) == pytest.approx(getattr(here, name), abs=CLOSE)
     costs = [call.cost for call in ledger.calls]
     assert [cost.prompt_tokens for cost in costs] == [len(away.tokens) for away, _ in found]
     assert not any(
@@ -74,12 +74,12 @@ def test_every_token_is_read_as_at_home_entropies_included(server):
 def test_of_the_top_tokens_the_entropy_is_a_lower_bound(server):
     for away, home in read(server, *PROMPTS[:2], entropy_top_k=20)[0]:
         assert told(away) == told(home)
-        for one, other in zip(away.tokens[1:], home.tokens[1:], strict=True):
-            assert one.logprob == pytest.approx(other.logprob, abs=CLOSE)
-            assert one.top[0].id == other.top[0].id
-            assert other.entropy - 2.5 < one.entropy <= other.entropy + CLOSE
-        bounds = [one.entropy for one in away.tokens[1:]]
-        assert bounds != pytest.approx([one.entropy for one in home.tokens[1:]], abs=CLOSE)
+        for there, here in zip(away.tokens[1:], home.tokens[1:], strict=True):
+            assert there.logprob == pytest.approx(here.logprob, abs=CLOSE)
+            assert there.top[0].id == here.top[0].id
+            assert here.entropy - 2.5 < there.entropy <= here.entropy + CLOSE
+        bounds = [token.entropy for token in away.tokens[1:]]
+        assert bounds != pytest.approx([token.entropy for token in home.tokens[1:]], abs=CLOSE)
 
 
 def test_a_server_that_writes_a_token_behind_the_prompt_is_billed_for_it(server):
@@ -92,8 +92,8 @@ def test_raw_text_needs_no_tokenizer(server):
     request = Request(Text("There are 3 mugs."))
     ((away, home),), _ = read(server, request, tokenizer=None, entropy_top_k=5)
     assert [token[1:] for token in told(away)] == [token[1:] for token in told(home)]
-    for one, other in zip(away.tokens[1:], home.tokens[1:], strict=True):
-        assert one.logprob == pytest.approx(other.logprob, abs=CLOSE)
+    for there, here in zip(away.tokens[1:], home.tokens[1:], strict=True):
+        assert there.logprob == pytest.approx(here.logprob, abs=CLOSE)
 
 
 def test_a_run_with_an_intern_behind_an_api_is_that_of_the_pair_at_home(server):
@@ -101,10 +101,10 @@ def test_a_run_with_an_intern_behind_an_api_is_that_of_the_pair_at_home(server):
     far += ["entropy_top_k=0", f"tokenizer={PATH}"]
     away = runs(Config.read(builtin.CONFIG, [f"model_specs.1.{change}" for change in far]))
     home = runs(Config.read(builtin.CONFIG))
-    for one, other in zip(away, home, strict=True):
-        assert (one.insight, one.text) == (other.insight, other.text)
-        assert [verdict.level for verdict in one.verdicts] == [verdict.level for verdict in other.verdicts]
-        for verdict, same in zip(one.verdicts, other.verdicts, strict=True):
+    for there, here in zip(away, home, strict=True):
+        assert (there.insight, there.text) == (here.insight, here.text)
+        assert [verdict.level for verdict in there.verdicts] == [verdict.level for verdict in here.verdicts]
+        for verdict, same in zip(there.verdicts, here.verdicts, strict=True):
             assert verdict.probability == pytest.approx(same.probability, abs=1e-3)
     assert any(len(run.verdicts) > 1 for run in away)
 
@@ -117,11 +117,15 @@ def test_what_the_server_can_do_is_seen_by_asking_it(server, tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             main(["doctor", str(tmp_path / "far.yaml"), "--probe", "--json"])
         report = json.loads(capsys.readouterr().out)
-        return stop.value.code, report, {one["ability"]: one for one in report["probes"][0]["findings"]}
+        return (
+            stop.value.code,
+            report,
+            {finding["ability"]: finding for finding in report["probes"][0]["findings"]},
+        )
 
     code, report, found = probed()
     assert code == 0
-    assert {name for name, one in found.items() if one["seen"]} == {
+    assert {name for name, finding in found.items() if finding["seen"]} == {
         "models",
         "response_format",
         "streaming",

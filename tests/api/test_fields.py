@@ -77,7 +77,7 @@ def test_what_a_client_was_seen_to_send_is_answered(server, seen):
     if seen["body"].get("stream"):
         found = events(answer)
         assert found[-1].get("usage", {"completion_tokens": 1})["completion_tokens"] > 0
-        assert any(line["finish_reason"] for one in found for line in one["choices"])
+        assert any(line["finish_reason"] for chunk in found for line in chunk["choices"])
     else:
         assert answer.status_code == 200, answer.text
         assert answer.json()["usage"]["completion_tokens"] > 0
@@ -121,8 +121,8 @@ OWN = {
     ],
 )
 def test_a_reply_sent_back_with_more_than_was_sent_is_the_same_turn(server, message):
-    def counted(one):
-        turns = [*ASK["messages"], one, {"role": "user", "content": "Sure?", "id": 7, "cache_control": {}}]
+    def counted(turn):
+        turns = [*ASK["messages"], turn, {"role": "user", "content": "Sure?", "id": 7, "cache_control": {}}]
         answer = server.post(CHAT, {"messages": turns, "model": "small"}).json()
         assert answer["choices"][0]["message"]["content"] == "Yes, 4."
         return answer["usage"]["prompt_tokens"]
@@ -218,9 +218,9 @@ def test_null_and_neutral_values_of_any_field_ask_for_nothing(server, path, stre
     for more in (neutral, nothing, hints):
         answer = server.post(path, {**asked(path), **more, "stream": stream})
         if stream:
-            parts = [choice for one in events(answer) for choice in one["choices"]]
+            parts = [choice for chunk in events(answer) for choice in chunk["choices"]]
             said = "".join(
-                one["delta"].get("content") or "" if path == CHAT else one["text"] for one in parts
+                part["delta"].get("content") or "" if path == CHAT else part["text"] for part in parts
             )
         else:
             assert answer.status_code == 200, answer.text
@@ -298,13 +298,15 @@ def test_usage_so_far_goes_with_every_chunk_where_it_is_asked_for(server, path):
     options = {"include_usage": True, "continuous_usage_stats": True}
     ask = {**asked(path), "stream": True, "n": 2}
     found = events(server.post(path, {**ask, "stream_options": options}))
-    counts = [one["usage"]["completion_tokens"] for one in found]
+    counts = [chunk["usage"]["completion_tokens"] for chunk in found]
     assert counts == sorted(counts)
     assert counts[0] <= 2
     assert counts[-2] == counts[-1] == 14
-    assert all(one["usage"]["total_tokens"] == 3 + one["usage"]["completion_tokens"] for one in found)
+    assert all(chunk["usage"]["total_tokens"] == 3 + chunk["usage"]["completion_tokens"] for chunk in found)
     del options["include_usage"]
-    assert all("usage" not in one for one in events(server.post(path, {**ask, "stream_options": options})))
+    assert all(
+        "usage" not in chunk for chunk in events(server.post(path, {**ask, "stream_options": options}))
+    )
 
 
 # An effort
@@ -326,7 +328,7 @@ def test_usage_so_far_goes_with_every_chunk_where_it_is_asked_for(server, path):
 def test_an_effort_is_the_highest_level_of_a_tandem(server, path, effort, insight, levels):
     (choice,) = server.post(path, {**asked(path), "reasoning_effort": effort}).json()["choices"]
     assert (choice["message"] if path == CHAT else choice).get("reasoning_content") == insight
-    assert [one["level"] for one in choice["metadata"]["verdicts"]] == levels
+    assert [verdict["level"] for verdict in choice["metadata"]["verdicts"]] == levels
     for model in ("votes", "small", "turns"):
         assert (
             server.post(path, {**asked(path), "reasoning_effort": effort, "model": model}).status_code == 200
@@ -352,9 +354,9 @@ def test_the_insight_goes_out_under_the_names_that_the_server_is_told(serve):
             names, INSIGHT
         )
         found = events(server.post(CHAT, {**ASK, "stream": True}))
-        deltas = [line["delta"] for one in found for line in one["choices"]]
+        deltas = [line["delta"] for chunk in found for line in chunk["choices"]]
         for name in ("reasoning_content", "reasoning"):
-            assert "".join(one.get(name, "") for one in deltas) == (INSIGHT if name in names else "")
+            assert "".join(delta.get(name, "") for delta in deltas) == (INSIGHT if name in names else "")
         server.stop()
 
 
@@ -374,14 +376,14 @@ def test_the_cost_is_a_number_of_dollars_or_null_and_its_details_have_a_name_of_
     (line,) = usage["cost_details"]["spent"]
     assert (line["engine"], line["completion_tokens"]) == ("small", 3)
     both = server.post(CHAT, ASK).json()["usage"]
-    assert both["cost"] == pytest.approx(sum(one["usd"] for one in both["cost_details"]["spent"]))
+    assert both["cost"] == pytest.approx(sum(line["usd"] for line in both["cost_details"]["spent"]))
     assert (
         server.post(CHAT, {**ASK, "model": "caller"}).json()["usage"]["cost"] is None
     )  # nobody knows a price
 
 
 def test_models_say_how_long_prompt_and_answer_may_be(server):
-    found = {one["id"]: one["max_model_len"] for one in server.get("/v1/models").json()["data"]}
+    found = {entry["id"]: entry["max_model_len"] for entry in server.get("/v1/models").json()["data"]}
     assert (found["ensemble"], found["caller"]) == (300, 200)
     assert server.get("/v1/models/caller").json()["max_model_len"] == 200
 
@@ -429,9 +431,9 @@ def test_a_tool_call_has_no_content_and_counts_its_tokens(server, stream):
     answer = server.post(CHAT, ask)
     if stream:
         found = events(answer)
-        deltas = [line["delta"] for one in found for line in one["choices"]]
-        assert not any(one.get("content") is not None for one in deltas)
-        parts = [part for one in deltas for part in one.get("tool_calls", [])]
+        deltas = [line["delta"] for chunk in found for line in chunk["choices"]]
+        assert not any(delta.get("content") is not None for delta in deltas)
+        parts = [part for delta in deltas for part in delta.get("tool_calls", [])]
         assert "".join(part["function"]["arguments"] for part in parts) == '{"a": 2, "b": 2}'
         usage = found[-1]["usage"]
     else:

@@ -40,16 +40,16 @@ def test_the_run_is_the_same_and_a_mentor_that_is_stopped_stops_over_there(serve
     server = serve()
     away = runs(far(server.url, "strict=false"))
     home = runs(Config.read(builtin.CONFIG))
-    for one, other in zip(away, home, strict=True):
-        assert one.insight == other.insight
-        assert [verdict.level for verdict in one.verdicts] == [verdict.level for verdict in other.verdicts]
-        assert one.text == other.text
-    asked = [one for one in away if any(line.purpose == "insight" for line in one.usage.lines)]
+    for there, here in zip(away, home, strict=True):
+        assert there.insight == here.insight
+        assert [verdict.level for verdict in there.verdicts] == [verdict.level for verdict in here.verdicts]
+        assert there.text == here.text
+    asked = [result for result in away if any(line.purpose == "insight" for line in result.usage.lines)]
     assert asked
     stopped = [
-        one
-        for one in asked
-        if any(line.cost.estimated for line in one.usage.lines if line.purpose == "insight")
+        result
+        for result in asked
+        if any(line.cost.estimated for line in result.usage.lines if line.purpose == "insight")
     ]
     end = time.monotonic() + 5
     while server.get("/status").json()["running"]:

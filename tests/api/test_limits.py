@@ -305,7 +305,7 @@ def test_of_a_long_answer_every_token_counts_whether_or_not_logprobs_keep_them_a
     assert choice["message"]["content"] == " ".join(f"w{number}" for number in range(200))
     assert choice["message"]["reasoning_content"] == " ".join(f"w{number}" for number in range(20))
     assert (usage["completion_tokens"], usage["completion_tokens_details"]["reasoning_tokens"]) == (220, 20)
-    assert [one["length"] for one in choice["metadata"]["attribution"]["segments"]] == [20, 200]
+    assert [segment["length"] for segment in choice["metadata"]["attribution"]["segments"]] == [20, 200]
     assert len(choice["logprobs"]["content"] if more else range(200)) == 200
 
 

@@ -225,8 +225,8 @@ def test_models_of_different_tokenizers_have_a_log_likelihood_together(
     metrics, samples = evaluated(harness, tasks, tmp_path, TASKS, "local-completions", named)
     assert 0 <= metrics["builtin_chooses"]["acc,none"] <= 1
     assert all(text for [[text]] in samples["builtin_writes"])
-    mixed = [float(value) for one in samples["builtin_chooses"] for [(value, _)] in one]
-    alone = [float(value) for one in at_home[1]["builtin_chooses"] for [(value, _)] in one]
+    mixed = [float(value) for sample in samples["builtin_chooses"] for [(value, _)] in sample]
+    alone = [float(value) for sample in at_home[1]["builtin_chooses"] for [(value, _)] in sample]
     assert all(value < 0 for value in mixed)
     assert mixed != pytest.approx(alone, abs=0.01)
     direct = []

@@ -143,11 +143,13 @@ class Stream:
         self.usage = self.chunks[-1].usage
 
     def said(self, what, index=0):
-        found = [getattr(one.delta, what, None) for one, _ in self.parts if one.index == index]
-        return "".join(one or "" for one in found)
+        found = [getattr(choice.delta, what, None) for choice, _ in self.parts if choice.index == index]
+        return "".join(text or "" for text in found)
 
     def finish(self, index=0):
-        (reason,) = [one.finish_reason for one, _ in self.parts if one.index == index and one.finish_reason]
+        (reason,) = [
+            choice.finish_reason for choice, _ in self.parts if choice.index == index and choice.finish_reason
+        ]
         return reason
 
 
@@ -169,9 +171,9 @@ def test_models_are_listed_and_found(client):
         "method": "tandem",
         "members": ["big", "small"],
     }
-    one = client.models.retrieve("small")
-    assert one == found["small"]
-    assert one.model_extra["ensemble"]["kind"] == "model"
+    small = client.models.retrieve("small")
+    assert small == found["small"]
+    assert small.model_extra["ensemble"]["kind"] == "model"
     with pytest.raises(openai.NotFoundError, match="did you mean 'small'"):
         client.models.retrieve("smal")
 
@@ -220,7 +222,7 @@ async def test_a_stream_that_is_left_early_leaves_the_server_well(asking):
 
 
 async def test_many_at_once_get_what_each_gets_alone(asking):
-    async def one(model, stream):
+    async def said_by(model, stream):
         ask = {"model": model, "messages": user("2 + 2?")}
         if not stream:
             return (await asking.chat.completions.create(**ask)).choices[0].message.content
@@ -228,7 +230,7 @@ async def test_many_at_once_get_what_each_gets_alone(asking):
         return Stream([chunk async for chunk in chunks]).said("content")
 
     models = ["ensemble", "big", "small", "careful"] * 8
-    texts = await asyncio.gather(*(one(model, place % 3 == 0) for place, model in enumerate(models)))
+    texts = await asyncio.gather(*(said_by(model, place % 3 == 0) for place, model in enumerate(models)))
     big = "Goal: add. Planning: add. Retrieval: none. Action: add."
     assert texts == [big if model == "big" else ANSWER for model in models]
 
@@ -284,15 +286,18 @@ def test_the_role_comes_first_and_every_chunk_names_its_engine(client):
     (first, about), *rest = read.parts
     assert (first.delta.role, first.delta.content) == ("assistant", "")
     assert about["ensemble"]["start"]["roles"] == {"mentor": "big", "intern": "small"}
-    assert all(one.delta.role is None for one, _ in rest)
+    assert all(choice.delta.role is None for choice, _ in rest)
     verdicts = [verdict for _, extra in rest for verdict in extra["ensemble"].get("verdicts", [])]
-    assert [(one["level"], one["sufficient"]) for one in verdicts] == [("low", False), ("high", True)]
-    for one, extra in rest:
+    assert [(verdict["level"], verdict["sufficient"]) for verdict in verdicts] == [
+        ("low", False),
+        ("high", True),
+    ]
+    for choice, extra in rest:
         by = extra["ensemble"]
-        if one.delta.content:
+        if choice.delta.content:
             assert (by["engine"], by["purpose"]) == ("small", "answer")
         else:
-            assert one.delta.model_extra.get("reasoning_content")
+            assert choice.delta.model_extra.get("reasoning_content")
             assert (by["engine"], by["purpose"]) == ("big", "insight")
 
 
@@ -306,7 +311,7 @@ def test_the_builtin_pair_streams_what_it_says_whole(pair):
     assert read.said("content") == message.content
     assert read.said("reasoning_content") == message.reasoning_content
     assert untimed(read.usage) == untimed(whole.usage)
-    engines = {extra["ensemble"].get("engine") for one, extra in read.parts if one.delta.content}
+    engines = {extra["ensemble"].get("engine") for choice, extra in read.parts if choice.delta.content}
     assert engines == {"intern"}
 
 
@@ -315,17 +320,17 @@ def test_the_builtin_pair_streams_what_it_says_whole(pair):
 
 def test_n_answers_are_drawn_from_one_seed_and_each_is_billed(pair):
     ask = {"model": "intern", "messages": user(HARD), "n": 4, "seed": 5, "temperature": 1, "max_tokens": 24}
-    one, again = (pair.chat.completions.create(**ask) for _ in range(2))
-    texts = [choice.message.content for choice in one.choices]
-    assert [choice.index for choice in one.choices] == [0, 1, 2, 3]
+    first, again = (pair.chat.completions.create(**ask) for _ in range(2))
+    texts = [choice.message.content for choice in first.choices]
+    assert [choice.index for choice in first.choices] == [0, 1, 2, 3]
     assert [choice.message.content for choice in again.choices] == texts
     assert len(set(texts)) == 4
     other = pair.chat.completions.create(**{**ask, "seed": 6})
     assert [choice.message.content for choice in other.choices] != texts
-    assert one.usage.prompt_tokens == len(chat_ids(HARD))
-    (line,) = one.usage.cost_details["spent"]
+    assert first.usage.prompt_tokens == len(chat_ids(HARD))
+    (line,) = first.usage.cost_details["spent"]
     assert line["calls"] == 4
-    assert line["completion_tokens"] == one.usage.completion_tokens
+    assert line["completion_tokens"] == first.usage.completion_tokens
     read = streamed(pair, **ask)
     assert [read.said("content", index) for index in range(4)] == texts
 
@@ -349,7 +354,7 @@ def test_min_p_leaves_out_what_is_too_improbable(pair, model):
         return {choice.logprobs.content[0].token for choice in reply.choices}
 
     assert drawn(min(1.0, share * 1.001)) == {best.token}
-    kept = [one for one in likely if math.exp((one.logprob - best.logprob) / 2) >= share * 0.999]
+    kept = [entry for entry in likely if math.exp((entry.logprob - best.logprob) / 2) >= share * 0.999]
     assert len(drawn(share * 0.999)) <= len(kept) < len(drawn(0.0))
 
 
@@ -357,7 +362,7 @@ def test_min_p_leaves_out_what_is_too_improbable(pair, model):
 def test_a_seed_settles_what_an_ensemble_draws(pair, model):
     ask = {"model": model, "messages": user(HARD), "n": 2, "temperature": 1, "max_tokens": 24}
     first, again, other = (pair.chat.completions.create(**ask, seed=seed).choices for seed in (5, 5, 6))
-    texts = [[choice.message.content for choice in one] for one in (first, again, other)]
+    texts = [[choice.message.content for choice in choices] for choices in (first, again, other)]
     assert texts[0] == texts[1] != texts[2]
     assert len(set(texts[0])) == 2
 
@@ -374,10 +379,10 @@ def test_drawing_from_the_top_token_alone_is_greedy(pair, narrow):
 
 
 def test_each_of_n_answers_has_its_own_insight_and_usage(client):
-    one = client.chat.completions.create(model="ensemble", messages=user("2 + 2?"))
+    single = client.chat.completions.create(model="ensemble", messages=user("2 + 2?"))
     three = client.chat.completions.create(model="ensemble", messages=user("2 + 2?"), n=3)
     assert [choice.message.reasoning_content for choice in three.choices] == [INSIGHT] * 3
-    assert three.usage.cost_details["flops"] == 3 * one.usage.cost_details["flops"]
+    assert three.usage.cost_details["flops"] == 3 * single.usage.cost_details["flops"]
     assert (three.usage.prompt_tokens, three.usage.completion_tokens) == (3, 27)
 
 
@@ -468,12 +473,12 @@ def test_a_chat_has_logprobs(pair, model):
             entry.top_logprobs[0].token,
             entry.top_logprobs[0].logprob,
         ]  # greedy
-        values = [one.logprob for one in entry.top_logprobs]
+        values = [candidate.logprob for candidate in entry.top_logprobs]
         assert len(values) == 3
         assert values == sorted(values, reverse=True)
         assert sum(map(math.exp, values)) <= 1 + 1e-5
     read = streamed(pair, model=model, messages=user(), max_tokens=6, logprobs=True, top_logprobs=3)
-    found = [entry for one, _ in read.parts if one.logprobs for entry in one.logprobs.content or []]
+    found = [entry for choice, _ in read.parts if choice.logprobs for entry in choice.logprobs.content or []]
     assert [entry.token for entry in found] == [entry.token for entry in entries]
     assert [entry.logprob for entry in found] == pytest.approx([entry.logprob for entry in entries], abs=1e-4)
 
@@ -490,7 +495,7 @@ def test_logprobs_of_a_chat_are_the_models_own(pair):
     assert [entry.logprob for entry in entries] == pytest.approx(likelihoods(lines, ids)[-8:], abs=1e-4)
     for entry, line in zip(entries, lines[len(read) - 1 :], strict=False):
         best = line.topk(2).values.tolist()
-        assert [one.logprob for one in entry.top_logprobs] == pytest.approx(best, abs=1e-4)
+        assert [candidate.logprob for candidate in entry.top_logprobs] == pytest.approx(best, abs=1e-4)
 
 
 def test_logit_bias_forces_a_token(pair):
@@ -564,7 +569,7 @@ def test_what_stands_behind_the_last_mark_is_kept(pair, stream):
         assert pair.chat.completions.create(**ask).choices[0].message.content == "\\boxed{8}"
         return
     read = streamed(pair, **ask)
-    assert [one.delta.content for one, _ in read.parts if one.delta.content] == ["\\boxed{8}"]
+    assert [choice.delta.content for choice, _ in read.parts if choice.delta.content] == ["\\boxed{8}"]
     assert read.finish() == "stop"
 
 
@@ -582,8 +587,8 @@ def test_conversations_are_answered_together(pair):
     for reply in (posted, extra):
         assert [choice.message.content for choice in reply.choices] == texts
         assert [choice.index for choice in reply.choices] == [0, 1]
-        assert reply.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone)
-        assert reply.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone)
+        assert reply.usage.prompt_tokens == sum(single.usage.prompt_tokens for single in alone)
+        assert reply.usage.completion_tokens == sum(single.usage.completion_tokens for single in alone)
 
 
 def test_prompts_come_as_texts_or_token_ids_one_or_several(pair):
@@ -593,7 +598,7 @@ def test_prompts_come_as_texts_or_token_ids_one_or_several(pair):
     alone = [pair.completions.create(**ask, prompt=text) for text in texts]
     answers = [reply.choices[0].text for reply in alone]
     assert all(answers)
-    assert [pair.completions.create(**ask, prompt=one).choices[0].text for one in ids] == answers
+    assert [pair.completions.create(**ask, prompt=prompt).choices[0].text for prompt in ids] == answers
     for prompt in (texts, ids):
         reply = pair.completions.create(**ask, prompt=prompt)
         assert reply.object == "text_completion"
@@ -617,8 +622,8 @@ def test_a_text_completion_of_tandem_carries_the_insight_beside_the_text(client)
     (choice,) = client.completions.create(**ask).choices
     assert (choice.text, choice.reasoning_content) == (ANSWER, INSIGHT)
     parts = [chunk.choices[0] for chunk in client.completions.create(**ask, stream=True)]
-    assert "".join(one.text for one in parts) == ANSWER
-    assert "".join(one.model_extra.get("reasoning_content", "") for one in parts) == INSIGHT
+    assert "".join(part.text for part in parts) == ANSWER
+    assert "".join(part.model_extra.get("reasoning_content", "") for part in parts) == INSIGHT
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -662,7 +667,9 @@ def test_a_request_chooses_a_method_and_a_parameter(client):
     low = {"ensemble": {"method": "tandem", "params": {"judge": "fixed:low"}}}
     (choice,) = client.chat.completions.create(**ask, extra_body=low).choices
     assert (choice.message.content, choice.message.reasoning_content) == (ANSWER, "Goal: add.")
-    assert [(one["level"], one["sufficient"]) for one in choice.metadata["verdicts"]] == [("low", True)]
+    assert [(verdict["level"], verdict["sufficient"]) for verdict in choice.metadata["verdicts"]] == [
+        ("low", True)
+    ]
     assert streamed(client, **ask, extra_body=low).said("reasoning_content") == "Goal: add."
     expected(client.chat.completions.create(**ask))  # the next request finds everything as it was
 
@@ -805,8 +812,8 @@ def test_a_model_that_is_not_there(client, stream):
 async def test_a_key_is_needed_where_one_is_set(serve):
     server = serve(ECHO, "--api-key", "sesame")
     calls = (
-        lambda one: one.models.list(),
-        lambda one: one.chat.completions.create(model="small", messages=user()),
+        lambda client: client.models.list(),
+        lambda client: client.chat.completions.create(model="small", messages=user()),
     )
     for call in calls:
         with (
@@ -941,8 +948,8 @@ def test_several_prompts_are_scored_at_once(pair):
 
 def mixture(ids):
     """Of mentor and intern: the log of the mean of their probabilities."""
-    one, other = logprobs("mentor", ids), logprobs("intern", ids)
-    return torch.logaddexp(one, other) - math.log(2)
+    mentor, intern = logprobs("mentor", ids), logprobs("intern", ids)
+    return torch.logaddexp(mentor, intern) - math.log(2)
 
 
 @pytest.mark.parametrize("ids", [False, True], ids=["text", "ids"])
@@ -1020,12 +1027,12 @@ def test_a_streamed_log_likelihood_is_the_same(pair):
             model=model, prompt=SEQUENCE, echo=True, logprobs=1, max_tokens=1, stream=True
         )
         parts = [chunk.choices[0] for chunk in chunks]
-        found = [one.logprobs for one in parts if one.logprobs]
-        assert [token for one in found for token in one.tokens] == known.tokens
-        values = [value for one in found for value in one.token_logprobs]
+        found = [part.logprobs for part in parts if part.logprobs]
+        assert [token for part in found for token in part.tokens] == known.tokens
+        values = [value for part in found for value in part.token_logprobs]
         assert values[1:] == pytest.approx(known.token_logprobs[1:], abs=1e-4)
-        assert [at for one in found for at in one.text_offset] == known.text_offset
-        assert "".join(one.text for one in parts) == "".join(known.tokens)
+        assert [at for part in found for at in part.text_offset] == known.text_offset
+        assert "".join(part.text for part in parts) == "".join(known.tokens)
 
 
 def test_models_of_different_tokenizers_have_a_log_likelihood_in_the_first_ones_tokens(pair):

@@ -74,11 +74,11 @@ def test_a_run_can_be_watched(visit, echo):
 
     def stages(key):
         """Its values in the order in which they were seen."""
-        return list(dict.fromkeys(one[key] for one in seen))
+        return list(dict.fromkeys(state[key] for state in seen))
 
     arriving = ["", "Goal", "Goal Planning", "Goal Planning Retrieval"]
     assert stages("parts") == [
-        one for one in arriving if one in stages("parts")
+        parts for parts in arriving if parts in stages("parts")
     ]  # a busy browser may skip one
     assert len(stages("parts")) > 2
     assert len(stages("insight")) > 2  # a busy machine draws several tokens at once
@@ -87,12 +87,12 @@ def test_a_run_can_be_watched(visit, echo):
     assert stages("verdicts") == sorted(stages("verdicts"))
     assert len(stages("verdicts")) > 2
     assert stages("handover") == ["", f"✓{STOPPED}"]
-    assert [one["answer"] for one in seen if not one["handover"]][
+    assert [state["answer"] for state in seen if not state["handover"]][
         -1
     ] == 0  # the mentor is stopped before the intern
     assert stages("flops") == sorted(stages("flops"))
     assert all(
-        ("≈" in one["total"]) != one["exact"] for one in seen if one["total"]
+        ("≈" in state["total"]) != state["exact"] for state in seen if state["total"]
     )  # the cost ends a stream
     told = stages("status")
     for sentence in ("The mentor is writing insights.", "The intern is answering.", "Done."):
@@ -199,18 +199,22 @@ def test_a_stopped_run_keeps_what_had_arrived(visit, echo, way):
     expect(page.locator(".cost .total")).to_contain_text("≈")
     saved = save(page)
     assert saved["stopped"] is True
-    assert not any(one["chunk"].get("usage") for one in saved["chunks"])
+    assert not any(line["chunk"].get("usage") for line in saved["chunks"])
     written = sum(
-        one["chunk"]["ensemble"].get("tokens", 0) * size for one in saved["chunks"] for size in [sizes(one)]
+        line["chunk"]["ensemble"].get("tokens", 0) * size
+        for line in saved["chunks"]
+        for size in [sizes(line)]
     )
     known = [
-        one["chunk"]["ensemble"]["flops"] for one in saved["chunks"] if "verdicts" in one["chunk"]["ensemble"]
+        line["chunk"]["ensemble"]["flops"]
+        for line in saved["chunks"]
+        if "verdicts" in line["chunk"]["ensemble"]
     ]
     assert float(page.locator(".total data").get_attribute("value")) == known[-1] + written
 
 
-def sizes(one):
-    return {"big": 4e6, "small": 8e5}.get(one["chunk"]["ensemble"].get("engine"), 0)
+def sizes(line):
+    return {"big": 4e6, "small": 8e5}.get(line["chunk"]["ensemble"].get("engine"), 0)
 
 
 def test_a_saved_run_opens_again(visit, echo):
@@ -221,7 +225,7 @@ def test_a_saved_run_opens_again(visit, echo):
     assert saved["format"] == "ensemblehub-run"
     assert saved["question"] == LONG
     assert saved["request"]["messages"] == [{"role": "user", "content": LONG}]
-    assert [one["at"] for one in saved["chunks"]] == sorted(one["at"] for one in saved["chunks"])
+    assert [line["at"] for line in saved["chunks"]] == sorted(line["at"] for line in saved["chunks"])
     assert saved["stopped"] is False
     assert saved["error"] is None
 

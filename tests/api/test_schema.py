@@ -71,24 +71,24 @@ def described(server):
 
 
 def test_all_routes_are_described(described):
-    assert {(one.method.upper(), one.path) for one in operations(described)} == set(PATHS)
+    assert {(operation.method.upper(), operation.path) for operation in operations(described)} == set(PATHS)
 
 
 def operations(described):
     return [result.ok() for result in described.get_all_operations()]
 
 
-CASES = [(*one, GenerationMode.POSITIVE) for one in PATHS]
+CASES = [(*route, GenerationMode.POSITIVE) for route in PATHS]
 CASES += [
-    (*one, GenerationMode.NEGATIVE) for one in PATHS if one[0] == "POST"
+    (*route, GenerationMode.NEGATIVE) for route in PATHS if route[0] == "POST"
 ]  # those that can be asked wrongly
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), CASES)
 def test_no_request_makes_the_server_fail(described, method, path, mode):
-    one, seen = described[path][method], []
+    operation, seen = described[path][method], []
 
-    @given(case=one.as_strategy(generation_mode=mode))
+    @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
         max_examples=40,
         deadline=None,
@@ -108,14 +108,14 @@ def test_no_request_makes_the_server_fail(described, method, path, mode):
 def test_errors_are_declared_as_they_are_and_replies_have_a_schema(server):
     described = server.get("/openapi.json").json()
     for path, methods in described["paths"].items():
-        for method, one in methods.items():
-            assert "422" not in one["responses"]
-            (content, *_) = one["responses"]["200"]["content"].items()
+        for method, operation in methods.items():
+            assert "422" not in operation["responses"]
+            (content, *_) = operation["responses"]["200"]["content"].items()
             wanted = ("text/plain", {"schema": {"type": "string"}}) if path == "/metrics" else content
             assert content == wanted
             assert content[1]["schema"].get("type") != "string" or path == "/metrics"
             for status in ("400", "401", "404", "500", "default"):
-                schema = one["responses"][status]["content"]["application/json"]["schema"]
+                schema = operation["responses"][status]["content"]["application/json"]["schema"]
                 name = "AnthropicError" if path.startswith("/v1/messages") else "Error"
                 assert schema == {"$ref": f"#/components/schemas/{name}"}, (method, path)
     assert "HTTPValidationError" not in described["components"]["schemas"]

@@ -111,11 +111,11 @@ def test_parts_of_a_character_carry_their_own_bytes_in_a_chat(server):
         "logit_bias": {str(part): 100 for part in parts},
     }
     entries = server.post("/v1/chat/completions", body).json()["choices"][0]["logprobs"]["content"]
-    assert {bytes(one["bytes"]) for one in entries} <= {bytes([byte]) for byte in "\u65e5".encode()}
-    shown = [one for entry in entries for one in entry["top_logprobs"]]
-    assert all("\ufffd" not in bytes(one["bytes"]).decode(errors="ignore") for one in shown)
-    texts = [one for one in shown if "\ufffd" not in one["token"]]
-    assert all(bytes(one["bytes"]).decode() == one["token"] for one in texts)
+    assert {bytes(entry["bytes"]) for entry in entries} <= {bytes([byte]) for byte in "\u65e5".encode()}
+    shown = [candidate for entry in entries for candidate in entry["top_logprobs"]]
+    assert all("\ufffd" not in bytes(candidate["bytes"]).decode(errors="ignore") for candidate in shown)
+    texts = [candidate for candidate in shown if "\ufffd" not in candidate["token"]]
+    assert all(bytes(candidate["bytes"]).decode() == candidate["token"] for candidate in texts)
 
 
 @pytest.mark.parametrize("model", ["intern", "mixed"])

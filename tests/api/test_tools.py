@@ -83,10 +83,10 @@ def test_tools_are_called_streamed_or_not(serve):
     }
     assert choice["finish_reason"] == "tool_calls"
     chunks = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
-    parts = [part for one in chunks for part in one["choices"][0]["delta"].get("tool_calls", [])]
+    parts = [part for chunk in chunks for part in chunk["choices"][0]["delta"].get("tool_calls", [])]
     assert "".join(part["function"]["arguments"] for part in parts) == '{"a": 2, "b": 2}'
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
-    assert [one["tools"] for one in asked] == [TOOLS, TOOLS]
+    assert [body["tools"] for body in asked] == [TOOLS, TOOLS]
     assert asked[0]["tool_choice"] == "auto"
 
 
@@ -99,7 +99,7 @@ def test_a_tool_call_of_an_api_has_no_content_and_counts_the_tokens_that_it_bill
     assert reply["usage"]["completion_tokens"] == line["completion_tokens"] > 0
     chunks = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
     assert chunks[-1]["usage"]["completion_tokens"] == line["completion_tokens"]
-    deltas = [one["choices"][0]["delta"] for one in chunks if one["choices"]]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
     assert all(delta.get("content") is None for delta in deltas)
 
 
@@ -108,10 +108,10 @@ def test_tools_that_may_not_be_called_are_shown_to_an_api_and_dropped_elsewhere(
     answers, asked = through(
         serve, [body, {**body, "model": "near"}, {**body, "model": "votes"}], faulty.answer()
     )
-    assert [one.status_code for one in answers] == [200, 200, 200]
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
     assert asked[0]["tools"] == TOOLS
     assert asked[0]["tool_choice"] == "none"
-    assert all("tools" not in one for one in asked[1:])
+    assert all("tools" not in body for body in asked[1:])
 
 
 def test_a_conversation_with_tool_calls_goes_through_as_it_is(serve):
@@ -131,7 +131,7 @@ def test_a_conversation_with_tool_calls_goes_through_as_it_is(serve):
 def test_several_models_or_one_that_does_not_offer_it_refuse(serve, more):
     bodies = [{**ASK, **more, "model": name} for name in ("votes", "near")]
     answers, asked = through(serve, bodies)
-    assert [one.status_code for one in answers] == [400, 400]
+    assert [answer.status_code for answer in answers] == [400, 400]
     assert "answers with several models" in answers[0].json()["error"]["message"]
     assert "near lacks" in answers[1].json()["error"]["message"]
     assert asked == []
@@ -160,7 +160,7 @@ def test_numbers_that_no_encoder_likes_are_no_failure_and_half_a_pair_is_refused
     (answer, refused), asked = asyncio.run(ask())
     assert answer.status_code == 200
     assert (refused.status_code, "surrogate" in refused.text) == (400, True)
-    assert [one["messages"][0]["tool_calls"] for one in asked] == [odd["tool_calls"]]
+    assert [body["messages"][0]["tool_calls"] for body in asked] == [odd["tool_calls"]]
 
 
 SCHEMA = {

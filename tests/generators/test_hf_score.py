@@ -131,7 +131,7 @@ def test_score_is_the_same_after_any_history(bench):
     rng = random.Random(5)
     texts = [sentence(7, 6) + sentence(seed, rng.randint(1, 12)) for seed in range(6)]
 
-    async def one(b, text):
+    async def ask_at_random(b, text):
         kind = rng.choice(("score", "write", "abandon", "step"))
         if kind == "score":
             request = ask("s", text[: rng.randint(1, len(text))])
@@ -151,7 +151,7 @@ def test_score_is_the_same_after_any_history(bench):
     async def main():
         async with bench(prefix_cache_tokens=200, batch_rows=3) as b:
             for _ in range(12):
-                await asyncio.gather(*[one(b, rng.choice(texts)) for _ in range(5)])
+                await asyncio.gather(*[ask_at_random(b, rng.choice(texts)) for _ in range(5)])
             cache = b.engine._worker.cache
             assert 0 < cache.tokens <= 200
             slots = b.model.slots

@@ -391,7 +391,7 @@ def test_a_reading_is_the_same_after_any_history(bench):
     rng = random.Random(5)
     texts = [f"the quick {text}" for text in sentences(6, 12)]
 
-    async def one(b, text):
+    async def ask_at_random(b, text):
         kind = rng.choice(("score", "write", "abandon", "step"))
         if kind == "score":
             request = ask("s", text[: rng.randint(1, len(text))])
@@ -411,7 +411,7 @@ def test_a_reading_is_the_same_after_any_history(bench):
     async def main():
         async with bench(prefix_cache_tokens=200, batch_rows=3) as b:
             for _ in range(10):
-                await asyncio.gather(*[one(b, rng.choice(texts)) for _ in range(5)])
+                await asyncio.gather(*[ask_at_random(b, rng.choice(texts)) for _ in range(5)])
             slots = b.model.slots
             await b.until(lambda: len(slots._spare) == 3)  # every sequence came back
             assert not slots._saved

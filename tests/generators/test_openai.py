@@ -335,11 +335,11 @@ def test_requests_at_the_same_time_are_limited():
         async with upstream([0.2, *answer()]) as (_, url):
             engine = OpenAIEngine("far", OpenAIOptions("m", base_url=url, concurrency=2, patience=QUICK))
 
-            async def one():
+            async def pieces():
                 return [piece async for piece in engine.stream(Request(CHAT), UsageLedger().meter("answer"))]
 
             started = time.monotonic()
-            found = await asyncio.gather(*[one() for _ in range(6)])
+            found = await asyncio.gather(*[pieces() for _ in range(6)])
             await engine.close()
             return time.monotonic() - started, found
 
