@@ -126,9 +126,11 @@ class Report:
         try:
             return make(*arguments)
         except AbsentError as error:
-            self.unseen.append(f"not on this machine: {error}")
+            found, text = self.unseen, f"not on this machine: {error}"
         except EnsembleHubError as error:
-            self.problems.append(" ".join(str(error).split()))
+            found, text = self.problems, " ".join(str(error).split())
+        if text not in found:  # several ensembles have their scorers in common
+            found.append(text)
         return None
 
 
@@ -195,6 +197,8 @@ def examine(path: Path, changes: Sequence[str] = (), probe: bool = False) -> Rep
         if ensemble.is_complete:
             names = ", ".join(engine.name for engine in ensemble.engines)
             report.ensembles[name] = f"{other.aggregation.method} over {names}"
+    if config.reward_specs and report.aggregation and not report.scorers:
+        report.notes.append(f"reward_specs: the aggregation {config.aggregation.method!r} asks no scorer")
     report.extra = {name: line() for name, line in registry.DOCTOR_LINES.items()}
     if probe:
         asyncio.run(_probe(report, list(engines.values())))
@@ -253,10 +257,9 @@ def _with_scorers(
 ) -> Aggregation:
     """The aggregation with the file's scorers, if it uses any."""
     if not aggregation.uses_scorers:
-        if config.reward_specs:
-            report.notes.append(f"reward_specs: the aggregation {config.aggregation.method!r} asks no scorer")
         return aggregation
     scorers = []
+    report.scorers = []  # another ensemble's are the same
     for spec in config.reward_specs:
         scorer = report.attempt(configured.scorer_of, config, spec, engines)
         scorers.append(scorer or UnseenScorer(spec.name, spec, engines))

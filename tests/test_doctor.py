@@ -182,3 +182,16 @@ def test_the_form_of_the_sandbox_is_said(tmp_path, capsys, monkeypatch):
     assert json.loads(printed)["sandbox"].startswith(
         "none: ENSEMBLEHUB_SANDBOX: unknown form of sandbox 'none'"
     )
+
+
+def test_scorers_that_several_ensembles_have_in_common_are_told_once(tmp_path):
+    others = (
+        "\nensembles: {two: {output_aggregation_method: loop}, three: {output_aggregation_method: single}}"
+    )
+    report = examined(tmp_path, PAIR + SCORED + "reward_based" + others)
+    assert len(report.scorers) == 1
+    assert not [note for note in report.notes if "asks no scorer" in note]
+    broken = (PAIR + SCORED + "reward_based" + others).replace("weight: 0.5", "weight: 0.5, nothing: 1")
+    problems = examined(tmp_path, broken.replace("loop", "reward_based")).problems
+    assert len(problems) == len(set(problems))
+    assert any("nothing" in problem for problem in problems)
