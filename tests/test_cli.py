@@ -96,6 +96,7 @@ def test_set_changes_the_file_for_one_run(config, capsys):
     [
         ("ensemble.genration={}", "did you mean 'generation'"),
         ("model_specs.7.name=x", "cannot set"),
+        ("model_specs.².name=x", "cannot set"),
         ("nothing", "no ="),
         ("ensemble.generation.max_tokens=[", "cannot set"),
         ("ensemble.generation.max_tokens=many", "max_tokens"),

@@ -261,7 +261,7 @@ def _numbered(specs: Sequence[SpecT], what: str) -> list[SpecT]:
 def _apply(data: Any, change: str) -> None:
     """Set one value in the file's data."""
     where, equals, text = change.partition("=")
-    *parents, last = [int(part) if part.isdigit() else part for part in where.split(".")]
+    *parents, last = [int(part) if part.isdecimal() else part for part in where.split(".")]
     try:
         if not equals:
             raise ValueError("it has no =")
