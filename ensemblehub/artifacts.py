@@ -5,6 +5,7 @@ Damage is one line that names the file and what is wrong.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -42,6 +43,11 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         sync_folder(path)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def hash_of(value: Any) -> str:
+    """16 hexadecimal digits that identify a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def sync_folder(path: Path) -> None:

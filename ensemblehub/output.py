@@ -6,7 +6,6 @@ Every row is synced to disk before it counts, and a new run keeps the rows witho
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ensemblehub.artifacts import hash_of
 from ensemblehub.config import WHERE_IT_RUNS, Config
 from ensemblehub.data import BadExample, Example, plain
 from ensemblehub.errors import ArtifactError
@@ -238,12 +238,15 @@ class Stream:
 
 def fingerprint(config: Config) -> str:
     """Hash of the settings that decide an answer, without devices and default values."""
-    decides = config.model_dump(
-        mode="json", exclude_defaults=True, exclude={"experiment", "server", "ensembles", "sweep"}
-    )
+    aside = {"experiment", "server", "debug", "ensembles", "sweep"}
+    decides = config.model_dump(mode="json", exclude_defaults=True, exclude=aside)
     for name in ("request_params", "request_members", "certificate"):
         decides.get("ensemble", {}).pop(name, None)
-    for spec in decides["model_specs"]:
-        for name in WHERE_IT_RUNS & spec.keys():
-            del spec[name]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    shared = decides.pop("engine_options", {})
+    shares = filter(None, shared.values())
+    for options in (*decides["model_specs"], *decides.get("reward_specs", ()), *shares):
+        for name in WHERE_IT_RUNS & options.keys():
+            del options[name]
+    if any(shared.values()):
+        decides["engine_options"] = {engine: options for engine, options in shared.items() if options}
+    return hash_of(decides)

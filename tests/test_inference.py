@@ -262,6 +262,17 @@ def test_where_it_runs_is_not_what_it_says():
     assert output.fingerprint(Config.model_validate(defaults)) == print_of()
 
 
+def test_neither_is_what_is_shown_nor_where_all_models_of_an_engine_run():
+    def print_of(**sections):
+        return output.fingerprint(Config.from_dict({"model_specs": [{"name": "m", "path": "p"}], **sections}))
+
+    scorer = {"path": "q"}
+    assert print_of(debug={"show_output_details": True}) == print_of()
+    assert print_of(engine_options={"hf": {"device": "cuda"}, "vllm": None}) == print_of()
+    assert print_of(engine_options={"hf": {"dtype": "bfloat16"}}) != print_of()
+    assert print_of(reward_specs=[{**scorer, "device": "cuda"}]) == print_of(reward_specs=[scorer])
+
+
 @pytest.mark.parametrize(
     "content", ["my notes", "my notes\n", '{"a": 1}\n', "[1]\n", '{"key": 1, "error": 0}\n{"a']
 )
