@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ensemblehub.artifacts import hash_of
 from ensemblehub.ensemble_methods.base import Aggregation
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Sampling
@@ -26,16 +25,12 @@ def identity(
     decides = aggregation.deciding()
     return {
         **{part: engine.model for part, engine in parts.items()},
-        "quantisation": _hash(told),
-        **{name: value if isinstance(value, str) else _hash(value) for name, value in decides.items()},
-        "settings": _hash([decides["settings"], asdict(sampling)]),
+        "quantisation": hash_of(told),
+        **{name: value if isinstance(value, str) else hash_of(value) for name, value in decides.items()},
+        "settings": hash_of([decides["settings"], asdict(sampling)]),
     }
 
 
 def _without_path(options: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
     """The options of an engine; its identity says more than the path that leads to it."""
     return {key: value for key, value in options.items() if key != "path" or engine.model == engine.name}
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

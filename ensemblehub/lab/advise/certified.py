@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ensemblehub.artifacts import hash_of
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.acceptance import DRAFT
@@ -16,7 +17,7 @@ from ensemblehub.ensemble_methods.identity import identity
 from ensemblehub.lab.advise.strategies import Changes, Strategy
 from ensemblehub.lab.pipeline.cascade import Indices
 from ensemblehub.lab.pipeline.certificate import Bools, Promise, Settings, certified, kept, needed
-from ensemblehub.lab.pipeline.certificate_command import CalibrationShares, lines, short_hash
+from ensemblehub.lab.pipeline.certificate_command import CalibrationShares, lines
 from ensemblehub.lab.pipeline.certificate_path import safest_first
 from ensemblehub.tandem.certificate import Certificate
 from ensemblehub.tandem.drift import histogram
@@ -77,10 +78,8 @@ class CertifiedStrategy:
             vars(self.seen),
             identity(ensemble.aggregation, ensemble.engines, options, sampling),
             {
-                "data": short_hash([key for key, tested in zip(keys, self.tested, strict=True) if tested]),
-                "path": short_hash(
-                    [self.strategy.name, *(self.strategy.settings[at][0] for at in self.path)]
-                ),
+                "data": hash_of([key for key, tested in zip(keys, self.tested, strict=True) if tested]),
+                "path": hash_of([self.strategy.name, *(self.strategy.settings[at][0] for at in self.path)]),
             },
             judged,
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ensemblehub import builtin
+from ensemblehub.artifacts import hash_of
 from ensemblehub.concurrency import for_each
 from ensemblehub.config import WHERE_IT_RUNS, Config
 from ensemblehub.cost import UsageLedger
@@ -74,7 +75,7 @@ class Questions:
 
     def prompted(self, item: Item) -> str:
         """A hash of how a question is put: its chat, and what the prompt profile sets besides."""
-        return splits.hashed(asdict(self.task.ask(item, Sampling(), self.thinking)))
+        return hash_of(asdict(self.task.ask(item, Sampling(), self.thinking)))
 
 
 @dataclass(frozen=True)

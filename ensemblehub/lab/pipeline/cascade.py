@@ -66,6 +66,12 @@ class Outcomes:
         """The probabilities, −1 where no run has one, so that no threshold is met there."""
         return np.where(self.visited, self.probabilities, -1.0)
 
+    def ends(self, thresholds: ArrayLike) -> Indices:
+        """Index of the level at which a run stops, or else of the last that it visits, (n,)."""
+        heard = self.heard
+        stops = heard >= np.asarray(thresholds, np.float64)
+        return np.asarray(np.where(stops.any(axis=1), stops.argmax(axis=1), (heard >= 0).sum(axis=1) - 1))
+
     def stopped(self) -> tuple[Floats, Floats]:
         """Whether right (1 or 0) and the whole cost when a run stops at a level, each (n, L)."""
         return self.correct.astype(np.float64), self.cost + self.judging
@@ -84,9 +90,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Replay:
-    """The cascade replayed, each (n,): level index (−1: the mentor's own answer), whole cost,
-    right or not.
-    """
+    """The cascade replayed, each (n,): level index (−1: the mentor's own answer), whole cost, rightness."""
 
     chosen: Indices
     cost: Floats

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ensemblehub.artifacts import hash_of
 from ensemblehub.ensemble_methods.identity import identity
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab import metrics
@@ -67,7 +67,7 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
         vars(seen),
         identity(tandem, engines.engines, options, pipeline.sampling),
         {
-            "data": short_hash([row.key for row in data.rows]),
+            "data": hash_of([row.key for row in data.rows]),
             "path": hashlib.sha256(path.tobytes()).hexdigest()[:16],
         },
         _scores(outcomes, path[chosen]),
@@ -127,12 +127,8 @@ class CalibrationShares:
 def _scores(outcomes: Outcomes, thresholds: Floats) -> dict[str, list[int]]:
     """Histograms of the first and the last probability that the judge gives in a run."""
     heard = outcomes.heard
-    stops = heard >= thresholds
-    last = np.where(stops.any(axis=1), stops.argmax(axis=1), (heard >= 0).sum(axis=1) - 1)
-    return {
-        "first": histogram(heard[:, 0].tolist()),
-        "last": histogram(heard[np.arange(len(heard)), last].tolist()),
-    }
+    last = heard[np.arange(len(heard)), outcomes.ends(thresholds)]
+    return {"first": histogram(heard[:, 0].tolist()), "last": histogram(last.tolist())}
 
 
 def lines(certificate: Certificate, promise: Promise, strategy: str = "") -> list[str]:
@@ -152,8 +148,3 @@ def lines(certificate: Certificate, promise: Promise, strategy: str = "") -> lis
         f"holds for   {', '.join([*certificate.holds_for, *certificate.made_from])} by hash; exchangeable "
         "questions; until drift",
     ]
-
-
-def short_hash(value: Any) -> str:
-    """The first 16 hex digits of a value's SHA-256."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

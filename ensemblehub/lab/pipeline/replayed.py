@@ -42,9 +42,7 @@ def judged(
     names = ["mentor" if at == cascade.MENTOR else levels[at] for at in run.chosen]
     runs = [line.runs[chosen] for line, chosen in zip(collected.rows, names, strict=True)]
     own = report.of_runs(collected, name, runs, dict(Counter(names)))
-    enough = found.heard >= np.array(limits)
-    last = np.where(enough.any(axis=1), enough.argmax(axis=1), (found.heard >= 0).sum(axis=1) - 1)
-    insight = table(collected, levels, lambda cut: cut.mentor_tokens)[row, last]
+    insight = table(collected, levels, lambda cut: cut.mentor_tokens)[row, found.ends(limits)]
     mentor_tokens = insight + np.where(run.chosen == cascade.MENTOR, own.mentor_tokens, 0)
     mentor, intern = collected.info("mentor").active, collected.info("intern").active
     paper = 2.0 * (mentor * mentor_tokens + intern * (insight + own.intern_tokens))

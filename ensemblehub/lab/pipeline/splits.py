@@ -6,11 +6,10 @@ Questions are compared by their words, whatever they are called and whatever fil
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
 
+from ensemblehub.artifacts import hash_of
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.journal import ANEW, Journal
 from ensemblehub.lab.tasks.base import Item
@@ -27,13 +26,7 @@ def digest(item: Item) -> str:
 
 def asked(*items: Item) -> str:
     """A hash of questions with all that they are graded by."""
-    told = [[item.id, item.text, item.answer, item.extra] for item in items]
-    return hashed(told)
-
-
-def hashed(value: Any) -> str:
-    """A hash of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hash_of([[item.id, item.text, item.answer, item.extra] for item in items])
 
 
 def check_unchanged(journal: Journal, items: Iterable[Item]) -> None:
