@@ -68,6 +68,16 @@ class Match:
     entry: CachedPrefix | None
     length: int
 
+    def reusable(self, count: int, whole: bool, tail: int = 1) -> int:
+        """Number of tokens that a row of `count` need not compute again.
+
+        The last `tail` tokens are computed again for their predictions; where those of all tokens are returned
+        (`whole`), the last token whose successor's prediction is known is.
+        """
+        if whole:
+            return self.length if self.length == count else max(0, self.length - 1)
+        return min(self.length, count - tail)
+
 
 class PrefixCache:
     """Holds at most `limit` tokens."""

@@ -245,18 +245,11 @@ class Scheduler(ModelThread[LocalModel]):
         return reading and row.begins(other, count)
 
     def _recall(self, row: ModelRow, match: Match) -> None:
-        """Start from a prefix that was computed before.
-
-        The last token is computed again for its prediction; where all predictions are returned, so is the
-        last token whose successor's prediction is known.
-        """
+        """Start from a prefix that was computed before."""
         before, row.computed = row.computed, 0  # what it had computed when the model was unloaded
         if match.entry is not None:
             row.readings = max(row.readings, match.entry.readings.head(match.length), key=len)
-            if not row.whole:
-                row.computed = min(match.length, len(row.ids) - row.tail)
-            else:
-                row.computed = match.length if match.length == len(row.ids) else match.length - 1
+            row.computed = match.reusable(len(row.ids), row.whole, row.tail)
         if before:
             row.reread += max(0, before - row.computed)
         else:

@@ -18,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from ensemblehub.errors import ConfigError
+from ensemblehub.generators.batching.batches import CHUNK
 from ensemblehub.generators.llama_cpp import library
 from ensemblehub.generators.llama_cpp.options import ChosenOptions
 
 State = NDArray[np.uint8]  # keys and values of a sequence as llama.cpp saves them
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's numbers
-_BATCH = 2048  # tokens that one call may be given; a row of the scheduler never has more
+_BATCH = CHUNK  # tokens that one call may be given; a row of the scheduler never has more
 
 
 class LlamaModel:

@@ -198,9 +198,7 @@ class NumpyWorker(ModelThread[NumpyModel]):
         kv, match = self._model.empty(), self._cache.longest(call.ids, read=call.whole)
         if match.entry is not None:
             call.readings = match.entry.readings.head(match.length)
-            all_known = call.whole and match.length == len(call.ids)
-            length = len(call.ids) if all_known else match.length - 1 if call.whole else match.length
-            call.computed = call.cached = length if call.whole else min(length, len(call.ids) - 1)
+            call.computed = call.cached = match.reusable(len(call.ids), call.whole)
             kv.reserve(call.computed)
             kv.store[:, :, :, : call.computed] = match.entry.kv[:, :, :, : call.computed]
         return kv
