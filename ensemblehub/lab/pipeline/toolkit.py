@@ -1,5 +1,4 @@
-"""Every selection with every aggregation on the built-in problems:
-`python -m ensemblehub.lab.pipeline.toolkit`.
+"""Every selection with every aggregation on built-in problems: `python -m ensemblehub.lab.pipeline.toolkit`.
 
 `grid` runs all that make sense over mentor, intern and guest; `pair` runs every aggregation over intern and
 guest on the calibration split, and the best of them, beside both members alone, on the test split; `report`
@@ -30,6 +29,7 @@ from ensemblehub.lab.pipeline import toolkit_report
 from ensemblehub.lab.pipeline.toolkit_report import members, ranking, read_methods
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.lab.tasks.base import Task
+from ensemblehub.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ def cells(models: str, selections: Sequence[str] = ()) -> Iterator[Combination]:
 
 
 def run(cell: Combination, task: Task, split: str, limit: int, folder: Path, force: bool) -> Summary:
-    """Answer `limit` questions of a split with a combination, or read what was answered; its line of the
-    table.
+    """Answer `limit` questions of a split with a combination, or read the answers; its line of the table.
 
     A combination that is refused before loading has no figures but the reason.  A failed answer is wrong.
     """
@@ -119,15 +118,21 @@ def main(arguments: list[str] | None = None) -> None:
     add("--calibration", default=400, help="questions for `pair` (default: %(default)s)")
     add("--test", default=2000, help="test questions for `pair` (default: %(default)s)")
     add("--best", default=6, help="ensembles that `pair` tests (default: %(default)s)")
-    add("--shard", type=str, default="0/1", metavar="I/N", help="only every N-th cell from the I-th on")
+    add(
+        "--shard",
+        type=Shard.parse,
+        default="0/1",
+        metavar="I/N",
+        help="only every N-th cell from the I-th on",
+    )
     parser.add_argument("--force", action="store_true", help="answer again what other settings answered")
     options = parser.parse_args(arguments)
     task = task_named("builtin_math")
-    first, of = map(int, options.shard.split("/"))
 
     def lines(name: str, chosen: Sequence[Combination], split: str, limit: int) -> list[Summary]:
-        done = [run(cell, task, split, limit, options.out, options.force) for cell in chosen[first::of]]
-        if of == 1:
+        mine = chosen[options.shard.index :: options.shard.count]
+        done = [run(cell, task, split, limit, options.out, options.force) for cell in mine]
+        if options.shard.count == 1:
             write_atomically(options.out / f"{name}.json", json.dumps(done, indent=1) + "\n")
         return done
 
