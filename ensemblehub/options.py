@@ -76,7 +76,7 @@ def config_file_option(positional: bool = False) -> Callable[[CommandT], Command
 
 
 def config_option(command: CommandT) -> CommandT:
-    """Add `--config FILE` and `--set KEY=VALUE`; the command gets the `Config` that they describe."""
+    """Add the options of `config_file_option`; the command gets the `Config` that they describe."""
 
     @functools.wraps(command)
     def configured(path: Path | None, changes: tuple[str, ...], **options: Any) -> Any:

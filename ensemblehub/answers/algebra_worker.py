@@ -1,8 +1,7 @@
 """The process that compares expressions, one pair after another, under limits of its own.
 
 Started by `algebra.py` as a script.  It imports nothing of this package, reads one JSON list a line and
-writes another: `true`, `false`, `null` (one of the two is not understood) or `"costly"`, and the seconds that
-    took.
+writes another: `true`, `false`, `null` (one of the two is not understood) or `"costly"`, and the seconds.
 
 `math_verify` parses.  Two values are equal if their difference vanishes: exactly for rational numbers, to
 hundreds of digits for other constants, at several points for what has variables.  A pair that takes too much

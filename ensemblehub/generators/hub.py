@@ -164,18 +164,12 @@ class HubModel:
         return path if all(part.is_file() for part in parts_of(path)) else None
 
     def _missing(self, reason: str) -> str:
-        wanted = self.wanted or DEFAULT
-        file = (
-            wanted
-            if wanted.endswith(".gguf")
-            else f"the {wanted} file ({self.name}-{wanted.lower()}.gguf or alike)"
-        )
-        source, target = (
-            f"https://huggingface.co/{self.repository}",
-            models_folder() / self.name / "model.gguf",
-        )
+        file = wanted = self.wanted or DEFAULT
+        if not wanted.endswith(".gguf"):
+            file = f"the {wanted} file ({self.name}-{wanted.lower()}.gguf or alike)"
+        target = models_folder() / self.name / "model.gguf"
         problem = f"{self.repository} is not here and cannot be fetched ({reason})"
-        return f"{problem}: put {file} of {source} at {target}"
+        return f"{problem}: put {file} of https://huggingface.co/{self.repository} at {target}"
 
 
 def gguf_file(path: str) -> Path:
@@ -198,14 +192,12 @@ def network_folder(repository: str) -> Path:
     Raises:
         AbsentError: it is not here and cannot be fetched.
     """
+    hub = _hub()
     try:
-        return Path(_hub().snapshot_download(repository, allow_patterns=_OF_NETWORKS))
-    except MissingExtraError:
-        raise
+        return Path(hub.snapshot_download(repository, allow_patterns=_OF_NETWORKS))
     except Exception as error:  # whatever huggingface_hub and what it reads with raise
-        raise AbsentError(
-            f"{repository} is not here and cannot be fetched ({one_line(error, 200)})"
-        ) from error
+        reason = one_line(error, 200)
+        raise AbsentError(f"{repository} is not here and cannot be fetched ({reason})") from error
 
 
 def pull(engine: str, path: str, source: Path | None = None) -> Path | None:

@@ -60,7 +60,7 @@ class Trees:
 
 @dataclass(frozen=True)
 class GradientBoosting(FeatureClassifier):
-    """Gradient boosting with a calibrated output (FACTS: 100 trees, depth 5, rate 0.1)."""
+    """Gradient boosting with a calibrated output (100 trees, depth 5, rate 0.1)."""
 
     kind: ClassVar[str] = "gb"
     inputs: Inputs

@@ -3,9 +3,8 @@
 It begins with the mentor's weights, reads a question and a concise reply whose every fact, calculation and
 answer is followed by a step token, and says of each whether it is right.  The labels are checked, not
 guessed: a fact must be one that the problem tells, a calculation one that follows from it, everything before
-    it right
-and no needed fact left out; the answer must be the answer.  Replies are those that mentor and intern gave to
-corpus problems, and true ones with one mistake put in; half of them are cut anywhere.
+it right and no needed fact left out; the answer must be the answer.  Replies are those that mentor and intern
+gave to corpus problems, and true ones with one mistake put in; half of them are cut anywhere.
 """
 
 from __future__ import annotations

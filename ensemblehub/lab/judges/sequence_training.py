@@ -1,7 +1,6 @@
 """Training a judge over sequences: Adam, early stopping on the validation loss, batches of like length.
 
-FACTS: Adam 1e-3, weight decay 1e-5, the rate halved when the validation loss stands still, at most 100
-    epochs.
+Adam 1e-3, weight decay 1e-5, the rate halved when the validation loss stands still, at most 100 epochs.
 """
 
 from __future__ import annotations

@@ -118,9 +118,7 @@ def _search(outcomes: Outcomes, aim: Objective) -> Floats:
 
 
 def _cross_validated(outcomes: Outcomes, aim: Objective) -> dict[str, float | None]:
-    """Accuracy and cost on questions that the thresholds were not chosen on;
-    None where a fold misses the aim.
-    """
+    """Accuracy and cost on questions that thresholds were not chosen on; None where a fold misses the aim."""
     fold = np.arange(len(outcomes.cost)) % FOLDS
     correct, cost = list[Bools](), list[Floats]()
     try:
@@ -208,13 +206,10 @@ def surface(outcomes: Outcomes, grids: list[Floats]) -> tuple[Floats, Floats]:
 
 
 def _cumulated(reached: list[Indices], grids: list[Floats], weights: Floats, below: int) -> Floats:
-    """Sum of `weights` over questions below the threshold
-    on the first `below` axes and not below on the rest.
-    """
+    """Sum of `weights` over questions below the threshold on the first `below` axes, not below on others."""
     shape = tuple(len(grid) + 1 for grid in grids)
-    table = np.bincount(np.ravel_multi_index(tuple(reached), shape), weights, int(np.prod(shape))).reshape(
-        shape
-    )
+    places = np.ravel_multi_index(tuple(reached), shape)
+    table = np.bincount(places, weights, int(np.prod(shape))).reshape(shape)
     for axis in range(len(shape)):
         if axis < below:  # threshold j is missed by those that reached at most j of the ascending thresholds
             table = np.take(table.cumsum(axis), np.arange(shape[axis] - 1), axis)

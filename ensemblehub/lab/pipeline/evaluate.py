@@ -1,8 +1,7 @@
 """Run Tandem live on a split, and take the baselines from collected data after proving them equal.
 
-Costs are cold: what one run reuses of another run's prefix (the template's opening, say) is charged as if it
-    had
-been computed, so that a table does not depend on the order of the questions.
+Costs are cold: what one run reuses of another run's prefix (such as the template's opening) is charged as if
+it had been computed, so that a table does not depend on the order of the questions.
 """
 
 from __future__ import annotations

@@ -118,8 +118,7 @@ class Experiment:
         return items
 
     def learning(self, split: str) -> Collected:
-        """A collected split to train or to choose on, without the questions of splits that are kept for
-        later.
+        """A collected split to train or to choose on, without the questions of later splits.
 
         Where `calibration` is a part of `train` (public benchmarks), train leaves its questions out.
 
@@ -140,9 +139,7 @@ class Experiment:
         return data.part([at for at, row in enumerate(data.rows) if not {row.id, row.key} & held])
 
     def questions(self, split: str) -> set[str]:
-        """Hashes of a split's questions: the collected ones, else the benchmark's own,
-        where they are at hand.
-        """
+        """Hashes of a split's questions: the collected ones, else the benchmark's own where at hand."""
         if split not in self.task.splits:
             return set()
         if self.has_collected(split):
@@ -171,9 +168,7 @@ class Experiment:
             )
 
     def _with_hashes(self, data: Collected, split: str) -> Collected:
-        """The data with the hash of every question,
-        checked to be of the split where the benchmark is at hand.
-        """
+        """The data with the hash of every question, checked against the benchmark's split where at hand."""
         try:
             known = self._digests(split, len(data.rows))
         except ConfigError:  # the benchmark's file is elsewhere

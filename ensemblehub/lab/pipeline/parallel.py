@@ -1,9 +1,8 @@
 """Collecting by several worker processes: each has its own GPUs, engines and questions; one journal.
 
 Only the parent writes.  A worker that dies leaves its questions to the others; when the parent dies, the
-workers end. Not `concurrent.futures`, where one dead worker breaks the whole pool, nor `pebble`, whose
-workers take one task at a time: each worker here loads its models once and answers many questions at a time,
-    so that they share batches.
+workers end.  Not `concurrent.futures`, where one dead worker breaks the whole pool, nor `pebble`, whose
+workers take one task at a time: here, each loads its models once and answers many questions in batches.
 """
 
 from __future__ import annotations
@@ -47,8 +46,7 @@ class Placement:
 
 
 def placements(workers: int, gpus: str = "", mentor_gpus: str = "", intern_gpus: str = "") -> list[Placement]:
-    """One placement per worker: an equal share of the mentors' GPUs and one of the interns', or of `gpus` for
-    both.
+    """One placement per worker: equal shares of the mentors' and of the interns' GPUs, or of `gpus` for both.
 
     Args:
         workers: how many; 0 means one per GPU for the mentor, or one where none is named.

@@ -241,9 +241,7 @@ class Pipeline(Experiment):
     def run_tandem(
         self, collected: Collected, items: Sequence[Item], name: str, force: bool = False, **options: Any
     ) -> list[TandemRun]:
-        """Answer questions live with the configured Tandem, some of its options replaced;
-        kept in `NAME.jsonl`.
-        """
+        """Answer questions live with the configured Tandem and replaced `options`, into `NAME.jsonl`."""
         ensemble, tandem = self.ensemble(**options)
         settings = self.deciding(ensemble.engines) | {
             "prompts": tandem.words.fingerprint,
@@ -275,7 +273,7 @@ class Pipeline(Experiment):
             ConfigError: the configuration names a rule, which has nothing to train.
         """
         judge = self.config.aggregation.params.get("judge", "")
-        if not judge or str(judge).partition(":")[0] in {"entropy", "perplexity", "fixed"}:
+        if not judge or str(judge).partition(":")[0] in (*RULES, "fixed"):
             raise ConfigError(
                 f"judge {judge!r} is a rule; name a folder for the trained one, such as results/judge"
             )
@@ -348,9 +346,7 @@ def _check_runs(
 
 
 def _foreign(settings: dict[str, Any], header: dict[str, Any]) -> list[str]:
-    """A note where Tandem ran with other models or another sampling than its baselines,
-    as `--force` allows.
-    """
+    """A note where Tandem ran with other models or sampling than its baselines, as `--force` allows."""
     found = [
         line
         for key in NEWER[:2]

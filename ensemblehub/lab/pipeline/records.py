@@ -1,4 +1,4 @@
-"""Records on disk: a journal that loses and repeats nothing, and rows of collected runs."""
+"""Collected splits on disk: a row for every question, its runs, and the intern's readings as arrays."""
 
 from __future__ import annotations
 
@@ -133,15 +133,12 @@ class Collected:
 
     def part(self, indices: list[int]) -> Collected:
         """The same for some of the questions."""
-        rows, sequences = (
-            [self.rows[index] for index in indices],
-            [self.sequences[index] for index in indices],
-        )
+        rows = [self.rows[index] for index in indices]
+        sequences = [self.sequences[index] for index in indices]
         return Collected(self.header, rows, self.features[indices], sequences)
 
     def save(self, folder: Path, split: str) -> None:
-        """Write `SPLIT.npz`, then `SPLIT.jsonl.gz`, which names the other by its hash and completes the
-        split.
+        """Write `SPLIT.npz`, then `SPLIT.jsonl.gz`, which holds the other's hash and completes the split.
 
         Whatever ends the process between any two steps leaves a split that is whole or has no
         `SPLIT.jsonl.gz`. When this returns, both files survive a power cut.
@@ -158,8 +155,7 @@ class Collected:
         """Read a collected split.
 
         Raises:
-            ArtifactError: it is missing, damaged or of another split; the text names the command that makes
-                it.
+            ArtifactError: it is missing, damaged or of another split; names the command that makes it.
         """
         path, command = folder / f"{split}.jsonl.gz", f"run `ensemblehub collect --split {split}`"
         remedy = f"{command} --force"
@@ -199,9 +195,8 @@ class Header:
 def _unzipped(path: Path, content: bytes, remedy: str) -> list[bytes]:
     """The lines of a gzipped file."""
     try:
-        lines = with_current_names(gzip.decompress(content)).split(
-            b"\n"
-        )  # not splitlines: U+2028 stands in texts
+        text = with_current_names(gzip.decompress(content))
+        lines = text.split(b"\n")  # not splitlines: U+2028 stands in texts
     except Exception as error:  # gzip and zlib raise what they like on damaged bytes
         raise ArtifactError(f"{path} is damaged ({error}): {remedy}") from error
     if lines[-1] or len(lines) < 2:

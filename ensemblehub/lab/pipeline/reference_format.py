@@ -2,8 +2,7 @@
 
 `{dataset}_{split}_tokens{N}.json` and `{dataset}_{split}_mentor_only.json`, lists of objects with its fields.
 Ours differ on purpose: levels are true prefixes of one stream, entropies are natural logarithms over the
-    whole
-distribution, `ppl` and `entropy` are over question and insight, and the last boxed answer counts.
+whole distribution, `ppl` and `entropy` are over question and insight, and the last boxed answer counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From collected runs to what a judge's thresholds would have brought (`tandem/calibration.py`)."""
+"""From collected runs to what a judge's thresholds would have brought (`calibration.py`)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def outcomes(data: Collected, judge: Judge, levels: list[str], fallback: Fallbac
     tokens = table(data, levels, lambda run: run.mentor_tokens)
     read = table(data, levels, lambda run: run.intern_read)
     closing = np.array([[row.closing] for row in data.rows])
-    again = np.vectorize(intern.flops)(
-        read - closing, read
-    )  # the template's end, read anew at every checkpoint
+    again = np.vectorize(intern.flops)(read - closing, read)  # the template's end, read at every checkpoint
     last = np.vectorize(intern.flops)(read - 1, read)  # the answer needs the last token's logits once more
     earlier = np.cumsum(again, axis=1) - again
     return Outcomes(

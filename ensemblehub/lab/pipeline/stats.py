@@ -1,6 +1,4 @@
-"""`ensemblehub stats`: how perplexed and how confident each model is on questions,
-which `zscore` compares with.
-"""
+"""`ensemblehub stats`: each model's perplexity and confidence on questions, which `zscore` compares with."""
 
 from __future__ import annotations
 

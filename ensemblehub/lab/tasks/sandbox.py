@@ -18,15 +18,14 @@ process, unless `ENSEMBLEHUB_SANDBOX` or an argument requires one, and every out
 
 On Linux on x86_64 and aarch64 both children also have their system calls filtered (`sandbox_filter`), in
 every form: no processes, threads, programs, signals, sockets or locks; in `limits`, and in the checker, no
-    writing to files either.
+writing to files either.
 `isolation()` says what a program can do here, and `docs/sandbox.md` what each form does not stop.
 
 Any exception that leaves the program fails it, unless the test has a handler that names it
 (`expected_exceptions`).
 
 Limits of the method: arguments and results are plain data (numbers, strings, bytes, lists, tuples, sets,
-    dicts), and a
-test does not see its arguments changed in place.
+dicts), and a test does not see its arguments changed in place.
 """
 
 from __future__ import annotations

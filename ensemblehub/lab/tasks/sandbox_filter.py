@@ -1,11 +1,10 @@
 """The filter of system calls (seccomp) that the sandbox's two children put on themselves, as bytes.
 
-Refused, with EPERM: to make processes or threads, to start another program, to signal,
-    trace or reschedule
+Refused, with EPERM: to make processes or threads, to start another program, to signal, trace or reschedule
 anybody, to open, bind or connect a socket, to lock or watch files, to read the kernel's log, to share memory
-or queues, to enter namespaces or mount, and what only widens the reach of a
-hostile program (io_uring, bpf, keys, ...).  With `write=False` also to open for writing, create, rename,
-remove or change any file.  Calls newer than the table are answered with ENOSYS, as an older kernel would.
+or queues, to enter namespaces or mount, and what only widens the reach of a hostile program (io_uring, bpf,
+keys, ...).  With `write=False` also to open for writing, create, rename, remove or change any file.  Calls
+newer than the table are answered with ENOSYS, as an older kernel would.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """How the worker of `sandbox` isolates itself before it loads a program; standard library only.
 
 `sandbox_child` runs this file's text, since a worker may see no file of the package.  Linux's calls by
-`ctypes`: namespaces and a root of its own in the form `namespaces`, Landlock in `limits`, no privileges in
-    any form.
+`ctypes`: namespaces and a root of its own in the form `namespaces`, Landlock in `limits`, never privileges.
 """
 
 from __future__ import annotations
