@@ -96,9 +96,17 @@ def ask(question: str, config: Config, as_json: bool) -> None:
 @click.option(
     "--probe", is_flag=True, help="Test the abilities of models behind APIs: about 15 short requests each."
 )
+@click.option(
+    "--gpu-memory", type=click.FloatRange(min=0, min_open=True), help="Plan for GPUs of so many GiB."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(path: Path | None, changes: tuple[str, ...], probe: bool, as_json: bool) -> None:
+def doctor(
+    path: Path | None, changes: tuple[str, ...], probe: bool, gpu_memory: float | None, as_json: bool
+) -> None:
     """Check a configuration: models, memory, methods, problems.
+
+    The memory plan says, for each device, what every model takes, whether all fit together, and which options
+    to set: `gpu_memory_utilization`, `max_model_len`, `batch_rows`, or `swap: true`.
 
     Loads no weights; needs neither API keys nor a network. Exit status: 0 if the file can run here, 2 if not.
 
@@ -112,7 +120,7 @@ def doctor(path: Path | None, changes: tuple[str, ...], probe: bool, as_json: bo
     from ensemblehub import doctor, doctor_report
 
     doctor.offline()
-    report = doctor.examine(path or builtin.CONFIG, changes, probe)
+    report = doctor.examine(path or builtin.CONFIG, changes, probe, gpu_memory)
     if as_json:
         click.echo(json.dumps(report.record(), ensure_ascii=False, default=str))
     else:

@@ -112,7 +112,11 @@ def engine_of(config: Config, spec: ModelSpec) -> Engine:
             kind.options, config.options(spec), f"model {spec.name!r}", ModelSpec.model_fields
         )
         engine: Engine = kind(spec.name, options)
-        return SwappedEngine(engine, config.shared(SwapGroup)) if spec.swap else engine
+        made = SwappedEngine(engine, config.shared(SwapGroup)) if spec.swap else engine
+    neighbours: list[Engine] = config.shared(list)
+    neighbours.append(made)
+    engine.share_memory(neighbours)
+    return made
 
 
 def scorer_of(config: Config, spec: RewardSpec, engines: Sequence[Engine]) -> Scorer:

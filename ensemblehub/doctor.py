@@ -20,6 +20,7 @@ from ensemblehub.cost import UsageLedger, UsageMeter
 from ensemblehub.ensemble_methods.base import Aggregation, Selection, check_together
 from ensemblehub.errors import AbsentError, EnsembleHubError
 from ensemblehub.generators.base import Engine, Finding, Footprint
+from ensemblehub.generators.memory import DevicePlan, plans_of
 from ensemblehub.schema import Capability, ModelInfo, Piece, Request
 from ensemblehub.scorers.base import Scorer
 
@@ -91,6 +92,7 @@ class Report:
         ensembles: Method and models of the file's other ensembles, by name.
         generation: Sampling parameters.
         probes: Results of probing, one for each model behind an API.
+        memory: Memory plan of each device with models.
         extra: Lines of `registry.DOCTOR_LINES`, by name.
         notes: Warnings, such as keys that have no effect.
         unseen: Models that are not on this machine, one line each.
@@ -106,6 +108,7 @@ class Report:
     ensembles: dict[str, str] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     probes: list[DoctorProbe] = field(default_factory=list)
+    memory: list[DevicePlan] = field(default_factory=list)
     extra: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
@@ -172,12 +175,15 @@ def offline() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def examine(path: Path, changes: Sequence[str] = (), probe: bool = False) -> Report:
+def examine(
+    path: Path, changes: Sequence[str] = (), probe: bool = False, gpu_memory: float | None = None
+) -> Report:
     """Check a configuration file.
 
     Args:
         changes: `key.key=value`, as in `Config.read`.
         probe: Send test requests, which cost tokens, to the models behind APIs.
+        gpu_memory: Memory of the GPUs in GiB for the memory plan, instead of those that are here.
     """
     report = Report(str(path))
     config = report.attempt(Config.read, path, changes)
@@ -199,6 +205,7 @@ def examine(path: Path, changes: Sequence[str] = (), probe: bool = False) -> Rep
             report.ensembles[name] = f"{other.aggregation.method} over {names}"
     if config.reward_specs and report.aggregation and not report.scorers:
         report.notes.append(f"reward_specs: the aggregation {config.aggregation.method!r} asks no scorer")
+    report.memory = plans_of(list(engines.values()), int(2**30 * (gpu_memory or 0)))
     report.extra = {name: line() for name, line in registry.DOCTOR_LINES.items()}
     if probe:
         asyncio.run(_probe(report, list(engines.values())))

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ensemblehub.doctor import DoctorMember, DoctorProbe, DoctorStrategy, Report
+from ensemblehub.generators.memory import DevicePlan
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -24,6 +25,8 @@ def show(report: Report, console: Console) -> None:
             _line(console, what, _strategy_text(what, strategy))
     for part, name in report.parts.items():
         _line(console, part, name)
+    for plan in report.memory:
+        _show_plan(plan, console)
     for scorer in report.scorers:
         _line(console, "scorer", "{name} ({engine}), weight {weight:g}: {model}".format(**scorer))
     for name, text in report.ensembles.items():
@@ -92,6 +95,28 @@ def _table(members: Sequence[DoctorMember]) -> Table:
             style="dim",
         )
     return table
+
+
+def _show_plan(plan: DevicePlan, console: Console) -> None:
+    """What the models take on a device, whether they fit, and what to set."""
+    size = f"{_size(plan.planned)} planned of {_size(plan.capacity)}" if plan.capacity else "not here"
+    console.print(f"{'memory':<12}{plan.device}, {size}")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", width=10)
+    table.add_column("model", overflow="fold")
+    for column in ("weights", "KV/row", "rows", "activations", "other", "sum"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for need in plan.needs:
+        other = need.fixed - need.weights - need.activations
+        rows = "1 or more" if need.rows is None else f"{need.rows:,} at most"
+        sizes = [_size(count) for count in (need.weights, need.row, need.activations, other, need.total)]
+        table.add_row("", need.name, *sizes[:2], rows, *sizes[2:])
+    console.print(table)
+    ok = not plan.capacity or plan.rows >= 1
+    _line(console, "", plan.verdict, "" if ok else "yellow")
+    for name, options in plan.settings.items():
+        text = ", ".join(f"{option}: {json.dumps(value)}" for option, value in options.items())
+        _line(console, "set", f"{name}: {text}", "" if ok else "yellow")
 
 
 def _strategy_text(what: str, strategy: DoctorStrategy) -> str:

@@ -124,6 +124,42 @@ class Footprint:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where a model lies, and what it takes there beside its footprint.
+
+    Attributes:
+        device: "cpu", or a GPU as "cuda:0"; of several, the first.
+        devices: number of devices over which weights, keys and values are spread.
+        rows: maximum number of rows with keys and values; None takes as many as fit.
+        kept: tokens whose keys and values are kept beside those of the rows.
+        activations: temporaries of the largest forward pass, in bytes.
+        share: share of the device's memory that the options fix; None if they do not.
+    """
+
+    device: str
+    activations: int
+    rows: int | None = None
+    devices: int = 1
+    kept: int = 0
+    share: float | None = None
+
+
+def activations_of(hidden: int, inner: int, vocabulary: int, size: int, tokens: int, predicted: int) -> int:
+    """Memory of the largest temporaries of a forward pass, in bytes (an estimate).
+
+    A layer at a time is computed, and of its parts the gated MLP (Shazeer, arXiv:2002.05202) is the largest: input
+    and residual of width `hidden`; gate, up and their product of width `inner`.  Attention kernels
+    that keep no score matrix (Dao et al., arXiv:2205.14135) take less.  Logits and their log-softmax are float32.
+
+    Args:
+        size: bytes of a number in the model's precision.
+        tokens: of one pass.
+        predicted: positions of a pass whose logits are computed.
+    """
+    return tokens * (2 * hidden + 3 * inner) * size + 8 * predicted * vocabulary
+
+
+@dataclass(frozen=True)
 class Finding:
     """The result of probing one ability of a model.
 
@@ -245,6 +281,14 @@ class Engine(ABC):
     def footprint(self) -> Footprint | None:
         """Memory of the model; None if it runs elsewhere."""
         return None
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where the model lies; None if it runs elsewhere, or that is not known."""
+        return None
+
+    def share_memory(self, engines: Sequence[Engine]) -> None:
+        """Note the engines that share this machine's memory, itself among them; more may join the list."""
 
     @property
     def notes(self) -> Sequence[str]:

@@ -13,7 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 
 from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import EngineError, EnsembleHubError, one_line
-from ensemblehub.generators.base import Engine, Footprint, Tokenizer
+from ensemblehub.generators.base import Engine, Footprint, Placement, Tokenizer
 from ensemblehub.schema import Piece, Request, Scored
 
 TURN = 3.0  # swaps in whose time a busy model keeps its turn while others wait
@@ -213,6 +213,10 @@ class SwappedEngine(Engine):
     @property
     def footprint(self) -> Footprint | None:
         return self._engine.footprint
+
+    @property
+    def placement(self) -> Placement | None:
+        return self._engine.placement
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -128,6 +128,8 @@ def test_the_model_info_is_that_of_the_hf_engine_before_anything_is_loaded(
         theirs = HFEngine("tiny", HFOptions(folder, device="cpu"))
         assert engine.info == theirs.info
         assert engine.footprint.token == 2 * theirs.footprint.token / 4  # float16, not float32
+        reading = 512 * (2 * 48 + 3 * 96) * 4 + 8 * 2048 * engine.info.vocabulary
+        assert engine.placement.activations == reading
         assert "llama.cpp on cpu, F32" in engine.describe()
         assert engine.model.startswith(f"{Path(folder).name}@")
         assert engine.count(ask("the quick")) == theirs.count(ask("the quick"))

@@ -35,5 +35,10 @@ def chunk(row: ModelRow, vocabulary: int) -> int:
     return min(row.pending, _most(row, vocabulary))
 
 
+def most_predicted(vocabulary: int) -> int:
+    """Tokens of a pass whose predictions are all returned."""
+    return max(64, min(CHUNK, _LOGITS // vocabulary))
+
+
 def _most(row: ModelRow, vocabulary: int) -> int:
-    return max(64, min(CHUNK, _LOGITS // vocabulary)) if row.whole else CHUNK
+    return most_predicted(vocabulary) if row.whole else CHUNK

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from ensemblehub.errors import AbsentError, ConfigError, one_line
-from ensemblehub.generators.base import Footprint
+from ensemblehub.generators.base import Footprint, activations_of
 from ensemblehub.generators.fingerprints import identity_of
 from ensemblehub.schema import ModelInfo, Price
 
@@ -120,6 +120,14 @@ class ModelCheckpoint:
     def identity(self) -> str:
         """The hub id, or a folder's name with a fingerprint of its configuration and weights."""
         return identity_of(self.path)
+
+
+def activations_in(config: Any, info: ModelInfo, size: int, tokens: int, predicted: int) -> int:
+    """Memory of a forward pass; see `activations_of`."""
+    text = config.get_text_config()
+    hidden = getattr(text, "hidden_size", 0) or 0
+    inner = getattr(text, "intermediate_size", 0) or 4 * hidden
+    return activations_of(hidden, inner, info.vocabulary, size, tokens, predicted)
 
 
 def footprint_of(config: Any, info: ModelInfo, size: int, quantised: float | None = None) -> Footprint:

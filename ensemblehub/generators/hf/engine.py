@@ -7,11 +7,12 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from ensemblehub.errors import ConfigError, MissingExtraError
-from ensemblehub.generators.base import Footprint
+from ensemblehub.generators.base import Footprint, Placement
 from ensemblehub.registry import build
 
 try:
-    from ensemblehub.generators.batching.checkpoint import footprint_of
+    from ensemblehub.generators.batching.batches import CHUNK, most_predicted
+    from ensemblehub.generators.batching.checkpoint import activations_in, footprint_of
     from ensemblehub.generators.batching.engine import ScheduledEngine
     from ensemblehub.generators.hf.architectures import Support, support_of
     from ensemblehub.generators.hf.loading import HFOptions, config_of, device_of, dtype_of, load_network
@@ -66,6 +67,18 @@ class HFEngine(ScheduledEngine):
     def footprint(self) -> Footprint:
         size = dtype_of(self.settings, self._config).itemsize
         return footprint_of(self._config, self.info, size, _QUANTISED.get(self.settings.quantization))
+
+    @property
+    def placement(self) -> Placement:
+        options, size = self.settings, dtype_of(self.settings, self._config).itemsize
+        device = device_of(options)
+        return Placement(
+            "cuda:0" if device == "cuda" else device,
+            activations_in(self._config, self.info, size, CHUNK, most_predicted(self.info.vocabulary)),
+            rows=options.batch_rows,
+            devices=max(1, int(options.num_gpus or 1), len(options.max_memory)),
+            kept=options.prefix_cache_tokens,
+        )
 
     def describe(self) -> str:
         """Return a one-line description: device and settings."""

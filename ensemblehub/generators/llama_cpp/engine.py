@@ -12,10 +12,11 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from ensemblehub.errors import ConfigError, MissingExtraError
-from ensemblehub.generators.base import Footprint
+from ensemblehub.generators.base import Footprint, Placement, activations_of
 from ensemblehub.generators.hub import gguf_file
 
 try:
+    from ensemblehub.generators.batching.batches import most_predicted
     from ensemblehub.generators.batching.engine import ScheduledEngine
     from ensemblehub.generators.fingerprints import both_ends, fingerprint
     from ensemblehub.generators.llama_cpp.cores import default_rows, default_threads, usable_cores
@@ -66,6 +67,18 @@ class LlamaCppEngine(ScheduledEngine):
     @property
     def footprint(self) -> Footprint:
         return Footprint(self._header.size, int(self._header.kv_width * _BYTES[self.settings.kv]))
+
+    @property
+    def placement(self) -> Placement:
+        options, vocabulary = self.settings, self.info.vocabulary
+        hidden, inner = self._header.widths
+        on_gpu = options.n_gpu_layers != 0  # counted as if all layers were there
+        return Placement(
+            "cuda:0" if on_gpu else "cpu",
+            activations_of(hidden, inner, vocabulary, 4, options.batch, most_predicted(vocabulary)),
+            rows=options.batch_rows,
+            kept=0 if on_gpu else options.prefix_cache_tokens,  # kept in the host's memory
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:

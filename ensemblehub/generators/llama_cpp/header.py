@@ -87,6 +87,12 @@ class GGUFHeader:
         return int(self._of("block_count", 0) * heads * width)
 
     @property
+    def widths(self) -> tuple[int, int]:
+        """Width of the hidden states, and of the MLP's inner ones."""
+        hidden = int(self._of("embedding_length", 0))
+        return hidden, int(self._of("feed_forward_length", 4 * hidden))
+
+    @property
     def pre(self) -> str:
         """How the vocabulary splits text into words."""
         return str(self._values.get("tokenizer.ggml.pre") or "")

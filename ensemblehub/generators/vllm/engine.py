@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -18,12 +19,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le
 
 from ensemblehub.errors import MissingExtraError, RequestError, one_line
-from ensemblehub.generators.base import Footprint
+from ensemblehub.generators.base import Engine, Footprint, Placement
 from ensemblehub.generators.entropies import bounded
+from ensemblehub.generators.memory import USABLE, plans_of
 from ensemblehub.schema import Capability, Price, Request
 
 try:
-    from ensemblehub.generators.batching.checkpoint import ModelCheckpoint, footprint_of
+    from ensemblehub.generators.batching.checkpoint import ModelCheckpoint, activations_in, footprint_of
     from ensemblehub.generators.batching.local_engine import UnloadableEngine
     from ensemblehub.generators.vllm.in_flight import InFlightAnswer, InFlightReading, VLLMWorker
     from ensemblehub.generators.vllm.structure import Structure, parser_of
@@ -32,6 +34,8 @@ except ModuleNotFoundError as error:
 
 __all__ = ["VLLMEngine", "VLLMOptions"]
 
+GPU = "cuda:0"  # the first of those that vLLM takes
+log = logging.getLogger(__name__)
 SMALL = 4096  # vocabulary size up to which a reading takes the logprobs of all ids
 _PASSED = (
     "dtype",
@@ -58,7 +62,8 @@ class VLLMOptions:
         max_model_len: maximum length of prompt and answer together, in tokens; None is the model's own.
         tensor_parallel_size: number of GPUs over which each layer is spread.
         pipeline_parallel_size: number of GPUs over which the layers are spread.
-        gpu_memory_utilization: share of a GPU's memory that vLLM takes; two engines on one GPU share it.
+        gpu_memory_utilization: share of a GPU's memory that vLLM takes; None is 0.9, or the memory plan's share
+            where other models of the file are on the GPU.
         block_size: tokens of a block of the KV cache; only whole blocks are reused.  None is vLLM's own.
         enforce_eager: do not compile the model.
         seed: of requests that have none, at vLLM's choice.
@@ -77,7 +82,7 @@ class VLLMOptions:
     max_model_len: Annotated[int, Ge(1)] | None = None
     tensor_parallel_size: Annotated[int, Ge(1)] = 1
     pipeline_parallel_size: Annotated[int, Ge(1)] = 1
-    gpu_memory_utilization: Annotated[float, Gt(0), Le(1)] = 0.9
+    gpu_memory_utilization: Annotated[float, Gt(0), Le(1)] | None = None
     block_size: Annotated[int, Ge(1)] | None = None
     enforce_eager: bool = False
     seed: int = 0
@@ -125,6 +130,7 @@ class VLLMEngine(UnloadableEngine[VLLMWorker, InFlightAnswer, Structure]):
         self.settings = options
         self.capabilities = VLLMEngine.capabilities | ({"tools"} if options.tool_parser else set())
         self._config = options.checkpoint.config()
+        self._neighbours: Sequence[Engine] = ()
         info = options.checkpoint.info(self._config, options.price)
         context = min(filter(None, (info.context, options.max_model_len)), default=0)
         super().__init__(name, replace(info, context=context), options.enable_thinking)
@@ -142,6 +148,21 @@ class VLLMEngine(UnloadableEngine[VLLMWorker, InFlightAnswer, Structure]):
     @property
     def footprint(self) -> Footprint:
         return footprint_of(self._config, self.info, 4 if self.settings.dtype == "float32" else 2)
+
+    @property
+    def placement(self) -> Placement:
+        options, extra = self.settings, self.settings.extra
+        size = 4 if options.dtype == "float32" else 2
+        tokens, rows = int(extra.get("max_num_batched_tokens", 8192)), int(extra.get("max_num_seqs", 256))
+        return Placement(
+            GPU,
+            activations_in(self._config, self.info, size, tokens, rows),
+            devices=options.tensor_parallel_size * options.pipeline_parallel_size,
+            share=options.gpu_memory_utilization,
+        )
+
+    def share_memory(self, engines: Sequence[Engine]) -> None:
+        self._neighbours = engines
 
     def describe(self) -> str:
         """Return a one-line description: device and settings."""
@@ -167,7 +188,18 @@ class VLLMEngine(UnloadableEngine[VLLMWorker, InFlightAnswer, Structure]):
         return self.settings.checkpoint.end_ids(self._config, self._config.get_text_config())
 
     def _start(self) -> VLLMWorker:
-        return VLLMWorker(self.name, self.settings.arguments)
+        share = {"gpu_memory_utilization": self._planned_share()}
+        return VLLMWorker(self.name, share | self.settings.arguments)
+
+    def _planned_share(self) -> float:
+        """Share of the GPU by the memory plan, 0.9 where the plan gives none."""
+        if self.settings.gpu_memory_utilization is not None or len(self._neighbours) < 2:
+            return USABLE
+        plans = [plan for plan in plans_of(self._neighbours) if plan.device == GPU and plan.capacity]
+        if not plans or len(plans[0].needs) < 2:
+            return USABLE
+        log.info("%s: %s of %s: %s", self.name, plans[0].shares.get(self.name), GPU, plans[0].verdict)
+        return plans[0].shares.get(self.name, USABLE)
 
     def _write(
         self, request: Request, ids: tuple[int, ...], end: frozenset[int], structure: Structure | None

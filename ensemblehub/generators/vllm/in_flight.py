@@ -30,6 +30,7 @@ SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",  # nothing is reported to anyone
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a process with threads does not fork well
 }
+_STARTING = threading.Lock()  # while it starts, vLLM measures how much memory is free
 T = TypeVar("T")
 
 
@@ -103,7 +104,8 @@ class VLLMWorker:
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments))
+            with _STARTING:
+                self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments))
             await self._warm()
         except Exception as error:
             reason = one_line(error)
