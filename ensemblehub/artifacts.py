@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -98,28 +99,36 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def entries(content: bytes) -> tuple[list[dict[str, Any]], int]:
+def entries(
+    content: bytes | Iterable[bytes], keep: Callable[[dict[str, Any], int], Any] = lambda row, _: row
+) -> tuple[list[Any], int]:
     """The objects in the lines of a JSONL file, and how it ends.
 
+    Args:
+        content: All of it, or an open file, which is read a line at a time.
+        keep: Makes what is returned of an object and the byte at which its line begins; by default the object.
+
     Returns:
-        the objects; and the bytes of a last line that was torn off, -1 where it only lacks its newline.
+        what was kept; and the bytes of a last line that was torn off, -1 where it only lacks its newline.
 
     Raises:
         ValueError: a whole line is no object; names it.
     """
-    whole, _, last = content.rpartition(b"\n")
-    foreign = last.strip(b"\0 ")[:1] not in (b"", b"{")  # nothing that was torn here
-    found, torn = list[dict[str, Any]](), len(last)
-    for number, line in enumerate((whole + last if foreign else whole).split(b"\n"), 1):
-        if line.strip():
+    found, start = list[Any](), 0
+    for number, line in enumerate(BytesIO(content) if isinstance(content, bytes) else content, 1):
+        ended = line.endswith(b"\n")
+        if line.strip() or not ended:
             try:
-                found.append(_object(line))
+                row = _object(line)
             except (ValueError, RecursionError) as error:
+                if not ended and line.strip(b"\0 ")[:1] in (b"", b"{"):
+                    return found, len(line)
                 raise ValueError(f"line {number}: {error}") from error
-    with suppress(ValueError, RecursionError):
-        found.append(_object(last))
-        torn = -1
-    return found, torn
+            found.append(keep(row, start))
+        if not ended:
+            return found, -1
+        start += len(line)
+    return found, 0
 
 
 def _object(line: bytes) -> dict[str, Any]:

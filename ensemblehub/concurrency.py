@@ -17,6 +17,7 @@ async def for_each(
     limit: int,
     keep: Callable[[R], object] | None = None,
     progress: Callable[[], object] | None = None,
+    collect: bool = True,
 ) -> list[R]:
     """Await `work(item)` for every item, at most `limit` at a time; results are in the order of `items`.
 
@@ -29,13 +30,16 @@ async def for_each(
         limit: Maximum number of items in progress.
         keep: Called with each result as soon as it is there, in the order of completion.
         progress: Called after each item.
+        collect: Whether results are returned; without, the number of items takes no memory.
     """
     results: dict[int, R] = {}
     numbered = enumerate(items)
 
     async def worker() -> None:
         for number, item in numbered:  # shared: each worker draws the next item
-            result = results[number] = await work(item)
+            result = await work(item)
+            if collect:
+                results[number] = result
             if keep:
                 keep(result)
             if progress:

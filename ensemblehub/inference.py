@@ -201,15 +201,17 @@ class Batch:
         async with self.ensemble:
             self.display.begin()
             with self.interruptible():
-                await for_each(chain([first], questions), self.answer, limit=batch_size)
+                await for_each(chain([first], questions), self.answer, limit=batch_size, collect=False)
 
     def questions(self, items: Iterable[Example | BadExample]) -> Iterator[Example]:
         """The items without a good row, until the run is interrupted; bad items get their rows on the way."""
         for item in items:
             if self.stopping:
                 return
-            if self.output.key(item) not in self.output.missing:
+            key = self.output.key(item)
+            if key not in self.output.missing:
                 continue
+            self.output.missing.remove(key)
             if isinstance(item, Example):
                 yield item
             else:

@@ -6,9 +6,9 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ensemblehub.artifacts import entries, sync_folder
 from ensemblehub.errors import ArtifactError
@@ -22,11 +22,19 @@ class Lines:
     line (the process was killed while writing).
 
     Attributes:
-        found: the lines that were there when it was opened.
+        found: the lines that were there when it was opened, or what `keep` made of them.
     """
 
-    def __init__(self, path: Path, force: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        force: bool = False,
+        keep: Callable[[dict[str, Any], int], Any] = lambda line, _: line,
+    ) -> None:
         """Open or create, and keep every other process out until it is closed; `force` empties it.
+
+        Args:
+            keep: makes what stays in memory of a line and of the byte at which it begins.
 
         Raises:
             ArtifactError: another process is writing it, it cannot be opened, or it is damaged.
@@ -39,18 +47,34 @@ class Lines:
             self._file = _locked(path)
             if force:
                 self._file.truncate(0)
-            self._file.seek(0)
-            content = self._file.read()
         except BlockingIOError as error:
             raise ArtifactError(f"{path} is being written by another process") from error
         except OSError as error:
             raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
         try:
-            self.found, self._torn = entries(content)
+            with self._reading() as content:
+                self.found, self._torn = entries(content, keep)
+        except OSError as error:
+            self.close()
+            raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
+        except ArtifactError:
+            self.close()
+            raise
         except ValueError as error:
             self.close()
             anew = "mend it, or use --force to start it anew"
             raise ArtifactError(f"{path} is damaged ({error}); {anew}") from error
+
+    def _reading(self, start: int = 0) -> BinaryIO:
+        self._file.seek(start)
+        return open(os.dup(self._file.fileno()), "rb")
+
+    def read(self, starts: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """Read again the lines that begin at these bytes, until the file is replaced."""
+        with self._reading() as content:
+            for start in starts:
+                content.seek(start)
+                yield json.loads(content.readline())
 
     def mend(self) -> None:
         """Cut off a torn last line; one that only lacks its newline gets it."""
@@ -83,17 +107,21 @@ class Lines:
         a kill leaves the old file or the new one.
         """
         real = self.path.resolve()
-        part, old = real.with_name(f"{real.name}.part"), self._file
+        part, new = real.with_name(f"{real.name}.part"), None
         try:
-            self._file = _locked(part)
-            self._file.truncate(0)
-            self._write(b"".join(map(encoded, lines)))
+            new = _locked(part)
+            new.truncate(0)
+            with open(os.dup(new.fileno()), "ab") as content:
+                content.writelines(map(encoded, lines))
+            os.fsync(new.fileno())
             part.replace(real)
             sync_folder(real)
         except OSError as error:
+            if new:
+                new.close()
             raise ArtifactError(f"cannot write {part}: {error.strerror or error}") from error
-        finally:
-            old.close()
+        self._file.close()
+        self._file = new
         self._torn = 0
 
     def _write(self, data: bytes) -> None:

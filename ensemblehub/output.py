@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from ensemblehub.artifacts import hash_of
 from ensemblehub.config import WHERE_IT_RUNS, Config
@@ -45,12 +45,27 @@ class Matched:
             yield f"{output.path} also holds {rows}, behind the last that was asked for"
 
 
+class Place(NamedTuple):
+    """A row of the file.
+
+    Attributes:
+        good: Whether it has no error.
+        start: Byte at which it begins.
+        described: Hash of its description.
+    """
+
+    key: str
+    good: bool
+    start: int
+    described: int
+
+
 class Output:
     """The rows of a batch, all of one configuration; a context manager.
 
     Attributes:
-        good: Rows without an error, by key.
-        missing: Keys of the items without a good row, set by `match`.
+        good: Places of the rows without an error, by key; the rows themselves stay on disk.
+        missing: Keys of the items without a good row, set by `match`; one that is asked leaves.
     """
 
     def __init__(self, path: Path, config: Config, force: bool = False) -> None:
@@ -63,16 +78,10 @@ class Output:
         self.fingerprint = fingerprint(config)
         self.missing: set[str] = set()
         self._config = config
-        self._lines = Stream(path) if is_stream(path) else Lines(path, force)
-        try:
-            for row in self._lines.found:
-                self._check(row)
-        except BaseException:
-            self._lines.close()
-            raise
-        self.good = {row["key"]: row for row in reversed(self._lines.found) if not row["error"]}
+        self._lines = Stream(path) if is_stream(path) else Lines(path, force, self._place)
+        self.good = {place.key: place for place in reversed(self._lines.found) if place.good}
 
-    def _check(self, row: dict[str, Any]) -> None:
+    def _place(self, row: dict[str, Any], start: int) -> Place:
         made = row.get("config")
         if (
             not isinstance(made, dict)
@@ -85,6 +94,7 @@ class Output:
                 f"{self.path} holds answers of another configuration ({made.get('model_selection')}, "
                 f"{made.get('output_aggregation')}); choose another output, or use --force to replace them"
             )
+        return Place(row["key"], not row["error"], start, _described(row))
 
     def match(self, items: Iterator[Example | BadExample], limit: int | None = None) -> Matched:
         """Update the file to the present input.
@@ -98,9 +108,8 @@ class Output:
         Raises:
             ArtifactError: The file, or the one beside it, cannot be written.
         """
-        total, changed = 0, len(self.good) < len(self._lines.found)
-        whole = True
-        present: set[str] = set()
+        total, whole = 0, True
+        present, changed = set[str](), dict[str, dict[str, Any]]()
         for item in items:
             if limit is not None and item.number > limit:
                 whole = False
@@ -111,17 +120,21 @@ class Output:
                 self.missing.add(key)
                 continue
             present.add(key)
-            described = _description(item)
-            changed = changed or not described.items() <= self.good[key].items()
-            self.good[key] |= described
+            description = _description(item)
+            if _described(description) != self.good[key].described:
+                changed[key] = description
         others = self.good.keys() - present
-        stale = sorted((self.good.pop(key) for key in others), key=lambda row: row["number"]) if whole else []
+        stale = [self.good.pop(key) for key in others] if whole else []
         if stale:
-            self._put_aside(stale)
-        if stale or changed:
-            self._lines.replace(reversed(self.good.values()))
+            self._put_aside(sorted(self._read(stale), key=lambda row: row["number"]))
+        if changed or len(self.good) < len(self._lines.found):
+            rows = self._read(reversed(self.good.values()))
+            self._lines.replace(row | changed.get(row["key"], {}) for row in rows)
         self._lines.mend()
         return Matched(total, len(stale), len(others) - len(stale))
+
+    def _read(self, places: Iterable[Place]) -> Iterator[dict[str, Any]]:
+        return self._lines.read(place.start for place in places)
 
     @property
     def aside(self) -> Path:
@@ -177,6 +190,11 @@ def _description(item: Example | BadExample) -> dict[str, Any]:
     return {"id": item.id, "number": item.number, "label": item.label if isinstance(item, Example) else None}
 
 
+def _described(row: Mapping[str, Any]) -> int:
+    """Hash of a row's description."""
+    return hash(repr((row.get("id"), row.get("number"), row.get("label"))))
+
+
 def is_stream(path: Path) -> bool:
     """Return whether `path` cannot be read back: standard output, a pipe, a terminal, `/dev/null`."""
     try:
@@ -203,7 +221,7 @@ class Stream:
             ArtifactError: The output is a block device, or cannot be opened.
         """
         self.path = path
-        self.found: list[dict[str, Any]] = []
+        self.found: list[Place] = []
         try:
             if path.is_block_device():
                 raise ArtifactError(f"cannot write {path}: it is a block device")
@@ -224,6 +242,10 @@ class Stream:
                 rest = rest[self._file.write(rest) or 0 :]
         except OSError as error:
             raise ArtifactError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def read(self, starts: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """Nothing: no row can be read."""
+        return iter(())
 
     def replace(self, lines: Iterable[dict[str, Any]]) -> None:
         """Do nothing: written rows cannot be replaced."""
