@@ -81,8 +81,7 @@ def create_app(
     settings, state = config.server, state or State()
     catalog = Catalog(config)
     admission = Admission(settings.max_running, settings.max_queued, settings.max_queued_tokens)
-    watches = [served.watch for served in catalog.ensembles if served.watch]
-    monitor = Monitor(admission, state, watches, catalog.engines)
+    monitor = Monitor(admission, state, catalog.watches, catalog.engines)
     limited = settings.key_budget != Budget()
     budgets = KeyBudgets(settings.key_budget_file, settings.key_budget) if limited else None
     app = FastAPI(

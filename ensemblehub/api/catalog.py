@@ -102,6 +102,11 @@ class Catalog:
         """The configured ensembles, the default first."""
         return [served for served in self.served.values() if not served.alone]
 
+    @property
+    def watches(self) -> list[CertificateWatch]:
+        """The certificates of the configured ensembles that have one."""
+        return [served.watch for served in self.ensembles if served.watch]
+
     async def load(self) -> None:
         """Load the weights of every engine and scorer."""
         await asyncio.gather(*(part.load() for part in self._parts))

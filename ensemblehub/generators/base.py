@@ -124,7 +124,7 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class Placement:
+class DevicePlacement:
     """Where a model lies, and what it takes there beside its footprint.
 
     Attributes:
@@ -283,7 +283,7 @@ class Engine(ABC):
         return None
 
     @property
-    def placement(self) -> Placement | None:
+    def placement(self) -> DevicePlacement | None:
         """Where the model lies; None if it runs elsewhere, or that is not known."""
         return None
 

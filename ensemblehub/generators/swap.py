@@ -13,7 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 
 from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import EngineError, EnsembleHubError, one_line
-from ensemblehub.generators.base import Engine, Footprint, Placement, Tokenizer
+from ensemblehub.generators.base import DevicePlacement, Engine, Footprint, Tokenizer
 from ensemblehub.schema import Piece, Request, Scored
 
 TURN = 3.0  # swaps in whose time a busy model keeps its turn while others wait
@@ -215,7 +215,7 @@ class SwappedEngine(Engine):
         return self._engine.footprint
 
     @property
-    def placement(self) -> Placement | None:
+    def placement(self) -> DevicePlacement | None:
         return self._engine.placement
 
     @property

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from ensemblehub.errors import ConfigError, MissingExtraError
-from ensemblehub.generators.base import Footprint, Placement
+from ensemblehub.generators.base import DevicePlacement, Footprint
 from ensemblehub.registry import build
 
 try:
@@ -69,10 +69,10 @@ class HFEngine(ScheduledEngine):
         return footprint_of(self._config, self.info, size, _QUANTISED.get(self.settings.quantization))
 
     @property
-    def placement(self) -> Placement:
+    def placement(self) -> DevicePlacement:
         options, size = self.settings, dtype_of(self.settings, self._config).itemsize
         device = device_of(options)
-        return Placement(
+        return DevicePlacement(
             "cuda:0" if device == "cuda" else device,
             activations_in(self._config, self.info, size, CHUNK, most_predicted(self.info.vocabulary)),
             rows=options.batch_rows,

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from ensemblehub.errors import ConfigError, MissingExtraError
-from ensemblehub.generators.base import Footprint, Placement, activations_of
+from ensemblehub.generators.base import DevicePlacement, Footprint, activations_of
 from ensemblehub.generators.hub import gguf_file
 
 try:
@@ -69,11 +69,11 @@ class LlamaCppEngine(ScheduledEngine):
         return Footprint(self._header.size, int(self._header.kv_width * _BYTES[self.settings.kv]))
 
     @property
-    def placement(self) -> Placement:
+    def placement(self) -> DevicePlacement:
         options, vocabulary = self.settings, self.info.vocabulary
         hidden, inner = self._header.widths
         on_gpu = options.n_gpu_layers != 0  # counted as if all layers were there
-        return Placement(
+        return DevicePlacement(
             "cuda:0" if on_gpu else "cpu",
             activations_of(hidden, inner, vocabulary, 4, options.batch, most_predicted(vocabulary)),
             rows=options.batch_rows,

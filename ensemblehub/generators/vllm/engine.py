@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le
 
 from ensemblehub.errors import MissingExtraError, RequestError, one_line
-from ensemblehub.generators.base import Engine, Footprint, Placement
+from ensemblehub.generators.base import DevicePlacement, Engine, Footprint
 from ensemblehub.generators.entropies import bounded
 from ensemblehub.generators.memory import USABLE, plans_of
 from ensemblehub.schema import Capability, Price, Request
@@ -150,11 +150,11 @@ class VLLMEngine(UnloadableEngine[VLLMWorker, InFlightAnswer, Structure]):
         return footprint_of(self._config, self.info, 4 if self.settings.dtype == "float32" else 2)
 
     @property
-    def placement(self) -> Placement:
+    def placement(self) -> DevicePlacement:
         options, extra = self.settings, self.settings.extra
         size = 4 if options.dtype == "float32" else 2
         tokens, rows = int(extra.get("max_num_batched_tokens", 8192)), int(extra.get("max_num_seqs", 256))
-        return Placement(
+        return DevicePlacement(
             GPU,
             activations_in(self._config, self.info, size, tokens, rows),
             devices=options.tensor_parallel_size * options.pipeline_parallel_size,
