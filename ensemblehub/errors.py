@@ -17,7 +17,9 @@ class ConfigError(EnsembleHubError):
         option: Path of the wrong option within its section; empty if it is no single option.
     """
 
-    option: tuple[str | int, ...] = ()
+    def __init__(self, text: str = "", option: tuple[str | int, ...] = ()) -> None:
+        super().__init__(text)
+        self.option = option
 
 
 class AbsentError(ConfigError):

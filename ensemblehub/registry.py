@@ -110,17 +110,13 @@ def build(cls: type, options: Mapping[str, Any], where: str, besides: Iterable[s
     known = {field.name for field in dataclasses.fields(cls) if field.init}
     for name in options:
         if name not in known:
-            raise _wrong((name,), f"{where}: {did_you_mean(str(name), {*known, *besides}, 'option')}")
+            hint = did_you_mean(str(name), {*known, *besides}, "option")
+            raise ConfigError(f"{where}: {hint}", (name,))
     try:
         return TypeAdapter(cls).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in first["loc"])
         got = reprlib.repr(first.get("input"))
-        raise _wrong(first["loc"], f"{where}: option {at!r}: {first['msg']} (got {got})") from error
-
-
-def _wrong(option: tuple[str | int, ...], text: str) -> ConfigError:
-    error = ConfigError(text)
-    error.option = option
-    return error
+        text = f"{where}: option {at!r}: {first['msg']} (got {got})"
+        raise ConfigError(text, first["loc"]) from error

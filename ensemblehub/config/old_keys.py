@@ -134,7 +134,7 @@ def translate(data: dict[str, Any], done: Translation) -> None:
     statistics = _taken(data, "model_stats", ("model_stats",))
     for key in statistics:
         if key not in STATISTICS:
-            raise _wrong(("model_stats", key), did_you_mean(str(key), STATISTICS, "key"))
+            raise ConfigError(did_you_mean(str(key), STATISTICS, "key"), ("model_stats", key))
     _scorers(done, data)
     if data.get("ensemble") is None:
         data["ensemble"] = {}
@@ -207,7 +207,7 @@ def _scorers(done: Translation, data: dict[str, Any]) -> None:
     if inner is None:
         return
     if not isinstance(inner, list):
-        raise _wrong(("ensemble", "reward_specs"), "ensemble.reward_specs: Input should be a valid list")
+        raise ConfigError("ensemble.reward_specs: Input should be a valid list", ("ensemble", "reward_specs"))
     for index in range(len(inner)):
         done.moved["reward_specs", len(_list(outer)) + index] = ("ensemble", "reward_specs", index)
     data["reward_specs"] = [*_list(outer), *inner]
@@ -271,7 +271,7 @@ def _taken(data: dict[str, Any], key: str, place: Place) -> dict[str, Any]:
     """Remove the mapping at `key`; empty where there is none."""
     value = data.pop(key, None)
     if value is not None and not isinstance(value, dict):
-        raise _wrong(place, f"{_dotted(place)}: Input should be a valid dictionary")
+        raise ConfigError(f"{_dotted(place)}: Input should be a valid dictionary", place)
     return value or {}
 
 
@@ -281,12 +281,6 @@ def _list(value: Any) -> list[Any]:
 
 def _dotted(place: Place) -> str:
     return ".".join(map(str, place))
-
-
-def _wrong(place: Place, text: str) -> ConfigError:
-    error = ConfigError(text)
-    error.option = place
-    return error
 
 
 def table() -> str:
