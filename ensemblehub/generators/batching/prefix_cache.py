@@ -71,8 +71,8 @@ class Match:
     def reusable(self, count: int, whole: bool, tail: int = 1) -> int:
         """Number of tokens that a row of `count` need not compute again.
 
-        The last `tail` tokens are computed again for their predictions; where those of all tokens are returned
-        (`whole`), the last token whose successor's prediction is known is.
+        The last `tail` tokens are computed again for their predictions; where the predictions of all tokens
+        are returned (`whole`), the last token whose successor's prediction is known is.
         """
         if whole:
             return self.length if self.length == count else max(0, self.length - 1)

@@ -11,6 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ensemblehub.generators.text.stops import overlap
+
 ToolParser = Literal["hermes", "llama3_json", "mistral"]
 _SPACE = re.compile(r"\s+")
 
@@ -145,7 +147,7 @@ class CallReader:
         start, held = self._form.start, self._held
         if self._form.behind_text:
             found = held.find(start)
-            cut = found if found >= 0 else len(held) - _overlap(held, start)
+            cut = found if found >= 0 else len(held) - overlap(held, (start,))
         else:
             first = held.lstrip()[: len(start)]
             cut = len(held) if self._begun or not start.startswith(first) else 0
@@ -159,11 +161,6 @@ class CallReader:
 def _loose(literal: str) -> str:
     """A pattern for a literal with any white space where it has some."""
     return r"\s*".join(map(re.escape, _SPACE.split(literal)))
-
-
-def _overlap(text: str, start: str) -> int:
-    """Length of the longest end of `text` that begins `start`."""
-    return next((length for length in range(len(start) - 1, 0, -1) if text.endswith(start[:length])), 0)
 
 
 def _call_id() -> str:

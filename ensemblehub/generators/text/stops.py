@@ -61,20 +61,12 @@ class StopFilter(Generic[Written]):
             first = min(found)
             self.finish = StoppedBy.finish(next(stop for stop in self._stop if text.startswith(stop, first)))
             return self._cut(first)
-        return self._release(len(text) - self._suspect(text))
+        return self._release(len(text) - overlap(text, self._stop))
 
     def flush(self) -> list[Written]:
         """Return the text still held back, at the end of the answer."""
         held, self._held = self._held, []
         return held
-
-    def _suspect(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
-        longest = max(len(string) for string in self._stop) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(string.startswith(text[-length:]) for string in self._stop):
-                return length
-        return 0
 
     def _release(self, limit: int) -> list[Written]:
         position = count = 0
@@ -93,6 +85,13 @@ class StopFilter(Generic[Written]):
             cut.append(_shortened(written, limit))
             limit -= len(cut[-1].text)
         return cut
+
+
+def overlap(text: str, strings: Sequence[str]) -> int:
+    """Length of the longest end of `text` that begins one of `strings` without completing it."""
+    longest = min(max(map(len, strings)) - 1, len(text))
+    lengths = (n for n in range(longest, 0, -1) if any(part.startswith(text[-n:]) for part in strings))
+    return next(lengths, 0)
 
 
 def _begins(written: Token | Piece) -> bool:
