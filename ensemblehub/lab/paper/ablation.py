@@ -74,7 +74,7 @@ def run(study: Study) -> list[Table]:
 def answers(study: Study, pipeline: Pipeline, data: Collected) -> dict[str, Run]:
     """The intern's run for every question and variant, by `QUESTION/VARIANT`; kept in `ablation.jsonl`."""
     items = {item.id: item for item in pipeline.collected_items(data)}
-    ensemble, tandem = pipeline.ensemble(judge=f"fixed:{LEVEL_0}")  # none is asked here
+    ensemble, tandem = pipeline.unjudged()
     settings = pipeline.deciding(ensemble.engines) | {
         "prompts": tandem.words.fingerprint,
         "variants": list(VARIANTS),

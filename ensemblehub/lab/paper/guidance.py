@@ -18,7 +18,7 @@ POINTS = 8
 
 def run(study: Study) -> list[Table]:
     """Measure the intern after insights of eight lengths, up to the highest level's; also draws a plot."""
-    _, tandem = study.pipeline().ensemble(judge=f"fixed:{LEVEL_0}")  # none is asked here
+    _, tandem = study.pipeline().unjudged()
     highest = tandem.checkpoints[-1].mentor_tokens
     lengths = sorted({max(1, round(highest * part / POINTS)) for part in range(1, POINTS + 1)})
     levels = {f"after_{length}": length for length in lengths}

@@ -68,6 +68,10 @@ class Experiment:
         ensemble = AsyncEnsemble.from_config(with_aggregation(self.config, **options))
         return ensemble, tandem_of(ensemble)
 
+    def unjudged(self) -> tuple[AsyncEnsemble, Tandem]:
+        """The configured Tandem without its judge, which may have yet to be trained."""
+        return self.ensemble(judge=f"fixed:{LEVEL_0}")
+
     def deciding(self, engines: Sequence[Engine]) -> dict[str, Any]:
         """The settings that decide what the engines write: models, their options, and the sampling."""
         found = deciding(self.config, engines, self.served)

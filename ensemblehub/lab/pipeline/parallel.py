@@ -20,13 +20,11 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ensemblehub.config import Config
-from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ConfigError, EngineError, EnsembleHubError
 from ensemblehub.lab.journal import Journal
 from ensemblehub.lab.pipeline.collect import Collector
-from ensemblehub.lab.pipeline.experiment import Experiment, tandem_of
+from ensemblehub.lab.pipeline.experiment import Experiment
 from ensemblehub.lab.tasks.base import Item
-from ensemblehub.tandem.insights import LEVEL_0
 
 TRIES = 3  # workers that may die over one question
 
@@ -212,8 +210,8 @@ def _placed_config(config: Config, place: Placement) -> Config:
     """The configuration with the devices of this worker, for models that run in this process."""
     if not place.gpus:
         return config
-    ensemble = AsyncEnsemble.from_config(config)
-    mentor, intern = tandem_of(ensemble).roles(ensemble.engines)
+    ensemble, tandem = Experiment(config).unjudged()
+    mentor, intern = tandem.roles(ensemble.engines)
     options = {mentor.name: place.mentor, intern.name: place.intern}
     specs = [
         spec.model_copy(update=options.get(spec.name, {})) if spec.engine == "hf" else spec
@@ -224,7 +222,7 @@ def _placed_config(config: Config, place: Placement) -> Config:
 
 async def _work(pipe: Connection, config: Config) -> None:
     experiment = Experiment(config)
-    ensemble, tandem = experiment.ensemble(judge=f"fixed:{LEVEL_0}")
+    ensemble, tandem = experiment.unjudged()
     async with ensemble, asyncio.TaskGroup() as tasks:
         collector = Collector(tandem, ensemble.engines, experiment.task, experiment.sampling)
 

@@ -43,7 +43,6 @@ from ensemblehub.lab.pipeline.report import Checks
 from ensemblehub.lab.tasks.base import Item
 from ensemblehub.shards import Shard
 from ensemblehub.tandem.artifact import RULES, JudgeArtifact, load_judge, resolve_judge
-from ensemblehub.tandem.insights import LEVEL_0
 from ensemblehub.tandem.judges import Judge
 
 CHECKED = 100  # questions whose baselines are run again live
@@ -63,7 +62,7 @@ class Pipeline(Experiment):
         Args:
             places: where worker processes run, one each; without any, this process does it all.
         """
-        ensemble, tandem = self.ensemble(judge=f"fixed:{LEVEL_0}")
+        ensemble, tandem = self.unjudged()
         items, folder = self.items(split, limit), self.folder / "collected"
         settings = self.header(split, ensemble, tandem)
         header = settings | {"n": len(items), "asked": splits.asked(*items)}
@@ -93,7 +92,7 @@ class Pipeline(Experiment):
 
     def collect_shard(self, shard: Shard, split: str, limit: int | None = None, force: bool = False) -> Path:
         """Collect the questions of a shard into the journal that is returned, for `ensemblehub merge`."""
-        ensemble, tandem = self.ensemble(judge=f"fixed:{LEVEL_0}")
+        ensemble, tandem = self.unjudged()
         items = [item for item in self.items(split, limit) if shard.holds(splits.asked(item))]
         path = shard.within(self.folder) / "collected" / f"{split}.partial.jsonl"
         with closing(Journal(path, self.header(split, ensemble, tandem), force)) as journal:
@@ -106,7 +105,7 @@ class Pipeline(Experiment):
         missing = journal.missing(items)
         if not missing:
             return
-        ensemble, tandem = self.ensemble(judge=f"fixed:{LEVEL_0}")
+        ensemble, tandem = self.unjudged()
         collector = collect.Collector(tandem, ensemble.engines, self.task, self.sampling)
         with progress(title, len(items), len(items) - len(missing)) as step:
             asyncio.run(

@@ -14,9 +14,11 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from ensemblehub import builtin
 from ensemblehub.cli import add_plugins, cli
+from ensemblehub.config import Config
 from ensemblehub.errors import ConfigError
-from ensemblehub.lab.pipeline.parallel import Placement, placements
+from ensemblehub.lab.pipeline.parallel import Placement, _placed_config, placements
 from ensemblehub.lab.pipeline.records import Collected
 
 add_plugins()
@@ -274,3 +276,11 @@ def test_gpus_are_shared_evenly(arguments, placed):
 def test_lists_that_cannot_be_are_named(arguments, said):
     with pytest.raises(ConfigError, match=said):
         placements(*arguments)
+
+
+def test_gpus_are_given_before_the_judge_is_trained(tmp_path):
+    changes = [f"ensemble.output_aggregation_params.judge={tmp_path}", "model_specs.0.engine=hf"]
+    config = Config.read(builtin.CONFIG, [*changes, "model_specs.1.engine=hf"])
+    (place,) = placements(1, mentor_gpus="2", intern_gpus="3")
+    mentor, intern = _placed_config(config, place).model_specs
+    assert (mentor.device, intern.device) == ("cuda:0", "cuda:1")
