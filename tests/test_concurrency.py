@@ -79,3 +79,14 @@ def test_cancelling_the_caller_cancels_and_awaits_the_work():
         assert sorted(cancelled) == [0, 1]
 
     asyncio.run(run())
+
+
+def test_results_that_nobody_wants_are_not_collected():
+    seen = []
+
+    async def work(number):
+        seen.append(number)
+        return number
+
+    assert asyncio.run(for_each(range(5), work, limit=2, collect=False)) == []
+    assert sorted(seen) == [0, 1, 2, 3, 4]

@@ -546,3 +546,17 @@ def test_rows_follow_a_link(tmp_path):
     lines.append({"row": 3})
     lines.close()
     assert (tmp_path / "rows.jsonl").read_text() == '{"row": 2}\n{"row": 3}\n'
+
+
+def test_of_the_rows_of_an_output_only_their_places_stay_in_memory(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    made = [{"number": number, "text": "\N{SNOWMAN}" * number} for number in range(3)]
+    path.write_bytes(b"".join(map(journal.encoded, made)) + b'{"number": 3, "te')
+    lines = journal.Lines(path, keep=lambda row, start: (row["number"], start))
+    assert [number for number, _ in lines.found] == [0, 1, 2]
+    starts = [start for _, start in lines.found]
+    assert list(lines.read(reversed(starts))) == made[::-1]
+    lines.replace(lines.read(starts[1:]))
+    lines.append({"number": 4})
+    lines.close()
+    assert rows(path) == [*made[1:], {"number": 4}]
