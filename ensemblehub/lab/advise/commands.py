@@ -9,6 +9,7 @@ import click
 
 from ensemblehub import builtin
 from ensemblehub.lab.tasks import TASKS
+from ensemblehub.lab.tasks.base import Task
 from ensemblehub.options import config_file_option, force_option
 
 
@@ -144,29 +145,35 @@ def advise(
     from ensemblehub.lab.advise import advice
     from ensemblehub.lab.advise.choice import Aim, Criterion
     from ensemblehub.lab.pipeline.certificate import Loss, Promise
-    from ensemblehub.lab.tasks import task_named
-    from ensemblehub.lab.tasks.own import OwnQuestions
 
     if models and path:
         raise click.UsageError("give --models or a configuration, not both")
     if bool(task) == bool(own):
         raise click.UsageError("give --task or --input")
-    if prompt and own:
-        raise click.UsageError("--prompt goes with --task")
     if budget is not None and aim == "cost":
         raise click.UsageError("--budget goes with --aim accuracy")
     config = advice.pair_of(models, changes) if models else Config.read(path or builtin.CONFIG, changes)
-    words = prompt or config.experiment.prompt
-    chosen = OwnQuestions(own) if own else task_named(cast(str, task), data, words)
-    splits = [name for name in chosen.splits if name != "test"]
-    if split is None and not splits:
-        raise click.UsageError(f"{chosen.name} has only test questions: name them with --split test")
+    chosen, split = _asked(own, task, data, prompt, config.experiment.prompt, split)
     criterion = Criterion(cast(Aim, aim), budget or 1.0, margin / 100)
     promise = Promise(max_loss, confidence, cast(Loss, loss)) if max_loss else None
-    made = advice.advise(
-        config, chosen, split or splits[0], n, whole, samples, criterion, out, force, promise, collected
-    )
+    made = advice.advise(config, chosen, split, n, whole, samples, criterion, out, force, promise, collected)
     click.echo(made.text)
     if made.refusal:
         raise made.refusal
     click.echo(f"ensemblehub serve {out}/advice.yaml")
+
+
+def _asked(
+    own: Path | None, task: str | None, data: Path | None, prompt: str | None, default: str, split: str | None
+) -> tuple[Task, str]:
+    """The task that is asked, and its split."""
+    from ensemblehub.lab.tasks import task_named
+    from ensemblehub.lab.tasks.own import OwnQuestions
+
+    if prompt and own:
+        raise click.UsageError("--prompt goes with --task")
+    chosen = OwnQuestions(own) if own else task_named(cast(str, task), data, prompt or default)
+    splits = [name for name in chosen.splits if name != "test"]
+    if split is None and not splits:
+        raise click.UsageError(f"{chosen.name} has only test questions: name them with --split test")
+    return chosen, split or splits[0]
