@@ -147,9 +147,9 @@ class DevicePlacement:
 def activations_of(hidden: int, inner: int, vocabulary: int, size: int, tokens: int, predicted: int) -> int:
     """Memory of the largest temporaries of a forward pass, in bytes (an estimate).
 
-    A layer at a time is computed, and of its parts the gated MLP (Shazeer, arXiv:2002.05202) is the largest: input
-    and residual of width `hidden`; gate, up and their product of width `inner`.  Attention kernels
-    that keep no score matrix (Dao et al., arXiv:2205.14135) take less.  Logits and their log-softmax are float32.
+    A layer at a time is computed, and of its parts the gated MLP (Shazeer, arXiv:2002.05202) is the largest:
+    input and residual of width `hidden`; gate, up and their product of width `inner`.  Attention kernels that
+    keep no score matrix (Dao et al., arXiv:2205.14135) take less.  Logits and their log-softmax are float32.
 
     Args:
         size: bytes of a number in the model's precision.

@@ -1,4 +1,4 @@
-"""A memory plan: what the models on one device take, whether they fit together, and what to set so that they do.
+"""A memory plan: what the models on one device take, whether they fit, and what to set so that they do.
 
 It is known before weights load, from `config.json` or the header of a GGUF file.  The figures are estimates;
 vLLM measures its activations itself when it starts.
@@ -103,8 +103,9 @@ class DevicePlan:
     def of(cls, device: str, capacity: int, needs: Sequence[MemoryNeed]) -> DevicePlan:
         """Plan a device.
 
-        With M the planned memory, F_i the fixed part of model i, and R_i a row of full length, all models have
-        r = (M - sum F_i) / sum R_i rows, and model i takes F_i + r R_i.  Models that swap count one at a time.
+        With M the planned memory, F_i the fixed part of model i, and R_i a row of full length, all models
+        have r = (M - sum F_i) / sum R_i rows, and model i takes F_i + r R_i.  Models that swap count one at a
+        time.
         """
         plan = cls(device, capacity, tuple(needs))
         if not capacity:

@@ -164,8 +164,8 @@ async def _exchange(before: Engine | None, engine: Engine) -> None:
 class SwappedEngine(Engine):
     """An engine that takes turns with the others of its group.
 
-    A stream holds its turn while its next piece is computed, not while it is read, so that a strategy may keep
-    the streams of several models open.  There is no `decode`: every token of a mixture would be a swap.
+    A stream holds its turn while its next piece is computed, not while it is read, so that a strategy may
+    keep the streams of several models open.  There is no `decode`: every token of a mixture would be a swap.
 
     Raises:
         CapabilityError: the engine cannot be unloaded.

@@ -1,7 +1,6 @@
 """Models that take turns in one memory: few swaps, no call waits for ever, and answers as without turns."""
 
 import asyncio
-import gc
 import weakref
 from contextlib import aclosing, asynccontextmanager
 from types import SimpleNamespace
@@ -280,7 +279,6 @@ def test_a_row_goes_on_after_its_model_was_unloaded(kept):
                     if unload and len(parts) in (3, 9):
                         network = weakref.ref(engine._worker._model.network)
                         await engine.unload()
-                        gc.collect()
                         assert network() is None  # the weights are gone
                         await engine.load()
             return "".join(parts), ledger.total

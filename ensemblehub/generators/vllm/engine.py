@@ -62,8 +62,8 @@ class VLLMOptions:
         max_model_len: maximum length of prompt and answer together, in tokens; None is the model's own.
         tensor_parallel_size: number of GPUs over which each layer is spread.
         pipeline_parallel_size: number of GPUs over which the layers are spread.
-        gpu_memory_utilization: share of a GPU's memory that vLLM takes; None is 0.9, or the memory plan's share
-            where other models of the file are on the GPU.
+        gpu_memory_utilization: share of a GPU's memory that vLLM takes; None is 0.9, or the share of the
+            memory plan where other models of the file are on the GPU.
         block_size: tokens of a block of the KV cache; only whole blocks are reused.  None is vLLM's own.
         enforce_eager: do not compile the model.
         seed: of requests that have none, at vLLM's choice.
