@@ -17,6 +17,8 @@ CLIENTS := .venv-clients
 # LlamaIndex wants openai below 3, LiteLLM above.
 CLIENTS_2 := .venv-clients-2
 AI_SDK := tests/clients/ai_sdk
+# Ray is large, and starts slowly.
+RAY := .venv-ray
 # The site; MkDocs caps what the rest may need.
 DOCS := .venv-docs
 # One thread: small tensors run faster so, and results do not depend on the machine.
@@ -24,7 +26,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-llamacpp test-vllm test-clients pictures engines lint types site bench clean
+.PHONY: help install demo serve test test-llamacpp test-vllm test-clients test-ray pictures engines lint types site bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -93,6 +95,15 @@ test-clients: $(STAMP) $(CLIENTS)/.installed $(CLIENTS_2)/.installed  ## test th
 	ENSEMBLEHUB_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest tests/clients $(ARGS)
 	ENSEMBLEHUB_PYTHON=$(abspath $(BIN)/python) $(CLIENTS_2)/bin/python -m pytest tests/clients -k 'llama_index or LlamaIndex' $(ARGS)
 
+$(RAY)/.installed: pyproject.toml constraints.txt
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install -q --no-compile -c constraints.txt -e '.[ray,openai,eval,serve]' pytest
+	touch $@
+
+test-ray: $(RAY)/.installed  ## test --ray on a cluster of one node; on demand, not part of CI
+	$(RAY)/bin/python -c 'import ray'  # without it all tests would be skipped
+	$(RAY)/bin/python -m pytest tests/on_ray $(ARGS)
+
 pictures: $(TESTS)  ## take the pictures of the page in docs/images anew
 	ENSEMBLEHUB_PICTURES=docs/images $(BIN)/python -m pytest tests/api/test_page_tabs.py -k pictures $(ARGS)
 
@@ -123,5 +134,5 @@ bench: $(TESTS)  ## measure the hf engine against model.generate
 	$(BIN)/python -m benchmarks.engine_overhead hf $(ARGS)
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(CLIENTS_2) $(DOCS) $(AI_SDK)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(CLIENTS_2) $(RAY) $(DOCS) $(AI_SDK)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,6 +18,7 @@ import click
 from ensemblehub import __version__, builtin
 from ensemblehub.errors import EnsembleHubError
 from ensemblehub.options import FILE, Commands, config_file_option, config_option
+from ensemblehub.ray_data import Cluster, ray_options
 from ensemblehub.shards import Shard, shard_option
 
 if TYPE_CHECKING:
@@ -165,11 +166,12 @@ def doctor(
     type=click.IntRange(min=1),
     default=4,
     show_default=True,
-    help="Items answered concurrently.",
+    help="Items answered concurrently, by each worker of --ray.",
 )
 @click.option("--max_examples", type=click.IntRange(min=1), help="Only the first N items.")
 @click.option("--show_attribution", is_flag=True, help="Record in each row which model wrote which part.")
 @shard_option
+@ray_options("Answer on a pool of Ray Data")
 @click.option("--resume", is_flag=True, help="Continue where the last run stopped (the default).")
 @click.option("--force", is_flag=True, help="Start over; answers of another configuration are replaced.")
 def infer(
@@ -181,6 +183,7 @@ def infer(
     max_examples: int | None,
     show_attribution: bool,
     shard: Shard | None,
+    cluster: Cluster | None,
     resume: bool,
     force: bool,
     **flags: Any,
@@ -207,7 +210,15 @@ def infer(
         raise click.UsageError("--shard writes beside a file; name one with --output_path")
     config = configured(path, changes, **flags)
     progress = inference.infer(
-        config, input_path, output_path, batch_size, max_examples, show_attribution, force, shard=shard
+        config,
+        input_path,
+        output_path,
+        batch_size,
+        max_examples,
+        show_attribution,
+        force,
+        shard=shard,
+        cluster=cluster,
     )
     output_path = shard.beside(output_path) if shard else output_path
     click.echo(progress.summary(output_path), err=output.is_stream(output_path))
@@ -265,10 +276,10 @@ def serve(
     if board:
         given["board"] = list(board)
     server = config.server.model_copy(update=given)
+    config = config.model_copy(update={"server": server})
+    keys = serving.keys_of(server, api_key, api_key_file)
     try:
-        serving.serve(
-            config.model_copy(update={"server": server}), serving.keys_of(server, api_key, api_key_file)
-        )
+        serving.serve(config, keys)
     except KeyboardInterrupt:
         click.echo("\nensemblehub: stopped before it was ready", err=True)
         sys.exit(INTERRUPTED)

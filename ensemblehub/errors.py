@@ -86,6 +86,14 @@ def one_line(error: BaseException | str, most: int = 1000) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def error_text(error: BaseException) -> str:
+    """Return an error as one line, with its class name if it is not an `EnsembleHubError`."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    text = one_line(error)
+    return text if isinstance(error, EnsembleHubError) else f"{type(error).__name__}: {text}"
+
+
 def did_you_mean(name: str, known: Iterable[str], what: str) -> str:
     """Error text for an unknown `name`, with the most similar of `known`, or all of them."""
     name, options = name if len(name) <= 80 else f"{name[:79]}…", sorted(known)

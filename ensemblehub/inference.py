@@ -11,11 +11,13 @@ import runpy
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -25,8 +27,9 @@ from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.data import BadExample, Example, read_items
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.errors import ArtifactError, ConfigError, EnsembleHubError, one_line
+from ensemblehub.errors import ArtifactError, ConfigError, error_text
 from ensemblehub.output import Output
+from ensemblehub.ray_data import Cluster, ItemFailure, answers
 from ensemblehub.results import attempt, attribution
 from ensemblehub.schema import Cost, Request, Result
 from ensemblehub.shards import Shard
@@ -46,16 +49,18 @@ def infer(
     force: bool = False,
     console: Console | None = None,
     shard: Shard | None = None,
+    cluster: Cluster | None = None,
 ) -> BatchProgress:
     """Answer every item of a file that has no good answer in the output yet.
 
     Args:
-        batch_size: Maximum number of items in progress.
+        batch_size: Maximum number of items in progress, for each worker of a cluster.
         max_examples: Only the first so many items.
         show_attribution: Add to each row who wrote which part of the answer.
         force: Start over, also where the output has answers of another configuration.
         console: Where progress and failures are printed; standard error by default.
         shard: Only the items of this shard, into `shards/I-of-N/` beside `output_path`.
+        cluster: Where Ray answers them; this process does by default.
 
     Raises:
         ConfigError: The configuration or the input cannot be used; nothing was written.
@@ -64,7 +69,7 @@ def infer(
     source = InputFile(input_path, max_examples)
     if output_path.is_file() and output_path.samefile(input_path):
         raise ConfigError(f"{output_path} is the input: choose another output")
-    ensemble = AsyncEnsemble.from_config(config)
+    AsyncEnsemble.from_config(config)  # says what cannot work, before anything is written
     console = console or Console(stderr=True, highlight=False)
     if force:
         source.check()  # before existing answers are deleted
@@ -78,12 +83,15 @@ def infer(
             console.print(line, markup=False, soft_wrap=True)
         progress = BatchProgress(matched.total, matched.total - len(output.missing))
         with displayed(progress, console) as display:
-            batch = Batch(ensemble, config, output, display, show_attribution)
+            batch = Batch(Answerer(config, show_attribution), output, display)
             try:
-                asyncio.run(batch.run(items(), batch_size))
+                if cluster:
+                    batch.run_on(cluster, items(), batch_size)
+                else:
+                    asyncio.run(batch.run(items(), batch_size))
             except ArtifactError as error:
                 raise ArtifactError(f"{error}; {progress.kept + progress.good} answers are kept") from error
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, KeyboardInterrupt):
                 progress.stopped_by = progress.stopped_by or signal.SIGINT
     return progress
 
@@ -174,22 +182,59 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
-class Batch:
-    """The items of a run, an ensemble to answer them and an output for the rows."""
+@dataclass(frozen=True)
+class ItemAnswer:
+    """What the row of an item says beside the item, and the cost of the answer."""
 
-    def __init__(
-        self,
-        ensemble: AsyncEnsemble,
-        config: Config,
-        output: Output,
-        display: Display,
-        show_attribution: bool = False,
-    ) -> None:
-        self.ensemble = ensemble
-        self.generation = config.ensemble.generation
+    fields: dict[str, Any]
+    cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Answers items with the ensemble of a configuration; see `ray_data.Job`."""
+
+    config: Config
+    show_attribution: bool = False
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Callable[[Example], Awaitable[ItemAnswer]]]:
+        """Load the models; yields the function that answers an item."""
+        async with AsyncEnsemble.from_config(self.config) as ensemble:
+            yield partial(self.answer, ensemble)
+
+    async def answer(self, ensemble: AsyncEnsemble, item: Example) -> ItemAnswer:
+        """Answer one item; an error becomes part of the row."""
+        request = Request(item.prompt, ensemble.sampling, id=item.id)
+        ledger = UsageLedger()
+        result, failure = await attempt(ensemble.stream(request, ledger), ledger)
+        reason = error_text(failure) if failure else None  # no error of one item may cost the others
+        extra = {"attribution": attribution(result)} if self.show_attribution else {}
+        fields = {
+            "predict": None if reason else self.config.ensemble.generation.extracted(result.text),
+            "selected_models": _selected(ensemble, result),
+            "finish_reason": None if reason else result.finish,
+            **extra,
+            "usage": [asdict(line) | {"flops": line.cost.flops} for line in result.usage.lines],
+            "seconds": result.seconds,
+            "error": reason,
+        }
+        return ItemAnswer(fields, result.cost)
+
+
+def _selected(ensemble: AsyncEnsemble, result: Result) -> list[str]:
+    """Names of the engines that took part."""
+    chosen = next((choice.chosen for choice in result.choices if choice.about == "models"), None)
+    return [engine.name for engine in ensemble.engines] if chosen is None else list(chosen)
+
+
+class Batch:
+    """The items of a run, what answers them and an output for the rows."""
+
+    def __init__(self, answerer: Answerer, output: Output, display: Display) -> None:
+        self.answerer = answerer
         self.output = output
         self.display = display
-        self.show_attribution = show_attribution
         self.stopping = False
 
     async def run(self, items: Iterable[Example | BadExample], batch_size: int) -> None:
@@ -198,10 +243,25 @@ class Batch:
         first = next(questions, None)
         if first is None:
             return
-        async with self.ensemble:
+        async with self.answerer.opened() as answer:
+
+            async def work(item: Example) -> None:
+                self.keep(item, await answer(item))
+
             self.display.begin()
             with self.interruptible():
-                await for_each(chain([first], questions), self.answer, limit=batch_size, collect=False)
+                await for_each(chain([first], questions), work, limit=batch_size, collect=False)
+
+    def run_on(self, cluster: Cluster, items: Iterable[Example | BadExample], batch_size: int) -> None:
+        """Answer `items` on a cluster, at most `batch_size` at a time by each worker."""
+        for number, (item, answered) in enumerate(
+            answers(self.answerer, self.questions(items), cluster, batch_size)
+        ):
+            if number == 0:
+                self.display.begin()
+            if isinstance(answered, ItemFailure):
+                answered = ItemAnswer({"error": answered.reason})
+            self.keep(item, answered)
 
     def questions(self, items: Iterable[Example | BadExample]) -> Iterator[Example]:
         """The items without a good row, until the run is interrupted; bad items get their rows on the way."""
@@ -218,29 +278,10 @@ class Batch:
                 self.output.add(item, error=item.reason)
                 self.display.failed(item, item.reason)
 
-    async def answer(self, item: Example) -> None:
-        """Answer one item and write its row; an error becomes part of the row."""
-        request = Request(item.prompt, self.ensemble.sampling, id=item.id)
-        ledger = UsageLedger()
-        result, failure = await attempt(self.ensemble.stream(request, ledger), ledger)
-        reason = error_text(failure) if failure else None  # no error of one item may cost the others
-        extra = {"attribution": attribution(result)} if self.show_attribution else {}
-        self.output.add(
-            item,
-            predict=None if reason else self.generation.extracted(result.text),
-            selected_models=self.selected(result),
-            finish_reason=None if reason else result.finish,
-            **extra,
-            usage=[asdict(line) | {"flops": line.cost.flops} for line in result.usage.lines],
-            seconds=result.seconds,
-            error=reason,
-        )
-        self.display.answered(item, reason, result.cost)
-
-    def selected(self, result: Result) -> list[str]:
-        """Names of the engines that took part."""
-        chosen = next((choice.chosen for choice in result.choices if choice.about == "models"), None)
-        return [engine.name for engine in self.ensemble.engines] if chosen is None else list(chosen)
+    def keep(self, item: Example, answered: ItemAnswer) -> None:
+        """Write the row of an item."""
+        self.output.add(item, **answered.fields)
+        self.display.answered(item, answered.fields["error"], answered.cost)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -261,17 +302,6 @@ class Batch:
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
-
-
-def error_text(error: Exception) -> str:
-    """Return an error as one line, with its class name if it is not an `EnsembleHubError`."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return (
-        one_line(error)
-        if isinstance(error, EnsembleHubError)
-        else f"{type(error).__name__}: {one_line(error)}"
-    )
 
 
 class Display:

@@ -20,7 +20,7 @@ ROWS = [
     {"ensemble_methods"},
     {"configured"},
     {"ensemble"},
-    {"client", "output"},
+    {"client", "output", "ray_data"},
     {"inference", "doctor", "doctor_report", "terminal", "options", "cli", "api", "mcp_server"},
     {"lab"},
 ]

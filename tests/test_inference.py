@@ -296,16 +296,17 @@ def test_the_input_is_never_the_output(paths):
 def test_no_more_than_batch_size_at_once(tmp_path, monkeypatch):
     source, out = written(tmp_path / "in.json", [f"q{n}" for n in range(20)]), tmp_path / "out.jsonl"
     running, most = 0, 0
-    answer = inference.Batch.answer
+    answer = inference.Answerer.answer
 
-    async def counted(self, item):
+    async def counted(self, ensemble, item):
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await answer(self, item)
+        answered = await answer(self, ensemble, item)
         running -= 1
+        return answered
 
-    monkeypatch.setattr(inference.Batch, "answer", counted)
+    monkeypatch.setattr(inference.Answerer, "answer", counted)
     infer(echo(delay=0.001), source, out, batch_size=3, console=QUIET)
     assert most == 3
     assert len(rows(out)) == 20

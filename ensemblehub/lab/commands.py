@@ -20,6 +20,7 @@ from ensemblehub.lab.merge import merge
 from ensemblehub.lab.paper.commands import paper
 from ensemblehub.lab.tasks import TASKS
 from ensemblehub.options import Commands, CommandT, config_option, force_option, limit_option
+from ensemblehub.ray_data import Cluster, ray_options
 from ensemblehub.shards import Shard, shard_option
 
 if TYPE_CHECKING:
@@ -109,12 +110,14 @@ def demo(config: Config, limit: int | None, question: int) -> None:
 @click.option("--mentor_gpus", default="", metavar="0,1", help="GPUs to divide among the mentors.")
 @click.option("--intern_gpus", default="", metavar="2,3", help="GPUs to divide among the interns.")
 @shard_option
+@ray_options("Answer on a pool of Ray Data")
 @limit_option
 @force_option
 def collect(
     config: Config,
     split: str,
     shard: Shard | None,
+    cluster: Cluster | None,
     limit: int | None,
     force: bool,
     parallel: bool,
@@ -134,15 +137,15 @@ def collect(
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 
     places = placements(num_workers or 0, gpus, mentor_gpus, intern_gpus) if parallel else []
-    if parallel and shard:
-        raise click.UsageError("--shard is one process of several; --parallel starts them itself")
+    if parallel and (shard or cluster):
+        raise click.UsageError("--parallel, --shard and --ray each divide the questions: choose one")
     if not parallel and (num_workers or gpus or mentor_gpus or intern_gpus):
         raise click.UsageError("--num_workers and the GPU lists go with --parallel")
     pipeline = Pipeline(config)
     if shard:
         click.echo(f"collected into {pipeline.collect_shard(shard, split, limit, force)}")
         return
-    data = pipeline.collect(split, limit, force, places)
+    data = pipeline.collect(split, limit, force, places, cluster)
     click.echo(f"{len(data.rows)} questions in {config.experiment.results / 'collected'}")
 
 
@@ -361,22 +364,8 @@ def classifiers(config: Config, kinds: tuple[str, ...]) -> None:
 
 def register(cli: click.Group) -> None:
     """Register the laboratory's commands, and the sandbox's line in the report of `doctor`."""
-    for command in (
-        demo,
-        advise,
-        collect,
-        train,
-        stats,
-        calibrate,
-        evaluate,
-        report,
-        data,
-        merge,
-        classifiers,
-        paper,
-        init,
-        validate,
-    ):
+    own = (demo, advise, collect, train, stats, calibrate, evaluate, report, data, merge, classifiers)
+    for command in (*own, paper, init, validate):
         cli.add_command(command)
     bench.register(cli)
     registry.DOCTOR_LINES["sandbox"] = _sandbox

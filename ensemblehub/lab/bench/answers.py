@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.experiment import as_json, deciding
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Grade, Item, Task
+from ensemblehub.ray_data import Cluster, answers, unfailed
 from ensemblehub.results import attempt
 from ensemblehub.schema import Request, Result, Sampling
 
@@ -86,12 +88,14 @@ class Bench:
         folder: Where the journals of the cells are.
         errors: `stop` ends the run when a model fails; `wrong` counts the answer as wrong.  A question that
             does not fit into a model's context is wrong in any case.
+        cluster: Where Ray answers; there, a failure stops the run once all other questions are answered.
     """
 
     questions: Questions
     folder: Path
     force: bool = False
     errors: Errors = "stop"
+    cluster: Cluster | None = None
 
     def answered(self, cell: Cell) -> list[AnswerRow]:
         """Ask a cell what it has not answered yet; its rows, in the order of the questions.
@@ -100,7 +104,7 @@ class Bench:
             ArtifactError: The journal was begun with other settings, is damaged, or in use.
             EnsembleHubError: The run stopped; says how many answers are kept.
         """
-        ensemble, asks = AsyncEnsemble.from_config(cell.config), self.questions.asks
+        asks, ensemble = self.questions.asks, AsyncEnsemble.from_config(cell.config)
         path = self.folder / f"{cell.file}.jsonl"
         settings = {"cell": cell.name, **settings_of_cell(cell.config, ensemble, self.questions)}
         with closing(Journal(path, as_json(settings), self.force)) as journal:
@@ -111,19 +115,17 @@ class Bench:
             with progress(cell.name, len(asks), len(known), lambda: str(tally)) as step:
                 try:
                     if missing:
-                        work = self._answer(ensemble, missing, cell.config, journal, tally, step)
-                        asyncio.run(work)
+                        self._answer(missing, CellJob(cell.config, self), journal, tally, step)
                 except EnsembleHubError as error:
                     kept = f"{len(tally.rows)} of {len(asks)} answers of {cell.name} are kept"
                     raise EnsembleHubError(f"{error} ({kept}: the same command goes on)") from error
         rows = {row.id: row for row in tally.rows}
         return [rows[ask.id] for ask in asks]
 
-    async def _answer(
+    def _answer(
         self,
-        ensemble: AsyncEnsemble,
-        asks: Iterable[Ask],
-        config: Config,
+        asks: Sequence[Ask],
+        job: CellJob,
         journal: Journal,
         tally: Tally,
         step: Callable[[], None],
@@ -132,15 +134,19 @@ class Bench:
             journal.append(asdict(row))
             tally.rows.append(row)
 
-        async with ensemble:
-            tally.begin()
-            await for_each(
-                asks,
-                lambda ask: self._row_of(ensemble, ask),
-                limit=config.experiment.concurrency,
-                keep=keep,
-                progress=step,
-            )
+        async def here() -> None:
+            async with job.opened() as answer:
+                tally.begin()
+                await for_each(asks, answer, limit=limit, keep=keep, progress=step)
+
+        limit = job.config.experiment.concurrency
+        if self.cluster is None:
+            return asyncio.run(here())
+        tally.begin()
+        for row in unfailed(answers(job.portable(), asks, self.cluster, limit)):
+            keep(row)
+            step()
+        return None
 
     async def _row_of(self, ensemble: AsyncEnsemble, ask: Ask) -> AnswerRow:
         """Answer and grade a question."""
@@ -194,6 +200,24 @@ class Bench:
                 raise ArtifactError(
                     f"{journal.path}: the {what} {ask.item.id} was changed since it was answered; {ANEW}"
                 )
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """Answers the questions of a bench with the ensemble of a configuration; see `ray_data.Job`."""
+
+    config: Config
+    bench: Bench
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Callable[[Ask], Awaitable[AnswerRow]]]:
+        """Load the models; yields the function that answers a question."""
+        async with AsyncEnsemble.from_config(self.config) as ensemble:
+            yield partial(self.bench._row_of, ensemble)
+
+    def portable(self) -> CellJob:
+        """The job without the questions, which come one by one."""
+        return replace(self, bench=replace(self.bench, questions=replace(self.bench.questions, items=())))
 
 
 def _graded(grade: Grade, error: str) -> dict[str, Any]:

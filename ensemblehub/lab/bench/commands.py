@@ -10,6 +10,7 @@ import click
 
 from ensemblehub.lab.tasks import TASKS
 from ensemblehub.options import force_option, limit_option
+from ensemblehub.ray_data import Cluster, ray_options
 from ensemblehub.shards import Shard, shard_option
 
 
@@ -65,6 +66,7 @@ from ensemblehub.shards import Shard, shard_option
     help="Answer N questions (10) only, and tell what all would take: tokens, FLOPs, dollars and time.",
 )
 @shard_option
+@ray_options("Answer on a pool of Ray Data")
 @limit_option
 @force_option
 def bench(
@@ -80,6 +82,7 @@ def bench(
     out: Path | None,
     pilot: int | None,
     shard: Shard | None,
+    cluster: Cluster | None,
     limit: int | None,
     force: bool,
 ) -> None:
@@ -111,12 +114,14 @@ def bench(
     cells = cells_of(configs, [*changes, *seeded])
     folder = out or Path("results/bench") / questions.task.name
     folder = shard.within(folder) if shard else folder
+    if pilot and cluster:
+        raise click.UsageError("--dry-run measures one process: leave out --ray")
     if pilot:
         from ensemblehub.lab.bench.forecast import dry_run
 
         click.echo(dry_run(cells, questions, folder, pilot, force, cast(Any, errors)), nl=False)
         return
-    click.echo(run.bench(cells, questions, folder, force, cast(Any, errors)), nl=False)
+    click.echo(run.bench(cells, questions, folder, force, cast(Any, errors), cluster), nl=False)
     click.echo(f"\nwritten to {folder}", err=True)
 
 

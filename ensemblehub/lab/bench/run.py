@@ -19,6 +19,7 @@ from ensemblehub.lab.bench.report import ANSWERS, CellAnswers
 from ensemblehub.lab.journal import differences, told
 from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.tasks import task_named
+from ensemblehub.ray_data import Cluster
 from ensemblehub.shards import Shard
 
 
@@ -52,7 +53,12 @@ def questions_of(
 
 
 def bench(
-    cells: Sequence[Cell], questions: Questions, folder: Path, force: bool = False, errors: Errors = "stop"
+    cells: Sequence[Cell],
+    questions: Questions,
+    folder: Path,
+    force: bool = False,
+    errors: Errors = "stop",
+    cluster: Cluster | None = None,
 ) -> str:
     """Ask every cell what it has not answered yet, and write the report; returns the table.
 
@@ -60,7 +66,7 @@ def bench(
 
     Args:
         force: Start the cells anew.
-        errors: See `Bench`.
+        errors, cluster: See `Bench`.
 
     Raises:
         ArtifactError: Another bench writes into the folder, or it holds other questions.
@@ -73,7 +79,7 @@ def bench(
     with locked(folder):
         check_folder(folder, names, questions)
         write_questions(folder / "questions.jsonl", questions)
-        running = Bench(questions, folder / ANSWERS, force, errors)
+        running = Bench(questions, folder / ANSWERS, force, errors, cluster)
         try:
             for cell in cells:
                 running.answered(cell)

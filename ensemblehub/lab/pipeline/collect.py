@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,9 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemblehub.artifacts import parsed
-from ensemblehub.concurrency import for_each
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError
 from ensemblehub.generators.base import Engine
@@ -133,20 +131,6 @@ class Collector:
         return Run(
             grade.correct, finish, cost.prompt_tokens, cost.completion_tokens, 0, 0, cost.seconds, False, text
         )
-
-
-async def collect(
-    ensemble: AsyncEnsemble,
-    collector: Collector,
-    items: Iterable[Item],
-    journal: Journal,
-    concurrency: int,
-    progress: Callable[[], None],
-) -> None:
-    """Collect every item that the journal does not hold yet, `concurrency` at a time."""
-    async with ensemble:
-        missing = journal.missing(items)
-        await for_each(missing, collector.collect, limit=concurrency, keep=journal.append, progress=progress)
 
 
 async def generate(engine: Engine, request: Request) -> tuple[str, Any, Cost]:

@@ -13,7 +13,8 @@ import os
 import signal
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -27,6 +28,21 @@ from ensemblehub.lab.pipeline.experiment import Experiment
 from ensemblehub.lab.tasks.base import Item
 
 TRIES = 3  # workers that may die over one question
+
+
+@dataclass(frozen=True)
+class CollectJob:
+    """Collects questions with the Tandem of a configuration; see `ray_data.Job`."""
+
+    config: Config
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Callable[[Item], Awaitable[dict[str, Any]]]]:
+        """Load the models; yields the function that collects a question."""
+        experiment = Experiment(self.config)
+        ensemble, tandem = experiment.unjudged()
+        async with ensemble:
+            yield Collector(tandem, ensemble.engines, experiment.task, experiment.sampling).collect
 
 
 @dataclass(frozen=True)
@@ -221,14 +237,11 @@ def _placed_config(config: Config, place: Placement) -> Config:
 
 
 async def _work(pipe: Connection, config: Config) -> None:
-    experiment = Experiment(config)
-    ensemble, tandem = experiment.unjudged()
-    async with ensemble, asyncio.TaskGroup() as tasks:
-        collector = Collector(tandem, ensemble.engines, experiment.task, experiment.sampling)
+    async with CollectJob(config).opened() as collect_row, asyncio.TaskGroup() as tasks:
 
         async def answer(item: Item) -> None:
             try:
-                pipe.send(("row", await collector.collect(item)))
+                pipe.send(("row", await collect_row(item)))
             except EnsembleHubError as error:
                 pipe.send(("error", str(error)))
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from ensemblehub import builtin
 from ensemblehub.artifacts import content_of, parsed, write_atomically
+from ensemblehub.concurrency import for_each
 from ensemblehub.cost import Price
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
@@ -41,6 +42,7 @@ from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.pipeline.report import Checks
 from ensemblehub.lab.tasks.base import Item
+from ensemblehub.ray_data import Cluster, answers, unfailed
 from ensemblehub.shards import Shard
 from ensemblehub.tandem.artifact import RULES, JudgeArtifact, load_judge, resolve_judge
 from ensemblehub.tandem.judges import Judge
@@ -53,7 +55,12 @@ class Pipeline(Experiment):
     """The steps of an experiment."""
 
     def collect(
-        self, split: str, limit: int | None = None, force: bool = False, places: Sequence[Placement] = ()
+        self,
+        split: str,
+        limit: int | None = None,
+        force: bool = False,
+        places: Sequence[Placement] = (),
+        cluster: Cluster | None = None,
     ) -> Collected:
         """Collect a split (see `collect.py`), or read it if it is complete already.
 
@@ -61,6 +68,7 @@ class Pipeline(Experiment):
 
         Args:
             places: where worker processes run, one each; without any, this process does it all.
+            cluster: where Ray does it instead.
         """
         ensemble, tandem = self.unjudged()
         items, folder = self.items(split, limit), self.folder / "collected"
@@ -87,7 +95,7 @@ class Pipeline(Experiment):
             with progress(f"collect {split}", len(items), len(journal.rows)) as step:
                 parallel.collect(self.config, items, journal, places, self.settings.concurrency, step)
         else:
-            self._collect_into(journal, items, f"collect {split}")
+            self._collect_into(journal, items, f"collect {split}", cluster)
         return collect.finish(journal, header, [item.id for item in items], folder, split)
 
     def collect_shard(self, shard: Shard, split: str, limit: int | None = None, force: bool = False) -> Path:
@@ -100,17 +108,26 @@ class Pipeline(Experiment):
             self._collect_into(journal, items, f"collect {split} {shard}")
         return path
 
-    def _collect_into(self, journal: Journal, items: Sequence[Item], title: str) -> None:
+    def _collect_into(
+        self, journal: Journal, items: Sequence[Item], title: str, cluster: Cluster | None = None
+    ) -> None:
         """Collect what a journal does not hold yet; loads no model where it holds everything."""
         missing = journal.missing(items)
         if not missing:
             return
-        ensemble, tandem = self.unjudged()
-        collector = collect.Collector(tandem, ensemble.engines, self.task, self.sampling)
+        job, limit = parallel.CollectJob(self.config), self.settings.concurrency
+
+        async def here() -> None:
+            async with job.opened() as answer:
+                await for_each(missing, answer, limit=limit, keep=journal.append, progress=step)
+
         with progress(title, len(items), len(items) - len(missing)) as step:
-            asyncio.run(
-                collect.collect(ensemble, collector, missing, journal, self.settings.concurrency, step)
-            )
+            if cluster is None:
+                asyncio.run(here())
+                return
+            for row in unfailed(answers(job, missing, cluster, limit)):
+                journal.append(row)
+                step()
 
     def train(self) -> dict[str, Any]:
         """Train the judge on the collected `train` split; returns its report on held-out questions."""
