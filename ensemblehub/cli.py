@@ -247,9 +247,11 @@ def infer(
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="A folder of results of `bench` for the page's Board tab; repeatable.",
 )
+@ray_options("Serve as replicas of Ray Serve", pool=False)
 def serve(
     path: Path | None,
     changes: tuple[str, ...],
+    cluster: Cluster | None,
     api_key: tuple[str, ...],
     api_key_file: Path | None,
     board: tuple[Path, ...],
@@ -263,7 +265,7 @@ def serve(
     /docs, /health, /status, /metrics   documentation and monitoring
 
     Without an API key (--api-key, --api-key-file or the environment variable ENSEMBLEHUB_API_KEY), only
-    loopback addresses are served. Ctrl-C and SIGTERM let running answers end.
+    loopback addresses are served. Ctrl-C and SIGTERM let running answers end. --ray: see docs/scale.md.
 
     Also `python -m ensemblehub.api YAML`.
     """
@@ -279,7 +281,12 @@ def serve(
     config = config.model_copy(update={"server": server})
     keys = serving.keys_of(server, api_key, api_key_file)
     try:
-        serving.serve(config, keys)
+        if cluster:
+            from ensemblehub.api import ray_serve
+
+            ray_serve.serve(config, keys, cluster)
+        else:
+            serving.serve(config, keys)
     except KeyboardInterrupt:
         click.echo("\nensemblehub: stopped before it was ready", err=True)
         sys.exit(INTERRUPTED)

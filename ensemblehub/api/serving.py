@@ -109,7 +109,7 @@ def serve(config: Config, keys: Sequence[str] = ()) -> None:
         EngineError: the models cannot be loaded.
     """
     settings, state = config.server, State()
-    host = settings.host if keys else _loopback(settings.host)
+    host = host_of(settings, keys)
     log_to_stderr(settings)
     app = create_app(config, keys, state, failed=lambda: setattr(server, "should_exit", True))
     listening = listen(host, settings.port)
@@ -133,6 +133,11 @@ def serve(config: Config, keys: Sequence[str] = ()) -> None:
         server.run(sockets=[listening])
     if state.word == "failed":
         raise EngineError(f"the models cannot be loaded: {state.reason}")
+
+
+def host_of(settings: ServerSection, keys: Sequence[str]) -> str:
+    """The address to listen on: loopback where there are no keys."""
+    return settings.host if keys else _loopback(settings.host)
 
 
 def keys_of(settings: ServerSection, given: Sequence[str], file: Path | None) -> list[str]:

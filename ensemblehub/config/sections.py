@@ -301,6 +301,7 @@ class ServerSection(Section):
             same, with a warning, or its `mentor` (its large model) alone.
         reasoning_fields: Fields in which an insight is sent; clients that know both show it twice.
         board: Folders that `ensemblehub bench` wrote, whose results the page's board shows.
+        ray: Fields of Ray Serve LLM's `LLMConfig` by model, for `serve --ray`.
         log_format: Text, or one JSON object per line.
         log_prompts: Whether logs may contain prompts and answers.
     """
@@ -336,6 +337,7 @@ class ServerSection(Section):
     on_drift: Literal["tandem", "mentor"] = "tandem"
     reasoning_fields: tuple[Literal["reasoning_content", "reasoning"], ...] = ("reasoning_content",)
     board: list[UserPath] = Field(default_factory=list)
+    ray: dict[str, dict[str, Any]] = Field(default_factory=dict)
     log_format: Literal["text", "json"] = "text"
     log_prompts: bool = False
 

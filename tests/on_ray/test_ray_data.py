@@ -136,7 +136,7 @@ def test_models_that_cannot_be_loaded_are_one_error(place, cluster, capsys):
     config = (folder / "echo.yaml").read_text().replace("Scripted", "Unloadable")
     (folder / "echo.yaml").write_text(config)
     assert infer(folder, "out.jsonl", cluster) == 2
-    assert "the models cannot be loaded: ensemblehub has no luck" in capsys.readouterr().err
+    assert "the models cannot be loaded: RuntimeError: no luck" in capsys.readouterr().err
     assert not rows(folder / "out.jsonl")
 
 
@@ -144,7 +144,7 @@ class Unloadable(EchoEngine):
     """Cannot be loaded."""
 
     async def load(self):
-        raise RuntimeError("ensemblehub has no luck")
+        raise RuntimeError("no luck")
 
 
 PAIR = """
