@@ -1,9 +1,10 @@
-"""Rebuild the README's tables from recorded runs: `python -m benchmarks.readme [--rebuild] [--data mbpp.jsonl]`.
+"""Rebuild tables from recorded runs: `python -m benchmarks.readme [--rebuild] [--data mbpp.jsonl]`.
 
-A table stands between `<!-- table: FOLDER -->` and `<!-- end -->`, and is written from the `summary.json` of that
-folder.  `--rebuild` first replays every policy, threshold and judge over the recorded runs, which asks no model, and
-compares the figures with the committed ones.  The Qwen2.5-Coder table needs the public file of MBPP and the headers
-of both models (`ensemblehub pull qwen-coder`) for that; without `--data` it is written from the summary alone.
+Those of the README and of `results/qwen_coder/README.md`.  A table stands between `<!-- table: FOLDER -->` and
+`<!-- end -->`, and is written from the `summary.json` of that folder.  `--rebuild` first replays, for those of the
+README, every policy, threshold and judge over the recorded runs, which asks no model, and compares the figures with
+the committed ones.  The Qwen2.5-Coder table needs the public file of MBPP and the headers of both models
+(`ensemblehub pull qwen-coder`) for that; without `--data` it is written from the summary alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ensemblehub.lab.markdown import table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+QWEN = "results/qwen_coder"
 Row = Mapping[str, Any]
 Rows = Mapping[str, Row]
 
@@ -37,13 +39,13 @@ class Table:
         title: the sentence above it, with `{n}`.
         methods: what the table calls each method of the summary; one in bold is the table's subject.
         columns: header and text of a cell, from its row and all rows.
-        report: arguments of `ensemblehub report` that rebuild it.
+        report: arguments of `ensemblehub report` that rebuild it; none: it is not rebuilt.
     """
 
     title: str
     methods: Mapping[str, str]
     columns: Mapping[str, Callable[[Row, Rows], str]]
-    report: tuple[str, ...]
+    report: tuple[str, ...] = ()
     needs_data: bool = False
 
     def text(self, rows: Rows) -> str:
@@ -80,6 +82,15 @@ def difference(row: Row, rows: Rows) -> str:
 def tokens(row: Row, rows: Rows) -> str:
     """Tokens written by each model."""
     return f"{row['mentor_tokens']:.0f} + {row['intern_tokens']:.0f}"
+
+
+def figure(column: str, form: str) -> Callable[[Row, Rows], str]:
+    """A number of the summary."""
+
+    def cell(row: Row, rows: Rows) -> str:
+        return f"{row[column]:{form}}"
+
+    return cell
 
 
 def share(column: str, digits: int, of: str = "mentor") -> Callable[[Row, Rows], str]:
@@ -140,17 +151,47 @@ TABLES = {
     ),
 }
 
+METHODS = {
+    "intern": "intern",
+    "mentor": "mentor",
+    "fixed_low": "always 16 tokens",
+    "fixed_medium": "always 32",
+    "fixed_high": "always 64",
+    "random_mix": "the logistic judge's levels at random",
+    "oracle": "oracle over the levels, a bound",
+    "logistic": "logistic judge, level 0 first",
+    "mlp": "mlp, level 0 first",
+    "entropy": "entropy rule, level 0 first",
+    "perplexity": "perplexity rule, level 0 first",
+    "insight_first": "logistic judge, from 16 tokens on",
+    "intern_or_mentor": "intern or mentor by the judge, no insight",
+}
+COLUMNS: Mapping[str, Callable[[Row, Rows], str]] = {
+    "right (95 % interval)": accuracy,
+    "difference to the mentor": difference,
+    "tokens, mentor + intern": tokens,
+    "TFLOPs": figure("tflops", ".2f"),
+    "cost, every call": share("tflops", 2),
+    "cost, the paper's formula": share("tflops_paper", 2),
+    "engine seconds": figure("seconds", ".1f"),
+}
+OF_QWEN = {
+    f"{QWEN}/tandem_mbpp": Table("`tandem_mbpp/`, {n} questions:", METHODS, COLUMNS),
+    f"{QWEN}/tandem_humaneval": Table("`tandem_humaneval/`, {n} questions:", METHODS, COLUMNS),
+}
+FILES = {README: TABLES, ROOT / QWEN / "README.md": OF_QWEN}
+
 
 def summary(folder: Path) -> Rows:
     """The rows of a result folder by method."""
     return {row["method"]: row for row in json.loads((folder / "summary.json").read_text())}
 
 
-def with_tables(text: str) -> str:
+def with_tables(text: str, tables: Mapping[str, Table]) -> str:
     """A text with its tables written anew."""
 
     def block(found: re.Match[str]) -> str:
-        return f"{found[1]}\n{TABLES[found[2]].text(summary(ROOT / found[2]))}\n{found[3]}"
+        return f"{found[1]}\n{tables[found[2]].text(summary(ROOT / found[2]))}\n{found[3]}"
 
     return re.sub(r"(<!-- table: (\S+) -->)\n.*?\n(<!-- end -->)", block, text, flags=re.DOTALL)
 
@@ -190,7 +231,8 @@ def main() -> None:
             print(f"{name}: not rebuilt, needs --data")
         else:
             rebuild(name, options.data)
-    README.write_text(with_tables(README.read_text()))
+    for file, tables in FILES.items():
+        file.write_text(with_tables(file.read_text(), tables))
 
 
 if __name__ == "__main__":

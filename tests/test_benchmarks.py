@@ -140,10 +140,11 @@ def test_an_engine_is_measured_against_its_library(tmp_path):
     assert all(row["interval"][0] <= row["ratio"] <= row["interval"][1] for row in rows)
 
 
-def test_the_tables_of_the_readme_are_those_of_the_recorded_runs():
-    text = readme.README.read_text()
-    assert {f"<!-- table: {name} -->" for name in readme.TABLES} <= set(text.splitlines())
-    assert readme.with_tables(text) == text
+@pytest.mark.parametrize("file", readme.FILES, ids=["README", "results"])
+def test_tables_are_those_of_the_recorded_runs(file):
+    text, tables = file.read_text(), readme.FILES[file]
+    assert {f"<!-- table: {name} -->" for name in tables} <= set(text.splitlines())
+    assert readme.with_tables(text, tables) == text
 
 
 @pytest.mark.slow
