@@ -91,6 +91,8 @@ def test_two_ensembles_answer_side_by_side(visit, echo):
     page.on("requestfinished", lambda request: posted.append("end") if request.method == "POST" else None)
     compare(page)
     ended(page)
+    while len(posted) < 4:  # the browser tells of an end after the page has read it
+        page.wait_for_event("requestfinished")
     assert posted[2:] == ["end", "end"]  # both were asked before either had answered
     assert [request.post_data_json["model"] for request in posted[:2]] == ["ensemble", "big"]
     sides = page.locator(".side")
