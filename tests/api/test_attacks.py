@@ -54,18 +54,23 @@ def flood(connection, part, size=20 * MEBI):
 
 @contextlib.contextmanager
 def watched(server):
-    """`/health` answers all the while; gives the longest that it took, in a list."""
+    """`/health` answers all the while; gives the longest time until an answer, in a list.
+
+    A client that is slow on a busy machine gets 408 here and asks again.
+    """
     worst, over = [0.0], threading.Event()
 
     def watch():
-        while not over.is_set():
-            begun = time.monotonic()
+        begun, answered = time.monotonic(), False
+        while not (answered and over.is_set()) and worst[0] < 30:
             try:
                 answered = httpx.get(server.url + "/health", timeout=20).status_code == 200
             except httpx.TransportError:
                 answered = False
-            worst[0] = max(worst[0], time.monotonic() - begun if answered else float("inf"))
-            over.wait(0.02)
+            worst[0] = max(worst[0], time.monotonic() - begun)
+            if answered:
+                over.wait(0.02)
+                begun = time.monotonic()
 
     thread = threading.Thread(target=watch)
     thread.start()
