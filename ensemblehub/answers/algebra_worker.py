@@ -307,7 +307,7 @@ def _same_solutions(left: Any, right: Any) -> bool:
         try:
             first, second = solve(left, symbol), solve(right, symbol)
         except (NotImplementedError, ValueError, TypeError):
-            continue  # not to be solved for this one
+            continue  # sympy cannot solve it for this letter, perhaps for the next
         return bool(first and second) and _same_elements(first, second)
     return False
 

@@ -256,7 +256,7 @@ def _amount(sentence: str) -> str | None:
     """The one value that a sentence names: what is bold, else the only number or formula."""
     stressed = _STRESSED.findall(sentence)
     if len(stressed) == 1 and re.search(r"\d", stressed[0]):
-        return str(stressed[0])
+        return str(stressed[0]).strip()
     amounts = list(dict.fromkeys(_AMOUNT.findall(sentence)))
     return amounts[0] if len(amounts) == 1 else None
 

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ensemblehub.answers.equality import equal_answers, final_answer, last_boxed
@@ -253,6 +253,7 @@ def test_a_megabyte_of_anything_takes_time_in_proportion(unit):
     assert time.process_time() - started < 5  # of two megabytes about 0.6; quadratic ones took minutes
 
 
+@example(["the answer is ", "answer", "**", "9", "\\boxed{} ", "**"])
 @given(
     st.lists(
         st.sampled_from([*HOSTILE, "\\boxed{1}", " or ", "answer", " is ", ":", "A", "#", ".", "x=", "1"]),
