@@ -155,7 +155,7 @@ def until(condition: Callable[[], Any], seconds: float = 300.0) -> Any:
         if found := condition():
             return found
         time.sleep(0.02)
-    raise SystemExit("waited in vain")
+    raise SystemExit(f"what was waited for did not come in {seconds:g} s")
 
 
 def killed(place: Workplace, name: str, address: str, driver: bool, at: int) -> str:

@@ -21,22 +21,13 @@ from ensemblehub.api.serving import host_of
 from ensemblehub.config import Config
 from ensemblehub.config.sections import ModelSpec
 from ensemblehub.errors import ConfigError, one_line
+from ensemblehub.generators.vllm import PASSED
 from ensemblehub.ray_data import Cluster, enter
 
 log = logging.getLogger("ensemblehub.api")
 PREFIX = "/models"
 ROUTER = "ray.serve.llm.request_router.PrefixCacheAffinityRouter"
 MOST_LOGPROBS = 20  # of a position, in replies of vLLM's server
-ENGINE = (
-    "dtype",
-    "max_model_len",
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
-    "gpu_memory_utilization",
-    "block_size",
-    "enforce_eager",
-    "trust_remote_code",
-)
 
 
 def serve(config: Config, keys: Sequence[str], cluster: Cluster) -> None:
@@ -130,7 +121,7 @@ def models_app(options: list[dict[str, Any]]) -> Any:
 def llm_options(config: Config, spec: ModelSpec) -> dict[str, Any]:
     """The fields of a model's `LLMConfig`: its engine options, then those under `server.ray`."""
     options = config.options(spec)
-    engine = {name: options[name] for name in ENGINE if options.get(name) is not None}
+    engine = {name: options[name] for name in PASSED if options.get(name) is not None}
     engine |= {
         "enable_prompt_tokens_details": True,
         "max_logprobs": MOST_LOGPROBS,

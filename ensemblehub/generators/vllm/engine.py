@@ -22,6 +22,7 @@ from ensemblehub.errors import MissingExtraError, RequestError, one_line
 from ensemblehub.generators.base import DevicePlacement, Engine, Footprint
 from ensemblehub.generators.entropies import bounded
 from ensemblehub.generators.memory import USABLE, plans_of
+from ensemblehub.generators.vllm import PASSED
 from ensemblehub.schema import Capability, Price, Request
 
 try:
@@ -37,17 +38,6 @@ __all__ = ["VLLMEngine", "VLLMOptions"]
 GPU = "cuda:0"  # the first of those that vLLM takes
 log = logging.getLogger(__name__)
 SMALL = 4096  # vocabulary size up to which a reading takes the logprobs of all ids
-_PASSED = (
-    "dtype",
-    "max_model_len",
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
-    "gpu_memory_utilization",
-    "block_size",
-    "enforce_eager",
-    "seed",
-    "trust_remote_code",
-)
 _SAMPLING = ("max_tokens", "min_tokens", "temperature", "top_k", "min_p", "seed")
 _PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 
@@ -104,7 +94,7 @@ class VLLMOptions:
     @property
     def arguments(self) -> dict[str, Any]:
         """Arguments of vLLM's engine."""
-        given = {name: getattr(self, name) for name in _PASSED if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in PASSED if getattr(self, name) is not None}
         ours = {"enable_prefix_caching": True, "max_logprobs": -1, "disable_log_stats": True}
         return {"model": self.path, **given, **ours, **self.extra}
 
