@@ -17,6 +17,7 @@ from ensemblehub.answers import algebra
 from ensemblehub.answers.algebra import TooCostlyError, Workers
 from ensemblehub.answers.equality import equal_answers
 from ensemblehub.errors import EnsembleHubError
+from tests.waiting import alive, until
 
 COSTLY = (
     "((9!)!)!",
@@ -172,8 +173,5 @@ def test_nothing_is_left_when_the_program_ends(ending):
     if ending == "wait":
         program.kill()
     assert program.wait(timeout=60) == (-signal.SIGKILL if ending == "wait" else 0)
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    until(lambda: not alive(pids))
     program.stdout.close()

@@ -28,7 +28,7 @@ class Running:
     def post(self, path, body, **options):
         return httpx.post(self.url + path, json=body, timeout=120, **options)
 
-    def said(self, what="", seconds=10):
+    def said(self, what="", seconds=60):
         """The log, once `what` stands in it: a request's line comes after its answer."""
         end = time.monotonic() + seconds
         while what not in (text := self.log.read_text()):

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.lab.builtin import word_problems
 from ensemblehub.schema import Chat, Message, Request
+from tests.waiting import until
 
 FAR = ["model_specs.0.engine=openai", "model_specs.0.path=mentor", "model_specs.0.dialect=vllm"]
 
@@ -51,10 +51,7 @@ def test_the_run_is_the_same_and_a_mentor_that_is_stopped_stops_over_there(serve
         for result in asked
         if any(line.cost.estimated for line in result.usage.lines if line.purpose == "insight")
     ]
-    end = time.monotonic() + 5
-    while server.get("/status").json()["running"]:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: not server.get("/status").json()["running"])
     metrics = server.get("/metrics").text
     left = [
         line

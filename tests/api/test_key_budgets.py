@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import re
 import sqlite3
-import time
 from datetime import UTC, datetime
 
 import httpx2 as httpx
@@ -16,6 +15,7 @@ from ensemblehub.api.problems import Problem
 from ensemblehub.config.sections import Budget
 from ensemblehub.cost import Cost
 from ensemblehub.errors import ConfigError
+from tests.waiting import until
 
 ONE, TWO = {"Authorization": "Bearer first"}, {"x-api-key": "second"}
 CHAT = {"messages": [{"role": "user", "content": "2 + 2?"}]}  # three tokens
@@ -72,10 +72,8 @@ def test_a_stream_that_is_left_and_one_that_fails_are_counted(serve, tmp_path):
     assert file.execute("SELECT owner, tokens FROM spent").fetchall() == [("", 3 + 5)]
     with httpx.stream("POST", path, json={**CHAT, "model": "slow", "stream": True}) as reply:
         next(reply.iter_bytes())
-    end = time.monotonic() + 5
-    while (tokens := file.execute("SELECT tokens FROM spent").fetchone()[0]) == 8 and time.monotonic() < end:
-        time.sleep(0.02)
-    assert 8 + 3 <= tokens < 8 + 3 + 6
+    until(lambda: file.execute("SELECT tokens FROM spent").fetchone() != (8,))
+    assert 8 + 3 <= file.execute("SELECT tokens FROM spent").fetchone()[0] < 8 + 3 + 6
     file.close()
 
 

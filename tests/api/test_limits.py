@@ -9,6 +9,7 @@ import httpx2 as httpx
 import pytest
 
 from ensemblehub.api.problems import public
+from tests.waiting import until
 
 HERE = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
 ASK = {"messages": [{"role": "user", "content": "2 + 2?"}]}
@@ -60,13 +61,6 @@ def noted(journal):
     return [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
 
 
-async def until(holds, seconds=1.0):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        await asyncio.sleep(0.02)
-
-
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("model", ["ensemble", "big"])
 @pytest.mark.parametrize("after", [0.15, 0.8])  # while the mentor writes, and while the intern does
@@ -75,19 +69,20 @@ async def test_a_client_that_leaves_stops_every_engine_within_a_second(slow, jou
     body = {**ASK, "stream": stream, "model": model, "n": 2}
     async with httpx.AsyncClient(timeout=30) as client:
         asking = asyncio.create_task(client.post(slow.url + CHAT, json=body))
-        await until(lambda: len(noted(journal)) >= before + 2)
+        await asyncio.to_thread(until, lambda: len(noted(journal)) >= before + 2)
         await asyncio.sleep(after)
         asking.cancel()
         left = time.time()
-    await until(
+    await asyncio.to_thread(
+        until,
         lambda: (
             sum(what == "begins" for what, *_ in noted(journal)[before:]) * 2 == len(noted(journal)[before:])
-        )
+        ),
     )
     events = noted(journal)[before:]
     assert sum(what == "stopped" for what, *_ in events) >= 2
     assert max(at for what, _, at in events if what == "stopped") < left + 1.0
-    await until(lambda: slow.get("/status").json()["running"] == 0)
+    await asyncio.to_thread(until, lambda: slow.get("/status").json()["running"] == 0)
     assert 'outcome="disconnected"' in slow.get("/metrics").text
 
 
@@ -145,7 +140,7 @@ async def test_beyond_the_queue_there_is_429_at_once_and_nothing_is_lost(busy):
     ask = {**ASK, "model": "big", "max_tokens": 30}
     async with httpx.AsyncClient(timeout=30) as client:
         first = asyncio.create_task(client.post(busy.url + CHAT, json=ask))
-        await until(lambda: busy.get("/status").json()["running"] == 1)
+        await asyncio.to_thread(until, lambda: busy.get("/status").json()["running"] == 1)
         long = {**ask, "messages": [{"role": "user", "content": "word " * 41}]}
         refused = await client.post(busy.url + CHAT, json=long)
         assert refused.status_code == 429
@@ -154,7 +149,7 @@ async def test_beyond_the_queue_there_is_429_at_once_and_nothing_is_lost(busy):
             or "prompts of" in refused.json()["error"]["message"]
         )
         second = asyncio.create_task(client.post(busy.url + CHAT, json={**ask, "max_tokens": 5}))
-        await until(lambda: busy.get("/status").json()["queued"] == 1)
+        await asyncio.to_thread(until, lambda: busy.get("/status").json()["queued"] == 1)
         started = time.monotonic()
         third = await client.post(busy.url + CHAT, json=ask)
         assert time.monotonic() - started < 0.9  # a place in the queue is waited for for 1 s
@@ -171,7 +166,7 @@ async def test_deadlines_end_a_request_and_what_waited_goes_on(busy, journal):
         long = asyncio.create_task(
             client.post(busy.url + CHAT, json={**ASK, "model": "big", "max_tokens": 400})
         )
-        await until(lambda: busy.get("/status").json()["running"] == 1)
+        await asyncio.to_thread(until, lambda: busy.get("/status").json()["running"] == 1)
         waiting = await client.post(busy.url + CHAT, json={**ASK, "model": "big", "max_tokens": 5})
         assert waiting.status_code == 504
         assert "no token within 1 s" in waiting.json()["error"]["message"]
@@ -201,7 +196,7 @@ async def test_a_server_that_is_stopped_ends_what_is_in_flight(serve, journal):
     body = {**ASK, "model": "big", "stream": True, "max_tokens": 60}
     async with httpx.AsyncClient(timeout=30) as client:
         asking = asyncio.create_task(client.post(server.url + CHAT, json=body))
-        await until(lambda: server.get("/status").json()["running"] == 1)
+        await asyncio.to_thread(until, lambda: server.get("/status").json()["running"] == 1)
         stopping = asyncio.create_task(asyncio.to_thread(server.stop))
         answer = await asking
     assert answer.text.endswith("data: [DONE]\n\n")
@@ -221,8 +216,8 @@ async def test_a_drain_that_is_cut_tells_every_client_and_says_one_line_a_reques
             asking = client.post(server.url + CHAT, json={**ask, "stream": stream}, headers=named)
             asked.append(asyncio.create_task(asking))
             if number == 2:
-                await until(lambda: server.get("/status").json()["running"] == 3, 10)
-        await until(lambda: server.get("/status").json()["queued"] == 1, 10)
+                await asyncio.to_thread(until, lambda: server.get("/status").json()["running"] == 3)
+        await asyncio.to_thread(until, lambda: server.get("/status").json()["queued"] == 1)
         begun = time.monotonic()
         for number in told:
             server.process.send_signal(number)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 
 import httpx2 as httpx
@@ -10,6 +9,8 @@ import openai
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
+
+from tests.waiting import until
 
 HERE = Path(__file__).parent
 CONFIG = """
@@ -272,15 +273,9 @@ def test_a_client_that_leaves_stops_the_engine(server, client, journal):
     stream.close()
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/responses", json={"model": "slow", "input": "2?"}, timeout=0.7)
-    end = time.monotonic() + 5
-    while (noted := [json.loads(line)[0] for line in journal.read_text().splitlines()]) != [
-        "begins",
-        "stopped",
-        "begins",
-        "stopped",
-    ]:
-        assert time.monotonic() < end, noted
-        time.sleep(0.05)
+    until(lambda: len(journal.read_text().splitlines()) == 4)
+    noted = [json.loads(line)[0] for line in journal.read_text().splitlines()]
+    assert noted == ["begins", "stopped", "begins", "stopped"]
     assert 'outcome="disconnected"' in server.get("/metrics").text
     assert 'endpoint="responses"' in server.get("/metrics").text
 

@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from tests.waiting import until
+
 httpx = pytest.importorskip("httpx2", reason="the clients have environments of their own: make test-clients")
 LONG = "word " * 400
 
@@ -29,13 +31,7 @@ def stopped(url):
 
     before = count()
 
-    def wait():
-        end = time.monotonic() + 5
-        while count() == before or httpx.get(f"{base}/status").json()["running"]:
-            assert time.monotonic() < end, "the engine goes on"
-            time.sleep(0.05)
-
-    return wait
+    return lambda: until(lambda: count() > before and not httpx.get(f"{base}/status").json()["running"])
 
 
 async def running(url):

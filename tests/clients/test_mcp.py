@@ -13,6 +13,8 @@ import pytest
 pytest.importorskip("mcp", reason="the clients have an environment of their own: make test-clients")
 from mcp import Client, StdioServerParameters
 
+from tests.waiting import until
+
 ROOT = Path(__file__).parents[2]
 CONFIG = """
 model_specs:
@@ -136,25 +138,18 @@ async def test_a_client_sees_progress_and_stops_the_models_by_cancelling(target,
         asking = asyncio.ensure_future(
             client.call_tool("ask", {**ASK, "model": "slow"}, progress_callback=told)
         )
-        await until(lambda: len(seen) >= 2)
+        await asyncio.to_thread(until, lambda: len(seen) >= 2)
         assert seen[0] == (1.0, "slow (answer): 1")
         assert [progress for progress, _ in seen] == sorted(progress for progress, _ in seen)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        await until(lambda: len(journal.read_text().splitlines()) == begun + 2)
+        await asyncio.to_thread(until, lambda: len(journal.read_text().splitlines()) == begun + 2)
         assert [json.loads(line)[0] for line in journal.read_text().splitlines()[begun:]] == [
             "begins",
             "stopped",
         ]
         assert found(await client.call_tool("ask", {**ASK, "model": "small"}))["answer"] == "It is 4."
-
-
-async def until(true, seconds=10):
-    end = asyncio.get_running_loop().time() + seconds
-    while not true():
-        assert asyncio.get_running_loop().time() < end
-        await asyncio.sleep(0.02)
 
 
 def test_a_configuration_that_cannot_work_is_one_line(command):

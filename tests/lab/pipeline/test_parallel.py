@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ensemblehub.config import Config
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab.pipeline.parallel import Placement, _placed_config, placements
 from ensemblehub.lab.pipeline.records import Collected
+from tests.waiting import alive, until
 
 add_plugins()
 pytestmark = pytest.mark.slow
@@ -101,13 +101,6 @@ def rows_in(folder):
     return len(file.read_text().splitlines()) - 1 if file.exists() else 0
 
 
-def until(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def content(folder):
     """What was collected, without what it took."""
     data = Collected.load(folder / "collected", "test")
@@ -130,7 +123,7 @@ def alone(tmp_path_factory):
 
 def test_a_killed_worker_s_questions_are_taken_up_by_the_other(alone, tmp_path):
     process = start(command(tmp_path, "--parallel", "--num-workers", "2"))
-    until(lambda: rows_in(tmp_path) >= 3)
+    until(lambda: rows_in(tmp_path) >= 3, 120)
     workers(process)[0].send_signal(signal.SIGKILL)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
@@ -140,11 +133,11 @@ def test_a_killed_worker_s_questions_are_taken_up_by_the_other(alone, tmp_path):
 
 def test_a_killed_parent_leaves_no_worker_and_one_process_goes_on_where_two_stopped(alone, tmp_path):
     process = start(command(tmp_path, "--parallel", "--num-workers", "2"))
-    until(lambda: rows_in(tmp_path) >= 3)
+    until(lambda: rows_in(tmp_path) >= 3, 120)
     left = workers(process)
     process.kill()
     process.wait()
-    until(lambda: not any(process.is_running() and process.status() != "zombie" for process in left), 60)
+    until(lambda: not alive(process.pid for process in left))
     before = rows_in(tmp_path)
     collect_here(tmp_path)
     assert 3 <= before < LIMIT
@@ -153,14 +146,14 @@ def test_a_killed_parent_leaves_no_worker_and_one_process_goes_on_where_two_stop
 
 def test_ctrl_c_stops_all_workers_and_keeps_what_is_done(tmp_path, echo):
     process = start(command(tmp_path, *echo, "--parallel", "--num-workers", "2", limit=200))
-    until(lambda: rows_in(tmp_path) >= 3)
+    until(lambda: rows_in(tmp_path) >= 3, 120)
     left = workers(process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in said
     assert "Traceback" not in said
-    assert not any(process.is_running() and process.status() != "zombie" for process in left)
+    assert not alive(process.pid for process in left)
     assert rows_in(tmp_path) >= 3
 
 

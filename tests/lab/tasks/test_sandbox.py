@@ -25,6 +25,7 @@ from ensemblehub.errors import ConfigError, SandboxError
 from ensemblehub.lab.tasks import sandbox, sandbox_child, sandbox_isolate
 from ensemblehub.lab.tasks.sandbox import isolation, run_tests
 from ensemblehub.lab.tasks.sandbox_forms import FORMS, VARIABLE
+from tests.waiting import until
 
 TEST = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(3) == 9\n"
 RIGHT = "def f(x):\n    return x * x\n"
@@ -352,10 +353,7 @@ def test_nothing_stays_when_the_caller_is_killed(form, tmp_path):
     assert len(living(mark)) >= 2
     caller.send_signal(signal.SIGKILL)
     caller.wait()
-    end = time.monotonic() + 10
-    while living(mark) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert living(mark) == []
+    until(lambda: not living(mark))
 
 
 # -- the test's side ---------------------------------------------------------------------------------------
