@@ -100,7 +100,7 @@ class Recorder(collect.Collector):
 
     async def collect(self, item: Item) -> dict[str, Any]:
         ask = self.task.ask(item, self.sampling)
-        warm = replace(ask, sampling=replace(self.sampling, temperature=TEMPERATURE))
+        warm = replace(ask, sampling=replace(ask.sampling, temperature=TEMPERATURE))
         sampled = [candidate.request for candidate in drafts(warm, [self.intern], self.samples)]
         answered = [await self.draft(item, request) for request in (ask, *sampled)]
         row = self.known.get(item.id) or await super().collect(item)

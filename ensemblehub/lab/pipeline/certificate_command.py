@@ -65,7 +65,7 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
         len(data.rows),
         thresholds,
         vars(seen),
-        identity(tandem, engines.engines, options, pipeline.sampling),
+        identity(tandem, engines.engines, options, pipeline.config.ensemble.generation.sampling()),
         {
             "data": hash_of([row.key for row in data.rows]),
             "path": hashlib.sha256(path.tobytes()).hexdigest()[:16],

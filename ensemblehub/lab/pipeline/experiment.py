@@ -54,7 +54,7 @@ class Experiment:
         """Take the benchmark that the configuration names, or `task`."""
         self.config, self.settings = config, config.experiment
         self.task = task or task_named(self.settings.task, self.settings.data, self.settings.prompt)
-        self.sampling = config.ensemble.generation.sampling()
+        self.sampling = self.task.sampling(config.ensemble.generation.sampling())
         self.folder = self.settings.results
         self._hashed: dict[tuple[str, int | None], dict[str, str]] = {}
         self.served: dict[str, str] = {}  # models by engine, for engines whose address changes

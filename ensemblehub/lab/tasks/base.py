@@ -76,18 +76,22 @@ class Task(ABC):
     def request(self, item: Item) -> Chat:
         """The chat that puts the question to a model."""
 
+    def sampling(self, configured: Sampling) -> Sampling:
+        """What answers are sampled with; a prompt profile may add stop strings and set their length."""
+        return configured
+
     def ask(self, item: Item, sampling: Sampling, thinking: bool | None = None) -> Request:
         """The question as a request: its chat, and what else the prompt profile sets.
 
         Args:
-            sampling: as configured; a profile may add stop strings and set the length of the answer.
+            sampling: as configured.
             thinking: the chat template's `enable_thinking`; None leaves its default.
         """
         from ensemblehub.schema import Request
 
         chat = self.request(item)
         chat = chat if thinking is None else replace(chat, thinking=thinking)
-        return Request(chat, sampling, id=item.id)
+        return Request(chat, self.sampling(sampling), id=item.id)
 
     @abstractmethod
     def grade(self, item: Item, text: str) -> Grade:

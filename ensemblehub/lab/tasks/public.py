@@ -101,11 +101,13 @@ class Public(Task):
         known = (item for item in self._split("train") if item.id in solutions)
         return [(item, solutions[item.id]) for item in islice(known, self.profile.shots + 1)]
 
+    def sampling(self, configured: Sampling) -> Sampling:
+        """The configured sampling with the profile's stop strings and length of answer."""
+        return self.profile.sampling(configured)
+
     def ask(self, item: Item, sampling: Sampling, thinking: bool | None = None) -> Request:
-        """The question in the words of the profile, with its opening, stop strings and length of answer."""
-        profile = self.profile
-        request = super().ask(item, profile.sampling(sampling), thinking)
-        return replace(request, prefix=profile.opening)
+        """The question in the words of the profile, with its opening."""
+        return replace(super().ask(item, sampling, thinking), prefix=self.profile.opening)
 
     def about(self, split: str) -> dict[str, Any]:
         """How the questions were split, where they came from, a hash of them all, and how they were put

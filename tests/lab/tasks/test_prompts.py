@@ -1,5 +1,6 @@
 """Prompt profiles: the words that reproduce published scores, letter by letter."""
 
+import asyncio
 import json
 from dataclasses import replace
 
@@ -7,6 +8,9 @@ import pytest
 
 from ensemblehub.config import Config
 from ensemblehub.errors import ConfigError
+from ensemblehub.lab.advise.record import InternAnswer, Recorder
+from ensemblehub.lab.pipeline.experiment import Experiment
+from ensemblehub.lab.pipeline.records import Run
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.schema import Sampling
 from ensemblehub.tandem.insights import PROFILES, Dialogue
@@ -128,6 +132,40 @@ def test_in_tandem_the_intern_goes_on_behind_the_opening_and_the_mentor_does_not
     assert all(
         request.prompt.messages[0].content in each.prompt.messages[0].content for each in (mentor, intern)
     )
+
+
+PAIR = {
+    "model_specs": [
+        {"engine": "echo", "name": name, "parameters": size} for name, size in (("big", 2), ("small", 1))
+    ],
+    "ensemble": {"output_aggregation_method": "tandem", "generation": {"max_tokens": 9}},
+}
+
+
+def test_what_is_recorded_names_what_the_profile_sets(tmp_path):
+    task, _, request = asked(tmp_path, "humaneval", "official")
+    experiment = Experiment(Config.from_dict(PAIR), task)
+    header = experiment.header("all", *experiment.unjudged())
+    assert header["max_tokens"] == header["sampling"]["max_tokens"] == 768
+    assert header["sampling"]["stop"] == list(request.sampling.stop)
+
+
+def test_samples_of_a_draft_keep_what_the_profile_sets(tmp_path, monkeypatch):
+    task, item, request = asked(tmp_path, "humaneval", "official", max_tokens=9)
+    ensemble, tandem = Experiment(Config.from_dict(PAIR), task).unjudged()
+    seen = []
+
+    async def draft(self, item, request):
+        seen.append(request.sampling)
+        return InternAnswer(Run(True, "stop", 0, 0, 0, 0, 0.0, False, ""), None, None)
+
+    monkeypatch.setattr(Recorder, "draft", draft)
+    monkeypatch.setattr(Recorder, "agree", lambda self, item, row: None)
+    recorder = Recorder(tandem, ensemble.engines, task, Sampling(max_tokens=9), 2, {item.id: {}})
+    asyncio.run(recorder.collect(item))
+    assert [sampling.temperature for sampling in seen] == [0.0, 0.7, 0.7]
+    for sampling in seen:
+        assert (sampling.max_tokens, sampling.stop) == (768, request.sampling.stop)
 
 
 def test_few_shot_shows_solved_training_questions_and_never_the_asked_one(tmp_path):
