@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from ensemblehub.surrogates import whole
+
 
 class EnsembleHubError(Exception):
     """Base of all errors of this package; its text is one line for a user."""
@@ -81,8 +83,9 @@ class ArtifactError(EnsembleHubError):
 
 
 def one_line(error: BaseException | str, most: int = 1000) -> str:
-    """The text of an error, or its class if it has none, as one line of at most `most` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """The text of an error, or its class if it has none, as one line of at most `most` printable characters."""
+    words = whole(str(error)).split() or ([type(error).__name__] if isinstance(error, BaseException) else [])
+    text = "".join(character if character.isprintable() else "\ufffd" for character in " ".join(words))
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

@@ -12,10 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt
 
 from ensemblehub.cost import UsageMeter
-from ensemblehub.errors import EngineError, RequestError
+from ensemblehub.errors import EngineError, RequestError, one_line
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.openai.endpoint import Endpoint, key_of
-from ensemblehub.generators.openai.errors import one_line
 from ensemblehub.generators.openai.options import checked_url
 from ensemblehub.generators.openai.patience import Patience
 from ensemblehub.generators.openai.usage import APIUsage

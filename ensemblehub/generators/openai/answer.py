@@ -14,9 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ensemblehub.cost import UsageMeter
-from ensemblehub.errors import EngineError
+from ensemblehub.errors import EngineError, one_line
 from ensemblehub.generators.base import Engine
-from ensemblehub.generators.openai.errors import one_line
 from ensemblehub.generators.openai.reply import (
     APIChoice,
     APIMessage,

@@ -24,8 +24,8 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ensemblehub.errors import ConfigError, EngineError, MissingExtraError
-from ensemblehub.generators.openai.errors import ErrorReply, Failure, RefusedError, one_line, retry_after
+from ensemblehub.errors import ConfigError, EngineError, MissingExtraError, one_line
+from ensemblehub.generators.openai.errors import ErrorReply, Failure, RefusedError, retry_after
 from ensemblehub.generators.openai.patience import CircuitBreaker, Clock, Patience
 
 try:

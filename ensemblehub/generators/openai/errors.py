@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ensemblehub.errors import EngineError
-from ensemblehub.surrogates import whole
 
 OVERFLOW = "context_length_exceeded"
 _MESSAGES = ("message", "detail", "error", "msg", "title")
 _TOO_LONG = "maximum context length|context (length|window|size) (is |was )?exceed|exceed_context_size"
-_LONGEST = 500  # characters of a reason that are shown
 
 
 @dataclass(eq=False)
@@ -106,12 +104,6 @@ def _text(value: Any) -> str:
         found = [entry.get("msg") for entry in value if isinstance(entry, dict)]
         return "; ".join(text for text in found if isinstance(text, str))
     return ""
-
-
-def one_line(text: str) -> str:
-    """Text from outside as one bounded line of printable characters."""
-    line = " ".join(whole(text).split())[:_LONGEST]
-    return "".join(character if character.isprintable() else "\ufffd" for character in line)
 
 
 def retry_after(value: str) -> float:

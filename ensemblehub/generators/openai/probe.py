@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ensemblehub.cost import UsageLedger, UsageMeter
-from ensemblehub.errors import EnsembleHubError, RequestError
+from ensemblehub.errors import EnsembleHubError, RequestError, one_line
 from ensemblehub.generators.base import Finding
-from ensemblehub.generators.openai.errors import RefusedError, one_line
+from ensemblehub.generators.openai.errors import RefusedError
 from ensemblehub.generators.openai.options import Address, Continuation, OpenAIOptions
 from ensemblehub.generators.openai.usage import MOST_TOKENS, number
 from ensemblehub.schema import Chat, Message, Piece, Prompt, Request, Sampling, Scored, Text
