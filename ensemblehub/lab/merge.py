@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+import json
+import resource
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
-from ensemblehub.artifacts import content_of, entries
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.journal import Lines
 from ensemblehub.lab.journal import differences, told
@@ -17,6 +19,7 @@ from ensemblehub.shards import FOLDER, Shard
 
 MERGED = ("answers/*.jsonl", "collected/*.partial.jsonl")  # of a folder of results
 AGAIN = "run that shard again"
+SPARE_FILES = 64  # open beside those of the shards
 Row = dict[str, Any]
 
 
@@ -60,61 +63,104 @@ def check_complete(target: Path, shards: Sequence[Shard]) -> None:
         raise ArtifactError(f"{target} lacks shard {', '.join(f'{index}/{count}' for index in missing)}")
 
 
-def merge_file(target: Path, parts: Mapping[Shard, Path]) -> str:
-    """Merge one file; says how many rows it has."""
-    with closing(Lines(target)) as lines:
-        before = list(lines.found)
-        made, rows = _divided(target, before)
-        for shard, path in parts.items():
-            theirs, found = _divided(path, _read(path))
-            if made and theirs and (differing := list(differences(made, theirs))):
-                raise ArtifactError(f"{path} was made with other settings: {told(differing)}; {AGAIN}")
-            made = made or theirs
-            for key, row in found.items():
-                if not shard.holds(row.get("asked") or key):
-                    raise ArtifactError(f"{path} holds {key!r}, which belongs to another shard; {AGAIN}")
-                known = rows.setdefault(key, row)
-                if known != row and not known.get("error"):
-                    raise ArtifactError(f"{path} and another file differ in {key!r}; remove one of them")
-                rows[key] = row
-        ordered = sorted(rows.values(), key=lambda row: row.get("number", 0))
-        after = [made, *ordered] if made and "settings" in made else ordered
-        if after != before:
-            lines.replace(after)
-        else:
-            lines.mend()
-    failed = sum(bool(row.get("error")) for row in ordered)
-    said = f", {failed} failed" if failed else ""
-    return f"{target}: {len(ordered)} rows of {len(parts)} shards{said}"
+class Place(NamedTuple):
+    """A row of a file.
+
+    Attributes:
+        start: Byte at which it begins.
+        content: Hash of the row.
+    """
+
+    part: Part
+    start: int
+    number: int
+    failed: bool
+    content: int
 
 
-def _read(path: Path) -> list[Row]:
-    """The whole lines of a file that no process is writing."""
-    with closing(Lines(path)):
-        try:
-            return entries(content_of(path, AGAIN))[0]
-        except ValueError as error:
-            raise ArtifactError(f"{path} is damaged ({error}); {AGAIN}") from error
-
-
-def _divided(path: Path, lines: list[Row]) -> tuple[Row | None, dict[str, Row]]:
-    """What the rows of a file were made with, and the rows by their key.
+class Part:
+    """A file of rows, open until the merge is over; the rows themselves stay on disk.
 
     A journal begins with its settings; every row of `infer` names its configuration.
+
+    Attributes:
+        made: The settings that the rows were made with.
+        places: The rows by their key.
     """
-    journal = bool(lines) and "settings" in lines[0]
-    made, rows = lines[0] if journal else None, dict[str, Row]()
-    for row in lines[journal:]:
-        key = row.get("id" if journal else "key")
-        made = made or {"config": row.get("config")}
-        if not isinstance(key, str) or not (journal or row.get("config")):
-            raise ArtifactError(f"{path} holds a row without a key: no shard has written it")
-        if key in rows:
-            raise ArtifactError(f"{path} holds {key!r} twice; {AGAIN}")
-        if not journal and row["config"] != made["config"]:
-            raise ArtifactError(f"{path} holds answers of several configurations; {AGAIN}")
-        rows[key] = row
-    return made, rows
+
+    def __init__(self, path: Path, shard: Shard | None = None) -> None:
+        """Open a file that no process is writing, and read it once.
+
+        Raises:
+            ArtifactError: The file is damaged or in use, or its rows are not those of one shard and run.
+        """
+        self.path, self.shard = path, shard
+        self.made: Row | None = None
+        self.places: dict[str, Place] = {}
+        self.lines = Lines(path, keep=self._keep)
+
+    @property
+    def journal(self) -> bool:
+        """Whether the file is a journal."""
+        return self.made is not None and "settings" in self.made
+
+    def _keep(self, row: Row, start: int) -> None:
+        if self.made is None and "settings" in row:
+            self.made = row
+            return
+        key = row.get("id" if self.journal else "key")
+        if not isinstance(key, str) or not (self.journal or row.get("config")):
+            raise ArtifactError(f"{self.path} holds a row without a key: no shard has written it")
+        if key in self.places:
+            raise ArtifactError(f"{self.path} holds {key!r} twice; {AGAIN}")
+        self.made = self.made or {"config": row["config"]}
+        if not self.journal and row["config"] != self.made["config"]:
+            raise ArtifactError(f"{self.path} holds answers of several configurations; {AGAIN}")
+        if self.shard and not self.shard.holds(row.get("asked") or key):
+            raise ArtifactError(f"{self.path} holds {key!r}, which belongs to another shard; {AGAIN}")
+        content = hash(json.dumps(row, sort_keys=True))
+        self.places[key] = Place(self, start, row.get("number", 0), bool(row.get("error")), content)
+
+
+def merge_file(target: Path, paths: Mapping[Shard, Path]) -> str:
+    """Merge one file; says how many rows it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, len(paths) + SPARE_FILES)), hard))
+    with ExitStack() as stack:
+
+        def opened(path: Path, shard: Shard | None = None) -> Part:
+            part = Part(path, shard)
+            stack.callback(part.lines.close)
+            return part
+
+        whole = opened(target)
+        made, places = whole.made, dict(whole.places)
+        for shard, path in paths.items():
+            part = opened(path, shard)
+            if made and part.made and (differing := list(differences(made, part.made))):
+                raise ArtifactError(f"{path} was made with other settings: {told(differing)}; {AGAIN}")
+            made = made or part.made
+            for key, place in part.places.items():
+                known = places.setdefault(key, place)
+                if known.content == place.content or (place.failed and not known.failed):
+                    continue  # what failed may have been answered since
+                if not known.failed:
+                    raise ArtifactError(f"{path} and another file differ in {key!r}; remove one of them")
+                places[key] = place
+        ordered = sorted(places.values(), key=lambda place: place.number)
+        header = [made] if made and "settings" in made else []
+        if ordered != list(whole.places.values()) or (header and not whole.made):
+            whole.lines.replace(chain(header, _read(ordered)))
+        else:
+            whole.lines.mend()
+    failed = sum(place.failed for place in ordered)
+    said = f", {failed} failed" if failed else ""
+    return f"{target}: {len(ordered)} rows of {len(paths)} shards{said}"
+
+
+def _read(places: Iterable[Place]) -> Iterator[Row]:
+    for place in places:
+        yield from place.part.lines.read([place.start])
 
 
 @click.command()

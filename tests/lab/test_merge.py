@@ -1,9 +1,11 @@
 """Shards of `infer`, `bench` and `collect`, merged: equal to one run, and nothing lost, doubled or mixed."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 from click.testing import CliRunner
@@ -164,3 +166,60 @@ def test_a_shard_that_is_being_written_is_not_merged(folder):
     with path.open("ab") as file:
         file.write(b'{"key": "torn')  # a killed process; its good rows count
     assert "40 rows" in next(merged(folder / "out.jsonl"))
+
+
+def part(folder, index, count, numbers, size):
+    """Write what a shard of `infer` wrote of these items."""
+    shard = Shard(index, count)
+    path = shard.beside(folder / "out.jsonl")
+    path.parent.mkdir(parents=True)
+    with path.open("w") as file:
+        for number in numbers:
+            row = {"key": f"{number:032x}", "number": number, "config": {"fingerprint": "f"}, "error": None}
+            if shard.holds(row["key"]):
+                file.write(json.dumps(row | {"predict": f"{number} " * size}) + "\n")
+
+
+def peak_of_merge(folder, size):
+    for index in range(2):
+        part(folder, index, 2, reversed(range(300)), size)
+    tracemalloc.start()
+    assert list(merged(folder / "out.jsonl")) == [f"{folder / 'out.jsonl'}: 300 rows of 2 shards"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_rows_stay_on_disk(tmp_path):
+    small, large = (peak_of_merge(tmp_path / str(size), size) for size in (10, 5_000))
+    assert (tmp_path / "5000" / "out.jsonl").stat().st_size > 5_000_000
+    assert large - small < 500_000  # a few rows of 20 kB
+    rows = rows_of(tmp_path / "5000" / "out.jsonl")
+    assert [row["number"] for row in rows] == list(range(300))
+    assert all(row["predict"] == f"{row['number']} " * 5_000 for row in rows)
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    try:
+        for index in range(220):
+            part(tmp_path, index, 220, range(220), 1)
+        assert "220 rows of 220 shards" in next(merged(tmp_path / "out.jsonl"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_an_answer_counts_before_a_failure_of_a_shard(folder):
+    for index in range(2):
+        infer(folder, "out.jsonl", "--shard", f"{index}/2", "--max_examples", 40, code=0)
+    run("merge", folder / "out.jsonl")
+    whole = (folder / "out.jsonl").read_text()
+    failed = folder / "shards" / "0-of-2" / "out.jsonl"
+    failed.write_text(failed.read_text().replace('"error": null', '"error": "late"'))
+    assert "40 rows of 2 shards\n" in run("merge", folder / "out.jsonl")
+    assert (folder / "out.jsonl").read_text() == whole
+    (folder / "out.jsonl").write_text(whole.replace('"error": null', '"error": "late"'))
+    run("merge", folder / "out.jsonl")
+    rows = rows_of(folder / "out.jsonl")
+    assert sum(row["error"] is None for row in rows) == len(rows) - failed.read_text().count("late")
