@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import jsonschema_rs
 import pytest
 import yaml
 
@@ -87,6 +88,18 @@ def test_the_image_is_rootless_pinned_and_checked():
             for source in text.split()[:-1]:
                 assert (ROOT / source).exists()
                 assert f"!{source}" in ignored
+
+
+@pytest.mark.parametrize("path", ["compose.yaml", "examples/compose/replicas.yaml"])
+def test_compose_files_keep_to_the_compose_specification(path):
+    """Its schema, without descriptions: https://github.com/compose-spec/compose-spec (Apache-2.0)."""
+    schema = json.loads((ROOT / "tests/api/compose-spec.json").read_text())
+    compose = yaml.safe_load((ROOT / path).read_text())
+    jsonschema_rs.validate(schema, compose)
+    service = next(iter(compose["services"].values()))
+    service["port"] = service.pop("image")
+    with pytest.raises(jsonschema_rs.ValidationError, match="port"):
+        jsonschema_rs.validate(schema, compose)
 
 
 def test_the_services_fit_together():
