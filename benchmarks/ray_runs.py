@@ -124,7 +124,7 @@ def private_mb(pid: int) -> float:
 
 def waited_for(found: Callable[..., Any], *given: Any) -> Any:
     """Information on a node; Ray itself gives a node 30 seconds to start, which a busy machine may exceed."""
-    for _ in range(300):
+    for _ in range(10):
         try:
             return found(*given)
         except RuntimeError:
@@ -141,7 +141,8 @@ def cluster(cpus: int) -> Iterator[tuple[str, float]]:
 
     found, services.get_node = services.get_node, lambda *given: waited_for(found, *given)
     started = time.perf_counter()
-    node = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "include_dashboard": False})
+    fewer = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+    node = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, **fewer})
     try:
         yield node.address, time.perf_counter() - started
     finally:
@@ -178,16 +179,13 @@ def killed(place: Workplace, name: str, address: str, driver: bool, at: int) -> 
     return f"| {'driver' if driver else 'worker'} | {at} | {' | '.join(map(str, figures))} |"
 
 
-def kills(rounds: range) -> str:
-    """Kills of a worker (even rounds) and of the driver (odd ones)."""
-    lines = []
+def kills(rounds: range) -> Iterator[str]:
+    """Kills of a worker (even rounds) and of the driver (odd ones); a line for each."""
     with tempfile.TemporaryDirectory() as folder, cluster(4) as (address, _):
         place = Workplace(Path(folder), ITEMS, 0.1)
         for number in rounds:
             at = 4 + number // 2 * ITEMS // 14
-            lines.append(killed(place, f"{number}.jsonl", address, bool(number % 2), at))
-            print(lines[-1], flush=True)
-    return "".join(f"{line}\n" for line in lines)
+            yield killed(place, f"{number}.jsonl", address, bool(number % 2), at)
 
 
 def measured(place: Workplace, small: Workplace, label: str, name: str, *more: str) -> str:
@@ -202,10 +200,11 @@ def measured(place: Workplace, small: Workplace, label: str, name: str, *more: s
 def shards(place: Workplace, count: int) -> float:
     """Seconds of `count` shards at the same time and of the merge."""
     started = time.perf_counter()
-    running = [place.start("shards.jsonl", "--shard", f"{index}/{count}") for index in range(count)]
+    name = f"shards{count}.jsonl"
+    target = str(place.folder / name)
+    running = [place.start(name, "--shard", f"{index}/{count}") for index in range(count)]
     if sum(process.wait() for process in running):
-        raise SystemExit((place.folder / "shards.jsonl.log").read_text())
-    target = str(place.folder / "shards.jsonl")
+        raise SystemExit((place.folder / f"{name}.log").read_text())
     subprocess.run([sys.executable, "-m", "ensemblehub", "merge", target], check=True, capture_output=True)
     return time.perf_counter() - started
 
@@ -229,50 +228,46 @@ def memory(place: Workplace, address: str) -> str:
     )
 
 
-def scale() -> str:
-    """The table of plain runs, shards and Ray."""
-    load = os.getloadavg()[0]
-    lines = [
-        f"`echo` without delay, 4 questions at a time (by each worker), {os.cpu_count()} cores, load before the runs "
-        f"{load:.1f}. The time of a question is the difference of the two runs over {LARGE - SMALL} questions.",
-        "",
-        f"| | {SMALL} questions, s | {LARGE} questions, s | a question, ms | results equal as sets |",
-        "|---|---|---|---|---|",
-    ]
+def scale() -> Iterator[str]:
+    """The lines of the table of plain runs, shards and Ray, each as soon as it is measured."""
+    yield (
+        f"`echo` without delay, 4 questions at a time (by each worker), {len(os.sched_getaffinity(0))} of "
+        f"{os.cpu_count()} cores, load before the runs {os.getloadavg()[0]:.1f}, one run each. The time of a "
+        f"question is the difference of the two runs over {LARGE - SMALL} questions.\n"
+    )
+    yield f"| | {SMALL} questions, s | {LARGE} questions, s | a question, ms | results equal as sets |"
+    yield "|---|---|---|---|---|"
     with tempfile.TemporaryDirectory() as one_folder, tempfile.TemporaryDirectory() as other:
         small, place = Workplace(Path(one_folder), SMALL, 0.0), Workplace(Path(other), LARGE, 0.0)
-        lines.append(measured(place, small, "plain", "plain.jsonl"))
-        few, many = shards(small, 2), shards(place, 2)
-        same = "yes" if not any(place.faults("shards.jsonl").values()) else "no"
-        lines.append(
-            f"| 2 shards, merged | {few:.1f} | {many:.1f} | {1000 * (many - few) / (LARGE - SMALL):.1f} | {same} |"
-        )
+        yield measured(place, small, "plain", "plain.jsonl")
+        for count in (2, 4):
+            few, many = shards(small, count), shards(place, count)
+            same = "yes" if not any(place.faults(f"shards{count}.jsonl").values()) else "no"
+            slope = 1000 * (many - few) / (LARGE - SMALL)
+            yield f"| {count} shards, merged | {few:.1f} | {many:.1f} | {slope:.1f} | {same} |"
         with cluster(6) as (address, start):
             for workers in (1, 2, 4):
                 options = (f"--ray={address}", "--workers", str(workers))
-                lines.append(
-                    measured(place, small, f"Ray, {workers} workers", f"ray{workers}.jsonl", *options)
-                )
-                print(lines[-1], flush=True)
-            lines += ["", memory(place, address)]
+                yield measured(place, small, f"Ray, {workers} workers", f"ray{workers}.jsonl", *options)
+            yield f"\nA cluster of one node starts in {start:.0f} s."
+            yield memory(place, address)
         alone = small.run("started.jsonl", "--ray", "--workers", "1")
-    lines += [
-        f"A cluster of one node starts in {start:.0f} s; `infer --ray` that starts its own takes {alone:.0f} s."
-    ]
-    return "\n".join(lines) + "\n"
+        yield f"`infer --ray` that starts a cluster of its own takes {alone:.0f} s for {SMALL} questions."
 
 
 def main() -> None:
-    """The command."""
+    """The command: each line is written as soon as it is there."""
     if sys.argv[1] == "scale":
-        text = scale()
-        (RESULTS / "ray_scale.md").write_text(text)
-        print(text)
-        return
-    first, end = map(int, sys.argv[2:] or ("0", str(2 * KILLS)))
-    path = RESULTS / "ray_kills.md"
-    before = path.read_text() if first else KILLS_HEADER
-    path.write_text(before + kills(range(first, end)))
+        path, lines, first = RESULTS / "ray_scale.md", scale(), 0
+    else:
+        first, end = map(int, sys.argv[2:] or ("0", str(2 * KILLS)))
+        path, lines = RESULTS / "ray_kills.md", kills(range(first, end))
+    with path.open("a" if first else "w") as file:
+        if path.name == "ray_kills.md" and not first:
+            file.write(KILLS_HEADER)
+        for line in lines:
+            print(line, flush=True)
+            print(line, file=file, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from ensemblehub import cli
+from ensemblehub.errors import EngineError
 from ensemblehub.generators.echo import EchoEngine
 from ensemblehub.lab.pipeline.records import Collected
 
@@ -20,6 +22,7 @@ ray = pytest.importorskip("ray", reason="Ray has an environment of its own: make
 def note(text):
     """Write down a question; how often it was asked."""
     path = Path(os.environ["ASKED"])
+    text = text.replace("\n", " ")
     with path.open("a") as file:
         file.write(f"{text}\n")
     return path.read_text().splitlines().count(text)
@@ -31,8 +34,10 @@ class Scripted(EchoEngine):
     async def stream(self, request, meter):
         text = request.prompt.messages[-1].content
         times = note(text)
-        if "fail" in text:
+        if "fail" in text and ("once" not in text or times == 1):
             raise RuntimeError("no such number")
+        if "refuse" in text:
+            raise EngineError("refused")
         if "poison" in text or ("die once" in text and times == 1):
             os.kill(os.getpid(), signal.SIGKILL)
         async for piece in super().stream(request, meter):
@@ -174,21 +179,48 @@ def test_collect_keeps_what_a_plain_run_keeps(tmp_path, cluster, capsys):
     assert command(*given, "-s", f"experiment.results={tmp_path}/ray", cluster, "--workers", 2) == 0
     assert command(*given, "-s", f"experiment.results={tmp_path}/plain") == 0
     both = [Collected.load(tmp_path / name / "collected", "train") for name in ("ray", "plain")]
-    answers = [
-        [{name: (run.text, run.correct) for name, run in row.runs.items()} for row in data.rows]
-        for data in both
-    ]
-    assert answers[0] == answers[1]
-    assert [row.id for row in both[0].rows] == [row.id for row in both[1].rows]
+    first, second = ([without_times(asdict(row)) for row in data.rows] for data in both)
+    assert first == second
+    assert len(first) == 5
     assert (both[0].features == both[1].features).all()
 
 
-def test_failed_questions_cost_bench_no_others(place, cluster, asked, capsys):
-    folder = place()
+def without_times(value):
+    """Nested dictionaries and lists without what differs between two runs."""
+    if isinstance(value, dict):
+        return {key: without_times(inner) for key, inner in value.items() if key not in ("seconds", "wall")}
+    return [without_times(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def bench_of(folder, *questions):
+    """The command of a bench with these questions."""
     task = folder / "questions.jsonl"
-    lines = [{"question": text, "answer": "#### 12"} for text in ("what is 1?", "fail", "what is 2?")]
+    lines = [{"question": text, "answer": "#### 12"} for text in questions]
     task.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    given = ("bench", folder / "echo.yaml", "--task", "gsm8k", "--data", task, "--out", folder / "out")
+    return ("bench", folder / "echo.yaml", "--task", "gsm8k", "--data", task, "--out", folder / "out")
+
+
+def test_failed_questions_cost_bench_no_others_and_are_asked_again(place, cluster, asked, capsys):
+    folder = place()
+    given = bench_of(folder, "what is 1?", "fail once", "what is 2?")
     assert command(*given, cluster) == 2
-    assert "1 questions failed" in capsys.readouterr().err
-    assert len(rows(folder / "out" / "answers" / "echo.jsonl")) == 2
+    assert "1 questions failed, the first with: RuntimeError: no such number" in capsys.readouterr().err
+    path = folder / "out" / "answers" / "echo.jsonl"
+    kept = rows(path)
+    assert len(kept) == 2
+    assert command(*given, cluster) == 0
+    assert len(rows(path)) == 3
+    assert rows(path).items() >= kept.items()
+    assert ["fail once" in line for line in asked.read_text().splitlines()].count(True) == 2
+    assert len(asked.read_text().splitlines()) == 4
+
+
+def test_errors_of_a_model_are_rows_of_bench_where_they_count_as_wrong(place, cluster, asked):
+    folder = place()
+    given = bench_of(folder, "what is 1?", "refuse", "what is 2?")
+    assert command(*given, "--errors", "wrong", cluster) == 0
+    found = rows(folder / "out/answers/echo.jsonl").values()
+    assert sorted(row["error"] for row in found) == ["", "", "refused"]
+    assert not any(row["correct"] for row in found if row["error"])
+    assert command(*given, "--errors", "wrong", cluster) == 0  # a row is not asked again
+    assert len(asked.read_text().splitlines()) == 3
