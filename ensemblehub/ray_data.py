@@ -160,36 +160,29 @@ class RayWorker:
             config = cluster.placed(job.config, ray.get(turns.next.remote()))
             job = replace(cast(Any, job), config=config)
         self._job, self._stack = job, AsyncExitStack()
-        self._opening, self._at_once = asyncio.Lock(), asyncio.Semaphore(concurrency)
-        self._answer: Callable[[Any], Awaitable[Any]] | None = None
+        self._opening: asyncio.Future[Callable[[Any], Awaitable[Any]]] | None = None
+        self._at_once = asyncio.Semaphore(concurrency)
 
     async def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         return {"row": await asyncio.gather(*map(self._row, block["item"]))}
 
     async def _row(self, packed: bytes) -> bytes:
         number, item = pickle.loads(packed)
-        row: Any
         async with self._at_once:
-            try:
-                answer = await self._opened()
-            except Exception as error:
-                row = ItemFailure(f"the models cannot be loaded: {error_text(error)}", everywhere=True)
-            else:
-                row = await _attempted(answer, item)
-        return pickle.dumps((number, row))
+            return pickle.dumps((number, await self._answered(item)))
 
-    async def _opened(self) -> Callable[[Any], Awaitable[Any]]:
-        async with self._opening:
-            if self._answer is None:
-                self._answer = await self._stack.enter_async_context(self._job.opened())
-            return self._answer
-
-
-async def _attempted(answer: Callable[[T], Awaitable[R]], item: T) -> R | ItemFailure:
-    try:
-        return await answer(item)
-    except Exception as error:  # no item may cost the others
-        return ItemFailure(error_text(error))
+    async def _answered(self, item: Any) -> Any:
+        if self._opening is None:
+            opened = self._stack.enter_async_context(self._job.opened())
+            self._opening = asyncio.ensure_future(opened)
+        try:
+            answer = await self._opening
+        except Exception as error:
+            return ItemFailure(f"the models cannot be loaded: {error_text(error)}", everywhere=True)
+        try:
+            return await answer(item)
+        except Exception as error:  # no item may cost the others
+            return ItemFailure(error_text(error))
 
 
 def answers(
@@ -210,7 +203,7 @@ def answers(
         return
     with cluster.connected():
         packed = [{"item": pickle.dumps(numbered)} for numbered in pending.items()]
-        for number, row in _rows(packed, (job, cluster, concurrency)):
+        for number, row in _rows(job, packed, cluster, concurrency):
             if isinstance(row, ItemFailure) and row.everywhere:
                 raise EngineError(row.reason)
             if number in pending:  # a block may be answered twice where a node is lost
@@ -220,7 +213,7 @@ def answers(
 
 
 def _rows(
-    items: list[dict[str, bytes]], given: tuple[Job[Any, Any], Cluster, int]
+    job: Job[Any, Any], items: list[dict[str, bytes]], cluster: Cluster, concurrency: int
 ) -> Iterator[tuple[int, Any]]:
     import ray
     from ray.data import ActorPoolStrategy, DataContext, from_items
@@ -230,7 +223,6 @@ def _rows(
     context = DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1  # items of a lost block become failures
-    job, cluster, concurrency = given
     turns = ray.remote(num_cpus=0)(Turns).remote() if cluster.servers else None
     low, high = cluster.workers
     source = from_items(items, override_num_blocks=min(len(items), BLOCKS))
