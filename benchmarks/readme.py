@@ -105,7 +105,7 @@ def share(column: str, digits: int, of: str = "mentor") -> Callable[[Row, Rows],
 JUDGES = ("logistic", "mlp", "entropy", "perplexity", "insight_first", "intern_or_mentor")
 TABLES = {
     "results/qwen_coder/tandem_mbpp": Table(
-        "Qwen2.5-Coder-Instruct 1.5B (mentor) and 0.5B (intern), 4 bits, on the first {n} test questions of MBPP, the "
+        "Qwen2.5-Coder-Instruct 1.5B (mentor) and 0.5B (intern), 4 bits, on {n} test questions of MBPP, the "
         "makers' prompt:",
         {
             "intern": "intern",
@@ -178,6 +178,7 @@ COLUMNS: Mapping[str, Callable[[Row, Rows], str]] = {
 OF_QWEN = {
     f"{QWEN}/tandem_mbpp": Table("`tandem_mbpp/`, {n} questions:", METHODS, COLUMNS),
     f"{QWEN}/tandem_humaneval": Table("`tandem_humaneval/`, {n} questions:", METHODS, COLUMNS),
+    f"{QWEN}/tandem_gsm8k": Table("`tandem_gsm8k/`, {n} questions:", METHODS, COLUMNS),
 }
 FILES = {README: TABLES, ROOT / QWEN / "README.md": OF_QWEN}
 

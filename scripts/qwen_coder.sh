@@ -10,7 +10,7 @@
 #   mbpp        Tandem on MBPP's test questions: fixed levels, random mix, oracle and the judges
 #   humaneval   the same on HumanEval, the judges unchanged
 #   gsm8k       the same on GSM8K
-#   advise      what `ensemblehub advise` recommends on MBPP and HumanEval, from what was collected
+#   advise      what `ensemblehub advise` recommends on the three, from what was collected
 #   toolkit     every other way to combine the two, on the first test questions of MBPP
 #   guest       the token-level ways across vocabularies, with SmolLM2-135M
 #   board       all of them as one page, board.html
@@ -54,9 +54,9 @@ moved() { # TASK SPLIT FILE COUNT [flags]: another benchmark, the judges unchang
     replay "${there[@]}"
 }
 
-advise() { # TASK SPLIT FILE COUNT
+advise() { # TASK SPLIT FILE COUNT [flags]
     hub advise -c "$out/tandem.yaml" --task "$1" --data "$3" --split "$2" --n "$4" --all --samples 0 --aim accuracy \
-        --collected "$out/tandem_$1/collected" --out "$out/advise_$1"
+        --collected "$out/tandem_$1/collected" --out "$out/advise_$1" "${@:5}"
 }
 
 [ $# -gt 0 ] || set -- published words judges mbpp humaneval gsm8k advise toolkit guest board
@@ -76,14 +76,15 @@ for step; do
             judge intern_or_mentor logistic -s "$params.effort=none" -s "$params.fallback=mentor"
             ;;
         mbpp)
-            tandem collect --split test --limit "${N:-107}"
+            tandem collect --split test --limit "${N:-500}"
             replay
             ;;
         humaneval) moved humaneval all "$DATA/humaneval.jsonl" "${N:-164}" ;;
         gsm8k) moved gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-200}" --prompt plain ;; # the profile of MBPP is one of code
         advise)
-            advise mbpp test "$DATA/mbpp.jsonl" "${N:-250}"
+            advise mbpp test "$DATA/mbpp.jsonl" "${N:-500}"
             advise humaneval all "$DATA/humaneval.jsonl" "${N:-164}"
+            advise gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-200}" --prompt plain
             ;;
         toolkit) bench cells toolkit mbpp mbpp.jsonl 8 ;;
         guest) bench guest guest mbpp mbpp.jsonl 8 ;;
