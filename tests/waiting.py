@@ -4,8 +4,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable
 
-import psutil
-
 
 def until(holds: Callable[[], object], seconds: float = 60) -> None:
     """Return once `holds()` is true; an AssertionError where it is not within `seconds`."""
@@ -17,6 +15,8 @@ def until(holds: Callable[[], object], seconds: float = 60) -> None:
 
 def alive(pids: Iterable[int]) -> list[int]:
     """The processes that have not ended.  A zombie has: only its parent has yet to ask how."""
+    import psutil  # not in the environments of the clients
+
     found = []
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
