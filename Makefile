@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 TESTS := $(VENV)/.installed-tests
 # llama.cpp takes minutes to compile; its wheel is kept outside the clone.
 LLAMACPP := $(VENV)/llamacpp
+# Its kernels for AMX crash as GCC compiles them (https://github.com/ggml-org/llama.cpp/pull/26954).
+NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-int8 -mno-amx-bf16)
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ensemblehub/wheels
 # A build of vLLM for CPUs; it caps transformers and fastapi, so it has an environment of its own.
 VLLM := .venv-vllm
@@ -52,7 +54,7 @@ test: $(TESTS)  ## run all tests
 
 $(LLAMACPP)/.installed: pyproject.toml constraints.txt | $(TESTS)
 	mkdir -p $(WHEELS)
-	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip wheel -q --no-deps --prefer-binary -c constraints.txt \
+	CFLAGS='$(NO_AMX)' CXXFLAGS='$(NO_AMX)' CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip wheel -q --no-deps --prefer-binary -c constraints.txt \
 		--find-links $(WHEELS) -w $(WHEELS) llama-cpp-python
 	$(BIN)/python -m pip install -q --no-deps --upgrade --only-binary :all: -c constraints.txt \
 		--find-links $(WHEELS) --target $(LLAMACPP) llama-cpp-python diskcache gguf
