@@ -200,27 +200,34 @@ def _escalation(
 
 
 def _rules(recorded: Recorded, known: slice) -> Iterator[Strategy]:
-    """Tandem by the intern's mean entropy or perplexity, the bare question judged first."""
-    data = recorded.collected
-    levels = list(data.levels)
+    """By the intern's mean entropy or perplexity, the bare question judged first: Tandem, and a router that
+    gives the question to one of the models.
+    """
+    levels = list(recorded.collected.levels)
     for kind in ("entropy", "perplexity"):
-        rule = resolve_judge(f"{kind}:1.0", levels).judge
-        outcomes = replay.outcomes(data, rule, levels, "best")
-        said = outcomes.probabilities[known][outcomes.visited[known]]
-        limits = np.unique(np.quantile(1 / said - 1, np.linspace(0, 1, THRESHOLDS + 2)[1:-1]))
-        limits = limits[limits > 0]
-        runs = [cascade.replay(outcomes, np.full(len(levels), 1 / (1 + x))) for x in limits]
-        settings = tuple(
-            (f"{kind} up to {x:.3g}", _tandem(judge=f"{kind}:{x:.6g}", start_with_intern=True))
-            for x in limits
+        yield from _ruled(recorded, f"tandem by {kind}", kind, known, levels)
+        yield from _ruled(
+            recorded, f"router by {kind}", kind, known, [LEVEL_0], effort=LEVEL_0, fallback="mentor"
         )
-        if runs:
-            yield Strategy(
-                f"tandem by {kind}",
-                settings,
-                np.stack([run.correct.astype(float) for run in runs], axis=1),
-                np.stack([run.cost for run in runs], axis=1),
-            )
+
+
+def _ruled(
+    recorded: Recorded, name: str, kind: str, known: slice, levels: list[str], **more: Any
+) -> Iterator[Strategy]:
+    """Tandem by a rule at these levels; nothing where the rule tells no question from another."""
+    rule = resolve_judge(f"{kind}:1.0", levels).judge
+    outcomes = replay.outcomes(recorded.collected, rule, levels, more.get("fallback", "best"))
+    said = outcomes.probabilities[known][outcomes.visited[known]]
+    limits = np.unique(np.quantile(1 / said - 1, np.linspace(0, 1, THRESHOLDS + 2)[1:-1]))
+    limits = limits[limits > 0]
+    runs = [cascade.replay(outcomes, np.full(len(levels), 1 / (1 + limit))) for limit in limits]
+    settings = tuple(
+        (f"{kind} up to {limit:.3g}", _tandem(judge=f"{kind}:{limit:.6g}", start_with_intern=True, **more))
+        for limit in limits
+    )
+    if runs:
+        right = np.stack([run.correct.astype(float) for run in runs], axis=1)
+        yield Strategy(name, settings, right, np.stack([run.cost for run in runs], axis=1))
 
 
 def _method(name: str, **params: Any) -> dict[str, Any]:

@@ -75,6 +75,8 @@ def test_every_strategy_is_right_where_a_live_run_is(pair, most):
         "intern alone",
         "tandem, 2 tokens",
         "tandem by entropy",
+        "router by entropy",
+        "router by perplexity",
         "cascade by log-probability",
     } < names
     assert "cascade by shown tests" not in names
