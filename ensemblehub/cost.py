@@ -139,10 +139,13 @@ class UsageLedger:
         Args:
             ids: Tokens of this call, read and generated; remembered for later calls.
         """
-        earlier = self._computed.setdefault(engine, [])
-        common = max((_common(ids, other, cached) for other in earlier), default=0)
-        earlier.append(ids)
+        common = self.computed(engine, ids, cached)
+        self._computed.setdefault(engine, []).append(ids)
         return common
+
+    def computed(self, engine: str, ids: Sequence[int], most: int) -> int:
+        """Number of leading tokens, at most `most`, that an earlier call computed on the engine."""
+        return max((_common(ids, other, most) for other in self._computed.get(engine, ())), default=0)
 
     def add(self, engine: str, purpose: Purpose, cost: Cost) -> None:
         """Record one call."""

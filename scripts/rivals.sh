@@ -19,5 +19,5 @@ for task; do
         continue
     fi
     "$PYTHON" -m ensemblehub bench results/rivals/builtin.yaml --task "$task" --limit "${LIMIT:-1000}" \
-        --out "results/rivals/$task" -s experiment.concurrency=64
+        --out "results/rivals/$task" --reuse -s experiment.concurrency=64
 done

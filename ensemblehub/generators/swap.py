@@ -13,7 +13,8 @@ from contextlib import aclosing, asynccontextmanager
 
 from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import EngineError, EnsembleHubError, one_line
-from ensemblehub.generators.base import DevicePlacement, Engine, Footprint, Tokenizer
+from ensemblehub.generators.base import Engine
+from ensemblehub.generators.wrapped import WrappedEngine
 from ensemblehub.schema import Piece, Request, Scored
 
 TURN = 3.0  # swaps in whose time a busy model keeps its turn while others wait
@@ -161,7 +162,7 @@ async def _exchange(before: Engine | None, engine: Engine) -> None:
     await engine.load()
 
 
-class SwappedEngine(Engine):
+class SwappedEngine(WrappedEngine):
     """An engine that takes turns with the others of its group.
 
     A stream holds its turn while its next piece is computed, not while it is read, so that a strategy may
@@ -173,9 +174,8 @@ class SwappedEngine(Engine):
 
     def __init__(self, engine: Engine, group: SwapGroup) -> None:
         engine.prepare_swap()
-        self.name, self.info = engine.name, engine.info
+        super().__init__(engine)
         self.capabilities = engine.capabilities - {"decode"}
-        self._engine = engine
         self._group = group
 
     async def stream(self, request: Request, meter: UsageMeter) -> AsyncGenerator[Piece, None]:
@@ -192,43 +192,13 @@ class SwappedEngine(Engine):
         async with self._group.turn(self._engine):
             return await self._engine.score(request, meter)
 
-    def count(self, request: Request) -> int | None:
-        return self._engine.count(request)
-
-    def same_prompt(self, first: Request, second: Request) -> bool:
-        return self._engine.same_prompt(first, second)
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        return self._engine.tokenizer
-
-    @property
-    def model(self) -> str:
-        return self._engine.model
-
-    @property
-    def exact(self) -> bool:
-        return self._engine.exact
-
-    @property
-    def footprint(self) -> Footprint | None:
-        return self._engine.footprint
-
-    @property
-    def placement(self) -> DevicePlacement | None:
-        return self._engine.placement
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return tuple(self._engine.notes)
-
     @property
     def loads(self) -> int:
         """Number of times that the model was loaded."""
         return self._group.loads[self.name]
 
     def describe(self) -> str:
-        return f"{self._engine.describe()}, loaded by turns"
+        return f"{super().describe()}, loaded by turns"
 
     async def load(self) -> None:
         """Load the model once, in its turn, to see that it can be."""
@@ -236,5 +206,5 @@ class SwappedEngine(Engine):
             pass
 
     async def close(self) -> None:
-        await self._engine.close()
+        await super().close()
         self._group.forget(self._engine)

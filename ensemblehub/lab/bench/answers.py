@@ -18,6 +18,7 @@ from ensemblehub.config import WHERE_IT_RUNS, Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ArtifactError, ContextOverflowError, EngineError, EnsembleHubError
+from ensemblehub.lab.bench.calls import Calls, ReusedEngine
 from ensemblehub.lab.bench.cells import Cell
 from ensemblehub.lab.bench.rows import AnswerRow, parse_row
 from ensemblehub.lab.bench.summary import Tally
@@ -89,6 +90,7 @@ class Bench:
         errors: `stop` ends the run when a model fails; `wrong` counts the answer as wrong.  A question that
             does not fit into a model's context is wrong in any case.
         cluster: Where Ray answers; there, a failure stops the run once all other questions are answered.
+        calls: Calls that were made for other cells, and need not be made again.
     """
 
     questions: Questions
@@ -96,6 +98,7 @@ class Bench:
     force: bool = False
     errors: Errors = "stop"
     cluster: Cluster | None = None
+    calls: Calls | None = None
 
     def answered(self, cell: Cell) -> list[AnswerRow]:
         """Ask a cell what it has not answered yet; its rows, in the order of the questions.
@@ -213,6 +216,11 @@ class CellJob:
     async def opened(self) -> AsyncIterator[Callable[[Ask], Awaitable[AnswerRow]]]:
         """Load the models; yields the function that answers a question."""
         async with AsyncEnsemble.from_config(self.config) as ensemble:
+            if calls := self.bench.calls:
+                known = deciding(self.config, ensemble.engines)
+                ensemble.engines = [
+                    ReusedEngine(engine, known[engine.name], calls) for engine in ensemble.engines
+                ]
             yield partial(self.bench._row_of, ensemble)
 
     def portable(self) -> CellJob:

@@ -65,6 +65,12 @@ from ensemblehub.shards import Shard, shard_option
     metavar="[N]",
     help="Answer N questions (10) only, and tell what all would take: tokens, FLOPs, dollars and time.",
 )
+@click.option(
+    "--reuse",
+    is_flag=True,
+    help="Make a call that several CONFIGs make alike once: the same model, prompt and sampling, greedy or with "
+    "a seed. Each is billed for it as if it had made it; kept in OUT/calls.sqlite.",
+)
 @shard_option
 @ray_options("Answer on a pool of Ray Data")
 @limit_option
@@ -81,6 +87,7 @@ def bench(
     errors: str,
     out: Path | None,
     pilot: int | None,
+    reuse: bool,
     shard: Shard | None,
     cluster: Cluster | None,
     limit: int | None,
@@ -116,12 +123,16 @@ def bench(
     folder = shard.within(folder) if shard else folder
     if pilot and cluster:
         raise click.UsageError("--dry-run measures one process: leave out --ray")
+    if reuse and (pilot or cluster):
+        raise click.UsageError(
+            "--reuse is for one process that answers all questions: leave out --dry-run and --ray"
+        )
     if pilot:
         from ensemblehub.lab.bench.forecast import dry_run
 
         click.echo(dry_run(cells, questions, folder, pilot, force, cast(Any, errors)), nl=False)
         return
-    click.echo(run.bench(cells, questions, folder, force, cast(Any, errors), cluster), nl=False)
+    click.echo(run.bench(cells, questions, folder, force, cast(Any, errors), cluster, reuse), nl=False)
     click.echo(f"\nwritten to {folder}", err=True)
 
 

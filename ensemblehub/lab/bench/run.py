@@ -14,6 +14,7 @@ from ensemblehub.board import QUESTION, kept_questions
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab.bench import report
 from ensemblehub.lab.bench.answers import Bench, Errors, Questions
+from ensemblehub.lab.bench.calls import Calls
 from ensemblehub.lab.bench.cells import Cell
 from ensemblehub.lab.bench.report import ANSWERS, CellAnswers
 from ensemblehub.lab.journal import differences, told
@@ -59,6 +60,7 @@ def bench(
     force: bool = False,
     errors: Errors = "stop",
     cluster: Cluster | None = None,
+    reuse: bool = False,
 ) -> str:
     """Ask every cell what it has not answered yet, and write the report; returns the table.
 
@@ -67,6 +69,7 @@ def bench(
     Args:
         force: Start the cells anew.
         errors, cluster: See `Bench`.
+        reuse: Make a call that several cells make alike once; kept in `calls.sqlite`.
 
     Raises:
         ArtifactError: Another bench writes into the folder, or it holds other questions.
@@ -79,11 +82,14 @@ def bench(
     with locked(folder):
         check_folder(folder, names, questions)
         write_questions(folder / "questions.jsonl", questions)
-        running = Bench(questions, folder / ANSWERS, force, errors, cluster)
+        calls = Calls(folder / "calls.sqlite", force) if reuse else None
+        running = Bench(questions, folder / ANSWERS, force, errors, cluster, calls)
         try:
             for cell in cells:
                 running.answered(cell)
         finally:
+            if calls:
+                calls.close()
             text = report.write(folder, names, {ask.id for ask in asks}, grading)
     return text
 
