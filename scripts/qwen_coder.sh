@@ -30,7 +30,7 @@ params=ensemble.output_aggregation_params
 hub() { "$PYTHON" -m ensemblehub "$@"; }
 
 bench() { # CELLS FOLDER TASK FILE COUNT [flags]
-    hub bench "$out/$1.yaml" --out "$out/$2" --task "$3" --data "$DATA/$4" --limit "${N:-$5}" --prompt official "${@:6}"
+    hub bench "$out/$1.yaml" --out "$out/$2" --task "$3" --data "$DATA/$4" --limit "${N:-$5}" --prompt official --reuse "${@:6}"
 }
 
 tandem() { # COMMAND [flags]
@@ -69,8 +69,8 @@ for step; do
             ;;
         words) bench words words mbpp mbpp.jsonl 30 --split train ;;
         judges)
-            tandem collect --split train --limit "${N:-80}"
-            tandem collect --split calibration --limit "${N:-50}"
+            tandem collect --split train --limit "${N:-374}"
+            tandem collect --split calibration --limit "${N:-90}"
             for kind in logistic mlp entropy perplexity; do judge "$kind" "$kind"; done
             judge insight_first logistic -s "$params.start_with_intern=false"
             judge intern_or_mentor logistic -s "$params.effort=none" -s "$params.fallback=mentor"
