@@ -14,6 +14,8 @@ from typing import Any, Self
 
 import click
 
+from ensemblehub.errors import ConfigError
+
 FOLDER = "shards"
 
 
@@ -38,8 +40,15 @@ class Shard:
 
     @classmethod
     def named(cls, folder: str) -> Self:
-        """The shard that writes into a folder `I-of-N`."""
-        return cls.parse(folder.replace("-of-", "/"))
+        """The shard that writes into a folder `I-of-N`.
+
+        Raises:
+            ConfigError: no shard has a folder of this name.
+        """
+        found = re.fullmatch(r"(0|[1-9]\d*)-of-([1-9]\d*)", folder, re.ASCII)
+        if not found or int(found[1]) >= int(found[2]):
+            raise ConfigError(f"{FOLDER}/{folder} is the folder of no shard I-of-N: remove it")
+        return cls(int(found[1]), int(found[2]))
 
     def holds(self, digest: str) -> bool:
         """Whether an item belongs to it, by the hexadecimal hash of its content."""

@@ -6,7 +6,7 @@ import json
 import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from ensemblehub.shards import FOLDER, Shard
 
 MERGED = ("answers/*.jsonl", "collected/*.partial.jsonl")  # of a folder of results
 AGAIN = "run that shard again"
+SHOWN = 8  # missing shards that a message names
 SPARE_FILES = 64  # open beside those of the shards
 Row = dict[str, Any]
 
@@ -29,7 +30,7 @@ def merged(target: Path) -> Iterator[str]:
     A target that exists keeps its rows.  The shards stay where they are.
 
     Raises:
-        ConfigError: there are no shards.
+        ConfigError: there are no shards, or a folder beside theirs is of none.
         ArtifactError: a shard is missing, damaged or in use; rows were made with different settings, belong to
             another shard, or differ under one id.
     """
@@ -58,9 +59,11 @@ def check_complete(target: Path, shards: Sequence[Shard]) -> None:
         raise ConfigError(
             f"{target} has shards of {count} and of {others[0]} in {FOLDER}/: remove the old ones"
         )
-    missing = sorted(set(range(count)) - {shard.index for shard in shards})
-    if missing:
-        raise ArtifactError(f"{target} lacks shard {', '.join(f'{index}/{count}' for index in missing)}")
+    there = {shard.index for shard in shards}
+    if missing := count - len(there):
+        first = islice((f"{index}/{count}" for index in range(count) if index not in there), SHOWN)
+        more = f" and {missing - SHOWN} more" if missing > SHOWN else ""
+        raise ArtifactError(f"{target} lacks shard {', '.join(first)}{more}")
 
 
 class Place(NamedTuple):

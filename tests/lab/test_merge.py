@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from ensemblehub.cli import add_plugins, cli
+from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.merge import merged
 from ensemblehub.shards import Shard
 
@@ -143,11 +144,22 @@ def test_what_is_lost_doubled_or_mixed_is_refused(folder):
     second.write_text(good.splitlines()[0].replace('"key"', '"kez"') + "\n")
     refused("without a key")
     second.write_text(good)
+    for name in ("2-of-2", "x-of-y", "0-of-02"):
+        (folder / "shards" / name).mkdir()
+        shutil.copy(first, folder / "shards" / name)
+        refused(f"shards/{name} is the folder of no shard")
+        shutil.rmtree(folder / "shards" / name)
     (folder / "shards" / "0-of-3").mkdir()
     shutil.copy(first, folder / "shards" / "0-of-3")
     refused("has shards of 2 and of 3")
     shutil.rmtree(folder / "shards" / "0-of-3")
     assert "40 rows of 2 shards" in run("merge", folder / "out.jsonl")
+
+
+def test_a_few_of_many_missing_shards_are_named(folder):
+    infer(folder, "out.jsonl", "--shard", f"2/{10**18}", "--max_examples", 40, code=0)
+    with pytest.raises(ArtifactError, match=rf"lacks shard 0/{10**18}, 1/{10**18}, 3/.* and {10**18 - 9} more"):
+        list(merged(folder / "out.jsonl"))
 
 
 def test_a_shard_that_is_being_written_is_not_merged(folder):
