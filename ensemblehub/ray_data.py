@@ -13,6 +13,7 @@ import logging
 import os
 import pickle
 import re
+import socket
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ensemblehub.config import Config
 
 TRIES = 3  # workers that may die over one block
+STARTS = 3  # of Ray on this machine; one fails where the node's agents are not up within 15 seconds
+REACHED_WITHIN = 10.0  # seconds
 BLOCKS = 10_000  # of a data set, at most: one item each where there are no more
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}  # also of workers
 ADDRESS = re.compile(r"local|auto|[\w.-]+:\d+")
@@ -98,16 +101,35 @@ class Cluster:
         if self.address == "local":
             cpus = max(os.cpu_count() or 1, self.workers[1] + 1)  # each actor claims one
             options |= {"num_cpus": cpus, "include_dashboard": False}
-        try:
-            ray.init(**options, logging_level="ERROR", log_to_driver=False)
-        except Exception as error:  # Ray raises bare ones, too, where a node is slow to start
-            raise ConfigError(f"--ray {self.address}: {one_line(error)}") from error
+        self._reach()
+        for left in reversed(range(STARTS if self.address == "local" else 1)):
+            try:
+                ray.init(**options, logging_level="ERROR", log_to_driver=False)
+                break
+            except Exception as error:  # Ray raises bare ones, too, where a node is slow to start
+                ray.shutdown()
+                if not left:
+                    raise ConfigError(f"--ray {self.address}: {one_line(error)}") from error
+                click.echo("Ray did not start: trying again", err=True)
         try:
             if ray.cluster_resources().get("GPU", 0) < self.gpus:
                 click.echo(f"no node has {self.gpus:g} GPUs for a worker: waiting for one", err=True)
             yield
         finally:
             ray.shutdown()
+
+    def _reach(self) -> None:
+        """Check that something answers at the address; Ray itself ends this process after minutes.
+
+        Raises:
+            ConfigError: Nothing does.
+        """
+        host, colon, port = self.address.rpartition(":")
+        try:
+            if colon:
+                socket.create_connection((host, int(port)), REACHED_WITHIN).close()
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"--ray {self.address}: no cluster answers there: {one_line(error)}") from error
 
     def check(self, config: Config) -> None:
         """Check that servers are those of models behind an API.

@@ -1,5 +1,9 @@
 """Options of `--ray`, without Ray."""
 
+import socket
+import sys
+from types import ModuleType
+
 import pytest
 
 from ensemblehub import cli
@@ -45,3 +49,30 @@ def test_each_worker_takes_one_server_of_each_model():
         Cluster(servers={"mento": ("http://m/v1",)}).check(config)
     with pytest.raises(ConfigError, match="near is no model of the engine openai"):
         Cluster(servers={"near": ("http://m/v1",)}).check(config)
+
+
+def test_an_address_where_nothing_answers_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))  # not asked: it would wait for minutes
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"--ray {address}: no cluster answers there: .*refused"):
+            Cluster(address).connected().__enter__()
+
+
+def test_a_slow_start_of_ray_is_tried_again(capsys, monkeypatch):
+    ray, tries = ModuleType("ray"), []
+
+    def init(**options):
+        tries.append(options["address"])
+        if len(tries) % 3:
+            raise Exception("the node timed out\nduring startup")
+
+    ray.init, ray.shutdown, ray.cluster_resources = init, lambda: None, dict
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with Cluster().connected():
+        assert tries == ["local"] * 3
+    assert capsys.readouterr().err == "Ray did not start: trying again\n" * 2
+    tries.clear()
+    with pytest.raises(ConfigError, match="--ray auto: the node timed out during startup"):
+        Cluster("auto").connected().__enter__()

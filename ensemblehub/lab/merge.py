@@ -178,7 +178,7 @@ def merge(targets: tuple[Path, ...]) -> None:
     The same command without --shard then answers what failed or is missing, if anything, and writes the tables.
 
     \b
-    seq 0 3 | xargs -P 4 -I I ensemblehub infer pair.yaml --input_path in.jsonl --output_path out.jsonl --shard I/4
+    seq 0 3 | xargs -P 4 -I {} ensemblehub infer pair.yaml --input_path in.jsonl --output_path out.jsonl --shard {}/4
     ensemblehub merge out.jsonl
     """
     for target in targets:
