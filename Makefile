@@ -28,7 +28,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-llamacpp test-vllm test-clients test-ray pictures engines lint types site bench clean
+.PHONY: help install demo serve test test-llamacpp test-vllm test-clients test-ray notebook pictures engines lint types site bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ $(RAY)/.installed: pyproject.toml constraints.txt
 test-ray: $(RAY)/.installed  ## test --ray on a cluster of one node; on demand, not part of CI
 	$(RAY)/bin/python -c 'import ray'  # without it all tests would be skipped
 	$(RAY)/bin/python -m pytest tests/on_ray $(ARGS)
+
+notebook: $(TESTS)  ## write examples/notebook.ipynb from examples/notebook.py
+	$(BIN)/jupytext --quiet --to ipynb --update examples/notebook.py
 
 pictures: $(TESTS)  ## take the pictures of the page in docs/images anew
 	ENSEMBLEHUB_PICTURES=docs/images $(BIN)/python -m pytest tests/api/test_page_tabs.py -k pictures $(ARGS)

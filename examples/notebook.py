@@ -8,10 +8,19 @@
 # %% [markdown]
 # # ensemblehub in a notebook
 #
-# Ask, ride, bench, compare, and a strategy of your own, on the pair of models that ships with the package: nothing is
-# fetched and no GPU is needed. This file is a notebook in jupytext's percent format; `jupytext --to ipynb
-# examples/notebook.py` makes the `.ipynb`, which Colab opens with *File, Upload notebook*. In Colab, run this first:
-# `!pip install -q 'ensemblehub[eval]'` (or the URL of the repository with `git+`).
+# Ask, ride, bench, compare, and a strategy of your own, on the pair of models that ships with the package: no model is
+# fetched and no GPU is needed. The first cell installs the package where it is missing, in Colab for example.
+
+# %%
+import importlib.util
+import os
+import subprocess
+import sys
+
+if importlib.util.find_spec("ensemblehub") is None:
+    # ENSEMBLEHUB_SOURCE: another source, such as "ensemblehub[eval] @ git+https://HOST/OWNER/REPO" or "FILE.whl[eval]"
+    source = os.environ.get("ENSEMBLEHUB_SOURCE", "ensemblehub[eval]")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
 
 # %%
 import tempfile
@@ -49,38 +58,36 @@ for event in pair.stream(QUESTION, max_tokens=256):
 # `ensemblehub bench FILE builtin:intern --task builtin_math --limit 12` in a shell.
 
 # %%
-from ensemblehub import builtin, cli
+from ensemblehub import builtin
 
 folder = Path(tempfile.mkdtemp())
-limit = ["--task", "builtin_math", "--limit", "12", "--out", str(folder / "bench")]
-cli.main(["bench", str(builtin.CONFIG), "builtin:intern", *limit])
+
+
+def command(*arguments: object) -> None:
+    """Run a command of ensemblehub in `folder` and show what it prints."""
+    line = [sys.executable, "-m", "ensemblehub", *map(str, arguments)]
+    plain = {**os.environ, "FORCE_COLOR": ""}  # no progress bar, which Jupyter would show line by line
+    print(subprocess.run(line, cwd=folder, env=plain, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+command("bench", builtin.CONFIG, "builtin:intern", "--task", "builtin_math", "--limit", 12, "--out", "bench")
 
 # %% [markdown]
 # ## Compare
 # Paired on the same questions: the difference, its interval, and how many questions would tell the two apart.
 
 # %%
-cli.main(["compare", str(folder / "bench")])
+command("compare", "bench")
 
 # %% [markdown]
 # ## A strategy of your own
 # `ensemblehub init` writes one that works, with its test; `validate` runs the contract's checks on it.
 
 # %%
-import os
-import sys
+command("init", "strategy", "longest")
+command("validate", "longest:Longest")
 
-os.chdir(folder)
 sys.path.insert(0, str(folder))
-cli.main(["init", "strategy", "longest"])
-
-from ensemblehub.lab.contracts.validation import validate
-
-outcomes = validate("longest:Longest")
-print(
-    *(f"{'ok    ' if outcome.passed else 'FAILED'} {outcome.check.title}" for outcome in outcomes), sep="\n"
-)
-
 from longest import Longest
 
 own = eh.Ensemble(["builtin:mentor", "builtin:intern"], aggregation=Longest(samples=1))
