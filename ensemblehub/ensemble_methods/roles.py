@@ -11,11 +11,11 @@ from ensemblehub.schema import Capability
 
 def require(engine: Engine, requires: frozenset[Capability] | set[Capability], strategy: str) -> None:
     """Raise a `CapabilityError` unless `engine` has all capabilities that `strategy` requires of it."""
-    missing = sorted(requires - engine.capabilities)
+    missing: list[Capability] = sorted(requires - engine.capabilities)
     if missing:
-        raise CapabilityError(
-            f"{strategy} needs {', '.join(missing)} of engine {engine.name!r}, which it lacks"
-        )
+        reasons = [reason for capability in missing if (reason := engine.why_not(capability))]
+        lacks = f"{strategy} needs {', '.join(missing)} of engine {engine.name!r}, which it lacks"
+        raise CapabilityError("; ".join([lacks, *reasons]))
 
 
 def check_k(k: int, engines: Sequence[Engine], strategy: str) -> None:

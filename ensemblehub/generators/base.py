@@ -252,7 +252,14 @@ class Engine(ABC):
         Raises:
             CapabilityError: the engine gives no next-token distributions.
         """
-        raise CapabilityError(f"engine {self.name!r} gives no next-token distributions")
+        reason = self.why_not("decode")
+        raise CapabilityError(
+            f"engine {self.name!r} gives no next-token distributions" + (f": {reason}" if reason else "")
+        )
+
+    def why_not(self, capability: Capability) -> str:
+        """Why the engine lacks a capability that its model has; empty where there is no such reason."""
+        return ""
 
     def count(self, request: Request) -> int | None:
         """Length of the rendered prompt in tokens, None without a tokenizer."""

@@ -15,7 +15,7 @@ from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import EngineError, EnsembleHubError, one_line
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.wrapped import WrappedEngine
-from ensemblehub.schema import Piece, Request, Scored
+from ensemblehub.schema import Capability, Piece, Request, Scored
 
 TURN = 3.0  # swaps in whose time a busy model keeps its turn while others wait
 LINGER = 0.1  # swaps in whose time an idle model keeps its turn while others wait
@@ -191,6 +191,11 @@ class SwappedEngine(WrappedEngine):
     async def score(self, request: Request, meter: UsageMeter) -> Scored:
         async with self._group.turn(self._engine):
             return await self._engine.score(request, meter)
+
+    def why_not(self, capability: Capability) -> str:
+        if capability in self._engine.capabilities - self.capabilities:
+            return f"it has `swap: true`, and {capability} of models that take turns would swap at every token"
+        return super().why_not(capability)
 
     @property
     def loads(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ensemblehub.generators.base import DevicePlacement, Engine, Footprint, Tokenizer
-from ensemblehub.schema import Request
+from ensemblehub.schema import Capability, Request
 
 
 class WrappedEngine(Engine):
@@ -14,6 +14,9 @@ class WrappedEngine(Engine):
     def __init__(self, engine: Engine) -> None:
         self.name, self.info, self.capabilities = engine.name, engine.info, engine.capabilities
         self._engine = engine
+
+    def why_not(self, capability: Capability) -> str:
+        return self._engine.why_not(capability)
 
     def count(self, request: Request) -> int | None:
         return self._engine.count(request)

@@ -11,6 +11,7 @@ from ensemblehub.config import Config
 from ensemblehub.configured import engine_of
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.errors import CapabilityError, ConfigError, EngineError
 from ensemblehub.generators import swap
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
@@ -313,10 +314,25 @@ def test_a_stream_is_closed_while_its_model_is_unloaded():
     run(closed())
 
 
-def test_a_mixture_of_tokens_is_refused():
+@pytest.mark.parametrize("method", ["gac", "distribution"])
+def test_a_mixture_of_tokens_is_refused_and_swap_named_as_the_reason(method):
     pytest.importorskip("transformers")
-    with pytest.raises(CapabilityError, match="gac needs decode of engine"):
-        AsyncEnsemble(SWAPPED, aggregation="gac")
+    reason = "decode of models that take turns would swap at every token"
+    expected = rf"{method} needs decode of engine '.*', which it lacks; it has `swap: true`, and {reason}$"
+    with pytest.raises(CapabilityError, match=expected):
+        AsyncEnsemble(SWAPPED, aggregation=method)
+    engines = AsyncEnsemble(SWAPPED, aggregation="loop").engines
+    for engine in engines:
+        with pytest.raises(CapabilityError, match=rf"gives no next-token distributions: .*{reason}"):
+            engine.decoder(ASK, UsageLedger().meter("answer"))
+
+
+def test_swap_is_no_reason_for_what_a_model_lacks_anyway():
+    _, a, _ = pair()
+    assert "tools" not in a.capabilities
+    assert (a.why_not("tools"), a.why_not("score")) == ("", "")
+    with pytest.raises(CapabilityError, match=r"^vote needs tools of engine 'a', which it lacks$"):
+        require(a, {"tools"}, "vote")
 
 
 def test_metrics_count_the_swaps():
