@@ -82,7 +82,7 @@ test-vllm: $(VLLM)/.installed  ## test the vllm engine, vLLM's server as an API,
 $(CLIENTS)/.installed: pyproject.toml constraints-clients.txt $(AI_SDK)/package-lock.json
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install -q --no-compile -c constraints-clients.txt \
-		anthropic 'litellm[proxy]' langchain-openai 'pydantic-ai-slim[openai]' llm httpx2 pytest -e '.[mcp]'
+		anthropic 'litellm[proxy]' langchain-openai 'pydantic-ai-slim[openai]' inspect_ai llm httpx2 pytest -e '.[mcp]'
 	if command -v npm >/dev/null; then npm ci --prefix $(AI_SDK) --no-audit --no-fund --loglevel=error; fi
 	touch $@
 
@@ -92,8 +92,8 @@ $(CLIENTS_2)/.installed: constraints-clients-2.txt
 		llama-index-llms-openai-like llm httpx2 pytest
 	touch $@
 
-test-clients: $(STAMP) $(CLIENTS)/.installed $(CLIENTS_2)/.installed  ## test the server with Anthropic's SDK, LiteLLM, LangChain, LlamaIndex, llm, pydantic-ai, the AI SDK and MCP
-	$(CLIENTS)/bin/python -c 'import anthropic, langchain_openai, litellm, mcp, pydantic_ai'  # without them all tests would be skipped
+test-clients: $(STAMP) $(CLIENTS)/.installed $(CLIENTS_2)/.installed  ## test the server with Anthropic's SDK, LiteLLM, LangChain, LlamaIndex, llm, pydantic-ai, inspect_ai, the AI SDK and MCP
+	$(CLIENTS)/bin/python -c 'import anthropic, inspect_ai, langchain_openai, litellm, mcp, pydantic_ai'  # without them all tests would be skipped
 	ENSEMBLEHUB_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest tests/clients $(ARGS)
 	ENSEMBLEHUB_PYTHON=$(abspath $(BIN)/python) $(CLIENTS_2)/bin/python -m pytest tests/clients -k 'llama_index or LlamaIndex' $(ARGS)
 

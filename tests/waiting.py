@@ -15,7 +15,7 @@ def until(holds: Callable[[], object], seconds: float = 60) -> None:
 
 def alive(pids: Iterable[int]) -> list[int]:
     """The processes that have not ended.  A zombie has: only its parent has yet to ask how."""
-    import psutil  # not in the environments of the clients
+    import psutil  # not in both environments of the clients
 
     found = []
     for pid in pids:

@@ -1,6 +1,7 @@
 """A server of this project in its own environment, for clients that live in another one (`make test-clients`)."""
 
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -9,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import until
 
 HERE = Path(__file__).parent
 CONFIG = """
@@ -27,13 +30,6 @@ ensemble:
   generation: {max_tokens: 16}
 server: {keep_alive: 1}
 """
-
-
-@pytest.fixture(autouse=True)
-def told(request, record_property):
-    """Tell `python -m benchmarks.client_cells` what the test shows."""
-    if mark := request.node.get_closest_marker("client"):
-        record_property("client", list(mark.args))
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +55,7 @@ def start(tmp_path_factory):
         process.wait(30)
 
 
-def wait(url, process, log, statuses, seconds=120):
+def wait(url, process, log, statuses, seconds=300):
     import httpx2 as httpx
 
     end = time.monotonic() + seconds
@@ -104,3 +100,20 @@ def proxy(start, url, tmp_path_factory):
     command = [str(Path(sys.executable).with_name("litellm")), "--config", str(config), "--port", str(port)]
     known = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MASTER_KEY": key}
     return {"base_url": start(command, port, "/health/liveliness", **known) + "/v1", "api_key": key}
+
+
+@pytest.fixture
+def stopped(url):
+    """`stopped()` waits until one more answer of the model `slow` was stopped, and nothing runs."""
+    import httpx2 as httpx
+
+    base = url.removesuffix("/v1")
+
+    def count():
+        text = httpx.get(f"{base}/metrics").text
+        found = re.findall(r'requests_total\{.*model="slow",outcome="disconnected"\} (\S+)', text)
+        return sum(map(float, found))
+
+    before = count()
+
+    return lambda: until(lambda: count() > before and not httpx.get(f"{base}/status").json()["running"])

@@ -2,14 +2,11 @@
 
 import asyncio
 import os
-import re
 import subprocess
 import sys
 import time
 
 import pytest
-
-from tests.waiting import until
 
 httpx = pytest.importorskip("httpx2", reason="the clients have environments of their own: make test-clients")
 LONG = "word " * 400
@@ -17,21 +14,6 @@ LONG = "word " * 400
 
 def user(text="2 + 2?"):
     return {"role": "user", "content": text}
-
-
-@pytest.fixture
-def stopped(url):
-    """`stopped()` waits until one more answer of the model `slow` was stopped, and nothing runs."""
-    base = url.removesuffix("/v1")
-
-    def count():
-        text = httpx.get(f"{base}/metrics").text
-        found = re.findall(r'requests_total\{.*model="slow",outcome="disconnected"\} (\S+)', text)
-        return sum(map(float, found))
-
-    before = count()
-
-    return lambda: until(lambda: count() > before and not httpx.get(f"{base}/status").json()["running"])
 
 
 async def running(url):

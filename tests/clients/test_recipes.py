@@ -55,3 +55,25 @@ def test_curl_answers(url, tmp_path):
 def test_llm_answers(url, tmp_path):
     (tmp_path / "extra-openai-models.yaml").write_text(block("llm", "yaml", url))
     assert run(block("llm", "bash", url), tmp_path, LLM_USER_PATH=str(tmp_path)).strip() == "It is 4."
+
+
+TASK = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.scorer import includes
+
+
+@task
+def sums():
+    return Task(dataset=[Sample(input="2 + 2?", target="4")], scorer=includes())
+"""
+
+
+def test_inspect_ai_answers(url, tmp_path):
+    inspect_log = pytest.importorskip("inspect_ai.log")
+    (tmp_path / "TASK.py").write_text(TASK)
+    run(block("inspect_ai", "bash", url), tmp_path, INSPECT_DISPLAY="none")
+    (log,) = map(inspect_log.read_eval_log, (tmp_path / "logs").iterdir())
+    (sample,) = log.samples
+    assert sample.output.completion == "It is 4."
+    assert [score.metrics["accuracy"].value for score in log.results.scores] == [1.0]
