@@ -1,8 +1,8 @@
-"""The table of clients: `python -m benchmarks.client_cells`, in every environment of `make test-clients`.
+"""The table of clients: `python -m benchmarks.client_cells [TESTS]`, in every environment of `make test-clients`.
 
-Runs `tests/clients` and keeps which cells (answers, streams, tools, errors, cancels) of which client a test showed, in
-`results/benchmarks/clients.json`; clients that are not installed here keep what was found of them before.  The table is
-written into `docs/clients.md`.
+Runs `tests/clients` (or what is named: `tests/api/test_lm_eval.py` in the environment of the tests) and keeps which
+cells (answers, streams, tools, errors, cancels) of which client a test showed, in `results/benchmarks/clients.json`;
+clients that are not installed here keep what was found of them before.  The table is written into `docs/clients.md`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
+from collections.abc import Generator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ import pytest
 
 RESULT, PAGE = Path("results/benchmarks/clients.json"), Path("docs/clients.md")
 BEGIN, END = "<!-- clients: written by `python -m benchmarks.client_cells` -->", "<!-- /clients -->"
+AI_SDK = Path("tests/clients/ai_sdk/package.json")
 CELLS = ("answers", "streams", "tools", "errors", "cancels")
 PACKAGES = {
     "LiteLLM": "litellm",
     "LiteLLM's proxy": "litellm",
     "LangChain": "langchain-openai",
     "LlamaIndex": "llama-index-llms-openai-like",
+    "lm-evaluation-harness": "lm-eval",
     "pydantic-ai": "pydantic-ai-slim",
 }
 Found = dict[str, dict[str, Any]]
@@ -35,14 +38,18 @@ class Recorder:
     def __init__(self) -> None:
         self.cells: dict[str, dict[str, bool]] = {}
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Take one test's outcome down."""
-        told = dict(report.user_properties).get("client")
-        if report.when != "call" or told is None or report.skipped:
-            return
-        client, *cells = told
-        kept = self.cells.setdefault(client, {})
-        kept.update({cell: kept.get(cell, True) and report.passed for cell in cells})
+        report = yield
+        mark = item.get_closest_marker("client")
+        if report.when == "call" and mark is not None and not report.skipped:
+            client, *cells = mark.args
+            kept = self.cells.setdefault(client, {})
+            kept.update({cell: kept.get(cell, True) and report.passed for cell in cells})
+        return report
 
 
 def table(found: Found) -> str:
@@ -65,7 +72,9 @@ def written(page: str, found: Found) -> str:
 
 
 def version_of(client: str) -> str:
-    """The installed version of a client; empty where it is no Python package."""
+    """The installed version of a client; empty for a program of the system."""
+    if client == "AI SDK":
+        return json.loads(AI_SDK.read_text(encoding="utf-8"))["dependencies"]["ai"]
     try:
         return importlib.metadata.version(PACKAGES.get(client, client))
     except importlib.metadata.PackageNotFoundError:
@@ -75,7 +84,7 @@ def version_of(client: str) -> str:
 def main() -> int:
     """Run the tests, keep what came out and write the table; the exit status is pytest's."""
     recorder = Recorder()
-    status = pytest.main(["-p", "no:cacheprovider", "tests/clients", *sys.argv[1:]], [recorder])
+    status = pytest.main(["-p", "no:cacheprovider", *(sys.argv[1:] or ["tests/clients"])], [recorder])
     found: Found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     for client, cells in recorder.cells.items():
         kept = found.get(client, {"cells": {}})["cells"]

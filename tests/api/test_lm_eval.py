@@ -154,6 +154,7 @@ def bench_task(tmp_path_factory):
     return folder
 
 
+@pytest.mark.client("lm-evaluation-harness", "answers")
 @pytest.mark.parametrize("model", ["intern", "ensemble"])
 def test_the_harness_gets_the_texts_and_the_accuracy_of_bench(harness, server, bench_task, tmp_path, model):
     chat = {"model": model, "base_url": f"{server.url}/v1/chat/completions", "num_concurrent": 8}
@@ -246,6 +247,7 @@ def test_models_of_different_tokenizers_have_a_log_likelihood_together(
     assert "/tokenizer_info failed" in said
 
 
+@pytest.mark.client("lm-evaluation-harness", "answers", "errors")
 def test_tandem_answers_chats_and_says_what_its_log_likelihood_needs(harness, server, tasks, tmp_path):
     chat = {"model": "ensemble", "base_url": f"{server.url}/v1/chat/completions"}
     flags = ["--apply_chat_template", "--gen_kwargs", "max_gen_toks=200"]

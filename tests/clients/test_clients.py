@@ -231,3 +231,13 @@ def test_the_ai_sdk_talks_for_two_turns_and_calls_a_tool(url):
     assert (NODE / "node_modules").is_dir(), "its packages are not installed: make test-clients installs them"
     done = subprocess.run(["node", "talk.mjs", url], cwd=NODE, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.client("AI SDK", "cancels")
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_ai_sdk_leaves(url, stopped):
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["node", "leave.mjs", url], cwd=NODE, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout.readline() == "left\n"
+        stopped()
+        assert process.poll() is None  # it was the abort that stopped the answer, not the end of the process
