@@ -2,8 +2,8 @@
 
 Builds the wheel, then for each way of installing it starts with empty caches and measures the time until
 `ensemblehub ask` has answered, what was downloaded and what it takes on the disk.  `hf` installs the extra with
-torch, which the default install does without.  `uv` and `pipx` are taken from PATH.  Writes
-`results/benchmarks/first_answer.txt`.
+torch, which the default install does without.  The notebook runs to its first answer, installing by its first cell.
+`uv` and `pipx` are taken from PATH.  Writes `results/benchmarks/first_answer.txt`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,18 @@ from pathlib import Path
 
 RESULT = Path("results/benchmarks/first_answer.txt")
 ASK = ["ensemblehub", "ask", "There are 8 bowls. There are 3 more mugs than bowls. How many mugs are there?"]
+NOTEBOOK = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
+FIRST_CELLS = """
+import json, os, sys
+os.environ["ENSEMBLEHUB_SOURCE"] = sys.argv[2]
+names = {}
+for cell in json.load(open(sys.argv[1]))["cells"]:
+    text = "".join(cell["source"])
+    if text.startswith("## Ride"):
+        break
+    if cell["cell_type"] == "code":
+        exec(text, names)
+"""
 MEGABYTE = 10**6
 CACHES = ("XDG_CACHE_HOME", "UV_CACHE_DIR", "PIP_CACHE_DIR", "PIPX_HOME")
 
@@ -57,10 +69,20 @@ def with_pipx(wheel: Path, extra: str, folder: Path) -> list[list[str]]:
     return [["pipx", "run", "-q", "--spec", f"{wheel}{extra}", *ASK]]
 
 
+def with_notebook(wheel: Path, extra: str, folder: Path) -> list[list[str]]:
+    """Commands that make an environment and run the notebook's cells up to the first answer."""
+    target = str(folder / "environment")
+    return [
+        [sys.executable, "-m", "venv", target],
+        [f"{target}/bin/python", "-c", FIRST_CELLS, str(NOTEBOOK), f"{wheel}{extra}"],
+    ]
+
+
 WAYS: dict[str, tuple[Callable[[Path, str, Path], list[list[str]]], str, str]] = {
     "uvx ensemblehub ask": (with_uvx, "", "uvx"),
     "pipx run ensemblehub ask": (with_pipx, "", "pipx"),
     "venv, pip install ensemblehub": (with_pip, "", sys.executable),
+    "examples/notebook.ipynb": (with_notebook, "[eval]", sys.executable),
     "venv, pip install ensemblehub[hf]": (with_pip, "[hf]", sys.executable),
 }
 
@@ -96,8 +118,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3, help="how often each way is measured (3)")
+    parser.add_argument("--only", choices=WAYS, help="measure this way alone, and keep the other lines")
     options = parser.parse_args()
     root = Path(__file__).parents[1]
+    kept = (root / RESULT).read_text().splitlines() if options.only else []
     lines = []
     with tempfile.TemporaryDirectory() as temporary:
         run(
@@ -106,6 +130,9 @@ def main() -> None:
         )
         (wheel,) = Path(temporary).glob("*.whl")
         for way, (_, extra, tool) in WAYS.items():
+            if options.only not in (None, way):
+                lines += [line for line in kept if line.startswith(f"{way} ")]
+                continue
             if shutil.which(tool) is None:
                 lines.append(f"{way:<36} not measured: {tool} is not installed")
                 continue
@@ -131,9 +158,10 @@ def main() -> None:
         f"{options.rounds} rounds (range);",
         "seconds of the same command once more; wheels downloaded, this project's with the built-in models among them;",
         f"bytes of environment and caches. No compiler. Python {platform.python_version()}, {platform.system()} "
-        f"{platform.machine()}, one core, package index on the local network.",
+        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, package index on the local network.",
         "",
     ]
+    head = kept[: kept.index("") + 1] if kept else head
     (root / RESULT).write_text("\n".join([*head, *lines]) + "\n")
 
 
