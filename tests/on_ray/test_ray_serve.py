@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import httpx2
 import pytest
@@ -51,7 +53,8 @@ def client(tmp_path_factory, cluster):
     with httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as asked:
         until(lambda: process.poll() is not None or is_up(asked), seconds=240)
         assert process.poll() is None, (folder / "log").read_text()
-        serve_models(cluster)
+        with connected(cluster):
+            serve_models(cluster)
         yield asked
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
@@ -64,15 +67,20 @@ def is_up(client):
         return False
 
 
-def serve_models(cluster):
-    from ray import serve
-
+@contextmanager
+def connected(cluster):
     ray.init(address=cluster.partition("=")[2], logging_level="ERROR", log_to_driver=False)
     try:
-        models = ray_serve.application(Config.from_dict({"model_specs": SPECS}), (), (1, 1))
-        serve.run(models, name="models", route_prefix=ray_serve.PREFIX)
+        yield
     finally:
         ray.shutdown()
+
+
+def serve_models(cluster, name="models", prefix=ray_serve.PREFIX, replicas=(1, 1), **server):
+    from ray import serve
+
+    config = Config.from_dict({"model_specs": SPECS, "server": server})
+    serve.run(ray_serve.application(config, (), replicas), name=name, route_prefix=prefix)
 
 
 def chat(model, **more):
@@ -121,3 +129,22 @@ def test_a_stream_comes_token_by_token_and_stops_with_its_client(client, model):
         left = '.*model="slow",outcome="disconnected"'
         until(lambda: metric(client, "requests_total", left, at=ray_serve.PREFIX), seconds=15)
         assert metric(client, "running", at=ray_serve.PREFIX) == 0
+
+
+def test_replicas_grow_with_the_requests_in_flight(client, cluster):
+    from ray import serve
+
+    def replicas():
+        deployment = serve.status().applications["grown"].deployments["ensemblehub"]
+        return deployment.replica_states.get("RUNNING", 0)
+
+    def ask(_):
+        return client.post("/grown/v1/chat/completions", json=chat("slow"), timeout=300).status_code
+
+    with connected(cluster), ThreadPoolExecutor(8) as pool:
+        serve_models(cluster, "grown", "/grown", (1, 2), max_running=4)
+        assert replicas() == 1
+        asked = [pool.submit(ask, number) for number in range(16)]  # four times 30 seconds of one replica
+        until(lambda: replicas() == 2, seconds=240)
+        assert {each.result() for each in asked} == {200}
+        serve.delete("grown")
