@@ -471,13 +471,13 @@ STRUCTURE = {  # what the pictures in the documentation show, as a screen reader
     """,
     "board": """
         - heading "Accuracy and cost" [level=1]
-        - 'heading "builtin_math, test: 200 questions" [level=2]'
+        - 'heading "builtin_math, test: 500 questions" [level=2]'
         - img /Accuracy against GFLOPs/
         - group "Results":
           - table "Accuracy and cost":
             - rowgroup:
-              - row /intern 200/
-              - row /mentor 200/
+              - row /intern 500/
+              - row /mentor 500/
         - heading "Questions" [level=2]
         - group "Questions":
           - table "Questions"
