@@ -8,6 +8,7 @@
 #   words       candidate words for insights, on training questions of MBPP
 #   judges      collects MBPP's training and calibration questions; trains and calibrates judges on them
 #   mbpp        Tandem on MBPP's test questions: fixed levels, random mix, oracle and the judges
+#   mbpp_plus   the same answers by EvalPlus's tests, where it has the question (224 of 500); no model is called
 #   humaneval   the same on HumanEval, the judges unchanged
 #   gsm8k       the same on GSM8K
 #   advise      what `ensemblehub advise` recommends on the three, from what was collected
@@ -59,7 +60,7 @@ advise() { # TASK SPLIT FILE COUNT [flags]
         --collected "$out/tandem_$1/collected" --out "$out/advise_$1" "${@:5}"
 }
 
-[ $# -gt 0 ] || set -- published words judges mbpp humaneval gsm8k advise toolkit guest board
+[ $# -gt 0 ] || set -- published words judges mbpp mbpp_plus humaneval gsm8k advise toolkit guest board
 for step; do
     case "$step" in
         published)
@@ -78,6 +79,11 @@ for step; do
         mbpp)
             tandem collect --split test --limit "${N:-500}"
             replay
+            ;;
+        mbpp_plus)
+            "$PYTHON" -m benchmarks.regrade "$out"/tandem_mbpp/collected "$out"/tandem_mbpp_plus/collected \
+                --task mbpp_plus --data "$DATA/MbppPlus-v0.1.0.jsonl" --workers 2
+            replay --dataset mbpp_plus --data "$DATA/MbppPlus-v0.1.0.jsonl" -s "experiment.results=$out/tandem_mbpp_plus"
             ;;
         humaneval) moved humaneval all "$DATA/humaneval.jsonl" "${N:-164}" ;;
         gsm8k) moved gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-200}" --prompt plain ;; # the profile of MBPP is one of code

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
-from benchmarks import readme, server_latency, server_load, server_soak, server_streams
+from benchmarks import readme, regrade, server_latency, server_load, server_soak, server_streams
+from ensemblehub.lab.pipeline.records import Collected
+from ensemblehub.lab.tasks import task_named
 
 ROOT = Path(__file__).parents[1]
 
@@ -150,3 +153,16 @@ def test_tables_are_those_of_the_recorded_runs(file):
 @pytest.mark.slow
 def test_recorded_runs_give_the_committed_figures_again():
     readme.rebuild("results/builtin_math", None)
+
+
+def test_collected_answers_are_graded_by_other_tests_of_the_same_questions():
+    collected = Collected.load(Path("results/builtin_math/collected"), "test").part([0, 1, 2])
+    task = task_named("builtin_math")
+    items = {item.id: item for item in task.items("test")}
+    known = {row.id: items[row.id] for row in collected.rows[1:]}
+    same = regrade.regrade(collected, known, task)
+    assert same.rows == collected.rows[1:]
+    other = {key: replace(item, answer="-77") for key, item in known.items()}
+    wrong = regrade.regrade(collected, other, task).rows
+    assert not any(run.correct for row in wrong for run in row.runs.values())
+    assert [row.insight for row in wrong] == [row.insight for row in collected.rows[1:]]
