@@ -197,21 +197,23 @@ def _sources() -> list[Path]:
 def processes() -> dict[int, float]:
     """Resident MiB of every process below this one, zombies too, by its number.
 
-    One that is being started still is this one, memory and all, and has none of its own.
+    One that is being started still is this one, memory and all, and has none of its own.  Its command is therefore
+    read before its size: it may become another program between the two.
     """
-    parents, sizes = dict[int, int](), dict[int, float]()
+    parents, sizes, starting = dict[int, int](), dict[int, float](), _command(os.getpid())
     for entry in Path("/proc").glob("[0-9]*"):
+        is_starting = _command(int(entry.name)) == starting
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except (OSError, ValueError):
             continue
         parents[int(entry.name)] = int(fields[1])
-        sizes[int(entry.name)] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        size = int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        sizes[int(entry.name)] = 0.0 if is_starting else size
     found, own = {os.getpid()}, os.getpid()
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
-    starting = _command(own)
-    return {pid: 0.0 if _command(pid) == starting else sizes[pid] for pid in found - {own}}
+    return {pid: sizes[pid] for pid in found - {own}}
 
 
 def _command(pid: int) -> bytes:
