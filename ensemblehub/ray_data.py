@@ -13,12 +13,12 @@ import logging
 import os
 import pickle
 import re
-import socket
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from urllib.parse import urlsplit
 
 import click
 
@@ -101,7 +101,8 @@ class Cluster:
         if self.address == "local":
             cpus = max(os.cpu_count() or 1, self.workers[1] + 1)  # each actor claims one
             options |= {"num_cpus": cpus, "include_dashboard": False}
-        self._reach()
+        if ":" in self.address and not asyncio.run(takes_connections(f"ray://{self.address}")):
+            raise ConfigError(f"--ray {self.address}: no cluster answers there")  # Ray tries for minutes
         for left in reversed(range(STARTS if self.address == "local" else 1)):
             try:
                 ray.init(**options, logging_level="ERROR", log_to_driver=False)
@@ -118,19 +119,6 @@ class Cluster:
         finally:
             ray.shutdown()
 
-    def _reach(self) -> None:
-        """Check that something answers at the address; Ray itself ends this process after minutes.
-
-        Raises:
-            ConfigError: Nothing does.
-        """
-        host, colon, port = self.address.rpartition(":")
-        try:
-            if colon:
-                socket.create_connection((host, int(port)), REACHED_WITHIN).close()
-        except (OSError, OverflowError) as error:
-            raise ConfigError(f"--ray {self.address}: no cluster answers there: {one_line(error)}") from error
-
     def check(self, config: Config) -> None:
         """Check that servers are those of models behind an API.
 
@@ -144,11 +132,44 @@ class Cluster:
             if specs[name].engine != "openai" or "://" in str(specs[name].options.get("path")):
                 raise ConfigError(f"--server: {name} is no model of the engine openai with a base_url")
 
-    def placed(self, config: Config, number: int) -> Config:
-        """The configuration for the actor with this number: one server of each model."""
-        urls = {name: {"base_url": found[number % len(found)]} for name, found in self.servers.items()}
-        specs = [spec.model_copy(update=urls.get(spec.name, {})) for spec in config.model_specs]
-        return config.model_copy(update={"model_specs": specs})
+    def servers_of(self, number: int) -> dict[str, str]:
+        """One server of each model, for the actor with this number."""
+        return {name: urls[number % len(urls)] for name, urls in self.servers.items()}
+
+    async def reachable(self, chosen: Mapping[str, str]) -> dict[str, str]:
+        """The chosen servers; in place of one that takes no connection, the next of its model that does."""
+
+        async def found(name: str, url: str) -> str:
+            urls = self.servers[name]
+            first = urls.index(url)
+            for each in (*urls[first:], *urls[:first]):
+                if await takes_connections(each):
+                    return each
+            return url
+
+        urls = await asyncio.gather(*(found(name, url) for name, url in chosen.items()))
+        return dict(zip(chosen, urls, strict=True))
+
+
+async def takes_connections(url: str) -> bool:
+    """Whether the host of a URL takes a connection."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, port), REACHED_WITHIN)
+    except (OSError, ValueError):
+        return False
+    writer.close()
+    return True
+
+
+def placed(config: Config, servers: Mapping[str, str]) -> Config:
+    """The configuration with these servers of its models."""
+    specs = [
+        spec.model_copy(update={"base_url": servers[spec.name]} if spec.name in servers else {})
+        for spec in config.model_specs
+    ]
+    return config.model_copy(update={"model_specs": specs})
 
 
 def enter(folder: str) -> None:
@@ -170,19 +191,23 @@ class Turns:
 
 
 class RayWorker:
-    """The class of the pool's actors: bytes of items in, bytes of rows out."""
+    """The class of the pool's actors: bytes of items in, bytes of rows out.
+
+    An actor whose models are all behind APIs leaves a server that takes no connections for another one.
+    """
 
     def __init__(
         self, folder: str, job: Job[Any, Any], cluster: Cluster, turns: Any, concurrency: int
     ) -> None:
         enter(folder)
+        self._servers: dict[str, str] = {}
         if turns is not None:
             import ray
 
-            config = cluster.placed(job.config, ray.get(turns.next.remote()))
-            job = replace(cast(Any, job), config=config)
-        self._job, self._stack = job, AsyncExitStack()
-        self._opening: asyncio.Future[Callable[[Any], Awaitable[Any]]] | None = None
+            self._servers = cluster.servers_of(ray.get(turns.next.remote()))
+        self._cluster, self._job, self._stack = cluster, job, AsyncExitStack()
+        self._movable = all(spec.engine == "openai" for spec in job.config.model_specs)
+        self._opened: dict[tuple[str, ...], asyncio.Future[Callable[[Any], Awaitable[Any]]]] = {}
         self._at_once = asyncio.Semaphore(concurrency)
 
     async def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
@@ -194,11 +219,15 @@ class RayWorker:
             return pickle.dumps((number, await self._answered(item)))
 
     async def _answered(self, item: Any) -> Any:
-        if self._opening is None:
-            opened = self._stack.enter_async_context(self._job.opened())
-            self._opening = asyncio.ensure_future(opened)
+        if self._movable:
+            self._servers = await self._cluster.reachable(self._servers)
+        servers = tuple(self._servers.values())
+        if servers not in self._opened:
+            job = replace(cast(Any, self._job), config=placed(self._job.config, self._servers))
+            opened = self._stack.enter_async_context(job.opened())
+            self._opened[servers] = asyncio.ensure_future(opened)
         try:
-            answer = await self._opening
+            answer = await self._opened[servers]
         except Exception as error:
             return ItemFailure(f"the models cannot be loaded: {error_text(error)}", everywhere=True)
         try:
@@ -357,8 +386,10 @@ def _cluster(address: str, workers: str, gpus: float, servers: tuple[str, ...]) 
         raise click.UsageError(f"--ray: expected local, auto or HOST:PORT, not {address!r}")
     urls: dict[str, tuple[str, ...]] = {}
     for text in servers:
-        name, equals, url = text.partition("=")
-        if not equals:
-            raise click.UsageError(f"--server: expected MODEL=URL, not {text!r}")
+        name, _, url = text.partition("=")
+        if not re.match(r"https?://[^/]", url):
+            raise click.UsageError(
+                f"--server: expected MODEL=URL, such as far=http://host:8000/v1, not {text!r}"
+            )
         urls[name] = (*urls.get(name, ()), url)
     return Cluster(address, _bounds(workers), gpus, urls)

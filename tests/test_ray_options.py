@@ -1,5 +1,6 @@
 """Options of `--ray`, without Ray."""
 
+import asyncio
 import socket
 import sys
 from types import ModuleType
@@ -9,7 +10,7 @@ import pytest
 from ensemblehub import cli
 from ensemblehub.config import Config
 from ensemblehub.errors import ConfigError
-from ensemblehub.ray_data import Cluster
+from ensemblehub.ray_data import Cluster, placed
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,7 @@ from ensemblehub.ray_data import Cluster
         (["--ray", "pair.yaml"], "expected local, auto or HOST:PORT, not 'pair.yaml'"),
         (["--ray", "--workers", "4-2"], "expected N or MIN-MAX"),
         (["--ray", "--server", "far"], "expected MODEL=URL"),
+        (["--ray", "--server", "far=host:8000/v1"], "expected MODEL=URL"),
         (["--ray", "--shard", "0/2"], "--ray starts its workers itself"),
     ],
 )
@@ -38,13 +40,13 @@ def test_each_worker_takes_one_server_of_each_model():
     servers = {"mentor": ("http://m1/v1", "http://m2/v1"), "intern": ("http://i/v1",)}
     cluster = Cluster(servers=servers)
     cluster.check(config)
-    placed = [cluster.placed(config, number).model_specs for number in range(3)]
-    assert [specs[0].options["base_url"] for specs in placed] == [
+    found = [placed(config, cluster.servers_of(number)).model_specs for number in range(3)]
+    assert [specs[0].options["base_url"] for specs in found] == [
         "http://m1/v1",
         "http://m2/v1",
         "http://m1/v1",
     ]
-    assert {specs[1].options["base_url"] for specs in placed} == {"http://i/v1"}
+    assert {specs[1].options["base_url"] for specs in found} == {"http://i/v1"}
     with pytest.raises(ConfigError, match="did you mean 'mentor'"):
         Cluster(servers={"mento": ("http://m/v1",)}).check(config)
     with pytest.raises(ConfigError, match="near is no model of the engine openai"):
@@ -55,9 +57,10 @@ def test_an_address_where_nothing_answers_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))  # not asked: it would wait for minutes
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(ConfigError, match=f"--ray {address}: no cluster answers there: .*refused"):
-            Cluster(address).connected().__enter__()
+        unused = f"127.0.0.1:{free.getsockname()[1]}"
+        for address in (unused, "127.0.0.1:99999", "nobody.invalid:6379"):
+            with pytest.raises(ConfigError, match=f"--ray {address}: no cluster answers there"):
+                Cluster(address).connected().__enter__()
 
 
 def test_a_slow_start_of_ray_is_tried_again(capsys, monkeypatch):
@@ -76,3 +79,15 @@ def test_a_slow_start_of_ray_is_tried_again(capsys, monkeypatch):
     tries.clear()
     with pytest.raises(ConfigError, match="--ray auto: the node timed out during startup"):
         Cluster("auto").connected().__enter__()
+
+
+def test_a_worker_leaves_a_server_that_takes_no_connections_and_stays_with_the_next():
+    with socket.create_server(("127.0.0.1", 0)) as there, socket.socket() as gone:
+        gone.bind(("127.0.0.1", 0))
+        dead, alive = (f"http://127.0.0.1:{each.getsockname()[1]}/v1" for each in (gone, there))
+        cluster = Cluster(servers={"mentor": (alive, dead), "intern": (dead,)})
+        chosen = cluster.servers_of(1)
+        assert chosen == {"mentor": dead, "intern": dead}
+        moved = asyncio.run(cluster.reachable(chosen))
+        assert moved == {"mentor": alive, "intern": dead}  # no other intern
+        assert asyncio.run(cluster.reachable(moved)) == moved

@@ -101,7 +101,9 @@ def test_two_servers_answer_as_one_does(tmp_path, cluster, servers):
     assert sum(asked) == QUESTIONS
 
 
-def test_a_server_that_dies_leaves_rows_and_the_same_command_ends_the_run(tmp_path, cluster, servers):
+def test_a_server_that_dies_costs_what_was_in_flight_and_the_same_command_asks_it_again(
+    tmp_path, cluster, servers
+):
     out, dying = tmp_path / "out.jsonl", servers[1]
 
     def kill():
@@ -114,9 +116,9 @@ def test_a_server_that_dies_leaves_rows_and_the_same_command_ends_the_run(tmp_pa
     killer.join()
     first = {row["key"]: row for row in rows(out)}
     failed = [row for row in first.values() if row["error"]]
-    print(len(first), len(failed), {row["error"] for row in failed})
     assert len(first) == len(rows(out)) == QUESTIONS
     assert status == bool(failed)
+    assert len(failed) <= 4  # what its worker had in flight, and not what came after
     assert all(row["predict"] is None for row in failed)
     dying.start()
     assert infer(tmp_path, "out.jsonl", *pool(cluster, servers)) == 0
