@@ -13,13 +13,21 @@ from ensemblehub import builtin, registry
 from ensemblehub.schema import Cost, Sampling
 
 LONGEST = 16384  # tokens of an answer without a limit
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
 Seconds = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Texts = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+
+
+def _no_url(value: Any) -> Any:
+    if "://" in str(value):
+        raise ValueError("expected a path, not a URL")
+    return value
+
+
+UserPath = Annotated[Path, BeforeValidator(_no_url), AfterValidator(Path.expanduser)]
 
 
 class Section(BaseModel):

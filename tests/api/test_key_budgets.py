@@ -12,6 +12,7 @@ import pytest
 
 from ensemblehub.api.key_budgets import KeyBudgets
 from ensemblehub.api.problems import Problem
+from ensemblehub.config import Config
 from ensemblehub.config.sections import Budget
 from ensemblehub.cost import Cost
 from ensemblehub.errors import ConfigError
@@ -125,6 +126,14 @@ def test_a_file_that_is_something_else_is_refused_at_the_start(tmp_path):
     (tmp_path / "notes").write_text("this is no database at all, but a text file with some words" * 10)
     with pytest.raises(ConfigError, match=r"server.key_budget_file: .*notes: file is not a database"):
         KeyBudgets(tmp_path / "notes", Budget(usd=1))
+
+
+def test_a_url_is_no_file_and_its_password_is_not_shown(tmp_path):
+    (tmp_path / "server.yaml").write_text(
+        "model_specs: [{name: echo, engine: echo}]\nserver: {key_budget_file: 'redis://:secret@host:6379/0'}"
+    )
+    with pytest.raises(ConfigError, match=r"server.key_budget_file: expected a path, not a URL$"):
+        Config.read(tmp_path / "server.yaml")
 
 
 def test_a_file_that_breaks_later_refuses_requests_and_does_not_fail_answers(tmp_path, caplog):
