@@ -194,7 +194,9 @@ class SwappedEngine(WrappedEngine):
 
     def why_not(self, capability: Capability) -> str:
         if capability in self._engine.capabilities - self.capabilities:
-            return f"it has `swap: true`, and {capability} of models that take turns would swap at every token"
+            return (
+                f"it has `swap: true`, and {capability} of models that take turns would swap at every token"
+            )
         return super().why_not(capability)
 
     @property

@@ -237,7 +237,9 @@ def test_the_ai_sdk_talks_for_two_turns_and_calls_a_tool(url):
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_ai_sdk_leaves(url, stopped):
     pipe = subprocess.PIPE
-    with subprocess.Popen(["node", "leave.mjs", url], cwd=NODE, stdin=pipe, stdout=pipe, text=True) as process:
+    with subprocess.Popen(
+        ["node", "leave.mjs", url], cwd=NODE, stdin=pipe, stdout=pipe, text=True
+    ) as process:
         assert process.stdout.readline() == "left\n"
         stopped()
         assert process.poll() is None  # it was the abort that stopped the answer, not the end of the process

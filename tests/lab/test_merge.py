@@ -158,7 +158,9 @@ def test_what_is_lost_doubled_or_mixed_is_refused(folder):
 
 def test_a_few_of_many_missing_shards_are_named(folder):
     infer(folder, "out.jsonl", "--shard", f"2/{10**18}", "--max_examples", 40, code=0)
-    with pytest.raises(ArtifactError, match=rf"lacks shard 0/{10**18}, 1/{10**18}, 3/.* and {10**18 - 9} more"):
+    with pytest.raises(
+        ArtifactError, match=rf"lacks shard 0/{10**18}, 1/{10**18}, 3/.* and {10**18 - 9} more"
+    ):
         list(merged(folder / "out.jsonl"))
 
 

@@ -41,10 +41,10 @@ class Call:
         if usage.get("ids") is not None:
             usage["ids"] = usage["ids"][: len(usage["ids"]) - written + tokens]
         if usage.get("usd") is not None:
-            usage["usd"] *= share
+            usage |= {"usd": usage["usd"] * share, "estimated": True}
         if usage.get("flops") is not None:
-            usage["flops"] = [value * share for value in usage["flops"]]
-        return usage | {"estimated": usage.get("estimated", False) or bool(usage.keys() & {"usd", "flops"})}
+            usage |= {"flops": [value * share for value in usage["flops"]], "estimated": True}
+        return usage
 
 
 _PARTS = TypeAdapter(
@@ -157,7 +157,7 @@ class ReusedEngine(WrappedEngine):
                     taken.append(piece)
                     yield piece
         finally:
-            if key and not known and taken and taken[-1].finish:
+            if key and not known and taken and taken[-1].finish and recorder.usages:
                 self._calls.put(key, Call(recorder.usages[-1], tuple(taken)))
 
     async def _again(self, call: Call, meter: UsageMeter) -> AsyncGenerator[Piece, None]:
@@ -177,7 +177,7 @@ class ReusedEngine(WrappedEngine):
             recorder.record(self.name, self.info, **known.usage)
             return known.scored
         scored = await self._engine.score(request, recorder)
-        if key:
+        if key and recorder.usages:
             self._calls.put(key, Call(recorder.usages[-1], scored=scored))
         return scored
 

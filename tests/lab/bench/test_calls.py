@@ -4,6 +4,7 @@ import pytest
 from test_bench import PAIR, command
 
 from ensemblehub.generators.echo import EchoEngine
+from ensemblehub.lab.bench.calls import Call
 from ensemblehub.lab.bench.rows import read_rows
 
 SCRIPTED = """
@@ -130,6 +131,22 @@ def test_a_stream_that_is_closed_early_costs_what_was_taken(tmp_path):
         assert row.cold_flops == pytest.approx(reused[key].cold_flops)
         mentor = next(line for line in reused[key].usage if line["engine"] == "mentor")
         assert mentor["completion_tokens"] == 24
+
+
+def test_what_a_provider_states_is_shared_out_and_said_to_be_estimated():
+    plain = Call(
+        {"prompt_tokens": 4, "completion_tokens": 8, "seconds": 2.0, "usd": None, "ids": list(range(12))}
+    )
+    assert plain.until(2) == {
+        "prompt_tokens": 4,
+        "completion_tokens": 2,
+        "discarded_tokens": 0,
+        "seconds": 0.5,
+        "usd": None,
+        "ids": list(range(6)),
+    }
+    stated = Call({"prompt_tokens": 4, "completion_tokens": 8, "usd": 0.04, "flops": (8.0, 16.0)}).until(2)
+    assert (stated["usd"], stated["flops"], stated["estimated"]) == (0.01, [2.0, 4.0], True)
 
 
 def test_a_damaged_file_and_what_cannot_be_reused_are_one_line(tmp_path, capsys):
