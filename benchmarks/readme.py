@@ -177,6 +177,7 @@ COLUMNS: Mapping[str, Callable[[Row, Rows], str]] = {
 }
 OF_QWEN = {
     f"{QWEN}/tandem_mbpp": Table("`tandem_mbpp/`, {n} questions:", METHODS, COLUMNS),
+    f"{QWEN}/tandem_mbpp_plus": Table("`tandem_mbpp_plus/`, {n} questions:", METHODS, COLUMNS),
     f"{QWEN}/tandem_humaneval": Table("`tandem_humaneval/`, {n} questions:", METHODS, COLUMNS),
     f"{QWEN}/tandem_gsm8k": Table("`tandem_gsm8k/`, {n} questions:", METHODS, COLUMNS),
 }

@@ -3,7 +3,7 @@
     python -m benchmarks.regrade FROM TO --task mbpp_plus --data FILE [--split test]
 
 FROM and TO are folders of `collect`.  Questions that the other benchmark leaves out are left out; everything but
-`correct` stays as it was collected.  `ensemblehub report` makes the table.
+`correct` and the hash of the question stays as it was collected.  `ensemblehub report` makes the table.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected, Row
 from ensemblehub.lab.tasks import task_named
@@ -24,7 +25,7 @@ def regraded(row: Row, item: Item, task: Task) -> Row:
     """A row whose runs are right where the task's tests say so; equal texts are tested once."""
     right = {text: task.grade(item, text).correct for text in {run.text for run in row.runs.values()}}
     runs = {name: replace(run, correct=right[run.text]) for name, run in row.runs.items()}
-    return replace(row, runs=runs)
+    return replace(row, runs=runs, question=splits.digest(item))
 
 
 def regrade(collected: Collected, items: Mapping[str, Item], task: Task, workers: int = 1) -> Collected:

@@ -13,6 +13,7 @@ pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
 from benchmarks import readme, regrade, server_latency, server_load, server_soak, server_streams
+from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks import task_named
 
@@ -161,7 +162,8 @@ def test_collected_answers_are_graded_by_other_tests_of_the_same_questions():
     items = {item.id: item for item in task.items("test")}
     known = {row.id: items[row.id] for row in collected.rows[1:]}
     same = regrade.regrade(collected, known, task)
-    assert same.rows == collected.rows[1:]
+    hashed = [replace(row, question=splits.digest(known[row.id])) for row in collected.rows[1:]]
+    assert same.rows == hashed
     other = {key: replace(item, answer="-77") for key, item in known.items()}
     wrong = regrade.regrade(collected, other, task).rows
     assert not any(run.correct for row in wrong for run in row.runs.values())
