@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemblehub.data_files import located
-from ensemblehub.lab.bench.report import ANSWERS
-from ensemblehub.lab.bench.rows import AnswerRow, read_rows
+from ensemblehub.lab.bench.rows import AnswerRow, journals, read_rows
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.lab.tasks.base import Item
 from ensemblehub.lab.tasks.public import Programming
@@ -37,7 +36,7 @@ MATCHES = (
 def answers(folders: list[Path]) -> Iterator[AnswerRow]:
     """The rows of every cell of the results."""
     for folder in folders:
-        for path in sorted((folder / ANSWERS).glob("*.jsonl")):
+        for path in journals(folder).values():
             yield from read_rows(path)[1].values()
 
 

@@ -5,9 +5,11 @@ Damage is one line that names the file and what is wrong.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable
 from functools import cache
 from io import BytesIO
@@ -72,6 +74,21 @@ def content_of(path: Path, remedy: str) -> bytes:
         raise ArtifactError(f"{path} is missing: {remedy}") from error
     except OSError as error:
         raise ArtifactError(f"cannot read {path} ({error.strerror or error}): {remedy}") from error
+
+
+def unpacked(path: Path, remedy: str) -> bytes:
+    """The bytes of a file, or what a gzipped one holds: `path` itself, or NAME.gz where only that is there.
+
+    Raises:
+        ArtifactError: it is missing, damaged or cannot be read; ends with the `remedy`.
+    """
+    packed = path if path.suffix == ".gz" else path.with_name(f"{path.name}.gz")
+    if packed != path and (path.exists() or not packed.exists()):
+        return content_of(path, remedy)
+    try:
+        return gzip.decompress(content_of(packed, remedy))
+    except (OSError, EOFError, zlib.error) as error:
+        raise ArtifactError(f"{packed} is damaged ({error}): {remedy}") from error
 
 
 def parsed(kind: type[T], text: bytes | str, where: object, remedy: str) -> T:

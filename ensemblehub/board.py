@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ensemblehub.artifacts import content_of, entries
+from ensemblehub.artifacts import content_of, entries, unpacked
 from ensemblehub.errors import ArtifactError
 
 FIELDS = ("sample", "correct", "reason", "finish", "written", "cold_flops", "usd", "wall", "text", "insight")
@@ -81,7 +81,7 @@ def kept_questions(path: Path) -> dict[str, dict[str, Any]]:
 def _rows(path: Path) -> tuple[str, list[dict[str, Any]]]:
     """A cell's name and its answers, the latest of each id."""
     try:
-        head, *rows = entries(content_of(path, REMEDY))[0]
+        head, *rows = entries(unpacked(path, REMEDY))[0]
         return str(head["settings"].get("cell", path.stem)), list({row["id"]: row for row in rows}.values())
     except (ValueError, LookupError, AttributeError) as error:
         raise ArtifactError(f"{path} is damaged ({error}): {REMEDY}") from error

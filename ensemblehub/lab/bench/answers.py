@@ -20,7 +20,7 @@ from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ArtifactError, ContextOverflowError, EngineError, EnsembleHubError
 from ensemblehub.lab.bench.calls import Calls, ReusedEngine
 from ensemblehub.lab.bench.cells import Cell
-from ensemblehub.lab.bench.rows import AnswerRow, parse_row
+from ensemblehub.lab.bench.rows import AnswerRow, parse_row, unpack
 from ensemblehub.lab.bench.summary import Tally
 from ensemblehub.lab.journal import ANEW, Journal
 from ensemblehub.lab.pipeline import splits
@@ -109,6 +109,7 @@ class Bench:
         """
         asks, ensemble = self.questions.asks, AsyncEnsemble.from_config(cell.config)
         path = self.folder / f"{cell.file}.jsonl"
+        unpack(path)
         settings = {"cell": cell.name, **settings_of_cell(cell.config, ensemble, self.questions)}
         with closing(Journal(path, as_json(settings), self.force)) as journal:
             self._check(journal)

@@ -16,6 +16,7 @@ from ensemblehub import board
 from ensemblehub.artifacts import write_atomically
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.bench.report import cells_in, lines, notes, title_of
+from ensemblehub.lab.bench.rows import stem
 
 PAGE = Path(ensemblehub.__file__).parent / "api" / "page"
 SCRIPTS = ("elements.js", "numbers.js", "board.js")  # each after those that it imports
@@ -66,6 +67,6 @@ def section(folder: Path) -> dict[str, Any]:
         "title": title_of(cells[0], found[0]["n"]),
         "notes": notes(cells, found, asked, ""),
         "lines": found,
-        "cells": [cell.path.stem for cell in cells],
+        "cells": [stem(cell.path) for cell in cells],
     }
     return board.section(folder, report)

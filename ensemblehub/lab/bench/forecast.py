@@ -11,8 +11,7 @@ import numpy as np
 from ensemblehub.inference import clock
 from ensemblehub.lab.bench.answers import Bench, Errors, Questions
 from ensemblehub.lab.bench.cells import Cell
-from ensemblehub.lab.bench.report import ANSWERS
-from ensemblehub.lab.bench.rows import AnswerRow
+from ensemblehub.lab.bench.rows import ANSWERS, AnswerRow
 from ensemblehub.lab.bench.run import check_folder, check_samples, locked
 from ensemblehub.lab.markdown import table
 from ensemblehub.terminal import flops_text

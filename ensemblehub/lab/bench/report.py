@@ -12,13 +12,12 @@ from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab import markdown as tables
 from ensemblehub.lab import metrics
-from ensemblehub.lab.bench.rows import AnswerRow, read_rows
+from ensemblehub.lab.bench.rows import AnswerRow, journals, read_rows, stem
 from ensemblehub.lab.bench.summary import Summary, shares, summary
 from ensemblehub.lab.journal import ANEW
 from ensemblehub.lab.pipeline.report import markdown
 from ensemblehub.lab.plots import Point, accuracy_against_cost
 
-ANSWERS = "answers"  # subfolder of the journals
 COSTS = (  # what the cost axis may show: the first that every cell has
     ("tflops", "TFLOPs per answer (caches of earlier questions not counted)"),
     ("usd", "US dollars per answer"),
@@ -59,7 +58,7 @@ class CellAnswers:
             ArtifactError: It is missing or damaged.
         """
         settings, rows = read_rows(path)
-        return cls(str(settings.get("cell", path.stem)), path, settings, list(rows.values()))
+        return cls(str(settings.get("cell", stem(path))), path, settings, list(rows.values()))
 
     @property
     def about(self) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def write(folder: Path, names: Sequence[str], ids: set[str], grading: str = "") 
         names: Files of the cells in the order of the table; others in the folder come before them.
         ids: Answers that the report is over.
     """
-    if not any((folder / ANSWERS).glob("*.jsonl")):
+    if not journals(folder):
         return ""
     cells = [
         replace(cell, rows=[row for row in cell.rows if row.id in ids]) for cell in cells_in(folder, names)
@@ -145,8 +144,13 @@ def write(folder: Path, names: Sequence[str], ids: set[str], grading: str = "") 
     about, title = cells[0].about, title_of(cells[0], found[0]["n"])
     below = notes(cells, found, len(ids), grading)
     text = table(found, title, below)
-    names_of_files = [cell.path.stem for cell in cells]
-    record = {**about, "title": title, "notes": below, "cells": names_of_files, "lines": found}
+    record = {
+        **about,
+        "title": title,
+        "notes": below,
+        "cells": [stem(cell.path) for cell in cells],
+        "lines": found,
+    }
     write_atomically(folder / "summary.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     write_atomically(folder / "table.md", text)
     plot(found, folder / "accuracy_cost.svg", title)
@@ -165,7 +169,7 @@ def cells_in(folder: Path, names: Sequence[str] = ()) -> list[CellAnswers]:
     Raises:
         ArtifactError: A journal is damaged, or the folder is none of `ensemblehub bench`.
     """
-    files = {path.stem: path for path in sorted((folder / ANSWERS).glob("*.jsonl"))}
+    files = journals(folder)
     if not files:
         raise ArtifactError(f"{folder} holds no results of `ensemblehub bench`")
     path, known = folder / "summary.json", list[str]()

@@ -9,9 +9,11 @@ from typing import Any
 
 from pydantic import FiniteFloat
 
-from ensemblehub.artifacts import content_of, entries, parsed
+from ensemblehub.artifacts import entries, parsed, unpacked, write_atomically
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.journal import ANEW, settings_of
+
+ANSWERS = "answers"  # subfolder of a result folder
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,29 @@ class AnswerRow:
     suites: dict[str, bool] = field(default_factory=dict)
 
 
+def journals(folder: Path) -> dict[str, Path]:
+    """The journals in a result folder by the names of their cells' files; a gzipped one where no plain one is."""
+    found = [path for ending in ("*.jsonl.gz", "*.jsonl") for path in (folder / ANSWERS).glob(ending)]
+    return dict(sorted((stem(path), path) for path in found))
+
+
+def stem(path: Path) -> str:
+    """The name of a journal without its endings."""
+    return Path(path.name.removesuffix(".gz")).stem
+
+
+def unpack(path: Path) -> None:
+    """Make the journal at `path` from its gzipped copy, where there is only that.
+
+    Raises:
+        ArtifactError: The copy is damaged.
+    """
+    packed = path.with_name(f"{path.name}.gz")
+    if packed.exists() and not path.exists():
+        write_atomically(path, unpacked(packed, ANEW))
+        packed.unlink()
+
+
 def read_rows(path: Path) -> tuple[dict[str, Any], dict[str, AnswerRow]]:
     """The settings of a cell's journal, and its rows by id; a torn last line does not count.
 
@@ -67,7 +92,7 @@ def read_rows(path: Path) -> tuple[dict[str, Any], dict[str, AnswerRow]]:
         ArtifactError: It is missing or damaged.
     """
     try:
-        found, _ = entries(content_of(path, "run `ensemblehub bench`"))
+        found, _ = entries(unpacked(path, "run `ensemblehub bench`"))
     except ValueError as error:
         raise ArtifactError(f"{path} is damaged ({error}); {ANEW}") from error
     settings, rows = settings_of(path, found)

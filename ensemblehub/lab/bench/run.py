@@ -16,7 +16,8 @@ from ensemblehub.lab.bench import report
 from ensemblehub.lab.bench.answers import Bench, Errors, Questions
 from ensemblehub.lab.bench.calls import Calls
 from ensemblehub.lab.bench.cells import Cell
-from ensemblehub.lab.bench.report import ANSWERS, CellAnswers
+from ensemblehub.lab.bench.report import CellAnswers
+from ensemblehub.lab.bench.rows import ANSWERS, journals
 from ensemblehub.lab.journal import differences, told
 from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.tasks import task_named
@@ -136,8 +137,8 @@ def check_folder(folder: Path, names: Sequence[str], questions: Questions) -> No
         ArtifactError: They do not; says what differs.
     """
     now = dict(questions.about)
-    for path in sorted((folder / ANSWERS).glob("*.jsonl")):
-        if path.stem in names:
+    for name, path in journals(folder).items():
+        if name in names:
             continue
         found = CellAnswers.read(path)
         if differing := list(differences(found.about, now)):

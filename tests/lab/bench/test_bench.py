@@ -1,5 +1,6 @@
 """`ensemblehub bench`: cells, sweeps, rows that survive a kill, and figures."""
 
+import gzip
 import json
 import shutil
 import signal
@@ -33,12 +34,16 @@ sweep:
 """
 
 
-def command(*arguments):
+def hub(*arguments):
     try:
-        cli.main(["bench", *map(str, arguments)])
+        cli.main([*map(str, arguments)])
     except SystemExit as exit_:
         return exit_.code
     return 0
+
+
+def command(*arguments):
+    return hub("bench", *arguments)
 
 
 def ids(folder, name):
@@ -82,6 +87,40 @@ def test_more_questions_extend_a_folder_and_none_is_asked_twice(tmp_path, monkey
     monkeypatch.setattr(Bench, "_row_of", never)
     assert command(*given, "--limit", 2) == 0
     assert json.loads((out / "summary.json").read_text())["lines"][0]["n"] == 2
+
+
+def packed(journal):
+    """Replace a journal by its gzipped copy."""
+    copy = journal.with_name(f"{journal.name}.gz")
+    copy.write_bytes(gzip.compress(journal.read_bytes()))
+    journal.unlink()
+    return copy
+
+
+def test_gzipped_journals_are_read_and_go_on(tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ("builtin:intern", "--task", "builtin_math", "--out", out)
+    assert command(*given, "--limit", 2) == 0
+    first, journal = ids(out, "builtin_intern"), out / "answers" / "builtin_intern.jsonl"
+    copy = packed(journal)
+    assert hub("compare", copy, out) == 0
+    assert "| all | 2 |" in capsys.readouterr().out
+    assert hub("board", out, "--out", tmp_path / "board.html") == 0
+    assert all(number in (tmp_path / "board.html").read_text() for number in first)
+    other = ("builtin:mentor", "--task", "builtin_math", "--limit", 2, "--out", out)
+    assert command(*other) == 0  # beside a cell that stays packed
+    assert [line["method"] for line in json.loads((out / "summary.json").read_text())["lines"]] == [
+        "builtin:intern",
+        "builtin:mentor",
+    ]
+    assert copy.exists()
+    assert command(*given, "--limit", 3) == 0
+    assert ids(out, "builtin_intern")[:2] == first
+    assert not copy.exists()
+    copy = packed(journal)
+    copy.write_bytes(copy.read_bytes()[:-9])
+    assert command(*given, "--limit", 3) == 2
+    assert f"{copy} is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
