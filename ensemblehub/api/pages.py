@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from asyncio import to_thread
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from starlette.staticfiles import StaticFiles
 
 from ensemblehub import board
 from ensemblehub.api.problems import Problem
-from ensemblehub.api.reading import beside
 
 PAGE = Path(__file__).parent / "page"
 _PAGE_PARTS = {file.name for file in PAGE.iterdir() if file.suffix != ".html"}
@@ -70,11 +70,23 @@ def add_board_routes(app: FastAPI, folders: Sequence[Path]) -> None:
 
     @app.get("/v1/ensemble/board/{place}", response_model=dict[str, Any], tags=["ensembles"])
     async def results(place: int) -> Response:
-        """One of them: its table, its questions, and every answer to them."""
+        """One of them: its table, its questions, and who answered them right."""
+        folder = chosen(place)
+        return _json(await to_thread(lambda: board.section(folder, board.report_of(folder), board.OUTCOME)))
+
+    @app.get("/v1/ensemble/board/{place}/answers", response_model=dict[str, Any], tags=["ensembles"])
+    async def answers(place: int, question: str) -> Response:
+        """Every answer to one question, by its id."""
+        folder = chosen(place)
+        cells = await to_thread(lambda: board.answers(folder, board.report_of(folder), question))
+        if not any(cell["answers"] for cell in cells):
+            raise Problem(404, f"no question {question!r} was answered", "not_found", "question")
+        return _json({"cells": cells})
+
+    def chosen(place: int) -> Path:
         if not 0 <= place < len(folders):
             raise Problem(404, f"there are {len(folders)} results on the board", "not_found", "place")
-        folder = folders[place]
-        return _json(await beside(lambda: board.section(folder, board.report_of(folder))))
+        return folders[place]
 
 
 def _json(value: Any) -> Response:

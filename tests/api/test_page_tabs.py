@@ -289,7 +289,14 @@ def test_the_board_refuses_what_is_none_and_needs_the_key(results, tmp_path):
     client.headers["Authorization"] = "Bearer s3cret-key"
     assert client.get("/v1/ensemble/board").json() == {"results": [{"title": f"made, {EVIL}: 2 questions"}]}
     assert client.get("/v1/ensemble/board/1").status_code == 404
-    assert client.get("/v1/ensemble/board/0").json()["cells"][1]["answers"][1] is None
+    base, other = client.get("/v1/ensemble/board/0").json()["cells"]
+    assert base["answers"] == [[{"sample": 0, "correct": True}], [{"sample": 0, "correct": False}]]
+    assert other["answers"][1] is None
+    cells = client.get("/v1/ensemble/board/0/answers?question=q1").json()["cells"]
+    assert [cell["answers"] and cell["answers"][0]["text"] for cell in cells] == [EVIL, None]
+    assert client.get("/v1/ensemble/board/0/answers?question=q").status_code == 404
+    assert client.get("/v1/ensemble/board/1/answers?question=q1").status_code == 404
+    assert client.get("/v1/ensemble/board/0/answers").status_code in (400, 422)
     (results / "answers" / "base.jsonl").rename(results / "answers" / "gone.jsonl")
     reply = client.get("/v1/ensemble/board/0")
     (results / "answers" / "gone.jsonl").rename(results / "answers" / "base.jsonl")

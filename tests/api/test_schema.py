@@ -51,6 +51,7 @@ PATHS = [
     ("GET", "/v1/ensemble/config"),
     ("GET", "/v1/ensemble/board"),
     ("GET", "/v1/ensemble/board/{place}"),
+    ("GET", "/v1/ensemble/board/{place}/answers"),
     ("GET", "/health"),
     ("GET", "/status"),
     ("GET", "/metrics"),

@@ -6,7 +6,7 @@
 import { element, patch, scroll } from "./elements.js";
 import { count, percent, short, threeDigits, unitOf } from "./numbers.js";
 
-const START = { sort: "", down: false, cost: "", which: "all", subject: "", search: "", shown: 50, open: -1 };
+const START = { sort: "", down: false, cost: "", which: "all", subject: "", search: "", shown: 50, open: -1, cells: [] };
 const COSTS = { tflops: "compute", usd: "US dollars", written: "tokens generated", wall: "wall seconds" };
 const hundredths = (value) => (100 * value).toFixed(1);
 const compute = (flops, { name, shown } = unitOf(flops)) => `${shown(flops)} ${name}`;
@@ -26,21 +26,28 @@ const KINDS = {
 };
 const shareOf = (samples) => samples.filter(({ correct }) => correct).length / samples.length;
 
-/** Show results (objects with a `title`) in `root`; `load` gets all of one by its place. */
-export async function showBoard(root, results, load) {
+/**
+ * Show results (objects with a `title`) in `root`. `load` gets one by its place: its table, questions, and which
+ * answers are right; `answersTo` a question's answers, by place and the question's id.
+ */
+export async function showBoard(root, results, load, answersTo) {
   let all = null;
   const state = { ...START, section: 0 };
   const draw = () => patch(root, chooser(results, state), report(all, state, root.clientWidth),
     questions(all, state), opened(all, state));
   const acts = {
     section: async (place) => {
+      root.replaceChildren(element("p.hint", { role: "status" }, "Reading the answers…"));
       all = await load(place);
       Object.assign(state, START, { section: Number(place) });
       root.replaceChildren(); // the controls begin anew
     },
     sort: (key) => Object.assign(state, { sort: key, down: state.sort === key ? !state.down : key !== "method" }),
     more: () => (state.shown += 200),
-    open: (place) => (state.open = Number(place)),
+    open: async (place) => {
+      const { cells } = await answersTo(state.section, all.questions[place].id);
+      Object.assign(state, { open: Number(place), cells });
+    },
     close: () => root.querySelector("dialog").close(),
   };
   root.addEventListener("click", async ({ target }) => {
@@ -127,7 +134,7 @@ function mark(samples) {
 }
 
 /** A question with all answers, over the page. */
-function opened({ questions: asked, cells }, { open }) {
+function opened({ questions: asked }, { open, cells }) {
   const { id, text, answer, subject, level } = asked[open] ?? {};
   const about = [subject, level && `level ${level}`, answer && `answer: ${answer}`].filter(Boolean).join(" · ");
   const step = (place, words) => asked[place] && button(".chip", "open", place, words);
@@ -136,7 +143,7 @@ function opened({ questions: asked, cells }, { open }) {
       step(open + 1, "Next →"), button(".chip", "close", "", "Close")),
     element("p.hint", null, about), element("p.text", null, text),
     element("div.columns", null, cells.map(({ name, answers }) =>
-      (answers[open] ?? []).map((found) => told(name, found)))),
+      (answers ?? []).map((found) => told(name, found)))),
   ]);
 }
 

@@ -237,7 +237,8 @@ async function loadBoard() {
   const { results } = await load("");
   if (!results.length) return patch(byId("results"), element("p.lead", null, NO_BOARD));
   boarded = true;
-  await showBoard(byId("results"), results, (index) => load(`/${index}`));
+  await showBoard(byId("results"), results, (place) => load(`/${place}`),
+    (place, id) => load(`/${place}/answers?question=${encodeURIComponent(id)}`));
 }
 
 /** Show a tab; the form and the run are in the one of the first two that is shown. */
