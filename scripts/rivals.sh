@@ -20,4 +20,5 @@ for task; do
     fi
     "$PYTHON" -m ensemblehub bench results/rivals/builtin.yaml --task "$task" --limit "${LIMIT:-1000}" \
         --out "results/rivals/$task" --reuse -s experiment.concurrency=64
+    gzip --best --no-name --force "results/rivals/$task"/answers/*.jsonl
 done

@@ -478,13 +478,13 @@ STRUCTURE = {  # what the pictures in the documentation show, as a screen reader
     """,
     "board": """
         - heading "Accuracy and cost" [level=1]
-        - 'heading "builtin_math, test: 500 questions" [level=2]'
+        - 'heading "builtin_math, test: 1000 questions" [level=2]'
         - img /Accuracy against GFLOPs/
         - group "Results":
           - table "Accuracy and cost":
             - rowgroup:
-              - row /intern 500/
-              - row /mentor 500/
+              - row /intern 1,?000/
+              - row /mentor 1,?000/
         - heading "Questions" [level=2]
         - group "Questions":
           - table "Questions"
