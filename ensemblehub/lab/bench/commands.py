@@ -141,8 +141,11 @@ def bench(
     "paths", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True)
 )
 @click.option("--common", is_flag=True, help="Compare over the questions that both have answered.")
+@click.option(
+    "--brief", "is_brief", is_flag=True, help="Print one line per cell, with its costs as multiples."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every question gained and lost.")
-def compare(paths: tuple[Path, ...], common: bool, as_json: bool) -> None:
+def compare(paths: tuple[Path, ...], common: bool, is_brief: bool, as_json: bool) -> None:
     """Compare results of `ensemblehub bench` question by question.
 
     DIR is a result folder, or one cell of it (DIR/answers/NAME.jsonl).  Every cell is compared to the first
@@ -151,13 +154,13 @@ def compare(paths: tuple[Path, ...], common: bool, as_json: bool) -> None:
     Prints the paired difference with its 95 % interval (bootstrap over questions), an exact McNemar test, and
     gains and losses: in all, by subject and by level.  Different questions or prompts are refused.
     """
-    from ensemblehub.lab.bench.compare import comparisons, text
+    from ensemblehub.lab.bench.compare import brief, comparisons, text
 
     found = comparisons(paths, common)
     if as_json:
         click.echo(json.dumps([comparison.record() for comparison in found], ensure_ascii=False))
     else:
-        click.echo("\n".join(map(text, found)), nl=False)
+        click.echo(brief(found) if is_brief else "\n".join(map(text, found)), nl=False)
 
 
 @click.command()

@@ -19,6 +19,7 @@ COSTS = {  # what is compared besides, by field of a row
     "cold_flops": "FLOPs",
     "usd": "dollars",
     "written": "tokens generated",
+    "seconds": "engine seconds",
     "wall": "wall seconds",
 }
 Pair = tuple[list[AnswerRow], list[AnswerRow]]  # the samples of a question from both cells
@@ -155,7 +156,7 @@ def comparisons(paths: Sequence[Path], common: bool = False) -> list[PairedCompa
         by_name = {cell.name: cell for cell in groups[1]}
         if pairs := [(cell, by_name[cell.name]) for cell in groups[0] if cell.name in by_name]:
             return [compare(*pair, common) for pair in pairs]
-    return [compare(found[0], cell, common) for cell in found[1:]]
+    return [compare(found[0], cell, common) for cell in found[1:] if cell.path != found[0].path]
 
 
 def text(comparison: PairedComparison) -> str:
@@ -186,6 +187,23 @@ def text(comparison: PairedComparison) -> str:
     ]
     title = f"# {comparison.other} against {comparison.base}"
     return "\n\n".join([title, body, f"Per answer: {'; '.join(costs)}.", *named]) + "\n"
+
+
+def brief(found: Sequence[PairedComparison]) -> str:
+    """Comparisons as one Markdown table with a line each; costs as multiples of those of the base."""
+    costs = [key for key in COSTS if all(comparison.costs[key][0] for comparison in found)]
+    rows = [
+        [f"{comparison.other} against {comparison.base}", *_cells(comparison.whole)]
+        + [f"{comparison.costs[key][1] / comparison.costs[key][0]:.3f}" for key in costs]
+        for comparison in found
+    ]
+    header = ["", "n", "base", "accuracy", "difference, points [95 %]", "gains", "losses", "McNemar p"]
+    return (
+        markdown.table(
+            [*header, *(f"{COSTS[key]}, times" for key in costs)], rows, "l" + "r" * (7 + len(costs))
+        )
+        + "\n"
+    )
 
 
 def _cells(found: Difference) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 
 from ensemblehub import cli
 from ensemblehub.errors import ArtifactError
-from ensemblehub.lab.bench.compare import comparisons, text
+from ensemblehub.lab.bench.compare import brief, comparisons, text
 
 
 def test_the_difference_is_paired_and_says_which_questions_changed(tmp_path):
@@ -38,6 +38,21 @@ def test_every_cell_of_a_folder_is_compared_to_the_first(tmp_path, capsys):
     assert [(pair.base, pair.other) for pair in found] == [("two", "one"), ("two", "three")]
     cli.main(["compare", str(tmp_path), "--json"])
     assert [entry["whole"]["p"] for entry in json.loads(capsys.readouterr().out)] == [1.0, 1.0]
+
+
+def test_a_folder_against_one_of_its_cells_in_brief(tmp_path, capsys):
+    base = made.cell(tmp_path, "base", "1100")
+    made.journal(tmp_path, "dear", [made.row(number, 1, cold_flops=3e9) for number in range(4)])
+    (pair,) = comparisons([base, tmp_path])
+    head, _, line = brief([pair]).splitlines()
+    assert head.startswith(
+        "|  | n | base | accuracy | difference, points [95 %] | gains | losses | McNemar p | FLOPs, times |"
+    )
+    assert "dollars" not in head  # they cost none
+    assert line.startswith("| dear against base | 4 | 50.0% | 100.0% | +50.0 [")
+    assert line.endswith("| 2 | 0 | 0.5 | 1.500 | 1.000 | 1.000 | 1.000 |")
+    cli.main(["compare", "--brief", str(base), str(tmp_path)])
+    assert capsys.readouterr().out == brief([pair])
 
 
 def test_folders_with_the_same_cells_are_compared_cell_by_cell(tmp_path):
