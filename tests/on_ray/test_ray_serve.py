@@ -5,6 +5,7 @@ through the engine `openai`, as it does models of vLLM.
 """
 
 import json
+import os
 import re
 import signal
 import socket
@@ -27,6 +28,7 @@ SPECS = [
     {"name": "big", "engine": "echo", "replies": {"": "Goal: add. Planning: add both. Retrieval: none."}},
     {"name": "small", "engine": "echo", "replies": {"": "The answer is 12."}},
     {"name": "slow", "engine": "echo", "replies": {"": COUNTED}, "delay": 0.3},
+    {"name": "brisk", "engine": "echo", "replies": {"": "one two three four five six"}, "delay": 0.2},
 ]
 TANDEM = {"mentor": "far-big", "intern": "far-small", "levels": {"low": 2, "high": 4}, "judge": "fixed:high"}
 
@@ -148,3 +150,36 @@ def test_replicas_grow_with_the_requests_in_flight(client, cluster):
         until(lambda: replicas() == 2, seconds=240)
         assert {each.result() for each in asked} == {200}
         serve.delete("grown")
+
+
+def test_a_killed_replica_is_replaced_and_no_answer_is_wrong(client, cluster):
+    url, asked = "/killed/v1/chat/completions", []
+
+    def replicas():
+        found = subprocess.run(["pgrep", "-f", "^ray::ServeReplica:killed:"], capture_output=True, text=True)
+        return found.stdout.split()
+
+    def ask(number):
+        """An answer; one that the killed replica wrote is lost with an error, and is asked for again."""
+        for _ in range(20):
+            try:
+                reply = client.post(url, json=chat("brisk"), timeout=60)
+            except httpx2.TransportError:
+                continue
+            asked.append(reply.status_code)
+            if reply.status_code == 200:
+                return reply.json()["choices"][0]["message"]["content"]
+            time.sleep(0.5)
+        return f"no answer to {number}"
+
+    with connected(cluster), ThreadPoolExecutor(4) as pool:
+        serve_models(cluster, "killed", "/killed", (2, 2))
+        until(lambda: len(replicas()) == 2, seconds=120)
+        answers = [pool.submit(ask, number) for number in range(40)]
+        for done in (5, 15):  # with answers on both sides of it
+            until(lambda done=done: sum(each.done() for each in answers) >= done, seconds=120)
+            victim = replicas()[0]
+            os.kill(int(victim), signal.SIGKILL)
+            until(lambda victim=victim: len(set(replicas()) - {victim}) == 2, seconds=120)
+        assert {each.result() for each in answers} == {"one two three four five six"}
+        assert asked.count(200) == 40
