@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 def entry(model: str | Mapping[str, Any] | Engine, name: str = "") -> Mapping[str, Any] | Engine:
     """The entry of `model_specs` for a model; its engine is chosen by what the string names.
 
-    A `.gguf` file runs on `llama_cpp`, `MODEL:URL` or the URL of a server with one model on `openai`, and
-    anything else, a hub id or a folder, on `hf`.
+    A `.gguf` file, or a folder with one and no `config.json`, runs on `llama_cpp`, `MODEL:URL` or the URL of a
+    server with one model on `openai`, and anything else, a hub id or a folder, on `hf`.
 
     Args:
         name: Name of the model where it has none of its own.

@@ -11,6 +11,7 @@ import importlib
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from ensemblehub.errors import ConfigError, did_you_mean, one_line
@@ -65,16 +66,18 @@ DOCTOR_LINES: dict[str, Callable[[], str]] = {}  # what other packages add to th
 def engine_for(path: str) -> str:
     """The engine for a model that names none: by its path.
 
-    A `.gguf` file, a hub id that ends in `-GGUF` and one with a quantization (`hub:ORG/NAME:Q4_K_M`) run on
-    `llama_cpp`, a URL on `openai`, and anything else on `hf`; a built-in model where torch is not installed
-    on `numpy`.
+    A `.gguf` file, a folder with one and no `config.json`, a hub id that ends in `-GGUF` and one with a
+    quantization (`hub:ORG/NAME:Q4_K_M`) run on `llama_cpp`, a URL on `openai`, and anything else on `hf`; a
+    built-in model where torch is not installed on `numpy`.
     """
     if path in ("builtin:mentor", "builtin:intern") and find_spec("torch") is None:
         return "numpy"
     if path.startswith(("http://", "https://")) or ":http" in path:
         return "openai"
     model, _, quantization = path.removeprefix("hub:").partition(":")
-    is_gguf = path.lower().endswith(".gguf") or model.lower().endswith("-gguf")
+    folder = Path(path).expanduser()
+    holds_gguf = any(folder.glob("*.gguf")) and not (folder / "config.json").exists()
+    is_gguf = path.lower().endswith(".gguf") or model.lower().endswith("-gguf") or holds_gguf
     return "llama_cpp" if is_gguf or (path.startswith("hub:") and quantization) else "hf"
 
 

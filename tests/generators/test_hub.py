@@ -273,6 +273,9 @@ def test_what_a_path_names(path, model, engine):
 def test_a_folder_is_searched_and_a_wrong_id_is_named(tmp_path, monkeypatch):
     (tmp_path / "only.gguf").write_bytes(b"GGUF")
     assert hub.gguf_file(str(tmp_path)) == tmp_path / "only.gguf"
+    assert engine_for(str(tmp_path)) == "llama_cpp"
+    (tmp_path / "config.json").write_text("{}")
+    assert engine_for(str(tmp_path)) == "hf"  # an export of the same model
     with pytest.raises(ConfigError, match=r"'hub:x' is not of the form hub:ORGANISATION/NAME:QUANTIZATION"):
         hub.gguf_file("hub:x")
     monkeypatch.setenv("PAIR_FOLDER", str(tmp_path))

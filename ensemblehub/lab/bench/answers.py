@@ -109,7 +109,7 @@ class Bench:
         """
         asks, ensemble = self.questions.asks, AsyncEnsemble.from_config(cell.config)
         path = self.folder / f"{cell.file}.jsonl"
-        unpack(path)
+        unpack(path, self.force)
         settings = {"cell": cell.name, **settings_of_cell(cell.config, ensemble, self.questions)}
         with closing(Journal(path, as_json(settings), self.force)) as journal:
             self._check(journal)

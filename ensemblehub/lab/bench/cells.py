@@ -30,7 +30,7 @@ class Cell:
     @property
     def file(self) -> str:
         """Its name on disk, without an ending."""
-        return re.sub(r"[^\w.=,@+-]+", "_", self.name)
+        return re.sub(r"[^\w.=,@+-]+|^\.", "_", self.name)
 
 
 def cells_of(texts: Sequence[str], changes: Sequence[str] = ()) -> list[Cell]:

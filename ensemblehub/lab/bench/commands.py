@@ -27,8 +27,8 @@ from ensemblehub.shards import Shard, shard_option
 @click.option(
     "--prompt",
     metavar="PROFILE",
-    help="Prompt profile: plain (default), or to compare with published scores official, evalplus or "
-    "reference.",
+    help="Prompt profile: plain (default), or to compare with published scores official, evalplus, "
+    "reference or, on GSM8K, few_shot.",
 )
 @click.option(
     "--samples",

@@ -156,7 +156,8 @@ def comparisons(paths: Sequence[Path], common: bool = False) -> list[PairedCompa
         by_name = {cell.name: cell for cell in groups[1]}
         if pairs := [(cell, by_name[cell.name]) for cell in groups[0] if cell.name in by_name]:
             return [compare(*pair, common) for pair in pairs]
-    return [compare(found[0], cell, common) for cell in found[1:] if cell.path != found[0].path]
+    others = [cell for cell in found if cell.path != found[0].path] or found[1:]
+    return [compare(found[0], cell, common) for cell in others]
 
 
 def text(comparison: PairedComparison) -> str:

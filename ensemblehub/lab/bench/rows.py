@@ -73,16 +73,19 @@ def stem(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).stem
 
 
-def unpack(path: Path) -> None:
+def unpack(path: Path, force: bool = False) -> None:
     """Make the journal at `path` from its gzipped copy, where there is only that.
+
+    Args:
+        force: Forget the copy instead.
 
     Raises:
         ArtifactError: The copy is damaged.
     """
     packed = path.with_name(f"{path.name}.gz")
-    if packed.exists() and not path.exists():
+    if packed.exists() and not path.exists() and not force:
         write_atomically(path, unpacked(packed, ANEW))
-        packed.unlink()
+    packed.unlink(missing_ok=True)
 
 
 def read_rows(path: Path) -> tuple[dict[str, Any], dict[str, AnswerRow]]:
@@ -92,7 +95,7 @@ def read_rows(path: Path) -> tuple[dict[str, Any], dict[str, AnswerRow]]:
         ArtifactError: It is missing or damaged.
     """
     try:
-        found, _ = entries(unpacked(path, "run `ensemblehub bench`"))
+        found, _ = entries(unpacked(path, "run `ensemblehub bench`, with --force where it is damaged"))
     except ValueError as error:
         raise ArtifactError(f"{path} is damaged ({error}); {ANEW}") from error
     settings, rows = settings_of(path, found)

@@ -121,6 +121,9 @@ def test_gzipped_journals_are_read_and_go_on(tmp_path, capsys):
     copy.write_bytes(copy.read_bytes()[:-9])
     assert command(*given, "--limit", 3) == 2
     assert f"{copy} is damaged" in capsys.readouterr().err
+    assert command(*given, "--limit", 3, "--force") == 0
+    assert len(ids(out, "builtin_intern")) == 3
+    assert not copy.exists()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
