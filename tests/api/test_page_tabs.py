@@ -266,6 +266,15 @@ def test_the_board_shows_results_that_the_operator_names(visit, echo):
     board.get_by_role("button", name="made").nth(1).click()
     expect(methods).to_have_text(["base", EVIL])
 
+    page.route("**/answers?*", lambda route: route.fulfill(body="torn"))
+    board.get_by_role("button", name="q0").click()
+    expect(page.get_by_role("alert")).not_to_be_empty()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.unroute("**/answers?*")
+    board.get_by_role("button", name="q0").click()
+    expect(page.get_by_role("dialog", name="q0")).to_be_visible()
+    page.keyboard.press("Escape")
+
     page.route("**/v1/ensemble/board", lambda route: route.fulfill(json={"results": []}))
     page.reload()
     expect(board).to_contain_text("Start the server with --board DIR")

@@ -28,9 +28,9 @@ const shareOf = (samples) => samples.filter(({ correct }) => correct).length / s
 
 /**
  * Show results (objects with a `title`) in `root`. `load` gets one by its place: its table, questions, and which
- * answers are right; `answersTo` a question's answers, by place and the question's id.
+ * answers are right; `answersTo` a question's answers, by place and the question's id.  `complain` is told of errors.
  */
-export async function showBoard(root, results, load, answersTo) {
+export async function showBoard(root, results, load, answersTo, complain) {
   let all = null;
   const state = { ...START, section: 0 };
   const draw = () => patch(root, chooser(results, state), report(all, state, root.clientWidth),
@@ -50,10 +50,16 @@ export async function showBoard(root, results, load, answersTo) {
     },
     close: () => root.querySelector("dialog").close(),
   };
+  await acts.section(0);
   root.addEventListener("click", async ({ target }) => {
     const { name, value } = target.closest("button") ?? {};
     if (!acts[name]) return;
-    await acts[name](value);
+    try {
+      await acts[name](value);
+    } catch (error) {
+      complain(error);
+      return draw(); // as it was
+    }
     draw();
     const dialog = root.querySelector("dialog");
     if (name === "open" && !dialog.open) dialog.showModal();
@@ -63,7 +69,6 @@ export async function showBoard(root, results, load, answersTo) {
     Object.assign(state, { [name]: value, shown: START.shown });
     draw();
   });
-  await acts.section(0);
   new ResizeObserver(draw).observe(root); // which draws at once
 }
 

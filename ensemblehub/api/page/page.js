@@ -236,9 +236,14 @@ async function loadBoard() {
   const load = async (path) => (await send(`/v1/ensemble/board${path}`, {}, askForKey)).json();
   const { results } = await load("");
   if (!results.length) return patch(byId("results"), element("p.lead", null, NO_BOARD));
+  if (boarded) return; // by another click, meanwhile
   boarded = true;
   await showBoard(byId("results"), results, (place) => load(`/${place}`),
-    (place, id) => load(`/${place}/answers?question=${encodeURIComponent(id)}`));
+    (place, id) => load(`/${place}/answers?question=${encodeURIComponent(id)}`), complain)
+    .catch((error) => {
+      boarded = false;
+      throw error;
+    });
 }
 
 /** Show a tab; the form and the run are in the one of the first two that is shown. */
