@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
@@ -75,7 +76,7 @@ def engine_for(path: str) -> str:
     if path.startswith(("http://", "https://")) or ":http" in path:
         return "openai"
     model, _, quantization = path.removeprefix("hub:").partition(":")
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))  # which leaves a user that there is not
     holds_gguf = any(folder.glob("*.gguf")) and not (folder / "config.json").exists()
     is_gguf = path.lower().endswith(".gguf") or model.lower().endswith("-gguf") or holds_gguf
     return "llama_cpp" if is_gguf or (path.startswith("hub:") and quantization) else "hf"

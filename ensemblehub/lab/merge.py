@@ -30,13 +30,18 @@ def merged(target: Path) -> Iterator[str]:
     A target that exists keeps its rows.  The shards stay where they are.
 
     Raises:
-        ConfigError: there are no shards, or a folder beside theirs is of none.
+        ConfigError: there are no shards, a folder beside theirs is of none, or a journal is gzipped.
         ArtifactError: a shard is missing, damaged or in use; rows were made with different settings, belong to
             another shard, or differ under one id.
     """
     at, patterns = (target, MERGED) if target.is_dir() else (target.parent, (target.name,))
     parts: dict[Path, dict[Shard, Path]] = {}
-    for folder in sorted((at / FOLDER).glob("*-of-*")):
+    folders = sorted((at / FOLDER).glob("*-of-*"))
+    if target.is_dir() and (
+        packed := [path for each in (at, *folders) for path in each.glob("answers/*.gz")]
+    ):
+        raise ConfigError(f"{packed[0]} is gzipped: `gunzip` it before the merge")
+    for folder in folders:
         for path in (path for pattern in patterns for path in folder.glob(pattern)):
             parts.setdefault(at / path.relative_to(folder), {})[Shard.named(folder.name)] = path
     if not parts:

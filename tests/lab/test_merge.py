@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from ensemblehub.cli import add_plugins, cli
-from ensemblehub.errors import ArtifactError
+from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab.merge import merged
 from ensemblehub.shards import Shard
 
@@ -108,6 +108,17 @@ def test_shards_of_bench_are_one_run(folder):
         folder / "parts" / "questions.jsonl"
     ).read_text()
     bench(folder, "parts", "--limit", 5)
+
+
+@pytest.mark.parametrize("of", ["out", "out/shards/1-of-2"])
+def test_a_gzipped_journal_is_not_left_out(tmp_path, of):
+    for place in ("out/shards/0-of-2", "out/shards/1-of-2", of):
+        (tmp_path / place / "answers").mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / "answers" / "model.jsonl").write_text('{"settings": {}}\n')
+    packed = tmp_path / of / "answers" / "other.jsonl.gz"
+    packed.write_bytes(b"")
+    with pytest.raises(ConfigError, match=rf"{packed} is gzipped: `gunzip` it before the merge"):
+        list(merged(tmp_path / "out"))
 
 
 def test_shards_of_collect_are_one_run(folder):
