@@ -19,6 +19,8 @@ CLIENTS := .venv-clients
 # LlamaIndex wants openai below 3, LiteLLM above.
 CLIENTS_2 := .venv-clients-2
 AI_SDK := tests/clients/ai_sdk
+# Open WebUI is large, too: two gigabytes.
+WEBUI := .venv-open-webui
 # Ray is large, and starts slowly.
 RAY := .venv-ray
 # The site; MkDocs caps what the rest may need.
@@ -28,7 +30,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-llamacpp test-vllm test-clients test-ray notebook pictures engines lint types site bench clean
+.PHONY: help install demo serve test test-llamacpp test-vllm test-clients test-open-webui test-ray notebook pictures engines lint types site bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -96,6 +98,17 @@ test-clients: $(STAMP) $(CLIENTS)/.installed $(CLIENTS_2)/.installed  ## test th
 	$(CLIENTS)/bin/python -c 'import anthropic, inspect_ai, langchain_openai, litellm, mcp, pydantic_ai'  # without them all tests would be skipped
 	ENSEMBLEHUB_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest tests/clients $(ARGS)
 	ENSEMBLEHUB_PYTHON=$(abspath $(BIN)/python) $(CLIENTS_2)/bin/python -m pytest tests/clients -k 'llama_index or LlamaIndex' $(ARGS)
+
+$(WEBUI)/.installed: constraints.txt
+	test -x $(WEBUI)/bin/python || $(PYTHON) -m venv $(WEBUI)
+	$(WEBUI)/bin/python -m pip install -q uv "$$(grep '^torch==' constraints.txt)"
+	$(WEBUI)/bin/uv pip install -q --python $(WEBUI)/bin/python "$$(grep '^torch==' constraints.txt)" \
+		open-webui==0.12.4 $$(grep -E '^(playwright|pytest|httpx2)==' constraints.txt)
+	touch $@
+
+test-open-webui: $(STAMP) $(WEBUI)/.installed  ## test Open WebUI's page in a browser in front of the server; on demand, not part of CI
+	$(WEBUI)/bin/python -c 'import open_webui'  # without it all its tests would be skipped
+	ENSEMBLEHUB_PYTHON=$(abspath $(BIN)/python) $(WEBUI)/bin/python -m pytest tests/clients/test_open_webui.py $(ARGS)
 
 $(RAY)/.installed: pyproject.toml constraints.txt
 	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)

@@ -27,6 +27,7 @@ PACKAGES = {
     "LangChain": "langchain-openai",
     "LlamaIndex": "llama-index-llms-openai-like",
     "lm-evaluation-harness": "lm-eval",
+    "Open WebUI": "open-webui",
     "pydantic-ai": "pydantic-ai-slim",
 }
 Found = dict[str, dict[str, Any]]

@@ -17,6 +17,7 @@ from ensemblehub.config import Config
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples/compose/grafana"
+DEFAULT = ROOT / "ensemblehub/builtin/builtin_tandem.yaml"  # what `serve` serves without a file
 PANELS = json.loads((FOLDER / "dashboard.json").read_text())["panels"]
 ECHO = {
     "model_specs": [{"name": "a", "engine": "echo"}, {"name": "b", "engine": "echo"}],
@@ -116,4 +117,9 @@ def test_the_services_fit_together():
     assert scraped["static_configs"][0]["targets"] == ["ensemblehub:8000"]
     source = yaml.safe_load((FOLDER / "datasource.yaml").read_text())["datasources"][0]
     assert {panel["datasource"]["uid"] for panel in PANELS} == {source["uid"]}
-    assert "/v1" in services["open-webui"]["environment"]["OPENAI_API_BASE_URL"]
+    webui = services["open-webui"]["environment"]
+    assert "/v1" in webui["OPENAI_API_BASE_URL"]
+    assert json.loads(webui["DEFAULT_MODEL_METADATA"])["capabilities"] == {"builtin_tools": False}
+    assert webui["TASK_MODEL_EXTERNAL"] in [
+        spec["name"] for spec in yaml.safe_load(DEFAULT.read_text())["model_specs"]
+    ]
