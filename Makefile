@@ -152,5 +152,5 @@ bench: $(TESTS)  ## measure the hf engine against model.generate
 	$(BIN)/python -m benchmarks.engine_overhead hf $(ARGS)
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(CLIENTS_2) $(RAY) $(DOCS) $(AI_SDK)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(CLIENTS_2) $(WEBUI) $(RAY) $(DOCS) $(AI_SDK)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

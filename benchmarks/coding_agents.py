@@ -1,6 +1,7 @@
 """Codex CLI and Claude Code against this server: `python -m benchmarks.coding_agents CODEX CLAUDE`.
 
-Both are asked, without a terminal, what a file says.  The member is scripted: it calls the agent's own shell tool, and
+Both are asked, without a terminal, what a file says: of a model, and of a Tandem whose intern it is.  The model is
+scripted: it calls the agent's own shell tool, and
 answers once it has read the tool's output.  So a run that ends with the answer shows that the agent's requests are
 understood, that it runs the streamed tool call, and that its next request, with the call and its output, is
 understood too.  The arguments are the programs of `npm install @openai/codex @anthropic-ai/claude-code`.  Codex
@@ -33,11 +34,22 @@ CONFIG = {
             "engine": "caller:CallingEngine",
             "replies": {NOTE: ANSWER, "": "No tool has answered."},
             "calls": {"exec_command": {"cmd": READ}, "Bash": {"command": READ, "description": "Read it"}},
-        }
+        },
+        {"name": "mentor", "engine": "echo", "replies": {"": "Goal: read the note."}, "parameters": 10**9},
     ],
-    "ensemble": {"output_aggregation_method": "single", "output_aggregation_params": {"engine": "agent"}},
+    "ensemble": {
+        "output_aggregation_method": "tandem",
+        "output_aggregation_params": {
+            "mentor": "mentor",
+            "intern": "agent",
+            "profile": "qwen-coder",
+            "levels": {"low": 4},
+            "judge": "fixed:low",
+        },
+    },
 }
-CODEX = """model = "agent"
+MODELS = ("agent", "ensemble")
+CODEX = """model = "{model}"
 model_provider = "ensemblehub"
 web_search = "disabled"
 
@@ -63,8 +75,9 @@ def main() -> None:
         work.mkdir()
         (work / "note.txt").write_text(NOTE + "\n")
         parts = [
-            codex(given.codex.absolute(), url, home, work),
-            claude(given.claude.absolute(), url, home, work),
+            agent(program.absolute(), url, home, work, model)
+            for agent, program in ((codex, given.codex), (claude, given.claude))
+            for model in MODELS
         ]
         text = (
             "\n\n".join(parts)
@@ -77,9 +90,9 @@ def main() -> None:
     print(text)
 
 
-def codex(program: Path, url: str, home: Path, work: Path) -> str:
+def codex(program: Path, url: str, home: Path, work: Path, model: str) -> str:
     """The transcript of Codex CLI."""
-    settings = CODEX.format(url=url)
+    settings = CODEX.format(url=url, model=model)
     (home / "config.toml").write_text(settings)
     command = ["exec", "--skip-git-repo-check", "--sandbox", "danger-full-access", "--json", QUESTION]
     done = run([str(program), *command], work, {"CODEX_HOME": str(home)})
@@ -92,10 +105,10 @@ def codex(program: Path, url: str, home: Path, work: Path) -> str:
     return transcript(title, settings, ["codex", *command], said, passed)
 
 
-def claude(program: Path, url: str, home: Path, work: Path) -> str:
+def claude(program: Path, url: str, home: Path, work: Path, model: str) -> str:
     """The transcript of Claude Code."""
-    settings = {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "none", "ANTHROPIC_MODEL": "agent"}
-    settings |= {"ANTHROPIC_SMALL_FAST_MODEL": "agent", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
+    settings = {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "none", "ANTHROPIC_MODEL": model}
+    settings |= {"ANTHROPIC_SMALL_FAST_MODEL": model, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
     command = ["-p", QUESTION, "--allowedTools", "Bash(cat:*)", "--output-format", "stream-json", "--verbose"]
     done = run([str(program), *command], work, {**settings, "CLAUDE_CONFIG_DIR": str(home / "claude")})
     events = [json.loads(line) for line in done.splitlines() if line.startswith("{")]

@@ -307,9 +307,9 @@ def _check_capabilities(body: GenerationRequest, served: Served, extracting: boo
         if body.continue_final_message:
             _require(engines, "prefix", name, "continue_final_message")
         if body.calls_tools:
-            _require_alone(served, "tools")
+            _require_whole(served, "tools")
         if "response_format" in body.passed_on:
-            _require_format(served)
+            _require_whole(served, "response_format")
 
 
 def _require(engines: Sequence[Engine], capability: Capability, name: str, param: str) -> None:
@@ -322,32 +322,22 @@ def _require(engines: Sequence[Engine], capability: Capability, name: str, param
             raise Problem(400, text, "unsupported", param)
 
 
-def _require_alone(served: Served, capability: Capability) -> None:
-    """Refuse what only one model by itself can honour, and only one that says so."""
-    engine = served.sole_engine
-    if engine is None:
-        text = f"{served.name!r} answers with several models; {capability} goes with one that offers it"
-        raise Problem(400, text, "unsupported", capability)
-    _require([engine], capability, served.name, capability)
-
-
-def _require_format(served: Served) -> None:
-    """Refuse a response format where the answer is not written whole by models that keep to it."""
-    engines = served.ensemble.aggregation.formatted_by(served.ensemble.engines)
+def _require_whole(served: Served, capability: Capability) -> None:
+    """Refuse what only models that write the whole answer can honour, and only those that say so."""
+    engines = served.answerers(capability)
     if not engines:
-        text = (
-            f"{served.name!r} answers with several models; response_format goes with one that writes it whole"
-        )
-        raise Problem(400, text, "unsupported", "response_format")
-    _require(engines, "response_format", served.name, "response_format")
+        text = f"{served.name!r} answers with several models; {capability} goes with one that writes it whole"
+        raise Problem(400, text, "unsupported", capability)
+    _require(engines, capability, served.name, capability)
 
 
 def _passed_on(body: GenerationRequest, served: Served) -> dict[str, Any]:
     """Fields for the engine's own server; tools that may not be called only where the engine knows tools."""
     if not isinstance(body, ChatRequest):
         return {}
-    engine = served.sole_engine
-    if body.tool_choice == "none" and not (engine and "tools" in engine.capabilities):
+    engines = served.answerers("tools")
+    knows = bool(engines) and all("tools" in engine.capabilities for engine in engines)
+    if body.tool_choice == "none" and not knows:
         return {name: value for name, value in body.passed_on.items() if name == "response_format"}
     return body.passed_on
 

@@ -27,7 +27,7 @@ from ensemblehub.ensemble_methods.output_aggregation.single import Single
 from ensemblehub.ensemble_methods.roles import largest
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Request
+from ensemblehub.schema import Capability, Request
 from ensemblehub.scorers.base import Scorer
 
 _MAX_VARIANTS = 64  # ensembles with changed options that are kept
@@ -60,10 +60,9 @@ class Served:
         """The engine in whose tokens a raw prompt is read."""
         return self.ensemble.aggregation.reader(self.ensemble.engines)
 
-    @property
-    def sole_engine(self) -> Engine | None:
-        """The engine that answers by itself; None where several do."""
-        return self.ensemble.aggregation.passthrough(self.ensemble.engines)
+    def answerers(self, capability: Capability) -> Sequence[Engine]:
+        """Engines that may write the answer, each all of it; see `Aggregation.answerers`."""
+        return self.ensemble.aggregation.answerers(self.ensemble.engines, capability)
 
     def estimated_alone(self, request: Request) -> tuple[float, float, float] | None:
         """Return the estimated FLOPs of the mentor alone: mean and 95 % interval, or None if unknown."""

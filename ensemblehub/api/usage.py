@@ -64,7 +64,7 @@ def _completion_tokens(answer: AnswerRecord) -> int:
     """Tokens of the answer; those of tool calls are taken from the ledger, since no text shows them."""
     if not any(isinstance(event, Piece) and event.tool_calls for event in answer.events):
         return answer.answer_tokens
-    costs = [call.cost for call in answer.ledger.calls if call.purpose == "answer"]
+    costs = [call.cost for call in answer.ledger.calls if call.purpose in ("answer", "propose")]
     return max(answer.answer_tokens, sum(cost.completion_tokens - cost.discarded_tokens for cost in costs))
 
 

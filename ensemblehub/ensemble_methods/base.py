@@ -135,14 +135,16 @@ class Aggregation(EnsembleMethod, ABC):
         """Return the estimated FLOPs of the mentor alone: mean and 95 % interval, or None if unknown."""
         return None
 
-    def passthrough(self, engines: Sequence[Engine]) -> Engine | None:
-        """Return the engine that answers alone, including tool calls; None if several contribute."""
-        return None
+    def answerers(self, engines: Sequence[Engine], capability: Capability) -> Sequence[Engine]:
+        """Engines that may write the answer, each all of it, so that it calls tools or keeps to a format.
 
-    def formatted_by(self, engines: Sequence[Engine]) -> Sequence[Engine]:
-        """Return the engines that may write the answer, each all of it, so that it keeps to a format."""
-        alone = self.passthrough(engines)
-        return () if alone is None else (alone,)
+        Args:
+            capability: `tools` or `response_format`.
+
+        Returns:
+            None of them where the strategy cannot honour that.
+        """
+        return ()
 
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
         """Engines that a selection must not drop."""

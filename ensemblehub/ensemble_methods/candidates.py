@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge
@@ -58,6 +58,13 @@ class Candidate:
     def answer(self) -> Piece:
         """The complete text as one piece of the ensemble's answer."""
         return Piece(self.text, self.engine.name, "answer", self.tokens, self.pieces[-1].finish)
+
+    @property
+    def given(self) -> list[Piece]:
+        """The complete text as the ensemble's answer: one piece, or all of them where they call tools."""
+        if any(piece.tool_calls for piece in self.pieces):
+            return [replace(piece, purpose="answer") for piece in self.pieces]
+        return [self.answer]
 
     async def write(self, ledger: UsageLedger) -> None:
         """Let the engine write it to its end; cancelling stops the engine."""

@@ -79,7 +79,8 @@ class Escalation(LargeAndSmall):
             verdict = await self.judged(trial)
             yield verdict
             if verdict.sufficient:
-                yield trial.draft.answer
+                for piece in trial.draft.given:
+                    yield piece
                 return
         if not self.keeps_draft:
             trial.draft.discard(ledger)
@@ -101,8 +102,10 @@ class Escalation(LargeAndSmall):
             engine.fits(engine.count(request), request.sampling.required)
 
     async def judged(self, trial: Trial) -> Verdict:
-        """Judge a finished draft."""
+        """Judge a finished draft; a call of tools whose tokens are not known is never accepted."""
         complete = trial.draft.answer.finish != "length"
+        if trial.draft.answer.finish == "tool_calls":
+            complete = any(token.logprob is not None for token in trial.draft.tokens)
         probability = await self.criterion.probability(trial) if complete else 0.0
         return Verdict(DRAFT, 0, probability, self.enough, complete and probability >= self.enough)
 

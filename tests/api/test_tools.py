@@ -1,4 +1,4 @@
-"""Tools and formats go through the server to a single model behind an API or in vLLM, and nowhere else."""
+"""Tools and formats go through the server to the model that writes the whole answer, if it offers them."""
 
 import asyncio
 import importlib.util
@@ -210,7 +210,8 @@ def near(request, serve, shows_tools):
     }
     pair = {"output_aggregation_method": "tandem", "output_aggregation_params": tandem}
     drafting = {**pair, "output_aggregation_params": {**tandem, "draft": "logprob"}}
-    ensembles = {"pair": pair, "drafting": drafting}
+    swapped = {**pair, "output_aggregation_params": {**tandem, "mentor": "plain", "intern": "near"}}
+    ensembles = {"pair": pair, "drafting": drafting, "swapped": swapped}
     server = serve(
         json.dumps({"model_specs": [spec, plain], "ensemble": method, "ensembles": ensembles}),
         env={"VLLM_CPU_KVCACHE_SPACE": "1"},
@@ -260,6 +261,10 @@ def test_a_model_calls_tools_and_keeps_to_a_format(near, request):
     joint = server.post(CHAT, {**ask, "model": "pair", "response_format": schema, "logit_bias": {}}).json()
     assert set(json.loads(joint["choices"][0]["message"]["content"])) == {"a", "b"}
     assert len(joint["choices"][0]["message"]["reasoning_content"]) > 8  # the insight keeps to no format
+    joint = server.post(CHAT, {**body, "model": "swapped"}).json()
+    joint = joint["choices"][0]
+    assert joint["message"]["tool_calls"][0]["function"]["name"] == "add"
+    assert len(joint["message"]["reasoning_content"]) > 8
     refused = server.post(CHAT, {**ASK, "model": "drafting", "response_format": schema}).json()["error"]
     assert "answers with several models" in refused["message"]
     refused = server.post(CHAT, {**ASK, "model": "plain", "tools": [TOOL]}).json()["error"]

@@ -6,14 +6,18 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
-from ensemblehub.schema import Piece
+from ensemblehub.schema import Piece, Token
 
 
 @dataclass(frozen=True)
 class CallingOptions(EchoOptions):
-    """`calls`: arguments by the tool's name; the first that is offered is called, or with none given any tool."""
+    """`calls`: arguments by the tool's name; the first that is offered is called, or with none given any tool.
+
+    `knows`: whether the tokens of a call are given, with the logprob of the script.
+    """
 
     calls: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    knows: bool = False
 
 
 class CallingEngine(EchoEngine):
@@ -37,5 +41,6 @@ class CallingEngine(EchoEngine):
         parts += [{"index": 0, "function": {"arguments": bit}} for bit in (arguments[:7], arguments[7:])]
         for part in parts:
             yield Piece("", self.name, meter.purpose, tool_calls=(part,))
-        yield Piece("", self.name, meter.purpose, (), "tool_calls")
+        tokens = (Token(arguments, None, self.script.logprob, 0.1),) if self.script.knows else ()
+        yield Piece("", self.name, meter.purpose, tokens, "tool_calls")
         meter.record(self.name, self.info, prompt_tokens=self.count(request), completion_tokens=12)

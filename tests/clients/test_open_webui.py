@@ -116,5 +116,5 @@ def test_a_failure_is_told(as_composed, ask):
 def test_its_own_tools_are_called_by_a_model_that_can_and_refused_by_an_ensemble(webui, ask):
     address = webui()
     expect(ask(address, "caller").get_by_text("The tool says 4.")).to_be_visible(timeout=60_000)
-    refused = "answers with several models; tools goes with one that offers it"
+    refused = "cannot honour tools: small lacks"
     expect(ask(address, "ensemble").get_by_text(re.compile(refused)).first).to_be_visible(timeout=30_000)

@@ -20,7 +20,7 @@ from ensemblehub.ensemble_methods.escalation import Escalation
 from ensemblehub.ensemble_methods.roles import by_name
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Event
+from ensemblehub.schema import Capability, Event
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Cascade(Escalation):
             verdict = await self.judged(replace(trial, draft=draft))
             yield verdict
             if verdict.sufficient:
-                yield draft.answer
+                for piece in draft.given:
+                    yield piece
                 return
             draft.discard(ledger)
         async with aclosing(large.stream(request, ledger.meter("answer"))) as pieces:
@@ -58,6 +59,12 @@ class Cascade(Escalation):
     def middle(self, engines: Sequence[Engine]) -> list[Engine]:
         """The engines between the small and the large one."""
         return [by_name(engines, name, "cascade: between") for name in self.between]
+
+    def answerers(self, engines: Sequence[Engine], capability: Capability) -> Sequence[Engine]:
+        if capability == "tools" and not self.criterion.reads_tokens:
+            return ()  # no other criterion sees a call
+        large, small = self.pair(engines)
+        return (small, *self.middle(engines), large)
 
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, ...]:
         return (*super().roles(engines), *self.middle(engines))

@@ -13,7 +13,7 @@ from ensemblehub.ensemble_methods.output_aggregation.distribution import Distrib
 from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.errors import RequestError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Event, Request, Scored
+from ensemblehub.schema import Capability, Event, Request, Scored
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Single(Aggregation):
     def reader(self, engines: Sequence[Engine]) -> Engine:
         return self.chosen(engines)
 
-    def passthrough(self, engines: Sequence[Engine]) -> Engine:
-        return self.chosen(engines)
+    def answerers(self, engines: Sequence[Engine], capability: Capability) -> Sequence[Engine]:
+        return (self.chosen(engines),)
 
     def chosen(self, engines: Sequence[Engine]) -> Engine:
         """The engine that answers."""

@@ -53,7 +53,7 @@ class Tandem(TandemOptions):
         draft = self.drafting(self.criterion, dialogue, intern, engines, ledger) if self.criterion else None
         judged = draft.judged if draft else self.judged
         texts, verdicts = {LEVEL_0: ""}, list[Verdict]()
-        asked = dialogue.mentor_request(budget)
+        asked = self.mentor_request(dialogue, mentor, budget)
         async with aclosing(mentor.stream(asked, ledger.meter("insight"))) as writing:
             for checkpoint in self.checkpoints if budget else ():
                 while piece := await insight.read(writing, min(checkpoint.mentor_tokens, budget)):

@@ -97,7 +97,7 @@ class TandemOptions(Aggregation):
         for warning in self.artifact.check(mentor.model, intern.model, prompts, self.strict, budget_of):
             log.warning(warning)
 
-    def formatted_by(self, engines: Sequence[Engine]) -> Sequence[Engine]:
+    def answerers(self, engines: Sequence[Engine], capability: Capability) -> Sequence[Engine]:
         mentor, intern = self.roles(engines)
         if self.insight_mode == "continuation" or self.draft:
             return ()
@@ -154,10 +154,16 @@ class TandemOptions(Aggregation):
         longest = self.checkpoints[-1].mentor_tokens if self.checkpoints else 0
         budget = min(longest, (most or sys.maxsize) - 1)
         if budget:
-            mentor.fits(mentor.count(dialogue.mentor_request(budget)), budget)
+            mentor.fits(mentor.count(self.mentor_request(dialogue, mentor, budget)), budget)
         both = min(budget + sampling.required, most or sys.maxsize)
         intern.fits(intern.count(dialogue.intern_request()), both)
         return budget
+
+    def mentor_request(self, dialogue: Dialogue, mentor: Engine, budget: int) -> Request:
+        """Ask for an insight of at most `budget` tokens; a mentor that knows tools is shown the intern's."""
+        asked = dialogue.mentor_request(budget)
+        tools = dialogue.request.extra.get("tools") if "tools" in mentor.capabilities else None
+        return replace(asked, extra={"tools": tools, "tool_choice": "none"}) if tools else asked
 
     def roles(self, engines: Sequence[Engine]) -> tuple[Engine, Engine]:
         """Return mentor and intern: by name, else the largest and the smallest of the remaining engines.
@@ -185,7 +191,8 @@ class TandemOptions(Aggregation):
         self, request: Request, engines: Sequence[Engine]
     ) -> tuple[float, float, float] | None:
         mentor, _ = self.roles(engines)
-        read = mentor.count(request)
+        knows = "tools" in mentor.capabilities
+        read = mentor.count(request if knows else replace(request, extra={}))
         return None if read is None else estimated_mentor_alone(self.artifact.estimates, mentor.info, read)
 
     @property
