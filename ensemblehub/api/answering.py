@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ensemblehub.api.admission import Admission, Reservation
-from ensemblehub.api.budget import BudgetSpentError, Spending
+from ensemblehub.api.budget import BudgetSpentError, Spending, may_cost
 from ensemblehub.api.catalog import Catalog, Served
 from ensemblehub.api.job import AnswerEvent, AnswerRecord, GenerationJob, Kind, is_answer, is_insight
 from ensemblehub.api.key_budgets import KeyBudgets
@@ -104,6 +104,8 @@ class Answering:
             raise Problem(400, text, "unsupported", "ensemble.conversation")
         if body.conversation:
             served = self.catalog.pinned(served, self.pins.find((owner, served.name, body.conversation)))
+            _check_required(body, served)
+        _check_prices(body, served)
         sampling = self._sampling(body, served)
         prompts, count = body.prompts(), body.n or 1
         marks = served.ensemble.generation.extract_after if body.marks is None else body.marks
@@ -113,6 +115,21 @@ class Answering:
         extra = _passed_on(body, served)
         requests = [Request(prompt, sampling, prefix, request_id, extra=extra) for prompt, prefix in prompts]
         return PreviewedRequest(served, requests, count, generation)
+
+    async def count(self, body: ChatRequest) -> int:
+        """The length of a prompt, in tokens of the engine that reads the ensemble's prompts.
+
+        Raises:
+            Problem: it cannot be counted.
+        """
+        reader = self.catalog.chosen(body.model, body.ensemble, body.reasoning_effort).reader
+        ((prompt, prefix),) = body.prompts()
+        request = Request(prompt, prefix=prefix, extra=body.passed_on)
+        (tokens,) = await prompt_lengths(reader, [request], self.settings.max_prompt_tokens, 0)
+        if not tokens:
+            text = f"{reader.name} has no tokenizer, so its prompts cannot be counted"
+            raise Problem(400, text, "unsupported")
+        return tokens
 
     async def _lengths(self, engine: Engine, asked: PreviewedRequest) -> list[int]:
         written = asked.requests[0].sampling.max_tokens
@@ -130,10 +147,10 @@ class Answering:
             if limit is not None and asked is not None and asked > limit:
                 at = f"ensemble.budget.{name}"
                 raise Problem(400, f"{name} is at most {limit:g} here", "out_of_bounds", at)
-        limit = most.within(wanted)
-        if self.key_budgets:
-            limit = limit.within(self.key_budgets.left(owner))
-        return None if limit == Budget() else Spending(limit)
+        spending = Spending(most.within(wanted))
+        if keys := self.key_budgets:
+            spending = Spending(most.within(wanted), keys.left(owner), lambda: keys.too_little(owner))
+        return None if spending.limit == Budget() else spending
 
     async def preview(self, body: GenerationRequest, request_id: str, owner: str) -> dict[str, Any]:
         """Who would answer a request, and at what estimated cost.
@@ -142,7 +159,8 @@ class Answering:
             Problem: it cannot be honoured.
         """
         asked = self.check(body, request_id, owner)
-        self._spending(body, owner)
+        if spending := self._spending(body, owner):
+            asked = asked._replace(budget=spending.limit)
         engines = asked.served.ensemble.engines
         lengths = {engine.name: await self._lengths(engine, asked) for engine in engines}
         for read, request in zip(lengths[asked.served.reader.name], asked.requests, strict=True):
@@ -193,7 +211,8 @@ class Answering:
                     yield told
             self.request_log.write(job)
             for answer in job.answers:
-                self.previews.add(answer)
+                if not answer.out_of_budget:
+                    self.previews.add(answer)
             if job.body.conversation:
                 self.pin(job, job.body.conversation)
         except (asyncio.CancelledError, GeneratorExit):
@@ -256,6 +275,8 @@ async def _stream(answer: AnswerRecord, ensemble: AsyncEnsemble) -> AsyncGenerat
         except (BudgetSpentError, ExceptionGroup):
             if answer.spending is None or not answer.spending.reached:
                 raise
+            if not any(is_answer(event) and (event.text or event.tool_calls) for event in answer.events):
+                answer.spending.refuse()
             answer.out_of_budget = True
             yield Piece("", answer.engine.name, "answer", finish="length")
 
@@ -293,6 +314,23 @@ async def _merge(streams: Sequence[AsyncGenerator[JobEvent, None]]) -> AsyncGene
 def _is_output(event: AnswerEvent) -> bool:
     """Whether the first-token deadline is met."""
     return is_answer(event) or is_insight(event) or isinstance(event, Scored)
+
+
+def _check_required(body: GenerationRequest, served: Served) -> None:
+    """Refuse to require a member that the conversation began without."""
+    names = [engine.name for engine in served.ensemble.engines]
+    for name in body.ensemble.require if body.ensemble else ():
+        if name not in names:
+            text = f"the conversation began without {name!r}, and goes on with {', '.join(names)}"
+            raise Problem(400, text, "unsupported", "ensemble.require")
+
+
+def _check_prices(body: GenerationRequest, served: Served) -> None:
+    """Refuse a limit in dollars where nothing has a price."""
+    limit = body.ensemble and body.ensemble.budget and body.ensemble.budget.usd
+    if limit and not any(map(may_cost, served.ensemble.engines)):
+        text = f"no model of {served.name!r} has a price: limit `tflops` or `tokens`"
+        raise Problem(400, text, "unsupported", "ensemble.budget.usd")
 
 
 def _check_capabilities(body: GenerationRequest, served: Served, extracting: bool) -> None:

@@ -33,6 +33,7 @@ try:
     from ensemblehub.api.admission import Admission
     from ensemblehub.api.answering import Answering
     from ensemblehub.api.blocks import BlockWire
+    from ensemblehub.api.budget import may_cost
     from ensemblehub.api.catalog import Catalog
     from ensemblehub.api.chunks import chunks
     from ensemblehub.api.completion import completion
@@ -41,7 +42,7 @@ try:
     from ensemblehub.api.job import GenerationJob
     from ensemblehub.api.key_budgets import KeyBudgets
     from ensemblehub.api.message_events import AnthropicError, CountedTokens, MessageReply, MessageWire
-    from ensemblehub.api.messages import CountRequest, MessagesRequest, count_tokens
+    from ensemblehub.api.messages import CountRequest, MessagesRequest
     from ensemblehub.api.monitoring import Monitor
     from ensemblehub.api.pages import add_board_routes, add_page_routes
     from ensemblehub.api.preview import Preview
@@ -50,7 +51,7 @@ try:
     from ensemblehub.api.reading import LARGE, JSONRoute, beside
     from ensemblehub.api.replies import ERRORS, STREAMED, ChatCompletion, TextCompletion
     from ensemblehub.api.request_log import RequestLog
-    from ensemblehub.api.response_events import DeletedResponse, ResponseObject, ResponseWire
+    from ensemblehub.api.response_events import DeletedResponse, InputTokens, ResponseObject, ResponseWire
     from ensemblehub.api.responses import ResponsesRequest, in_its_names
     from ensemblehub.api.state import State
     from ensemblehub.api.streaming import JSON, Disconnected, EventStream, Framing, while_connected
@@ -82,6 +83,9 @@ def create_app(
     catalog = Catalog(config)
     admission = Admission(settings.max_running, settings.max_queued, settings.max_queued_tokens)
     monitor = Monitor(admission, state, catalog.watches, catalog.engines)
+    for field, budget in (("key_budget", settings.key_budget), ("request_budget", settings.request_budget)):
+        if budget.usd is not None and not any(map(may_cost, catalog.engines)):
+            log.warning("server.%s.usd: no model here has a price, so it limits nothing", field)
     limited = settings.key_budget != Budget()
     budgets = KeyBudgets(settings.key_budget_file, settings.key_budget) if limited else None
     app = FastAPI(
@@ -251,6 +255,13 @@ def add_translated_routes(app: FastAPI, replies: Replies) -> None:
         except Problem as problem:
             raise in_its_names(problem) from problem
 
+    @app.post("/v1/responses/input_tokens", response_model=InputTokens, tags=["OpenAI"])
+    async def response_tokens(request: Request, body: ResponsesRequest) -> Response:
+        """Count the tokens of a prompt; nothing is generated."""
+        chat = body.chat(replies.answering, request.state.owner)
+        tokens = await replies.answering.count(chat)
+        return JSON({"object": "response.input_tokens", "input_tokens": tokens})
+
     stored = replies.answering.stored
 
     @app.get("/v1/responses/{response_id}", response_model=ResponseObject, tags=["OpenAI"])
@@ -282,7 +293,7 @@ def add_translated_routes(app: FastAPI, replies: Replies) -> None:
     )
     async def message_tokens(body: CountRequest) -> Response:
         """Count the tokens of a conversation; nothing is generated."""
-        return JSON({"input_tokens": await count_tokens(body, replies.answering)})
+        return JSON({"input_tokens": await replies.answering.count(body.chat(replies.answering))})
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -9,7 +9,7 @@ model.
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,6 +24,11 @@ from ensemblehub.schema import Piece, Request, Scored
 
 class BudgetSpentError(RequestError):
     """A request has spent what it may."""
+
+
+def may_cost(engine: Engine) -> bool:
+    """Whether a model may cost dollars: it has a price, or is behind an API, which may tell what a reply cost."""
+    return engine.info.price is not None or engine.footprint is None
 
 
 @dataclass(eq=False)
@@ -52,9 +57,14 @@ class Spending:
         reached: whether they were stopped.
     """
 
-    def __init__(self, limit: Budget) -> None:
-        self.limit = limit
+    def __init__(
+        self, own: Budget, left: Budget | None = None, refusal: Callable[[], Exception] | None = None
+    ) -> None:
+        """`own` is the request's limit, `left` what its key may still spend."""
+        self.limit = own.within(left or Budget())
         self.reached = False
+        self._own = own
+        self._refusal = refusal
         self._ended = Cost()
         self._running: list[RunningCall] = []
         self._read: dict[str, int] = {}  # longest prompt by local engine
@@ -69,6 +79,11 @@ class Spending:
         other.engines = [cast(Engine, WatchedEngine(engine, self)) for engine in ensemble.engines]
         return other
 
+    def refuse(self) -> None:
+        """Raise what refuses a request that the rest of its key's budget did not suffice to begin to answer."""
+        if self._refusal is not None:
+            raise self._refusal()
+
     def add(self, cost: Cost) -> None:
         """Count a call that ended."""
         self._ended += cost
@@ -82,6 +97,8 @@ class Spending:
         spent = sum((call.cost for call in self._running), self._ended)
         if (reached := self.limit.reached(spent)) is not None:
             self.reached = True
+            if self._own.reached(spent):
+                self._refusal = None
             raise BudgetSpentError(f"the budget of the request is spent: {reached}")
 
     @contextmanager

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 _PUBLIC = ("/", "/health")  # show no data, so need no key; neither do the parts of the page
 _GENERATION = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 _NEED_MODELS = (
-    *(*_GENERATION, "/v1/ensemble/preview", "/v1/messages/count_tokens"),
+    *(*_GENERATION, "/v1/ensemble/preview", "/v1/messages/count_tokens", "/v1/responses/input_tokens"),
     *("/tokenize", "/detokenize", "/tokenizer_info"),
 )
 _FOR_BROWSERS = ("/docs", "/openapi.json")  # a browser asks for a password itself, which is the key

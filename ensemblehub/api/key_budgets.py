@@ -80,17 +80,23 @@ class KeyBudgets:
         Raises:
             Problem: 429, which says when the next day begins.
         """
-        if (reached := self.limit.reached(self.spent(owner))) is None:
-            return
+        if (reached := self.limit.reached(self.spent(owner))) is not None:
+            raise self._refusal(f"is spent: {reached}")
+
+    def too_little(self, owner: str) -> Problem:
+        """A 429 for a request for which the rest of a key's budget does not suffice."""
+        return self._refusal(f"does not suffice: {self.limit.told(self.spent(owner))} are spent")
+
+    def _refusal(self, why: str) -> Problem:
         now = self._now()
         midnight = datetime.combine(now.date() + timedelta(days=1), datetime.min.time(), UTC)
         seconds = int((midnight - now).total_seconds()) + 1
         hours, minutes = divmod(seconds // 60, 60)
         begins = f"the next day begins at {midnight:%Y-%m-%dT%H:%MZ}, in {hours} h {minutes} min"
-        text = f"the daily budget of this API key is spent: {reached}; {begins}"
+        text = f"the daily budget of this API key {why}; {begins}"
         # clients of OpenAI and Anthropic try again within seconds otherwise
         headers = {"Retry-After": str(seconds), "x-should-retry": "false"}
-        raise Problem(429, text, "budget_spent", headers=headers)
+        return Problem(429, text, "budget_spent", headers=headers)
 
     def left(self, owner: str) -> Budget:
         """What a key may still spend today; at least the smallest amount of each."""

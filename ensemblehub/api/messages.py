@@ -14,11 +14,9 @@ from pydantic import Discriminator, Field, StrictBool, Tag, model_validator
 
 from ensemblehub.api.answering import Answering
 from ensemblehub.api.fields import Hint, Hints, LenientObject, RequestBody, StrictObject
-from ensemblehub.api.lengths import prompt_lengths
 from ensemblehub.api.problems import Problem
 from ensemblehub.api.protocol import ChatRequest, Content, EnsembleOptions, PositiveCount, text_of
 from ensemblehub.api.reading import validated
-from ensemblehub.schema import Request
 
 _IGNORED = ("thinking", "redacted_thinking")
 _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -182,6 +180,8 @@ class CountRequest(RequestBody, Hints):
         Raises:
             Problem: it cannot be translated.
         """
+        if self.messages[0].role == "assistant" and len(self.messages) == 1:
+            raise Problem(400, "the user's message before the assistant's is missing", None, "messages")
         messages = [message for turn in self.messages for message in turn.messages()]
         if self.system is not None:
             parts = [self.system] if isinstance(self.system, str) else [part.content for part in self.system]
@@ -238,21 +238,3 @@ class MessagesChat(ChatRequest):
 
     endpoint: ClassVar[str] = "messages"
     exact_limit: ClassVar[bool] = False
-
-
-async def count_tokens(body: CountRequest, answering: Answering) -> int:
-    """The length of a prompt, in tokens of the engine that reads the ensemble's prompts.
-
-    Raises:
-        Problem: it cannot be counted.
-    """
-    chat = body.chat(answering)
-    served = answering.catalog.chosen(chat.model, chat.ensemble, chat.reasoning_effort)
-    ((prompt, prefix),) = chat.prompts()
-    request = Request(prompt, prefix=prefix, extra=chat.passed_on)
-    (tokens,) = await prompt_lengths(served.reader, [request], answering.settings.max_prompt_tokens, 0)
-    if not tokens:
-        raise Problem(
-            400, f"{served.reader.name} has no tokenizer, so its prompts cannot be counted", "unsupported"
-        )
-    return tokens

@@ -8,6 +8,7 @@ Without enough of them only lengths are known: what the cheapest member reads, a
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from pydantic import Field
 from ensemblehub.api.catalog import Served
 from ensemblehub.api.job import AnswerRecord
 from ensemblehub.api.replies import ReplyObject
-from ensemblehub.config.sections import Generation
+from ensemblehub.config.sections import Budget, Generation
 from ensemblehub.cost import Cost, UsageLine, dollars
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.generators.base import Engine
@@ -80,12 +81,14 @@ class PreviewedRequest(NamedTuple):
     Attributes:
         requests: one for each prompt.
         per_prompt: answers to each prompt.
+        budget: what all may spend.
     """
 
     served: Served
     requests: list[Request]
     per_prompt: int
     generation: Generation
+    budget: Budget = Budget()
 
 
 class Seen(NamedTuple):
@@ -215,6 +218,15 @@ def _estimate(
     """The estimated cost of some engines; that of all includes scorers. Intervals of several answers add up."""
     names, whole = {engine.name for engine in engines}, len(engines) == len(bounds)
     low, high = ([bounds[name][end] for name in names] for end in (0, 1))
+    spent = asked.budget
+    most = {"usd": spent.usd, "tokens": spent.tokens, "flops": spent.tflops and spent.tflops * 1e12}
+
+    def within(kind: Literal["tokens", "flops", "usd"]) -> dict[str, float | None]:
+        limit = most[kind]
+        return {
+            name: value if value is None or limit is None else min(value, limit)
+            for name, value in estimate(kind).items()
+        }
 
     def estimate(kind: Literal["tokens", "flops", "usd"]) -> dict[str, float | None]:
         if not all(replayed):
@@ -231,9 +243,9 @@ def _estimate(
             sums = [before + asked.per_prompt * value for before, value in zip(sums, values, strict=True)]
         return dict(zip(("expected", "low", "high"), sums, strict=True))
 
-    usd = estimate("usd")
+    usd = within("usd")
     priced = any(engine.info.price for engine in engines) or usd["high"]
-    return {"tokens": estimate("tokens"), "flops": estimate("flops"), "usd": usd if priced else None}
+    return {"tokens": within("tokens"), "flops": within("flops"), "usd": usd if priced else None}
 
 
 def _amount(cost: Cost, kind: Literal["tokens", "flops", "usd"]) -> float:

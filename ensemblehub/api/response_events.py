@@ -85,6 +85,13 @@ class DeletedResponse(ReplyObject):
     deleted: Literal[True]
 
 
+class InputTokens(ReplyObject):
+    """The length of a prompt."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class ResponseWire(BlockWire):
     """OpenAI's typed events, numbered."""
 

@@ -98,8 +98,8 @@ class PinnedMembers:
         self._kept: OrderedDict[tuple[str, ...], tuple[str, ...]] = OrderedDict()
 
     def keep(self, key: tuple[str, ...], members: Sequence[str]) -> None:
-        """Remember the members of a turn."""
-        self._kept[key] = tuple(members)
+        """Remember the members of a turn, if it is the first."""
+        self._kept.setdefault(key, tuple(members))
         self._kept.move_to_end(key)
         while len(self._kept) > self.count:
             self._kept.popitem(last=False)

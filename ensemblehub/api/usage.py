@@ -118,6 +118,8 @@ def members(answer: AnswerRecord, result: Result) -> list[str]:
 
 
 def _why(answer: AnswerRecord, result: Result) -> str:
+    if answer.out_of_budget:
+        return f"ended by its budget after {answer.answer_tokens} tokens of the answer"
     served = answer.served
     return why(result, answer.estimated_alone, served.selection, served.aggregation.method)
 

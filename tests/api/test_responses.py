@@ -220,7 +220,7 @@ def test_a_cut_answer_is_incomplete_and_logprobs_are_given(client):
 REFUSED = [
     ({"previous_response_id": "resp_1"}, "previous_response_id cannot be honoured", "previous_response_id"),
     ({"tools": [{"type": "web_search"}]}, "'web_search' is not offered here", "tools.0"),
-    ({"tools": [TOOL]}, "answers with several models", "tools"),
+    ({"tools": [TOOL]}, "small lacks 'tools'", "tools"),
     ({"text": {"format": {"type": "json_object"}}}, "small lacks", "text.format"),
     ({"text": {"format": {"type": "json_schema"}}}, "needs name and schema", "text.format"),
     ({"background": True}, "background", "background"),

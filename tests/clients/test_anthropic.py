@@ -173,7 +173,7 @@ REFUSED = [
     ({"messages": [user([{"type": "image", "source": {}}])]}, "image: only text"),
     ({"messages": []}, "messages"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "'web_search_20250305' is not"),
-    ({"tools": [TOOL]}, "answers with several models"),
+    ({"tools": [TOOL]}, "small lacks 'tools'"),
     ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "small lacks"),
     ({"container": "x"}, "unknown field 'container'"),
     ({"mcp_servers": [{"name": "x"}]}, "unknown field 'mcp_servers'"),
