@@ -8,7 +8,6 @@ Without enough of them only lengths are known: what the cheapest member reads, a
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
