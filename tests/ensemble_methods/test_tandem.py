@@ -286,6 +286,24 @@ def test_thresholds_by_level():
         ensemble(Tandem(levels=LEVELS, judge="entropy:1.0", thresholds={"medum": 0.9}))
 
 
+@pytest.mark.parametrize(
+    "options", [{"thresholds": {"low": 1.5}}, {"thresholds": {"low": -0.5}}, {"give_up": {"low": 7}}]
+)
+def test_what_is_no_probability_is_refused_in_a_configuration(options):
+    (name,) = options
+    ensemble = {
+        "output_aggregation_method": "tandem",
+        "output_aggregation_params": {"judge": "entropy:1", **options},
+    }
+    models = [
+        {"name": "a", "engine": "echo", "parameters": 2},
+        {"name": "b", "engine": "echo", "parameters": 1},
+    ]
+    config = Config.from_dict({"model_specs": models, "ensemble": ensemble})
+    with pytest.raises(ConfigError, match=f"{name}.*low"):
+        AsyncEnsemble.from_config(config)
+
+
 def test_an_insight_that_continues_the_profiles_opening_is_shown_with_it():
     mentor = {"replies": {"": "<think>\nGoal: add the numbers."}}
     hub = ensemble(Tandem(levels={"low": 3}, judge="fixed:low", profile="deepseek-r1"))

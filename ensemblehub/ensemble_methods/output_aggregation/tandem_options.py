@@ -45,7 +45,8 @@ class TandemOptions(Aggregation):
         effort: the highest level that is read, by name; all by default.  `none`: the intern answers alone.
         judge: folder of a trained classifier, `entropy:X` or `perplexity:X` (sufficient when the intern's
             mean over what it read is at most X), or `fixed:LEVEL`.
-        thresholds: probability that suffices, by level; by default the judge's calibrated ones, or 0.5.
+        thresholds: probability that suffices, by level, above 1 where none does; by default the judge's
+            calibrated ones, or 0.5.
         start_with_intern: judge the bare question first, before any mentor token.
         draft: let the intern answer alone first, and judge that answer in place of the bare question: a
             criterion as `accept` of `cascade` has it. Its threshold is that of the level `none`, by
@@ -71,12 +72,12 @@ class TandemOptions(Aggregation):
     levels: Mapping[str, int] = field(default_factory=lambda: {"low": 100, "medium": 500, "high": 1000})
     effort: str | None = None
     judge: str = "entropy:1.0"
-    thresholds: Mapping[str, float] | None = None
+    thresholds: Mapping[str, Annotated[float, Ge(0), Le(1.01)]] | None = None  # 1.01: no probability suffices
     start_with_intern: bool = False
     draft: str | None = None
     confirm: Annotated[float, Ge(0), Le(1)] | None = None
     continue_draft: Annotated[float, Ge(0), Le(1)] | None = None
-    give_up: Mapping[str, float] | None = None
+    give_up: Mapping[str, Annotated[float, Ge(0), Le(1)]] | None = None
     fallback: Literal["best", "last", "mentor"] = "best"
     insight_mode: InsightMode = "prompt"
     profile: str | Profile = "instruct"

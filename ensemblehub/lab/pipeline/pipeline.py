@@ -190,13 +190,16 @@ class Pipeline(Experiment):
         """The judge, the strategy that uses it, and the questions on which its thresholds are chosen.
 
         Raises:
-            ConfigError: the judge has nothing to calibrate.
+            ConfigError: the judge has nothing to calibrate, or an option of the Tandem is not in what was
+                collected.
             ArtifactError: the questions are not there, or of another judge.
         """
         artifact = load_judge(self.judge_folder)
         if not artifact.judge.reads:
             raise ConfigError(f"the judge in {self.judge_folder} has nothing to calibrate")
         _, tandem = self.ensemble()
+        if tandem.draft or tandem.give_up:
+            raise ConfigError("collected questions hold no drafts: calibrate without `draft` and `give_up`")
         data = self.learning("calibration")
         self._check_calibration(data, tandem, artifact)
         return artifact, tandem, data

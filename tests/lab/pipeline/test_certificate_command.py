@@ -104,10 +104,13 @@ def test_a_refusal_leaves_judge_and_certificate_as_they_were(folder):
     assert {path.name: path.read_bytes() for path in (folder / "judge").iterdir()} == before
 
 
-def test_what_was_not_collected_is_not_certified(folder):
-    change = "ensemble.output_aggregation_params.draft=logprob"
-    with pytest.raises(ConfigError, match="certify without `draft`"):
-        certify(pipeline_of(folder, change), PROMISE)
+@pytest.mark.parametrize("option", ["draft=logprob", "give_up={none: 0.1}"])
+def test_what_was_not_collected_is_neither_certified_nor_calibrated(folder, option):
+    pipeline = pipeline_of(folder, f"ensemble.output_aggregation_params.{option}")
+    with pytest.raises(ConfigError, match="calibrate without `draft`"):
+        certify(pipeline, PROMISE)
+    with pytest.raises(ConfigError, match="calibrate without `draft`"):
+        pipeline.calibrate("max-accuracy")
 
 
 def test_other_thresholds_carry_no_certificate(folder):
