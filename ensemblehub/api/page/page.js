@@ -5,7 +5,7 @@ import { byId, element, patch } from "./elements.js";
 import * as kept from "./history.js";
 import { compact, count, ratio, total } from "./numbers.js";
 import { EMPTY, FORMATS, PAIR, answerOf, checked, fold, phaseOf, phaseOfAll } from "./run.js";
-import { KEY, events, send } from "./stream.js";
+import { events, send } from "./stream.js";
 import { show } from "./view.js";
 
 const THEMES = ["auto", "light", "dark"];
@@ -24,7 +24,7 @@ const sessions = { ask: null, compare: null }; // what they show: {runs: [{run, 
 
 const notice = (words) => (byId("notice").textContent = words);
 
-/** Ask the reader for an API key and keep it in this tab; an Error where they would rather not. */
+/** Ask the reader for an API key; an Error where they would rather not. */
 async function askForKey(wrong) {
   const dialog = byId("key-dialog");
   byId("key-why").textContent = wrong ? "The server does not know this key." : "The server asks for one.";
@@ -32,7 +32,7 @@ async function askForKey(wrong) {
   if (!dialog.open) dialog.showModal();
   await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
   if (dialog.returnValue !== "use") throw new Error("the server wants an API key");
-  sessionStorage.setItem(KEY, byId("key").value);
+  return byId("key").value;
 }
 
 async function loadConfig() {

@@ -1,23 +1,23 @@
 /** What goes over the wire: requests to this server, and the server-sent events it replies with. */
 
-export const KEY = "ensemblehub-key"; // in sessionStorage: gone with the tab
+const KEY = "ensemblehub-key"; // in sessionStorage: gone with the tab
+const utf8 = (text) => String.fromCharCode(...new TextEncoder().encode(text)); // the bytes that a header may hold
 
 /**
- * Fetch from this server; `askForKey` gets a key where one is needed. No success is an Error, with the
- * server's message, its code and the field that is wrong.
+ * Fetch from this server; `askForKey` gets a key where one is needed, which is kept once it has worked. No
+ * success is an Error, with the server's message, its code and the field that is wrong.
  */
 export async function send(path, options, askForKey) {
-  for (;;) {
-    const key = sessionStorage.getItem(KEY);
-    const headers = { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+  for (let key = sessionStorage.getItem(KEY); ; key = await askForKey(key !== null)) {
+    const headers = { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${utf8(key)}` }) };
     const response = await fetch(path, { ...options, headers });
+    if (response.ok && key) sessionStorage.setItem(KEY, key);
     if (response.ok) return response;
     if (response.status !== 401) {
       const body = await response.json().catch(() => null);
       const wait = Number(response.headers.get("retry-after"));
       throw Object.assign(new Error(`the server replied ${response.status}`), body?.error, { wait });
     }
-    await askForKey(key !== null);
   }
 }
 
