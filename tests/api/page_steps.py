@@ -43,6 +43,19 @@ def ask(page, question=QUESTION):
     page.get_by_role("button", name="Ask").click()
 
 
+def tab(page, name):
+    page.get_by_role("tab", name=name).click()
+    return page.get_by_role("tabpanel", name=name)
+
+
+def compare(page, first="ensemble", other="big", question=QUESTION):
+    tab(page, "Compare")
+    page.get_by_label("Ensemble").select_option(first)
+    page.get_by_label("Compared with").select_option(other)
+    page.get_by_label("Your question").fill(question)
+    page.get_by_role("button", name="Ask both").click()
+
+
 def ended(page, phase="done"):
     expect(page.locator("#run")).to_have_attribute("data-phase", phase, timeout=30_000)
 

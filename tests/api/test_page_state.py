@@ -1,8 +1,13 @@
-"""What the page keeps, and what follows from it: a key."""
+"""What the page keeps, and what follows from it: a key, and choices."""
 
 import pytest
-from page_steps import ECHO
+from page_steps import ECHO, LONG, ask, compare, ended, tab
 from playwright.sync_api import expect
+
+
+@pytest.fixture(scope="module")
+def echo(serve):
+    return serve(ECHO)
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +47,76 @@ def test_a_key_that_no_header_can_hold_is_asked_for_again(visit, locked, wrong):
     give(page, "s3cret-key")
     expect(page.get_by_label("Ensemble")).to_be_enabled()
     visit.said.clear()
+
+
+def test_what_is_chosen_stays_chosen(visit, echo):
+    page = visit(echo)
+    level = page.get_by_role("radio", name="low")
+    level.check()
+    tab(page, "History")
+    tab(page, "Ask")
+    expect(level).to_be_checked()
+    expect(page.get_by_label("Threshold for all levels")).to_be_disabled()
+    ask(page)
+    ended(page)
+    page.get_by_role("button", name="Follow up").click()
+    expect(level).to_be_checked()
+    page.get_by_label("Ensemble").select_option("turns")
+    page.get_by_label("Ensemble").select_option("ensemble")
+    with page.expect_request("**/v1/chat/completions") as request:
+        ask(page)
+    assert request.value.post_data_json["ensemble"] == {"params": {"judge": "fixed:low"}}
+    ended(page)
+
+    page.get_by_role("radio", name="The judge decides").check()
+    page.get_by_label("Threshold for all levels").focus()
+    page.keyboard.press("Home")
+    tab(page, "Compare")
+    tab(page, "Ask")
+    expect(page.locator("#threshold-value")).to_have_text("0.00")
+    assert page.get_by_label("Threshold for all levels").input_value() == "0"
+
+
+def test_ask_and_compare_have_an_ensemble_each(visit, echo):
+    page = visit(echo)
+    name, other = page.get_by_label("Ensemble"), page.get_by_label("Compared with")
+    tab(page, "Compare")
+    name.select_option("turns")
+    other.select_option("small")
+    tab(page, "Ask")
+    expect(name).to_have_value("ensemble")
+    name.select_option("ballot")
+    tab(page, "Compare")
+    expect(name).to_have_value("turns")
+    expect(other).to_have_value("small")
+    tab(page, "Ask")
+    expect(name).to_have_value("ballot")
+
+
+def test_a_comparison_does_not_claim_to_follow_a_conversation(visit, echo):
+    page = visit(echo)
+    ask(page, "First?")
+    ended(page)
+    page.get_by_role("button", name="Follow up").click()
+    following = page.get_by_text("Follows “First?”")
+    expect(following).to_be_visible()
+    bodies = []
+    page.on("request", lambda request: bodies.append(request.post_data_json) if request.post_data else None)
+    compare(page)
+    expect(following).to_be_hidden()
+    ended(page)
+    assert [len(body["messages"]) for body in bodies] == [1, 1]
+    tab(page, "Ask")
+    expect(following).to_be_visible()
+
+
+def test_a_run_in_one_tab_does_not_keep_the_other_from_asking(visit, echo):
+    page = visit(echo)
+    ask(page, LONG)
+    expect(page.locator("#run")).to_have_attribute("data-phase", "running")
+    compare(page, "small", "big")
+    expect(page.locator(".side")).to_have_count(2)
+    ended(page)
+    tab(page, "Ask")
+    ended(page)
+    expect(page.locator(".side")).to_have_count(1)

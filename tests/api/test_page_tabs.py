@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from page_steps import CONTRAST, ECHO, INSIGHT, LONG, QUESTION, SOUND, answer, ask, ended, open_file, save
+from page_steps import CONTRAST, ECHO, INSIGHT, LONG, SOUND, answer, ask, compare, ended, open_file, save, tab
 from PIL import Image
 from playwright.sync_api import expect
 from starlette.testclient import TestClient
@@ -69,19 +69,6 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def echo(serve, results):
     return serve(ECHO, "--board", str(results), "--board", str(results))
-
-
-def tab(page, name):
-    page.get_by_role("tab", name=name).click()
-    return page.get_by_role("tabpanel", name=name)
-
-
-def compare(page, first="ensemble", other="big", question=QUESTION):
-    tab(page, "Compare")
-    page.get_by_label("Ensemble").select_option(first)
-    page.get_by_label("Compared with").select_option(other)
-    page.get_by_label("Your question").fill(question)
-    page.get_by_role("button", name="Ask both").click()
 
 
 def test_two_ensembles_answer_side_by_side(visit, echo):

@@ -16,10 +16,11 @@ const NO_BOARD = "Start the server with --board DIR, a folder of results that `e
   + "here what every configuration answered, how often it was right, and at what cost.";
 
 let config = null; // what the server offers
-let threshold = null; // for all levels; null stands for the calibrated ones
 let tab = "ask";
 let boarded = false; // whether the board is loaded
 let conversation = []; // messages before the next question
+const models = {}; // the name chosen in each tab
+const settings = new Map(); // by name: the level, "" for the judge's, and the threshold, null for calibrated ones
 const sessions = { ask: null, compare: null }; // what they show: {runs: [{run, saved, phase}], replay, cancel}
 
 const notice = (words) => (byId("notice").textContent = words);
@@ -53,12 +54,24 @@ function served(id = byId("model").value) {
     ?? { id, method: "single", granularity: "response", members: [id], params: {}, levels: [], bounds: {} };
 }
 
-/** Offer what the chosen ensemble lets a request set. */
-function offer() {
+/** What is set for the chosen ensemble. */
+const choice = () => settings.get(byId("model").value) ?? { level: "", threshold: null };
+
+function choose(changed) {
+  settings.set(byId("model").value, { ...choice(), ...changed });
+  offer();
+}
+
+/** Offer what the tab's ensemble, or the one that is chosen now, lets a request set, as it was set. */
+function offer(model = models[tab]) {
+  models[tab] = model;
   const two = tab === "compare";
   byId("against-whom").hidden = !two;
   byId("start").textContent = two ? "Ask both" : "Ask";
   if (!config) return;
+  byId("model").value = model;
+  if (!byId("model").value) byId("model").selectedIndex = 0; // none is chosen, or one that is not served here
+  const { level: set, threshold } = choice();
   const { granularity, members, levels, bounds } = served();
   const sizes = new Map(config.members.map(({ id, parameters }) => [id, parameters]));
   const sized = (id) => (sizes.get(id) ? `${id} (${compact(sizes.get(id))} parameters)` : id);
@@ -70,31 +83,23 @@ function offer() {
   byId("levels").hidden = two || !fixed.length;
   patch(byId("levels"), element("legend", null, "Effort level"), radio("", "The judge decides"),
     fixed.map(({ level, mentor_tokens }) => radio(level, `${level} ${count(mentor_tokens)} tokens`)));
-  byId("levels").querySelector("input").checked = true;
-  const { minimum = 0, maximum = 1 } = bounds.thresholds ?? {};
-  byId("thresholds").hidden = two || !bounds.thresholds || !levels.length;
-  Object.assign(byId("threshold"), { min: minimum, max: maximum, disabled: false });
-  setThreshold(null);
-}
-
-function setThreshold(value) {
-  threshold = value;
-  const { levels } = served();
-  const words = value === null ? "as calibrated" : ratio(value);
+  for (const input of byId("levels").querySelectorAll("input")) input.checked = input.value === set;
+  const { minimum: min = 0, maximum: max = 1 } = bounds.thresholds ?? {};
+  const words = threshold === null ? "as calibrated" : ratio(threshold);
   const mean = total(levels.map((level) => level.threshold)) / levels.length;
-  byId("threshold").value = value ?? mean;
+  byId("thresholds").hidden = two || !bounds.thresholds || !levels.length;
+  Object.assign(byId("threshold"), { min, max, value: threshold ?? mean, disabled: set !== "" });
   byId("threshold").setAttribute("aria-valuetext", words);
   byId("threshold-value").textContent = words;
 }
 
 /** The body of the request to an ensemble; in a comparison all options are the operator's. */
 function request(model) {
-  const form = new FormData(byId("form"));
-  const level = form.get("level");
+  const { level, threshold } = choice();
   const thresholds = Object.fromEntries(served().levels.map(({ level }) => [level, threshold]));
   const params = tab === "ask" && (level ? { judge: `fixed:${level}` } : threshold !== null && { thresholds });
   const before = tab === "ask" ? conversation : [];
-  const messages = [...before, { role: "user", content: form.get("question").trim() }];
+  const messages = [...before, { role: "user", content: byId("question").value.trim() }];
   const stream = { stream: true, stream_options: { include_usage: true } };
   return { model, messages, ...stream, ...(params && { ensemble: { params } }) };
 }
@@ -195,10 +200,8 @@ function goOn(messages) {
 function followUp([{ run, saved }]) {
   const before = saved.request.messages ?? [{ role: "user", content: saved.question }];
   goOn([...before, { role: "assistant", content: answerOf(run) }]);
-  byId("model").value = saved.request.model;
-  if (!byId("model").value) byId("model").selectedIndex = 0; // it is not served here
   byId("question").value = "";
-  offer();
+  offer(saved.request.model);
 }
 
 function save(session) {
@@ -260,6 +263,7 @@ function setTab(name) {
   if (name in sessions) {
     byId(name).append(byId("work"));
     offer();
+    byId("start").ariaDisabled = "false"; // what runs in the other does not keep this one from asking
     if (sessions[name]) show(sessions[name]);
     else byId("run").hidden = true;
   }
@@ -342,10 +346,10 @@ on("clear", "click", () => {
   showHistory();
 });
 on("keep", "change", ({ target }) => kept.setKeeps(target.checked));
-on("model", "change", offer);
-on("levels", "change", ({ target }) => (byId("threshold").disabled = target.value !== ""));
-on("threshold", "input", ({ target }) => setThreshold(target.valueAsNumber));
-on("calibrated", "click", () => setThreshold(null));
+on("model", "change", ({ target }) => offer(target.value));
+on("levels", "change", ({ target }) => choose({ level: target.value }));
+on("threshold", "input", ({ target }) => choose({ threshold: target.valueAsNumber }));
+on("calibrated", "click", () => choose({ threshold: null }));
 on("theme", "click", () => setTheme(THEMES[(THEMES.indexOf(localStorage["ensemblehub-theme"]) + 1) % 3]));
 on("file", "click", ({ target }) => (target.value = "")); // or the same file would be no change
 on("file", "change", ({ target }) => openFile(target.files[0]));
