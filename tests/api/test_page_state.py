@@ -1,4 +1,4 @@
-"""What the page keeps, and what follows from it: a key, and choices."""
+"""What the page keeps, and what follows from it: a key, choices, and what another window changes."""
 
 import pytest
 from page_steps import ECHO, LONG, ask, compare, ended, tab
@@ -120,3 +120,44 @@ def test_a_run_in_one_tab_does_not_keep_the_other_from_asking(visit, echo):
     tab(page, "Ask")
     ended(page)
     expect(page.locator(".side")).to_have_count(1)
+
+
+def test_a_run_that_ends_while_the_history_is_shown_is_listed(visit, echo):
+    page = visit(echo)
+    ask(page, LONG)
+    expect(page.locator("#run")).to_have_attribute("data-phase", "running")
+    entries = tab(page, "History").locator("#entries li")
+    expect(entries).to_have_text("Nothing is kept yet.")
+    expect(entries).to_contain_text(LONG, timeout=30_000)
+    expect(page.get_by_role("button", name="Clear all")).to_be_enabled()
+
+
+def test_windows_show_what_another_of_them_changes(visit, echo):
+    page = visit(echo)
+    other = page.context.new_page()
+    other.goto(f"{echo.url}/#history")
+    entries = other.locator("#entries li")
+    expect(entries).to_have_text("Nothing is kept yet.")
+    ask(page, "Here?")
+    expect(entries).to_contain_text("Here?", timeout=30_000)
+    tab(page, "History")
+    page.get_by_label("Keep what is asked").uncheck()
+    expect(other.get_by_label("Keep what is asked")).not_to_be_checked()
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Clear all").click()
+    expect(entries).to_have_text("Nothing is kept yet.")
+    page.get_by_role("button", name="Theme: auto").click()
+    expect(other.get_by_role("button", name="Theme: light")).to_be_visible()
+    expect(other.locator("html")).to_have_attribute("data-theme", "light")
+
+
+def test_an_address_that_changes_opens_its_tab(visit, echo):
+    page = visit(echo)
+    selected = page.get_by_role("tab", selected=True)
+    for address, name in (("main", "Ask"), ("board", "Board"), ("history", "History"), ("", "Ask")):
+        page.evaluate("(address) => (location.hash = address)", address)
+        expect(page).to_have_url(f"{echo.url}/{f'#{address}' if address else ''}")
+        expect(selected).to_have_text(name)
+        expect(page.get_by_role("tabpanel", name=name)).to_be_visible()
+    page.go_back()
+    expect(selected).to_have_text("History")

@@ -126,7 +126,9 @@ async function follow(all, source) {
   const session = present(all.map((saved) => ({ run: EMPTY, saved, phase: "running" })), source === replayed);
   byId("run").scrollIntoView();
   await Promise.all(session.runs.map((shown) => feed(session, shown, source)));
-  if (source === asked && all.some(({ chunks }) => chunks.length)) kept.remember(savedOf(session));
+  if (source === replayed || !all.some(({ chunks }) => chunks.length)) return;
+  kept.remember(savedOf(session));
+  if (tab === "history") showHistory();
 }
 
 async function feed(session, shown, source) {
@@ -271,6 +273,8 @@ function setTab(name) {
   if (name === "history") showHistory();
 }
 
+const linked = () => byId(`${location.hash.slice(1) || "ask"}-tab`); // what the address names
+
 const complain = (error) => notice(sentence(worded(error)));
 const sentence = (words) => `${words[0].toUpperCase()}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
 
@@ -291,7 +295,7 @@ function worded({ name, message, code, param, wait }) {
   return found ? `${message}. ${sentence(found)}` : message;
 }
 
-function setTheme(theme) {
+function setTheme(theme = THEMES.find((name) => name === localStorage["ensemblehub-theme"]) ?? "auto") {
   localStorage.setItem("ensemblehub-theme", theme);
   document.documentElement.dataset.theme = theme;
   byId("theme").textContent = `Theme: ${theme}`;
@@ -360,7 +364,11 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   byId("form").requestSubmit();
 });
-setTheme(THEMES.find((theme) => theme === localStorage["ensemblehub-theme"]) ?? "auto");
-const linked = location.hash.slice(1);
-setTab(byId(`${linked}-tab`) ? linked : "ask");
+window.addEventListener("storage", () => { // another window has changed what this browser keeps
+  setTheme();
+  if (tab === "history") showHistory();
+});
+window.addEventListener("hashchange", () => linked()?.click());
+setTheme();
+(linked() ?? byId("ask-tab")).click();
 loadConfig().catch(complain);
