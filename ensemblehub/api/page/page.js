@@ -17,7 +17,7 @@ const NO_BOARD = "Start the server with --board DIR, a folder of results that `e
 
 let config = null; // what the server offers
 let tab = "ask";
-let boarded = false; // whether the board is loaded
+let board = null; // its loading, once the tab was opened
 let conversation = []; // messages before the next question
 const models = {}; // the name chosen in each tab
 const settings = new Map(); // by name: the level, "" for the judge's, and the threshold, null for calibrated ones
@@ -237,18 +237,11 @@ function showHistory() {
 }
 
 async function loadBoard() {
-  if (boarded) return;
   const load = async (path) => (await send(`/v1/ensemble/board${path}`, {}, askForKey)).json();
   const { results } = await load("");
   if (!results.length) return patch(byId("results"), element("p.lead", null, NO_BOARD));
-  if (boarded) return; // by another click, meanwhile
-  boarded = true;
   await showBoard(byId("results"), results, (place) => load(`/${place}`),
-    (place, id) => load(`/${place}/answers?question=${encodeURIComponent(id)}`), complain)
-    .catch((error) => {
-      boarded = false;
-      throw error;
-    });
+    (place, id) => load(`/${place}/answers?question=${encodeURIComponent(id)}`), complain);
 }
 
 /** Show a tab; the form and the run are in the one of the first two that is shown. */
@@ -269,7 +262,7 @@ function setTab(name) {
     if (sessions[name]) show(sessions[name]);
     else byId("run").hidden = true;
   }
-  if (name === "board") loadBoard().catch(complain);
+  if (name === "board") board ??= loadBoard().catch((error) => complain(error, (board = null)));
   if (name === "history") showHistory();
 }
 
