@@ -21,8 +21,8 @@ for task; do
     "$PYTHON" -m ensemblehub bench results/rivals/builtin.yaml --task "$task" --limit "${LIMIT:-1000}" \
         --out "results/rivals/$task" --reuse -s experiment.concurrency=64
     gzip --best --no-name --force "results/rivals/$task"/answers/*.jsonl
-    for base in mentor tandem_high; do
-        "$PYTHON" -m ensemblehub compare --brief "results/rivals/$task/answers/$base.jsonl.gz" "results/rivals/$task" \
+    for base in mentor tandem_high tandem_low; do
+        "$PYTHON" -m ensemblehub compare --mixes "results/rivals/$task/answers/$base.jsonl.gz" "results/rivals/$task" \
             > "results/rivals/$task/against_$base.md"
     done
 done

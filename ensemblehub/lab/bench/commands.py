@@ -144,8 +144,15 @@ def bench(
 @click.option(
     "--brief", "is_brief", is_flag=True, help="Print one line per cell, with its costs as multiples."
 )
+@click.option(
+    "--mixes",
+    "mixed",
+    is_flag=True,
+    help="Also set every cell against the best random mix of the single models (and of Tandem's fixed levels) at "
+    "its own cost, and add an oracle over them. Implies --brief.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every question gained and lost.")
-def compare(paths: tuple[Path, ...], common: bool, is_brief: bool, as_json: bool) -> None:
+def compare(paths: tuple[Path, ...], common: bool, is_brief: bool, mixed: bool, as_json: bool) -> None:
     """Compare results of `ensemblehub bench` question by question.
 
     DIR is a result folder, or one cell of it (DIR/answers/NAME.jsonl).  Every cell is compared to the first
@@ -154,13 +161,13 @@ def compare(paths: tuple[Path, ...], common: bool, is_brief: bool, as_json: bool
     Prints the paired difference with its 95 % interval (bootstrap over questions), an exact McNemar test, and
     gains and losses: in all, by subject and by level.  Different questions or prompts are refused.
     """
-    from ensemblehub.lab.bench.compare import brief, comparisons, text
+    from ensemblehub.lab.bench.compare import against_mixes, brief, comparisons, text
 
-    found = comparisons(paths, common)
+    found = (against_mixes if mixed else comparisons)(paths, common)
     if as_json:
         click.echo(json.dumps([comparison.record() for comparison in found], ensure_ascii=False))
     else:
-        click.echo(brief(found) if is_brief else "\n".join(map(text, found)), nl=False)
+        click.echo(brief(found) if is_brief or mixed else "\n".join(map(text, found)), nl=False)
 
 
 @click.command()

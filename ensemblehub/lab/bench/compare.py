@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab import markdown, metrics
+from ensemblehub.lab.bench import mixes
+from ensemblehub.lab.bench.mixes import Mix
 from ensemblehub.lab.bench.report import CellAnswers, cells_in
 from ensemblehub.lab.bench.rows import AnswerRow
 from ensemblehub.lab.bench.summary import by_question
@@ -22,6 +24,12 @@ COSTS = {  # what is compared besides, by field of a row
     "seconds": "engine seconds",
     "wall": "wall seconds",
 }
+MIXES = (
+    "A mix sends each question to one of two cells by chance, in the shares at which it costs what the line's "
+    "cell costs; of all such mixes it is the most accurate. A dash: all of its cells cost more, or all less. Its "
+    "cells were chosen on the same questions. The oracle is the cheapest of the models and fixed levels that is "
+    "right, else the cheapest of all: a bound."
+)
 Pair = tuple[list[AnswerRow], list[AnswerRow]]  # the samples of a question from both cells
 
 
@@ -74,13 +82,18 @@ def _share(samples: Sequence[AnswerRow]) -> float:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Two cells over the same questions: all of them, and by subject and level."""
+    """Two cells over the same questions: all of them, and by subject and level.
+
+    Attributes:
+        mixes: The best random mix of trivial cells at the cost of `other`, by what is mixed; see `against_mixes`.
+    """
 
     base: str
     other: str
     costs: dict[str, tuple[float, float]]
     whole: Difference
     groups: dict[str, dict[str, Difference]] = field(default_factory=dict)
+    mixes: dict[str, Mix | None] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """The comparison as JSON."""
@@ -118,7 +131,8 @@ def compare(base: CellAnswers, other: CellAnswers, common: bool = False) -> Pair
         "subject": _grouped(pairs, lambda row: row.subject),
         "level": _grouped(pairs, lambda row: str(row.level or "")),
     }
-    costs = {key: (_mean(pairs, 0, key), _mean(pairs, 1, key)) for key in COSTS}
+    told_apart = [key for key in COSTS if key != "wall" or not (base.reused or other.reused)]
+    costs = {key: (_mean(pairs, 0, key), _mean(pairs, 1, key)) for key in told_apart}
     return PairedComparison(base.name, other.name, costs, Difference.of(pairs), groups)
 
 
@@ -137,6 +151,12 @@ def _mean(pairs: dict[str, Pair], side: int, key: str) -> float:
     return float(sum(getattr(row, key) for row in rows) / len(rows))
 
 
+def _cells_of(paths: Sequence[Path]) -> list[CellAnswers]:
+    return [
+        cell for path in paths for cell in ([CellAnswers.read(path)] if path.is_file() else cells_in(path))
+    ]
+
+
 def comparisons(paths: Sequence[Path], common: bool = False) -> list[PairedComparison]:
     """Compare the cells of result folders and of journals.
 
@@ -146,7 +166,7 @@ def comparisons(paths: Sequence[Path], common: bool = False) -> list[PairedCompa
     Raises:
         ArtifactError: See `compare`; or there are fewer than two cells.
     """
-    groups = [[CellAnswers.read(path)] if path.is_file() else cells_in(path) for path in paths]
+    groups = [_cells_of([path]) for path in paths]
     found = [cell for group in groups for cell in group]
     if len(found) < 2:
         raise ArtifactError(
@@ -158,6 +178,33 @@ def comparisons(paths: Sequence[Path], common: bool = False) -> list[PairedCompa
             return [compare(*pair, common) for pair in pairs]
     others = [cell for cell in found if cell.path != found[0].path] or found[1:]
     return [compare(found[0], cell, common) for cell in others]
+
+
+def against_mixes(paths: Sequence[Path], common: bool = False) -> list[PairedComparison]:
+    """Compare the cells of result folders and of journals to the first one, and to trivial ones.
+
+    Those are the best random mix, at the cell's own cost, of the cells in which one model answers alone, and of these
+    and Tandem's fixed levels; the last comparison is of an oracle over the latter.
+
+    Raises:
+        ArtifactError: See `compare`; or fewer than two cells are of one model alone.
+    """
+    base, *others = _cells_of(paths)
+    cells = list({cell.path: cell for cell in (base, *others)}.values())
+    singles = mixes.single_models(cells)
+    if len(singles) < 2:
+        raise ArtifactError(f"{paths[-1]} holds fewer than two cells in which one model answers alone")
+    parts = {"models": singles}
+    if levels := mixes.fixed_levels(cells):
+        parts["models and fixed levels"] = [*singles, *levels]
+    found = [cell for cell in others if cell.path != base.path] + [mixes.oracle(list(parts.values())[-1])]
+    return [
+        replace(
+            compare(base, cell, common),
+            mixes={name: mixes.best_mix(cell, of) for name, of in parts.items()},
+        )
+        for cell in found
+    ]
 
 
 def text(comparison: PairedComparison) -> str:
@@ -192,19 +239,19 @@ def text(comparison: PairedComparison) -> str:
 
 def brief(found: Sequence[PairedComparison]) -> str:
     """Comparisons as one Markdown table with a line each; costs as multiples of those of the base."""
-    costs = [key for key in COSTS if all(comparison.costs[key][0] for comparison in found)]
+    costs = [key for key in COSTS if all(comparison.costs.get(key, (0,))[0] for comparison in found)]
     rows = [
         [f"{comparison.other} against {comparison.base}", *_cells(comparison.whole)]
         + [f"{comparison.costs[key][1] / comparison.costs[key][0]:.3f}" for key in costs]
+        + [str(mix or "–") for mix in comparison.mixes.values()]
         for comparison in found
     ]
     header = ["", "n", "base", "accuracy", "difference, points [95 %]", "gains", "losses", "McNemar p"]
-    return (
-        markdown.table(
-            [*header, *(f"{COSTS[key]}, times" for key in costs)], rows, "l" + "r" * (7 + len(costs))
-        )
-        + "\n"
-    )
+    header += [f"{COSTS[key]}, times" for key in costs]
+    mixed = list(found[0].mixes)
+    header += [f"mix of {name} at equal cost; points to it [95 %]" for name in mixed]
+    lines = markdown.table(header, rows, "l" + "r" * (len(header) - 1))
+    return f"{lines}\n" + (f"\n{MIXES}\n" if mixed else "")
 
 
 def _cells(found: Difference) -> list[str]:

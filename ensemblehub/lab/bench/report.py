@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab import markdown as tables
 from ensemblehub.lab import metrics
-from ensemblehub.lab.bench.rows import AnswerRow, journals, read_rows, stem
+from ensemblehub.lab.bench.rows import ANSWERS, AnswerRow, journals, read_rows, stem
 from ensemblehub.lab.bench.summary import Summary, shares, summary
 from ensemblehub.lab.journal import ANEW
 from ensemblehub.lab.pipeline.report import markdown
@@ -36,29 +36,40 @@ SHARES = (
 HOW = (
     "Accuracy with 95 % interval (Wilson; several samples of a question are a cluster); difference to the "
     "first line in points with paired-bootstrap 95 % interval. Per answer: tokens computed (read) and "
-    "generated (written) by all models, compute as if no earlier question had filled a cache, the engines' "
-    "seconds, and wall seconds beside the other questions in progress."
+    "generated (written) by all models, compute as if no earlier question had filled a cache, "
+)
+SECONDS = "the engines' seconds, and wall seconds beside the other questions in progress."
+REUSED_SECONDS = (
+    "and the engines' seconds when each call was made, once for all lines that make it alike (--reuse), beside "
+    "up to as many others as were in progress then. Wall seconds of such a run say nothing, and are left out."
 )
 
 
 @dataclass(frozen=True)
 class CellAnswers:
-    """What a cell has answered so far."""
+    """What a cell has answered so far.
+
+    Attributes:
+        reused: Whether calls of other cells were reused: `wall` of its rows then says nothing.
+    """
 
     name: str
     path: Path
     settings: dict[str, Any]
     rows: list[AnswerRow]
+    reused: bool = False
 
     @classmethod
     def read(cls, path: Path) -> CellAnswers:
         """The cell whose journal is at `path`.
 
         Raises:
-            ArtifactError: It is missing or damaged.
+            ArtifactError: It, or the summary of its folder, is missing or damaged.
         """
         settings, rows = read_rows(path)
-        return cls(str(settings.get("cell", stem(path))), path, settings, list(rows.values()))
+        name = str(settings.get("cell", stem(path)))
+        reused = path.parent.name == ANSWERS and _known(path.parent.parent).reused
+        return cls(name, path, settings, list(rows.values()), reused)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -78,6 +89,8 @@ def lines(cells: Sequence[CellAnswers], asked: int) -> list[Summary]:
             low, high = metrics.paired_bootstrap(list(mine.values()), theirs)
             line["difference"] = line["accuracy"] - found[0]["accuracy"]
             line |= {"difference_low": low, "difference_high": high}
+    for line in found if any(cell.reused for cell in answered) else ():
+        del line["wall"]
     return found
 
 
@@ -86,6 +99,8 @@ def table(found: Sequence[Summary], title: str, notes: Sequence[str]) -> str:
     used = [column for column in SHARES if any(line.get(column) for line in found)]
     rates = [key for key in (found[0] if found else ()) if key.startswith("pass@")]
     columns = [column for column in COLUMNS if column != "usd" or any(line["usd"] for line in found)]
+    if not all("wall" in line for line in found):
+        columns.remove("wall")
     if not any("difference" in line for line in found):
         columns.remove("difference")
     text = f"# {title}\n\n{markdown(found, notes, [*columns, *rates, *used])}"
@@ -101,15 +116,15 @@ def table(found: Sequence[Summary], title: str, notes: Sequence[str]) -> str:
     return f"{text}\n## Tokens per answer, by engine and purpose\n\n{by_engine}\n"
 
 
-def plot(found: Sequence[Summary], path: Path, title: str) -> None:
-    """Draw the cells, by the cost that all of them have."""
-    column, label = next((entry for entry in COSTS if all(line[entry[0]] for line in found)), COSTS[-1])
+def plot(found: Sequence[Summary], path: Path, title: str, costs: Sequence[tuple[str, str]] = COSTS) -> None:
+    """Draw the cells, by the first of `costs` that all of them have."""
+    column, label = next((entry for entry in costs if all(line[entry[0]] for line in found)), costs[-1])
     points = [
         Point(line["method"], line[column], line["accuracy"], line["accuracy_low"], line["accuracy_high"])
         for line in found
     ]
-    costs = [point.cost for point in points if point.cost]
-    wide = len(costs) == len(points) > 1 and max(costs) > 8 * min(costs)
+    known = [point.cost for point in points if point.cost]
+    wide = len(known) == len(points) > 1 and max(known) > 8 * min(known)
     accuracy_against_cost(points, [path], label, title, log=wide)
 
 
@@ -123,20 +138,23 @@ def notes(cells: Sequence[CellAnswers], found: Sequence[Summary], asked: int, gr
     asked_how = f"`{about['task']}` ({about['split']}), prompt profile `{about['prompt']}`, {said}."
     short = [f"{line['method']} {line['answers']} of {asked}" for line in found if line["answers"] < asked]
     left = [f"Not finished: {', '.join(short)}."] if short else []
-    return [f"{asked_how} {HOW}", *left, *([grading] if grading else [])]
+    seconds = REUSED_SECONDS if any(cell.reused for cell in cells) else SECONDS
+    return [f"{asked_how} {HOW}{seconds}", *left, *([grading] if grading else [])]
 
 
-def write(folder: Path, names: Sequence[str], ids: set[str], grading: str = "") -> str:
+def write(folder: Path, names: Sequence[str], ids: set[str], grading: str = "", reused: bool = False) -> str:
     """Write the report of all cells of a folder; returns the table.
 
     Args:
         names: Files of the cells in the order of the table; others in the folder come before them.
         ids: Answers that the report is over.
+        reused: Whether cells reused each other's calls, in this run; an earlier one is remembered.
     """
     if not journals(folder):
         return ""
     cells = [
-        replace(cell, rows=[row for row in cell.rows if row.id in ids]) for cell in cells_in(folder, names)
+        replace(cell, rows=[row for row in cell.rows if row.id in ids], reused=reused or cell.reused)
+        for cell in cells_in(folder, names)
     ]
     found = lines(cells, len(ids))
     if not found:
@@ -149,11 +167,13 @@ def write(folder: Path, names: Sequence[str], ids: set[str], grading: str = "") 
         "title": title,
         "notes": below,
         "cells": [stem(cell.path) for cell in cells],
+        "reused": any(cell.reused for cell in cells),
         "lines": found,
     }
     write_atomically(folder / "summary.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     write_atomically(folder / "table.md", text)
     plot(found, folder / "accuracy_cost.svg", title)
+    plot(found, folder / "accuracy_seconds.svg", title, [("seconds", "engine seconds per answer")])
     return text
 
 
@@ -172,15 +192,19 @@ def cells_in(folder: Path, names: Sequence[str] = ()) -> list[CellAnswers]:
     files = journals(folder)
     if not files:
         raise ArtifactError(f"{folder} holds no results of `ensemblehub bench`")
-    path, known = folder / "summary.json", list[str]()
-    if path.exists():
-        known = parsed(_Order, content_of(path, ANEW), path, "remove it").cells
-    order = dict.fromkeys(name for name in (*known, *names, *files) if name in files)
+    order = dict.fromkeys(name for name in (*_known(folder).cells, *names, *files) if name in files)
     return [CellAnswers.read(files[name]) for name in order]
 
 
 @dataclass(frozen=True)
-class _Order:
-    """What is read of `summary.json`: files of the cells in the order of the table."""
+class _Known:
+    """What is read of `summary.json`: files of the cells in the order of the table; see `CellAnswers`."""
 
-    cells: list[str]
+    cells: list[str] = field(default_factory=list)
+    reused: bool = False
+
+
+def _known(folder: Path) -> _Known:
+    """What the last report of a folder tells; nothing where there is none."""
+    path = folder / "summary.json"
+    return parsed(_Known, content_of(path, ANEW), path, "remove it") if path.exists() else _Known()

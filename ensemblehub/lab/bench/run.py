@@ -91,7 +91,7 @@ def bench(
         finally:
             if calls:
                 calls.close()
-            text = report.write(folder, names, {ask.id for ask in asks}, grading)
+            text = report.write(folder, names, {ask.id for ask in asks}, grading, reuse)
     return text
 
 

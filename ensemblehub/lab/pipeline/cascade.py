@@ -146,3 +146,22 @@ def random_mix(correct: ArrayLike, cost: ArrayLike, shares: ArrayLike) -> tuple[
     by_level = [np.asarray(values, np.float64).mean(axis=0) for values in (correct, cost)]
     accuracy, price = (float(means @ weights / weights.sum()) for means in by_level)
     return accuracy, price
+
+
+def best_shares(points: ArrayLike, cost: float) -> Floats | None:
+    """Shares (k,) of the best random mix of `points` (k, 2), each cost and accuracy, whose mean cost is `cost`.
+
+    None where no mix costs that: all points cost more, or all less.
+    """
+    costs, values = np.asarray(points, np.float64).T
+    found, best = None, -np.inf
+    for left in np.flatnonzero(costs <= cost):
+        for right in np.flatnonzero(costs >= cost):
+            width = costs[right] - costs[left]
+            share = (cost - costs[left]) / width if width else float(values[right] > values[left])
+            value = (1 - share) * values[left] + share * values[right]
+            if value > best:
+                found, best = np.zeros(len(costs)), value
+                found[left] += 1 - share
+                found[right] += share
+    return found

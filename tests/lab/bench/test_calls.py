@@ -83,6 +83,12 @@ def test_every_cell_has_the_answers_and_the_cost_that_it_has_without(tmp_path, c
     assert calls.count(("big", "stream")) == 6 * 2  # an answer, and an insight
     assert calls.count(("small", "stream")) == 6 * 3  # a draft, and an answer after either insight
     assert len(calls) < live
+    tables = [(tmp_path / name / "table.md").read_text() for name in ("live", "reused")]
+    assert ["| wall |" in text for text in tables] == [True, False]  # no call was made within that time
+    assert [f"{kind} seconds" in text for text, kind in zip(tables, ("wall", "engines'"), strict=True)] == [
+        True
+    ] * 2
+    assert (tmp_path / "reused" / "accuracy_seconds.svg").exists()
     one, other = answered(tmp_path / "live"), answered(tmp_path / "reused")
     assert one.keys() == other.keys()
     for cell, rows in one.items():

@@ -7,7 +7,7 @@ import pytest
 
 from ensemblehub import cli
 from ensemblehub.errors import ArtifactError
-from ensemblehub.lab.bench.compare import brief, comparisons, text
+from ensemblehub.lab.bench.compare import against_mixes, brief, comparisons, text
 
 
 def test_the_difference_is_paired_and_says_which_questions_changed(tmp_path):
@@ -53,6 +53,42 @@ def test_a_folder_against_one_of_its_cells_in_brief(tmp_path, capsys):
     assert line.endswith("| 2 | 0 | 0.5 | 1.500 | 1.000 | 1.000 | 1.000 |")
     cli.main(["compare", "--brief", str(base), str(tmp_path)])
     assert capsys.readouterr().out == brief([pair])
+
+
+def alone(folder, name, digits, cost, method="single", **params):
+    rows = [made.row(number, int(digit), cold_flops=cost) for number, digit in enumerate(digits)]
+    return made.journal(folder, name, rows, aggregation={"method": method, "params": params})
+
+
+def test_a_cell_is_set_against_the_best_random_mix_at_its_cost(tmp_path, capsys):
+    base = alone(tmp_path, "small", "1000", 1e9)
+    alone(tmp_path, "dear", "1110", 5e9)
+    alone(tmp_path, "vain", "0001", 3e9)  # below the line between the others
+    alone(tmp_path, "level", "1100", 2e9, "tandem", judge="fixed:low")
+    alone(tmp_path, "judged", "1110", 3e9, "tandem", judge="mlp")
+    alone(tmp_path, "cheap", "1000", 5e8, "cascade")
+    *found, oracle = against_mixes([base, tmp_path])
+    mixes = {pair.other: pair.mixes for pair in found}
+    judged = mixes["judged"]
+    assert judged["models"].accuracy == 0.5  # half small, half dear
+    assert judged["models"].difference == 0.25  # of 1, 1/2, 1/2, 0 expected, all three are right
+    assert judged["models"].low <= 0.25 <= judged["models"].high
+    assert judged["models and fixed levels"].accuracy == pytest.approx(0.5 + 0.25 / 3)  # two levels, one dear
+    assert mixes["level"]["models"].accuracy == pytest.approx(0.25 + 0.5 / 4)
+    assert mixes["dear"]["models"].difference == 0
+    assert mixes["cheap"] == {"models": None, "models and fixed levels": None}
+    assert oracle.other == "oracle"
+    assert oracle.whole.other == 1.0  # each is right on one
+    assert oracle.costs["cold_flops"][1] == (1e9 + 2e9 + 5e9 + 3e9) / 4
+    cli.main(["compare", "--mixes", str(base), str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(
+        "| mix of models at equal cost; points to it [95 %] | mix of models and fixed levels at equal cost; "
+        "points to it [95 %] |"
+    )
+    assert next(line for line in lines if line.startswith("| cheap")).endswith("| – | – |")
+    with pytest.raises(ArtifactError, match="fewer than two cells in which one model answers alone"):
+        against_mixes([base])
 
 
 def test_folders_with_the_same_cells_are_compared_cell_by_cell(tmp_path):

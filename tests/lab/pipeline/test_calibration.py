@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab.pipeline import calibration
 from ensemblehub.lab.pipeline.calibration import Objective, calibrate
-from ensemblehub.lab.pipeline.cascade import MENTOR, Outcomes, oracle, random_mix, replay
+from ensemblehub.lab.pipeline.cascade import MENTOR, Outcomes, best_shares, oracle, random_mix, replay
 
 # Four questions, two levels.  Answers cost 10 and 30, of which 2 and 21 reach the level; judging 1 and 3.
 HAND = Outcomes(
@@ -262,6 +262,16 @@ def test_oracle_takes_the_cheapest_right_level_or_the_cheapest():
     correct = [[0, 1, 1], [0, 0, 0], [1, 1, 1]]
     cost = [[1, 5, 4], [3, 2, 9], [1, 1, 0.5]]
     assert oracle(correct, cost).tolist() == [2, 1, 2]
+
+
+def test_the_best_mix_at_a_cost_is_on_the_upper_hull():
+    points = [(1, 0.2), (3, 0.3), (5, 0.8), (9, 0.7)]
+    assert best_shares(points, 3).tolist() == [0.5, 0, 0.5, 0]  # 0.5, above the point itself
+    assert best_shares(points, 6).tolist() == [0, 0, 0.75, 0.25]
+    assert best_shares(points, 1).tolist() == [1, 0, 0, 0]
+    assert best_shares([(1, 0.2), (1, 0.4)], 1).tolist() == [0, 1]
+    assert best_shares(points, 0.9) is None
+    assert best_shares(points, 9.1) is None
 
 
 def test_random_mix_by_hand():
