@@ -237,7 +237,10 @@ class Pipeline(Experiment):
         part = collected.part([by_id[run.id] for run in runs])
         steps = [row.steps for row in part.rows]
         rows = report.summary(self.task.name, report.methods(part, runs), steps)
-        notes = [*report.notes(part, self._checks()), *_foreign(settings, collected.header)]
+        notes = [
+            *report.notes(part, self._checked(part, settings, runs)),
+            *_foreign(settings, collected.header),
+        ]
         return report.write(self.folder, rows, notes, f"{self.task.name}: Tandem and its baselines")
 
     def report_replayed(self, judges: Sequence[str], split: str = "test") -> str:
@@ -334,6 +337,27 @@ class Pipeline(Experiment):
         async with AsyncEnsemble.from_config(self.config) as ensemble:  # nothing of these questions is cached
             timing = await evaluate.overhead(ensemble, self.task, items[:TIMED], self.sampling)
         return Checks(len(items), again, **timing, grading=self.task.grading())
+
+    def _checked(
+        self, collected: Collected, settings: dict[str, Any], runs: Sequence[TandemRun]
+    ) -> Checks | None:
+        """The checks of `evaluate`, with the judge replayed against the live runs, where it is still theirs."""
+        checks = self._checks()
+        if not checks:
+            return None
+        tandem, options = self.ensemble()[1], settings.get("options", {})
+        artifact = tandem.artifact
+        now = {key: getattr(tandem, key) for key in ("thresholds", "start_with_intern", "fallback")}
+        then, made = {key: options.get(key) for key in now}, settings.get("judge", {})
+        for key in ("kind", "mentor", "intern", "prompts", "levels"):
+            now[key], then[key] = artifact.record()[key], made.get(key)
+        now["limits"], then["limits"] = artifact.thresholds, made.get("thresholds")
+        now["weights"] = hashlib.sha256(artifact.weights).hexdigest()
+        then["weights"] = settings.get("weights", now["weights"])  # older data did not record it
+        if as_json(now) == then and artifact.judge.reads and not (tandem.draft or tandem.give_up):
+            checks = replace(checks, replay=replayed.against_live(collected, tandem, runs))
+            write_atomically(self.folder / "checks.json", json.dumps(asdict(checks), indent=1) + "\n")
+        return checks
 
     def _checks(self) -> Checks | None:
         path, again = self.folder / "checks.json", "run `ensemblehub evaluate`, or remove it"

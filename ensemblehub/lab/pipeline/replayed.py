@@ -7,17 +7,19 @@ A judge visits the levels that it has thresholds for; level 0 is among them wher
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.pipeline import cascade, report
+from ensemblehub.lab.pipeline.evaluate import TandemRun
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.pipeline.replay import outcomes, table
-from ensemblehub.lab.pipeline.report import MethodRuns
+from ensemblehub.lab.pipeline.report import MethodRuns, ReplayCheck
 from ensemblehub.tandem.artifact import JudgeArtifact
 from ensemblehub.tandem.insights import LEVEL_0
 
@@ -48,6 +50,22 @@ def judged(
     paper = 2.0 * (mentor * mentor_tokens + intern * (insight + own.intern_tokens))
     judging = run.cost - own.flops
     return replace(own, flops=run.cost, paper=paper, judging=judging, mentor_tokens=mentor_tokens)
+
+
+def against_live(collected: Collected, tandem: Tandem, live: Sequence[TandemRun]) -> ReplayCheck:
+    """Compare Tandem replayed on collected runs with its live runs on the same questions, in the same order."""
+    limits = {checkpoint.level: checkpoint.threshold for checkpoint in tandem.checkpoints}
+    found = outcomes(collected, tandem.artifact.judge, list(limits), tandem.fallback)
+    run = cascade.replay(found, list(limits.values()))
+    names = ["mentor" if at == cascade.MENTOR else list(limits)[at] for at in run.chosen]
+    texts = [row.runs[name].text for row, name in zip(collected.rows, names, strict=True)]
+    return ReplayCheck(
+        len(live),
+        sum(name == line.chosen for name, line in zip(names, live, strict=True)),
+        sum(bool(right) == line.correct for right, line in zip(run.correct, live, strict=True)),
+        sum(text == line.text for text, line in zip(texts, live, strict=True)),
+        float(run.cost.sum() / sum(line.flops for line in live)),
+    )
 
 
 def methods(

@@ -49,7 +49,7 @@ class MethodRuns:
     """One method's outcome on every question: arrays of shape (questions,).
 
     Attributes:
-        correct: share of draws that are right; 0 or 1 except for random_mix.
+        correct: share of draws that are right; 0 or 1 except for mixes.
         levels: number of questions answered from each level.
     """
 
@@ -108,14 +108,27 @@ def _method(
 
 
 def random_mix(collected: Collected, shares: dict[str, float]) -> MethodRuns:
-    """Levels drawn at random with `shares`: every column is its expectation, question by question."""
-    parts = [(share, vars(fixed(collected, "", level))) for level, share in shares.items()]
+    """Levels drawn at random with `shares`, at whatever that costs."""
+    return _mixed("random_mix", [(share, fixed(collected, level, level)) for level, share in shares.items()])
+
+
+def equal_cost_mix(models: Sequence[MethodRuns], than: MethodRuns) -> MethodRuns | None:
+    """The most accurate random mix of `models` at the cost of another method; None where no mix costs that."""
+    points = [(runs.flops.mean(), runs.correct.mean()) for runs in models]
+    shares = cascade.best_shares(points, float(than.flops.mean()))
+    if shares is None:
+        return None
+    return _mixed("equal_cost_mix", [pair for pair in zip(shares, models, strict=True) if pair[0]])
+
+
+def _mixed(method: str, parts: Sequence[tuple[float, MethodRuns]]) -> MethodRuns:
+    """Methods drawn at random with their shares: every column is its expectation, question by question."""
     columns = {
-        name: np.asarray(sum(share * columns[name] for share, columns in parts), float)
+        name: np.asarray(sum(share * vars(runs)[name] for share, runs in parts), float)
         for name in (*COUNTED, "flops", "paper", "judging")
     }
-    counts = {level: share * len(collected.rows) for level, share in shares.items()}
-    return MethodRuns("random_mix", counts, **columns)
+    counts = {runs.method: share * len(runs.correct) for share, runs in parts}
+    return MethodRuns(method, counts, **columns)
 
 
 def oracle(collected: Collected) -> MethodRuns:
@@ -136,12 +149,16 @@ def methods(collected: Collected, runs: Sequence[TandemRun]) -> list[MethodRuns]
     mixed = (
         [random_mix(collected, {level: share / total for level, share in shares.items()})] if shares else []
     )
-    return [
+    models = [
         fixed(collected, "intern", LEVEL_0),
-        fixed(collected, "mentor", "mentor"),
-        fixed(collected, "mentor_concise", "mentor_concise"),
+        *(fixed(collected, name, name) for name in ("mentor", "mentor_concise")),
+    ]
+    equal = equal_cost_mix(models, live)
+    return [
+        *models,
         *(fixed(collected, f"fixed_{level}", level) for level in collected.levels if level != LEVEL_0),
         *mixed,  # none where the mentor answered everything itself
+        *([equal] if equal else []),
         oracle(collected),
         live,
     ]
@@ -254,6 +271,24 @@ def plot(rows: Sequence[dict[str, Any]], folder: Path, title: str) -> list[Path]
 
 
 @dataclass(frozen=True)
+class ReplayCheck:
+    """The judge replayed on the collected runs, against the live runs of the same questions.
+
+    Attributes:
+        checked: number of questions.
+        levels, correct, texts: on how many of them replay and live run chose the same level, are both right or both
+            wrong, and have the same text.
+        flops: of all replayed answers as a multiple of those of the live runs.
+    """
+
+    checked: int
+    levels: int
+    correct: int
+    texts: int
+    flops: FiniteFloat
+
+
+@dataclass(frozen=True)
 class Checks:
     """Additional measurements of `evaluate` (`checks.json`).
 
@@ -264,6 +299,7 @@ class Checks:
         wall_over_engine_seconds: wall time as a multiple of the engines' own time.
         judging_share_of_wall: share of wall time spent on judging.
         grading: a note on how answers were graded.
+        replay: the judge replayed against the live runs; None where it was not.
     """
 
     checked: int
@@ -272,6 +308,7 @@ class Checks:
     wall_over_engine_seconds: FiniteFloat
     judging_share_of_wall: FiniteFloat
     grading: str = ""
+    replay: ReplayCheck | None = None
 
 
 def notes(collected: Collected, checks: Checks | None, against: str = "the mentor") -> list[str]:
@@ -283,7 +320,9 @@ def notes(collected: Collected, checks: Checks | None, against: str = "the mento
         f"{header['max_tokens']} answer tokens. Accuracy with Wilson 95 % interval; difference to {against} in "
         "points with paired-bootstrap 95 % interval. Costs count every call, without prefixes shared between "
         "questions; tflops_paper counts output tokens only; leak_share is over questions of two steps or more. "
-        "random_mix draws Tandem's levels at random; oracle knows the answers and is a bound."
+        "random_mix draws the levels that Tandem answered from at random, in the same shares, at the cost in its line, "
+        "not at Tandem's; equal_cost_mix, where there is one, is the most accurate random mix of the single models at "
+        "the cost of the last line. oracle knows the answers and is a bound."
     ]
     if checks:
         same = ", ".join(f"{LABELS.get(name, name)} {count}" for name, count in checks.reproduced.items())
@@ -293,6 +332,12 @@ def notes(collected: Collected, checks: Checks | None, against: str = "the mento
             f"One run at a time ({checks.timed} runs): wall time {ratio:.3f} times the engines' own time, "
             f"judging {share:.1%} of it.",
         ]
+    if checks and (found := checks.replay):
+        lines.append(
+            f"The judge replayed on the collected runs of all {found.checked} questions, against Tandem live: the same "
+            f"level on {found.levels}, equally right on {found.correct}, the same text on {found.texts}; "
+            f"{found.flops:.4f} times the FLOPs."
+        )
     if checks and checks.grading:
         lines.append(checks.grading)
     return lines

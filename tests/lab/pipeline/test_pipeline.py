@@ -83,6 +83,7 @@ def test_from_collecting_to_the_table(pipeline, tmp_path):
         "fixed_low",
         "fixed_high",
         "random_mix",
+        "equal_cost_mix",
         "oracle",
         "tandem",
     ]
@@ -96,6 +97,16 @@ def test_from_collecting_to_the_table(pipeline, tmp_path):
     assert (tmp_path / "results/pareto.svg").read_text().startswith("<?xml")
     checks = json.loads((tmp_path / "results/checks.json").read_text())
     assert all(count == checks["checked"] for count in checks["reproduced"].values())
+    replay = checks["replay"]
+    assert [replay[key] for key in ("checked", "levels", "correct", "texts")] == [60] * 4
+    assert 0 < replay["flops"] < 1  # echo, which keeps no KV, reads the whole prompt at every checkpoint
+    assert "the same level on 60, equally right on 60, the same text on 60" in table
+    path = tmp_path / "results/runs.jsonl"
+    first, *lines = path.read_text().splitlines()
+    path.write_text(
+        "\n".join([first, json.dumps(json.loads(lines[0]) | {"text": "another"}), *lines[1:], ""])
+    )
+    assert "the same text on 59" in pipeline.report()
 
 
 def test_replaying_collected_data_equals_running_live(pipeline, tmp_path):
