@@ -32,6 +32,45 @@ Rows = Mapping[str, Row]
 
 
 @dataclass(frozen=True)
+class Rival:
+    """A row of a README's table that is measured in another result folder.
+
+    Attributes:
+        file: a Markdown table with its accuracy, paired difference to the mentor and cost.
+        name: the first cell of its row there.
+        cells: columns of that table that the row shows, in order; None is a dash.
+    """
+
+    label: str
+    file: str
+    name: str
+    cells: tuple[str | None, ...]
+
+    def row(self) -> list[str]:
+        """The row in the form of a README's table."""
+        lines = (ROOT / self.file).read_text().splitlines()
+        head, *rows = [_split(line) for line in lines if line.startswith("| ")]
+        found = next(dict(zip(head, row, strict=True)) for row in rows if row[0] == self.name)
+        return [self.label, *(_quoted(found[column]) if column else "–" for column in self.cells)]
+
+
+def _split(line: str) -> list[str]:
+    return [cell.strip() for cell in line[1:-1].split("|")]
+
+
+def _quoted(text: str) -> str:
+    """A cell of a result's table as a README writes it: `51.20% [45.03%, 57.33%]` is 51.2 % (45.0–57.3)."""
+    numbers = re.findall(r"[+-]?\d+(?:\.\d+)?", text)
+    if "%" in text:
+        first, *rest = [percent(float(number) / 100) for number in numbers]
+        return f"{first} %" + (f" ({'–'.join(rest)})" if rest else "")
+    if len(numbers) == 3:
+        first, low, high = [percent(float(number) / 100, "+.1f") for number in numbers]
+        return f"{first} ({low} to {high})".replace("-", "−")
+    return text
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of the README.
 
@@ -39,6 +78,7 @@ class Table:
         title: the sentence above it, with `{n}`.
         methods: what the table calls each method of the summary; one in bold is the table's subject.
         columns: header and text of a cell, from its row and all rows.
+        rivals: rows of other result folders, last.
         report: arguments of `ensemblehub report` that rebuild it; none: it is not rebuilt.
     """
 
@@ -47,6 +87,7 @@ class Table:
     columns: Mapping[str, Callable[[Row, Rows], str]]
     report: tuple[str, ...] = ()
     needs_data: bool = False
+    rivals: tuple[Rival, ...] = ()
 
     def text(self, rows: Rows) -> str:
         """The title and the table in Markdown."""
@@ -55,6 +96,7 @@ class Table:
             cells = [cell(rows[method], rows) for cell in self.columns.values()]
             bold = "**" if label.startswith("**") else ""
             lines.append([label, *(f"{bold}{cell}{bold}" for cell in cells)])
+        lines += [rival.row() for rival in self.rivals]
         title = self.title.format(n=f"{rows['mentor']['n']:,}")
         return f"{title}\n\n{table(['', *self.columns], lines)}".replace("|  |", "| |")
 
@@ -113,7 +155,6 @@ TABLES = {
             "fixed_low": "always 16 tokens of insight",
             "fixed_medium": "always 32",
             "fixed_high": "always 64",
-            "random_mix": "the judge's levels at random",
             "logistic": "**Tandem, level 0 first**",
         },
         {
@@ -129,6 +170,14 @@ TABLES = {
             *(flag for name in JUDGES for flag in ("--replay", f"results/qwen_coder/judges/{name}")),
         ),
         needs_data=True,
+        rivals=(
+            Rival(
+                "a cascade by the tests in the question, on 250",
+                "results/qwen_coder/advise_mbpp/advice.md",
+                "cascade by shown tests",
+                ("accuracy", "difference", None, "cost_vs_mentor", None),
+            ),
+        ),
     ),
     "results/builtin_math": Table(
         "On {n} test questions of the built-in pair, everything counted (prompts, judging, attention, discarded "
@@ -138,7 +187,8 @@ TABLES = {
             "mentor": "mentor (thinking)",
             "mentor_concise": "mentor (no thinking)",
             "fixed_high": "always the high level",
-            "random_mix": "the same levels at random",
+            "random_mix": "the same levels at random, at less cost",
+            "equal_cost_mix": "single models at random, at Tandem's cost",
             "tandem": "**Tandem, live**",
         },
         {
@@ -148,6 +198,14 @@ TABLES = {
             "against mentor (no thinking)": share("tflops", 3, "mentor_concise"),
         },
         ("-c", "examples/builtin_tandem.yaml"),
+        rivals=(
+            Rival(
+                "a cascade before the mentor (no thinking), on 1,000",
+                "results/rivals/builtin_math/against_mentor.md",
+                "cascade 0.985 (no thinking) against mentor",
+                ("accuracy", "difference, points [95 %]", "FLOPs, times", None),
+            ),
+        ),
     ),
 }
 
