@@ -172,7 +172,7 @@ TABLES = {
         needs_data=True,
         rivals=(
             Rival(
-                "a cascade by the tests in the question, on 250",
+                "a cascade by the tests in the question",
                 "results/qwen_coder/advise_mbpp/advice.md",
                 "cascade by shown tests",
                 ("accuracy", "difference", None, "cost_vs_mentor", None),
