@@ -157,12 +157,12 @@ class Collected:
         Raises:
             ArtifactError: it is missing, damaged or of another split; names the command that makes it.
         """
-        path, command = folder / f"{split}.jsonl.gz", f"run `ensemblehub collect --split {split}`"
-        remedy = f"{command} --force"
-        first, *lines = _unzipped(path, content_of(path, command), remedy)
+        path, command = folder / f"{split}.jsonl.gz", f"ensemblehub collect --split {split}"
+        absent, remedy = f"run `{command}`", f"run `{command} --force`"
+        first, *lines = _unzipped(path, content_of(path, absent), remedy)
         known = parsed(Header, first, f"{path}:1", remedy)
         rows = [parsed(Row, line, f"{path}:{number}", remedy) for number, line in enumerate(lines, 2)]
-        raw = content_of(folder / f"{split}.npz", command)
+        raw = content_of(folder / f"{split}.npz", absent)
         header = json.loads(first)
         digest = header.pop("arrays", None)
         if digest not in (None, hashlib.sha256(raw).hexdigest()):

@@ -121,7 +121,7 @@ def test_missing_or_damaged_data_is_one_line_that_names_the_command(tmp_path):
         Collected.load(tmp_path, "train")
     collected().save(tmp_path, "test")
     (tmp_path / "test.npz").write_bytes(b"PK\x03\x04 no more")
-    with pytest.raises(ArtifactError, match="damaged"):
+    with pytest.raises(ArtifactError, match=r"damaged.*run `ensemblehub collect --split test --force`$"):
         Collected.load(tmp_path, "test")
 
 
