@@ -187,7 +187,11 @@ def reused(folder: Path, split: str, header: dict[str, Any], items: list[Item]) 
     if differing := differing_settings(done.header, {**done.header, **header}):
         raise ArtifactError(f"{folder}/{split} was collected with other settings: {told(differing)}")
     words = {item.id: splits.digest(item) for item in items}
-    return {row["id"]: row for row in collect.unfolded(done) if words.get(row["id"]) == row["question"]}
+    return {
+        row["id"]: row | {"question": words[row["id"]]}
+        for row in collect.unfolded(done)
+        if row["id"] in words and row["question"] in ("", words[row["id"]])  # older data has no hash
+    }
 
 
 def _is_clear(recorded: Recorded, criterion: Criterion) -> bool:

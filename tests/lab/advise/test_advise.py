@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -158,6 +158,14 @@ def test_what_collect_recorded_is_not_asked_again(pair, monkeypatch):
     runs = {row["id"]: row["runs"] for row in rows}
     assert not set(asked) & {row.id for row in kept.rows}
     assert all(runs[row.id] == asdict(row)["runs"] for row in kept.rows)
+    asked.clear()
+    old = Collected(
+        kept.header, [replace(row, question="") for row in kept.rows], kept.features, kept.sequences
+    )
+    old.save(results / "collected", "train")  # as before rows had hashes
+    again_from_old = CliRunner().invoke(cli, [*arguments, *more, "--force"])
+    assert again_from_old.exit_code == 0, again_from_old.output
+    assert len(asked) == 8
     other = CliRunner().invoke(cli, [*arguments, *more, "-s", "ensemble.generation.max_tokens=7", "--force"])
     assert "was collected with other settings: max_tokens 512, not 7" in str(other.exception)
 
