@@ -17,7 +17,7 @@ import click
 
 from ensemblehub import __version__, builtin
 from ensemblehub.errors import EnsembleHubError
-from ensemblehub.options import FILE, Commands, config_file_option, config_option
+from ensemblehub.options import FILE, Commands, FiniteRange, config_file_option, config_option
 from ensemblehub.ray_data import Cluster, ray_options
 from ensemblehub.shards import Shard, shard_option
 
@@ -97,9 +97,7 @@ def ask(question: str, config: Config, as_json: bool) -> None:
 @click.option(
     "--probe", is_flag=True, help="Test the abilities of models behind APIs: about 15 short requests each."
 )
-@click.option(
-    "--gpu-memory", type=click.FloatRange(min=0, min_open=True), help="Plan for GPUs of so many GiB."
-)
+@click.option("--gpu-memory", type=FiniteRange(min=0, min_open=True), help="Plan for GPUs of so many GiB.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(
     path: Path | None, changes: tuple[str, ...], probe: bool, gpu_memory: float | None, as_json: bool

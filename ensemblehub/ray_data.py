@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import click
 
 from ensemblehub.errors import ConfigError, EngineError, MissingExtraError, did_you_mean, error_text, one_line
+from ensemblehub.options import FiniteRange
 
 if TYPE_CHECKING:
     from ensemblehub.config import Config
@@ -345,7 +346,7 @@ def ray_options(what: str, pool: bool = True) -> Callable[[CommandT], CommandT]:
         options += [
             click.option(
                 "--worker_gpus",
-                type=click.FloatRange(min=0),
+                type=FiniteRange(min=0),
                 metavar="N",
                 help="With --ray: GPUs per worker.",
             ),

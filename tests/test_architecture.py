@@ -20,8 +20,8 @@ ROWS = [
     {"ensemble_methods"},
     {"configured"},
     {"ensemble"},
-    {"client", "output", "ray_data"},
-    {"inference", "doctor", "doctor_report", "terminal", "options", "cli", "api", "mcp_server"},
+    {"client", "options", "output", "ray_data"},
+    {"inference", "doctor", "doctor_report", "terminal", "cli", "api", "mcp_server"},
     {"lab"},
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

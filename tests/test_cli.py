@@ -29,6 +29,27 @@ def config(tmp_path):
     return path
 
 
+@pytest.mark.parametrize("number", ["nan", "inf"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["advise", "--task", "builtin_math", "--aim", "accuracy", "--budget"],
+        ["advise", "--task", "builtin_math", "--margin"],
+        ["advise", "--task", "builtin_math", "--max-loss"],
+        ["advise", "--task", "builtin_math", "--confidence"],
+        ["calibrate", "--min-accuracy"],
+        ["calibrate", "--max-loss"],
+        ["calibrate", "--max-loss", "0.1", "--confidence"],
+        ["doctor", "--gpu-memory"],
+        ["collect", "--worker_gpus"],
+    ],
+)
+def test_numbers_are_finite(config, capsys, option, number):
+    code, said = run([*option, number, "--config", str(config)], capsys)
+    assert code == 2
+    assert f"'{option[-1]}'" in said.err
+
+
 def test_ask_prints_one_json_object(config, capsys):
     main(["ask", "2 + 2?", "--config", str(config), "--json"])
     record = json.loads(capsys.readouterr().out)

@@ -19,7 +19,7 @@ from ensemblehub.lab.contracts.commands import init, validate
 from ensemblehub.lab.merge import merge
 from ensemblehub.lab.paper.commands import paper
 from ensemblehub.lab.tasks import TASKS
-from ensemblehub.options import Commands, CommandT, config_option, force_option, limit_option
+from ensemblehub.options import Commands, CommandT, FiniteRange, config_option, force_option, limit_option
 from ensemblehub.ray_data import Cluster, ray_options
 from ensemblehub.shards import Shard, shard_option
 
@@ -214,16 +214,16 @@ def stats(config: Config, input_path: Path, output_path: Path, limit: int | None
     "(0.4), dollars ($0.002) or compute (1.5TFLOPs).",
 )
 @click.option(
-    "--min-accuracy", type=click.FloatRange(0, 1), help="The cheapest thresholds with at least this accuracy."
+    "--min-accuracy", type=FiniteRange(0, 1), help="The cheapest thresholds with at least this accuracy."
 )
 @click.option(
     "--max-loss",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     help="The cheapest thresholds that are certified to lose at most this share of the questions.",
 )
 @click.option(
     "--confidence",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     default=0.95,
     show_default=True,
     help="With --max-loss: the probability with which that holds.",

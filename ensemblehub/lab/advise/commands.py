@@ -10,7 +10,7 @@ import click
 from ensemblehub import builtin
 from ensemblehub.lab.tasks import TASKS
 from ensemblehub.lab.tasks.base import Task
-from ensemblehub.options import config_file_option, force_option
+from ensemblehub.options import FiniteRange, config_file_option, force_option
 
 
 @click.command()
@@ -59,25 +59,25 @@ from ensemblehub.options import config_file_option, force_option
 )
 @click.option(
     "--budget",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="Cost at most, as a share of the mentor's (default: 1).",
 )
 @click.option(
     "--margin",
-    type=click.FloatRange(0, 100),
+    type=FiniteRange(0, 100),
     default=1.5,
     show_default=True,
     help="Points of accuracy that may be lost against the mentor.",
 )
 @click.option(
     "--max-loss",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     help="Certify the cheapest strategy that loses at most this share of the questions against the mentor "
     "(docs/judges.md); all --n questions are recorded.",
 )
 @click.option(
     "--confidence",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     default=0.95,
     show_default=True,
     help="Of the certificate.",
