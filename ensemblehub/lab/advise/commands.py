@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -11,6 +11,9 @@ from ensemblehub import builtin
 from ensemblehub.lab.tasks import TASKS
 from ensemblehub.lab.tasks.base import Task
 from ensemblehub.options import FiniteRange, config_file_option, force_option
+
+if TYPE_CHECKING:
+    from ensemblehub.lab.advise.choice import Aim, Criterion
 
 
 @click.command()
@@ -52,10 +55,8 @@ from ensemblehub.options import FiniteRange, config_file_option, force_option
 @click.option(
     "--aim",
     type=click.Choice(["accuracy", "cost"]),
-    default="cost",
-    show_default=True,
     help="cost: the cheapest that loses at most --margin against the mentor; accuracy: the most "
-    "accurate within --budget.",
+    "accurate within --budget (default: cost, with --budget accuracy).",
 )
 @click.option(
     "--budget",
@@ -65,9 +66,7 @@ from ensemblehub.options import FiniteRange, config_file_option, force_option
 @click.option(
     "--margin",
     type=FiniteRange(0, 100),
-    default=1.5,
-    show_default=True,
-    help="Points of accuracy that may be lost against the mentor.",
+    help="Points of accuracy that may be lost against the mentor (default: 1.5).",
 )
 @click.option(
     "--max-loss",
@@ -116,9 +115,9 @@ def advise(
     split: str | None,
     n: int,
     whole: bool,
-    aim: str,
+    aim: Aim | None,
     budget: float | None,
-    margin: float,
+    margin: float | None,
     max_loss: float | None,
     confidence: float,
     loss: str,
@@ -143,24 +142,34 @@ def advise(
     """
     from ensemblehub.config import Config
     from ensemblehub.lab.advise import advice
-    from ensemblehub.lab.advise.choice import Aim, Criterion
     from ensemblehub.lab.pipeline.certificate import Loss, Promise
 
     if models and path:
         raise click.UsageError("give --models or a configuration, not both")
     if bool(task) == bool(own):
         raise click.UsageError("give --task or --input")
-    if budget is not None and aim == "cost":
-        raise click.UsageError("--budget goes with --aim accuracy")
+    criterion = _criterion(aim, budget, margin)
     config = advice.pair_of(models, changes) if models else Config.read(path or builtin.CONFIG, changes)
     chosen, split = _asked(own, task, data, prompt, config.experiment.prompt, split)
-    criterion = Criterion(cast(Aim, aim), budget or 1.0, margin / 100)
     promise = Promise(max_loss, confidence, cast(Loss, loss)) if max_loss else None
     made = advice.advise(config, chosen, split, n, whole, samples, criterion, out, force, promise, collected)
     click.echo(made.text)
     if made.refusal:
         raise made.refusal
     click.echo(f"ensemblehub serve {out}/advice.yaml")
+
+
+def _criterion(aim: Aim | None, budget: float | None, margin: float | None) -> Criterion:
+    """What is wanted; --budget alone asks for accuracy."""
+    from ensemblehub.lab.advise.choice import Criterion
+
+    aim = aim or ("cost" if budget is None else "accuracy")
+    if budget is not None and aim == "cost":
+        raise click.UsageError("--budget goes with --aim accuracy")
+    if margin is not None and aim == "accuracy":
+        raise click.UsageError("--margin goes with --aim cost")
+    known = {"budget": budget, "margin": None if margin is None else margin / 100}
+    return Criterion(aim, **{name: value for name, value in known.items() if value is not None})
 
 
 def _asked(

@@ -181,6 +181,12 @@ def test_the_recommended_file_answers_as_it_says(pair):
     assert text in done.output
 
 
+def test_a_budget_asks_for_accuracy(pair):
+    done = run(pair, "--budget", "0.7", "--n", "10")
+    assert done.exit_code == 0, done.output
+    assert "Wanted: the most accurate at no more than 0.7 of the mentor's cost" in done.output
+
+
 def test_more_questions_extend_what_is_recorded(pair):
     assert run(pair, "--n", "10").exit_code == 0
     first = (pair / "out" / "recorded.jsonl").read_text()
@@ -206,7 +212,8 @@ def test_without_answers_the_mentors_count_as_right(pair):
     ("flags", "said"),
     [
         (["--task", "mbpp"], "--task or --input"),
-        (["--budget", "0.5"], "--aim accuracy"),
+        (["--budget", "0.5", "--aim", "cost"], "--aim accuracy"),
+        (["--budget", "0.5", "--margin", "2"], "--margin goes with --aim cost"),
         (["--n", "3"], "x>=10"),
         (["-s", "ensemble.output_aggregation_method=vote"], "begins with a Tandem"),
         (["-s", "model_specs.0.parameters=0"], "size of the model 'big' is unknown"),
