@@ -81,17 +81,18 @@ def advise(
         collected: what `collect` recorded of the same models, prompts and questions; it is not asked again.
 
     Raises:
-        ConfigError: the configuration is not Tandem's, the size of a model is unknown, or there is no
-            question.
+        ConfigError: the configuration is not Tandem's, the size of a model is unknown, there is no question,
+            or some questions have answers and some have none; nothing was asked.
         ArtifactError: `collected` was made with other settings, or the recorded questions were.
     """
     config = with_rule(config)
+    agreement = isinstance(task, OwnQuestions) and not task.labelled
     enough = None if promise or whole else criterion
     recorded = record(config, task, split, n, samples, folder, force, enough, collected)
     found = choice.outcomes(strategies(recorded), criterion)
     chosen = choice.recommended(found, criterion)
     clear = choice.is_clear(found, chosen, criterion)
-    text, refusal = _text(found, chosen, clear, criterion, task, split), None
+    text, refusal = _text(found, chosen, clear, criterion, agreement, f"`{task.name}` ({split})"), None
     made = _configured(config, chosen.changes)
     title = f"{chosen.name}: {chosen.setting}" if chosen.setting else chosen.name
     if promise:
@@ -270,7 +271,12 @@ def _rows(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
 
 
 def _text(
-    found: Sequence[Evaluated], chosen: Evaluated, clear: bool, criterion: Criterion, task: Task, split: str
+    found: Sequence[Evaluated],
+    chosen: Evaluated,
+    clear: bool,
+    criterion: Criterion,
+    agreement: bool,
+    asked: str,
 ) -> str:
     """The report."""
     wanted = (
@@ -278,10 +284,10 @@ def _text(
         if criterion.aim == "accuracy"
         else f"the cheapest that loses at most {100 * criterion.margin:g} points against the mentor"
     )
-    if isinstance(task, OwnQuestions) and not task.labelled:
+    if agreement:
         wanted += "; the questions have no answers, so right means: equal to the mentor's own answer"
     notes = [
-        f"Wanted: {wanted}. n = {len(chosen.correct)} questions of `{task.name}` ({split}). Every strategy "
+        f"Wanted: {wanted}. n = {len(chosen.correct)} questions of {asked}. Every strategy "
         "is replayed on the same recorded texts, its setting chosen on other questions (cross-validated, "
         f"{choice.FOLDS} folds). Accuracy with Wilson 95 % interval, difference to the mentor alone in points "
         "with paired-bootstrap 95 % "

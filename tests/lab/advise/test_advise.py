@@ -233,13 +233,16 @@ def test_what_is_asked_for_wrongly_is_one_line(pair, flags, said):
         ("", "empty; expected"),
         ('{"question": "a", "answer": "1"}\n{"question": "b"}\n', "1 of 2 questions have no answer"),
         ('{"question": ""}\n', "item 1"),
+        ("[]", "own.json holds no question"),
     ],
 )
 def test_questions_that_cannot_be_used_are_named(pair, lines, said):
-    (pair / "own.jsonl").write_text(lines)
-    done = run(pair)
+    file = pair / ("own.json" if lines == "[]" else "own.jsonl")
+    file.write_text(lines)
+    done = run(pair, "--input", str(file))
     assert done.exit_code
     assert said in str(done.exception)
+    assert not (pair / "out").exists()  # nothing was asked
     with pytest.raises(ConfigError, match="expected mentor=MODEL intern=MODEL"):
         advice.pair_of(["a=b", "intern=c"])
 
