@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from ensemblehub.lab import metrics
 from ensemblehub.lab.advise import choice
 from ensemblehub.lab.advise.certified import CHOOSING, certify
 from ensemblehub.lab.advise.choice import Criterion, Evaluated
-from ensemblehub.lab.advise.record import Recorded, Recorder
+from ensemblehub.lab.advise.record import Recorded, Recorder, check_answers
 from ensemblehub.lab.advise.strategies import Changes, strategies
 from ensemblehub.lab.journal import Journal, told
 from ensemblehub.lab.pipeline import collect, report, splits
@@ -146,7 +146,7 @@ def record(
     more = {"samples": samples, "roles": roles, "profile": profile}
     header = as_json(header | more)
     with closing(Journal(folder / "recorded.jsonl", header, force)) as journal:
-        splits.check_unchanged(journal, [replace(item, extra={}) for item in items])
+        check_answers(task, items, journal)
         return asyncio.run(
             _recorded(ensemble, recorder, items, journal, header, enough, config.experiment.concurrency)
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import aclosing
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from ensemblehub.ensemble_methods.candidates import Candidate, drafts
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.ensemble_methods.templates import question_of
 from ensemblehub.generators.base import Engine
+from ensemblehub.lab.journal import Journal
 from ensemblehub.lab.pipeline import collect, splits
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.lab.tasks.base import Item, Task
@@ -106,7 +108,7 @@ class Recorder(collect.Collector):
         row = self.known.get(item.id) or await super().collect(item)
         row = row | {"drafts": [asdict(draft) for draft in answered]}
         if not item.answer:
-            await asyncio.to_thread(self.agree, item, row)
+            row = await asyncio.to_thread(graded, self.task, item, row)
         return row | {"asked": splits.asked(replace(item, extra={}))}
 
     async def draft(self, item: Item, request: Request) -> InternAnswer:
@@ -131,8 +133,29 @@ class Recorder(collect.Collector):
             return None
         return await SHOWN_TESTS.probability(trial)
 
-    def agree(self, item: Item, row: dict[str, Any]) -> None:
-        """Grade by agreement with the mentor's own answer, where the question has none."""
+
+def graded(task: Task, item: Item, row: dict[str, Any]) -> dict[str, Any]:
+    """A recorded row with its texts graded again: by agreement with the mentor's own answer, where the
+    question has none.
+    """
+    row = deepcopy(row)
+    if not item.answer:
         item = replace(item, answer=row["runs"]["mentor"]["text"])
-        for run in (*row["runs"].values(), *(draft["run"] for draft in row["drafts"])):
-            run["correct"] = self.task.grade(item, run["text"]).correct
+    for run in (*row["runs"].values(), *(draft["run"] for draft in row["drafts"])):
+        run["correct"] = task.grade(item, run["text"]).correct
+    return row
+
+
+def check_answers(task: Task, items: Iterable[Item], journal: Journal) -> None:
+    """Grade again the recorded texts of questions whose answers alone were changed since.
+
+    Raises:
+        ArtifactError: the words of a question were changed; nothing in the journal was changed.
+    """
+    known = [item for item in items if item.id in journal.rows]
+    same = {item.id for item in known if journal.rows[item.id]["question"] == splits.digest(item)}
+    splits.check_unchanged(journal, [replace(item, extra={}) for item in known if item.id not in same])
+    for item in known:
+        row, asked = journal.rows[item.id], splits.asked(replace(item, extra={}))
+        if row["asked"] != asked:
+            journal.append(graded(task, item, row) | {"asked": asked})

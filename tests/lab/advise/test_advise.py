@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from ensemblehub.cli import add_plugins, cli
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.errors import ConfigError
+from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab.advise import advice, choice
 from ensemblehub.lab.advise.choice import (
     Criterion,
@@ -22,6 +22,7 @@ from ensemblehub.lab.advise.choice import (
     questions_needed,
     recommended,
 )
+from ensemblehub.lab.advise.record import Recorder
 from ensemblehub.lab.advise.strategies import Strategy
 from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.records import Collected
@@ -179,6 +180,34 @@ def test_the_recommended_file_answers_as_it_says(pair):
     AsyncEnsemble.from_config(config)
     text = (pair / "out" / "advice.md").read_text()
     assert text in done.output
+
+
+def test_a_changed_answer_grades_what_is_recorded(pair, monkeypatch):
+    def write(answer):
+        (pair / "own.jsonl").write_text("".join(json.dumps(item | answer) + "\n" for item in QUESTIONS))
+
+    def right():
+        return {outcome.name: outcome.correct.mean() for outcome in made(pair).found}
+
+    write({"answer": "8"})
+    assert right()["mentor alone"] == 0
+
+    async def collect(self, item):
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(Recorder, "collect", collect)
+    write({"answer": "9"})
+    assert right()["mentor alone"] == 1
+    write({"answer": "12"})
+    assert right()["intern alone"] == pytest.approx(1 / 3)  # cars
+    write({"answer": ""})
+    assert right()["mentor alone"] == 1  # graded by agreement with it
+    rows = (pair / "out" / "recorded.jsonl").read_text().splitlines()[1:]
+    changed = json.loads(rows[-1]) | {"question": "of other words", "asked": "otherwise"}
+    with (pair / "out" / "recorded.jsonl").open("a") as file:
+        file.write(json.dumps(changed) + "\n")
+    with pytest.raises(ArtifactError, match="was changed since it was answered"):
+        made(pair)
 
 
 def test_a_budget_asks_for_accuracy(pair):
