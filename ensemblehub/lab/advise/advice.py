@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, cast
 import yaml
 
 from ensemblehub import builtin, configured
-from ensemblehub.artifacts import write_atomically
+from ensemblehub.artifacts import hash_of, write_atomically
 from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
@@ -34,6 +35,7 @@ from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.own import OwnQuestions
 from ensemblehub.tandem.insights import LEVEL_0
 
+log = logging.getLogger(__name__)
 BLOCK = 10  # questions between two looks at what is known so far
 FEWEST = 20  # questions before the answer may be called clear
 SAVED_ON = 10_000  # questions that the saving is told for
@@ -135,7 +137,7 @@ def record(
     tandem = tandem_of(ensemble)
     check_sizes(ensemble)
     experiment = Experiment(config, task)
-    items = experiment.items(split, n)
+    items = distinct(experiment, split, n)
     if not items:
         raise ConfigError(f"{task.name} has no questions in its split {split!r}")
     header = experiment.header(split, ensemble, tandem)
@@ -150,6 +152,23 @@ def record(
         return asyncio.run(
             _recorded(ensemble, recorder, items, journal, header, enough, config.experiment.concurrency)
         )
+
+
+def distinct(experiment: Experiment, split: str, n: int) -> list[Item]:
+    """The first `n` questions of a split that differ; repeats are no evidence of their own."""
+    found, repeated = dict[str, Item](), 0
+    for item in experiment.task.items(split):
+        turns = experiment.task.request(item).messages
+        key = hash_of([[turn.role, " ".join(turn.content.split())] for turn in turns])
+        repeated += key in found
+        found.setdefault(key, item)
+        if len(found) == n:
+            break
+    if repeated:
+        log.warning("%d questions are repeats of others and left out", repeated)
+    if len(found) < n:
+        log.warning("--n is %d, but there are only %d questions", n, len(found))
+    return list(found.values())
 
 
 async def _recorded(

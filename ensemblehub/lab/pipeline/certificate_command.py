@@ -14,6 +14,7 @@ from ensemblehub.errors import ConfigError
 from ensemblehub.lab import metrics
 from ensemblehub.lab.judges.training import KINDS
 from ensemblehub.lab.pipeline import replay as collected
+from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.cascade import Floats, Outcomes
 from ensemblehub.lab.pipeline.certificate import Promise, Settings, certified
 from ensemblehub.lab.pipeline.certificate_path import FOLDS, along, path_of, unseen
@@ -38,6 +39,7 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
         ArtifactError: a split is missing, or the judge is for something else.
     """
     artifact, tandem, data = pipeline.calibration()
+    data = data.part(splits.distinct([row.key for row in data.rows], "calibration"))
     levels = [checkpoint.level for checkpoint in tandem.checkpoints]
     training = pipeline.learning("train")
     pipeline.check_levels(training, tandem)

@@ -61,6 +61,14 @@ def check_apart(own: Collection[str], other: Collection[str], what: str, others:
     return shared
 
 
+def distinct(own: Sequence[str], what: str) -> list[int]:
+    """The first places of the questions in `own`, hashes of questions; repeats are left out with a warning."""
+    places = {question: place for place, question in reversed(list(enumerate(own)))}
+    if repeated := len(own) - len(places):
+        log.warning("%s: %d questions are repeats of others and left out", what, repeated)
+    return sorted(places.values())
+
+
 def unshared(own: Sequence[str], other: Collection[str], what: str, others: str) -> list[int]:
     """The places of the questions in `own` that are not in `other`; both are hashes of questions.
 

@@ -210,6 +210,16 @@ def test_a_changed_answer_grades_what_is_recorded(pair, monkeypatch):
         made(pair)
 
 
+def test_repeats_are_no_evidence(pair, caplog):
+    lines = [QUESTIONS[0]] * 12 + QUESTIONS[:3]
+    (pair / "own.jsonl").write_text("".join(json.dumps(item) + "\n" for item in lines))
+    done = run(pair)
+    assert done.exit_code == 0, done.output
+    assert "12 questions are repeats of others and left out" in caplog.messages
+    assert "--n is 50, but there are only 3 questions" in caplog.messages
+    assert "n = 3 questions" in done.output
+
+
 def test_a_budget_asks_for_accuracy(pair):
     done = run(pair, "--budget", "0.7", "--n", "10")
     assert done.exit_code == 0, done.output

@@ -1,6 +1,7 @@
 """`calibrate --max-loss` on scripted engines: what is saved, what it is bound to, and when it is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -63,6 +64,16 @@ def identity_of(pipeline):
     ensemble, tandem = pipeline.ensemble()
     options = {spec.name: pipeline.config.deciding(spec) for spec in pipeline.config.members}
     return identity(tandem, ensemble.engines, options, pipeline.sampling)
+
+
+def test_repeats_are_not_counted(folder, tmp_path, caplog):
+    shutil.copytree(folder / "judge", tmp_path / "judge")
+    pipeline = pipeline_of(folder, f"ensemble.output_aggregation_params.judge={tmp_path}/judge")
+    artifact, tandem, data = pipeline.calibration()
+    rows = [*data.rows[:100], *(replace(row, question=data.rows[0].key) for row in data.rows[100:])]
+    pipeline.calibration = lambda: (artifact, tandem, replace(data, rows=rows))
+    assert "(n = 100)" in certify(pipeline, PROMISE)
+    assert "calibration: 20 questions are repeats of others and left out" in caplog.messages
 
 
 def test_a_certificate_lies_beside_the_judge_and_names_what_it_holds_for(folder):
