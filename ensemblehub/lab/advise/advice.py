@@ -18,7 +18,9 @@ from ensemblehub.artifacts import hash_of, write_atomically
 from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.generators.base import Engine
 from ensemblehub.lab import metrics
 from ensemblehub.lab.advise import choice
 from ensemblehub.lab.advise.certified import CHOOSING, certify
@@ -37,7 +39,6 @@ from ensemblehub.tandem.insights import LEVEL_0
 
 log = logging.getLogger(__name__)
 BLOCK = 10  # questions between two looks at what is known so far
-FEWEST = 20  # questions before the answer may be called clear
 SAVED_ON = 10_000  # questions that the saving is told for
 COLUMNS = ("method", "n", "accuracy", "difference", "cost_vs_mentor", "setting")
 
@@ -136,6 +137,8 @@ def record(
     ensemble = AsyncEnsemble.from_config(config)
     tandem = tandem_of(ensemble)
     check_sizes(ensemble)
+    if swapped := smaller_mentor(tandem, ensemble.engines):
+        log.warning(swapped)
     experiment = Experiment(config, task)
     items = distinct(experiment, split, n)
     if not items:
@@ -189,10 +192,8 @@ async def _recorded(
                 part = items[:end]
                 missing = journal.missing(part)
                 await for_each(missing, recorder.collect, limit=limit, keep=journal.append, progress=step)
-                if len(part) < min(FEWEST, len(items)):
-                    continue
                 recorded = Recorded.of([journal.rows[item.id] for item in part], dict(header))
-                if enough and _is_clear(recorded, enough):
+                if enough and len(part) >= choice.FEWEST and _is_clear(recorded, enough):
                     break
     return recorded
 
@@ -265,6 +266,17 @@ def check_sizes(ensemble: AsyncEnsemble) -> None:
                 f"advise weighs FLOPs, and the size of the model {engine.name!r} is unknown: "
                 "set its `parameters`"
             )
+
+
+def smaller_mentor(tandem: Tandem, engines: list[Engine]) -> str:
+    """A warning where the mentor is the smaller model, else empty."""
+    mentor, intern = tandem.roles(engines)
+    if mentor.info.active >= intern.info.active:
+        return ""
+    return (
+        f"the mentor {mentor.name!r} is the smaller model ({mentor.info.active:,} active parameters, the intern "
+        f"{intern.name!r} {intern.info.active:,}): are the two swapped?"
+    )
 
 
 def _rows(found: Sequence[Evaluated]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from ensemblehub.lab.metrics import paired_bootstrap
 
 Aim = Literal["accuracy", "cost"]
 FOLDS = 5
+FEWEST = 20  # questions before the answer may be called clear
 ALPHA = 0.05
 BETS = np.linspace(0.05, 0.95, 10)  # fractions of the capital that are staked
 POWER = 0.8  # of the test that "more questions" speaks of
@@ -163,7 +164,8 @@ def rivals(
 
 
 def is_clear(found: Sequence[Evaluated], chosen: Evaluated, criterion: Criterion) -> bool:
-    """Whether all rivals are ruled out, at any time with an error of at most 5 %.
+    """Whether there are rivals, enough questions, and all rivals are ruled out, at any time with an error
+    of at most 5 %.
 
     Every claim is tested by betting (Waudby-Smith & Ramdas 2024, "Estimating means of bounded random
     variables by betting"): the capital of a gambler who stakes on a mean above 0 exceeds 1 / alpha with
@@ -171,8 +173,11 @@ def is_clear(found: Sequence[Evaluated], chosen: Evaluated, criterion: Criterion
     of pairs that could be compared.  Settings are those chosen on earlier questions, so that every bet is
     placed before its outcome.
     """
+    claims = rivals(found, chosen, criterion)
+    if not claims or len(chosen.correct) < FEWEST:
+        return False
     pairs = max(1, len(found) * (len(found) - 1))
-    return all(capital(differences) >= pairs / ALPHA for _, differences in rivals(found, chosen, criterion))
+    return all(capital(differences) >= pairs / ALPHA for _, differences in claims)
 
 
 def capital(differences: Iterable[float]) -> float:

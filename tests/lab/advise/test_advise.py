@@ -331,6 +331,33 @@ def test_the_bet_is_rarely_won_without_a_difference_and_soon_with_one():
     assert not is_clear(near, near[0], criterion)
 
 
+def test_few_questions_or_no_rival_are_not_clear():
+    criterion = Criterion("cost", margin=0.99)
+    sure = outcomes(
+        [strategy("mentor", [95], [10.0], True), strategy("intern", [5], [1.0], True)], Criterion("cost")
+    )
+    assert is_clear(sure, sure[0], Criterion("cost"))
+    ten = [
+        replace(line, correct=line.correct[:10], cost=line.cost[:10], before=line.before[:10])
+        for line in sure
+    ]
+    ten[1] = replace(ten[1], before=np.full(10, -1.0))  # as if each bet were won twice over
+    assert capital(choice.rivals(ten, ten[0], Criterion("cost"))[0][1]) > 40
+    assert not is_clear(ten, ten[0], Criterion("cost"))
+    alone = outcomes(
+        [strategy("mentor", [80], [1.0], True), strategy("intern", [90], [9.0], True)], criterion
+    )
+    assert not is_clear(alone, alone[0], criterion)  # nothing is cheaper, so nothing was tested
+
+
+def test_a_smaller_mentor_is_said(pair, caplog):
+    assert run(pair, "--n", "10").exit_code == 0
+    assert not any("swapped" in message for message in caplog.messages)
+    sizes = ["-s", "model_specs.0.parameters=100", "--force"]
+    assert run(pair, "--n", "10", *sizes).exit_code == 0
+    assert any("the mentor 'big' is the smaller model (100 active" in message for message in caplog.messages)
+
+
 def test_questions_needed_is_that_of_a_paired_test():
     gains = np.array([1.0] * 10 + [-1.0] * 6 + [0.0] * 84)
     expected = ((1.95996 + 0.84162) * gains.std(ddof=1) / 0.04) ** 2
