@@ -85,7 +85,7 @@ def advise(
 
     Raises:
         ConfigError: the configuration is not Tandem's, the size of a model is unknown, there is no question,
-            or some questions have answers and some have none; nothing was asked.
+            or some questions have answers and some have none; nothing was asked.  Or no answer was right.
         ArtifactError: `collected` was made with other settings, or the recorded questions were.
     """
     config = with_rule(config)
@@ -93,6 +93,7 @@ def advise(
     enough = None if promise or whole else criterion
     recorded = record(config, task, split, n, samples, folder, force, enough, collected)
     found = choice.outcomes(strategies(recorded), criterion)
+    check_right(found, recorded)
     chosen = choice.recommended(found, criterion)
     clear = choice.is_clear(found, chosen, criterion)
     text, refusal = _text(found, chosen, clear, criterion, agreement, f"`{task.name}` ({split})"), None
@@ -266,6 +267,20 @@ def check_sizes(ensemble: AsyncEnsemble) -> None:
                 f"advise weighs FLOPs, and the size of the model {engine.name!r} is unknown: "
                 "set its `parameters`"
             )
+
+
+def check_right(found: Sequence[Evaluated], recorded: Recorded) -> None:
+    """Check that something was right.
+
+    Raises:
+        ConfigError: no answer was.
+    """
+    if not any(outcome.correct.any() for outcome in found):
+        empty = sum(not row.runs["mentor"].text.strip() for row in recorded.collected.rows)
+        said = f"; the mentor's answers to {empty} of them are empty" if empty else ""
+        raise ConfigError(
+            f"nothing to recommend: no answer of any model or strategy to {recorded.n} questions is right{said}"
+        )
 
 
 def smaller_mentor(tandem: Tandem, engines: list[Engine]) -> str:

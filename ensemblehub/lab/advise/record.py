@@ -138,11 +138,12 @@ def graded(task: Task, item: Item, row: dict[str, Any]) -> dict[str, Any]:
     """A recorded row with its texts graded again: by agreement with the mentor's own answer, where the
     question has none.
     """
-    row = deepcopy(row)
+    row, known = deepcopy(row), True
     if not item.answer:
         item = replace(item, answer=row["runs"]["mentor"]["text"])
+        known = bool(item.answer.strip())  # nothing agrees with an empty answer
     for run in (*row["runs"].values(), *(draft["run"] for draft in row["drafts"])):
-        run["correct"] = task.grade(item, run["text"]).correct
+        run["correct"] = known and task.grade(item, run["text"]).correct
     return row
 
 

@@ -190,7 +190,8 @@ def test_a_changed_answer_grades_what_is_recorded(pair, monkeypatch):
         return {outcome.name: outcome.correct.mean() for outcome in made(pair).found}
 
     write({"answer": "8"})
-    assert right()["mentor alone"] == 0
+    with pytest.raises(ConfigError, match="nothing to recommend"):
+        right()
 
     async def collect(self, item):
         raise AssertionError("asked again")
@@ -218,6 +219,17 @@ def test_repeats_are_no_evidence(pair, caplog):
     assert "12 questions are repeats of others and left out" in caplog.messages
     assert "--n is 50, but there are only 3 questions" in caplog.messages
     assert "n = 3 questions" in done.output
+
+
+@pytest.mark.parametrize("answer", ["8", ""])
+def test_nothing_is_recommended_where_nothing_is_right(pair, answer):
+    lines = [{"question": f"{n} cups?", "answer": answer} for n in range(12)]
+    (pair / "own.jsonl").write_text("".join(json.dumps(item) + "\n" for item in lines))
+    done = run(pair, "-s", 'model_specs.0.replies={"": ""}')
+    assert isinstance(done.exception, ConfigError)
+    assert "no answer of any model or strategy to 12 questions is right" in str(done.exception)
+    assert "the mentor's answers to 12 of them are empty" in str(done.exception)
+    assert not (pair / "out" / "advice.yaml").exists()
 
 
 def test_a_budget_asks_for_accuracy(pair):
