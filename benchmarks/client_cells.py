@@ -21,7 +21,8 @@ RESULT, PAGE = Path("results/benchmarks/clients.json"), Path("docs/clients.md")
 BEGIN, END = "<!-- clients: written by `python -m benchmarks.client_cells` -->", "<!-- /clients -->"
 AI_SDK = Path("tests/clients/ai_sdk/package.json")
 CELLS = ("answers", "streams", "tools", "errors", "cancels")
-PACKAGES = {
+PACKAGES = {  # whose version is told, where the client's name is not the package's
+    "AI SDK": "ai",
     "LiteLLM": "litellm",
     "LiteLLM's proxy": "litellm",
     "LangChain": "langchain-openai",
@@ -62,7 +63,8 @@ def table(found: Found) -> str:
     marks = {True: "yes", False: "**fails**", None: "–"}
     for client, row in sorted(found.items(), key=lambda item: item[0].lower()):
         cells = [marks[row["cells"].get(cell)] for cell in CELLS]
-        lines.append(f"| {client} | {row['version']} | " + " | ".join(cells) + f" | {row['date']} |")
+        version = f"{PACKAGES.get(client, '')} {row['version']}".strip()
+        lines.append(f"| {client} | {version} | " + " | ".join(cells) + f" | {row['date']} |")
     return "\n".join(lines)
 
 

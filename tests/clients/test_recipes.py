@@ -34,6 +34,8 @@ def test_these_are_the_recipes():
     assert {"llm", "lm-evaluation-harness", "inspect_ai", "Open WebUI", "Codex", "Claude Code"} <= set(
         RECIPES
     )
+    for agent in ("Codex", "Claude Code"):  # no package of Python runs these
+        assert "`python -m benchmarks.coding_agents`" in RECIPES[agent]
 
 
 @pytest.mark.parametrize("name", PYTHON)
