@@ -2,24 +2,37 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
 from ensemblehub.api import message_events, preview, replies, response_events
 
+ROOT = Path(__file__).parents[2]
+BOARD = ROOT / "results/qwen_coder/words"
+KEY = {"Authorization": "Bearer key"}
 CONFIG = {
     "model_specs": [
         {"name": "big", "engine": "echo", "replies": {"": "Goal: add.\nAction: 2 + 2."}, "parameters": 9},
         {"name": "small", "engine": "echo", "replies": {"": "It is 4."}, "parameters": 1},
+        {
+            "name": "caller",
+            "engine": "caller:CallingEngine",
+            "replies": {"": "The tool says 4."},
+            "parameters": 5,
+        },
     ],
     "ensemble": {
+        "models": ["big", "small"],
         "output_aggregation_method": "tandem",
         "output_aggregation_params": {"levels": {"low": 2, "high": 4}, "judge": "fixed:high"},
         "request_params": {
@@ -29,10 +42,15 @@ CONFIG = {
         "generation": {"max_tokens": 8},
     },
     "ensembles": {
-        "turns": {"output_aggregation_method": "loop"},
-        "votes": {"output_aggregation_method": "vote"},
+        "turns": {"output_aggregation_method": "loop", "models": ["big", "small"]},
+        "votes": {"output_aggregation_method": "vote", "models": ["big", "small"]},
     },
-    "server": {"max_output_tokens": 8},
+    "server": {
+        "max_output_tokens": 8,
+        "stored_responses": 64,
+        "key_budget": {"tokens": 10**9},
+        "board": [str(BOARD)],
+    },
 }
 PATHS = [
     ("POST", "/v1/chat/completions"),
@@ -64,12 +82,13 @@ CHECKS = [not_a_server_error, response_schema_conformance, content_type_conforma
 
 @pytest.fixture(scope="module")
 def server(serve):
-    return serve(json.dumps(CONFIG))
+    path = os.pathsep.join([str(ROOT / "tests/clients"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return serve(json.dumps(CONFIG), env={"ENSEMBLEHUB_API_KEY": "key", "PYTHONPATH": path})
 
 
 @pytest.fixture(scope="module")
 def described(server):
-    return schemathesis.openapi.from_url(server.url + "/openapi.json")
+    return schemathesis.openapi.from_url(server.url + "/openapi.json", headers=KEY)
 
 
 def test_all_routes_are_described(described):
@@ -86,11 +105,44 @@ CASES += [
 ]  # those that can be asked wrongly
 
 
-@pytest.mark.parametrize(("method", "path", "mode"), CASES)
-def test_no_request_makes_the_server_fail(described, method, path, mode):
-    operation, seen = described[path][method], []
+PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}}}
+FUNCTION = {"name": "add", "parameters": PARAMETERS}
+TOOLS = {
+    "/v1/chat/completions": [{"type": "function", "function": FUNCTION}],
+    "/v1/responses": [{"type": "function", **FUNCTION}],
+    "/v1/messages": [{"name": "add", "input_schema": PARAMETERS}],
+    "/v1/messages/count_tokens": [{"name": "add", "input_schema": PARAMETERS}],
+    "/v1/ensemble/preview": [{"type": "function", "function": FUNCTION}],
+}
 
-    @given(case=operation.as_strategy(generation_mode=mode))
+
+def stored(server):
+    """The id of a response that was just stored."""
+    reply = asked(server, "/v1/responses", {"input": "2 + 2?", "model": "small"})
+    return reply["id"]
+
+
+def made_real(server, case, path):
+    """Name what there is: a stored response, a place and a question of the board, a model that calls tools."""
+    there = {"response_id": lambda: stored(server), "place": lambda: 0, "name": lambda: "votes"}
+    for name in case.path_parameters or ():
+        case.path_parameters[name] = there[name]()
+    if path == "/v1/responses/{response_id}":
+        case.query.pop("stream", None)
+    if path.endswith("/answers"):
+        questions = asked(server, "/v1/ensemble/board/0", None)["questions"]
+        case.query["question"] = questions[-1]["id"]
+    if isinstance(case.body, dict) and path in TOOLS:
+        case.body |= {"model": "caller", "tools": TOOLS[path]}
+    if isinstance(case.body, dict) and path == "/v1/responses":
+        case.body["previous_response_id"] = stored(server)
+
+
+@pytest.mark.parametrize(("method", "path", "mode"), CASES)
+def test_no_request_makes_the_server_fail(described, server, method, path, mode):
+    operation, seen = described[path][method], {True: [], False: []}
+
+    @given(case=operation.as_strategy(generation_mode=mode), real=st.booleans())
     @settings(
         max_examples=40,
         deadline=None,
@@ -98,17 +150,21 @@ def test_no_request_makes_the_server_fail(described, method, path, mode):
         derandomize=True,
         database=None,
     )
-    def ask(case):
-        response = case.call(timeout=30)
-        seen.append(response.status_code)
+    def ask(case, real):
+        if real:
+            made_real(server, case, path)
+        response = case.call(timeout=30, headers=KEY)
+        seen[real].append(response.status_code)
         case.validate_response(response, checks=CHECKS)
 
     ask()
-    assert seen
+    assert seen[False]
+    if "{" in path:
+        assert set(seen[True]) == {200}, "what is there was not found"
 
 
 def test_errors_are_declared_as_they_are_and_replies_have_a_schema(server):
-    described = server.get("/openapi.json").json()
+    described = server.get("/openapi.json", headers=KEY).json()
     for path, methods in described["paths"].items():
         for method, operation in methods.items():
             assert "422" not in operation["responses"]
@@ -144,6 +200,14 @@ REPLIES = [
     ("MessageReply", "/v1/messages", {**CHAT, "max_tokens": 8, "thinking": {"type": "adaptive"}}),
     ("CountedTokens", "/v1/messages/count_tokens", CHAT),
     ("InputTokens", "/v1/responses/input_tokens", {"input": "2 + 2?", "model": "small"}),
+    *(
+        (name, path, {**asks, "model": "caller", "tools": TOOLS[path]})
+        for name, path, asks in (
+            ("ChatCompletion", "/v1/chat/completions", CHAT),
+            ("ResponseObject", "/v1/responses", {"input": "2 + 2?"}),
+            ("MessageReply", "/v1/messages", {**CHAT, "max_tokens": 8}),
+        )
+    ),
     ("Preview", "/v1/ensemble/preview", {**CHAT, "n": 2}),
     ("AnthropicError", "/v1/messages", CHAT),
     ("Error", "/v1/responses", {"input": []}),
@@ -159,7 +223,7 @@ REPLIES = [
 
 
 def asked(server, path, body):
-    return (server.get(path) if body is None else server.post(path, body)).json()
+    return (server.get(path, headers=KEY) if body is None else server.post(path, body, headers=KEY)).json()
 
 
 def defined(module, name):
@@ -182,7 +246,7 @@ def test_replies_have_the_declared_fields_and_no_others(server, name, path, body
 def generated(server, tmp_path_factory):
     """A client's models, generated from the description of a running server."""
     folder = tmp_path_factory.mktemp("client")
-    (folder / "openapi.json").write_text(server.get("/openapi.json").text)
+    (folder / "openapi.json").write_text(server.get("/openapi.json", headers=KEY).text)
     command = [
         sys.executable,
         "-m",
