@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import inspect
 import json
 import re
 import textwrap
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from ensemblehub import registry
+from ensemblehub.ensemble_methods.base import EnsembleMethod
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -92,6 +94,55 @@ def test_a_card_has_options_and_measurements(site, generated):
         "What.",
         {"a": "one line.", "b": "one line."},
     )
+
+
+STRATEGIES = [
+    (kind, name)
+    for kind, table in (("selection", registry.SELECTIONS), ("aggregation", registry.AGGREGATIONS))
+    for name in table
+]
+
+
+@pytest.fixture(scope="module")
+def results():
+    """What the results say that the docstrings of strategies quote."""
+    paths = [*ROOT.glob("results/rivals/**/*.md"), ROOT / "results/toolkit/grid.md"]
+    paths += [*ROOT.glob("results/qwen_coder/**/*.md"), ROOT / "results/benchmarks/safe_tokens.txt"]
+    text = "\n".join(path.read_text() for path in paths)
+    return {f"{float(number):.1f}" for number in re.findall(r"\d+\.\d+", text)}
+
+
+@pytest.mark.parametrize(("kind", "name"), STRATEGIES)
+def test_every_strategy_says_when_to_use_it_and_when_not(site, generated, results, kind, name):
+    use = site.told(site.class_of(kind, name))["Use when"]
+    assert re.fullmatch(r"Use when .+\.\s+Not when\s.+\.", use, re.DOTALL), use
+    shares = re.findall(r"(\d+\.\d)(?: %| and \d+\.\d %| to \d+\.\d %)", use)
+    assert [share for share in shares if share not in results] == []
+    assert "\n\nUse when " in generated[f"strategies/{kind}_{name}.md"]
+
+
+@pytest.mark.parametrize(("kind", "name"), STRATEGIES)
+def test_a_card_is_true_to_the_checks_and_whole(site, generated, kind, name):
+    cls, page = site.class_of(kind, name), generated[f"strategies/{kind}_{name}.md"]
+    bases = [base for base in cls.__mro__ if base is not EnsembleMethod and "check" in vars(base)]
+    checks = "".join(inspect.getsource(base.check) for base in bases)
+    if re.search(r"require\(|criterion\.check\(|criterion :=", checks):
+        assert "\n\nRequires " in page, "its `check` requires more than its class variables say"
+    assert "at least 1 models" not in page
+    table = page.partition("## Options")[2].partition("## Example")[0]
+    assert not re.search(r"\| +\|$", table, re.MULTILINE), "an option has no text"
+    for title in ("intern", "mentor", "mentor (no thinking)"):
+        assert "Not measured yet." in page or f"| to compare: {title} | 1000 |" in page
+
+
+def test_defaults_are_cut_between_words(site):
+    assert site.shortened("short") == "short"
+    assert site.shortened("word " * 20) == " ".join(["word"] * 12) + " …"
+
+
+def test_the_board_names_compute_by_what_its_cells_hold(generated):
+    assert "tflops" not in generated["board.md"]
+    assert "| compute |" in generated["board.md"]
 
 
 def test_the_table_of_clients_is_that_of_the_last_run():

@@ -15,9 +15,19 @@ from typing import Any
 import ensemblehub
 from ensemblehub import cli, registry
 from ensemblehub.config import Config
+from ensemblehub.ensemble_methods.base import Aggregation, EnsembleMethod
 
 ROOT = Path(__file__).parents[2]
 TABLES = {"SELECTIONS": "selection", "AGGREGATIONS": "aggregation"}
+SELECTS = "It selects"
+ANSWERS = {  # what the second column of the guide's tables tells, as the beginning of a sentence
+    "token": "The distribution of the next token is",
+    "segment": "The next to write is",
+    "response": "The answer is",
+}
+SHOWN = {("selection", "all"): "all_vote.yaml"}  # where the first example shows something else
+LONGEST = 60  # characters of a default
+ALONE = ("intern", "mentor", "mentor (no thinking)")  # lines of RIVALS to compare with
 GRID, RIVALS = Path("results/toolkit/grid.json"), Path("results/rivals/builtin_math/summary.json")
 BOARD = {
     "results/builtin_math/table.md": "Tandem on the built-in pair: 2,000 test questions",
@@ -57,13 +67,55 @@ def says(kind: str, name: str) -> str:
     return row[1] if row else ""
 
 
+def class_of(kind: str, name: str) -> type[EnsembleMethod]:
+    """The class of a strategy."""
+    table = registry.SELECTIONS if kind == "selection" else registry.AGGREGATIONS
+    found: type[EnsembleMethod] = registry.lookup(table, name, kind)
+    return found
+
+
+def sentence(kind: str, name: str) -> str:
+    """What the guide says of a method, as a whole sentence."""
+    cls = class_of(kind, name)
+    begins = ANSWERS[cls.granularity] if issubclass(cls, Aggregation) else SELECTS
+    return f"{begins} {says(kind, name)}."
+
+
+def told(cls: type) -> dict[str, str]:
+    """The paragraphs of a strategy's docstring: `what`, and those that begin with `Use when` and `Requires`."""
+    found = {"what": ""}
+    for paragraph in sections(cls.__doc__ or "")[0].split("\n\n"):
+        (key,) = [word for word in ("Use when", "Requires") if paragraph.startswith(f"{word} ")] or ["what"]
+        found[key] = f"{found[key]}\n\n{paragraph}".strip() if key in found else paragraph
+    return found
+
+
+def requires(cls: type[EnsembleMethod]) -> str:
+    """What a strategy requires of its models: its docstring's words, else its class variables."""
+    if said := told(cls).get("Requires"):
+        return said
+    capabilities = " and ".join(f"`{name}`" for name in sorted(cls.requires))
+    parts = [f"{capabilities} of its models"] if capabilities else []
+    least = getattr(cls, "min_engines", 1)
+    if isinstance(least, int) and least > 1:
+        parts.append(f"at least {least} models")
+    return f"It requires {', and '.join(parts)}." if parts else "It requires nothing of its models."
+
+
+def shortened(default: str) -> str:
+    """A default in at most LONGEST characters, cut between words."""
+    if len(default) <= LONGEST:
+        return default
+    return default[:LONGEST].rsplit(" ", 1)[0] + " …"
+
+
 def options(cls: type) -> str:
     """Table of a dataclass's fields: default, and what its docstring says."""
     about = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
             about.update(sections(base.__doc__ or "")[1])
-    lines = ["| option | default | |", "|---|---|---|"]
+    lines = ["| option | default | meaning |", "|---|---|---|"]
     for option in dataclasses.fields(cls):
         default: Any = option.default
         if default is dataclasses.MISSING:
@@ -71,13 +123,13 @@ def options(cls: type) -> str:
             default = "required" if made is dataclasses.MISSING else made()
         shown = str(default).replace("|", "\\|").replace("\n", "\\n")
         text = about.get(option.name, "").replace("|", "\\|")
-        lines.append(f"| `{option.name}` | `{shown[:60]}` | {text} |")
+        lines.append(f"| `{option.name}` | `{shortened(shown)}` | {text} |")
     return "\n".join(lines) if len(lines) > 2 else "It has no options."
 
 
 def example(kind: str, name: str) -> Path:
     """The file in `examples/` that shows a strategy; the tests run every one of them."""
-    for path in sorted((ROOT / "examples").glob("*.yaml")):
+    for path in sorted((ROOT / "examples").glob(SHOWN.get((kind, name), "*.yaml"))):
         if getattr(Config.read(path), kind).method == name:
             return path
     raise LookupError(f"no example of {kind} {name}")
@@ -86,16 +138,17 @@ def example(kind: str, name: str) -> Path:
 def measured(kind: str, name: str) -> str:
     """Rows of the kept results in which a strategy took part, as a table; empty where there are none."""
     rows = []
+    rivals = json.loads((ROOT / RIVALS).read_text())["lines"]
     for row in json.loads((ROOT / GRID).read_text()):
         other = {"aggregation": "selection", "selection": "aggregation"}[kind]
         if row[kind].split(" ")[0] == name and row[other] in ("all", "single"):
             rows.append((f"{row['selection']}, {row['aggregation']}", row))
     if kind == "aggregation":
-        listed = json.loads((ROOT / RIVALS).read_text())["lines"]
         label = name.replace("_", " ")
-        rows += [(row["method"], row) for row in listed if f"{row['method']} ".startswith(f"{label} ")]
+        rows += [(row["method"], row) for row in rivals if f"{row['method']} ".startswith(f"{label} ")]
     if not rows:
         return ""
+    rows += [(f"to compare: {row['method']}", row) for row in rivals if row["method"] in ALONE]
     lines = ["| | n | accuracy | written | GFLOPs | seconds |", "|---|---|---|---|---|---|"]
     for title, row in rows:
         interval = f"{row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}"
@@ -106,25 +159,18 @@ def measured(kind: str, name: str) -> str:
 
 def card(kind: str, name: str) -> str:
     """The page of a strategy."""
-    table = registry.SELECTIONS if kind == "selection" else registry.AGGREGATIONS
-    cls = registry.lookup(table, name, kind)
-    text = sections(cls.__doc__ or "")[0]
+    cls = class_of(kind, name)
+    about = told(cls)
     method = "model_selection_method" if kind == "selection" else "output_aggregation_method"
-    needs = ", ".join(sorted(cls.requires)) or "nothing of its models"
-    least = getattr(cls, "min_engines", 1)
-    number = (
-        f"at least {least} models"
-        if isinstance(least, int) and kind == "aggregation"
-        else "any number of models"
-    )
     path = example(kind, name)
     rows = measured(kind, name)
     parts = [
         f"# {name}",
         f"*{kind}; `{method}: {name}`*",
-        text,
-        f"In the [guide](../toolkit.md): {says(kind, name)}." if says(kind, name) else "",
-        f"It requires {needs}, and {number}.",
+        about["what"],
+        f"{sentence(kind, name)} The [guide](../toolkit.md) has it beside the others.",
+        re.sub(r"\s+Not when\s", "\n\nNot when ", about["Use when"]),
+        requires(cls),
         f"## Options\n\n{options(cls)}",
         f"## Example\n\n`{path.relative_to(ROOT)}`, which the tests run:\n\n```yaml\n{path.read_text().rstrip()}\n```",
         "## Cost\n\n"
@@ -149,7 +195,7 @@ def overview() -> str:
         lines += [f"## {kind.capitalize()}s", "", "| | |", "|---|---|"]
         for address in (address for address, other in strategies().items() if other == kind):
             name = address.removeprefix(f"{kind}_")
-            lines.append(f"| [{name}]({address}.md) | {says(kind, name)} |")
+            lines.append(f"| [{name}]({address}.md) | {sentence(kind, name)} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -160,6 +206,7 @@ def board() -> str:
     parts = ["# Board", said]
     for path, title in BOARD.items():
         body = re.sub(r"^# .*\n", "", (ROOT / path).read_text(encoding="utf-8")).strip()
+        body = body.replace("tflops", "compute")  # its cells have units
         parts.append(f"## {title}\n\n`{path}`\n\n{re.sub(r'^#', '##', body, flags=re.MULTILINE)}")
     return "\n\n".join(parts) + "\n"
 

@@ -150,6 +150,13 @@ def _restored(saved: _ModelRecord) -> LearnedModel:
 class Learned(Selection):
     """Select the cheapest model whose predicted probability of a correct answer suffices, else the best one.
 
+    Requires `score` of the model that reads the question, and an artifact that was trained for these
+    models.
+
+    Use when there are questions with answers to train on, which show what each model fails at.  Not when
+    the questions do not show it: on 300 of built-in math it is no better than a random choice (49.0 %
+    against 48.7 %; the mentor alone has 88.0 %).
+
     Attributes:
         artifact: folder that `ensemblehub train --selection` filled (`builtin:NAME` stands for one that
             ships).

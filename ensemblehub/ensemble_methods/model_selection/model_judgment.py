@@ -33,6 +33,12 @@ class ModelJudgment(Selection):
     its first token counts (`y`, `N`).  White-space tokens are followed to the next word, and their
     probabilities multiply.
 
+    Requires `decode` of every model, and `prefix` where `opening` is set.
+
+    Use when the models know what they can answer: the built-in ones were trained to say it, and the one it
+    selects has 87.3 % of 300 on built-in math (mentor alone 88.0 %).  Not when the aim is to save: every
+    model reads the question, at half as much compute again as the mentor alone.
+
     Attributes:
         k: how many take part.
         template: what a model is asked in place of the last message; holds `{question}`.

@@ -21,6 +21,10 @@ from ensemblehub.schema import Request, derived_seed
 class RandomSelection(Selection):
     """Engines drawn without replacement; with a seed in the request, the same ones for the same question.
 
+    Use when you want the baseline that every other selection has to beat, or to spread load over equal
+    models.  Not when one model is better than the others: 48.7 % of 300 on built-in math, the mentor alone
+    88.0 %.
+
     Attributes:
         k: how many take part.
         weights: chance by engine name, relative to the others'; 1 for engines that are not named.

@@ -20,6 +20,13 @@ class BestOf(AcceptedAnswers):
     All answers are written at the same time, and the usage of those that are not given is recorded as
     discarded.
 
+    Requires scorers (`reward_specs`) or a criterion (`accept`), with what that needs of every model, and at
+    least 2 models where `samples` is 1.
+
+    Use when a scorer or a criterion such as tests tells right answers from wrong ones.  Not when it is
+    weak: by the built-in reward model 69.0 % of 300 on built-in math, and 51.3 % with 8 candidates; the
+    mentor alone has 88.0 %.
+
     Attributes:
         samples: answers per engine; one at temperature 0, where all are the same.
         exclude_self_scoring: no scorer judges the text of its own model, where another can.

@@ -27,6 +27,13 @@ from ensemblehub.schema import Capability, Event
 class Cascade(Escalation):
     """The small model's answer where it is accepted, else the large one's.
 
+    Requires at least 2 models, and of the small one what `accept` needs: `logprobs` for `logprob`,
+    `entropy:X`, `perplexity:X` and a judge.
+
+    Use when a criterion finds the small model's errors, best of all tests in the question: with
+    Qwen2.5-Coder 76.2 % on HumanEval at 0.91 of the mentor's cost (mentor 72.0 %).  Not when most drafts
+    are rejected: on built-in math 87.2 % cost as much as the thinking mentor (87.5 %).
+
     Attributes:
         large, small: engines by name; the largest and the smallest by default.
         accept: `logprob` (geometric mean probability of the draft's tokens), `agreement:K` (share of K

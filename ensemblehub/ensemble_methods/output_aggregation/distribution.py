@@ -27,6 +27,10 @@ _MEANS: dict[str, Mixer] = {"mean": mixing.mean, "geometric": mixing.geometric, 
 class DistributionMixture(TokenLevel):
     """Every token is chosen from one distribution of all engines, whatever their tokenizers.
 
+    Use when the models are about equally good and their tokenizers differ, with `top_k` where they split
+    numbers differently.  Not when one is much better, unless it leads with `every: safe`: on 300 of
+    built-in math the mean of three has 65.7 %, the mentor alone 88.0 % at less compute.
+
     Attributes:
         weights: by engine name, 1 where omitted; an engine of weight 0 is not asked.
         every: ensemble every `token`, or only where the engines' top tokens are `disputed`.

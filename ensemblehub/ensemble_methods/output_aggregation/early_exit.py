@@ -31,6 +31,12 @@ class EarlyExit(Segments):
 
     Trial answers are no part of the text, and their usage is recorded as discarded.
 
+    Requires `prefix` of the one model, and `logprobs` where there is a `threshold`.
+
+    Use when a model goes on thinking long after it knows the answer.  Not when it needs its thoughts to the
+    end: on built-in math 75.8 % at 1.47 times the cost of letting it think (87.5 %), since trial answers
+    are paid for.
+
     Attributes:
         engine: its name; the first engine by default.
         threshold: geometric mean probability of the trial answer's tokens that ends thinking; None: none is
@@ -43,6 +49,7 @@ class EarlyExit(Segments):
         max_thinking: tokens after which thinking ends.
         min_thinking: tokens below which no trial answer is drawn, and at which a model that ends its
             thinking or its text earlier goes on behind `wait`.
+        wait: text that takes the place of an end of thinking that comes too early.
         max_tokens, max_rounds, max_repeat: as for `loop`.
     """
 

@@ -46,6 +46,10 @@ log = logging.getLogger(__name__)
 class Fuse(CompleteAnswers):
     """A fuser model writes the answer from all models' proposals; only its text is streamed.
 
+    Use when the fuser compares whole answers well, and cost is no matter.  Not when the proposers are
+    weaker than the fuser: on 300 of built-in math 78.3 % at 4.6 times the mentor's compute; the mentor
+    alone has 88.0 %.
+
     Attributes:
         fuser: engine by name; the largest of those selected by default.
         proposers: engines by name; all that are selected by default, the fuser among them.

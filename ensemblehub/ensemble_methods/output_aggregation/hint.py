@@ -38,6 +38,13 @@ Use it as far as it is right, and give the complete solution yourself."""
 class Hint(Escalation):
     """The small model's answer where it is accepted, else its second one with the start of the large one's.
 
+    Requires at least 2 models, and of the small one what `accept` needs: `logprobs` for `logprob`,
+    `entropy:X`, `perplexity:X` and a judge.
+
+    Use when the small model is mostly right and can use a beginning: on built-in code 89.3 % at 0.061 of
+    the thinking mentor's cost (intern alone 85.5 %).  Not when it was never trained to go on from another's
+    text: on built-in math 29.1 to 30.5 %, less than the intern alone (32.4 %).
+
     Attributes:
         large, small: engines by name; the largest and the smallest by default.
         accept, threshold: when the first answer is good enough, as for `cascade`; `never` writes no draft.

@@ -31,6 +31,13 @@ ATTEMPT = "{question}\n\nAn attempt at this that was not accepted:\n{draft}"
 class PlanOnFailure(Escalation):
     """The small model's first answer where it is accepted, else its second one with the large one's plan.
 
+    Requires at least 2 models, of the small one what `accept` needs (`logprobs` for `logprob`, `entropy:X`,
+    `perplexity:X` and a judge), and of the large one `prefix` where the profile has an `opening`.
+
+    Use when the small model is mostly right and its log-probability shows where not: on built-in code 91.8
+    % at 0.141 of the thinking mentor's cost (intern alone 85.5 %).  Not when most drafts fail: on built-in
+    math 87.4 % cost more than an insight for every question (`tandem`, 87.7 %).
+
     Attributes:
         large, small: engines by name; the largest and the smallest by default.
         accept, threshold: when the first answer is good enough, as for `cascade`.

@@ -38,6 +38,13 @@ FINAL = {
 class Progressive(Segments):
     """Large models begin the answer, smaller ones finish it.
 
+    Requires at least 2 models whose sizes are known; `prefix` of those that go on from another's text
+    (`length`, `token`), or of the largest where the profile has an `opening` (`outline`).
+
+    Use when the smaller model can follow an outline or the large one's beginning: 86.7 and 87.7 % of 300 on
+    built-in math by outline and by marks (mentor alone 88.0 %).  Not when the large model's answers are
+    short: the outline costs more compute than they do.
+
     Attributes:
         switch_mode: `outline`: the largest writes an outline, the smallest answers with it in its prompt;
             `length`: the next smaller engine goes on at each length; `token`: at each mark.

@@ -19,6 +19,9 @@ from ensemblehub.schema import Request, derived_seed
 class RandomAggregation(Loop):
     """As `loop`, but the engine of each turn is drawn, all alike; the seed and the question fix the draws.
 
+    Use when you want the baseline of methods that take turns.  Not when the answer matters: 44.0 % of 300
+    on built-in math, `loop` has 74.7 %.
+
     Attributes:
         max_new_tokens_per_round: tokens of a turn at most.
         max_tokens, max_rounds, max_repeat: as for `loop`.

@@ -43,6 +43,13 @@ class Review(Escalation):
 
     A reply of the reviewer that is neither an agreement nor begins with a line's number is the whole answer.
 
+    Requires at least 2 models, of the large one `score` and `prefix` with `by: logprob`, and of the small
+    one what `accept` needs.
+
+    Use when the large model objects to wrong lines and to those alone.  Not when it objects to most
+    answers, as the built-in mentor does: on built-in math its 87.5 % for 1.32 times its cost, and on
+    built-in code 68.7 % where the intern alone has 85.5 %.
+
     Attributes:
         large, small: engines by name; the largest and the smallest by default.
         by: `words`: the large model is asked; `logprob`: it objects to the first line that is less

@@ -27,6 +27,12 @@ class RewardBased(Segments):
     are empty. The winner's end of text ends the answer.  An engine whose context is full drops out, and a
     lone engine writes the rest in one go.  The usage of losing proposals is recorded as discarded.
 
+    Requires `prefix` of its models, and scorers (`reward_specs`).
+
+    Use when a reward model rates single steps well, and cost is no matter.  Not when it is weak or reads
+    the text anew every round: on 300 of built-in math 70.3 % at 8.5 times the mentor's compute; the mentor
+    alone has 88.0 %.
+
     Attributes:
         max_new_tokens_per_round: tokens of a proposal at most.
         exclude_self_scoring: no scorer judges the text of its own model, where another can.

@@ -20,6 +20,9 @@ from ensemblehub.schema import Capability, Event, Request, Scored
 class Single(Aggregation):
     """A single engine answers.
 
+    Use when one model is good enough for what it costs, and as the baseline of everything else.  Not when
+    `ensemblehub advise` finds a strategy that is as good for less on your questions.
+
     Attributes:
         engine: its name; the first engine when omitted.
     """

@@ -57,6 +57,13 @@ class Stepwise(LargeAndSmall, Segments):
 
     A step ends behind the first of `separators`.  A step that is not kept is recorded as discarded.
 
+    Requires `prefix` of both models, and at least 2; `rule: entropy` also `logprobs` of the small one,
+    `logprob` also `score` of the large one, and `reward` scorers (`reward_specs`).
+
+    Use when both models solve a problem in the same steps and go on from each other's.  Not when the small
+    one was never trained to: on built-in math 27.7 to 31.0 % (intern alone 32.4 %), on built-in code at
+    most 74.5 % (85.5 %).
+
     Attributes:
         rule: who writes a step: `entropy`, `score`, `logprob` or `reward` (see the module).
         threshold: the first token's entropy in nats at most (`entropy`, default 1), or the step's rating

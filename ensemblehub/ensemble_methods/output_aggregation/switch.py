@@ -20,6 +20,11 @@ from ensemblehub.schema import Capability, Event, Request
 class Switch(Segments):
     """The largest engine writes the start of the answer, the smallest all the rest.
 
+    Requires at least 2 models whose sizes are known, and `prefix` of all but the largest.
+
+    Use when the beginning of an answer is its hard part and answers are long.  Not when the large model's
+    own are short: on 300 of built-in math 82.3 % save 6 % of its compute; alone it has 88.0 %.
+
     Attributes:
         switch_after_tokens: tokens that the largest writes at most.
         max_tokens: of the whole answer, where that is less than the request's own.

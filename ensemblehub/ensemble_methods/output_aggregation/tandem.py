@@ -34,6 +34,15 @@ class Tandem(TandemOptions):
     """A mentor writes short insights; as soon as the judge finds them sufficient, the intern answers.
 
     `TandemOptions` documents the options.
+
+    Requires a mentor and an intern; of the intern `score` where the judge reads (all but `fixed:LEVEL`),
+    what `draft` needs, and `prefix` with `insight_mode: continuation`; of the mentor `prefix` where the
+    profile has an `opening`.
+
+    Use when the mentor writes at length and the intern can use a part of it: on built-in math 87.7 % at
+    0.43 of the thinking mentor's cost (mentor 87.5 %).  Not when the mentor is brief: with Qwen2.5-Coder
+    33.8 % on MBPP at 1.33 of its cost (51.0 %), and on built-in math the mentor without thinking has 88.7 %
+    for less.
     """
 
     granularity: ClassVar[Granularity] = "response"

@@ -19,6 +19,8 @@ from ensemblehub.schema import Event, Request
 class MyStrategy(Aggregation):
     """The longest of all answers; every engine writes at the same time.
 
+    Use when long answers are the thorough ones.  Not when models repeat themselves.
+
     Attributes:
         samples: answers per engine.
     """
