@@ -220,7 +220,10 @@ def test_a_conversation_stays_with_the_members_of_its_first_turn(server):
     assert [members(ask(server, "drawn", conversation="c1")) for _ in range(8)] == 8 * [first]
     others = {tuple(members(ask(server, "drawn", conversation=f"other-{number}"))) for number in range(12)}
     assert len(others) > 1
-    assert members(ask(server, "drawn", conversation="c1", require=["third"])) == first  # pinned before
+    missing = next(name for name in MODELS if name not in first)
+    assert members(ask(server, "drawn", conversation="c1", require=first[:1])) == first
+    refused = refusal(ask(server, "drawn", conversation="c1", require=[missing]))
+    assert refused[:2] == (400, "ensemble.require")
     assert refusal(ask(server, "drawn", conversation=""))[0] == 400
 
 

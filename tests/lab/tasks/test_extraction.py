@@ -277,12 +277,12 @@ ENDLESS = {
 
 @pytest.mark.parametrize("what", ENDLESS)
 def test_a_megabyte_takes_no_time(what):
-    """All three in under a second where nothing else runs; the bound is four, for a busy machine."""
+    """All three in a second or some on a busy machine; what grows with the square would take hours."""
     started = time.process_time()
     program_of(ENDLESS[what], PROMPT, "squares")
     code_of(ENDLESS[what])
     defines(ENDLESS[what], "squares")
-    assert time.process_time() - started < 4
+    assert time.process_time() - started < 30
 
 
 def test_a_function_behind_very_many_words_is_found():
