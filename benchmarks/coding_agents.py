@@ -21,6 +21,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def main() -> None:
     print(text)
 
 
-class Agent:
+class Agent(ABC):
     """A coding agent, asked in the folder `work`.
 
     Attributes:
@@ -117,13 +118,13 @@ class Agent:
     def __init__(self, program: Path, url: str, home: Path) -> None:
         self.program, self.url, self.home, self.work = program, url, home, home / "work"
 
+    @abstractmethod
     def asked(self, model: str) -> tuple[str, list[str], dict[str, str]]:
         """Its settings as a user writes them, its arguments, and what it finds in its environment."""
-        raise NotImplementedError
 
+    @abstractmethod
     def found(self, events: Sequence[Mapping[str, Any]]) -> tuple[list[Any], bool]:
         """What it says that it did, and whether it read the file and gave the answer."""
-        raise NotImplementedError
 
     def answered(self, model: str) -> str:
         """The transcript of a question that a model answers by the agent's shell."""

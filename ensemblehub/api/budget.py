@@ -27,7 +27,7 @@ class BudgetSpentError(RequestError):
 
 
 def may_cost(engine: Engine) -> bool:
-    """Whether a model may cost dollars: it has a price, or is behind an API, which may tell what a reply cost."""
+    """Whether a model may cost dollars: it has a price, or an API may tell what its replies cost."""
     return engine.info.price is not None or engine.footprint is None
 
 
@@ -80,7 +80,7 @@ class Spending:
         return other
 
     def refuse(self) -> None:
-        """Raise what refuses a request that the rest of its key's budget did not suffice to begin to answer."""
+        """Refuse the request, where it was the rest of its key's budget that did not suffice."""
         if self._refusal is not None:
             raise self._refusal()
 

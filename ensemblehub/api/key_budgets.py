@@ -85,7 +85,9 @@ class KeyBudgets:
 
     def too_little(self, owner: str) -> Problem:
         """A 429 for a request for which the rest of a key's budget does not suffice."""
-        return self._refusal(f"does not suffice: {self.limit.told(self.spent(owner))} are spent")
+        left = self.left(owner).model_dump(exclude_none=True)
+        amounts = ", ".join(f"{amount:.6g} {name}" for name, amount in left.items())
+        return self._refusal(f"does not suffice: {amounts} are left")
 
     def _refusal(self, why: str) -> Problem:
         now = self._now()

@@ -235,22 +235,12 @@ class Budget(Section):
 
     def reached(self, spent: Cost) -> str | None:
         """The first limit that is reached, with what was spent, for a message; None if none is."""
-        return next((text for text, full in self._shares(spent) if full), None)
-
-    def told(self, spent: Cost) -> str:
-        """What was spent of every limit, for a message."""
-        return ", ".join(text for text, _ in self._shares(spent))
-
-    def _shares(self, spent: Cost) -> list[tuple[str, bool]]:
-        """What was spent of every limit in words, and whether it is reached."""
         known = spent.prompt_tokens - spent.cached_tokens + spent.completion_tokens
         amounts = {"US dollars": spent.usd, "TFLOPs": spent.flops / 1e12, "tokens": known}
-        limits = zip(amounts.items(), (self.usd, self.tflops, self.tokens), strict=True)
-        return [
-            (f"{amount:.6g} of {limit:.6g} {unit}", amount >= limit)
-            for (unit, amount), limit in limits
-            if limit is not None
-        ]
+        for (unit, amount), limit in zip(amounts.items(), (self.usd, self.tflops, self.tokens), strict=True):
+            if limit is not None and amount >= limit:
+                return f"{amount:.6g} of {limit:.6g} {unit}"
+        return None
 
     def within(self, other: Budget) -> Budget:
         """The lower of both limits, each."""

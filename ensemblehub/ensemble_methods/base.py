@@ -39,8 +39,8 @@ class EnsembleMethod:
     """Base of selections and aggregations.
 
     A strategy records usage by purpose: it hands `ledger.meter(purpose)` to every engine and scorer it calls.
-    Its docstring has a paragraph `Use when ...  Not when ...`, true to what was measured, and one `Requires ...`
-    where `requires` and `min_engines` do not tell all; the site's card shows both.
+    Its docstring has a paragraph `Use when ...  Not when ...`, true to what was measured, and one
+    `Requires ...` where `requires` and `min_engines` do not tell all; the site's card shows both.
 
     Attributes:
         requires: capabilities that every engine must have.

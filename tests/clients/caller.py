@@ -11,7 +11,7 @@ from ensemblehub.schema import Piece, Token
 
 @dataclass(frozen=True)
 class CallingOptions(EchoOptions):
-    """`calls`: arguments by the tool's name; the first that is offered is called, or with none given any tool.
+    """`calls`: arguments by the tool's name; the first that is offered is called, or with none any tool.
 
     `knows`: whether the tokens of a call are given, with the logprob of the script.
     """

@@ -14,7 +14,7 @@ from typing import Any, cast
 import yaml
 
 from ensemblehub import builtin, configured
-from ensemblehub.artifacts import hash_of, write_atomically
+from ensemblehub.artifacts import write_atomically
 from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
@@ -25,7 +25,7 @@ from ensemblehub.lab import metrics
 from ensemblehub.lab.advise import choice
 from ensemblehub.lab.advise.certified import CHOOSING, certify
 from ensemblehub.lab.advise.choice import Criterion, Evaluated
-from ensemblehub.lab.advise.record import Recorded, Recorder, check_answers
+from ensemblehub.lab.advise.record import Recorded, Recorder, check_answers, distinct
 from ensemblehub.lab.advise.strategies import Changes, strategies
 from ensemblehub.lab.journal import Journal, told
 from ensemblehub.lab.pipeline import collect, report, splits
@@ -141,7 +141,7 @@ def record(
     if swapped := smaller_mentor(tandem, ensemble.engines):
         log.warning(swapped)
     experiment = Experiment(config, task)
-    items = distinct(experiment, split, n)
+    items = distinct(task, split, n)
     if not items:
         raise ConfigError(f"{task.name} has no questions in its split {split!r}")
     header = experiment.header(split, ensemble, tandem)
@@ -156,23 +156,6 @@ def record(
         return asyncio.run(
             _recorded(ensemble, recorder, items, journal, header, enough, config.experiment.concurrency)
         )
-
-
-def distinct(experiment: Experiment, split: str, n: int) -> list[Item]:
-    """The first `n` questions of a split that differ; repeats are no evidence of their own."""
-    found, repeated = dict[str, Item](), 0
-    for item in experiment.task.items(split):
-        turns = experiment.task.request(item).messages
-        key = hash_of([[turn.role, " ".join(turn.content.split())] for turn in turns])
-        repeated += key in found
-        found.setdefault(key, item)
-        if len(found) == n:
-            break
-    if repeated:
-        log.warning("%d questions are repeats of others and left out", repeated)
-    if len(found) < n:
-        log.warning("--n is %d, but there are only %d questions", n, len(found))
-    return list(found.values())
 
 
 async def _recorded(
@@ -279,7 +262,8 @@ def check_right(found: Sequence[Evaluated], recorded: Recorded) -> None:
         empty = sum(not row.runs["mentor"].text.strip() for row in recorded.collected.rows)
         said = f"; the mentor's answers to {empty} of them are empty" if empty else ""
         raise ConfigError(
-            f"nothing to recommend: no answer of any model or strategy to {recorded.n} questions is right{said}"
+            f"nothing to recommend: no answer of any model or strategy to {recorded.n} questions is right"
+            f"{said}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import aclosing
 from copy import deepcopy
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ensemblehub.artifacts import hash_of
 from ensemblehub.ensemble_methods.acceptance import Trial
 from ensemblehub.ensemble_methods.candidates import Candidate, drafts
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
@@ -23,6 +25,7 @@ from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.shown_tests import ShownTests
 from ensemblehub.schema import Request, Sampling
 
+log = logging.getLogger(__name__)
 TEMPERATURE = 0.7  # of the samples beside the greedy answer
 SHOWN_TESTS = ShownTests()
 
@@ -160,3 +163,20 @@ def check_answers(task: Task, items: Iterable[Item], journal: Journal) -> None:
         row, asked = journal.rows[item.id], splits.asked(replace(item, extra={}))
         if row["asked"] != asked:
             journal.append(graded(task, item, row) | {"asked": asked})
+
+
+def distinct(task: Task, split: str, n: int) -> list[Item]:
+    """The first `n` questions of a split that differ; repeats are no evidence of their own."""
+    found, repeated = dict[str, Item](), 0
+    for item in task.items(split):
+        turns = task.request(item).messages
+        key = hash_of([[turn.role, " ".join(turn.content.split())] for turn in turns])
+        repeated += key in found
+        found.setdefault(key, item)
+        if len(found) == n:
+            break
+    if repeated:
+        log.warning("%d questions are repeats of others and left out", repeated)
+    if len(found) < n:
+        log.warning("--n is %d, but there are only %d questions", n, len(found))
+    return list(found.values())

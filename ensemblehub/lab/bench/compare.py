@@ -25,10 +25,10 @@ COSTS = {  # what is compared besides, by field of a row
     "wall": "wall seconds",
 }
 MIXES = (
-    "A mix sends each question to one of two cells by chance, in the shares at which it costs what the line's "
-    "cell costs; of all such mixes it is the most accurate. A dash: all of its cells cost more, or all less. Its "
-    "cells were chosen on the same questions. The oracle is the cheapest of the models and fixed levels that is "
-    "right, else the cheapest of all: a bound."
+    "A mix sends each question to one of two cells by chance, in the shares at which it costs what the "
+    "line's cell costs; of all such mixes it is the most accurate. A dash: all of its cells cost more, or all "
+    "less. Its cells were chosen on the same questions. The oracle is the cheapest of the models and fixed "
+    "levels that is right, else the cheapest of all: a bound."
 )
 Pair = tuple[list[AnswerRow], list[AnswerRow]]  # the samples of a question from both cells
 
@@ -85,7 +85,8 @@ class PairedComparison:
     """Two cells over the same questions: all of them, and by subject and level.
 
     Attributes:
-        mixes: The best random mix of trivial cells at the cost of `other`, by what is mixed; see `against_mixes`.
+        mixes: The best random mix of trivial cells at the cost of `other`, by what is mixed (see
+            `against_mixes`).
     """
 
     base: str
@@ -183,8 +184,8 @@ def comparisons(paths: Sequence[Path], common: bool = False) -> list[PairedCompa
 def against_mixes(paths: Sequence[Path], common: bool = False) -> list[PairedComparison]:
     """Compare the cells of result folders and of journals to the first one, and to trivial ones.
 
-    Those are the best random mix, at the cell's own cost, of the cells in which one model answers alone, and of these
-    and Tandem's fixed levels; the last comparison is of an oracle over the latter.
+    Those are the best random mix, at the cell's own cost, of the cells in which one model answers alone, and
+    of these and Tandem's fixed levels; the last comparison is of an oracle over the latter.
 
     Raises:
         ArtifactError: See `compare`; or fewer than two cells are of one model alone.

@@ -1,7 +1,7 @@
 """What a cell has to beat: random mixes of trivial cells at its own cost, and an oracle over them.
 
-A random mix sends each question to one of two cells by chance, so that it reaches every point on the line between
-their (cost, accuracy).  The best mixes of several cells are the upper concave hull of their points.
+A random mix sends each question to one of two cells by chance, so that it reaches every point on the line
+between their (cost, accuracy).  The best mixes of several cells are the upper concave hull of their points.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _aggregation(cell: CellAnswers) -> tuple[str, str]:
 
 
 def best_mix(cell: CellAnswers, parts: Sequence[CellAnswers]) -> Mix | None:
-    """The best random mix of `parts` at the cost of `cell`, over the same questions; None where none costs that."""
+    """The best random mix of `parts` at the cost of `cell`, over its questions; None where none costs that."""
     key = _cost(parts)
     right = [shares(part.rows) for part in parts]
     points = [
@@ -71,7 +71,7 @@ def best_mix(cell: CellAnswers, parts: Sequence[CellAnswers]) -> Mix | None:
 
 
 def oracle(parts: Sequence[CellAnswers]) -> CellAnswers:
-    """The cheapest of `parts` that answers right, answer by answer, or the cheapest of all; a bound, not a method.
+    """The cheapest of `parts` that is right, answer by answer, or the cheapest of all; a bound, no method.
 
     Raises:
         ArtifactError: They have not answered the same questions.

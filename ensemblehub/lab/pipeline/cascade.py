@@ -149,7 +149,7 @@ def random_mix(correct: ArrayLike, cost: ArrayLike, shares: ArrayLike) -> tuple[
 
 
 def best_shares(points: ArrayLike, cost: float) -> Floats | None:
-    """Shares (k,) of the best random mix of `points` (k, 2), each cost and accuracy, whose mean cost is `cost`.
+    """Shares (k,) of the best random mix of `points` (k, 2), costs and accuracies, at a mean of `cost`.
 
     None where no mix costs that: all points cost more, or all less.
     """

@@ -341,7 +341,7 @@ class Pipeline(Experiment):
     def _checked(
         self, collected: Collected, settings: dict[str, Any], runs: Sequence[TandemRun]
     ) -> Checks | None:
-        """The checks of `evaluate`, with the judge replayed against the live runs, where it is still theirs."""
+        """The checks of `evaluate`, and the judge replayed against live runs that it still is the judge of."""
         checks = self._checks()
         if not checks:
             return None

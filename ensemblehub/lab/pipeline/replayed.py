@@ -53,7 +53,7 @@ def judged(
 
 
 def against_live(collected: Collected, tandem: Tandem, live: Sequence[TandemRun]) -> ReplayCheck:
-    """Compare Tandem replayed on collected runs with its live runs on the same questions, in the same order."""
+    """Compare Tandem replayed on collected runs with its live runs on the same questions, in order."""
     limits = {checkpoint.level: checkpoint.threshold for checkpoint in tandem.checkpoints}
     found = outcomes(collected, tandem.artifact.judge, list(limits), tandem.fallback)
     run = cascade.replay(found, list(limits.values()))

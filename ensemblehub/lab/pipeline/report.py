@@ -113,7 +113,7 @@ def random_mix(collected: Collected, shares: dict[str, float]) -> MethodRuns:
 
 
 def equal_cost_mix(models: Sequence[MethodRuns], than: MethodRuns) -> MethodRuns | None:
-    """The most accurate random mix of `models` at the cost of another method; None where no mix costs that."""
+    """The most accurate random mix of `models` at another method's cost; None where none costs that."""
     points = [(runs.flops.mean(), runs.correct.mean()) for runs in models]
     shares = cascade.best_shares(points, float(than.flops.mean()))
     if shares is None:
@@ -276,8 +276,8 @@ class ReplayCheck:
 
     Attributes:
         checked: number of questions.
-        levels, correct, texts: on how many of them replay and live run chose the same level, are both right or both
-            wrong, and have the same text.
+        levels, correct, texts: on how many of them replay and live run chose the same level, are both right
+            or both wrong, and have the same text.
         flops: of all replayed answers as a multiple of those of the live runs.
     """
 

@@ -62,7 +62,7 @@ def check_apart(own: Collection[str], other: Collection[str], what: str, others:
 
 
 def distinct(own: Sequence[str], what: str) -> list[int]:
-    """The first places of the questions in `own`, hashes of questions; repeats are left out with a warning."""
+    """The first place of each question in `own`, hashes; repeats are left out with a warning."""
     places = {question: place for place, question in reversed(list(enumerate(own)))}
     if repeated := len(own) - len(places):
         log.warning("%s: %d questions are repeats of others and left out", what, repeated)
