@@ -19,7 +19,7 @@ from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.lab.builtin import corpus
 from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.evaluate import ColdCost
-from ensemblehub.lab.pipeline.records import Row
+from ensemblehub.lab.pipeline.records import Run
 from ensemblehub.lab.tasks.builtin_math import BuiltinMath
 from ensemblehub.results import fold
 from ensemblehub.schema import Chat, Cost, Message, Piece, Request, Sampling, Text
@@ -118,9 +118,7 @@ def test_the_live_run_at_a_fixed_level_is_what_collecting_replays():
 
     rows, lives, ledgers, infos = asyncio.run(run())
     for row, live, ledger in zip(rows, lives, ledgers, strict=True):
-        run_ = Row.from_json(
-            {key: value for key, value in row.items() if key not in ("asked", "readings")}
-        ).runs["medium"]
+        run_ = Run(**row["runs"]["medium"])
         assert run_.text == live.text
         cold = ColdCost.of(ledger.calls, infos, "intern")
         assert cold.flops == pytest.approx(run_.flops(infos["mentor"], infos["intern"]), rel=1e-9)

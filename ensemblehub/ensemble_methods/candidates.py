@@ -16,7 +16,7 @@ from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity
 from ensemblehub.ensemble_methods.turns import refuse_ids
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Cost, Piece, Request, Token
+from ensemblehub.schema import Cost, Finish, Piece, Request, Token
 
 
 @dataclass(eq=False)
@@ -37,7 +37,17 @@ class Candidate:
     @property
     def finished(self) -> bool:
         """Whether the candidate is complete."""
-        return bool(self.pieces) and self.pieces[-1].finish is not None
+        return self.finish is not None
+
+    @property
+    def finish(self) -> Finish | None:
+        """Why it ended; None while it is incomplete."""
+        return self.pieces[-1].finish if self.pieces else None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it came to its own end: complete, and not cut off by a limit."""
+        return self.finish not in (None, "length")
 
     @property
     def text(self) -> str:
@@ -57,7 +67,7 @@ class Candidate:
     @property
     def answer(self) -> Piece:
         """The complete text as one piece of the ensemble's answer."""
-        return Piece(self.text, self.engine.name, "answer", self.tokens, self.pieces[-1].finish)
+        return Piece(self.text, self.engine.name, "answer", self.tokens, self.finish)
 
     @property
     def given(self) -> list[Piece]:

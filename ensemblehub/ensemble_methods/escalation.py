@@ -103,8 +103,8 @@ class Escalation(LargeAndSmall):
 
     async def judged(self, trial: Trial) -> Verdict:
         """Judge a finished draft; a call of tools whose tokens are not known is never accepted."""
-        complete = trial.draft.answer.finish != "length"
-        if trial.draft.answer.finish == "tool_calls":
+        complete = trial.draft.whole
+        if trial.draft.finish == "tool_calls":
             complete = any(token.logprob is not None for token in trial.draft.tokens)
         probability = await self.criterion.probability(trial) if complete else 0.0
         return Verdict(DRAFT, 0, probability, self.enough, complete and probability >= self.enough)

@@ -57,13 +57,13 @@ class Draft:
         draft, level = self.trial.draft, checkpoint.level
         if level == LEVEL_0:
             await draft.write(ledger)
-            probability = await self.criterion.probability(self.trial) if self.complete else 0.0
-            enough = self.complete and probability >= self.threshold
+            probability = await self.criterion.probability(self.trial) if draft.whole else 0.0
+            enough = draft.whole and probability >= self.threshold
             return Verdict(level, 0, probability, self.threshold, enough)
         asked, scored = insight.dialogue.intern_request(insight.shown), None
         whole = asked.continued(draft.text)
         rereads = self.confirm is not None or self.objection is not None
-        if rereads and self.complete and _fits(intern, whole):
+        if rereads and draft.whole and _fits(intern, whole):
             scored = await intern.score(whole, ledger.meter("judge"))
             tokens = self.readings[insight.shown] = scored.after(asked.prompt, len(asked.prefix))
             if self.confirm is not None:
@@ -94,11 +94,6 @@ class Draft:
         async with aclosing(draft.engine.stream(asked, ledger.meter("answer"))) as pieces:
             async for piece in pieces:
                 yield replace(piece, round=2 if self.objection is not None else piece.round)
-
-    @property
-    def complete(self) -> bool:
-        """Whether it came to its own end."""
-        return self.trial.draft.finished and self.trial.draft.answer.finish != "length"
 
     def _as_read(self, tokens: tuple[ScoredToken, ...]) -> Trial:
         """The trial with the draft's tokens as they were scored."""

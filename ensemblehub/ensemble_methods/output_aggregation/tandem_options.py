@@ -207,7 +207,13 @@ class TandemOptions(Aggregation):
             "judge": [artifact.judge.kind, hashlib.sha256(artifact.weights).hexdigest()],
             "thresholds": {point.level: point.threshold for point in self.checkpoints},
             "settings": {name: value for name, value in asdict(self).items() if name not in TOLD},
+            **({"draft": self.drafting_by} if self.drafting_by else {}),
         }
+
+    @property
+    def drafting_by(self) -> tuple[str, str] | None:
+        """The criterion of the draft: its name, and what decides its probability; None without a draft."""
+        return (self.draft, self.criterion.deciding) if self.draft and self.criterion else None
 
     @cached_property
     def words(self) -> Profile:
@@ -233,8 +239,10 @@ class TandemOptions(Aggregation):
     def level_thresholds(self) -> dict[str, float]:
         """The probability that suffices, by level."""
         calibrated = dict(self.artifact.thresholds or {})
-        if self.criterion:
-            calibrated[LEVEL_0] = self.criterion.threshold
+        if (self.artifact.data.get("calibrated") or {}).get("draft") != self.draft:
+            calibrated.pop(LEVEL_0, None)  # it is of something else
+            if self.criterion:
+                calibrated[LEVEL_0] = self.criterion.threshold
         known = {**calibrated, **(self.thresholds or {})}
         return {level: known.get(level, 0.5) for level in self.index}
 

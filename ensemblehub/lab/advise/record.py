@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from contextlib import aclosing
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -107,26 +106,22 @@ class Recorder(collect.Collector):
         ask = self.task.ask(item, self.sampling)
         warm = replace(ask, sampling=replace(ask.sampling, temperature=TEMPERATURE))
         sampled = [candidate.request for candidate in drafts(warm, [self.intern], self.samples)]
-        answered = [await self.draft(item, request) for request in (ask, *sampled)]
+        answered = [await self.attempt(item, request) for request in (ask, *sampled)]
         row = self.known.get(item.id) or await super().collect(item)
         row = row | {"drafts": [asdict(draft) for draft in answered]}
         if not item.answer:
             row = await asyncio.to_thread(graded, self.task, item, row)
         return row | {"asked": splits.asked(replace(item, extra={}))}
 
-    async def draft(self, item: Item, request: Request) -> InternAnswer:
+    async def attempt(self, item: Item, request: Request) -> InternAnswer:
         """Let the intern answer."""
-        draft = Candidate(self.intern, request, self.intern.name)
-        async with aclosing(self.intern.stream(request, draft.usage.meter("answer"))) as stream:
-            async for piece in stream:
-                draft.pieces.append(piece)
+        draft = await collect.written(self.intern, request)
         grade, cost = await asyncio.to_thread(self.task.grade, item, draft.text), draft.usage.total
         logprobs = [token.logprob for token in draft.tokens]
         known = [value for value in logprobs if value is not None]
         mean = float(np.mean(known)) if known and len(known) == len(logprobs) else None
         written = (cost.prompt_tokens, cost.completion_tokens, cost.seconds)
-        finish = draft.pieces[-1].finish if draft.pieces else None
-        run = Run(grade.correct, finish, 0, 0, *written, False, draft.text)
+        run = Run(grade.correct, draft.finish, 0, 0, *written, False, draft.text)
         return InternAnswer(run, grade.answer, mean, await self.passed(draft))
 
     async def passed(self, draft: Candidate) -> float | None:

@@ -19,7 +19,7 @@ from ensemblehub.lab.paper import gpra
 from ensemblehub.lab.paper.study import Study, collected
 from ensemblehub.lab.paper.tables import Table
 from ensemblehub.lab.pipeline import report, splits
-from ensemblehub.lab.pipeline.collect import generate
+from ensemblehub.lab.pipeline.collect import written
 from ensemblehub.lab.pipeline.experiment import as_json
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.progress import progress
@@ -120,17 +120,18 @@ async def _answer(
         item, insight = variant.item, variant.insight
         ask = pipeline.task.ask(item, pipeline.sampling)
         request = Dialogue(ask, tandem.words, tandem.insight_mode).intern_request(insight)
-        text, finish, cost = await generate(intern, request)
-        grade = await asyncio.to_thread(pipeline.task.grade, item, text)
+        answer = await written(intern, request)
+        cost = answer.usage.total
+        grade = await asyncio.to_thread(pipeline.task.grade, item, answer.text)
         run = replace(
             variant.full,
             correct=grade.correct,
-            finish=finish,
+            finish=answer.finish,
             intern_read=cost.prompt_tokens,
             intern_tokens=cost.completion_tokens,
             seconds=cost.seconds,
             leak=await asyncio.to_thread(pipeline.task.leaks, item, insight),
-            text=text,
+            text=answer.text,
         )
         return {"id": variant.id, "run": asdict(run)}
 

@@ -16,7 +16,7 @@ from ensemblehub.generators.base import Engine
 from ensemblehub.lab import metrics
 from ensemblehub.lab.paper.study import Study, trained
 from ensemblehub.lab.paper.tables import Table, TableRow
-from ensemblehub.lab.pipeline.collect import generate
+from ensemblehub.lab.pipeline.collect import written
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item
@@ -85,7 +85,7 @@ def ways_of(tandem: Tandem, engines: Sequence[Engine]) -> dict[str, Way]:
     mentor, _ = tandem.roles(engines)
 
     async def alone(thinking: bool | None, request: Request) -> float:
-        await generate(mentor, replace(request, prompt=replace(insights.chat_of(request), thinking=thinking)))
+        await written(mentor, replace(request, prompt=replace(insights.chat_of(request), thinking=thinking)))
         return 0.0
 
     async def run_tandem(how: Tandem, request: Request) -> float:

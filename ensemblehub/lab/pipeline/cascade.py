@@ -41,6 +41,8 @@ class Outcomes:
         fallback: who answers when no level suffices: the level with the highest probability, the last
             visited one, or the mentor.
         unit: of all costs.
+        drafted: the first level's probability is of the intern's draft, on a scale of its own; the draft is
+            in `reached` there, and in `judging` at the other levels.
     """
 
     probabilities: Floats
@@ -53,6 +55,7 @@ class Outcomes:
     visited: Bools
     fallback: Fallback = "best"
     unit: Literal["flops", "usd"] = "flops"
+    drafted: bool = False
 
     def part(self, mask: Bools) -> Outcomes:
         """The same for the questions where `mask` holds."""
@@ -83,6 +86,8 @@ class Outcomes:
         spent = self.reached[row, last] + self.judging[row, last]
         if self.fallback == "mentor":
             return np.full(len(row), MENTOR), self.mentor_correct.astype(np.float64), spent + self.mentor_cost
+        if self.drafted:  # insights are compared with each other; the draft stands where there is none
+            heard[:, 0] = -0.5
         level = heard.argmax(axis=1) if self.fallback == "best" else last
         whole = self.cost[row, level] - self.reached[row, level] + spent
         return level, self.correct[row, level].astype(np.float64), whole

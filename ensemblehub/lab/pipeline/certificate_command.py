@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from ensemblehub.artifacts import hash_of
 from ensemblehub.ensemble_methods.identity import identity
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab import metrics
 from ensemblehub.lab.judges.training import KINDS
@@ -18,7 +18,7 @@ from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.cascade import Floats, Outcomes
 from ensemblehub.lab.pipeline.certificate import Promise, Settings, certified
 from ensemblehub.lab.pipeline.certificate_path import FOLDS, along, path_of, unseen
-from ensemblehub.lab.pipeline.pipeline import Pipeline
+from ensemblehub.lab.pipeline.pipeline import Pipeline, made_for
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected, with_current_names
 from ensemblehub.tandem.artifact import JudgeArtifact
@@ -43,8 +43,9 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
     levels = [checkpoint.level for checkpoint in tandem.checkpoints]
     training = pipeline.learning("train")
     pipeline.check_levels(training, tandem)
-    path = path_of(_training_outcomes(pipeline, artifact, training, levels, tandem.fallback), promise.loss)
-    outcomes = collected.outcomes(data, artifact.judge, levels, tandem.fallback)
+    pipeline.check_drafts(training, tandem)
+    path = path_of(_training_outcomes(pipeline, artifact, training, levels, tandem), promise.loss)
+    outcomes = collected.outcomes(data, artifact.judge, levels, tandem.fallback, bool(tandem.draft))
     settings = along(outcomes, path)
     try:
         chosen = certified(settings, promise)
@@ -53,8 +54,7 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
         raise ConfigError(f"{error}{safer}") from error
     seen = CalibrationShares.of(settings, chosen, [row.subject for row in data.rows])
     thresholds = dict(zip(levels, map(float, path[chosen]), strict=True))
-    about = {"aim": str(promise), "n": len(data.rows), "fallback": tandem.fallback}
-    made = dict(artifact.data) | {"calibrated": about | vars(seen)}
+    made = dict(artifact.data) | {"calibrated": made_for(tandem, str(promise), data) | vars(seen)}
     replace(artifact, thresholds=thresholds, data=made).save(pipeline.judge_folder)
     engines, tandem = pipeline.ensemble()  # with the new thresholds
     options = {spec.name: pipeline.config.deciding(spec) for spec in pipeline.config.members}
@@ -77,16 +77,19 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
 
 
 def _training_outcomes(
-    pipeline: Pipeline, artifact: JudgeArtifact, data: Collected, levels: list[str], fallback: Any
+    pipeline: Pipeline, artifact: JudgeArtifact, data: Collected, levels: list[str], tandem: Tandem
 ) -> Outcomes:
     """What levels bring on the training questions, judged without having been trained on them."""
-    outcomes = collected.outcomes(data, artifact.judge, levels, fallback)
+    outcomes = collected.outcomes(data, artifact.judge, levels, tandem.fallback, bool(tandem.draft))
     task = f'"task": "{artifact.data.get("task")}"'.encode()
     same = pipeline.task.name in with_current_names(task).decode()
     if artifact.judge.kind not in KINDS or not same:
         return outcomes  # it was trained on other questions
     with progress("judge training questions unseen", FOLDS) as step:
-        return replace(outcomes, probabilities=unseen(data, levels, artifact.judge.kind, step))
+        found = unseen(data, levels, artifact.judge.kind, step)
+    if outcomes.drafted:
+        found[:, 0] = outcomes.probabilities[:, 0]
+    return replace(outcomes, probabilities=found)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Per question: the mentor's insight once, cut at every level (true prefixes of one stream); the intern's
 reading (perplexity and entropy) and its graded answer at every level; the mentor's own answer, long and
-concise.  Every finished question is synced to a journal, so a killed run loses at most the questions in
-progress.
+concise; with `draft`, what the criterion says of the answer without an insight.  Every finished question is
+synced to a journal, so a killed run loses at most the questions in progress.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 
 from ensemblehub.artifacts import parsed
 from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble_methods.acceptance import Trial
+from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError
 from ensemblehub.generators.base import Engine
 from ensemblehub.lab.journal import ANEW, Journal
-from ensemblehub.lab.pipeline.records import FEATURES, Collected, Row, Run
+from ensemblehub.lab.pipeline.records import FEATURES, Collected, DraftScore, Row, Run
 from ensemblehub.lab.pipeline.splits import asked, digest
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.schema import Cost, Piece, Request, Sampling
@@ -53,6 +55,7 @@ class Collector:
         self.tandem = tandem
         self.task = task
         self.sampling = sampling
+        self.engines = engines
         self.mentor, self.intern = tandem.roles(engines)
 
     async def collect(self, item: Item) -> dict[str, Any]:
@@ -61,11 +64,14 @@ class Collector:
         cuts = await self.insight(ask)
         runs: dict[str, Run] = {}
         readings: dict[str, Any] = {}
-        closing, known = 0, dict[str, str]()
+        closing, known, draft = 0, dict[str, str](), None
         for level, cut in cuts.items():
             same = known.setdefault(cut.text, level)
             if same == level:
-                runs[level], readings[level], closing = await self.level(item, ask, cut)
+                dialogue = Dialogue(ask, self.tandem.words, self.tandem.insight_mode)
+                answer = Candidate(self.intern, dialogue.intern_request(cut.text), self.intern.name)
+                runs[level], readings[level], closing = await self.level(item, dialogue, answer, cut)
+                draft = await self.draft(ask, answer) if level == LEVEL_0 else draft
             else:  # the mentor ended before this level: nothing new to read
                 runs[level], readings[level] = replace(runs[same], mentor_tokens=cut.tokens), readings[same]
         runs["mentor"] = await self.alone(item, ask)
@@ -73,7 +79,8 @@ class Collector:
         switch = not await asyncio.to_thread(self.mentor.same_prompt, ask, concise)
         runs["mentor_concise"] = await self.alone(item, concise) if switch else runs["mentor"]
         whole = list(cuts.values())[-1].text
-        row = Row(item.id, item.subject, item.level, item.steps, whole, closing, runs, digest(item), switch)
+        about = (item.id, item.subject, item.level, item.steps)
+        row = Row(*about, whole, closing, runs, digest(item), switch, draft)
         return asdict(row) | {"asked": asked(item), "readings": readings}
 
     async def insight(self, ask: Request) -> dict[str, InsightCut]:
@@ -95,27 +102,28 @@ class Collector:
             cuts[level] = InsightCut(words.shown(text), total.prompt_tokens, tokens, seconds)
         return cuts
 
-    async def level(self, item: Item, ask: Request, cut: InsightCut) -> tuple[Run, Any, int]:
-        """The intern's answer and reading at one level, and the count of closing template tokens."""
-        dialogue = Dialogue(ask, self.tandem.words, self.tandem.insight_mode)
-        request = dialogue.intern_request(cut.text)
-        scored = await self.intern.score(request, UsageLedger().meter("judge"))
+    async def level(
+        self, item: Item, dialogue: Dialogue, answer: Candidate, cut: InsightCut
+    ) -> tuple[Run, Any, int]:
+        """The intern's answer, which it writes now, its reading, and the count of closing template tokens."""
+        scored = await self.intern.score(answer.request, UsageLedger().meter("judge"))
         tokens = dialogue.judged_tokens(scored, "question+insight")
         perplexity, entropy = features.sequences(tokens)
         closing = next((n for n, token in enumerate(reversed(scored.tokens)) if token.message is not None), 0)
-        text, finish, cost = await generate(self.intern, request)
-        grade = await asyncio.to_thread(self.task.grade, item, text)
+        await answer.write(UsageLedger())
+        cost = answer.usage.total
+        grade = await asyncio.to_thread(self.task.grade, item, answer.text)
         leak = await asyncio.to_thread(self.task.leaks, item, cut.text)
         run = Run(
             grade.correct,
-            finish,
+            answer.finish,
             cut.read,
             cut.tokens,
             cost.prompt_tokens,
             cost.completion_tokens,
             cost.seconds + cut.seconds,
             leak,
-            text,
+            answer.text,
             len(cut.text),
         )
         reading = {
@@ -126,20 +134,43 @@ class Collector:
 
     async def alone(self, item: Item, request: Request) -> Run:
         """The mentor's own answer."""
-        text, finish, cost = await generate(self.mentor, request)
-        grade = await asyncio.to_thread(self.task.grade, item, text)
-        return Run(
-            grade.correct, finish, cost.prompt_tokens, cost.completion_tokens, 0, 0, cost.seconds, False, text
-        )
+        answer = await written(self.mentor, request)
+        cost = answer.usage.total
+        grade = await asyncio.to_thread(self.task.grade, item, answer.text)
+        used = (cost.prompt_tokens, cost.completion_tokens, 0, 0, cost.seconds)
+        return Run(grade.correct, answer.finish, *used, False, answer.text)
+
+    async def with_draft(self, item: Item, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of a question that was collected without the configured draft; no insight is asked for."""
+        ask = self.task.ask(item, self.sampling)
+        dialogue = Dialogue(ask, self.tandem.words, self.tandem.insight_mode)
+        answer = Candidate(self.intern, dialogue.intern_request(), self.intern.name)
+        run, reading, _ = await self.level(item, dialogue, answer, InsightCut())
+        draft = await self.draft(ask, answer)
+        own = {"runs": row["runs"] | {LEVEL_0: asdict(run)}, "readings": row["readings"] | {LEVEL_0: reading}}
+        return row | own | {"draft": draft and asdict(draft)}
+
+    async def draft(self, ask: Request, answer: Candidate) -> DraftScore | None:
+        """What the criterion, if there is one, says of the intern's answer without an insight."""
+        criterion = self.tandem.criterion
+        if criterion is None:
+            return None
+        ledger = UsageLedger()
+        trial = Trial(ask, answer, self.engines, ledger)
+        probability = await criterion.probability(trial) if answer.whole else 0.0
+        of = {
+            engine.name: sum((call.cost for call in ledger.calls if call.engine == engine.name), Cost())
+            for engine in (self.mentor, self.intern)
+        }
+        tokens = [(cost.prompt_tokens, cost.completion_tokens) for cost in of.values()]
+        return DraftScore(probability, ledger.total.flops, *tokens[0], *tokens[1])
 
 
-async def generate(engine: Engine, request: Request) -> tuple[str, Any, Cost]:
-    """One engine's whole answer, its finish reason and its cost."""
-    ledger, pieces = UsageLedger(), list[Piece]()
-    async with aclosing(engine.stream(request, ledger.meter("answer"))) as stream:
-        async for piece in stream:
-            pieces.append(piece)
-    return "".join(piece.text for piece in pieces), pieces[-1].finish if pieces else None, ledger.total
+async def written(engine: Engine, request: Request) -> Candidate:
+    """One engine's whole answer."""
+    answer = Candidate(engine, request, engine.name)
+    await answer.write(UsageLedger())
+    return answer
 
 
 def settings(
@@ -147,7 +178,8 @@ def settings(
 ) -> dict[str, Any]:
     """What collected data was made with; data made with anything else is not mixed with it."""
     mentor, intern = tandem.roles(engines)
-    return {
+    drafting = {"draft": tandem.drafting_by} if tandem.drafting_by else {}
+    return drafting | {
         "task": task,
         "split": split,
         "mentor": mentor.model,

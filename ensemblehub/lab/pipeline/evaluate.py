@@ -18,10 +18,10 @@ from ensemblehub.concurrency import for_each
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ArtifactError
-from ensemblehub.lab.journal import Journal, settings_of
+from ensemblehub.lab.journal import Journal, differences, settings_of, told
 from ensemblehub.lab.pipeline.collect import Collector
-from ensemblehub.lab.pipeline.experiment import tandem_of
-from ensemblehub.lab.pipeline.records import Row, with_current_names
+from ensemblehub.lab.pipeline.experiment import NEWER, differing_settings, tandem_of
+from ensemblehub.lab.pipeline.records import Collected, Row, with_current_names
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.results import collect
 from ensemblehub.schema import ModelInfo, Result, Sampling, UsageLine
@@ -191,6 +191,34 @@ def read_runs(path: Path) -> tuple[dict[str, Any], list[TandemRun]]:
     return settings, list(runs.values())
 
 
+def check_runs(path: Path, settings: dict[str, Any], runs: Sequence[TandemRun], collected: Collected) -> None:
+    """Check that a table can be made of live and collected runs.
+
+    Raises:
+        ArtifactError: there is no live run, or it is over other data or at other levels.
+    """
+    if not runs:
+        raise ArtifactError(f"{path} holds no run on the collected questions: {AGAIN}")
+    made = settings.get("collected")
+    same = made if isinstance(made, dict) else collected.header
+    if differing := differing_settings(same, collected.header | {"n": same.get("n")}):
+        raise ArtifactError(f"{path} was made over other collected data: {told(differing)}; {AGAIN}")
+    levels = {*collected.levels, "mentor"}
+    if unknown := next((run for run in runs if run.chosen not in levels), None):
+        raise ArtifactError(f"{path}: {unknown.id} stopped at {unknown.chosen!r}, which was not collected")
+
+
+def foreign(settings: dict[str, Any], header: dict[str, Any]) -> list[str]:
+    """A note where Tandem ran with other models or sampling than its baselines, as `--force` allows."""
+    found = [
+        line
+        for key in NEWER[:2]
+        if key in header and key in settings
+        for line in differences({key: settings[key]}, {key: header[key]})
+    ]
+    return [f"Tandem and its baselines were run with different settings: {told(found)}."] if found else []
+
+
 async def reproduced(
     ensemble: AsyncEnsemble,
     task: Task,
@@ -204,8 +232,7 @@ async def reproduced(
 
     async def work(item: Item) -> dict[str, bool]:
         made = await collector.collect(item)
-        again = Row.from_json({key: value for key, value in made.items() if key not in ("asked", "readings")})
-        return {name: run.text == rows[item.id].runs[name].text for name, run in again.runs.items()}
+        return {name: run["text"] == rows[item.id].runs[name].text for name, run in made["runs"].items()}
 
     same = await for_each(items, work, limit=concurrency)
     return {name: sum(row[name] for row in same) for name in same[0]} if same else {}

@@ -171,6 +171,20 @@ class Experiment:
                 f"{where} was collected at other levels: {told(differing)}; collect it again (--force)"
             )
 
+    def check_drafts(self, data: Collected, tandem: Tandem) -> None:
+        """Check that a split was collected with the draft of this Tandem, if it has one.
+
+        Raises:
+            ArtifactError: it was not.
+        """
+        wanted, found = tandem.drafting_by, data.header.get("draft")
+        if wanted and found != list(wanted):
+            was = f"with a draft judged by {found[0]!r}" if found else "without a `draft`"
+            where = f"{self.folder}/collected/{data.header['split']}"
+            raise ArtifactError(
+                f"{where} was collected {was}, not by {wanted[0]!r}: `ensemblehub collect` adds it"
+            )
+
     def _with_hashes(self, data: Collected, split: str) -> Collected:
         """The data with the hash of every question, checked against the benchmark's split where at hand."""
         try:
@@ -219,6 +233,11 @@ def as_json(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def differing_settings(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """What differs; data from before some settings were recorded is taken to have been made with the same."""
+    """What differs; data from before some settings were recorded is taken to have been made with the same.
+
+    Scores of drafts are more than is wanted without a draft.
+    """
+    if "draft" not in wanted:
+        found = {key: value for key, value in found.items() if key != "draft"}
     known = {key: value for key, value in wanted.items() if key in found or key not in NEWER}
     return list(differences(found, known))

@@ -22,7 +22,7 @@ from ensemblehub.cost import Price
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError, ConfigError
-from ensemblehub.lab.journal import Journal, differences, told
+from ensemblehub.lab.journal import Journal, told
 from ensemblehub.lab.judges.curve_fitting import answer_lengths
 from ensemblehub.lab.judges.training import median_rule, train_judge
 from ensemblehub.lab.pipeline import (
@@ -36,7 +36,7 @@ from ensemblehub.lab.pipeline import (
     splits,
 )
 from ensemblehub.lab.pipeline.evaluate import TandemRun
-from ensemblehub.lab.pipeline.experiment import NEWER, Experiment, as_json, differing_settings
+from ensemblehub.lab.pipeline.experiment import Experiment, as_json, differing_settings
 from ensemblehub.lab.pipeline.parallel import Placement
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected
@@ -49,6 +49,7 @@ from ensemblehub.tandem.judges import Judge
 
 CHECKED = 100  # questions whose baselines are run again live
 TIMED = 50  # runs timed one at a time
+NOT_COLLECTED = ("confirm", "continue_draft", "give_up")  # options of Tandem that make other runs
 
 
 class Pipeline(Experiment):
@@ -64,7 +65,7 @@ class Pipeline(Experiment):
     ) -> Collected:
         """Collect a split (see `collect.py`), or read it if it is complete already.
 
-        A larger `limit` than before extends what was collected.
+        A larger `limit` than before extends what was collected; a `draft` that it lacks is added to it.
 
         Args:
             places: where worker processes run, one each; without any, this process does it all.
@@ -79,24 +80,27 @@ class Pipeline(Experiment):
             done = Collected.load(folder, split)
             first = items[: len(done.rows)]
             now = settings | {"n": len(first), "asked": splits.asked(*first)}
-            if differing := differing_settings(done.header, now):
+            drafted = done.header.get("draft") == settings.get("draft", done.header.get("draft"))
+            if differing := differing_settings(done.header | {"draft": settings.get("draft")}, now):
                 raise ArtifactError(
                     f"{folder}/{split} was collected with other settings: {told(differing)}; "
                     "use --force to replace it"
                 )
-            if len(first) == len(items):
+            if len(first) == len(items) and drafted:
                 partial.unlink(missing_ok=True)  # the process was killed before it could
                 return done
-        journal = Journal(partial, settings, force)
-        splits.check_unchanged(journal, items)
-        if done:
-            collect.take_over(done, journal)
-        if places:
-            with progress(f"collect {split}", len(items), len(journal.rows)) as step:
-                parallel.collect(self.config, items, journal, places, self.settings.concurrency, step)
-        else:
-            self._collect_into(journal, items, f"collect {split}", cluster)
-        return collect.finish(journal, header, [item.id for item in items], folder, split)
+        with closing(Journal(partial, settings, force)) as journal:
+            splits.check_unchanged(journal, items)
+            if done and drafted:
+                collect.take_over(done, journal)
+            elif done:
+                asyncio.run(self._add_drafts(done, first, journal))
+            if places:
+                with progress(f"collect {split}", len(items), len(journal.rows)) as step:
+                    parallel.collect(self.config, items, journal, places, self.settings.concurrency, step)
+            else:
+                self._collect_into(journal, items, f"collect {split}", cluster)
+            return collect.finish(journal, header, [item.id for item in items], folder, split)
 
     def collect_shard(self, shard: Shard, split: str, limit: int | None = None, force: bool = False) -> Path:
         """Collect the questions of a shard into the journal that is returned, for `ensemblehub merge`."""
@@ -107,6 +111,20 @@ class Pipeline(Experiment):
             splits.check_unchanged(journal, items)
             self._collect_into(journal, items, f"collect {split} {shard}")
         return path
+
+    async def _add_drafts(self, done: Collected, items: Sequence[Item], journal: Journal) -> None:
+        """Collected questions into the journal, with the configured draft."""
+        ensemble, tandem = self.unjudged()
+        known = {row["id"]: row for row in collect.unfolded(done)}
+        collector = collect.Collector(tandem, ensemble.engines, self.task, self.sampling)
+
+        async def work(item: Item) -> dict[str, Any]:
+            return await collector.with_draft(item, known[item.id])
+
+        missing, limit = journal.missing(items), self.settings.concurrency
+        with progress(f"drafts {done.header['split']}", len(items), len(items) - len(missing)) as step:
+            async with ensemble:
+                await for_each(missing, work, limit=limit, keep=journal.append, progress=step)
 
     def _collect_into(
         self, journal: Journal, items: Sequence[Item], title: str, cluster: Cluster | None = None
@@ -164,12 +182,12 @@ class Pipeline(Experiment):
         objective = calibration.Objective.parse(aim or self.settings.aim)
         artifact, tandem, data = self.calibration()
         levels = [checkpoint.level for checkpoint in tandem.checkpoints]
-        outcomes = replay.outcomes(data, artifact.judge, levels, tandem.fallback)
+        outcomes = replay.outcomes(data, artifact.judge, levels, tandem.fallback, bool(tandem.draft))
         if objective.unit == "usd":
             outcomes = replay.in_dollars(outcomes, data, levels, *self._prices())
         chosen = calibration.calibrate(outcomes, objective)
         thresholds = dict(zip(levels, map(float, chosen.thresholds), strict=True))
-        about = {"aim": str(objective), "n": len(data.rows), "fallback": tandem.fallback}
+        about = made_for(tandem, str(objective), data)
         made = dict(artifact.data) | {"calibrated": about | chosen.expected}
         replace(artifact, thresholds=thresholds, data=made).save(self.judge_folder)
         return about | {"thresholds": thresholds, **chosen.expected}
@@ -198,8 +216,9 @@ class Pipeline(Experiment):
         if not artifact.judge.reads:
             raise ConfigError(f"the judge in {self.judge_folder} has nothing to calibrate")
         _, tandem = self.ensemble()
-        if tandem.draft or tandem.give_up:
-            raise ConfigError("collected questions hold no drafts: calibrate without `draft` and `give_up`")
+        for option in NOT_COLLECTED:
+            if getattr(tandem, option) is not None:
+                raise ConfigError(f"thresholds are chosen without `{option}`: its outcomes are not collected")
         data = self.learning("calibration")
         self._check_calibration(data, tandem, artifact)
         return artifact, tandem, data
@@ -233,13 +252,13 @@ class Pipeline(Experiment):
         settings, runs = evaluate.read_runs(path)
         by_id = {row.id: index for index, row in enumerate(collected.rows)}
         runs = sorted((run for run in runs if run.id in by_id), key=lambda run: by_id[run.id])
-        _check_runs(path, settings, runs, collected)
+        evaluate.check_runs(path, settings, runs, collected)
         part = collected.part([by_id[run.id] for run in runs])
         steps = [row.steps for row in part.rows]
         rows = report.summary(self.task.name, report.methods(part, runs), steps)
         notes = [
             *report.notes(part, self._checked(part, settings, runs)),
-            *_foreign(settings, collected.header),
+            *evaluate.foreign(settings, collected.header),
         ]
         return report.write(self.folder, rows, notes, f"{self.task.name}: Tandem and its baselines")
 
@@ -312,6 +331,7 @@ class Pipeline(Experiment):
         if not data.rows:
             raise ArtifactError(f"{where} has no questions to choose thresholds on")
         self.check_levels(data, tandem)
+        self.check_drafts(data, tandem)
         if found := artifact.check(header["mentor"], header["intern"], header["prompts"], levels=data.levels):
             raise ArtifactError(f"{where} is not what the judge in {self.judge_folder} is for: {found[0]}")
 
@@ -347,14 +367,16 @@ class Pipeline(Experiment):
             return None
         tandem, options = self.ensemble()[1], settings.get("options", {})
         artifact = tandem.artifact
-        now = {key: getattr(tandem, key) for key in ("thresholds", "start_with_intern", "fallback")}
+        now = {key: getattr(tandem, key) for key in ("thresholds", "start_with_intern", "draft", "fallback")}
         then, made = {key: options.get(key) for key in now}, settings.get("judge", {})
         for key in ("kind", "mentor", "intern", "prompts", "levels"):
             now[key], then[key] = artifact.record()[key], made.get(key)
         now["limits"], then["limits"] = artifact.thresholds, made.get("thresholds")
         now["weights"] = hashlib.sha256(artifact.weights).hexdigest()
         then["weights"] = settings.get("weights", now["weights"])  # older data did not record it
-        if as_json(now) == then and artifact.judge.reads and not (tandem.draft or tandem.give_up):
+        replayable = not any(getattr(tandem, option) is not None for option in NOT_COLLECTED)
+        replayable &= not tandem.draft or bool(collected.drafts)
+        if as_json(now) == then and artifact.judge.reads and replayable:
             checks = replace(checks, replay=replayed.against_live(collected, tandem, runs))
             write_atomically(self.folder / "checks.json", json.dumps(asdict(checks), indent=1) + "\n")
         return checks
@@ -369,31 +391,7 @@ class Pipeline(Experiment):
         return parsed(Checks, content, path, again)
 
 
-def _check_runs(
-    path: Path, settings: dict[str, Any], runs: Sequence[TandemRun], collected: Collected
-) -> None:
-    """Check that a table can be made of live and collected runs.
-
-    Raises:
-        ArtifactError: there is no live run, or it is over other data or at other levels.
-    """
-    if not runs:
-        raise ArtifactError(f"{path} holds no run on the collected questions: {evaluate.AGAIN}")
-    made = settings.get("collected")
-    same = made if isinstance(made, dict) else collected.header
-    if differing := differing_settings(same, collected.header | {"n": same.get("n")}):
-        raise ArtifactError(f"{path} was made over other collected data: {told(differing)}; {evaluate.AGAIN}")
-    levels = {*collected.levels, "mentor"}
-    if unknown := next((run for run in runs if run.chosen not in levels), None):
-        raise ArtifactError(f"{path}: {unknown.id} stopped at {unknown.chosen!r}, which was not collected")
-
-
-def _foreign(settings: dict[str, Any], header: dict[str, Any]) -> list[str]:
-    """A note where Tandem ran with other models or sampling than its baselines, as `--force` allows."""
-    found = [
-        line
-        for key in NEWER[:2]
-        if key in header and key in settings
-        for line in differences({key: settings[key]}, {key: header[key]})
-    ]
-    return [f"Tandem and its baselines were run with different settings: {told(found)}."] if found else []
+def made_for(tandem: Tandem, aim: str, data: Collected) -> dict[str, Any]:
+    """What a judge's thresholds are chosen for, as the judge keeps it."""
+    about = {"aim": aim, "n": len(data.rows), "fallback": tandem.fallback}
+    return about | ({"draft": tandem.draft} if tandem.draft else {})

@@ -74,6 +74,26 @@ def _flops(info: ModelInfo, read: int, written: int) -> float:
 
 
 @dataclass(frozen=True)
+class DraftScore:
+    """What a criterion says of the intern's answer without an insight, and what asking it cost.
+
+    Attributes:
+        probability: that the draft is right; 0 for one that was cut off.
+        flops: of the criterion's calls.
+        mentor_read, mentor_tokens, intern_read, intern_tokens: tokens read and written for it.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"allow_inf_nan": False}
+
+    probability: float
+    flops: float
+    mentor_read: int
+    mentor_tokens: int
+    intern_read: int
+    intern_tokens: int
+
+
+@dataclass(frozen=True)
 class Row:
     """Everything collected on one question.
 
@@ -84,6 +104,7 @@ class Row:
         question: hash of the question's words; empty in older data.
         thinking_switch: False where the mentor's template has no switch for thinking: `mentor_concise` is
             then the run `mentor`, which is made once.
+        draft: of the run `LEVEL_0`, where a `draft` was configured.
     """
 
     id: str
@@ -95,16 +116,12 @@ class Row:
     runs: dict[str, Run]
     question: str = ""
     thinking_switch: bool = True
+    draft: DraftScore | None = None
 
     @property
     def key(self) -> str:
         """What tells the question from others: the hash of its words, its id where that is not known."""
         return self.question or self.id
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Row:
-        """The inverse of `dataclasses.asdict`."""
-        return cls(**{**data, "runs": {name: Run(**run) for name, run in data["runs"].items()}})
 
 
 @dataclass(frozen=True)
@@ -126,6 +143,11 @@ class Collected:
     def levels(self) -> dict[str, int]:
         """Mentor token budget by level, `LEVEL_0` first."""
         return cast(dict[str, int], self.header["levels"])
+
+    @property
+    def drafts(self) -> list[DraftScore]:
+        """What the criterion said of every draft; empty where none was configured."""
+        return [row.draft for row in self.rows if row.draft]
 
     def info(self, role: str) -> ModelInfo:
         """Return the `ModelInfo` of `mentor` or `intern` at the time of collecting."""
@@ -190,6 +212,7 @@ class Header:
     prompts: str = ""
     max_tokens: int | None = None
     temperature: float | None = None
+    draft: tuple[str, str] | None = None
 
 
 def _unzipped(path: Path, content: bytes, remedy: str) -> list[bytes]:
@@ -215,6 +238,8 @@ def _check_rows(header: Header, rows: list[Row], split: str) -> None:
     if len({row.id for row in rows}) < len(rows):
         raise ValueError("a question stands in it twice")
     for row in rows:
+        if header.draft and row.draft is None:
+            raise ValueError(f"{row.id} has no score of its draft")
         if lacking := [name for name in (*header.levels, "mentor") if name not in row.runs]:
             raise ValueError(f"{row.id} has no run {lacking[0]!r}")
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ensemblehub.cost import Price
 from ensemblehub.lab.pipeline.cascade import Fallback, Floats, Outcomes
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
+from ensemblehub.tandem.insights import LEVEL_0
 from ensemblehub.tandem.judges import Judge, ReadingBatch
 
 TokenCount = Callable[[Run], float]
@@ -19,8 +20,14 @@ MENTOR_TOKENS: tuple[TokenCount, TokenCount] = (lambda run: run.mentor_read, lam
 INTERN_TOKENS: tuple[TokenCount, TokenCount] = (lambda run: run.intern_read, lambda run: run.intern_tokens)
 
 
-def outcomes(data: Collected, judge: Judge, levels: list[str], fallback: Fallback) -> Outcomes:
-    """Everything that thresholds for `levels` are chosen from; costs in FLOPs."""
+def outcomes(
+    data: Collected, judge: Judge, levels: list[str], fallback: Fallback, drafted: bool = False
+) -> Outcomes:
+    """Everything that thresholds for `levels` are chosen from; costs in FLOPs.
+
+    Args:
+        drafted: the first level is judged by what the criterion said of the draft when it was collected.
+    """
     mentor, intern = data.info("mentor"), data.info("intern")
     tokens = table(data, levels, lambda run: run.mentor_tokens)
     read = table(data, levels, lambda run: run.intern_read)
@@ -28,17 +35,36 @@ def outcomes(data: Collected, judge: Judge, levels: list[str], fallback: Fallbac
     again = np.vectorize(intern.flops)(read - closing, read)  # the template's end, read at every checkpoint
     last = np.vectorize(intern.flops)(read - 1, read)  # the answer needs the last token's logits once more
     earlier = np.cumsum(again, axis=1) - again
-    return Outcomes(
+    found = Outcomes(
         probabilities=judge.probabilities_of(readings(data, levels)).reshape(len(data.rows), len(levels)),
         correct=table(data, levels, lambda run: run.correct).astype(bool),
         cost=table(data, levels, lambda run: run.flops(mentor, intern)),
-        judging=earlier + last + judge.flops * np.arange(1, len(levels) + 1),
+        judging=earlier + last + judge.flops * np.arange(1 - drafted, len(levels) + 1 - drafted),
         reached=table(data, levels, lambda run: run.reading_flops(mentor, intern)),
         mentor_correct=np.array([row.runs["mentor"].correct for row in data.rows]),
         mentor_cost=np.array([row.runs["mentor"].flops(mentor, intern) for row in data.rows]),
         visited=np.concatenate([np.ones((len(tokens), 1), bool), np.diff(tokens, axis=1) > 0], axis=1),
         fallback=fallback,
     )
+    if not drafted:
+        return found
+    alone = [row.runs[LEVEL_0] for row in data.rows]
+    writing = [run.flops(mentor, intern) - run.reading_flops(mentor, intern) for run in alone]
+    said = [(draft.probability, draft.flops) for draft in data.drafts]
+    found.probabilities[:, 0], asking = np.array(said).reshape(-1, 2).T
+    return _with_drafts(found, np.array(writing), asking)
+
+
+def _with_drafts(found: Outcomes, writing: Floats, asking: Floats) -> Outcomes:
+    """Outcomes whose first level is a draft, from those whose first level is a reading of the question.
+
+    Args:
+        writing: what the draft costs beyond reading the question, (n,).
+        asking: what its criterion costs, (n,).
+    """
+    reached, judging = found.reached.copy(), found.judging + (writing + asking)[:, None]
+    reached[:, 0], judging[:, 0] = found.cost[:, 0], asking
+    return replace(found, reached=reached, judging=judging, drafted=True)
 
 
 def in_dollars(
@@ -58,9 +84,16 @@ def in_dollars(
     judging = dollars(
         intern, np.cumsum(table(data, levels, INTERN_TOKENS[0]), axis=1), np.zeros(answer.shape)
     )
-    return replace(
+    found = replace(
         outcomes, cost=insight + answer, judging=judging, reached=insight, mentor_cost=alone, unit="usd"
     )
+    if not outcomes.drafted:
+        return found
+    used = np.array(
+        [(d.mentor_read, d.mentor_tokens, d.intern_read, d.intern_tokens) for d in data.drafts]
+    ).reshape(-1, 4)
+    writing = answer[:, 0] - judging[:, 0]
+    return _with_drafts(found, writing, dollars(mentor, *used[:, :2].T) + dollars(intern, *used[:, 2:].T))
 
 
 def readings(data: Collected, levels: list[str]) -> ReadingBatch:

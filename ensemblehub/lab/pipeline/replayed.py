@@ -32,13 +32,16 @@ def judged(
     """Tandem with a judge, as its thresholds would have chosen among the collected runs.
 
     Raises:
-        ArtifactError: the judge was not calibrated, or for other levels.
+        ArtifactError: the judge was not calibrated, for other levels, or with a draft that was not collected.
     """
     levels = [level for level in collected.levels if level in (artifact.thresholds or {})]
     if not levels or set(artifact.thresholds or {}) - set(levels):
         raise ArtifactError(f"judge {name}: its thresholds are not for the levels {list(collected.levels)}")
     made = cast(Mapping[str, Any], artifact.data.get("calibrated") or {})
-    found = outcomes(collected, artifact.judge, levels, made.get("fallback", fallback))
+    drafted = "draft" in made
+    if drafted and not collected.drafts:
+        raise ArtifactError(f"judge {name}: it was calibrated with a draft, and none was collected")
+    found = outcomes(collected, artifact.judge, levels, made.get("fallback", fallback), drafted)
     limits = [(artifact.thresholds or {})[level] for level in levels]
     run, row = cascade.replay(found, limits), np.arange(len(collected.rows))
     names = ["mentor" if at == cascade.MENTOR else levels[at] for at in run.chosen]
@@ -55,7 +58,7 @@ def judged(
 def against_live(collected: Collected, tandem: Tandem, live: Sequence[TandemRun]) -> ReplayCheck:
     """Compare Tandem replayed on collected runs with its live runs on the same questions, in order."""
     limits = {checkpoint.level: checkpoint.threshold for checkpoint in tandem.checkpoints}
-    found = outcomes(collected, tandem.artifact.judge, list(limits), tandem.fallback)
+    found = outcomes(collected, tandem.artifact.judge, list(limits), tandem.fallback, bool(tandem.draft))
     run = cascade.replay(found, list(limits.values()))
     names = ["mentor" if at == cascade.MENTOR else list(limits)[at] for at in run.chosen]
     texts = [row.runs[name].text for row, name in zip(collected.rows, names, strict=True)]

@@ -38,7 +38,7 @@ from ensemblehub.lab.judges.training import train_judge
 from ensemblehub.lab.pipeline import calibration, splits
 from ensemblehub.lab.pipeline.calibration import Objective
 from ensemblehub.lab.pipeline.cascade import Outcomes
-from ensemblehub.lab.pipeline.collect import generate
+from ensemblehub.lab.pipeline.collect import written
 from ensemblehub.lab.pipeline.experiment import Experiment, as_json
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item
@@ -176,11 +176,12 @@ async def answered(
 
 
 async def _answer(engine: Engine, ask: Request, experiment: Experiment, item: Item) -> dict[str, Any]:
-    text, finish, cost = await generate(engine, ask)
-    grade = await asyncio.to_thread(experiment.task.grade, item, text)
+    answer = await written(engine, ask)
+    cost = answer.usage.total
+    grade = await asyncio.to_thread(experiment.task.grade, item, answer.text)
     return {
         "correct": grade.correct,
-        "finish": finish,
+        "finish": answer.finish,
         "tokens": cost.completion_tokens,
         **_cold_cost(engine, cost),
     }

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.echo import EchoEngine
 from ensemblehub.lab.pipeline import report
 from ensemblehub.lab.pipeline.cascade import replay as cascade
+from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.records import Collected, Row
 from ensemblehub.lab.pipeline.replay import outcomes
@@ -124,6 +126,76 @@ def test_replaying_collected_data_equals_running_live(pipeline, tmp_path):
     )
     assert [levels[index] for index in replayed.chosen] == [run.chosen for run in runs]
     assert replayed.correct.tolist() == [run.correct for run in runs]
+
+
+@pytest.mark.parametrize("fallback", ["best", "mentor"])
+def test_a_draft_is_collected_calibrated_and_replayed_as_live(tmp_path, fallback):
+    pytest.importorskip("sklearn")
+    path = configured(tmp_path)
+    plain = path.read_text().replace("    start_with_intern: true\n", f"    fallback: {fallback}\n")
+    path.write_text(plain.replace("    levels:", "    draft: agreement:2\n    levels:"))
+    pipeline = Pipeline(Config.read(path))
+    for split in ("train", "calibration", "test"):
+        data = pipeline.collect(split, 100)
+    assert [draft.probability for draft in data.drafts] == [1.0] * 100
+    assert all((draft.mentor_tokens, draft.intern_tokens) == (0, 2 * 3) for draft in data.drafts)
+    pipeline.train()
+    assert pipeline.calibrate()["draft"] == "agreement:2"
+    artifact = load_judge(tmp_path / "judge")
+    limits = dict(artifact.thresholds) | {"none": 1.01}  # one that no draft reaches: all else is visited
+    replace(artifact, thresholds=limits).save(tmp_path / "judge")
+    assert pipeline.ensemble()[1].level_thresholds == limits
+    path.write_text(plain)
+    assert Pipeline(Config.read(path)).ensemble()[1].level_thresholds == {**limits, "none": 0.5}
+    pipeline.evaluate(60)
+    assert "the same level on 60, equally right on 60, the same text on 60" in pipeline.report()
+    assert pipeline.report_replayed([str(tmp_path / "judge")])
+
+
+def test_a_draft_that_was_not_collected_is_refused(pipeline, tmp_path):
+    pytest.importorskip("sklearn")
+    for split in ("train", "calibration"):
+        pipeline.collect(split, 100)
+    pipeline.train()
+    path = configured(tmp_path)
+    path.write_text(path.read_text().replace("    levels:", "    draft: agreement:2\n    levels:"))
+    drafting = Pipeline(Config.read(path))
+    with pytest.raises(ArtifactError, match="collected without a `draft`, not by 'agreement:2'"):
+        drafting.calibrate()
+    path.write_text(path.read_text().replace("agreement:2", "agreement:3"))
+    Pipeline(Config.read(path)).collect("calibration", 100)
+    assert pipeline.collect("calibration", 100).drafts  # more than is asked for without a draft
+    with pytest.raises(ArtifactError, match="with a draft judged by 'agreement:3', not by 'agreement:2'"):
+        drafting.calibrate()
+    path.write_text(path.read_text().replace("    levels:", "    give_up: {low: 0.1}\n    levels:"))
+    with pytest.raises(ConfigError, match="thresholds are chosen without `give_up`"):
+        Pipeline(Config.read(path)).calibrate()
+
+
+def test_a_draft_is_added_to_what_was_collected_without_asking_the_mentor(tmp_path, monkeypatch):
+    path = configured(tmp_path)
+    plain = Pipeline(Config.read(path)).collect("train", 30)
+    path.write_text(path.read_text().replace("    levels:", "    draft: agreement:2\n    levels:"))
+    asked = []
+
+    async def draft(collector, ask, answer, made=Collector.draft):
+        if len(asked) == 10:
+            raise RuntimeError("killed")
+        asked.append(answer)
+        return await made(collector, ask, answer)
+
+    monkeypatch.setattr(Collector, "draft", draft)
+    monkeypatch.setattr(Collector, "insight", None)  # it would be bought again
+    drafting = Pipeline(Config.read(path))
+    with pytest.raises(RuntimeError, match="killed"):
+        drafting.collect("train", 30)
+    monkeypatch.setattr(Collector, "draft", functools.partialmethod(draft.__defaults__[0]))
+    found = drafting.collect("train", 30)
+    assert [draft.probability for draft in found.drafts] == [1.0] * 30
+    assert found.header["draft"][0] == "agreement:2"
+    texts = [[run.text for run in row.runs.values()] for row in found.rows]
+    assert texts == [[run.text for run in row.runs.values()] for row in plain.rows]
+    assert np.array_equal(found.features, plain.features)
 
 
 def test_collecting_again_reads_what_is_there_and_refuses_other_settings(pipeline, tmp_path):

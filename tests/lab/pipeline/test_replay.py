@@ -1,11 +1,13 @@
 """Costs of collected runs in dollars, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ensemblehub.cost import ModelInfo, Price
 from ensemblehub.lab.pipeline.cascade import replay as cascade
-from ensemblehub.lab.pipeline.records import Collected, Row, Run
+from ensemblehub.lab.pipeline.records import Collected, DraftScore, Row, Run
 from ensemblehub.lab.pipeline.replay import in_dollars, outcomes
 from ensemblehub.tandem.judges import EntropyRule
 
@@ -50,3 +52,37 @@ def test_an_intern_that_runs_here_costs_no_dollars(data):
     found = in_dollars(judged, data, LEVELS, Price(2, 10), Price(0, 0))
     assert found.cost[0] * 1e6 == pytest.approx([0, 300])
     assert not found.judging.any()
+
+
+@pytest.fixture
+def drafted(data):
+    """The same with a draft whose criterion asks the mentor and two more samples of the intern."""
+    score = DraftScore(0.7, flops=5e6, mentor_read=10, mentor_tokens=1, intern_read=80, intern_tokens=200)
+    return replace(data, rows=[replace(data.rows[0], draft=score)])
+
+
+def test_flops_of_a_draft_by_hand(drafted):
+    found = outcomes(drafted, EntropyRule(1.0), LEVELS, "best", drafted=True)
+    assert found.probabilities[0] == pytest.approx([0.7, 0.5])
+    # Two FLOPs a token of the intern, 18 of the mentor.  The draft: 40 read, 99 more passes to write 100.
+    kept = 2 * (40 + 99) + 5e6
+    # After it: the insight, its prompt without what the draft has read of it (its 5 closing tokens are no
+    # prefix), the last token of that prompt once more, and the answer.
+    anew = kept + 18 * (50 + 19) + 2 * (65 + 1 + 79) - 2 * (40 - 5)
+    assert cascade(found, [0.7, 0.0]).cost[0] == kept
+    assert cascade(found, [0.8, 0.5]).cost[0] == anew
+    unread = cascade(found, [0.8, 0.6])
+    assert (unread.chosen[0], unread.cost[0]) == (1, anew)  # the best insight, not the likelier draft
+    mentor = cascade(replace(found, fallback="mentor"), [0.8, 0.6])
+    assert mentor.cost[0] == anew - 2 * 79 + 18 * (50 + 299)
+    ended = replace(found, visited=np.array([[True, False]]))
+    assert cascade(ended, [0.8, 0.6]).chosen[0] == 0
+    assert cascade(ended, [0.8, 0.6]).cost[0] == kept
+
+
+def test_dollars_of_a_draft_by_hand(drafted):
+    judged = outcomes(drafted, EntropyRule(1.0), LEVELS, "best", drafted=True)
+    found = in_dollars(judged, drafted, LEVELS, Price(2, 10), Price(0.1, 0.4))
+    kept = 40 * 0.1 + 100 * 0.4 + (10 * 2 + 10) + (80 * 0.1 + 200 * 0.4)
+    assert cascade(found, [0.7, 0.0]).cost[0] * 1e6 == pytest.approx(kept)
+    assert cascade(found, [0.8, 0.5]).cost[0] * 1e6 == pytest.approx(kept + 300 + 6.5 + 38.5)
