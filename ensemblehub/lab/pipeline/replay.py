@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from ensemblehub.cost import Price
 from ensemblehub.lab.pipeline.cascade import Fallback, Floats, Outcomes
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
-from ensemblehub.tandem.insights import LEVEL_0
 from ensemblehub.tandem.judges import Judge, ReadingBatch
 
 TokenCount = Callable[[Run], float]
@@ -48,18 +47,17 @@ def outcomes(
     )
     if not drafted:
         return found
-    alone = [row.runs[LEVEL_0] for row in data.rows]
-    writing = [run.flops(mentor, intern) - run.reading_flops(mentor, intern) for run in alone]
     said = [(draft.probability, draft.flops) for draft in data.drafts]
     found.probabilities[:, 0], asking = np.array(said).reshape(-1, 2).T
-    return _with_drafts(found, np.array(writing), asking)
+    return _with_drafts(found, found.cost[:, 0] - again[:, 0], asking)
 
 
 def _with_drafts(found: Outcomes, writing: Floats, asking: Floats) -> Outcomes:
     """Outcomes whose first level is a draft, from those whose first level is a reading of the question.
 
     Args:
-        writing: what the draft costs beyond reading the question, (n,).
+        writing: what the draft costs beyond a checkpoint at the first level, (n,): all of it, since a
+            judge wants predictions of the whole prompt, and reads again what the draft has read.
         asking: what its criterion costs, (n,).
     """
     reached, judging = found.reached.copy(), found.judging + (writing + asking)[:, None]

@@ -66,9 +66,8 @@ def test_flops_of_a_draft_by_hand(drafted):
     assert found.probabilities[0] == pytest.approx([0.7, 0.5])
     # Two FLOPs a token of the intern, 18 of the mentor.  The draft: 40 read, 99 more passes to write 100.
     kept = 2 * (40 + 99) + 5e6
-    # After it: the insight, its prompt without what the draft has read of it (its 5 closing tokens are no
-    # prefix), the last token of that prompt once more, and the answer.
-    anew = kept + 18 * (50 + 19) + 2 * (65 + 1 + 79) - 2 * (40 - 5)
+    # After it: the insight, its whole prompt, the last token of that once more, and the answer.
+    anew = kept + 18 * (50 + 19) + 2 * (65 + 1 + 79)
     assert cascade(found, [0.7, 0.0]).cost[0] == kept
     assert cascade(found, [0.8, 0.5]).cost[0] == anew
     unread = cascade(found, [0.8, 0.6])
