@@ -139,11 +139,16 @@ class ColdCost:
 
 
 def _cold(calls: Sequence[UsageLine], infos: dict[str, ModelInfo]) -> list[UsageLine]:
-    """The calls, with the first of each engine charged for the whole of its prompt."""
-    seen, cold = set[str](), list[UsageLine]()
+    """The calls, with the first of each engine charged for the whole of its prompt, and its first judgement.
+
+    A judgement wants predictions of the whole prompt, which an answer written before it, a draft, has not left.
+    """
+    seen, cold = set[tuple[str, bool]](), list[UsageLine]()
     for call in calls:
-        if call.engine in infos and call.engine not in seen:
-            seen.add(call.engine)
+        judges = call.purpose == "judge"
+        first = (call.engine, judges) not in seen and (judges or (call.engine, True) not in seen)
+        seen.add((call.engine, judges))
+        if call.engine in infos and first:
             whole = infos[call.engine].flops(0, call.cost.prompt_tokens)
             call = replace(call, cost=replace(call.cost, cached_tokens=0, prefill_flops=whole))
         cold.append(call)
