@@ -86,11 +86,11 @@ for step; do
             replay --dataset mbpp_plus --data "$DATA/MbppPlus-v0.1.0.jsonl" -s "experiment.results=$out/tandem_mbpp_plus"
             ;;
         humaneval) moved humaneval all "$DATA/humaneval.jsonl" "${N:-164}" ;;
-        gsm8k) moved gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-200}" --prompt plain ;; # the profile of MBPP is one of code
+        gsm8k) moved gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-400}" --prompt plain ;; # the profile of MBPP is one of code
         advise)
             advise mbpp test "$DATA/mbpp.jsonl" "${N:-500}"
             advise humaneval all "$DATA/humaneval.jsonl" "${N:-164}"
-            advise gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-200}" --prompt plain
+            advise gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-400}" --prompt plain
             ;;
         toolkit) bench cells toolkit mbpp mbpp.jsonl 8 ;;
         guest) bench guest guest mbpp mbpp.jsonl 8 ;;
