@@ -18,19 +18,18 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
-from urllib.parse import urlsplit
 
 import click
 
 from ensemblehub.errors import ConfigError, EngineError, MissingExtraError, did_you_mean, error_text, one_line
 from ensemblehub.options import FiniteRange
+from ensemblehub.probes import speaks_http2, takes_connections
 
 if TYPE_CHECKING:
     from ensemblehub.config import Config
 
 TRIES = 3  # workers that may die over one block
 STARTS = 3  # of Ray on this machine; one fails where the node's agents are not up within 15 seconds
-REACHED_WITHIN = 10.0  # seconds
 BLOCKS = 10_000  # of a data set, at most: one item each where there are no more
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}  # also of workers
 ADDRESS = re.compile(r"local|auto|[\w.-]+:\d+")
@@ -102,8 +101,8 @@ class Cluster:
         if self.address == "local":
             cpus = max(os.cpu_count() or 1, self.workers[1] + 1)  # each actor claims one
             options |= {"num_cpus": cpus, "include_dashboard": False}
-        if ":" in self.address and not asyncio.run(takes_connections(f"ray://{self.address}")):
-            raise ConfigError(f"--ray {self.address}: no cluster answers there")  # Ray tries for minutes
+        if ":" in self.address:
+            self._check_address()
         for left in reversed(range(STARTS if self.address == "local" else 1)):
             try:
                 ray.init(**options, logging_level="ERROR", log_to_driver=False)
@@ -119,6 +118,21 @@ class Cluster:
             yield
         finally:
             ray.shutdown()
+
+    def _check_address(self) -> None:
+        """Check that a cluster may answer at the address; Ray itself tries for minutes, then ends the process.
+
+        Raises:
+            ConfigError: Nothing answers there, or something that does not speak gRPC, as heads of clusters do.
+        """
+        url = f"ray://{self.address}"
+        if not asyncio.run(takes_connections(url)):
+            raise ConfigError(f"--ray {self.address}: no cluster answers there")
+        if os.environ.get("RAY_USE_TLS", "0") == "0" and not asyncio.run(speaks_http2(url)):
+            raise ConfigError(
+                f"--ray {self.address}: what answers there is no head of a cluster, whose port is 6379 "
+                "unless `ray start --port` named another"
+            )
 
     def check(self, config: Config) -> None:
         """Check that servers are those of models behind an API.
@@ -150,18 +164,6 @@ class Cluster:
 
         urls = await asyncio.gather(*(found(name, url) for name, url in chosen.items()))
         return dict(zip(chosen, urls, strict=True))
-
-
-async def takes_connections(url: str) -> bool:
-    """Whether the host of a URL takes a connection."""
-    parts = urlsplit(url)
-    try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, port), REACHED_WITHIN)
-    except (OSError, ValueError):
-        return False
-    writer.close()
-    return True
 
 
 def placed(config: Config, servers: Mapping[str, str]) -> Config:

@@ -9,7 +9,7 @@ import ensemblehub
 
 ROOT = Path(ensemblehub.__file__).parent
 ROWS = [
-    {"cost", "errors", "surrogates", "concurrency"},
+    {"cost", "errors", "surrogates", "concurrency", "probes"},
     {"schema"},
     {"builtin", "results"},
     {"config", "registry"},

@@ -2,7 +2,10 @@
 
 import asyncio
 import socket
+import socketserver
 import sys
+import threading
+from contextlib import contextmanager
 from types import ModuleType
 
 import pytest
@@ -61,6 +64,44 @@ def test_an_address_where_nothing_answers_is_one_line(monkeypatch):
         for address in (unused, "127.0.0.1:99999", "nobody.invalid:6379"):
             with pytest.raises(ConfigError, match=f"--ray {address}: no cluster answers there"):
                 Cluster(address).connected().__enter__()
+
+
+@contextmanager
+def answering(said):
+    """The address of a server that says something to whoever says something to it."""
+
+    class Said(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1000)
+            self.request.sendall(said)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Said) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 505 HTTP Version Not Supported\r\n\r\n", b"+OK\r\n", b""])
+def test_an_address_where_something_else_answers_is_one_line(monkeypatch, said):
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))  # not asked: it would wait for minutes
+    text = "--ray {}: what answers there is no head of a cluster"
+    with answering(said) as address, pytest.raises(ConfigError, match=text.format(address)):
+        Cluster(address).connected().__enter__()
+
+
+def test_an_address_that_speaks_grpc_or_tls_is_left_to_ray(monkeypatch):
+    ray, asked = ModuleType("ray"), []
+    ray.init, ray.shutdown = lambda **options: asked.append(options["address"]), lambda: None
+    ray.cluster_resources = dict
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    settings = bytes.fromhex("00000c 04 00 00000000 0003 00000064 0004 00100000")
+    with answering(settings) as grpc, answering(b"\x15\x03\x01\x00\x02\x02\x50") as tls:
+        with Cluster(grpc).connected():
+            pass
+        monkeypatch.setenv("RAY_USE_TLS", "1")
+        with Cluster(tls).connected():
+            pass
+        assert asked == [grpc, tls]
 
 
 def test_a_slow_start_of_ray_is_tried_again(capsys, monkeypatch):
