@@ -37,9 +37,10 @@ def merged(target: Path) -> Iterator[str]:
     at, patterns = (target, MERGED) if target.is_dir() else (target.parent, (target.name,))
     parts: dict[Path, dict[Shard, Path]] = {}
     folders = sorted((at / FOLDER).glob("*-of-*"))
-    if target.is_dir() and (
-        packed := [path for each in (at, *folders) for path in each.glob("answers/*.gz")]
-    ):
+    whole = [at] if target.is_dir() else []
+    if packed := [
+        path for each in (*whole, *folders) for name in patterns for path in each.glob(f"{name}.gz")
+    ]:
         raise ConfigError(f"{packed[0]} is gzipped: `gunzip` it before the merge")
     for folder in folders:
         for path in (path for pattern in patterns for path in folder.glob(pattern)):
@@ -146,7 +147,8 @@ def merge_file(target: Path, paths: Mapping[Shard, Path]) -> str:
         for shard, path in paths.items():
             part = opened(path, shard)
             if made and part.made and (differing := list(differences(made, part.made))):
-                raise ArtifactError(f"{path} was made with other settings: {told(differing)}; {AGAIN}")
+                so = f"{AGAIN}, or remove {target}" if whole.made else AGAIN
+                raise ArtifactError(f"{path} was made with other settings: {told(differing)}; {so}")
             made = made or part.made
             for key, place in part.places.items():
                 known = places.setdefault(key, place)
@@ -163,6 +165,9 @@ def merge_file(target: Path, paths: Mapping[Shard, Path]) -> str:
             whole.lines.mend()
     failed = sum(place.failed for place in ordered)
     said = f", {failed} failed" if failed else ""
+    numbers = {place.number for place in ordered}  # of the items of `infer`, from 1; 0 in a journal
+    if gaps := max(numbers, default=0) - len(numbers - {0}):
+        said += f"; {gaps} of the first {max(numbers)} are missing: a shard was not finished"
     return f"{target}: {len(ordered)} rows of {len(paths)} shards{said}"
 
 

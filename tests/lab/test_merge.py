@@ -167,6 +167,36 @@ def test_what_is_lost_doubled_or_mixed_is_refused(folder):
     assert "40 rows of 2 shards" in run("merge", folder / "out.jsonl")
 
 
+def test_rows_that_a_shard_did_not_reach_are_counted(folder):
+    for index in range(2):
+        infer(folder, "out.jsonl", "--shard", f"{index}/2", "--max_examples", 40, code=0)
+    path = next(path for path in (folder / "shards").rglob("out.jsonl") if rows_of(path)[-1]["number"] < 40)
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    path.write_bytes(whole[: first + 20])  # killed as it wrote its second row
+    lost = whole.count(b"\n") - 1
+    text = f"{40 - lost} rows of 2 shards; {lost} of the first 40 are missing: a shard was not finished"
+    assert text in run("merge", folder / "out.jsonl")
+    assert "40 of 40 answered" in infer(folder, "out.jsonl", "--max_examples", 40, code=0)
+
+
+def test_a_target_of_another_configuration_is_named(folder):
+    infer(folder, "out.jsonl", "--shard", "0/1")
+    written = (folder / "shards" / "0-of-1" / "out.jsonl").read_text()
+    (folder / "out.jsonl").write_text(written.replace('"fingerprint": "', '"fingerprint": "x'))
+    with pytest.raises(ArtifactError, match=f"run that shard again, or remove {folder / 'out.jsonl'}"):
+        list(merged(folder / "out.jsonl"))
+
+
+def test_a_gzipped_shard_of_infer_is_named(folder):
+    for index in range(2):
+        infer(folder, "out.jsonl", "--shard", f"{index}/2", "--max_examples", 40, code=0)
+    path = folder / "shards" / "1-of-2" / "out.jsonl"
+    path.rename(f"{path}.gz")
+    with pytest.raises(ConfigError, match=f"{path}.gz is gzipped: `gunzip` it"):
+        list(merged(folder / "out.jsonl"))
+
+
 def test_a_few_of_many_missing_shards_are_named(folder):
     infer(folder, "out.jsonl", "--shard", f"2/{10**18}", "--max_examples", 40, code=0)
     with pytest.raises(
