@@ -18,7 +18,7 @@ import click
 from ensemblehub import __version__, builtin
 from ensemblehub.errors import EnsembleHubError
 from ensemblehub.options import FILE, Commands, FiniteRange, config_file_option, config_option
-from ensemblehub.ray_data import Cluster, ray_options
+from ensemblehub.ray_cluster import Cluster, ray_options
 from ensemblehub.shards import Shard, shard_option
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from ensemblehub.data import BadExample, Example, read_items
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ArtifactError, ConfigError, error_text
 from ensemblehub.output import Output
-from ensemblehub.ray_data import Cluster, ItemFailure, answers
+from ensemblehub.ray_cluster import Cluster
+from ensemblehub.ray_data import ItemFailure, answers
 from ensemblehub.results import attempt, attribution
 from ensemblehub.schema import Cost, Request, Result
 from ensemblehub.shards import Shard

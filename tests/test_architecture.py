@@ -20,7 +20,7 @@ ROWS = [
     {"ensemble_methods"},
     {"configured"},
     {"ensemble"},
-    {"client", "options", "output", "ray_data"},
+    {"client", "options", "output", "ray_cluster", "ray_data"},
     {"inference", "doctor", "doctor_report", "terminal", "cli", "api", "mcp_server"},
     {"lab"},
 ]

@@ -1,6 +1,7 @@
 """Options of `--ray`, without Ray."""
 
 import asyncio
+import signal
 import socket
 import socketserver
 import sys
@@ -13,7 +14,8 @@ import pytest
 from ensemblehub import cli
 from ensemblehub.config import Config
 from ensemblehub.errors import ConfigError
-from ensemblehub.ray_data import Cluster, placed
+from ensemblehub.ray_cluster import Cluster, interruptible_once
+from ensemblehub.ray_data import placed
 
 
 @pytest.mark.parametrize(
@@ -132,3 +134,42 @@ def test_a_worker_leaves_a_server_that_takes_no_connections_and_stays_with_the_n
         moved = asyncio.run(cluster.reachable(chosen))
         assert moved == {"mentor": alive, "intern": dead}  # no other intern
         assert asyncio.run(cluster.reachable(moved)) == moved
+
+
+def test_a_second_interrupt_does_not_interrupt_the_end_of_ray(monkeypatch):
+    ray, done = ModuleType("ray"), []
+
+    def shutdown():
+        signal.raise_signal(signal.SIGINT)
+        done.append("shut down")
+
+    ray.init, ray.shutdown, ray.cluster_resources = lambda **_: None, shutdown, dict
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(KeyboardInterrupt), Cluster().connected():
+        signal.raise_signal(signal.SIGINT)
+    assert done == ["shut down"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_while_ray_starts_ends_ray(monkeypatch):
+    ray, done = ModuleType("ray"), []
+    ray.init = lambda **_: signal.raise_signal(signal.SIGINT)
+    ray.shutdown = lambda: done.append("shut down")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(KeyboardInterrupt):
+        Cluster().connected().__enter__()
+    assert done == ["shut down"]
+
+
+def test_handlers_of_the_program_are_left_alone():
+    handlers = []
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a job in the background of a shell
+    try:
+        with interruptible_once():
+            handlers.append(signal.getsignal(signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    thread = threading.Thread(target=lambda: interruptible_once().__enter__() or handlers.append("thread"))
+    thread.start()
+    thread.join()
+    assert handlers == [signal.SIG_IGN, "thread"]

@@ -10,7 +10,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,9 +23,11 @@ from ensemblehub.config import Config
 from ensemblehub.config.sections import ModelSpec
 from ensemblehub.errors import ConfigError, one_line
 from ensemblehub.generators.vllm import PASSED
-from ensemblehub.ray_data import Cluster, enter
+from ensemblehub.ray_cluster import Cluster
+from ensemblehub.ray_data import enter
 
 log = logging.getLogger("ensemblehub.api")
+NAME, MODELS = "ensemblehub", "ensemblehub-models"  # applications of Ray Serve
 PREFIX = "/models"
 ROUTER = "ray.serve.llm.request_router.PrefixCacheAffinityRouter"
 MOST_LOGPROBS = 20  # of a position, in replies of vLLM's server
@@ -35,7 +38,8 @@ def serve(config: Config, keys: Sequence[str], cluster: Cluster) -> None:
 
     Raises:
         MissingExtraError: Ray, or vLLM for models of that engine, is not installed.
-        ConfigError: The configuration cannot work, or Ray refuses the options of a model.
+        ConfigError: The configuration cannot work, Ray refuses the options of a model, another application has
+            the prefix, or a replica does not start.
     """
     settings = config.server
     log_to_stderr(settings)
@@ -44,20 +48,54 @@ def serve(config: Config, keys: Sequence[str], cluster: Cluster) -> None:
         raise ConfigError(f"server.ray: {min(unknown)!r} is no model of the engine vllm")
     config = with_models_served(config)
     create_app(config, keys)  # says what cannot work, before anything is started
-    with cluster.connected():
-        from ray import serve
-
-        serve.start(http_options={"host": host_of(settings, keys), "port": settings.port})
-        if models:
-            serve.run(models_app(list(models.values())), name="models", route_prefix=PREFIX)
-        serve.run(application(config, keys, cluster.workers), name="ensemblehub", route_prefix="/")
+    with cluster.connected(), ended():
+        try:
+            start(config, keys, cluster, list(models.values()))
+        except failures() as error:
+            cause = getattr(error, "cause", None) or error  # of an error in Ray's controller
+            raise ConfigError(f"Ray Serve: {one_line(cause)}") from error
         log.info(
             "serving on Ray at http://%s:%d, %d-%d replicas", settings.host, settings.port, *cluster.workers
         )
-        try:
-            stopped().wait()
-        finally:
+        stopped().wait()
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What Ray raises where an application does not start."""
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    return RayError, RayServeException, RuntimeError
+
+
+def start(config: Config, keys: Sequence[str], cluster: Cluster, models: list[dict[str, Any]]) -> None:
+    """Start Ray Serve and the applications; returns once they are ready."""
+    from ray import serve
+
+    settings = config.server
+    if serve.status().proxies:
+        log.warning("Ray Serve runs on this cluster already: its host and port are not changed")
+    serve.start(http_options={"host": host_of(settings, keys), "port": settings.port})
+    if models:
+        serve.run(models_app(models), name=MODELS, route_prefix=PREFIX)
+    serve.run(application(config, keys, cluster.workers), name=NAME, route_prefix="/")
+
+
+@contextmanager
+def ended() -> Iterator[None]:
+    """End the applications, also those that are not ready, and Ray Serve where no others run on it."""
+    from ray import serve
+
+    try:
+        yield
+    finally:
+        stopped()  # another signal does not interrupt it
+        running = serve.status().applications.keys()
+        if running <= {NAME, MODELS}:
             serve.shutdown()
+        else:
+            for name in running & {NAME, MODELS}:
+                serve.delete(name)
 
 
 def stopped() -> threading.Event:
@@ -92,7 +130,7 @@ def application(config: Config, keys: Sequence[str], replicas: tuple[int, int]) 
 
     deployment = serve.deployment(
         serve.ingress(app)(),
-        name="ensemblehub",
+        name=NAME,
         ray_actor_options={"num_cpus": 1},
         max_ongoing_requests=running + settings.max_queued + 16,  # the application queues, and says 429
         graceful_shutdown_timeout_s=settings.drain,

@@ -20,7 +20,7 @@ from ensemblehub.lab.merge import merge
 from ensemblehub.lab.paper.commands import paper
 from ensemblehub.lab.tasks import TASKS
 from ensemblehub.options import Commands, CommandT, FiniteRange, config_option, force_option, limit_option
-from ensemblehub.ray_data import Cluster, ray_options
+from ensemblehub.ray_cluster import Cluster, ray_options
 from ensemblehub.shards import Shard, shard_option
 
 if TYPE_CHECKING:

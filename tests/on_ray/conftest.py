@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from ensemblehub.ray_cluster import ENVIRONMENT
+
 HERE = Path(__file__).parent
 
 
@@ -12,7 +14,7 @@ HERE = Path(__file__).parent
 def asked(tmp_path_factory):
     """The file in which test_ray_data.py writes down what was asked; the cluster's processes know it."""
     path = tmp_path_factory.mktemp("asked") / "asked.txt"
-    os.environ |= {"ASKED": str(path), "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {"ASKED": str(path)} | ENVIRONMENT
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     return path
 

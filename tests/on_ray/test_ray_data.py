@@ -112,8 +112,8 @@ def test_a_question_that_kills_every_worker_gets_a_row_and_the_others_answers(pl
     assert asked.read_text().count("poison") == 6  # three tries each time
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_driver_goes_on(place, cluster, number):
+@pytest.mark.parametrize("numbers", [[signal.SIGKILL], [signal.SIGINT], [signal.SIGINT, signal.SIGINT]])
+def test_a_killed_driver_goes_on(place, cluster, numbers):
     folder = place(*(f"question {n}" for n in range(60)))
     config = (folder / "echo.yaml").read_text().replace("replies", "delay: 0.05, replies")
     (folder / "echo.yaml").write_text(config)
@@ -121,13 +121,20 @@ def test_a_killed_driver_goes_on(place, cluster, number):
     paths = ["--input_path", str(folder / "in.jsonl"), "--output_path", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-m", "ensemblehub", "infer", str(folder / "echo.yaml"), *paths, cluster],
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 300
     while not (out.exists() and out.read_bytes().count(b"\n") > 4) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(number)
-    assert process.wait(60) == (130 if number == signal.SIGINT else -9)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.3)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == (130 if signal.SIGINT in numbers else -9)
+    assert "Traceback" not in said
+    assert ("interrupted; the same command answers the rest" in said) == (signal.SIGINT in numbers)
     before = [json.loads(line) for line in out.read_bytes().split(b"\n")[:-1]]
     assert 0 < len(before) < 60
     assert infer(folder, "out.jsonl", cluster) == 0

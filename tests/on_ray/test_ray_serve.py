@@ -58,8 +58,20 @@ def client(tmp_path_factory, cluster):
         with connected(cluster):
             serve_models(cluster)
         yield asked
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+        for number in (signal.SIGINT, signal.SIGTERM):  # the second one does not interrupt the end
+            process.send_signal(number)
+            time.sleep(0.3)
+        assert process.wait(60) == 0
+        assert "Traceback" not in (folder / "log").read_text()
+        with connected(cluster):
+            from ray import serve
+
+            running = serve.status().applications.keys()
+            assert ray_serve.NAME not in running
+            assert "models" in running  # another one is left alone
+            assert asked.get(f"{ray_serve.PREFIX}/health").status_code == 200
+            assert asked.get("/health").status_code == 404
+            serve.shutdown()
 
 
 def is_up(client):
@@ -133,8 +145,14 @@ def test_a_stream_comes_token_by_token_and_stops_with_its_client(client, model):
         assert metric(client, "running", at=ray_serve.PREFIX) == 0
 
 
-def test_replicas_grow_with_the_requests_in_flight(client, cluster):
+def test_replicas_grow_with_the_requests_in_flight_and_go_when_they_end(client, cluster, monkeypatch):
     from ray import serve
+
+    deployment = serve.deployment
+
+    def soon(*given, autoscaling_config, **more):
+        """Ray waits for 600 seconds before it ends a replica; 5 here."""
+        return deployment(*given, autoscaling_config=autoscaling_config | {"downscale_delay_s": 5}, **more)
 
     def replicas():
         deployment = serve.status().applications["grown"].deployments["ensemblehub"]
@@ -144,11 +162,14 @@ def test_replicas_grow_with_the_requests_in_flight(client, cluster):
         return client.post("/grown/v1/chat/completions", json=chat("slow"), timeout=300).status_code
 
     with connected(cluster), ThreadPoolExecutor(8) as pool:
+        monkeypatch.setattr(serve, "deployment", soon)
         serve_models(cluster, "grown", "/grown", (1, 2), max_running=4)
         assert replicas() == 1
         asked = [pool.submit(ask, number) for number in range(16)]  # four times 30 seconds of one replica
         until(lambda: replicas() == 2, seconds=240)
         assert {each.result() for each in asked} == {200}
+        until(lambda: replicas() == 1, seconds=120)
+        assert client.get("/grown/health").status_code == 200
         serve.delete("grown")
 
 

@@ -27,7 +27,8 @@ from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.experiment import as_json, deciding
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Grade, Item, Task
-from ensemblehub.ray_data import Cluster, answers, unfailed
+from ensemblehub.ray_cluster import Cluster
+from ensemblehub.ray_data import answers, unfailed
 from ensemblehub.results import attempt
 from ensemblehub.schema import Request, Result, Sampling
 

@@ -10,7 +10,7 @@ import click
 
 from ensemblehub.lab.tasks import TASKS
 from ensemblehub.options import force_option, limit_option
-from ensemblehub.ray_data import Cluster, ray_options
+from ensemblehub.ray_cluster import Cluster, ray_options
 from ensemblehub.shards import Shard, shard_option
 
 

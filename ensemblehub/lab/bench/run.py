@@ -21,7 +21,7 @@ from ensemblehub.lab.bench.rows import ANSWERS, journals
 from ensemblehub.lab.journal import differences, told
 from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.tasks import task_named
-from ensemblehub.ray_data import Cluster
+from ensemblehub.ray_cluster import Cluster
 from ensemblehub.shards import Shard
 
 

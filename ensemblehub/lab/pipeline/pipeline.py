@@ -42,7 +42,8 @@ from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.pipeline.report import Checks
 from ensemblehub.lab.tasks.base import Item
-from ensemblehub.ray_data import Cluster, answers, unfailed
+from ensemblehub.ray_cluster import Cluster
+from ensemblehub.ray_data import answers, unfailed
 from ensemblehub.shards import Shard
 from ensemblehub.tandem.artifact import RULES, JudgeArtifact, load_judge, resolve_judge
 from ensemblehub.tandem.judges import Judge
