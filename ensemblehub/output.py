@@ -20,6 +20,8 @@ from ensemblehub.data import BadExample, Example, plain
 from ensemblehub.errors import ArtifactError
 from ensemblehub.journal import Lines, encoded
 
+OTHER_FORMS = (".gz", ".bz2", ".xz", ".zst", ".zip", ".parquet")  # suffixes that rows of text would belie
+
 
 @dataclass(frozen=True)
 class Matched:
@@ -72,8 +74,13 @@ class Output:
         """Open or create the file; its rows are unchanged until `match`.
 
         Raises:
-            ArtifactError: The file has other rows and `force` is not set, is damaged, in use or not writable.
+            ArtifactError: The file has other rows and `force` is not set, is damaged, in use or not writable, or
+                is named as one that is no plain text.
         """
+        if path.suffix in OTHER_FORMS:
+            raise ArtifactError(
+                f"{path}: rows are added as plain JSONL; name it .jsonl, and make {path.suffix} of it at the end"
+            )
         self.path = path
         self.fingerprint = fingerprint(config)
         self.missing: set[str] = set()

@@ -94,6 +94,13 @@ def test_a_second_run_does_only_what_is_missing(paths):
         infer(echo(), source, out, console=QUIET)
 
 
+@pytest.mark.parametrize("name", ["out.jsonl.gz", "out.parquet"])
+def test_an_output_named_as_another_form_is_refused_before_anything_is_asked(paths, tmp_path, name):
+    with pytest.raises(ArtifactError, match="name it"):
+        infer(echo(), paths[0], tmp_path / name, console=QUIET)
+    assert not (tmp_path / name).exists()
+
+
 def test_items_are_known_by_content_not_by_place(paths):
     source, out = paths
     infer(echo(), source, out, console=QUIET)
