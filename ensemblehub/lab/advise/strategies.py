@@ -21,6 +21,7 @@ from ensemblehub.tandem.insights import LEVEL_0
 Floats = NDArray[np.float64]
 Changes = Mapping[str, Any]
 THRESHOLDS = 15  # quantiles of a score that are tried
+SUFFICES = 0.5  # the probability at a rule's limit
 SHOWN_TESTS = f"{ShownTests.__module__}:{ShownTests.__qualname__}"
 
 
@@ -207,7 +208,13 @@ def _rules(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     for kind in ("entropy", "perplexity"):
         yield from _ruled(recorded, f"tandem by {kind}", kind, known, levels)
         yield from _ruled(
-            recorded, f"router by {kind}", kind, known, [LEVEL_0], effort=LEVEL_0, fallback="mentor"
+            recorded,
+            f"router by {kind}",
+            kind,
+            known,
+            [LEVEL_0],
+            give_up={LEVEL_0: SUFFICES},
+            fallback="mentor",
         )
 
 
@@ -219,7 +226,8 @@ def _ruled(
     outcomes = replay.outcomes(recorded.collected, rule, levels, more.get("fallback", "best"))
     said = outcomes.probabilities[known][outcomes.visited[known]]
     limits = np.unique(np.quantile(1 / said - 1, np.linspace(0, 1, THRESHOLDS + 2)[1:-1]))
-    limits = limits[limits > 0]
+    # as they are configured: six digits, and not below the question that a limit comes from
+    limits = np.array([float(f"{1.00001 * limit:.6g}") for limit in limits if limit > 0])
     runs = [cascade.replay(outcomes, np.full(len(levels), 1 / (1 + limit))) for limit in limits]
     settings = tuple(
         (f"{kind} up to {limit:.3g}", _tandem(judge=f"{kind}:{limit:.6g}", start_with_intern=True, **more))

@@ -23,7 +23,7 @@ from ensemblehub.lab.advise.choice import (
     recommended,
 )
 from ensemblehub.lab.advise.record import Recorder
-from ensemblehub.lab.advise.strategies import Strategy
+from ensemblehub.lab.advise.strategies import Strategy, strategies
 from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks.own import OwnQuestions
@@ -82,6 +82,27 @@ def test_every_strategy_is_right_where_a_live_run_is(pair, most):
     } < names
     assert "cascade by shown tests" not in names
     check_live(pair, found, limit)
+
+
+def test_every_setting_is_served_as_it_was_replayed(pair):
+    config, task = Config.read(pair / "pair.yaml"), OwnQuestions(pair / "own.jsonl")
+    given = (advice.with_rule(config), task, "all", 30, 4, pair / "out", False, None, None)
+    items = list(task.items())
+
+    async def live(changes):
+        made = Config.from_dict(
+            yaml.safe_load(PAIR), [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+        )
+        async with AsyncEnsemble.from_config(made) as ensemble:
+            results = [await ensemble.generate(task.ask(item, ensemble.sampling)) for item in items]
+        return [task.grade(item, result.text).correct for item, result in zip(items, results, strict=True)]
+
+    chosen = set()
+    for strategy in strategies(advice.record(*given)):
+        for at, (setting, changes) in enumerate(strategy.settings):
+            assert asyncio.run(live(changes)) == list(strategy.correct[:, at] > 0), (strategy.name, setting)
+            chosen.add((strategy.name, strategy.correct[:, at].mean()))
+    assert ("router by entropy", 1.0) in chosen  # the mentor answers what the intern would get wrong
 
 
 def test_programs_are_also_kept_where_they_pass_the_tests_in_the_question(pair):
