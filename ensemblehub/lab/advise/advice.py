@@ -19,20 +19,20 @@ from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
-from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.lab import metrics
 from ensemblehub.lab.advise import choice
 from ensemblehub.lab.advise.certified import CHOOSING, certify
 from ensemblehub.lab.advise.choice import Criterion, Evaluated
-from ensemblehub.lab.advise.record import Recorded, Recorder, check_answers, distinct
+from ensemblehub.lab.advise.costs import CostUnit, Prices, amount, prices_of, without_prices
+from ensemblehub.lab.advise.record import Recorded, Recorder, check_answers, distinct, reused
 from ensemblehub.lab.advise.strategies import Changes, strategies
-from ensemblehub.lab.journal import Journal, told
-from ensemblehub.lab.pipeline import collect, report, splits
+from ensemblehub.lab.journal import Journal
+from ensemblehub.lab.pipeline import report
 from ensemblehub.lab.pipeline.certificate import Promise
-from ensemblehub.lab.pipeline.experiment import Experiment, as_json, differing_settings, tandem_of
+from ensemblehub.lab.pipeline.experiment import Experiment, as_json, tandem_of
 from ensemblehub.lab.pipeline.progress import progress
-from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.own import OwnQuestions
 from ensemblehub.tandem.insights import LEVEL_0
@@ -40,7 +40,8 @@ from ensemblehub.tandem.insights import LEVEL_0
 log = logging.getLogger(__name__)
 BLOCK = 10  # questions between two looks at what is known so far
 SAVED_ON = 10_000  # questions that the saving is told for
-COLUMNS = ("method", "n", "accuracy", "difference", "cost_vs_mentor", "setting")
+DOLLARS = f"usd per {SAVED_ON:,}"
+COLUMNS = ("method", "n", "accuracy", "difference", "cost_vs_mentor", DOLLARS, "setting")
 
 
 @dataclass(frozen=True)
@@ -84,19 +85,20 @@ def advise(
         collected: what `collect` recorded of the same models, prompts and questions; it is not asked again.
 
     Raises:
-        ConfigError: the configuration is not Tandem's, the size of a model is unknown, there is no question,
+        ConfigError: the configuration is not Tandem's, what the models cost is unknown, there is no question,
             or some questions have answers and some have none; nothing was asked.  Or no answer was right.
         ArtifactError: `collected` was made with other settings, or the recorded questions were.
     """
     config = with_rule(config)
     agreement = isinstance(task, OwnQuestions) and not task.labelled
-    enough = None if promise or whole else criterion
-    recorded = record(config, task, split, n, samples, folder, force, enough, collected)
+    whole = whole or promise is not None
+    recorded = record(config, task, split, n, samples, folder, force, criterion, whole, collected)
     found = choice.outcomes(strategies(recorded), criterion)
     check_right(found, recorded)
     chosen = choice.recommended(found, criterion)
     clear = choice.is_clear(found, chosen, criterion)
-    text, refusal = _text(found, chosen, clear, criterion, agreement, f"`{task.name}` ({split})"), None
+    asked, refusal = f"`{task.name}` ({split})", None
+    text = _text(found, chosen, clear, criterion, agreement, asked, recorded)
     made = _configured(config, chosen.changes)
     title = f"{chosen.name}: {chosen.setting}" if chosen.setting else chosen.name
     if promise:
@@ -109,7 +111,8 @@ def advise(
             made = _configured(config, {**best.changes, "ensemble.certificate": str(folder)})
             title = best.name
             text += f"\n## Certificate\n\n```\n{best.save(made, [row.key for row in rows], folder)}\n```\n"
-    advice = Advice(found, chosen, clear, text, f"# {title}\n{_yaml(made)}", refusal)
+    heading = f"# {title}\n# chosen by {recorded.measure}\n" if recorded.prices else f"# {title}\n"
+    advice = Advice(found, chosen, clear, text, f"{heading}{_yaml(made)}", refusal)
     write_atomically(folder / "advice.md", advice.text)
     write_atomically(folder / "advice.yaml", advice.config)
     return advice
@@ -123,28 +126,29 @@ def record(
     samples: int,
     folder: Path,
     force: bool,
-    enough: Criterion | None,
+    criterion: Criterion,
+    whole: bool,
     collected: Path | None,
 ) -> Recorded:
     """Ask up to `n` questions, from what `folder` holds of them.
 
     Args:
-        enough: stop once the answer by this criterion is clear.
+        whole: ask all of them, also once the answer by the criterion is clear.
 
     Raises:
-        ConfigError: the configuration is not Tandem's, the size of a model is unknown, or there is no
+        ConfigError: the configuration is not Tandem's, what the models cost is unknown, or there is no
             question.
     """
     ensemble = AsyncEnsemble.from_config(config)
     tandem = tandem_of(ensemble)
-    check_sizes(ensemble)
+    prices = prices_of(*tandem.roles(ensemble.engines), criterion.unit)
     if swapped := smaller_mentor(tandem, ensemble.engines):
         log.warning(swapped)
     experiment = Experiment(config, task)
     items = distinct(task, split, n)
     if not items:
         raise ConfigError(f"{task.name} has no questions in its split {split!r}")
-    header = experiment.header(split, ensemble, tandem)
+    header = without_prices(experiment.header(split, ensemble, tandem))
     known = reused(collected, split, header, items) if collected else {}
     recorder = Recorder(tandem, ensemble.engines, task, experiment.sampling, samples, known)
     roles = {role: engine.name for role, engine in tandem.parts(ensemble.engines).items()}
@@ -154,7 +158,16 @@ def record(
     with closing(Journal(folder / "recorded.jsonl", header, force)) as journal:
         check_answers(task, items, journal)
         return asyncio.run(
-            _recorded(ensemble, recorder, items, journal, header, enough, config.experiment.concurrency)
+            _recorded(
+                ensemble,
+                recorder,
+                items,
+                journal,
+                header,
+                prices,
+                None if whole else criterion,
+                config.experiment.concurrency,
+            )
         )
 
 
@@ -164,6 +177,7 @@ async def _recorded(
     items: list[Item],
     journal: Journal,
     header: Mapping[str, Any],
+    prices: Prices | None,
     enough: Criterion | None,
     limit: int,
 ) -> Recorded:
@@ -176,27 +190,11 @@ async def _recorded(
                 part = items[:end]
                 missing = journal.missing(part)
                 await for_each(missing, recorder.collect, limit=limit, keep=journal.append, progress=step)
-                recorded = Recorded.of([journal.rows[item.id] for item in part], dict(header))
+                rows = [journal.rows[item.id] for item in part]
+                recorded = Recorded.of(rows, dict(header), prices)
                 if enough and len(part) >= choice.FEWEST and _is_clear(recorded, enough):
                     break
     return recorded
-
-
-def reused(folder: Path, split: str, header: dict[str, Any], items: list[Item]) -> dict[str, dict[str, Any]]:
-    """The rows of a folder of `collect` that answer these questions, by id.
-
-    Raises:
-        ArtifactError: they were made with other settings.
-    """
-    done = Collected.load(folder, split)
-    if differing := differing_settings(done.header, {**done.header, **header}):
-        raise ArtifactError(f"{folder}/{split} was collected with other settings: {told(differing)}")
-    words = {item.id: splits.digest(item) for item in items}
-    return {
-        row["id"]: row | {"question": words[row["id"]]}
-        for row in collect.unfolded(done)
-        if row["id"] in words and row["question"] in ("", words[row["id"]])  # older data has no hash
-    }
 
 
 def _is_clear(recorded: Recorded, criterion: Criterion) -> bool:
@@ -238,20 +236,6 @@ def with_rule(config: Config) -> Config:
     return config.model_copy(update={"ensemble": section})
 
 
-def check_sizes(ensemble: AsyncEnsemble) -> None:
-    """Check that costs can be told.
-
-    Raises:
-        ConfigError: the size of a model is unknown.
-    """
-    for engine in ensemble.engines:
-        if not engine.info.active:
-            raise ConfigError(
-                f"advise weighs FLOPs, and the size of the model {engine.name!r} is unknown: "
-                "set its `parameters`"
-            )
-
-
 def check_right(found: Sequence[Evaluated], recorded: Recorded) -> None:
     """Check that something was right.
 
@@ -268,9 +252,9 @@ def check_right(found: Sequence[Evaluated], recorded: Recorded) -> None:
 
 
 def smaller_mentor(tandem: Tandem, engines: list[Engine]) -> str:
-    """A warning where the mentor is the smaller model, else empty."""
+    """A warning where the mentor is known to be the smaller model, else empty."""
     mentor, intern = tandem.roles(engines)
-    if mentor.info.active >= intern.info.active:
+    if not mentor.info.active or mentor.info.active >= intern.info.active:
         return ""
     return (
         f"the mentor {mentor.name!r} is the smaller model ({mentor.info.active:,} active parameters, the intern "
@@ -278,7 +262,7 @@ def smaller_mentor(tandem: Tandem, engines: list[Engine]) -> str:
     )
 
 
-def _rows(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
+def _rows(found: Sequence[Evaluated], unit: CostUnit) -> list[dict[str, Any]]:
     mentor, rows = found[0], []
     for outcome in found:
         low, high = metrics.wilson_interval(float(outcome.correct.sum()), len(outcome.correct))
@@ -294,6 +278,7 @@ def _rows(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
                 "difference_low": worse,
                 "difference_high": better,
                 "cost_vs_mentor": float(outcome.cost.sum() / mentor.cost.sum()),
+                DOLLARS: amount(SAVED_ON * outcome.cost.mean(), unit),
                 "setting": outcome.setting or "–",
             }
         )
@@ -307,13 +292,10 @@ def _text(
     criterion: Criterion,
     agreement: bool,
     asked: str,
+    recorded: Recorded,
 ) -> str:
     """The report."""
-    wanted = (
-        f"the most accurate at no more than {criterion.budget:g} of the mentor's cost"
-        if criterion.aim == "accuracy"
-        else f"the cheapest that loses at most {100 * criterion.margin:g} points against the mentor"
-    )
+    wanted, unit = str(criterion), recorded.unit
     if agreement:
         wanted += "; the questions have no answers, so right means: equal to the mentor's own answer"
     notes = [
@@ -321,26 +303,38 @@ def _text(
         "is replayed on the same recorded texts, its setting chosen on other questions (cross-validated, "
         f"{choice.FOLDS} folds). Accuracy with Wilson 95 % interval, difference to the mentor alone in points "
         "with paired-bootstrap 95 % "
-        "interval, FLOPs of every call as a share of the mentor's.",
-        headline(found[0], chosen),
+        f"interval, {recorded.measure} as a share of the mentor's.",
+        headline(found[0], chosen, unit),
+        *_over_budget(found, chosen, criterion, unit),
         *open_questions(found, chosen, clear, criterion),
     ]
-    return f"# Which strategy pays\n\n{report.markdown(_rows(found), notes, COLUMNS)}"
+    columns = [column for column in COLUMNS if column != DOLLARS or unit == "usd"]
+    return f"# Which strategy pays\n\n{report.markdown(_rows(found, unit), notes, columns)}"
 
 
-def headline(mentor: Evaluated, chosen: Evaluated) -> str:
+def _over_budget(
+    found: Sequence[Evaluated], chosen: Evaluated, criterion: Criterion, unit: CostUnit
+) -> list[str]:
+    """A line where no strategy keeps the budget."""
+    if criterion.aim == "cost" or any(criterion.allows(other, found[0]) for other in found):
+        return []
+    cost = amount(chosen.cost.mean(), unit)
+    return [f"Nothing keeps this budget; the {chosen.name} is the cheapest, at {cost} a question."]
+
+
+def headline(mentor: Evaluated, chosen: Evaluated, unit: CostUnit = "flops") -> str:
     """The recommendation in one line, and what it would save."""
     if chosen.single:
         return f"**No strategy pays here: use the {chosen.name}.**"
     setting = f" ({chosen.setting})" if chosen.setting else ""
-    saved = mentor.cost - chosen.cost
-    low, high = metrics.paired_bootstrap(mentor.cost, chosen.cost)
-    share = saved.mean() / mentor.cost.mean()
-    amounts = " to ".join(f"{SAVED_ON * value / 1e12:,.3g}" for value in (low, high))
-    verb = "saves" if share >= 0 else "costs more by"
+    verb, more, less = "saves", mentor.cost, chosen.cost
+    if less.mean() > more.mean():
+        verb, more, less = "costs more by", less, more
+    difference, low, high = (more - less).mean(), *metrics.paired_bootstrap(more, less)
+    ends = " to ".join(amount(SAVED_ON * value, unit).removesuffix(" TFLOPs") for value in (low, high))
     return (
         f"**Use {chosen.name}{setting}**: on {SAVED_ON:,} such questions it {verb} "
-        f"{SAVED_ON * abs(saved.mean()) / 1e12:,.3g} TFLOPs [{amounts}], {abs(share):.0%} of the mentor's."
+        f"{amount(SAVED_ON * difference, unit)} [{ends}], {difference / mentor.cost.mean():.0%} of the mentor's."
     )
 
 

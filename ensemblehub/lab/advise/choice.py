@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ensemblehub.lab.advise.strategies import Changes, Floats, Strategy
 from ensemblehub.lab.metrics import paired_bootstrap
+from ensemblehub.lab.pipeline.calibration import BudgetUnit, Objective
 
 Aim = Literal["accuracy", "cost"]
 FOLDS = 5
@@ -27,20 +28,35 @@ class Criterion:
     """What the user wants.
 
     Attributes:
-        aim: `accuracy`: the most accurate at a mean cost of at most `budget` times the mentor's; `cost`:
-            the cheapest that loses at most `margin` against the mentor.
+        aim: `accuracy`: the most accurate at a mean cost of at most `budget`; `cost`: the cheapest that loses
+            at most `margin` against the mentor.
         margin: accuracy that may be lost, as a fraction.
+        unit: of the budget: the mentor's own mean cost, or US dollars or TFLOPs a question.
     """
 
     aim: Aim
     budget: float = 1.0
     margin: float = 0.015
+    unit: BudgetUnit = "share"
+
+    def __str__(self) -> str:
+        if self.aim == "cost":
+            return f"the cheapest that loses at most {100 * self.margin:g} points against the mentor"
+        amount = Objective("budget", self.budget, self.unit).amount(self.budget)
+        most = f"{amount} of the mentor's cost" if self.unit == "share" else f"{amount} a question"
+        return f"the most accurate at no more than {most}"
+
+    def share(self, mentor: Evaluated) -> float:
+        """The budget as a share of the mentor's own mean cost."""
+        if self.unit == "share":
+            return self.budget
+        return self.budget * (1e12 if self.unit == "tflops" else 1.0) / float(mentor.cost.mean())
 
     def best(self, correct: Floats, cost: Floats, mentor: Evaluated) -> int:
         """Index of the best of several (n, T) by their means; where none is allowed, the nearest to it."""
         accuracy, price = correct.mean(axis=0), cost.mean(axis=0) / mentor.cost.mean()
         if self.aim == "accuracy":
-            allowed = price <= self.budget + 1e-9
+            allowed = price <= self.share(mentor) + 1e-9
             keys = (price, -accuracy) if allowed.any() else (-accuracy, price)
         else:
             allowed = accuracy >= mentor.correct.mean() - self.margin - 1e-9
@@ -52,7 +68,7 @@ class Criterion:
     def allows(self, outcome: Evaluated, mentor: Evaluated) -> bool:
         """Whether a strategy's means keep the budget, or the margin."""
         if self.aim == "accuracy":
-            return bool(outcome.cost.mean() <= (self.budget + 1e-9) * mentor.cost.mean())
+            return bool(outcome.cost.mean() <= (self.share(mentor) + 1e-9) * mentor.cost.mean())
         return bool(outcome.correct.mean() >= mentor.correct.mean() - self.margin - 1e-9)
 
 

@@ -60,8 +60,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--budget",
-    type=FiniteRange(min=0, min_open=True),
-    help="Cost at most, as a share of the mentor's (default: 1).",
+    metavar="AMOUNT",
+    help="Cost of a question at most: a share of the mentor's (0.7; default: 1), dollars ($0.002) or compute "
+    "(1.5TFLOPs).",
 )
 @click.option(
     "--margin",
@@ -116,7 +117,7 @@ def advise(
     n: int,
     whole: bool,
     aim: Aim | None,
-    budget: float | None,
+    budget: str | None,
     margin: float | None,
     max_loss: float | None,
     confidence: float,
@@ -159,17 +160,19 @@ def advise(
     click.echo(f"ensemblehub serve {out}/advice.yaml")
 
 
-def _criterion(aim: Aim | None, budget: float | None, margin: float | None) -> Criterion:
+def _criterion(aim: Aim | None, budget: str | None, margin: float | None) -> Criterion:
     """What is wanted; --budget alone asks for accuracy."""
     from ensemblehub.lab.advise.choice import Criterion
+    from ensemblehub.lab.pipeline.calibration import Objective
 
     aim = aim or ("cost" if budget is None else "accuracy")
     if budget is not None and aim == "cost":
         raise click.UsageError("--budget goes with --aim accuracy")
     if margin is not None and aim == "accuracy":
         raise click.UsageError("--margin goes with --aim cost")
-    known = {"budget": budget, "margin": None if margin is None else margin / 100}
-    return Criterion(aim, **{name: value for name, value in known.items() if value is not None})
+    most = Objective.parse(f"budget:{1 if budget is None else budget}")
+    limits = {} if margin is None else {"margin": margin / 100}
+    return Criterion(aim, most.value or 1.0, unit=most.unit, **limits)
 
 
 def _asked(

@@ -7,18 +7,23 @@ import logging
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ensemblehub.artifacts import hash_of
+from ensemblehub.cost import ModelInfo, dollars
 from ensemblehub.ensemble_methods.acceptance import Trial
 from ensemblehub.ensemble_methods.candidates import Candidate, drafts
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.ensemble_methods.templates import question_of
+from ensemblehub.errors import ArtifactError
 from ensemblehub.generators.base import Engine
-from ensemblehub.lab.journal import Journal
+from ensemblehub.lab.advise.costs import CostUnit, Prices, described, without_prices
+from ensemblehub.lab.journal import Journal, told
 from ensemblehub.lab.pipeline import collect, splits
+from ensemblehub.lab.pipeline.experiment import differing_settings
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.shown_tests import ShownTests
@@ -47,10 +52,15 @@ class InternAnswer:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The recorded questions: what `collect` keeps of each, and the intern's drafts, the greedy one first."""
+    """The recorded questions: what `collect` keeps of each, and the intern's drafts, the greedy one first.
+
+    Attributes:
+        prices: of mentor and intern, where costs are US dollars; None where they are FLOPs.
+    """
 
     collected: Collected
     drafts: list[list[InternAnswer]]
+    prices: Prices | None = None
 
     @property
     def n(self) -> int:
@@ -67,19 +77,37 @@ class Recorded:
         """The profile that both models were prompted with, as an option."""
         return {"profile": self.collected.header["profile"]}
 
-    def flops(self, run: Run) -> float:
-        """What a run costs by itself."""
-        return run.flops(self.collected.info("mentor"), self.collected.info("intern"))
+    @property
+    def unit(self) -> CostUnit:
+        """Of all costs."""
+        return "usd" if self.prices else "flops"
+
+    @property
+    def measure(self) -> str:
+        """What costs are counted in, as text."""
+        if not self.prices:
+            return "FLOPs of every call"
+        prices = "; ".join(map(described, map(self.name, ("mentor", "intern")), self.prices))
+        return f"US dollars of every call ({prices}; nothing cached)"
+
+    def cost(self, run: Run) -> float:
+        """What a run costs by itself: every token read and written, nothing cached."""
+        if not self.prices:
+            return run.flops(self.collected.info("mentor"), self.collected.info("intern"))
+        mentor, intern = (ModelInfo(price=price) for price in self.prices)
+        return dollars(mentor, run.mentor_read, 0, run.mentor_tokens) + dollars(
+            intern, run.intern_read, 0, run.intern_tokens
+        )
 
     @classmethod
-    def of(cls, rows: list[dict[str, Any]], header: dict[str, Any]) -> Recorded:
+    def of(cls, rows: list[dict[str, Any]], header: dict[str, Any], prices: Prices | None = None) -> Recorded:
         """From rows of a `Recorder`."""
         known = dict.fromkeys(Row.__dataclass_fields__) | {"readings": None}
         kept = [{key: value for key, value in row.items() if key in known} for row in rows]
         found = [
             [InternAnswer(**{**draft, "run": Run(**draft["run"])}) for draft in row["drafts"]] for row in rows
         ]
-        return cls(collect.folded(kept, header, "the recorded questions"), found)
+        return cls(collect.folded(kept, header, "the recorded questions"), found, prices)
 
 
 class Recorder(collect.Collector):
@@ -143,6 +171,24 @@ def graded(task: Task, item: Item, row: dict[str, Any]) -> dict[str, Any]:
     for run in (*row["runs"].values(), *(draft["run"] for draft in row["drafts"])):
         run["correct"] = known and task.grade(item, run["text"]).correct
     return row
+
+
+def reused(folder: Path, split: str, header: dict[str, Any], items: list[Item]) -> dict[str, dict[str, Any]]:
+    """The rows of a folder of `collect` that answer these questions, by id.
+
+    Raises:
+        ArtifactError: they were made with other settings.
+    """
+    done = Collected.load(folder, split)
+    made = without_prices(done.header)
+    if differing := differing_settings(made, {**made, **header}):
+        raise ArtifactError(f"{folder}/{split} was collected with other settings: {told(differing)}")
+    words = {item.id: splits.digest(item) for item in items}
+    return {
+        row["id"]: row | {"question": words[row["id"]]}
+        for row in collect.unfolded(done)
+        if row["id"] in words and row["question"] in ("", words[row["id"]])  # older data has no hash
+    }
 
 
 def check_answers(task: Task, items: Iterable[Item], journal: Journal) -> None:

@@ -31,7 +31,7 @@ class Strategy:
 
     Attributes:
         settings: what each setting changes in the configuration, and how the table calls it.
-        correct, cost: right or wrong, and FLOPs, each (n, T).
+        correct, cost: right or wrong, and FLOPs or US dollars (`Recorded.unit`), each (n, T).
         single: one model alone.
         scores: the probability that a criterion gives to each draft, (n,), where there is one.
     """
@@ -80,7 +80,7 @@ def _constant(
     recorded: Recorded, name: str, runs: list[Run], changes: Changes, single: bool = False
 ) -> Strategy:
     correct = np.array([[float(run.correct)] for run in runs])
-    cost = np.array([[recorded.flops(run)] for run in runs])
+    cost = np.array([[recorded.cost(run)] for run in runs])
     return Strategy(name, (("", changes),), correct, cost, single)
 
 
@@ -93,7 +93,7 @@ def _fixed(recorded: Recorded) -> Iterator[Strategy]:
 
 
 def _votes(recorded: Recorded) -> Iterator[Strategy]:
-    """Self-consistency of the intern; the question is read once for all samples."""
+    """Self-consistency of the intern."""
     if (most := _readable(recorded)) < 3:
         return
     sampled = [drafts[1:] for drafts in recorded.drafts]
@@ -115,6 +115,9 @@ def _readable(recorded: Recorded) -> int:
 
 
 def _samples_cost(recorded: Recorded, drafts: list[InternAnswer]) -> float:
+    """FLOPs with the question read once for all samples; dollars with every request's prompt."""
+    if recorded.prices:
+        return sum(recorded.cost(draft.run) for draft in drafts)
     info = recorded.collected.info("intern")
     read = drafts[0].run.intern_read
     written = (info.flops(read, read + max(0, draft.run.intern_tokens - 1)) for draft in drafts)
@@ -157,7 +160,7 @@ def _agree(draft: InternAnswer, other: InternAnswer) -> bool:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A criterion by its name in `accept`, its score of every draft, and its FLOPs, each (n,).
+    """A criterion by its name in `accept`, its score of every draft, and its cost, each (n,).
 
     Attributes:
         known: the questions whose scores give the thresholds.
@@ -188,7 +191,7 @@ def _escalation(
     complete = np.array([[run.finish != "length"] for run in own])
     kept = complete & (scores[:, None] >= limits)
     right, theirs = (np.array([[run.correct] for run in runs], float) for runs in (own, otherwise))
-    cost, price = (np.array([[recorded.flops(run)] for run in runs]) for runs in (own, otherwise))
+    cost, price = (np.array([[recorded.cost(run)] for run in runs]) for runs in (own, otherwise))
     roles = {"large": recorded.name("mentor"), "small": recorded.name("intern"), "accept": criterion}
     params = roles | dict(more or {})
     settings = tuple(
@@ -224,6 +227,8 @@ def _ruled(
     """Tandem by a rule at these levels; nothing where the rule tells no question from another."""
     rule = resolve_judge(f"{kind}:1.0", levels).judge
     outcomes = replay.outcomes(recorded.collected, rule, levels, more.get("fallback", "best"))
+    if recorded.prices:
+        outcomes = replay.in_dollars(outcomes, recorded.collected, levels, *recorded.prices)
     said = outcomes.probabilities[known][outcomes.visited[known]]
     limits = np.unique(np.quantile(1 / said - 1, np.linspace(0, 1, THRESHOLDS + 2)[1:-1]))
     # as they are configured: six digits, and not below the question that a limit comes from

@@ -5,6 +5,7 @@ Searches the whole grid of candidates over collected outcomes (`cascade.py`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal, Self, get_args
@@ -44,7 +45,8 @@ class Objective:
         if (self.value is None) != (self.name == "max-accuracy"):
             problem = "needs a number, NAME:X" if self.value is None else "takes no number"
             raise ConfigError(f"aim {self.name!r} {problem}")
-        if self.value is not None and not (self.value > 0 and (self.name == "budget" or self.value <= 1)):
+        most = math.inf if self.name == "budget" else 1
+        if self.value is not None and not (0 < self.value <= most and math.isfinite(self.value)):
             raise ConfigError(f"aim {self.name!r} cannot be {self.value}")
 
     @classmethod

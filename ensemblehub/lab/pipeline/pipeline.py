@@ -18,7 +18,6 @@ from typing import Any
 from ensemblehub import builtin
 from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.concurrency import for_each
-from ensemblehub.cost import Price
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError, ConfigError
@@ -185,25 +184,15 @@ class Pipeline(Experiment):
         levels = [checkpoint.level for checkpoint in tandem.checkpoints]
         outcomes = replay.outcomes(data, artifact.judge, levels, tandem.fallback, bool(tandem.draft))
         if objective.unit == "usd":
-            outcomes = replay.in_dollars(outcomes, data, levels, *self._prices())
+            ensemble, tandem = self.ensemble()
+            infos = (engine.info for engine in tandem.roles(ensemble.engines))
+            outcomes = replay.in_dollars(outcomes, data, levels, *replay.prices(*infos))
         chosen = calibration.calibrate(outcomes, objective)
         thresholds = dict(zip(levels, map(float, chosen.thresholds), strict=True))
         about = made_for(tandem, str(objective), data)
         made = dict(artifact.data) | {"calibrated": about | chosen.expected}
         replace(artifact, thresholds=thresholds, data=made).save(self.judge_folder)
         return about | {"thresholds": thresholds, **chosen.expected}
-
-    def _prices(self) -> tuple[Price, Price]:
-        """Prices of mentor and intern; an intern without one, which runs here, costs no dollars.
-
-        Raises:
-            ConfigError: the mentor has no price.
-        """
-        ensemble, tandem = self.ensemble()
-        mentor, intern = (engine.info.price for engine in tandem.roles(ensemble.engines))
-        if mentor is None:
-            raise ConfigError("a budget in dollars needs the mentor's `price`")
-        return mentor, intern or Price(0, 0)
 
     def calibration(self) -> tuple[JudgeArtifact, Tandem, Collected]:
         """The judge, the strategy that uses it, and the questions on which its thresholds are chosen.

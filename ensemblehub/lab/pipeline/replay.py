@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemblehub.cost import Price
+from ensemblehub.cost import ModelInfo, Price
+from ensemblehub.errors import ConfigError
 from ensemblehub.lab.pipeline.cascade import Fallback, Floats, Outcomes
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.tandem.judges import Judge, ReadingBatch
@@ -63,6 +64,22 @@ def _with_drafts(found: Outcomes, writing: Floats, asking: Floats) -> Outcomes:
     reached, judging = found.reached.copy(), found.judging + (writing + asking)[:, None]
     reached[:, 0], judging[:, 0] = found.cost[:, 0], asking
     return replace(found, reached=reached, judging=judging, drafted=True)
+
+
+def prices(mentor: ModelInfo, intern: ModelInfo) -> tuple[Price, Price]:
+    """Prices of both models; an intern without one, which runs here, costs no dollars.
+
+    Raises:
+        ConfigError: the mentor has no price, or one of 0.
+    """
+    if mentor.price is None or not is_charged(mentor):
+        raise ConfigError("a budget in dollars needs the mentor's `price`")
+    return mentor.price, intern.price or Price(0, 0)
+
+
+def is_charged(info: ModelInfo) -> bool:
+    """Whether a model has a price above 0."""
+    return info.price is not None and bool(info.price.prompt or info.price.completion)
 
 
 def in_dollars(

@@ -44,6 +44,12 @@ ensemble:
   output_aggregation_method: tandem
   output_aggregation_params: {mentor: big, intern: small, levels: {low: 2, high: 20}, judge: "fixed:low"}
 """
+PRICES = [
+    'model_specs.0.price={"prompt": 2.0, "completion": 10.0}',
+    'model_specs.1.price={"prompt": 0.1, "completion": 0.4}',
+    "model_specs.0.parameters=0",  # their FLOPs are unknown, as those of most models behind APIs
+    "model_specs.1.parameters=0",
+]
 QUESTIONS = [
     {"question": f"{n} {'boats' if n % 3 else 'cars'}?", "answer": "4" if n % 3 else "9"} for n in range(30)
 ]
@@ -84,23 +90,26 @@ def test_every_strategy_is_right_where_a_live_run_is(pair, most):
     check_live(pair, found, limit)
 
 
-def test_every_setting_is_served_as_it_was_replayed(pair):
-    config, task = Config.read(pair / "pair.yaml"), OwnQuestions(pair / "own.jsonl")
-    given = (advice.with_rule(config), task, "all", 30, 4, pair / "out", False, None, None)
+def test_every_setting_is_served_as_it_was_replayed_and_costs_as_many_dollars(pair):
+    config, task = Config.read(pair / "pair.yaml", PRICES), OwnQuestions(pair / "own.jsonl")
+    given = (advice.with_rule(config), task, "all", 30, 4, pair / "out", False, Criterion("cost"), True, None)
     items = list(task.items())
 
     async def live(changes):
-        made = Config.from_dict(
-            yaml.safe_load(PAIR), [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-        )
-        async with AsyncEnsemble.from_config(made) as ensemble:
+        more = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+        async with AsyncEnsemble.from_config(
+            Config.from_dict(yaml.safe_load(PAIR), [*PRICES, *more])
+        ) as ensemble:
             results = [await ensemble.generate(task.ask(item, ensemble.sampling)) for item in items]
-        return [task.grade(item, result.text).correct for item, result in zip(items, results, strict=True)]
+        right = [task.grade(item, result.text).correct for item, result in zip(items, results, strict=True)]
+        return right, [result.usage.cost.usd for result in results]
 
     chosen = set()
     for strategy in strategies(advice.record(*given)):
         for at, (setting, changes) in enumerate(strategy.settings):
-            assert asyncio.run(live(changes)) == list(strategy.correct[:, at] > 0), (strategy.name, setting)
+            right, dollars = asyncio.run(live(changes))
+            assert right == list(strategy.correct[:, at] > 0), (strategy.name, setting)
+            assert dollars == pytest.approx(strategy.cost[:, at].tolist()), (strategy.name, setting)
             chosen.add((strategy.name, strategy.correct[:, at].mean()))
     assert ("router by entropy", 1.0) in chosen  # the mentor answers what the intern would get wrong
 
@@ -259,6 +268,78 @@ def test_a_budget_asks_for_accuracy(pair):
     assert "Wanted: the most accurate at no more than 0.7 of the mentor's cost" in done.output
 
 
+def sets(changes):
+    return [flag for change in changes for flag in ("-s", change)]
+
+
+def test_dollars_by_hand(pair):
+    """The mentor reads 2 tokens and writes 4, the intern reads 2 and writes 3."""
+    done = run(pair, *sets(PRICES))
+    assert done.exit_code == 0, done.output
+    lines = [line.split(" | ") for line in done.output.splitlines() if line.startswith("| ")]
+    named = {line[0].removeprefix("| "): dict(zip(lines[0], line, strict=True)) for line in lines}
+    mentor, intern = (2 * 2 + 4 * 10) / 1e6, (2 * 0.1 + 3 * 0.4) / 1e6
+    costs = {
+        "mentor alone": mentor,
+        "intern alone": intern,
+        "vote of 4 intern samples": 4 * intern,  # every sample sends the question
+        "cascade by agreement": 5 * intern,  # the draft, and what it is compared to
+    }
+    for name, cost in costs.items():
+        assert named[name]["usd per 10,000"] == f"${10_000 * cost:.3g}", name
+        assert named[name]["cost_vs_mentor"] == f"{cost / mentor:.3f}", name
+    said = (
+        "US dollars of every call (big $2 per million tokens read and $10 written; "
+        "small $0.1 per million tokens read and $0.4 written; nothing cached)"
+    )
+    assert f"{said} as a share of the mentor's" in done.output
+    assert "FLOPs" not in done.output
+    assert (pair / "out" / "advice.yaml").read_text().startswith(f"# intern alone\n# chosen by {said}\n")
+    saved = 10_000 * (mentor - 5 * intern)
+    found = made(pair, *PRICES).found
+    agreement = next(outcome for outcome in found if outcome.name == "cascade by agreement")
+    assert f"it saves ${saved:.3g} [${saved:.3g} to ${saved:.3g}], 84% of the mentor's" in advice.headline(
+        found[0], agreement, "usd"
+    )
+
+
+def test_new_prices_and_budgets_ask_nothing_again(pair, monkeypatch):
+    assert run(pair, "--n", "10").exit_code == 0  # in FLOPs
+    monkeypatch.setattr(Recorder, "collect", None)
+    flags = ["--n", "10", *sets(PRICES[:2])]
+    done = run(pair, *flags, "--budget", "$0.00001")
+    assert done.exit_code == 0, done.output
+    assert "Wanted: the most accurate at no more than $1e-05 a question" in done.output
+    assert "use the intern alone" in done.output
+    assert "Nothing keeps this budget" not in done.output
+    none = run(pair, *flags, "--budget", "$0.0000001")
+    assert (
+        "Nothing keeps this budget; the intern alone is the cheapest, at $1.4e-06 a question." in none.output
+    )
+    compute = run(pair, *flags, "--budget", "1TFLOPs")
+    assert "at no more than 1TFLOPs a question" in compute.output
+    assert "FLOPs of every call as a share" in compute.output
+
+
+def test_of_one_price_flops_are_weighed_or_what_to_add_is_said(pair, caplog):
+    one = sets(PRICES[:1])
+    done = run(pair, "--n", "10", *one)
+    assert done.exit_code == 0, done.output
+    assert "FLOPs of every call" in done.output
+    assert "costs are FLOPs, not dollars: 'small' has no `price` (an intern's may be 0)" in caplog.messages
+    unknown = run(pair, "--n", "10", *sets([PRICES[0], PRICES[2]]))
+    assert str(unknown.exception) == (
+        "costs are FLOPs where a model has no price, and the size of the model 'big' is unknown: set its "
+        "`parameters`, or the `price` of 'small' (an intern's may be 0)"
+    )
+    free = ["-s", 'model_specs.1.price={"prompt": 0, "completion": 0}']
+    for more in (free, ["--budget", "$1"]):  # as `calibrate`: an intern without a price costs no dollars
+        done = run(pair, "--n", "10", *one, *more)
+        assert done.exit_code == 0, done.output
+        assert "| intern alone | 10 |" in done.output
+        assert "| 0.000 | $0 | – |" in done.output
+
+
 def test_more_questions_extend_what_is_recorded(pair):
     assert run(pair, "--n", "10").exit_code == 0
     first = (pair / "out" / "recorded.jsonl").read_text()
@@ -287,6 +368,10 @@ def test_without_answers_the_mentors_count_as_right(pair):
         (["--budget", "0.5", "--aim", "cost"], "--aim accuracy"),
         (["--budget", "0.5", "--margin", "2"], "--margin goes with --aim cost"),
         (["--n", "3"], "x>=10"),
+        (["--budget", "$0.01"], "a budget in dollars needs the mentor's `price`"),
+        (["--budget", "inf"], "cannot be inf"),
+        (["--budget", "$-1"], "cannot be -1"),
+        (["--budget", "cheap"], "'cheap' is not a number"),
         (["-s", "ensemble.output_aggregation_method=vote"], "begins with a Tandem"),
         (["-s", "model_specs.0.parameters=0"], "size of the model 'big' is unknown"),
         (["--models", "mentor=a", "intern=b"], "not both"),
