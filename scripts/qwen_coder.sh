@@ -14,6 +14,7 @@
 #   advise      what `ensemblehub advise` recommends on the three, from what was collected
 #   toolkit     every other way to combine the two, on the first test questions of MBPP
 #   guest       the token-level ways across vocabularies, with SmolLM2-135M
+#   dry_run     a pilot of 20 questions of `published`, and what it predicts beside that whole run
 #   board       all of them as one page, board.html
 #
 # Steps take the first N questions of a split in its seeded order; N=COUNT overrides the numbers below, and a larger
@@ -60,7 +61,7 @@ advise() { # TASK SPLIT FILE COUNT [flags]
         --collected "$out/tandem_$1/collected" --out "$out/advise_$1" "${@:5}"
 }
 
-[ $# -gt 0 ] || set -- published words judges mbpp mbpp_plus humaneval gsm8k advise toolkit guest board
+[ $# -gt 0 ] || set -- published words judges mbpp mbpp_plus humaneval gsm8k advise toolkit guest dry_run board
 for step; do
     case "$step" in
         published)
@@ -94,6 +95,11 @@ for step; do
             ;;
         toolkit) bench cells toolkit mbpp mbpp.jsonl 8 ;;
         guest) bench guest guest mbpp mbpp.jsonl 8 ;;
+        dry_run)
+            hub bench "$out/published.yaml" --out "$out/dry_run_mbpp" --task mbpp_plus --data "$DATA/MbppPlus-v0.1.0.jsonl" \
+                --split v0.1.0 --prompt official --dry-run 20
+            "$PYTHON" -m benchmarks.dry_run "$out/dry_run_mbpp" "$out/published_mbpp" --pilot 20 > "$out/dry_run_mbpp/dry_run.md"
+            ;;
         board) hub board "$out"/{published_humaneval,words,toolkit,guest} --out board.html ;;
         *) echo "no such step: $step" >&2; exit 2 ;;
     esac

@@ -12,12 +12,23 @@ import pytest
 pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
-from benchmarks import readme, regrade, server_latency, server_load, server_soak, server_streams
+from benchmarks import dry_run, readme, regrade, server_latency, server_load, server_soak, server_streams
 from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks import task_named
 
 ROOT = Path(__file__).parents[1]
+
+
+def test_the_dry_run_beside_the_whole_run_is_what_is_committed(monkeypatch, capsys):
+    kept = ROOT / "results" / "qwen_coder"
+    folders = [str(kept / "dry_run_mbpp"), str(kept / "published_mbpp")]
+    monkeypatch.setattr(sys, "argv", ["dry_run", *folders, "--pilot", "20"])
+    dry_run.main()
+    assert capsys.readouterr().out == (kept / "dry_run_mbpp" / "dry_run.md").read_text()
+    sys.argv[-1] = "21"
+    dry_run.main()
+    assert "20 of 21 answers; those that end first are short" in capsys.readouterr().out
 
 
 @pytest.mark.slow

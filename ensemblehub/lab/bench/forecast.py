@@ -33,19 +33,19 @@ def forecast(known: Sequence[float], count: int) -> Forecast:
     """The total of `count` values of which some are known, drawn alike.
 
     The unknown ones are predicted by the mean of the known, with Student's t for the spread of that mean
-    and of theirs; none can be negative.
+    and of theirs.  The interval is one of the logarithm (delta method): lengths of answers are skewed to the
+    right, and an interval of equal sides ends too low.
 
     Args:
-        known: at least two.
+        known: at least two, none negative.
     """
     from scipy import stats
 
     values = np.asarray(known, float)
-    n, left = len(values), count - len(values)
-    total = float(values.sum() + left * values.mean())
-    spread = float(values.std(ddof=1)) * left * np.sqrt(1 / n + 1 / left) if left else 0.0
-    half = float(stats.t.ppf(0.975, n - 1)) * spread
-    return Forecast(total, max(float(values.sum()), total - half), total + half)
+    n, left, done, mean = len(values), count - len(values), float(values.sum()), float(values.mean())
+    spread = float(values.std(ddof=1)) / mean * np.sqrt(1 / n + 1 / left) if left and mean else 0.0
+    factor = float(np.exp(stats.t.ppf(0.975, n - 1) * spread))
+    return Forecast(done + left * mean, done + left * mean / factor, done + left * mean * factor)
 
 
 def dry_run(

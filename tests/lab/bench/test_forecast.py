@@ -1,6 +1,7 @@
 """`bench --dry-run`: predicted totals, worked out by hand, by simulation, and against a whole run."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -29,9 +30,10 @@ def command(*arguments):
 
 def test_a_total_is_predicted_with_students_t():
     found = forecast.forecast([1.0, 2.0, 3.0], 12)
-    half = 4.302652729911275 * 1.0 * 9 * (1 / 3 + 1 / 9) ** 0.5
+    factor = math.exp(4.302652729911275 * 0.5 * (1 / 3 + 1 / 9) ** 0.5)  # a spread of 1 at a mean of 2
     assert found.total == pytest.approx(6 + 9 * 2)
-    assert (found.low, found.high) == (pytest.approx(max(6, 24 - half)), pytest.approx(24 + half))
+    assert (found.low, found.high) == (pytest.approx(6 + 18 / factor), pytest.approx(6 + 18 * factor))
+    assert forecast.forecast([0.0, 0.0], 9) == forecast.Forecast(0.0, 0.0, 0.0)
     whole = forecast.forecast([1.0, 2.0], 2)
     assert (whole.total, whole.low, whole.high) == (3.0, 3.0, 3.0)
 
@@ -39,11 +41,11 @@ def test_a_total_is_predicted_with_students_t():
 def test_most_intervals_hold_the_total_of_skewed_lengths():
     random = np.random.default_rng(0)
     held = []
-    for _ in range(400):
+    for _ in range(1000):
         lengths = random.lognormal(5, 0.6, 300)
-        found = forecast.forecast(lengths[:30], 300)
+        found = forecast.forecast(lengths[:10], 300)
         held.append(found.low <= lengths.sum() <= found.high)
-    assert np.mean(held) >= 0.9
+    assert np.mean(held) >= 0.935  # with sides of equal length 0.927
 
 
 def test_a_pilot_is_kept_and_tells_what_the_whole_run_takes(tmp_path, capsys):
