@@ -19,6 +19,7 @@ from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.lab import metrics
@@ -27,7 +28,7 @@ from ensemblehub.lab.advise.certified import CHOOSING, certify
 from ensemblehub.lab.advise.choice import Criterion, Evaluated
 from ensemblehub.lab.advise.costs import CostUnit, Prices, amount, prices_of, without_prices
 from ensemblehub.lab.advise.record import Recorded, Recorder, check_answers, distinct, reused
-from ensemblehub.lab.advise.strategies import Changes, strategies
+from ensemblehub.lab.advise.strategies import NO_THINKING, Changes, strategies
 from ensemblehub.lab.journal import Journal
 from ensemblehub.lab.pipeline import report
 from ensemblehub.lab.pipeline.certificate import Promise
@@ -38,6 +39,10 @@ from ensemblehub.lab.tasks.own import OwnQuestions
 from ensemblehub.tandem.insights import LEVEL_0
 
 log = logging.getLogger(__name__)
+SWITCHES = {  # options that turn a model's thinking off, by engine; elsewhere the key of the file does
+    "openai": "extra_body.chat_template_kwargs.enable_thinking",
+    **dict.fromkeys(("llama_cpp", "numpy", "vllm"), "enable_thinking"),
+}
 BLOCK = 10  # questions between two looks at what is known so far
 SAVED_ON = 10_000  # questions that the saving is told for
 DOLLARS = f"usd per {SAVED_ON:,}"
@@ -138,10 +143,13 @@ def record(
     Raises:
         ConfigError: the configuration is not Tandem's, what the models cost is unknown, or there is no
             question.
+        CapabilityError: the intern cannot score a prompt.
     """
     ensemble = AsyncEnsemble.from_config(config)
     tandem = tandem_of(ensemble)
-    prices = prices_of(*tandem.roles(ensemble.engines), criterion.unit)
+    mentor, intern = tandem.roles(ensemble.engines)
+    require(intern, {"score"}, "advise (the intern reads every question)")
+    prices = prices_of(mentor, intern, criterion.unit)
     if swapped := smaller_mentor(tandem, ensemble.engines):
         log.warning(swapped)
     experiment = Experiment(config, task)
@@ -373,6 +381,9 @@ def _configured(config: Config, changes: Changes) -> Config:
         exclude_unset=True, mode="json", include={"model_specs", "engine_options", "debug"}
     )
     whole = config.model_dump(exclude_unset=True, mode="json", include={"ensemble"})
+    for index, spec in enumerate(config.model_specs if NO_THINKING in changes else ()):
+        if spec.engine in SWITCHES and spec.name in changes["ensemble.models"]:
+            changes = {**changes, f"model_specs.{index}.{SWITCHES[spec.engine]}": False}
     made = Config.from_dict(kept | whole, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     used = set(made.ensemble.models) or {spec.name for spec in made.model_specs}
     return made.model_copy(update={"model_specs": [spec for spec in made.model_specs if spec.name in used]})

@@ -21,6 +21,7 @@ from ensemblehub.tandem.insights import LEVEL_0
 Floats = NDArray[np.float64]
 Changes = Mapping[str, Any]
 THRESHOLDS = 15  # quantiles of a score that are tried
+NO_THINKING = "debug.enable_thinking"  # the key that turns thinking off
 SUFFICES = 0.5  # the probability at a rule's limit
 SHOWN_TESTS = f"{ShownTests.__module__}:{ShownTests.__qualname__}"
 
@@ -65,7 +66,7 @@ def _alone(recorded: Recorded) -> Iterator[Strategy]:
     yield _single(recorded, "mentor alone", [row.runs["mentor"] for row in rows], "mentor")
     if any(row.thinking_switch for row in rows):
         runs = [row.runs["mentor_concise"] for row in rows]
-        yield _single(recorded, "mentor alone, no thinking", runs, "mentor", {"debug.enable_thinking": False})
+        yield _single(recorded, "mentor alone, no thinking", runs, "mentor", {NO_THINKING: False})
     yield _single(recorded, "intern alone", [drafts[0].run for drafts in recorded.drafts], "intern")
 
 

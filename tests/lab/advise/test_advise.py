@@ -23,7 +23,7 @@ from ensemblehub.lab.advise.choice import (
     recommended,
 )
 from ensemblehub.lab.advise.record import Recorder
-from ensemblehub.lab.advise.strategies import Strategy, strategies
+from ensemblehub.lab.advise.strategies import NO_THINKING, Strategy, strategies
 from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks.own import OwnQuestions
@@ -338,6 +338,26 @@ def test_of_one_price_flops_are_weighed_or_what_to_add_is_said(pair, caplog):
         assert done.exit_code == 0, done.output
         assert "| intern alone | 10 |" in done.output
         assert "| 0.000 | $0 | – |" in done.output
+
+
+@pytest.mark.parametrize("engine", ["openai", "llama_cpp", "hf"])
+def test_the_file_of_a_mentor_without_thinking_turns_it_off(engine):
+    """On any engine: before, on `hf` alone."""
+    spec = {"name": "big", "engine": engine, "path": "m.gguf"}
+    config = Config.from_dict({"model_specs": [{"name": "small", "engine": "echo"}, spec]})
+    made = advice._configured(config, {"ensemble.models": ["big"], NO_THINKING: False})
+    kept = Config.from_dict(yaml.safe_load(advice._yaml(made)))
+    options = kept.options(kept.model_specs[0])
+    if engine == "openai":
+        options = options["extra_body"]["chat_template_kwargs"]
+    assert options["enable_thinking"] is False
+
+
+def test_an_intern_that_cannot_score_is_refused_before_anything_is_asked(pair):
+    spec = '{"name": "small", "engine": "openai", "path": "m", "base_url": "http://localhost:9/v1"}'
+    done = run(pair, "-s", f"model_specs.1={spec}")
+    assert "advise (the intern reads every question) needs score of engine 'small'" in str(done.exception)
+    assert not (pair / "out").exists()
 
 
 def test_more_questions_extend_what_is_recorded(pair):
