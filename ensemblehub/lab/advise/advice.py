@@ -41,6 +41,7 @@ from ensemblehub.tandem.insights import LEVEL_0
 log = logging.getLogger(__name__)
 SWITCHES = {  # options that turn a model's thinking off, by engine; elsewhere the key of the file does
     "openai": "extra_body.chat_template_kwargs.enable_thinking",
+    "api": "extra_body.chat_template_kwargs.enable_thinking",
     **dict.fromkeys(("llama_cpp", "numpy", "vllm"), "enable_thinking"),
 }
 BLOCK = 10  # questions between two looks at what is known so far
@@ -381,6 +382,9 @@ def _configured(config: Config, changes: Changes) -> Config:
         exclude_unset=True, mode="json", include={"model_specs", "engine_options", "debug"}
     )
     whole = config.model_dump(exclude_unset=True, mode="json", include={"ensemble"})
+    if "ensemble.output_aggregation_method" in changes:
+        for key in ("request_params", "request_members"):  # options and models of the Tandem
+            whole["ensemble"].pop(key, None)
     for index, spec in enumerate(config.model_specs if NO_THINKING in changes else ()):
         if spec.engine in SWITCHES and spec.name in changes["ensemble.models"]:
             changes = {**changes, f"model_specs.{index}.{SWITCHES[spec.engine]}": False}
