@@ -387,6 +387,14 @@ def test_a_price_and_a_cache_that_cannot_be_are_marked(more):
     assert cost.usd == pytest.approx(0.5 if "estimated" in str(more) else 19e-6, rel=0.5)
 
 
+def test_a_server_without_a_price_leaves_it_to_the_configuration():
+    tokens, price = {"prompt_tokens": 9, "completion_tokens": 5}, Price(1.0, 2.0)
+    unknown = usage_of({**tokens, "cost": None, "cost_details": {"usd": 0.0}}, price=price)
+    assert (unknown.usd, unknown.estimated) == (pytest.approx(19e-6), False)
+    free = usage_of({**tokens, "cost": 0.0, "cost_details": {"usd": 0.0}}, price=price)
+    assert free.usd == 0
+
+
 @pytest.mark.parametrize("usage", [None, {}, [], "x", 5, {"prompt_tokens": 0, "completion_tokens": 0}])
 def test_no_usage_is_an_estimate(usage):
     cost = usage_of(usage)

@@ -63,11 +63,16 @@ def _flops(usage: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def _dollars(usage: Mapping[str, Any]) -> tuple[float | None, bool]:
-    """US dollars, and whether they are reliable; `cost` is a number, or an object that holds one."""
+    """US dollars, and whether they are reliable; `cost` is a number, or an object that holds one.
+
+    Details of 0 beside a `cost` of null are those of a server that knows no price, as this project's.
+    """
     cost = usage.get("cost")
     objects = [entry for entry in (cost, usage.get("cost_details")) if isinstance(entry, dict)]
     inner = [entry.get(name) for entry in objects for name in ("usd", "total_cost")]
     given = _first(None if isinstance(cost, dict) else cost, *inner)
+    if "cost" in usage and cost is None and number(given, 0) is not None:
+        given = None
     usd = number(given, _MOST_DOLLARS)
     estimated = any(entry.get("estimated") is True for entry in objects)
     return usd, (given is None or usd is not None) and not estimated
