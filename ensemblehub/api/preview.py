@@ -116,7 +116,7 @@ class Previews:
         """
         served, requests = asked.served, asked.requests
         ensemble, aggregation = served.ensemble, served.ensemble.aggregation
-        engines = ensemble.engines
+        engines = _taking_part(ensemble)
         seen = self._seen.get(ensemble, ())
         known = list(seen) if len(seen) >= _ENOUGH else []
         replayed = [
@@ -124,8 +124,8 @@ class Previews:
             for request, read in zip(requests, lengths[served.reader.name], strict=True)
         ]
         bounds = _bounds(asked, lengths)
-        role_of = {engine.name: role for role, engine in aggregation.parts(engines).items()}
-        always = ensemble.selection.min_engines(engines) == len(engines)
+        role_of = {engine.name: role for role, engine in aggregation.parts(ensemble.engines).items()}
+        always = ensemble.selection.min_engines(ensemble.engines) == len(ensemble.engines)
         members = [
             {
                 "model": engine.name,
@@ -158,6 +158,14 @@ class Previews:
         }
 
 
+def _taking_part(ensemble: AsyncEnsemble) -> list[Engine]:
+    """The engines without a mentor whose highest level is no insight."""
+    aggregation = ensemble.aggregation
+    read = bool(aggregation.checkpoints) and aggregation.checkpoints[-1].mentor_tokens
+    idle = aggregation.parts(ensemble.engines).get("mentor") if aggregation.efforts and not read else None
+    return [engine for engine in ensemble.engines if engine is not idle]
+
+
 def _replayed(answer: Seen, request: Request, read: int, engines: Sequence[Engine]) -> dict[str, Cost]:
     """What an earlier answer would have cost each engine and scorer with a prompt of `read` tokens."""
     infos = {engine.name: engine.info for engine in engines}
@@ -186,11 +194,11 @@ def _replayed(answer: Seen, request: Request, read: int, engines: Sequence[Engin
 
 def _bounds(asked: PreviewedRequest, lengths: Mapping[str, Sequence[int]]) -> dict[str, tuple[Cost, Cost]]:
     """By engine, the cost of reading the prompts and one token of each answer, and of the longest answers."""
-    aggregation, engines = asked.served.ensemble.aggregation, asked.served.ensemble.engines
-    mentor = aggregation.parts(engines).get("mentor")
-    levels = aggregation.checkpoints
+    ensemble = asked.served.ensemble
+    mentor = ensemble.aggregation.parts(ensemble.engines).get("mentor")
+    levels = ensemble.aggregation.checkpoints
     found = {}
-    for engine in engines:
+    for engine in _taking_part(ensemble):
         costs = []
         for read, request in zip(lengths[engine.name], asked.requests, strict=True):
             most = levels[-1].mentor_tokens if engine is mentor and levels else request.sampling.max_tokens

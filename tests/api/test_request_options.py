@@ -158,6 +158,13 @@ def test_a_preview_names_the_members_and_their_roles_and_generates_nothing(serve
     assert {member["role"] for member in drawn["members"]} == {"member"}
 
 
+@pytest.mark.parametrize("model", ["ensemble", "fresh"])
+def test_a_preview_leaves_out_a_mentor_that_writes_no_insight(server, model):
+    found = preview(server, model=model, reasoning_effort="none", max_tokens=10)
+    assert [member["model"] for member in found["members"]] == ["small"]
+    assert found["cost"]["tokens"]["high"] == 3 + 10
+
+
 def test_without_earlier_replies_only_lengths_are_known(server):
     found = preview(server, model="paid", max_tokens=10, n=2)
     assert (found["basis"], found["replies"], found["confidence"]) == ("lengths", 0, None)
