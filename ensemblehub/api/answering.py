@@ -120,9 +120,11 @@ class Answering:
         """The length of a prompt, in tokens of the engine that reads the ensemble's prompts.
 
         Raises:
-            Problem: it cannot be counted.
+            Problem: it cannot be counted, or would be refused.
         """
-        reader = self.catalog.chosen(body.model, body.ensemble, body.reasoning_effort).reader
+        served = self.catalog.chosen(body.model, body.ensemble, body.reasoning_effort)
+        _check_capabilities(body, served, extracting=False)
+        reader = served.reader
         ((prompt, prefix),) = body.prompts()
         request = Request(prompt, prefix=prefix, extra=body.passed_on)
         (tokens,) = await prompt_lengths(reader, [request], self.settings.max_prompt_tokens, 0)

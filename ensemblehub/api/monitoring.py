@@ -125,8 +125,9 @@ class Monitor:
             self.first_token.labels(model).observe(job.first_token_seconds)
             if written > 1:
                 self.per_token.labels(model).observe((seconds - job.first_token_seconds) / (written - 1))
-        if job.outcome == "ok" and (alone := estimated_mentor_alone(job.answers)):
-            cold = sum(answer.ledger.total.cold_flops for answer in job.answers)
+        whole = [answer for answer in job.answers if not answer.out_of_budget]
+        if job.outcome == "ok" and (alone := estimated_mentor_alone(whole)):
+            cold = sum(answer.ledger.total.cold_flops for answer in whole)
             self.alone.labels(model).inc(alone[0])
             self.saving.labels(model).inc(alone[0] - cold)
 

@@ -70,7 +70,7 @@ def _completion_tokens(answer: AnswerRecord) -> int:
 
 def _cost_details(ledger: UsageLedger, answers: Sequence[AnswerRecord]) -> dict[str, Any]:
     """Every call, and the estimate for the mentor alone; both compared without caches of earlier requests."""
-    total, alone = ledger.total, estimated_mentor_alone(answers)
+    total = ledger.total
     lines = [
         {"engine": line.engine, "purpose": line.purpose}
         | {name: getattr(line.cost, name) for name in _COST_FIELDS}
@@ -83,14 +83,17 @@ def _cost_details(ledger: UsageLedger, answers: Sequence[AnswerRecord]) -> dict[
         "seconds": total.seconds,
         "estimated": total.estimated,
         "spent": lines,
-        "estimated_mentor_alone_flops": alone,
-        "estimated_saving": _saving(total, alone),
+        "estimated_mentor_alone_flops": estimated_mentor_alone(answers),
+        "estimated_saving": _saving(total, answers),
         "explanation": _why(answers[0], answers[0].result) if len(answers) == 1 else None,
     }
 
 
-def _saving(total: Cost, alone: Sequence[float] | None) -> float | None:
-    """The estimated share of the mentor's FLOPs that was saved; None where they are unknown."""
+def _saving(total: Cost, answers: Sequence[AnswerRecord]) -> float | None:
+    """The estimated share of the mentor's FLOPs that was saved; None where unknown, or a budget ended an answer."""
+    alone = estimated_mentor_alone(answers)
+    if any(answer.out_of_budget for answer in answers):
+        return None
     return 1 - total.cold_flops / alone[0] if alone and alone[0] else None
 
 
@@ -104,7 +107,7 @@ def metadata(answer: AnswerRecord) -> dict[str, Any]:
         "selected_models": members(answer, result),
         "method": answer.served.aggregation.method,
         "explanation": _why(answer, result),
-        "estimated_saving": _saving(answer.ledger.total, answer.estimated_alone),
+        "estimated_saving": _saving(answer.ledger.total, [answer]),
         "attribution": attribution(result),
         "verdicts": [asdict(verdict) for verdict in result.verdicts],
         "choices": [asdict(choice) for choice in result.choices],
@@ -139,7 +142,7 @@ def headers(job: GenerationJob) -> dict[str, str]:
         "members": [engine.name for engine in engines],
     }
     if len(job.answers) == 1 and answer.ended:
-        result, saving = answer.result, _saving(answer.ledger.total, answer.estimated_alone)
+        result, saving = answer.result, _saving(answer.ledger.total, job.answers)
         found |= {"members": members(answer, result), **authors(result), "explanation": _why(answer, result)}
         found |= {"estimated-saving": None if saving is None else f"{saving:.4f}"}
     return {f"x-ensemble-{name}": _header(value) for name, value in found.items() if value}

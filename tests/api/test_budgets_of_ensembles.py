@@ -1,6 +1,7 @@
 """Budgets, pinned members and counts of tokens where several models answer."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -8,10 +9,12 @@ pytest.importorskip("fastapi")
 
 from starlette.testclient import TestClient
 
+import ensemblehub
 from ensemblehub.api.app import create_app
 from ensemblehub.config import Config
 from tests.waiting import until
 
+BUILTIN = Path(ensemblehub.__file__).parent / "builtin/builtin_tandem.yaml"
 CHAT = "/v1/chat/completions"
 ASK = {"messages": [{"role": "user", "content": "2 + 2?"}], "max_tokens": 16}
 
@@ -74,6 +77,23 @@ def test_answers_that_a_budget_ended_do_not_spoil_the_preview_and_a_budget_bound
     assert preview(client, **tiny)["cost"]["tokens"]["high"] == 1
 
 
+def test_an_answer_that_a_budget_ended_saves_nothing():
+    with TestClient(create_app(Config.read(BUILTIN)), "http://127.0.0.1") as client:
+        until(lambda: client.get("/health").status_code == 200)
+        question = "There are 8 bowls. How many bowls are there?"
+        asked = {"messages": [{"role": "user", "content": question}], "ensemble": {"budget": {"tokens": 1}}}
+        answer = client.post(CHAT, json=asked)
+        reply = answer.json()
+        saved = [reply["choices"][0]["metadata"], reply["usage"]["cost_details"]]
+        assert saved[1]["estimated_mentor_alone_flops"]
+        assert [each["estimated_saving"] for each in saved] == [None, None]
+        assert "x-ensemble-estimated-saving" not in answer.headers
+        assert "ensemblehub_estimated_saving_flops{" not in client.get("/metrics").text
+        del asked["ensemble"]
+        assert client.post(CHAT, json=asked).json()["usage"]["cost_details"]["estimated_saving"] > 0
+        assert "ensemblehub_estimated_saving_flops{" in client.get("/metrics").text
+
+
 def members(client, **options):
     body = {**ASK, "model": "turns", "ensemble": {"conversation": "c", **options}}
     answer = client.post(CHAT, json=body)
@@ -112,6 +132,15 @@ def test_the_tokens_of_a_prompt_are_counted_for_both_apis(client):
     assert counted == {"object": "response.input_tokens", "input_tokens": 3}
     asked = {"model": "ensemble", "messages": ASK["messages"]}
     assert client.post("/v1/messages/count_tokens", json=asked).json() == {"input_tokens": 3}
+
+
+def test_what_would_be_refused_is_not_counted(client):
+    tools = [{"name": "add", "input_schema": {"type": "object"}}]
+    body = {"model": "small", "max_tokens": 8, "messages": ASK["messages"], "tools": tools}
+    asked = client.post("/v1/messages", json=body)
+    counted = client.post("/v1/messages/count_tokens", json=body)
+    assert asked.status_code == counted.status_code == 400
+    assert counted.json()["error"] == asked.json()["error"]
 
 
 def test_a_message_of_the_assistants_alone_is_refused_in_the_words_of_the_api(client):
