@@ -166,6 +166,16 @@ def test_the_navigation_has_every_page(generated):
     assert named == written | {address for address in generated if not address.startswith("strategies/")}
 
 
+def test_the_first_answer_of_every_way_is_in_the_table(site):
+    kept = (ROOT / "results/benchmarks/first_answer.txt").read_text().split("\n\n")[1].splitlines()
+    _, _, *rows = site.first_answer().splitlines()
+    assert [row.split("`")[1] for row in rows] == [re.split("  +", line)[0] for line in kept] + ["Dockerfile"]
+    steps = (ROOT / "results/benchmarks/container_image.txt").read_text().split("\n\n")[1]
+    assert all(number in steps for number in re.findall(r"[\d.]+", rows[-1]))
+    assert "packages" in rows[-1]
+    assert "wheels" in rows[-1]
+
+
 def test_mentions_of_pages_and_results_become_links(site):
     text = "see `docs/bench.md`, [`docs/x.md`](x.md), `docs/no.md` and [t](../results/a.md)"
     expected = "see [`docs/bench.md`](bench.md), [`docs/x.md`](x.md), `docs/no.md` and [t](results/a.md)"

@@ -251,7 +251,7 @@ def linked(markdown: str, names: set[str]) -> str:
 
 
 def first_answer() -> str:
-    """The kept measurement of the first answer as a table."""
+    """The kept measurements of the first answer as a table."""
     lines = (ROOT / "results/benchmarks/first_answer.txt").read_text(encoding="utf-8").splitlines()
     pattern = r"(.+?) +([\d.]+) s \(.*?\) +again +([\d.]+) s +(\d+) wheels, +([\d.]+) MB"
     rows = [match.groups() for match in (re.match(pattern, line) for line in lines) if match]
@@ -263,7 +263,22 @@ def first_answer() -> str:
                 f"| `{way}` | {first} s | {again} s | {wheels} wheels, {size} MB |"
                 for way, first, again, wheels, size in rows
             ),
+            container(),
         ]
+    )
+
+
+def container() -> str:
+    """The row of the container of `Dockerfile`, from its own measurement."""
+    text = (ROOT / "results/benchmarks/container_image.txt").read_text(encoding="utf-8")
+    found = {
+        step: re.search(rf"^{step}.*? ([\d.]+) s  (.*?)(?:  on the disk.*)?$", text, re.MULTILINE)
+        for step in ("base", "image", "all")
+    }
+    (base, packages), (_, wheels), (whole, again) = (match.groups() for match in found.values() if match)
+    seconds = f"{whole} s, {base} s of them for the base"
+    return (
+        f"| container of `Dockerfile` | {seconds} | {again.removeprefix('again ')} | {packages}; {wheels} |"
     )
 
 
