@@ -141,9 +141,10 @@ $(DOCS)/.installed: pyproject.toml constraints.txt
 	$(DOCS)/bin/python -m pip install -q --no-compile -c constraints.txt -e '.[docs]'
 	touch $@
 
-# The references are written from the code, so the package is installed there, too.
+# The references are written from the code, so the package is installed there, too.  `--strict` counts what is
+# logged, so that `-q` would let a dead link pass.
 site: $(DOCS)/.installed  ## build the site from docs/ in build/site; a dead link is an error
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build -q --strict -d build/site
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict -d build/site
 
 serve: $(STAMP)  ## the built-in pair as a server, with its page
 	$(BIN)/ensemblehub serve

@@ -7,6 +7,7 @@ import json
 import re
 import textwrap
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -55,6 +56,25 @@ def test_links_lead_somewhere(path, generated):
         )
         assert there.exists() or address in generated, f"{path.name}: {target}"
         assert not anchor or anchor in anchors(content), f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("path", [*PAGES, *ROOT.glob("*.md")], ids=lambda path: path.name)
+def test_addresses_of_other_sites_are_well_formed(path):
+    for address in re.findall(r"https?://[^\s)>\"'`|,]+", path.read_text()):
+        parts = urlsplit(address)
+        public = "." in (parts.hostname or "") and not parts.hostname.startswith("127.")
+        assert parts.hostname, address
+        assert not public or parts.scheme == "https", address
+        assert "//" not in parts.path, address
+
+
+def test_a_dead_link_fails_the_build_of_the_site():
+    (build,) = re.findall(r"^\t.*mkdocs (build.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert "--strict" in build.split()
+    assert not {"-q", "--quiet"} & set(build.split())  # which also keeps --strict from seeing warnings
+    checks = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["validation"]
+    assert {level for kinds in checks.values() for level in kinds.values()} == {"warn"}
+    assert checks["links"]["anchors"]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
