@@ -86,12 +86,14 @@ def lookup(table: Mapping[str, str], name: str, what: str) -> Any:
     """Return the class of `name`, from `table` or given as `package.module:Class`.
 
     Raises:
-        ConfigError: unknown name, with the nearest known one.
+        ConfigError: unknown name, with the nearest known one, or no such class.
     """
     target = name if ":" in name else table.get(name)
     if target is None:
         raise ConfigError(did_you_mean(name, table, what))
     module, _, attribute = target.partition(":")
+    if not module or module.startswith(".") or not attribute:
+        raise ConfigError(f"{what} {name!r} is not of the form package.module:Class")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:

@@ -64,6 +64,13 @@ def test_a_name_that_is_no_module_is_refused(name, folder, capsys):
     assert "is no module name" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["os", "string", "numpy", "ensemblehub"])
+def test_a_file_that_would_hide_a_module_is_refused(name, folder, capsys):
+    assert run("init", "strategy", name) == 2
+    assert f"a module {name} exists already" in capsys.readouterr().err
+    assert not list(folder.iterdir())
+
+
 @pytest.mark.parametrize(
     ("target", "options"),
     [
@@ -150,6 +157,9 @@ def test_what_cannot_be_checked_is_one_line(folder, capsys):
     for target, error in (
         ("nothing", "is not of the form package.module:Class"),
         ("no_such_module:X", "cannot load class 'no_such_module:X'"),
+        (":X", "class ':X' is not of the form package.module:Class"),
+        (".package:X", "class '.package:X' is not of the form package.module:Class"),
+        ("json:", "class 'json:' is not of the form package.module:Class"),
         ("json:JSONDecoder", "is no engine, selection, aggregation or task"),
         ("ensemblehub.lab.tasks.base:Task", "does not define grade, items, request"),
     ):

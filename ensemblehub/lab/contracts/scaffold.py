@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
@@ -61,7 +62,7 @@ def scaffold(kind: str, name: str, folder: Path) -> list[Path]:
     """Write NAME.py, test_NAME.py and NAME.yaml into a folder; returns their paths.
 
     Raises:
-        ConfigError: the name is no module name, or one of the files exists.
+        ConfigError: the name is no module name, that of an installed module, or one of the files exists.
     """
     if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
         raise ConfigError(f"{name!r} is no module name: small letters, digits and underscores")
@@ -75,6 +76,8 @@ def scaffold(kind: str, name: str, folder: Path) -> list[Path]:
     paths = [folder / file for file in texts]
     if existing := [str(path) for path in paths if path.exists()]:
         raise ConfigError(f"{existing[0]} exists already: choose another name")
+    if find_spec(name):
+        raise ConfigError(f"a module {name} exists already, which the file would hide: choose another name")
     for path, text in zip(paths, texts.values(), strict=True):
         write_atomically(path, text.encode())
     return paths
