@@ -130,8 +130,8 @@ class FunctionTool(LenientObject):
     @model_validator(mode="before")
     @classmethod
     def _is_function(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else "function"
-        if kind != "function":
+        kind = data.get("type") if isinstance(data, dict) else None
+        if kind not in (None, "function"):
             raise ValueError(f"{kind!r} is not offered here, only functions of the client; leave it out")
         return data
 

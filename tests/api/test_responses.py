@@ -220,6 +220,7 @@ def test_a_cut_answer_is_incomplete_and_logprobs_are_given(client):
 REFUSED = [
     ({"previous_response_id": "resp_1"}, "previous_response_id cannot be honoured", "previous_response_id"),
     ({"tools": [{"type": "web_search"}]}, "'web_search' is not offered here", "tools.0"),
+    ({"tools": [{"name": "f"}]}, "type", "tools.0.type"),
     ({"tools": [TOOL]}, "small lacks 'tools'", "tools"),
     ({"text": {"format": {"type": "json_object"}}}, "small lacks", "text.format"),
     ({"text": {"format": {"type": "json_schema"}}}, "needs name and schema", "text.format"),
