@@ -137,6 +137,7 @@ def test_a_worker_leaves_a_server_that_takes_no_connections_and_stays_with_the_n
 
 
 def test_a_second_interrupt_does_not_interrupt_the_end_of_ray(monkeypatch):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     ray, done = ModuleType("ray"), []
 
     def shutdown():
@@ -152,6 +153,7 @@ def test_a_second_interrupt_does_not_interrupt_the_end_of_ray(monkeypatch):
 
 
 def test_an_interrupt_while_ray_starts_ends_ray(monkeypatch):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     ray, done = ModuleType("ray"), []
     ray.init = lambda **_: signal.raise_signal(signal.SIGINT)
     ray.shutdown = lambda: done.append("shut down")

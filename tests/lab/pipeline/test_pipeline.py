@@ -338,6 +338,6 @@ def test_the_mentor_answers_once_where_its_template_has_no_switch_for_thinking(s
     monkeypatch.setattr(EchoEngine, "stream", counted)
     monkeypatch.setattr(EchoEngine, "same_prompt", lambda *_: not switch)
     rows = Pipeline(Config.read(configured(tmp_path))).collect("train", 3).rows
-    assert asked.count(("big", "answer")) == (6 if switch else 3)
+    assert asked.count(("big", "propose")) == (6 if switch else 3)
     assert [row.thinking_switch for row in rows] == [switch] * 3
     assert all(row.runs["mentor"].text == row.runs["mentor_concise"].text for row in rows)

@@ -159,7 +159,7 @@ def test_samples_of_a_draft_keep_what_the_profile_sets(tmp_path, monkeypatch):
         seen.append(request.sampling)
         return InternAnswer(Run(True, "stop", 0, 0, 0, 0, 0.0, False, ""), None, None)
 
-    monkeypatch.setattr(Recorder, "draft", draft)
+    monkeypatch.setattr(Recorder, "attempt", draft)
     recorder = Recorder(tandem, ensemble.engines, task, Sampling(max_tokens=9), 2, {item.id: {}})
     asyncio.run(recorder.collect(item))
     assert [sampling.temperature for sampling in seen] == [0.0, 0.7, 0.7]
