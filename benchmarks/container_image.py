@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import shutil
@@ -207,6 +208,7 @@ def main() -> None:
     with socket.socket() as taken:
         if taken.connect_ex(("127.0.0.1", 8000)) == 0:
             raise SystemExit("port 8000, where the image serves, is in use")
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         lines = measure(Store(Path(temporary)))
     head = [
@@ -214,7 +216,7 @@ def main() -> None:
         "downloaded, without what pip needs to build the project's own wheel. Executed by buildah with chroot",
         "isolation, on a base that mmdebstrap made of Debian's packages; user 10001 without capabilities, the image's",
         "health check, a key. `again` is a second container of the same image.",
-        f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} cores that other work shared.",
+        f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} cores, load {load:.1f} before.",
         "",
     ]
     RESULT.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")

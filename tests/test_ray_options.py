@@ -136,8 +136,15 @@ def test_a_worker_leaves_a_server_that_takes_no_connections_and_stays_with_the_n
         assert asyncio.run(cluster.reachable(moved)) == moved
 
 
-def test_a_second_interrupt_does_not_interrupt_the_end_of_ray(monkeypatch):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal; a job in the background of a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_does_not_interrupt_the_end_of_ray(monkeypatch, interruptible):
     ray, done = ModuleType("ray"), []
 
     def shutdown():
@@ -152,8 +159,7 @@ def test_a_second_interrupt_does_not_interrupt_the_end_of_ray(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interrupt_while_ray_starts_ends_ray(monkeypatch):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+def test_an_interrupt_while_ray_starts_ends_ray(monkeypatch, interruptible):
     ray, done = ModuleType("ray"), []
     ray.init = lambda **_: signal.raise_signal(signal.SIGINT)
     ray.shutdown = lambda: done.append("shut down")

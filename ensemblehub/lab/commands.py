@@ -15,6 +15,7 @@ import click
 from ensemblehub import data_files, registry
 from ensemblehub.lab.advise.commands import advise
 from ensemblehub.lab.bench import commands as bench
+from ensemblehub.lab.budget_option import checked_budget
 from ensemblehub.lab.contracts.commands import init, validate
 from ensemblehub.lab.merge import merge
 from ensemblehub.lab.paper.commands import paper
@@ -209,6 +210,7 @@ def stats(config: Config, input_path: Path, output_path: Path, limit: int | None
 @click.option("--max-accuracy", is_flag=True, help="The most accurate thresholds, whatever they cost.")
 @click.option(
     "--budget",
+    callback=checked_budget,
     metavar="AMOUNT",
     help="The most accurate thresholds whose questions cost at most this on average: a share of the mentor's cost "
     "(0.4), dollars ($0.002) or compute (1.5TFLOPs).",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from ensemblehub import builtin
+from ensemblehub.lab.budget_option import checked_budget
 from ensemblehub.lab.tasks import TASKS
 from ensemblehub.lab.tasks.base import Task
 from ensemblehub.options import FiniteRange, config_file_option, force_option
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--budget",
+    callback=checked_budget,
     metavar="AMOUNT",
     help="Cost of a question at most: a share of the mentor's (0.7; default: 1), dollars ($0.002) or compute "
     "(1.5TFLOPs).",

@@ -11,6 +11,7 @@ from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.cascade import Cascade
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.lab.judges import drafts
@@ -55,6 +56,16 @@ def test_a_trained_judge_decides_in_a_cascade(tmp_path, caplog):
     assert "made for intern 'tiny', not 'other'" in caplog.text
     with pytest.raises(ConfigError, match="cascade: the judge judges insights, not drafts"):
         AsyncEnsemble(engines, All(), Cascade(accept="builtin:judge"))
+
+
+def test_what_decides_a_tandem_with_a_draft_is_the_judges_weights_not_its_folder(tmp_path):
+    def deciding(seed):
+        drafts.train(list(rows(seed=seed)), "logistic", "tiny", {"n": 200}).save(tmp_path)
+        return Tandem(draft=str(tmp_path)).deciding()
+
+    first = deciding(0)
+    assert deciding(0) == first
+    assert {name for name, value in deciding(1).items() if value != first[name]} == {"draft"}
 
 
 def test_drafts_are_recorded_once_and_a_killed_run_goes_on(tmp_path, monkeypatch):
