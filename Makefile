@@ -103,7 +103,7 @@ $(WEBUI)/.installed: constraints.txt
 	test -x $(WEBUI)/bin/python || $(PYTHON) -m venv $(WEBUI)
 	$(WEBUI)/bin/python -m pip install -q uv "$$(grep '^torch==' constraints.txt)"
 	$(WEBUI)/bin/uv pip install -q --python $(WEBUI)/bin/python "$$(grep '^torch==' constraints.txt)" \
-		open-webui==0.12.4 $$(grep -E '^(playwright|pytest|httpx2)==' constraints.txt)
+		open-webui==0.12.4 $$(grep -E '^(playwright|pytest)==' constraints.txt)
 	touch $@
 
 test-open-webui: $(STAMP) $(WEBUI)/.installed  ## test Open WebUI's page in a browser in front of the server; on demand, not part of CI
