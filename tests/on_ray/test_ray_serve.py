@@ -108,6 +108,9 @@ def metric(client, name, labels="", at=""):
     return float(found[1]) if found else 0.0
 
 
+KILLS = 10  # of replicas, one after another
+
+
 def test_an_ensemble_answers_with_its_usage(client):
     reply = client.post("/v1/chat/completions", json=chat("ensemble"))
     assert reply.status_code == 200, reply.text
@@ -196,11 +199,11 @@ def test_a_killed_replica_is_replaced_and_no_answer_is_wrong(client, cluster):
     with connected(cluster), ThreadPoolExecutor(4) as pool:
         serve_models(cluster, "killed", "/killed", (2, 2))
         until(lambda: len(replicas()) == 2, seconds=120)
-        answers = [pool.submit(ask, number) for number in range(40)]
-        for done in (5, 15):  # with answers on both sides of it
+        answers = [pool.submit(ask, number) for number in range(10 * KILLS)]
+        for done in range(5, 10 * KILLS, 10):  # with answers on both sides of it
             until(lambda done=done: sum(each.done() for each in answers) >= done, seconds=120)
             victim = replicas()[0]
             os.kill(int(victim), signal.SIGKILL)
             until(lambda victim=victim: len(set(replicas()) - {victim}) == 2, seconds=120)
         assert {each.result() for each in answers} == {"one two three four five six"}
-        assert asked.count(200) == 40
+        assert asked.count(200) == 10 * KILLS
