@@ -114,11 +114,11 @@ class PrefixCache:
             return
         readings = readings.head(len(wanted))
         for entry in self.entries:
-            if _common(entry.ids, wanted) == len(wanted):
+            if _begins(entry.ids, wanted):
                 entry.readings = max(entry.readings, readings, key=len)
                 self._touch(entry)
                 return
-        for entry in [head for head in self.entries if _common(head.ids, wanted) == len(head.ids)]:
+        for entry in [head for head in self.entries if _begins(wanted, head.ids)]:
             readings.learn(0, entry.readings.logprobs, entry.readings.entropies, entry.readings.best)
             self.entries.remove(entry)
         self.entries.append(CachedPrefix(wanted, kv(), readings))
@@ -135,3 +135,9 @@ def _common(left: NDArray[np.int64], right: NDArray[np.int64]) -> int:
     shortest = min(len(left), len(right))
     differs = left[:shortest] != right[:shortest]
     return int(differs.argmax()) if differs.any() else shortest
+
+
+def _begins(whole: NDArray[np.int64], head: NDArray[np.int64]) -> bool:
+    """Whether an id sequence begins with another, which is not empty; most differ in length or in its last id."""
+    last = len(head) - 1
+    return last < len(whole) and whole[last] == head[last] and bool((whole[:last] == head[:last]).all())
