@@ -111,6 +111,11 @@ def test_what_the_api_has_no_word_for_is_said_once(caplog):
         assert "chat_template_kwargs" not in engine.path_and_body(calm)[1]
     (line,) = caplog.messages
     assert line.startswith("far: OpenAI's API has no word for whether to think")
+    loud = replace(calm, prompt=replace(calm.prompt, thinking=True))
+    assert engine.same_prompt(calm, loud)  # such a model is not asked twice by `collect` and `advise`
+    assert not engine.same_prompt(calm, replace(calm, prompt=replace(CHAT, messages=CHAT.messages * 2)))
+    vllm = OpenAIEngine("far", OpenAIOptions("m", base_url="http://127.0.0.1:1/v1", dialect="vllm"))
+    assert not vllm.same_prompt(calm, loud)
 
 
 def test_a_raw_prompt_goes_to_the_other_route():

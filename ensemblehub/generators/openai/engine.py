@@ -110,6 +110,9 @@ class OpenAIEngine(Engine):
         except RequestError:  # by a template that is perhaps not the provider's
             return None
 
+    def same_prompt(self, first: Request, second: Request) -> bool:
+        return self.path_and_body(first) == self.path_and_body(second)
+
     async def probe(self, ledger: UsageLedger) -> Sequence[Finding]:
         def engine(settings: OpenAIOptions) -> OpenAIEngine:
             return OpenAIEngine(self.name, settings)

@@ -19,7 +19,6 @@ from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
-from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.lab import metrics
@@ -36,6 +35,7 @@ from ensemblehub.lab.pipeline.experiment import Experiment, as_json, tandem_of
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.own import OwnQuestions
+from ensemblehub.schema import Capability
 from ensemblehub.tandem.insights import LEVEL_0
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,10 @@ SWITCHES = {  # options that turn a model's thinking off, by engine; elsewhere t
     "openai": "extra_body.chat_template_kwargs.enable_thinking",
     "api": "extra_body.chat_template_kwargs.enable_thinking",
     **dict.fromkeys(("llama_cpp", "numpy", "vllm"), "enable_thinking"),
+}
+READ_BY: dict[Capability, str] = {  # what needs the intern's capabilities, beside what every engine has
+    "score": "Tandem or a router by its entropy or perplexity",
+    "logprobs": "a cascade or a plan by its log-probability",
 }
 BLOCK = 10  # questions between two looks at what is known so far
 SAVED_ON = 10_000  # questions that the saving is told for
@@ -144,12 +148,13 @@ def record(
     Raises:
         ConfigError: the configuration is not Tandem's, what the models cost is unknown, or there is no
             question.
-        CapabilityError: the intern cannot score a prompt.
     """
     ensemble = AsyncEnsemble.from_config(config)
     tandem = tandem_of(ensemble)
     mentor, intern = tandem.roles(ensemble.engines)
-    require(intern, {"score"}, "advise (the intern reads every question)")
+    for capability, ways in READ_BY.items():
+        if capability not in intern.capabilities:
+            log.warning("%s offers no `%s` (docs/engines.md): %s is left out", intern.name, capability, ways)
     prices = prices_of(mentor, intern, criterion.unit)
     if swapped := smaller_mentor(tandem, ensemble.engines):
         log.warning(swapped)

@@ -28,6 +28,7 @@ from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.shown_tests import ShownTests
 from ensemblehub.schema import Request, Sampling
+from ensemblehub.tandem.insights import Dialogue
 
 log = logging.getLogger(__name__)
 TEMPERATURE = 0.7  # of the samples beside the greedy answer
@@ -140,6 +141,11 @@ class Recorder(collect.Collector):
         if not item.answer:
             row = await asyncio.to_thread(graded, self.task, item, row)
         return row | {"asked": splits.asked(replace(item, extra={}))}
+
+    async def read(self, request: Request, dialogue: Dialogue) -> tuple[Any, int]:
+        """Nothing where the intern cannot score a prompt: no rule is replayed then."""
+        can = "score" in self.intern.capabilities
+        return await super().read(request, dialogue) if can else (None, 0)
 
     async def attempt(self, item: Item, request: Request) -> InternAnswer:
         """Let the intern answer."""

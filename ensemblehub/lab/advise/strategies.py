@@ -206,8 +206,10 @@ def _escalation(
 
 def _rules(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     """By the intern's mean entropy or perplexity, the bare question judged first: Tandem, and a router that
-    gives the question to one of the models.
+    gives the question to one of the models; nothing where the intern cannot read a prompt.
     """
+    if not recorded.collected.features.size:
+        return
     levels = list(recorded.collected.levels)
     for kind in ("entropy", "perplexity"):
         yield from _ruled(recorded, f"tandem by {kind}", kind, known, levels)

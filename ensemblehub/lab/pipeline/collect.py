@@ -106,10 +106,7 @@ class Collector:
         self, item: Item, dialogue: Dialogue, answer: Candidate, cut: InsightCut
     ) -> tuple[Run, Any, int]:
         """The intern's answer, which it writes now, its reading, and the count of closing template tokens."""
-        scored = await self.intern.score(answer.request, UsageLedger().meter("judge"))
-        tokens = dialogue.judged_tokens(scored, "question+insight")
-        perplexity, entropy = features.sequences(tokens)
-        closing = next((n for n, token in enumerate(reversed(scored.tokens)) if token.message is not None), 0)
+        reading, closing = await self.read(answer.request, dialogue)
         await answer.write(UsageLedger())
         cost = answer.usage.total
         grade = await asyncio.to_thread(self.task.grade, item, answer.text)
@@ -126,11 +123,18 @@ class Collector:
             answer.text,
             len(cut.text),
         )
+        return run, reading, closing
+
+    async def read(self, request: Request, dialogue: Dialogue) -> tuple[Any, int]:
+        """The intern's reading of a request, and the count of closing template tokens."""
+        scored = await self.intern.score(request, UsageLedger().meter("judge"))
+        perplexity, entropy = features.sequences(dialogue.judged_tokens(scored, "question+insight"))
+        closing = next((n for n, token in enumerate(reversed(scored.tokens)) if token.message is not None), 0)
         reading = {
             "features": features.features(perplexity, entropy).tolist(),
             "sequences": _pack(np.stack([perplexity, entropy]).astype(np.float16)),
         }
-        return run, reading, closing
+        return reading, closing
 
     async def alone(self, item: Item, request: Request) -> Run:
         """The mentor's own answer."""
@@ -227,23 +231,26 @@ def finish(journal: Journal, header: dict[str, Any], order: list[str], folder: P
 
 
 def folded(rows: list[dict[str, Any]], header: dict[str, Any], where: str) -> Collected:
-    """Rows of a `Collector` as they are kept.
+    """Rows of a `Collector` as they are kept; no features and sequences where a reading is None.
 
     Raises:
         LookupError, TypeError, ValueError: a row is damaged.
     """
     levels = list(header["levels"])
     kept = [parsed(Row, json.dumps(row), f"{where}: {row['id']}", ANEW) for row in rows]
-    table = np.array([[row["readings"][level]["features"] for level in levels] for row in rows], np.float64)
-    sequences = [[_unpack(row["readings"][level]["sequences"]) for level in levels] for row in rows]
+    if any(name not in row.runs for row in kept for name in (*levels, "mentor", "mentor_concise")):
+        raise ValueError("a question without one of its runs")
+    readings = [[row["readings"][level] for level in levels] for row in rows]
+    if any(reading is None for row in readings for reading in row):
+        return Collected(header, kept, np.zeros((len(rows), len(levels), 0), np.float32), [[]] * len(rows))
+    table = np.array([[reading["features"] for reading in row] for row in readings], np.float64)
+    sequences = [[_unpack(reading["sequences"]) for reading in row] for row in readings]
     if rows and table.shape != (len(rows), len(levels), FEATURES):
         raise ValueError(f"features of shape {table.shape}")
     if not (np.abs(table) <= np.finfo(np.float32).max).all():
         raise ValueError("features that are no numbers of single precision")
     if any(not array.size or not np.isfinite(array).all() for row in sequences for array in row):
         raise ValueError("sequences without numbers")
-    if any(name not in row.runs for row in kept for name in (*levels, "mentor", "mentor_concise")):
-        raise ValueError("a question without one of its runs")
     return Collected(
         header, kept, table.astype(np.float32).reshape(len(rows), len(levels), FEATURES), sequences
     )

@@ -13,6 +13,8 @@ from ensemblehub.cli import add_plugins, cli
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.generators.base import Engine
+from ensemblehub.generators.echo import EchoEngine
 from ensemblehub.lab.advise import advice, choice
 from ensemblehub.lab.advise.choice import (
     Criterion,
@@ -355,11 +357,21 @@ def test_the_file_of_a_mentor_without_thinking_turns_it_off(engine):
     assert options["enable_thinking"] is False
 
 
-def test_an_intern_that_cannot_score_is_refused_before_anything_is_asked(pair):
-    spec = '{"name": "small", "engine": "openai", "path": "m", "base_url": "http://localhost:9/v1"}'
-    done = run(pair, "-s", f"model_specs.1={spec}")
-    assert "advise (the intern reads every question) needs score of engine 'small'" in str(done.exception)
-    assert not (pair / "out").exists()
+def test_an_intern_that_cannot_score_leaves_out_the_rules_alone(pair, monkeypatch, caplog):
+    """As behind most APIs; everything else is as with one that can."""
+    whole = made(pair)
+    monkeypatch.setattr(EchoEngine, "capabilities", EchoEngine.capabilities - {"score"})
+    monkeypatch.setattr(EchoEngine, "score", Engine.score)
+    (pair / "out").rename(pair / "with_score")
+    part = made(pair)
+    rules = [f"{method} by {kind}" for kind in ("entropy", "perplexity") for method in ("tandem", "router")]
+    assert [outcome.name for outcome in whole.found] == [outcome.name for outcome in part.found] + rules
+    for mine, other in zip(part.found, whole.found, strict=False):
+        assert (mine.name, mine.correct.tolist()) == (other.name, other.correct.tolist())
+    said = "Tandem or a router by its entropy or perplexity is left out"
+    assert f"small offers no `score` (docs/engines.md): {said}" in caplog.messages
+    again = made(pair)  # from what was recorded
+    assert again.text == part.text
 
 
 def test_more_questions_extend_what_is_recorded(pair):
