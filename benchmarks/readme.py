@@ -1,10 +1,11 @@
-"""Rebuild tables from recorded runs: `python -m benchmarks.readme [--rebuild] [--data mbpp.jsonl]`.
+"""Rebuild figures from recorded runs: `python -m benchmarks.readme [--rebuild] [--data FOLDER]`.
 
-Those of the README and of `results/qwen_coder/README.md`.  A table stands between `<!-- table: FOLDER -->` and
-`<!-- end -->`, and is written from the `summary.json` of that folder.  `--rebuild` first replays, for those of the
-README, every policy, threshold and judge over the recorded runs, which asks no model, and compares the figures with
-the committed ones.  The Qwen2.5-Coder table needs the public file of MBPP and the headers of both models
-(`ensemblehub pull qwen-coder`) for that; without `--data` it is written from the summary alone.
+The tables of the README and of `results/qwen_coder/README.md`.  A table stands between `<!-- table: FOLDER -->` and
+`<!-- end -->`, and is written from the `summary.json` of that folder.  `--rebuild` first makes every result file that
+the README quotes again, replaying every policy, threshold and judge over the recorded runs, which asks no model,
+and compares it with the committed one.  Those of Qwen2.5-Coder need the public files mbpp.jsonl, humaneval.jsonl and
+gsm8k_test.jsonl in `--data`, and the headers of both models (`ensemblehub pull qwen-coder`); without `--data` they
+are taken as they are.
 """
 
 from __future__ import annotations
@@ -79,14 +80,11 @@ class Table:
         methods: what the table calls each method of the summary; one in bold is the table's subject.
         columns: header and text of a cell, from its row and all rows.
         rivals: rows of other result folders, last.
-        report: arguments of `ensemblehub report` that rebuild it; none: it is not rebuilt.
     """
 
     title: str
     methods: Mapping[str, str]
     columns: Mapping[str, Callable[[Row, Rows], str]]
-    report: tuple[str, ...] = ()
-    needs_data: bool = False
     rivals: tuple[Rival, ...] = ()
 
     def text(self, rows: Rows) -> str:
@@ -144,7 +142,6 @@ def share(column: str, digits: int, of: str = "mentor") -> Callable[[Row, Rows],
     return cell
 
 
-JUDGES = ("logistic", "mlp", "entropy", "perplexity", "insight_first", "intern_or_mentor")
 TABLES = {
     "results/qwen_coder/tandem_mbpp": Table(
         "Qwen2.5-Coder-Instruct 1.5B (mentor) and 0.5B (intern), 4 bits, on {n} test questions of MBPP, the "
@@ -164,12 +161,6 @@ TABLES = {
             "cost, every call": share("tflops", 2),
             "cost, the paper's formula": share("tflops_paper", 2),
         },
-        (
-            "-c",
-            "results/qwen_coder/tandem.yaml",
-            *(flag for name in JUDGES for flag in ("--replay", f"results/qwen_coder/judges/{name}")),
-        ),
-        needs_data=True,
         rivals=(
             Rival(
                 "a cascade by the tests in the question",
@@ -197,7 +188,6 @@ TABLES = {
             "cost against mentor (thinking)": share("tflops", 3),
             "against mentor (no thinking)": share("tflops", 3, "mentor_concise"),
         },
-        ("-c", "examples/builtin_tandem.yaml"),
         rivals=(
             Rival(
                 "a cascade before the mentor (no thinking), on 1,000",
@@ -256,24 +246,75 @@ def with_tables(text: str, tables: Mapping[str, Table]) -> str:
     return re.sub(r"(<!-- table: (\S+) -->)\n.*?\n(<!-- end -->)", block, text, flags=re.DOTALL)
 
 
-def rebuild(name: str, data: Path | None) -> None:
-    """Replay a folder's recorded runs in a copy.
+@dataclass(frozen=True)
+class Recorded:
+    """A result file that a command makes again from recorded runs.
 
-    Raises:
-        SystemExit: the figures differ from the committed ones.
+    Attributes:
+        file: the file, in a folder that holds the recorded runs.
+        command: arguments of `ensemblehub`; {copy} is a copy of the folder, {data} that of the public files.
+        printed: the command prints the file.
     """
-    asked = TABLES[name]
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(shutil.copytree(ROOT / name, Path(scratch) / "copy"))
-        (copy / "summary.json").unlink()
-        given = ("--data", str(data)) if data and asked.needs_data else ()
-        command = [sys.executable, "-m", "ensemblehub", "report", *asked.report, *given]
-        subprocess.run(
-            [*command, "-s", f"experiment.results={copy}"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+
+    file: str
+    command: str
+    printed: bool = False
+
+    def rebuild(self, data: Path | None) -> None:
+        """Make the file anew in a copy of its folder.
+
+        Raises:
+            SystemExit: it differs from the committed one.
+            subprocess.CalledProcessError: the command fails.
+        """
+        committed = ROOT / self.file
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = Path(shutil.copytree(committed.parent, Path(scratch) / committed.parent.name))
+            (copy / committed.name).unlink()
+            command = [part.format(copy=copy, data=data) for part in self.command.split()]
+            out = subprocess.PIPE if self.printed else subprocess.DEVNULL
+            done = subprocess.run(
+                [sys.executable, "-m", "ensemblehub", *command], cwd=ROOT, check=True, stdout=out, text=True
+            )
+            made = done.stdout if self.printed else (copy / committed.name).read_text()
+        if made != committed.read_text():
+            sys.exit(f"{self.file}: the recorded runs give other figures")
+        print(f"{self.file}: rebuilt from the recorded runs, equal")
+
+
+JUDGES = ("logistic", "mlp", "entropy", "perplexity", "insight_first", "intern_or_mentor")
+REPLAYED = f"report -c {QWEN}/tandem.yaml " + " ".join(f"--replay {QWEN}/judges/{name}" for name in JUDGES)
+RECORDED = (
+    Recorded(
+        "results/builtin_math/summary.json",
+        "report -c examples/builtin_tandem.yaml -s experiment.results={copy}",
+    ),
+    Recorded(
+        "results/builtin_code_draft/summary.json",
+        "report -c results/builtin_code_draft/draft.yaml -s experiment.results={copy}",
+    ),
+    *(
+        Recorded(
+            f"results/rivals/builtin_{task}/against_{base}.md",
+            f"compare --mixes {{copy}}/answers/{base}.jsonl.gz {{copy}}",
+            printed=True,
         )
-        if (copy / "summary.json").read_text() != (ROOT / name / "summary.json").read_text():
-            sys.exit(f"{name}: the recorded runs give other figures than summary.json")
-    print(f"{name}: rebuilt from the recorded runs, equal")
+        for task, base in (("math", "mentor"), ("math", "tandem_high"), ("code", "tandem_low"))
+    ),
+)
+OF_DATA = (
+    *(
+        Recorded(
+            f"{QWEN}/tandem_{task}/summary.json",
+            f"{REPLAYED} --dataset {task} --data {{data}}/{file} --split {split} -s experiment.results={{copy}}{more}",
+        )
+        for task, file, split, more in (
+            ("mbpp", "mbpp.jsonl", "test", ""),
+            ("humaneval", "humaneval.jsonl", "all", ""),
+            ("gsm8k", "gsm8k_test.jsonl", "test", " --prompt plain"),
+        )
+    ),
+)
 
 
 def main() -> None:
@@ -283,14 +324,16 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rebuild", action="store_true", help="replay the recorded runs and compare first")
-    parser.add_argument("--data", type=Path, help="mbpp.jsonl in its public form")
+    parser.add_argument(
+        "--rebuild", action="store_true", help="make the result files again and compare first"
+    )
+    parser.add_argument("--data", type=Path, help="the folder of the public files")
     options = parser.parse_args()
-    for name, asked in TABLES.items() if options.rebuild else ():
-        if asked.needs_data and not options.data:
-            print(f"{name}: not rebuilt, needs --data")
-        else:
-            rebuild(name, options.data)
+    if options.rebuild:
+        for recorded in (*RECORDED, *(OF_DATA if options.data else ())):
+            recorded.rebuild(options.data)
+        if not options.data:
+            print(f"{QWEN}: not rebuilt, needs --data")
     for file, tables in FILES.items():
         file.write_text(with_tables(file.read_text(), tables))
 

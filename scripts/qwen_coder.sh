@@ -59,6 +59,7 @@ moved() { # TASK SPLIT FILE COUNT [flags]: another benchmark, the judges unchang
 advise() { # TASK SPLIT FILE COUNT [flags]
     hub advise -c "$out/tandem.yaml" --task "$1" --data "$3" --split "$2" --n "$4" --all --samples 0 --aim accuracy \
         --collected "$out/tandem_$1/collected" --out "$out/advise_$1" "${@:5}"
+    gzip --best --no-name --force "$out/advise_$1/recorded.jsonl"
 }
 
 [ $# -gt 0 ] || set -- published words judges mbpp mbpp_plus humaneval gsm8k advise toolkit guest dry_run board

@@ -194,8 +194,9 @@ def test_figures_in_the_prose_are_those_of_the_result_files():
 
 
 @pytest.mark.slow
-def test_recorded_runs_give_the_committed_figures_again():
-    readme.rebuild("results/builtin_math", None)
+@pytest.mark.parametrize("index", [0, -1], ids=lambda index: readme.RECORDED[index].file)
+def test_recorded_runs_give_the_committed_figures_again(index):
+    readme.RECORDED[index].rebuild(None)
 
 
 def test_collected_answers_are_graded_by_other_tests_of_the_same_questions():

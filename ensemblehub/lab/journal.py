@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from ensemblehub.artifacts import unpacked, write_atomically
 from ensemblehub.errors import ArtifactError
 from ensemblehub.journal import Lines
 
@@ -70,6 +71,21 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._lines.close()
+
+
+def unpack(path: Path, force: bool = False) -> None:
+    """Make the journal at `path` from its gzipped copy, where there is only that.
+
+    Args:
+        force: Forget the copy instead.
+
+    Raises:
+        ArtifactError: The copy is damaged.
+    """
+    packed = path.with_name(f"{path.name}.gz")
+    if packed.exists() and not path.exists() and not force:
+        write_atomically(path, unpacked(packed, ANEW))
+    packed.unlink(missing_ok=True)
 
 
 def settings_of(path: Path, found: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -28,7 +28,7 @@ from ensemblehub.lab.advise.choice import Criterion, Evaluated
 from ensemblehub.lab.advise.costs import CostUnit, Prices, amount, prices_of, without_prices
 from ensemblehub.lab.advise.record import Recorded, Recorder, check_answers, distinct, reused
 from ensemblehub.lab.advise.strategies import NO_THINKING, Changes, strategies
-from ensemblehub.lab.journal import Journal
+from ensemblehub.lab.journal import Journal, unpack
 from ensemblehub.lab.pipeline import report
 from ensemblehub.lab.pipeline.certificate import Promise
 from ensemblehub.lab.pipeline.experiment import Experiment, as_json, tandem_of
@@ -48,6 +48,7 @@ READ_BY: dict[Capability, str] = {  # what needs the intern's capabilities, besi
     "score": "Tandem or a router by its entropy or perplexity",
     "logprobs": "a cascade or a plan by its log-probability",
 }
+RECORDED = "recorded.jsonl"  # in the folder of an advice; or its gzipped copy
 BLOCK = 10  # questions between two looks at what is known so far
 SAVED_ON = 10_000  # questions that the saving is told for
 DOLLARS = f"usd per {SAVED_ON:,}"
@@ -169,7 +170,8 @@ def record(
     profile = config.ensemble.output_aggregation_params.get("profile", tandem.profile)
     more = {"samples": samples, "roles": roles, "profile": profile}
     header = as_json(header | more)
-    with closing(Journal(folder / "recorded.jsonl", header, force)) as journal:
+    unpack(folder / RECORDED, force)
+    with closing(Journal(folder / RECORDED, header, force)) as journal:
         check_answers(task, items, journal)
         return asyncio.run(
             _recorded(

@@ -20,9 +20,9 @@ from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ArtifactError, ContextOverflowError, EngineError, EnsembleHubError
 from ensemblehub.lab.bench.calls import Calls, ReusedEngine
 from ensemblehub.lab.bench.cells import Cell
-from ensemblehub.lab.bench.rows import AnswerRow, parse_row, unpack
+from ensemblehub.lab.bench.rows import AnswerRow, parse_row
 from ensemblehub.lab.bench.summary import Tally
-from ensemblehub.lab.journal import ANEW, Journal
+from ensemblehub.lab.journal import ANEW, Journal, unpack
 from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.experiment import as_json, deciding
 from ensemblehub.lab.pipeline.progress import progress

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import FiniteFloat
 
-from ensemblehub.artifacts import entries, parsed, unpacked, write_atomically
+from ensemblehub.artifacts import entries, parsed, unpacked
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.journal import ANEW, settings_of
 
@@ -71,21 +71,6 @@ def journals(folder: Path) -> dict[str, Path]:
 def stem(path: Path) -> str:
     """The name of a journal without its endings."""
     return Path(path.name.removesuffix(".gz")).stem
-
-
-def unpack(path: Path, force: bool = False) -> None:
-    """Make the journal at `path` from its gzipped copy, where there is only that.
-
-    Args:
-        force: Forget the copy instead.
-
-    Raises:
-        ArtifactError: The copy is damaged.
-    """
-    packed = path.with_name(f"{path.name}.gz")
-    if packed.exists() and not path.exists() and not force:
-        write_atomically(path, unpacked(packed, ANEW))
-    packed.unlink(missing_ok=True)
 
 
 def read_rows(path: Path) -> tuple[dict[str, Any], dict[str, AnswerRow]]:

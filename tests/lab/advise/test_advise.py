@@ -1,6 +1,7 @@
 """`advise`: what is replayed equals a live run, and the choice is worked out by hand."""
 
 import asyncio
+import gzip
 import json
 from dataclasses import asdict, replace
 
@@ -372,6 +373,14 @@ def test_an_intern_that_cannot_score_leaves_out_the_rules_alone(pair, monkeypatc
     assert f"small offers no `score` (docs/engines.md): {said}" in caplog.messages
     again = made(pair)  # from what was recorded
     assert again.text == part.text
+
+
+def test_a_gzipped_recording_is_replayed(pair, monkeypatch):
+    first, recorded = made(pair), pair / "out" / "recorded.jsonl"
+    (pair / "out" / "recorded.jsonl.gz").write_bytes(gzip.compress(recorded.read_bytes()))
+    recorded.unlink()
+    monkeypatch.setattr(Recorder, "collect", None)  # nothing is asked
+    assert made(pair).text == first.text
 
 
 def test_more_questions_extend_what_is_recorded(pair):
