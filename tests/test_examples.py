@@ -5,10 +5,12 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ensemblehub
 from ensemblehub import registry
 from ensemblehub.config import Config
+from ensemblehub.config.sections import ServerSection
 from ensemblehub.doctor import examine
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ConfigError
@@ -154,3 +156,9 @@ def test_the_references_keys_reach_their_places(tiny):
     small = AsyncEnsemble.from_config(local(folder / "test_inference.yaml", tiny))
     assert small.engines[0].settings.attn_implementation == "eager"
     assert (small.sampling.seed, small.sampling.max_tokens) == (1234, 256)
+
+
+def test_the_example_of_a_server_has_every_option_with_its_default():
+    written = yaml.safe_load((ROOT / "examples/server/several.yaml").read_text())["server"]
+    assert set(written) == set(ServerSection.model_fields)
+    assert ServerSection.model_validate(written) == ServerSection()

@@ -200,3 +200,11 @@ def test_mentions_of_pages_and_results_become_links(site):
     text = "see `docs/bench.md`, [`docs/x.md`](x.md), `docs/no.md` and [t](../results/a.md)"
     expected = "see [`docs/bench.md`](bench.md), [`docs/x.md`](x.md), `docs/no.md` and [t](results/a.md)"
     assert site.linked(text, {"bench.md", "x.md"}) == expected
+
+
+def test_the_options_of_every_engine_are_listed(site):
+    """As text, so that a site needs no torch: here it is seen that the classes are there."""
+    assert set(site.OPTIONS) == set(registry.ENGINES) - {"api"}
+    for engine, target in site.OPTIONS.items():
+        module, _, cls = f"ensemblehub.generators.{target}".rpartition(".")
+        assert f"class {cls}:" in (ROOT / f"{module.replace('.', '/')}.py").read_text(), engine

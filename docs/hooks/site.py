@@ -218,6 +218,24 @@ def reference() -> str:
     return "# Python reference\n\nAll are names of `ensemblehub`.\n\n" + "\n\n".join(names) + "\n"
 
 
+OPTIONS = {  # read without importing them, since a site needs no torch
+    "hf": "hf.loading.HFOptions",
+    "llama_cpp": "llama_cpp.options.LlamaCppOptions",
+    "vllm": "vllm.engine.VLLMOptions",
+    "openai": "openai.options.OpenAIOptions",
+    "numpy": "numpy.engine.NumpyOptions",
+    "echo": "echo.EchoOptions",
+}
+
+
+def engine_options() -> str:
+    """Directives for the options of every engine."""
+    said = "Keys of an entry of `model_specs`, beside `name` and `engine`; the [guide](engines.md) says more."
+    parts = [f"## {engine}\n\n::: ensemblehub.generators.{target}" for engine, target in OPTIONS.items()]
+    patience = "## patience\n\n::: ensemblehub.generators.openai.patience.Patience"
+    return "\n\n".join(["# Engines' options", said, *parts, patience]) + "\n"
+
+
 COMMANDS = """# Command line
 
 ::: mkdocs-click
@@ -237,7 +255,13 @@ def generated() -> dict[str, str]:
     }
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     changes = re.sub(r"\]\(docs/", "](", changes)
-    pages = {"board.md": board(), "reference.md": reference(), "cli.md": COMMANDS, "changelog.md": changes}
+    pages = {
+        "board.md": board(),
+        "reference.md": reference(),
+        "engine_options.md": engine_options(),
+        "cli.md": COMMANDS,
+        "changelog.md": changes,
+    }
     return {"strategies/index.md": overview(), **cards, **pages}
 
 

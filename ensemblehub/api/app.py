@@ -19,7 +19,7 @@ from typing import Any
 
 from ensemblehub import __version__
 from ensemblehub.config import Config
-from ensemblehub.config.sections import Budget
+from ensemblehub.config.sections import Budget, ServerSection
 from ensemblehub.errors import EnsembleHubError, MissingExtraError, did_you_mean, one_line
 
 try:
@@ -83,11 +83,7 @@ def create_app(
     catalog = Catalog(config)
     admission = Admission(settings.max_running, settings.max_queued, settings.max_queued_tokens)
     monitor = Monitor(admission, state, catalog.watches, catalog.engines)
-    for field, budget in (("key_budget", settings.key_budget), ("request_budget", settings.request_budget)):
-        if budget.usd is not None and not any(map(may_cost, catalog.engines)):
-            log.warning("server.%s.usd: no model here has a price, so it limits nothing", field)
-    limited = settings.key_budget != Budget()
-    budgets = KeyBudgets(settings.key_budget_file, settings.key_budget) if limited else None
+    budgets = _key_budgets(settings, catalog)
     app = FastAPI(
         title="ensemblehub",
         version=__version__,
@@ -125,6 +121,15 @@ def create_app(
             expose_headers=["x-request-id", "retry-after", *HEADERS],
         )
     return app
+
+
+def _key_budgets(settings: ServerSection, catalog: Catalog) -> KeyBudgets | None:
+    """What keys may still spend, if that is limited; a budget in dollars that limits nothing is said."""
+    for field, budget in (("key_budget", settings.key_budget), ("request_budget", settings.request_budget)):
+        if budget.usd is not None and not any(map(may_cost, catalog.engines)):
+            log.warning("server.%s.usd: no model here has a price, so it limits nothing", field)
+    limited = settings.key_budget != Budget()
+    return KeyBudgets(settings.key_budget_file, settings.key_budget) if limited else None
 
 
 @asynccontextmanager

@@ -303,7 +303,7 @@ def evaluate(config: Config, limit: int | None, force: bool) -> None:
 def report(config: Config, judges: tuple[str, ...], split: str) -> None:
     """Write table, summary and plots of an evaluation.
 
-    Writes table.md, summary.json, the per-question file and the Pareto plot to the folder of results.  With
+    Writes table.md, summary.json and the Pareto plot to the folder of results.  With
     --replay, no live run is needed and no model is called.
     """
     from ensemblehub.lab.pipeline.pipeline import Pipeline

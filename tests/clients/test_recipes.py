@@ -35,7 +35,7 @@ def test_these_are_the_recipes():
         RECIPES
     )
     for agent in ("Codex", "Claude Code"):  # no package of Python runs these
-        assert "`python -m benchmarks.coding_agents`" in RECIPES[agent]
+        assert "`python -m benchmarks.coding_agents CODEX CLAUDE`" in RECIPES[agent]
 
 
 @pytest.mark.parametrize("name", PYTHON)

@@ -9,23 +9,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
-from ensemblehub import builtin, configured
 from ensemblehub.artifacts import write_atomically
 from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ConfigError
-from ensemblehub.generators.base import Engine
 from ensemblehub.lab import metrics
 from ensemblehub.lab.advise import choice
 from ensemblehub.lab.advise.certified import CHOOSING, certify
 from ensemblehub.lab.advise.choice import Criterion, Evaluated
 from ensemblehub.lab.advise.costs import CostUnit, Prices, amount, prices_of, without_prices
+from ensemblehub.lab.advise.pair import warn_of, with_rule
 from ensemblehub.lab.advise.record import Recorded, Recorder, check_answers, distinct, reused
 from ensemblehub.lab.advise.strategies import NO_THINKING, Changes, strategies
 from ensemblehub.lab.journal import Journal, unpack
@@ -35,18 +33,12 @@ from ensemblehub.lab.pipeline.experiment import Experiment, as_json, tandem_of
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.own import OwnQuestions
-from ensemblehub.schema import Capability
-from ensemblehub.tandem.insights import LEVEL_0
 
 log = logging.getLogger(__name__)
 SWITCHES = {  # options that turn a model's thinking off, by engine; elsewhere the key of the file does
     "openai": "extra_body.chat_template_kwargs.enable_thinking",
     "api": "extra_body.chat_template_kwargs.enable_thinking",
     **dict.fromkeys(("llama_cpp", "numpy", "vllm"), "enable_thinking"),
-}
-READ_BY: dict[Capability, str] = {  # what needs the intern's capabilities, beside what every engine has
-    "score": "Tandem or a router by its entropy or perplexity",
-    "logprobs": "a cascade or a plan by its log-probability",
 }
 RECORDED = "recorded.jsonl"  # in the folder of an advice; or its gzipped copy
 BLOCK = 10  # questions between two looks at what is known so far
@@ -153,12 +145,8 @@ def record(
     ensemble = AsyncEnsemble.from_config(config)
     tandem = tandem_of(ensemble)
     mentor, intern = tandem.roles(ensemble.engines)
-    for capability, ways in READ_BY.items():
-        if capability not in intern.capabilities:
-            log.warning("%s offers no `%s` (docs/engines.md): %s is left out", intern.name, capability, ways)
+    warn_of(mentor, intern)
     prices = prices_of(mentor, intern, criterion.unit)
-    if swapped := smaller_mentor(tandem, ensemble.engines):
-        log.warning(swapped)
     experiment = Experiment(config, task)
     items = distinct(task, split, n)
     if not items:
@@ -218,40 +206,6 @@ def _is_clear(recorded: Recorded, criterion: Criterion) -> bool:
     return choice.is_clear(found, choice.recommended(found, criterion), criterion)
 
 
-def pair_of(models: Sequence[str], changes: Sequence[str] = ()) -> Config:
-    """Tandem over two models given as `mentor=MODEL` and `intern=MODEL`; the built-in pair's words for
-    built-in ones.
-
-    Raises:
-        ConfigError: not these two names, or a wrong model.
-    """
-    given = dict(text.partition("=")[::2] for text in models)
-    if given.keys() != {"mentor", "intern"}:
-        raise ConfigError(f"--models: expected mentor=MODEL intern=MODEL, not {' '.join(models)}")
-    specs = [
-        dict(cast(Mapping[str, Any], configured.entry(given[role], role))) for role in ("mentor", "intern")
-    ]
-    params: dict[str, Any] = {}
-    if all(model.startswith("builtin:") for model in given.values()):
-        params = Config.read(Path(builtin.CONFIG)).aggregation.params
-    roles = {"mentor": "mentor", "intern": "intern"}
-    section = {"output_aggregation_method": "tandem", "output_aggregation_params": params | roles}
-    return Config.from_dict({"model_specs": specs, "ensemble": section}, changes)
-
-
-def with_rule(config: Config) -> Config:
-    """The configuration with a judge that needs no file: judges are replayed, not run.
-
-    Raises:
-        ConfigError: it is not Tandem's.
-    """
-    if config.aggregation.method != "tandem":
-        raise ConfigError("advise begins with a Tandem: set `output_aggregation_method: tandem`")
-    params = config.ensemble.output_aggregation_params | {"judge": f"fixed:{LEVEL_0}"}
-    section = config.ensemble.model_copy(update={"output_aggregation_params": params})
-    return config.model_copy(update={"ensemble": section})
-
-
 def check_right(found: Sequence[Evaluated], recorded: Recorded) -> None:
     """Check that something was right.
 
@@ -265,17 +219,6 @@ def check_right(found: Sequence[Evaluated], recorded: Recorded) -> None:
             f"nothing to recommend: no answer of any model or strategy to {recorded.n} questions is right"
             f"{said}"
         )
-
-
-def smaller_mentor(tandem: Tandem, engines: list[Engine]) -> str:
-    """A warning where the mentor is known to be the smaller model, else empty."""
-    mentor, intern = tandem.roles(engines)
-    if not mentor.info.active or mentor.info.active >= intern.info.active:
-        return ""
-    return (
-        f"the mentor {mentor.name!r} is the smaller model ({mentor.info.active:,} active parameters, the intern "
-        f"{intern.name!r} {intern.info.active:,}): are the two swapped?"
-    )
 
 
 def _rows(found: Sequence[Evaluated], unit: CostUnit) -> list[dict[str, Any]]:

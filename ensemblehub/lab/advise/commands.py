@@ -145,6 +145,7 @@ def advise(
     """
     from ensemblehub.config import Config
     from ensemblehub.lab.advise import advice
+    from ensemblehub.lab.advise.pair import pair_of
     from ensemblehub.lab.pipeline.certificate import Loss, Promise
 
     if models and path:
@@ -152,7 +153,7 @@ def advise(
     if bool(task) == bool(own):
         raise click.UsageError("give --task or --input")
     criterion = _criterion(aim, budget, margin)
-    config = advice.pair_of(models, changes) if models else Config.read(path or builtin.CONFIG, changes)
+    config = pair_of(models, changes) if models else Config.read(path or builtin.CONFIG, changes)
     chosen, split = _asked(own, task, data, prompt, config.experiment.prompt, split)
     promise = Promise(max_loss, confidence, cast(Loss, loss)) if max_loss else None
     made = advice.advise(config, chosen, split, n, whole, samples, criterion, out, force, promise, collected)
@@ -187,7 +188,8 @@ def _asked(
     if prompt and own:
         raise click.UsageError("--prompt goes with --task")
     chosen = OwnQuestions(own) if own else task_named(cast(str, task), data, prompt or default)
-    splits = [name for name in chosen.splits if name != "test"]
+    held_out = {"test", "all"} if "test" in chosen.splits else set()  # `all` holds the test questions, too
+    splits = [name for name in chosen.splits if name not in held_out]
     if split is None and not splits:
         raise click.UsageError(f"{chosen.name} has only test questions: name them with --split test")
     return chosen, split or splits[0]

@@ -55,8 +55,9 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
     seen = CalibrationShares.of(settings, chosen, [row.subject for row in data.rows])
     thresholds = dict(zip(levels, map(float, path[chosen]), strict=True))
     made = dict(artifact.data) | {"calibrated": made_for(tandem, str(promise), data) | vars(seen)}
-    replace(artifact, thresholds=thresholds, data=made).save(pipeline.judge_folder)
-    engines, tandem = pipeline.ensemble()  # with the new thresholds
+    folder = pipeline.saved_folder
+    replace(artifact, thresholds=thresholds, data=made).save(folder)
+    engines, tandem = pipeline.ensemble(judge=str(folder))  # with the new thresholds
     options = {spec.name: pipeline.config.deciding(spec) for spec in pipeline.config.members}
     certificate = Certificate(
         promise.loss,
@@ -72,7 +73,7 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
         },
         _scores(outcomes, path[chosen]),
     )
-    certificate.save(pipeline.judge_folder)
+    certificate.save(folder)
     return "\n".join(lines(certificate, promise))
 
 

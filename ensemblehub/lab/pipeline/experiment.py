@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
@@ -18,8 +21,10 @@ from ensemblehub.lab.pipeline import collect, splits
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.lab.tasks.base import Item, Task
+from ensemblehub.tandem.artifact import RULES
 from ensemblehub.tandem.insights import LEVEL_0
 
+log = logging.getLogger(__name__)
 NEWER = ("engines", "sampling", "asked")  # settings that older data did not record
 HEADER = ("task", "split", "mentor", "intern", "prompts", "max_tokens", "temperature")
 
@@ -48,7 +53,11 @@ def tandem_of(ensemble: AsyncEnsemble) -> Tandem:
 
 
 class Experiment:
-    """A configured Tandem on a benchmark, and the folder that its results lie in."""
+    """A configured Tandem on a benchmark, and the folder that its results lie in.
+
+    A judge that ships with the package (`builtin:NAME`) is not changed: `train` and `calibrate` write `judge/` in
+    that folder, and the steps after them use that one.
+    """
 
     def __init__(self, config: Config, task: Task | None = None) -> None:
         """Take the benchmark that the configuration names, or `task`."""
@@ -56,8 +65,33 @@ class Experiment:
         self.task = task or task_named(self.settings.task, self.settings.data, self.settings.prompt)
         self.sampling = self.task.sampling(config.ensemble.generation.sampling())
         self.folder = self.settings.results
+        self._ships = str(config.aggregation.params.get("judge", "")).startswith("builtin:")
+        if self._ships and (self.folder / "judge" / "judge.json").exists():
+            self.config = with_aggregation(config, judge=str(self.folder / "judge"))
         self._hashed: dict[tuple[str, int | None], dict[str, str]] = {}
         self.served: dict[str, str] = {}  # models by engine, for engines whose address changes
+
+    @property
+    def judge_folder(self) -> Path:
+        """The folder of the configured judge.
+
+        Raises:
+            ConfigError: the configuration names a rule, which has nothing to train.
+        """
+        judge = self.config.aggregation.params.get("judge", "")
+        if not judge or str(judge).partition(":")[0] in (*RULES, "fixed"):
+            raise ConfigError(
+                f"judge {judge!r} is a rule; name a folder for the trained one, such as results/judge"
+            )
+        return Path(builtin.resolve(str(judge)))
+
+    @property
+    def saved_folder(self) -> Path:
+        """The folder that the judge is written to."""
+        if not self._ships:
+            return self.judge_folder
+        log.warning("the judge is written to %s/judge: name that as `judge` to serve it", self.folder)
+        return self.folder / "judge"
 
     def ensemble(self, **options: Any) -> tuple[AsyncEnsemble, Tandem]:
         """The configured Tandem, with some of its options replaced.

@@ -15,7 +15,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ensemblehub import builtin
 from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.concurrency import for_each
 from ensemblehub.ensemble import AsyncEnsemble
@@ -174,7 +173,7 @@ class Pipeline(Experiment):
             metrics=metrics,
             estimates={"mentor_alone_tokens": asdict(length)},
         )
-        artifact.save(self.judge_folder)
+        artifact.save(self.saved_folder)
         return metrics
 
     def calibrate(self, aim: str | None = None) -> dict[str, Any]:
@@ -191,7 +190,7 @@ class Pipeline(Experiment):
         thresholds = dict(zip(levels, map(float, chosen.thresholds), strict=True))
         about = made_for(tandem, str(objective), data)
         made = dict(artifact.data) | {"calibrated": about | chosen.expected}
-        replace(artifact, thresholds=thresholds, data=made).save(self.judge_folder)
+        replace(artifact, thresholds=thresholds, data=made).save(self.saved_folder)
         return about | {"thresholds": thresholds, **chosen.expected}
 
     def calibration(self) -> tuple[JudgeArtifact, Tandem, Collected]:
@@ -295,20 +294,6 @@ class Pipeline(Experiment):
                 )
         finally:
             journal.close()
-
-    @property
-    def judge_folder(self) -> Path:
-        """The folder of the configured judge.
-
-        Raises:
-            ConfigError: the configuration names a rule, which has nothing to train.
-        """
-        judge = self.config.aggregation.params.get("judge", "")
-        if not judge or str(judge).partition(":")[0] in (*RULES, "fixed"):
-            raise ConfigError(
-                f"judge {judge!r} is a rule; name a folder for the trained one, such as results/judge"
-            )
-        return Path(builtin.resolve(str(judge)))
 
     def _check_calibration(self, data: Collected, tandem: Tandem, artifact: JudgeArtifact) -> None:
         """Check that thresholds for this judge and these levels can be chosen on this data.

@@ -5,6 +5,7 @@ import gzip
 import json
 from dataclasses import asdict, replace
 
+import click
 import numpy as np
 import pytest
 import yaml
@@ -25,6 +26,8 @@ from ensemblehub.lab.advise.choice import (
     questions_needed,
     recommended,
 )
+from ensemblehub.lab.advise.commands import _asked
+from ensemblehub.lab.advise.pair import pair_of, with_rule
 from ensemblehub.lab.advise.record import Recorder
 from ensemblehub.lab.advise.strategies import NO_THINKING, Strategy, strategies
 from ensemblehub.lab.pipeline.collect import Collector
@@ -95,7 +98,7 @@ def test_every_strategy_is_right_where_a_live_run_is(pair, most):
 
 def test_every_setting_is_served_as_it_was_replayed_and_costs_as_many_dollars(pair):
     config, task = Config.read(pair / "pair.yaml", PRICES), OwnQuestions(pair / "own.jsonl")
-    given = (advice.with_rule(config), task, "all", 30, 4, pair / "out", False, Criterion("cost"), True, None)
+    given = (with_rule(config), task, "all", 30, 4, pair / "out", False, Criterion("cost"), True, None)
     items = list(task.items())
 
     async def live(changes):
@@ -444,7 +447,7 @@ def test_questions_that_cannot_be_used_are_named(pair, lines, said):
     assert said in str(done.exception)
     assert not (pair / "out").exists()  # nothing was asked
     with pytest.raises(ConfigError, match="expected mentor=MODEL intern=MODEL"):
-        advice.pair_of(["a=b", "intern=c"])
+        pair_of(["a=b", "intern=c"])
 
 
 def strategy(name, right, cost, single=False):
@@ -524,3 +527,16 @@ def test_questions_needed_is_that_of_a_paired_test():
     expected = ((1.95996 + 0.84162) * gains.std(ddof=1) / 0.04) ** 2
     assert questions_needed(gains) == int(np.ceil(expected))
     assert questions_needed(np.zeros(5)) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "split"), [("aime24", None), ("amc23", None), ("builtin_math", "train"), ("gsm8k", "train")]
+)
+def test_test_questions_are_asked_only_by_name(task, split):
+    """`all` of AIME and AMC are their test questions."""
+    if split is None:
+        with pytest.raises(click.UsageError, match="has only test questions"):
+            _asked(None, task, None, None, "plain", None)
+        assert _asked(None, task, None, None, "plain", "test")[1] == "test"
+    else:
+        assert _asked(None, task, None, None, "plain", None)[1] == split

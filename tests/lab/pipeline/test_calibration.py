@@ -1,18 +1,24 @@
 """The cascade by hand, and thresholds against brute force."""
 
 import itertools
+import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ensemblehub import builtin
+from ensemblehub.config import Config
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab.pipeline import calibration
 from ensemblehub.lab.pipeline.calibration import Objective, calibrate
 from ensemblehub.lab.pipeline.cascade import MENTOR, Outcomes, best_shares, oracle, random_mix, replay
+from ensemblehub.lab.pipeline.pipeline import Pipeline
+from ensemblehub.tandem.artifact import load_judge
 
 # Four questions, two levels.  Answers cost 10 and 30, of which 2 and 21 reach the level; judging 1 and 3.
 HAND = Outcomes(
@@ -278,3 +284,18 @@ def test_random_mix_by_hand():
     accuracy, cost = random_mix([[1, 0], [1, 1]], [[10, 20], [30, 40]], [3, 1])
     assert accuracy == pytest.approx(0.75 * 1 + 0.25 * 0.5)
     assert cost == pytest.approx(0.75 * 20 + 0.25 * 30)
+
+
+def test_the_judge_that_ships_is_not_changed(tmp_path, caplog):
+    """Before, `ensemblehub calibrate` without a file changed the thresholds in the installed package."""
+    shutil.copytree("results/builtin_math/collected", tmp_path / "collected")
+    config = Config.read(Path(builtin.CONFIG), [f"experiment.results={tmp_path}"])
+    ships = Path(builtin.resolve("builtin:judge"))
+    before = {path: path.read_bytes() for path in ships.iterdir()}
+    found = Pipeline(config).calibrate("max-accuracy")
+    assert {path: path.read_bytes() for path in ships.iterdir()} == before
+    assert caplog.messages == [f"the judge is written to {tmp_path}/judge: name that as `judge` to serve it"]
+    after = Pipeline(config)  # as `evaluate` and `report` begin
+    assert after.judge_folder == tmp_path / "judge"
+    assert after.ensemble()[1].artifact.thresholds == found["thresholds"]
+    assert found["thresholds"] != load_judge(ships).thresholds
