@@ -314,6 +314,11 @@ OF_DATA = (
             ("gsm8k", "gsm8k_test.jsonl", "test", " --prompt plain"),
         )
     ),
+    Recorded(
+        f"{QWEN}/advise_humaneval/advice.md",
+        f"advise -c {QWEN}/tandem.yaml --all --samples 0 --aim accuracy --out {{copy}} --task humaneval --n 164 "
+        f"--data {{data}}/humaneval.jsonl --split all --collected {QWEN}/tandem_humaneval/collected",
+    ),
 )
 
 

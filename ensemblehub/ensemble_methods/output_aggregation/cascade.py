@@ -31,7 +31,7 @@ class Cascade(Escalation):
     `entropy:X`, `perplexity:X` and a judge.
 
     Use when a criterion finds the small model's errors, best of all tests in the question: with
-    Qwen2.5-Coder 76.2 % on HumanEval at 0.91 of the mentor's cost (mentor 72.0 %).  Not when most drafts
+    Qwen2.5-Coder 76.2 % on HumanEval at 0.90 of the mentor's cost (mentor 72.0 %).  Not when most drafts
     are rejected: on built-in math 87.2 % cost as much as the thinking mentor (87.5 %).
 
     Attributes:
