@@ -13,6 +13,7 @@
 #   gsm8k       the same on GSM8K
 #   advise      what `ensemblehub advise` recommends on the three, from what was collected
 #   toolkit     every other way to combine the two, on the first test questions of MBPP
+#   rivals      every rival of Tandem at three settings, live, on the first test questions of MBPP
 #   guest       the token-level ways across vocabularies, with SmolLM2-135M
 #   dry_run     a pilot of 20 questions of `published`, and what it predicts beside that whole run
 #   board       all of them as one page, board.html
@@ -62,7 +63,7 @@ advise() { # TASK SPLIT FILE COUNT [flags]
     gzip --best --no-name --force "$out/advise_$1/recorded.jsonl"
 }
 
-[ $# -gt 0 ] || set -- published words judges mbpp mbpp_plus humaneval gsm8k advise toolkit guest dry_run board
+[ $# -gt 0 ] || set -- published words judges mbpp mbpp_plus humaneval gsm8k advise toolkit rivals guest dry_run board
 for step; do
     case "$step" in
         published)
@@ -95,13 +96,18 @@ for step; do
             advise gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-400}" --prompt plain
             ;;
         toolkit) bench cells toolkit mbpp mbpp.jsonl 8 ;;
+        rivals)
+            bench rivals rivals mbpp mbpp.jsonl 12
+            hub compare --mixes "$out/rivals/answers/mentor.jsonl" "$out/rivals" > "$out/rivals/against_mentor.md"
+            gzip --best --no-name --force "$out"/rivals/answers/*.jsonl
+            ;;
         guest) bench guest guest mbpp mbpp.jsonl 8 ;;
         dry_run)
             hub bench "$out/published.yaml" --out "$out/dry_run_mbpp" --task mbpp_plus --data "$DATA/MbppPlus-v0.1.0.jsonl" \
                 --split v0.1.0 --prompt official --dry-run 20
             "$PYTHON" -m benchmarks.dry_run "$out/dry_run_mbpp" "$out/published_mbpp" --pilot 20 > "$out/dry_run_mbpp/dry_run.md"
             ;;
-        board) hub board "$out"/{published_humaneval,words,toolkit,guest} --out board.html ;;
+        board) hub board "$out"/{published_humaneval,words,toolkit,rivals,guest} --out board.html ;;
         *) echo "no such step: $step" >&2; exit 2 ;;
     esac
 done
