@@ -1,11 +1,11 @@
 """Rebuild figures from recorded runs: `python -m benchmarks.readme [--rebuild] [--data FOLDER]`.
 
 The tables of the README and of `results/qwen_coder/README.md`.  A table stands between `<!-- table: FOLDER -->` and
-`<!-- end -->`, and is written from the `summary.json` of that folder.  `--rebuild` first makes every result file that
+`<!-- end -->`, and is written from the `summary.json` of that folder.  `--rebuild` first makes the result files that
 the README quotes again, replaying every policy, threshold and judge over the recorded runs, which asks no model,
-and compares it with the committed one.  Those of Qwen2.5-Coder need the public files mbpp.jsonl, humaneval.jsonl and
-gsm8k_test.jsonl in `--data`, and the headers of both models (`ensemblehub pull qwen-coder`); without `--data` they
-are taken as they are.
+and compares them with the committed ones; MBPP's cascade by tests and the published scores have no recording.
+Those of Qwen2.5-Coder need the public files mbpp.jsonl, humaneval.jsonl and gsm8k_test.jsonl in `--data`, and the
+headers of both models (`ensemblehub pull qwen-coder`); without `--data` they are taken as they are.
 """
 
 from __future__ import annotations

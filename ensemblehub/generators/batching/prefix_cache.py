@@ -138,6 +138,6 @@ def _common(left: NDArray[np.int64], right: NDArray[np.int64]) -> int:
 
 
 def _begins(whole: NDArray[np.int64], head: NDArray[np.int64]) -> bool:
-    """Whether an id sequence begins with another, which is not empty; most differ in length or in its last id."""
+    """Whether an id sequence begins with another; most differ in length or in that one's last id."""
     last = len(head) - 1
     return last < len(whole) and whole[last] == head[last] and bool((whole[:last] == head[:last]).all())

@@ -11,6 +11,7 @@ from ensemblehub import builtin, configured
 from ensemblehub.config import Config
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
+from ensemblehub.lab.pipeline.experiment import with_aggregation
 from ensemblehub.schema import Capability
 from ensemblehub.tandem.insights import LEVEL_0
 
@@ -50,9 +51,7 @@ def with_rule(config: Config) -> Config:
     """
     if config.aggregation.method != "tandem":
         raise ConfigError("advise begins with a Tandem: set `output_aggregation_method: tandem`")
-    params = config.ensemble.output_aggregation_params | {"judge": f"fixed:{LEVEL_0}"}
-    section = config.ensemble.model_copy(update={"output_aggregation_params": params})
-    return config.model_copy(update={"ensemble": section})
+    return with_aggregation(config, judge=f"fixed:{LEVEL_0}")
 
 
 def warn_of(mentor: Engine, intern: Engine) -> None:
@@ -62,7 +61,8 @@ def warn_of(mentor: Engine, intern: Engine) -> None:
             log.warning("%s offers no `%s` (docs/engines.md): %s is left out", intern.name, capability, ways)
     if mentor.info.active and mentor.info.active < intern.info.active:
         log.warning(
-            "the mentor %r is the smaller model (%s active parameters, the intern %r %s): are the two swapped?",
+            "the mentor %r is the smaller model (%s active parameters, the intern %r %s): are the two "
+            "swapped?",
             mentor.name,
             f"{mentor.info.active:,}",
             intern.name,
