@@ -298,6 +298,12 @@ def test_the_board_refuses_what_is_none_and_needs_the_key(results, tmp_path):
     (results / "answers" / "gone.jsonl").rename(results / "answers" / "base.jsonl")
     assert reply.status_code == 500
     assert "is missing: it is no folder that" in reply.json()["error"]["message"]
+    head, *rows = (results / "answers" / "evil.jsonl").read_text().splitlines()
+    later = [*rows, json.dumps(answered("q1", True, "odd"))]
+    (results / "answers" / "evil.jsonl").write_text("\n".join((head, *later, "")))
+    kept = [client.get("/v1/ensemble/board/0").json()["cells"][1]["answers"] for _ in range(2)]
+    (results / "answers" / "evil.jsonl").write_text("\n".join((head, *rows, "")))
+    assert kept == [[[{"sample": 0, "correct": True}]] * 2] * 2
 
 
 def hostile_run():
