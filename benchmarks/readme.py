@@ -261,7 +261,7 @@ class Recorded:
     printed: bool = False
 
     def rebuild(self, data: Path | None) -> None:
-        """Make the file anew in a copy of its folder.
+        """Make the file anew in a copy of what git keeps of its folder.
 
         Raises:
             SystemExit: it differs from the committed one.
@@ -269,8 +269,11 @@ class Recorded:
         """
         committed = ROOT / self.file
         with tempfile.TemporaryDirectory() as scratch:
-            copy = Path(shutil.copytree(committed.parent, Path(scratch) / committed.parent.name))
-            (copy / committed.name).unlink()
+            copy = Path(scratch) / committed.parent.name
+            for name in _tracked(committed.parent) - {committed}:
+                place = copy / name.relative_to(committed.parent)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(name, place)
             command = [part.format(copy=copy, data=data) for part in self.command.split()]
             out = subprocess.PIPE if self.printed else subprocess.DEVNULL
             done = subprocess.run(
@@ -280,6 +283,13 @@ class Recorded:
         if made != committed.read_text():
             sys.exit(f"{self.file}: the recorded runs give other figures")
         print(f"{self.file}: rebuilt from the recorded runs, equal")
+
+
+def _tracked(folder: Path) -> set[Path]:
+    """A folder's files without what later commands left there, such as a judge that `calibrate` wrote."""
+    listed = ["git", "ls-files", "-z", str(folder)]
+    found = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return {ROOT / name for name in found.split("\0") if name}
 
 
 JUDGES = ("logistic", "mlp", "entropy", "perplexity", "insight_first", "intern_or_mentor")
