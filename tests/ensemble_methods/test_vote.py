@@ -379,6 +379,9 @@ def test_a_candidate_that_fails_the_criterion_does_not_vote():
     assert result.text == boxed(5)
     assert choice(result).reason == "1 of 3 says 5; 2 not accepted"
     assert vote(engines[:2] + members(boxed(4)), Vote(accept="logprob")).text == boxed(4)
+    result = vote(members("a = 1", "a = 2", "a = 3", logprob=[-1, -0.01, -0.01]), Vote(accept="logprob"))
+    assert result.text == "a = 2"
+    assert choice(result).reason == "no reply has a readable answer; b's is given; 1 not accepted"
     with pytest.raises(ConfigError, match=r"vote: accept: .*did you mean 'logprob'"):
         AsyncEnsemble(engines, All(), Vote(accept="logpro"))
 

@@ -2,7 +2,9 @@
 
 With several samples of one model this is self-consistency (Wang et al., "Self-Consistency Improves Chain
 of Thought Reasoning in Language Models", ICLR 2023); with a `window`, Early-Stopping Self-Consistency (Li
-et al., "Escape Sky-high Cost", ICLR 2024).
+et al., "Escape Sky-high Cost", ICLR 2024), which stops where a window agrees.  Ours: it also stops once no
+candidate left can change the answer, `stop_early` does so for several models at a time, and `accept` bars
+candidates that fail a criterion.
 """
 
 from __future__ import annotations
@@ -59,8 +61,8 @@ class Vote(AcceptedAnswers):
     All candidates are written at the same time.  Every readable answer is one vote, and answers are compared
     in the order of the engines, not of arrival.  A tie goes to the larger sum of weights, then to the party
     of the earliest engine.  A candidate without a readable answer does not vote; where none has one, the
-    first engine's reply is given.  The usage of candidates outside the winning party is recorded as
-    discarded.
+    reply of the first that may vote is given.  Programs have none: with `extract: text` equal ones agree.
+    The usage of candidates outside the winning party is recorded as discarded.
 
     Requires at least 2 models where `samples` is 1, and of every model what `accept` needs, where it is
     set.
@@ -112,7 +114,8 @@ class Vote(AcceptedAnswers):
                 left = [place for place, other in enumerate(candidates) if other in waiting]
                 if settled(parties, weights, left) or agreed(parties, window):
                     break
-        winner = parties[0].members if parties else (0,)
+        admitted = [place for place, other in enumerate(candidates) if other not in barred] or [0]
+        winner = parties[0].members if parties else (admitted[0],)
         for place, candidate in enumerate(candidates):
             if place not in winner:
                 candidate.discard(ledger)
@@ -227,7 +230,7 @@ def verdict(
     notes = [
         reason(parties, candidates)
         if parties
-        else f"no reply has a readable answer; {candidates[0].name}'s is given"
+        else f"no reply has a readable answer; {candidates[winner[0]].name}'s is given"
     ]
     notes += [f"{silent} without a readable answer"] if silent and parties else []
     notes += [f"{barred} not accepted"] if barred else []
