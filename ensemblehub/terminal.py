@@ -12,7 +12,7 @@ from rich.text import Text
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.schema import Chat, Choice, Cost, Event, Request, Result, Verdict
-from ensemblehub.tandem.explanation import explanation
+from ensemblehub.tandem.explanation import why
 
 COLOURS = {"insight": "cyan", "answer": "green"}
 UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -127,9 +127,8 @@ async def ask(config: Config, chat: Chat, console: Console) -> dict[str, Any]:
         result = await watch(ensemble, request, console)
         estimate = ensemble.aggregation.estimated_alone(request, ensemble.engines)
         console.print(usage_table(result, estimate))
-        explained = explanation(result.verdicts, result.cost.cold_flops, estimate)
-        if explained:
-            console.print(Text(explained, "bold"))
+        explained = why(result, estimate, config.selection.method, config.aggregation.method)
+        console.print(Text(explained, "bold"))
         return {
             "answer": generation.extracted(result.text),
             "insight": result.insight,

@@ -27,10 +27,10 @@ from ensemblehub.registry import lookup
 from ensemblehub.schema import Capability, Request, Sampling, Token
 from ensemblehub.tandem.artifact import JudgeArtifact, resolve_judge
 from ensemblehub.tandem.features import sequences
+from ensemblehub.tandem.insights import DRAFT
 from ensemblehub.tandem.judges import Reading
 
 log = logging.getLogger(__name__)
-DRAFT = "draft"  # the level of a draft's verdict, and of the thresholds of a judge of drafts
 NEVER = "never"
 CRITERIA = ("logprob", "agreement", "ask", "entropy", "perplexity", "fixed", NEVER)
 ALTERNATIVES = 10  # top tokens in which a word is looked for

@@ -12,13 +12,14 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Ge, Le
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.acceptance import DRAFT, NEVER, Acceptance, Trial, acceptance_named
+from ensemblehub.ensemble_methods.acceptance import NEVER, Acceptance, Trial, acceptance_named
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, name_of
 from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.roles import by_name, large_and_small
 from ensemblehub.ensemble_methods.turns import refuse_ids
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Request, Verdict
+from ensemblehub.tandem.insights import DRAFT
 
 
 @dataclass(frozen=True)

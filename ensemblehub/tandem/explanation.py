@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ensemblehub.results import authors
 from ensemblehub.schema import Result, Verdict
+from ensemblehub.tandem.insights import DRAFT
 
 
 def why(result: Result, alone: Sequence[float] | None, selection: str, method: str) -> str:
@@ -15,34 +16,40 @@ def why(result: Result, alone: Sequence[float] | None, selection: str, method: s
         alone: estimated FLOPs of the mentor by itself: mean and 95 % interval.
         selection, method: names of the selection and of the aggregation.
     """
-    told = explanation(result.verdicts, result.cost.cold_flops, alone)
+    wrote = {purpose: " and ".join(names) for purpose, names in authors(result).items()}
+    help_of = f" with an insight of {wrote['insight']}" if wrote["insight"] else ""
+    by = f"written by {wrote['answer'] or 'nobody'}{help_of}"
     reasons = [choice.reason for choice in result.choices if choice.reason]
-    if told or reasons:
-        return told or reasons[-1]
+    if result.verdicts or reasons:
+        return explanation(result.verdicts, by, result.cost.cold_flops, alone) or reasons[-1]
     chosen = any(choice.about == "models" for choice in result.choices)
-    by = f"chosen by {selection}" if chosen else f"by {method}"
-    return f"written by {' and '.join(authors(result)['answer']) or 'nobody'}, {by}"
+    return f"{by}, {f'chosen by {selection}' if chosen else f'by {method}'}"
 
 
-def explanation(verdicts: Sequence[Verdict], cold_flops: float, alone: Sequence[float] | None) -> str | None:
+def explanation(
+    verdicts: Sequence[Verdict], by: str, cold_flops: float, alone: Sequence[float] | None
+) -> str | None:
     """Explain the verdicts; None if there are none.
 
     For example: `stopped at 62 mentor tokens, p(sufficient) 0.93; alone the intern would have had 0.41;
     estimated saving 57 % (48 to 63)`.
 
     Args:
+        by: who wrote the answer, told where nothing sufficed.
         alone: estimated FLOPs of the mentor by itself: mean and 95 % interval.
     """
     if not verdicts:
         return None
     first, last = verdicts[0], verdicts[-1]
-    probability = f"p(sufficient) {last.probability:.2f}"
-    if not last.sufficient:
-        parts = [f"no level sufficed, the last at {last.mentor_tokens} mentor tokens, {probability}"]
-    elif last.mentor_tokens:
-        parts = [f"stopped at {last.mentor_tokens} mentor tokens, {probability}"]
+    if last.mentor_tokens:
+        said = ("stopped at {} mentor tokens", "no level sufficed, the last at {} mentor tokens")
+    elif last.level == DRAFT:
+        said = ("the draft was accepted", "no draft was accepted")
     else:
-        parts = [f"answered without the mentor, {probability}"]
+        said = ("answered without the mentor", "the intern alone did not suffice")
+    parts = [said[not last.sufficient].format(last.mentor_tokens) + f", p(sufficient) {last.probability:.2f}"]
+    if not last.sufficient:
+        parts.append(by)
     if last.mentor_tokens and not first.mentor_tokens:
         parts.append(f"alone the intern would have had {first.probability:.2f}")
     if alone and min(alone) > 0:

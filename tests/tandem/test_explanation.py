@@ -5,7 +5,8 @@ from ensemblehub.tandem.explanation import explanation
 
 
 def verdict(tokens, probability, sufficient=False):
-    return Verdict("none" if not tokens else "low", tokens, probability, 0.9, sufficient)
+    level = tokens if isinstance(tokens, str) else "low" if tokens else "none"
+    return Verdict(level, 0 if level == tokens else tokens, probability, 0.9, sufficient)
 
 
 @pytest.mark.parametrize(
@@ -23,21 +24,33 @@ def verdict(tokens, probability, sufficient=False):
         ),
         (
             [verdict(20, 0.2), verdict(62, 0.3)],
-            "no level sufficed, the last at 62 mentor tokens, p(sufficient) 0.30; "
+            "no level sufficed, the last at 62 mentor tokens, p(sufficient) 0.30; written by a; "
             "estimated saving 57 % (48 to 63)",
+        ),
+        (
+            [verdict(0, 0.2)],  # and the mentor is given up
+            "the intern alone did not suffice, p(sufficient) 0.20; written by a; estimated saving 57 % (48 to 63)",
+        ),
+        (
+            [verdict("draft", 0.37), verdict("draft", 0.5)],
+            "no draft was accepted, p(sufficient) 0.50; written by a; estimated saving 57 % (48 to 63)",
+        ),
+        (
+            [verdict("draft", 0.37), verdict("draft", 1, True)],
+            "the draft was accepted, p(sufficient) 1.00; estimated saving 57 % (48 to 63)",
         ),
     ],
 )
 def test_the_line(verdicts, line):
     # 43 of 100, of 43 / 0.52 and of 43 / 0.37
-    assert explanation(verdicts, 43.0, (100.0, 43 / 0.52, 43 / 0.37)) == line
+    assert explanation(verdicts, "written by a", 43.0, (100.0, 43 / 0.52, 43 / 0.37)) == line
 
 
 def test_a_run_that_cost_more_and_one_without_an_estimate():
-    assert explanation([verdict(62, 0.3)], 120.0, (100.0, 80.0, 150.0)).endswith(
+    assert explanation([verdict(62, 0.3)], "", 120.0, (100.0, 80.0, 150.0)).endswith(
         "estimated saving -20 % (-50 to 20)"
     )
     assert (
-        explanation([verdict(62, 0.3, True)], 120.0, None)
+        explanation([verdict(62, 0.3, True)], "", 120.0, None)
         == "stopped at 62 mentor tokens, p(sufficient) 0.30"
     )

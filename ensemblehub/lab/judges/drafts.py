@@ -24,7 +24,7 @@ from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.ensemble_methods.acceptance import DRAFT, reading_of
+from ensemblehub.ensemble_methods.acceptance import reading_of
 from ensemblehub.ensemble_methods.roles import smallest
 from ensemblehub.errors import ArtifactError, EnsembleHubError
 from ensemblehub.generators.base import Engine
@@ -40,7 +40,7 @@ from ensemblehub.results import collect
 from ensemblehub.schema import Request
 from ensemblehub.tandem.artifact import JudgeArtifact
 from ensemblehub.tandem.features import features
-from ensemblehub.tandem.insights import LEVEL_0, Dialogue
+from ensemblehub.tandem.insights import DRAFT, LEVEL_0, Dialogue
 
 
 def author_of(config: Config) -> tuple[AsyncEnsemble, Engine, Callable[[Request], Request]]:
