@@ -93,6 +93,10 @@ class Catalog:
         if len(self.served) < len(served):
             text = f"a model is called {DEFAULT!r}, which is the name of the ensemble; give it another"
             raise ConfigError(text)
+        if config.server.on_drift == "mentor":
+            for entry in self.ensembles:
+                if entry.watch:
+                    self._mentor_of(entry)
         self._variant = lru_cache(_MAX_VARIANTS)(self._build_variant)
         self._narrowed = lru_cache(_MAX_VARIANTS)(narrowed)
 
@@ -195,10 +199,17 @@ class Catalog:
         return replace(served, ensemble=ensemble, base=served.base or served.ensemble)
 
     def _mentor_of(self, served: Served) -> Served:
-        """The mentor alone in the place of a strategy: the first part, or the largest model."""
-        engines = served.ensemble.engines
+        """The mentor alone in the place of a strategy: the first part, or the largest model of the file.
+
+        Raises:
+            ConfigError: Which one it is cannot be told, or the strategy has no other model.
+        """
+        engines, option = served.ensemble.engines, "server.on_drift: mentor"
         parts = list(served.ensemble.aggregation.parts(engines).values())
-        mentor = self.served[(parts[0] if parts else largest(engines, None, "server.on_drift: mentor")).name]
+        mentor = self.served[(parts[0] if parts else largest(self.engines, None, option)).name]
+        if {engine.name for engine in engines} == {mentor.name}:
+            text = f"{served.name!r} is {mentor.name} already; add the mentor to `model_specs`"
+            raise ConfigError(f"{option}: {text}")
         return replace(served, ensemble=mentor.ensemble, selection="all", aggregation=mentor.aggregation)
 
     def _method(self, served: Served, method: str) -> Served:

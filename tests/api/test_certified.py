@@ -15,6 +15,7 @@ from ensemblehub.api.protocol import EnsembleOptions
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.identity import identity
+from ensemblehub.errors import ConfigError
 from ensemblehub.schema import Verdict
 from ensemblehub.tandem.artifact import JudgeArtifact
 from ensemblehub.tandem.certificate import Certificate
@@ -102,6 +103,25 @@ def test_drift_is_said_once_and_may_end_the_tandem(folder, caplog, on_drift, ans
         served = catalog.chosen("ensemble", options)
         assert [engine.name for engine in served.ensemble.engines] == answers
         assert served.name == "ensemble"
+
+
+def test_the_mentor_of_one_model_is_the_largest_of_the_file(folder):
+    config = config_of(folder, temperature=0.5, on_drift="mentor")
+    alone = config.ensemble.model_copy(
+        update={
+            "models": ["small"],
+            "output_aggregation_method": "single",
+            "output_aggregation_params": {},
+            "request_params": {},
+            "certificate": str(folder),
+        }
+    )
+    both = config.model_copy(update={"ensemble": alone})
+    served = Catalog(both).chosen("ensemble", None)
+    assert [engine.name for engine in served.ensemble.engines] == ["big"]
+    small = both.model_copy(update={"model_specs": both.model_specs[1:]})
+    with pytest.raises(ConfigError, match="on_drift: mentor: 'ensemble' is small already; add the mentor"):
+        Catalog(small)
 
 
 def test_metrics_and_answers(folder):

@@ -12,7 +12,6 @@ import numpy as np
 from ensemblehub.artifacts import hash_of
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.ensemble_methods.acceptance import DRAFT
 from ensemblehub.ensemble_methods.identity import identity
 from ensemblehub.lab.advise.strategies import Changes, Strategy
 from ensemblehub.lab.pipeline.cascade import Indices
@@ -21,6 +20,7 @@ from ensemblehub.lab.pipeline.certificate_command import CalibrationShares, line
 from ensemblehub.lab.pipeline.certificate_path import safest_first
 from ensemblehub.tandem.certificate import Certificate
 from ensemblehub.tandem.drift import histogram
+from ensemblehub.tandem.insights import DRAFT
 
 CHOOSING = slice(None, None, 2)  # the questions that choose a strategy and its thresholds; the others test it
 

@@ -150,5 +150,5 @@ def lines(certificate: Certificate, promise: Promise, strategy: str = "") -> lis
         f"seen        lost {seen.lost:.1%}, gained {seen.gained:.1%}{by_subject} "
         f"(subjects are not certified; those under {SLICE} questions are not shown)",
         f"holds for   {', '.join([*certificate.holds_for, *certificate.made_from])} by hash; exchangeable "
-        "questions; until drift",
+        f"questions; {'until drift' if certificate.scores else 'drift is not watched'}",
     ]
