@@ -44,14 +44,16 @@ def single_models(cells: Sequence[CellAnswers]) -> list[CellAnswers]:
 
 
 def fixed_levels(cells: Sequence[CellAnswers]) -> list[CellAnswers]:
-    """The cells in which Tandem's level is the same for every question."""
+    """The cells in which Tandem's level is the same for every question; with a `draft` it is not."""
     return [cell for cell in cells if _aggregation(cell) == ("tandem", "fixed")]
 
 
 def _aggregation(cell: CellAnswers) -> tuple[str, str]:
-    """A cell's method, and the kind of its judge."""
+    """A cell's method, and the kind of its judge, or of a draft's."""
     found = cell.settings.get("aggregation", {})
-    return found.get("method", ""), str(found.get("params", {}).get("judge", "")).partition(":")[0]
+    params = found.get("params", {})
+    judge = params.get("draft") or params.get("judge", "")
+    return found.get("method", ""), str(judge).partition(":")[0]
 
 
 def best_mix(cell: CellAnswers, parts: Sequence[CellAnswers]) -> Mix | None:

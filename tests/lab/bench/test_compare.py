@@ -66,6 +66,7 @@ def test_a_cell_is_set_against_the_best_random_mix_at_its_cost(tmp_path, capsys)
     alone(tmp_path, "vain", "0001", 3e9)  # below the line between the others
     alone(tmp_path, "level", "1100", 2e9, "tandem", judge="fixed:low")
     alone(tmp_path, "judged", "1110", 3e9, "tandem", judge="mlp")
+    alone(tmp_path, "drafted", "1111", 2e9, "tandem", judge="fixed:low", draft="logprob")  # at no fixed level
     alone(tmp_path, "cheap", "1000", 5e8, "cascade")
     *found, oracle = against_mixes([base, tmp_path])
     mixes = {pair.other: pair.mixes for pair in found}
