@@ -3,7 +3,7 @@
 The tables of the README and of `results/qwen_coder/README.md`.  A table stands between `<!-- table: FOLDER -->` and
 `<!-- end -->`, and is written from the `summary.json` of that folder.  `--rebuild` first makes the result files that
 the README quotes again, replaying every policy, threshold and judge over the recorded runs, which asks no model,
-and compares them with the committed ones; MBPP's cascade by tests and the published scores have no recording.
+and compares them with the committed ones; the published scores have no recording.
 Those of Qwen2.5-Coder need the public files mbpp.jsonl, humaneval.jsonl and gsm8k_test.jsonl in `--data`, and the
 headers of both models (`ensemblehub pull qwen-coder`); without `--data` they are taken as they are.
 """
@@ -163,7 +163,7 @@ TABLES = {
         },
         rivals=(
             Rival(
-                "a cascade by the tests in the question",
+                "a cascade by the tests in the question, on 499",
                 "results/qwen_coder/advise_mbpp/advice.md",
                 "cascade by shown tests",
                 ("accuracy", "difference", None, "cost_vs_mentor", None),
@@ -324,10 +324,13 @@ OF_DATA = (
             ("gsm8k", "gsm8k_test.jsonl", "test", " --prompt plain"),
         )
     ),
-    Recorded(
-        f"{QWEN}/advise_humaneval/advice.md",
-        f"advise -c {QWEN}/tandem.yaml --all --samples 0 --aim accuracy --out {{copy}} --task humaneval --n 164 "
-        f"--data {{data}}/humaneval.jsonl --split all --collected {QWEN}/tandem_humaneval/collected",
+    *(
+        Recorded(
+            f"{QWEN}/advise_{task}/advice.md",
+            f"advise -c {QWEN}/tandem.yaml --all --samples 0 --aim accuracy --out {{copy}} --task {task} --n {count} "
+            f"--data {{data}}/{task}.jsonl --split {split} --collected {QWEN}/tandem_{task}/collected",
+        )
+        for task, split, count in (("mbpp", "test", 500), ("humaneval", "all", 164))
     ),
 )
 

@@ -258,8 +258,8 @@ def _text(
     if agreement:
         wanted += "; the questions have no answers, so right means: equal to the mentor's own answer"
     notes = [
-        f"Wanted: {wanted}. n = {len(chosen.correct)} questions of {asked}. Every strategy "
-        "is replayed on the same recorded texts, its setting chosen on other questions (cross-validated, "
+        f"Wanted: {wanted}. n = {len(chosen.correct)} questions of {asked}. Every "
+        "strategy here is replayed on the same recorded texts, its setting chosen on other questions (cross-validated, "
         f"{choice.FOLDS} folds). Accuracy with Wilson 95 % interval, difference to the mentor alone in points "
         "with paired-bootstrap 95 % "
         f"interval, {recorded.measure} as a share of the mentor's.",
@@ -283,8 +283,9 @@ def _over_budget(
 
 def headline(mentor: Evaluated, chosen: Evaluated, unit: CostUnit = "flops") -> str:
     """The recommendation in one line, and what it would save."""
-    if chosen.single:
-        return f"**No strategy pays here: use the {chosen.name}.**"
+    use = f"No strategy pays here: use the {chosen.name}" if chosen.single else f"Use {chosen.name}"
+    if chosen is mentor:
+        return f"**{use}.**"
     setting = f" ({chosen.setting})" if chosen.setting else ""
     verb, more, less = "saves", mentor.cost, chosen.cost
     if less.mean() > more.mean():
@@ -292,7 +293,7 @@ def headline(mentor: Evaluated, chosen: Evaluated, unit: CostUnit = "flops") -> 
     difference, low, high = (more - less).mean(), *metrics.paired_bootstrap(more, less)
     ends = " to ".join(amount(SAVED_ON * value, unit).removesuffix(" TFLOPs") for value in (low, high))
     return (
-        f"**Use {chosen.name}{setting}**: on {SAVED_ON:,} such questions it {verb} "
+        f"**{use}{setting}**: on {SAVED_ON:,} such questions it {verb} "
         f"{amount(SAVED_ON * difference, unit)} [{ends}], {difference / mentor.cost.mean():.0%} of the mentor's."
     )
 
@@ -309,13 +310,13 @@ def open_questions(
     if not any(lines):
         return []
     told = "\n".join(line for line in lines if line)
-    return [f"Not told apart from {chosen.name} in accuracy yet:\n\n{told}"]
+    return [f"Not told apart from {chosen.name} in accuracy yet, and the difference to it:\n\n{told}"]
 
 
 def _open_question(chosen: Evaluated, other: Evaluated) -> str:
     """A line on a strategy whose accuracy may be that of the chosen one; else empty."""
-    difference = chosen.correct - other.correct
-    low, high = metrics.paired_bootstrap(chosen.correct, other.correct)
+    difference = other.correct - chosen.correct
+    low, high = metrics.paired_bootstrap(other.correct, chosen.correct)
     if low > 0 or high < 0:
         return ""
     needed, n = choice.questions_needed(difference), len(difference)
@@ -327,7 +328,10 @@ def _open_question(chosen: Evaluated, other: Evaluated) -> str:
 
 
 def _configured(config: Config, changes: Changes) -> Config:
-    """The configuration with a strategy's changes, and the models that it uses."""
+    """The configuration with a strategy's changes, and the models that it uses.
+
+    Beside a certificate the others stay, for `server.on_drift: mentor`.
+    """
     kept = config.model_dump(
         exclude_unset=True, mode="json", include={"model_specs", "engine_options", "debug"}
     )
@@ -339,7 +343,9 @@ def _configured(config: Config, changes: Changes) -> Config:
         if spec.engine in SWITCHES and spec.name in changes["ensemble.models"]:
             changes = {**changes, f"model_specs.{index}.{SWITCHES[spec.engine]}": False}
     made = Config.from_dict(kept | whole, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
-    used = set(made.ensemble.models) or {spec.name for spec in made.model_specs}
+    used = set(made.ensemble.models)
+    if not used or made.ensemble.certificate:
+        return made
     return made.model_copy(update={"model_specs": [spec for spec in made.model_specs if spec.name in used]})
 
 

@@ -131,9 +131,10 @@ def advise(
     """Find out which strategy pays for a pair of models on a task.
 
     Records once per question the mentor's answer and insight, and the intern's answers and readings;
-    replays every strategy and threshold over that; and prints accuracy and cost with intervals, the
-    recommended configuration (written to OUT/advice.yaml, ready for `ensemblehub serve`), what it would
-    save, and what cannot be told yet. Stops early once the answer is clear.
+    replays over that the strategies that it can (docs/advise.md names the others) at every threshold; and
+    prints accuracy and cost with intervals, the recommended configuration (written to OUT/advice.yaml, ready
+    for `ensemblehub serve`), what it would save, and what cannot be told yet. Stops early once the answer is
+    clear.
 
     The command can be interrupted at any time; the same command continues where it stopped, and a larger
     --n extends what is recorded. With --max-loss the cheapest strategy that keeps this promise against the

@@ -1,4 +1,4 @@
-"""Every strategy, replayed on recorded questions: what it would have answered right, at what cost."""
+"""Strategies, replayed on recorded questions: what it would have answered right, at what cost."""
 
 from __future__ import annotations
 

@@ -470,6 +470,14 @@ def test_the_cheapest_that_keeps_the_margin_is_chosen():
     none = outcomes([mentor, intern, poor], cost)
     assert recommended(none, cost).name == "mentor"
     assert advice.headline(none[0], none[0]) == "**No strategy pays here: use the mentor.**"
+    assert advice.headline(none[0], none[1]) == (
+        "**No strategy pays here: use the intern (0)**: on 10,000 such questions it saves 9e-08 TFLOPs [9e-08 to "
+        "9e-08], 90% of the mentor's."
+    )
+    (line,) = advice.open_questions(
+        outcomes([mentor, strategy("near", [79], [10.0])], cost), none[0], False, cost
+    )
+    assert "near: -1.0 points [-3.0, +0.0]; about" in line
 
 
 def test_the_most_accurate_in_the_budget_must_be_surely_better():
