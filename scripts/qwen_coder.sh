@@ -107,7 +107,7 @@ for step; do
                 --split v0.1.0 --prompt official --dry-run 20
             "$PYTHON" -m benchmarks.dry_run "$out/dry_run_mbpp" "$out/published_mbpp" --pilot 20 > "$out/dry_run_mbpp/dry_run.md"
             ;;
-        board) hub board "$out"/{published_humaneval,words,toolkit,rivals,guest} --out board.html ;;
+        board) hub board "$out"/{published_humaneval,published_mbpp,words,toolkit,rivals,guest} --out board.html ;;
         *) echo "no such step: $step" >&2; exit 2 ;;
     esac
 done

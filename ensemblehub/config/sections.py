@@ -306,7 +306,7 @@ class ServerSection(Section):
         request_budget: What one request may spend at most; a request may ask for less.
         key_budget, key_budget_file: What each API key may spend in a day (UTC), and the SQLite file that counts it.
         on_drift: What answers where a certificate does not hold (docs/judges.md): `tandem`, the strategy all the
-            same, with a warning, or its `mentor` (its large model) alone.
+            same, with a warning, or its `mentor` alone (of a strategy without one, the file's largest model).
         reasoning_fields: Fields in which an insight is sent; clients that know both show it twice.
         board: Folders that `ensemblehub bench` wrote, whose results the page's board shows.
         ray: Fields of Ray Serve LLM's `LLMConfig` by model, for `serve --ray`.

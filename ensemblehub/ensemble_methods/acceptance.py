@@ -1,4 +1,8 @@
-"""Criteria by which a small model's draft is accepted as the answer, each a probability from 0 to 1."""
+"""Criteria by which a small model's draft is accepted as the answer, each a probability from 0 to 1.
+
+The sources are named where they are used, in `cascade`; ours are the common scale and a judge over the
+draft's own perplexity and entropy.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""`best_of`: every member answers, scorers or a criterion judge the answers, the best one is given."""
+"""`best_of`: every member answers, scorers or a criterion judge the answers, the best one is given.
+
+Best-of-N with a verifier, as in Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv
+2110.14168.  Ours: the candidates may come from several models, and any criterion of `accept` (tests, say)
+may take the verifier's place.
+"""
 
 from __future__ import annotations
 

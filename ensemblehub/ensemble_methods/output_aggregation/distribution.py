@@ -33,7 +33,8 @@ class DistributionMixture(TokenLevel):
 
     Attributes:
         weights: by engine name, 1 where omitted; an engine of weight 0 is not asked.
-        every: ensemble every `token`, or only where the engines' top tokens are `disputed`.
+        every: ensemble every `token`, only where the engines' top tokens are `disputed`, or only where that is
+            `safe`: their mean probability of the first one's token is at most one half (SAFE).
         draft: tokens the first engine drafts at a time for `disputed`.
         method: weighted arithmetic `mean`, `geometric` mean (which excludes what one engine cannot write), or
             `max` of the weighted probabilities.

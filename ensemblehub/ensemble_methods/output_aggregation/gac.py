@@ -33,7 +33,8 @@ class GaC(TokenLevel):
 
     Attributes:
         weights: by engine name, 1 where omitted; an engine of weight 0 is not asked.
-        every: ensemble every `token`, or only where the engines' top tokens are `disputed`.
+        every: ensemble every `token`, only where the engines' top tokens are `disputed`, or only where that is
+            `safe`: their mean probability of the first one's token is at most one half (SAFE).
         draft: tokens the first engine drafts at a time for `disputed`.
         method: `avg` is the weighted mean; `max` takes each token's largest weighted probability; `weighted`
             also weighs each engine by exp(-entropy) of its distribution, so that who is sure counts more.

@@ -5,7 +5,8 @@ little, says more. A criterion judges the draft at level 0. With `confirm` or `c
 reads question, insight and draft in one forward pass after each insight; the sufficiency judge sees of it
 what it always sees, and the criterion sees the draft's tokens as the intern finds them now. `confirm` has
 to be strict: a model finds what it wrote itself plausible, and a single wrong number hardly moves the
-mean of a long draft.
+mean of a long draft. `give_up`, a second and lower threshold at every level, ends the insights of a question
+that they will not help.
 """
 
 from __future__ import annotations

@@ -263,7 +263,8 @@ class Pipeline(Experiment):
         self.check_levels(collected, tandem)
         found = {Path(judge).name: resolve_judge(judge, list(collected.levels)) for judge in judges}
         methods = replayed.methods(collected, found, tandem.fallback)
-        rows = report.summary(self.task.name, methods, [row.steps for row in collected.rows])
+        told = report.summary(self.task.name, methods, [row.steps for row in collected.rows])
+        rows = [row | more for row, more in zip(told, replayed.compared(methods), strict=True)]
         notes = [report.notes(collected, None)[0], replayed.note(found)]
         title = f"{self.task.name}: Tandem and its baselines, replayed"
         return report.write(self.folder, rows, notes, title, replayed.COLUMNS)

@@ -2,7 +2,8 @@
 
 For `accept:` of `cascade` and its relatives and of `best_of`, as
 `ensemblehub.lab.tasks.shown_tests:ShownTests` or `...:WrittenTests`. Programs run in the sandbox. Tests
-of the draft's own author: "Model Cascading for Code" (arXiv 2405.15842).
+of the draft's own author: "Model Cascading for Code" (arXiv 2405.15842). Ours: the tests that the question
+shows, its doctests and assertions, cost no tokens and are nobody's guess.
 """
 
 from __future__ import annotations
