@@ -11,6 +11,7 @@
 #   mbpp_plus   the same answers by EvalPlus's tests, where it has the question (224 of 500); no model is called
 #   humaneval   the same on HumanEval, the judges unchanged
 #   gsm8k       the same on GSM8K
+#   drafts      the same three with the intern's draft first, which is judged by its log-probability; the mentor is not asked again
 #   advise      what `ensemblehub advise` recommends on the three, from what was collected
 #   toolkit     every other way to combine the two, on the first test questions of MBPP
 #   rivals      every rival of Tandem at three settings, live, on the first test questions of MBPP
@@ -45,9 +46,9 @@ judge() { # FOLDER KIND [settings]: train and calibrate
     tandem train "${settings[@]}" && tandem calibrate "${settings[@]}"
 }
 
-replay() { # report of what was collected, with every judge
+replay() { # report of what was collected, with every judge, or those in JUDGES
     local judges=()
-    for name in logistic mlp entropy perplexity insight_first intern_or_mentor; do judges+=(--replay "$out/judges/$name"); done
+    for name in ${JUDGES:-logistic mlp entropy perplexity insight_first intern_or_mentor}; do judges+=(--replay "$out/judges/$name"); done
     tandem report "${judges[@]}" "$@"
 }
 
@@ -57,13 +58,21 @@ moved() { # TASK SPLIT FILE COUNT [flags]: another benchmark, the judges unchang
     replay "${there[@]}"
 }
 
+drafted() { # TASK SPLIT FILE COUNT [flags]: what was collected, with the intern's drafts
+    local there=(--dataset "$1" --data "$3" --split "$2" -s "experiment.results=$out/draft_$1" -s "$params.draft=logprob" "${@:5}")
+    mkdir -p "$out/draft_$1"
+    cp -rn "$out/tandem_$1/collected" "$out/draft_$1/"
+    tandem collect "${there[@]}" --limit "$4"
+    [ "$2" = calibration ] || JUDGES="draft draft_half draft_most" replay "${there[@]}"
+}
+
 advise() { # TASK SPLIT FILE COUNT [flags]
     hub advise -c "$out/tandem.yaml" --task "$1" --data "$3" --split "$2" --n "$4" --all --samples 0 --aim accuracy \
         --collected "$out/tandem_$1/collected" --out "$out/advise_$1" "${@:5}"
     gzip --best --no-name --force "$out/advise_$1/recorded.jsonl"
 }
 
-[ $# -gt 0 ] || set -- published words judges mbpp mbpp_plus humaneval gsm8k advise toolkit rivals guest dry_run board
+[ $# -gt 0 ] || set -- published words judges mbpp mbpp_plus humaneval gsm8k drafts advise toolkit rivals guest dry_run board
 for step; do
     case "$step" in
         published)
@@ -90,6 +99,16 @@ for step; do
             ;;
         humaneval) moved humaneval all "$DATA/humaneval.jsonl" "${N:-164}" ;;
         gsm8k) moved gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-400}" --prompt plain ;; # the profile of MBPP is one of code
+        drafts)
+            drafted mbpp calibration "$DATA/mbpp.jsonl" "${N:-90}"
+            at=(-s "experiment.results=$out/draft_mbpp" -s "$params.draft=logprob")
+            judge draft logistic "${at[@]}"
+            judge draft_half logistic "${at[@]}" -s experiment.aim=budget:0.5
+            judge draft_most logistic "${at[@]}" -s experiment.aim=budget:0.8
+            drafted mbpp test "$DATA/mbpp.jsonl" "${N:-500}"
+            drafted humaneval all "$DATA/humaneval.jsonl" "${N:-164}"
+            drafted gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-400}" --prompt plain
+            ;;
         advise)
             advise mbpp test "$DATA/mbpp.jsonl" "${N:-500}"
             advise humaneval all "$DATA/humaneval.jsonl" "${N:-164}"

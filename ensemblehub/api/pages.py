@@ -67,13 +67,14 @@ def add_board_routes(app: FastAPI, folders: Sequence[Path]) -> None:
     @app.get("/v1/ensemble/board", response_model=dict[str, Any], tags=["ensembles"])
     async def boards() -> Response:
         """The result folders on the board, by their titles."""
-        return _json({"results": [{"title": board.report_of(folder)["title"]} for folder in folders]})
+        titles = [{"title": board.report_of(folder)["title"]} for folder in folders]
+        return _json(json.dumps({"results": titles}))
 
     @app.get("/v1/ensemble/board/{place}", response_model=dict[str, Any], tags=["ensembles"])
     async def results(place: int) -> Response:
         """One of them: its table, its questions, and who answered them right."""
         folder = chosen(place)
-        return await to_thread(lambda: _results(folder, _state(folder)))
+        return _json(await to_thread(lambda: _results(folder, _state(folder))))
 
     @app.get("/v1/ensemble/board/{place}/answers", response_model=dict[str, Any], tags=["ensembles"])
     async def answers(place: int, question: str) -> Response:
@@ -82,7 +83,7 @@ def add_board_routes(app: FastAPI, folders: Sequence[Path]) -> None:
         cells = await to_thread(lambda: board.answers(folder, board.report_of(folder), question))
         if not any(cell["answers"] for cell in cells):
             raise Problem(404, f"no question {question!r} was answered", "not_found", "question")
-        return _json({"cells": cells})
+        return _json(json.dumps({"cells": cells}))
 
     def chosen(place: int) -> Path:
         if not 0 <= place < len(folders):
@@ -91,9 +92,9 @@ def add_board_routes(app: FastAPI, folders: Sequence[Path]) -> None:
 
 
 @lru_cache(maxsize=16)
-def _results(folder: Path, _: tuple[Any, ...]) -> Response:
-    """One answer for as long as the folder is as it was: 67,000 answers take two seconds to read."""
-    return _json(board.section(folder, board.report_of(folder), board.OUTCOME))
+def _results(folder: Path, _: tuple[Any, ...]) -> str:
+    """JSON of a board, one for as long as the folder is as it was: 67,000 answers take two seconds to read."""
+    return json.dumps(board.section(folder, board.report_of(folder), board.OUTCOME))
 
 
 def _state(folder: Path) -> tuple[tuple[Path, int, int], ...]:
@@ -102,6 +103,6 @@ def _state(folder: Path) -> tuple[tuple[Path, int, int], ...]:
     return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in files)
 
 
-def _json(value: Any) -> Response:
-    """A JSON body in ASCII: answers of models may hold halves of surrogate pairs."""
-    return Response(json.dumps(value), media_type="application/json")
+def _json(value: str) -> Response:
+    """JSON as `json.dumps` writes it, in ASCII: answers of models may hold halves of surrogate pairs."""
+    return Response(value, media_type="application/json")
