@@ -503,6 +503,29 @@ def test_the_bet_is_rarely_won_without_a_difference_and_soon_with_one():
     assert not is_clear(near, near[0], criterion)
 
 
+def test_a_cascade_that_loses_the_margin_exactly_is_rarely_ruled_out_whenever_one_looks():
+    """Its thresholds are quantiles of all scores so far, and anew at every look."""
+    random, criterion, clear = np.random.default_rng(1), Criterion("cost", margin=0.1), 0
+    for _ in range(100):
+        right = np.stack([random.random(200) < 0.8, random.random(200) < 0.7]).astype(float)  # mentor, intern
+        scores = random.random(200)  # which say nothing
+        for n in range(20, 201, 20):
+            (mentor, intern), seen = right[:, :n], scores[:n]
+            keeps = seen[:, None] >= np.quantile(seen, np.linspace(0, 1, 7)[1:-1])
+            named = tuple((str(at), {}) for at in range(keeps.shape[1]))
+            cascade = np.where(keeps, intern[:, None], mentor[:, None])
+            found = [
+                Strategy("mentor", (("", {}),), mentor[:, None], np.full((n, 1), 10.0), True),
+                Strategy("intern", (("", {}),), intern[:, None], np.ones((n, 1)), True),
+                Strategy("cascade", named, cascade, 1 + 10.0 * ~keeps, False),
+            ]
+            outcome = outcomes(found, criterion)
+            if is_clear(outcome, outcome[0], criterion):
+                clear += 1
+                break
+    assert clear <= 10  # 5 of 100; more than 10 would come by chance in 1 % of series
+
+
 def test_few_questions_or_no_rival_are_not_clear():
     criterion = Criterion("cost", margin=0.99)
     sure = outcomes(
