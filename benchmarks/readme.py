@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemblehub.lab.markdown import table
+from ensemblehub.lab.pipeline.replayed import OVER_MIX
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -110,13 +111,17 @@ def accuracy(row: Row, rows: Rows) -> str:
     return f"{percent(row['accuracy'])} % ({low}–{high})"
 
 
-def difference(row: Row, rows: Rows) -> str:
-    """Paired difference to the mentor in points, with its 95 % interval."""
-    if row["method"] == "mentor":
+def difference(row: Row, rows: Rows, column: str = "difference") -> str:
+    """Paired difference in points, by default to the mentor, with its 95 % interval."""
+    if row["method"] == "mentor" or column not in row:
         return ""
-    columns = ("difference", "difference_low", "difference_high")
-    mean, low, high = (percent(row[column], "+.1f") for column in columns)
+    mean, low, high = (percent(row[name], "+.1f") for name in (column, f"{column}_low", f"{column}_high"))
     return f"{mean} ({low} to {high})".replace("-", "−")
+
+
+def over_mix(row: Row, rows: Rows) -> str:
+    """Paired difference to the best random mix of the two models at the row's cost, where one costs that."""
+    return difference(row, rows, OVER_MIX)
 
 
 def tokens(row: Row, rows: Rows) -> str:
@@ -223,7 +228,27 @@ COLUMNS: Mapping[str, Callable[[Row, Rows], str]] = {
     "cost, the paper's formula": share("tflops_paper", 2),
     "engine seconds": figure("seconds", ".1f"),
 }
+DRAFTS = {
+    "draft": "draft, then insights: for accuracy",
+    "draft_most": "draft, then insights: for 0.8 of the mentor's cost",
+    "draft_half": "draft, then insights: for half of it",
+}
+BASELINES = ("intern", "mentor", "fixed_low", "fixed_medium", "fixed_high", "oracle")
 OF_QWEN = {
+    **{
+        f"{QWEN}/draft_{task}": Table(
+            f"`draft_{task}/`, {{n}} questions:",
+            {method: METHODS[method] for method in BASELINES} | DRAFTS,
+            {
+                "right (95 % interval)": accuracy,
+                "difference to the mentor": difference,
+                "tokens, mentor + intern": tokens,
+                "cost, every call": share("tflops", 2),
+                "to a random mix of the two at that cost": over_mix,
+            },
+        )
+        for task in ("mbpp", "humaneval", "gsm8k")
+    },
     f"{QWEN}/tandem_mbpp": Table("`tandem_mbpp/`, {n} questions:", METHODS, COLUMNS),
     f"{QWEN}/tandem_mbpp_plus": Table("`tandem_mbpp_plus/`, {n} questions:", METHODS, COLUMNS),
     f"{QWEN}/tandem_humaneval": Table("`tandem_humaneval/`, {n} questions:", METHODS, COLUMNS),
