@@ -228,17 +228,18 @@ COLUMNS: Mapping[str, Callable[[Row, Rows], str]] = {
     "cost, the paper's formula": share("tflops_paper", 2),
     "engine seconds": figure("seconds", ".1f"),
 }
-DRAFTS = {
+DRAFTED = {
     "draft": "draft, then insights: for accuracy",
-    "draft_most": "draft, then insights: for 0.8 of the mentor's cost",
-    "draft_half": "draft, then insights: for half of it",
+    "draft_half": "draft, then insights: for half of the mentor's cost",
+    "draft_or_mentor": "draft, then the mentor: for 0.8 of its cost",
+    "draft_or_mentor_90": "draft, then the mentor: for 0.9 of its cost",
 }
 BASELINES = ("intern", "mentor", "fixed_low", "fixed_medium", "fixed_high", "oracle")
 OF_QWEN = {
     **{
         f"{QWEN}/draft_{task}": Table(
             f"`draft_{task}/`, {{n}} questions:",
-            {method: METHODS[method] for method in BASELINES} | DRAFTS,
+            {method: METHODS[method] for method in BASELINES} | DRAFTED,
             {
                 "right (95 % interval)": accuracy,
                 "difference to the mentor": difference,
@@ -247,7 +248,7 @@ OF_QWEN = {
                 "to a random mix of the two at that cost": over_mix,
             },
         )
-        for task in ("mbpp", "humaneval", "gsm8k")
+        for task in ("mbpp",)
     },
     f"{QWEN}/tandem_mbpp": Table("`tandem_mbpp/`, {n} questions:", METHODS, COLUMNS),
     f"{QWEN}/tandem_mbpp_plus": Table("`tandem_mbpp_plus/`, {n} questions:", METHODS, COLUMNS),
@@ -318,7 +319,10 @@ def _tracked(folder: Path) -> set[Path]:
 
 
 JUDGES = ("logistic", "mlp", "entropy", "perplexity", "insight_first", "intern_or_mentor")
-REPLAYED = f"report -c {QWEN}/tandem.yaml " + " ".join(f"--replay {QWEN}/judges/{name}" for name in JUDGES)
+REPLAYED, WITH_DRAFTS = (
+    f"report -c {QWEN}/tandem.yaml " + " ".join(f"--replay {QWEN}/judges/{name}" for name in names)
+    for names in (JUDGES, DRAFTED)
+)
 RECORDED = (
     Recorded(
         "results/builtin_math/summary.json",
@@ -348,6 +352,11 @@ OF_DATA = (
             ("humaneval", "humaneval.jsonl", "all", ""),
             ("gsm8k", "gsm8k_test.jsonl", "test", " --prompt plain"),
         )
+    ),
+    Recorded(
+        f"{QWEN}/draft_mbpp/summary.json",
+        f"{WITH_DRAFTS} --data {{data}}/mbpp.jsonl -s experiment.results={{copy}} "
+        "-s ensemble.output_aggregation_params.draft=logprob",
     ),
     *(
         Recorded(

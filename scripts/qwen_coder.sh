@@ -63,7 +63,7 @@ drafted() { # TASK SPLIT FILE COUNT [flags]: what was collected, with the intern
     mkdir -p "$out/draft_$1"
     cp -rn "$out/tandem_$1/collected" "$out/draft_$1/"
     tandem collect "${there[@]}" --limit "$4"
-    [ "$2" = calibration ] || JUDGES="draft draft_half draft_most" replay "${there[@]}"
+    [ "$2" = calibration ] || JUDGES="draft draft_half draft_or_mentor draft_or_mentor_90" replay "${there[@]}"
 }
 
 advise() { # TASK SPLIT FILE COUNT [flags]
@@ -104,7 +104,9 @@ for step; do
             at=(-s "experiment.results=$out/draft_mbpp" -s "$params.draft=logprob")
             judge draft logistic "${at[@]}"
             judge draft_half logistic "${at[@]}" -s experiment.aim=budget:0.5
-            judge draft_most logistic "${at[@]}" -s experiment.aim=budget:0.8
+            mentor=(-s "$params.effort=none" -s "$params.fallback=mentor")
+            judge draft_or_mentor logistic "${at[@]}" "${mentor[@]}" -s experiment.aim=budget:0.8
+            judge draft_or_mentor_90 logistic "${at[@]}" "${mentor[@]}" -s experiment.aim=budget:0.9
             drafted mbpp test "$DATA/mbpp.jsonl" "${N:-500}"
             drafted humaneval all "$DATA/humaneval.jsonl" "${N:-164}"
             drafted gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-400}" --prompt plain
