@@ -248,7 +248,7 @@ OF_QWEN = {
                 "to a random mix of the two at that cost": over_mix,
             },
         )
-        for task in ("mbpp",)
+        for task in ("mbpp", "humaneval")
     },
     f"{QWEN}/tandem_mbpp": Table("`tandem_mbpp/`, {n} questions:", METHODS, COLUMNS),
     f"{QWEN}/tandem_mbpp_plus": Table("`tandem_mbpp_plus/`, {n} questions:", METHODS, COLUMNS),
@@ -353,10 +353,13 @@ OF_DATA = (
             ("gsm8k", "gsm8k_test.jsonl", "test", " --prompt plain"),
         )
     ),
-    Recorded(
-        f"{QWEN}/draft_mbpp/summary.json",
-        f"{WITH_DRAFTS} --data {{data}}/mbpp.jsonl -s experiment.results={{copy}} "
-        "-s ensemble.output_aggregation_params.draft=logprob",
+    *(
+        Recorded(
+            f"{QWEN}/draft_{task}/summary.json",
+            f"{WITH_DRAFTS} --dataset {task} --data {{data}}/{task}.jsonl --split {split} "
+            "-s experiment.results={copy} -s ensemble.output_aggregation_params.draft=logprob",
+        )
+        for task, split in (("mbpp", "test"), ("humaneval", "all"))
     ),
     *(
         Recorded(
