@@ -54,7 +54,7 @@ def test_what_costs_too_much_is_given_up_and_the_next_is_answered(workers, expre
     started = time.monotonic()
     with pytest.raises(TooCostlyError):
         workers.compare("x+1", expression, "value")
-    assert time.monotonic() - started < algebra.WALL_SECONDS + 30
+    assert time.monotonic() - started < algebra.WALL_SECONDS + 10
     assert workers.compare("2\\sqrt{2}", "\\sqrt{8}", "value") is True
 
 
@@ -76,7 +76,7 @@ def test_a_worker_that_hangs_is_ended_at_the_deadline(workers, monkeypatch):
     started = time.monotonic()
     with pytest.raises(TooCostlyError):
         workers.compare("x+x", "2x", "value")
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 5
     monkeypatch.undo()
     assert workers.compare("x+x", "2x", "value") is True
     assert running(workers) != [pid]

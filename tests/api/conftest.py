@@ -114,9 +114,8 @@ def chromium():
     if found is None:
         reason = "there is no chromium on this machine"
         (pytest.fail if os.environ.get("ENSEMBLEHUB_REQUIRE_BROWSER") == "1" else pytest.skip)(reason)
-    from playwright.sync_api import expect, sync_playwright  # of the extra `clients`
+    from playwright.sync_api import sync_playwright  # of the extra `clients`
 
-    expect.set_options(timeout=30_000)  # as long as a page may take on cores that other tests share
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=QUIET.split())
         yield browser
@@ -134,7 +133,7 @@ def visit(chromium):
         context = chromium.new_context(reduced_motion="reduce", **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(15_000)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append((request.url, server.url)))

@@ -103,7 +103,7 @@ def test_a_head_without_end_is_refused_and_not_kept(server, start, part):
         said = received(connection)
     if b"chunked" not in start:  # there the response to the request comes first
         assert said.startswith(b"HTTP/1.1 431 ") or not said  # or the reset overtook it
-    assert worst[0] < 10
+    assert worst[0] < 5
     assert server.memory < before + 20
 
 
@@ -160,7 +160,7 @@ def test_a_body_without_end_is_refused(server):
         connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n")
         flood(connection, b"10000\r\n" + b"a" * 65536 + b"\r\n")
         assert received(connection).startswith(b"HTTP/1.1 413 ")
-    assert worst[0] < 10
+    assert worst[0] < 5
     assert server.memory < before + 30
 
 
@@ -331,8 +331,8 @@ def test_a_large_wrong_body_is_cheap_and_its_error_short(server, name):
     assert refused.status_code in (400, 404), refused.text[:200]
     assert len(refused.content) < 3000
     assert refused.json()["error"]["message"]
-    assert took < 30
-    assert worst[0] < 10
+    assert took < 10
+    assert worst[0] < 3
 
 
 @pytest.mark.parametrize(
@@ -408,14 +408,14 @@ def test_prompts_that_are_refused_leave_nothing_in_memory(real):
                 assert refused.status_code == 400
                 assert refused.json()["error"]["code"] == "context_length_exceeded"
                 assert len(refused.content) < 1000
-    assert worst[0] < 10
+    assert worst[0] < 4
     assert real.memory < before + 120
     with watched(real) as worst, concurrent.futures.ThreadPoolExecutor(8) as pool:
         path, body = long_body(WORDS["words"], True)
         assert {answer.status_code for answer in pool.map(lambda _: real.post(path, body), range(16))} == {
             400
         }
-    assert worst[0] < 10
+    assert worst[0] < 4
     assert real.memory < before + 200
 
 

@@ -283,7 +283,7 @@ def test_an_object_of_many_fields_or_of_a_long_name_is_refused_at_once(server):
         started = time.monotonic()
         assert "at most 256 fields" in refused(server.post(CHAT, body), "invalid_value")["message"]
         refused(server.post(CHAT, {**ASK, "a" * 500_000: 1}), "unknown_field")
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 5
 
 
 def test_a_misspelling_among_the_stream_options_is_refused_and_others_are_left_out(server):

@@ -150,8 +150,10 @@ async def test_beyond_the_queue_there_is_429_at_once_and_nothing_is_lost(busy):
         )
         second = asyncio.create_task(client.post(busy.url + CHAT, json={**ask, "max_tokens": 5}))
         await asyncio.to_thread(until, lambda: busy.get("/status").json()["queued"] == 1)
+        started = time.monotonic()
         third = await client.post(busy.url + CHAT, json=ask)
-        assert third.status_code == 429  # at once: who waits in vain for a place in the queue gets 504
+        assert time.monotonic() - started < 0.9  # a place in the queue is waited for for 1 s
+        assert third.status_code == 429
         assert int(third.headers["retry-after"]) >= 1
         assert third.json()["error"]["type"] == "rate_limit_error"
         assert [(await task).status_code for task in (first, second)] == [200, 200]
@@ -171,7 +173,7 @@ async def test_deadlines_end_a_request_and_what_waited_goes_on(busy, journal):
         late = await long
         assert late.status_code == 504
         assert "no end within 3 s" in late.json()["error"]["message"]
-        assert 2.8 < time.monotonic() - started < 12
+        assert 2.8 < time.monotonic() - started < 6.0
         again = await client.post(busy.url + CHAT, json={**ASK, "model": "big", "max_tokens": 5})
         assert again.status_code == 200
     assert noted(journal)[-3][0] == "stopped"
@@ -222,7 +224,7 @@ async def test_a_drain_that_is_cut_tells_every_client_and_says_one_line_a_reques
             await asyncio.sleep(0.5)
         answers = await asyncio.gather(*asked)
         assert await asyncio.to_thread(server.process.wait, 30) == 0
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 6
     for answer, stream in zip(answers, [True, False, True, False], strict=True):
         assert answer.status_code == (200 if stream else 503)
         last = (

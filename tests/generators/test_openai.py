@@ -222,7 +222,7 @@ def test_a_fault_is_an_error_and_never_an_answer(fault):
     assert asked.error.engine == "far"
     assert len(asked.api.asked) == tries
     assert all(piece.finish is None for piece in asked.pieces)
-    assert asked.seconds < 10
+    assert asked.seconds < 3.5
     assert len(asked.ledger.calls) == 1
 
 
@@ -246,10 +246,10 @@ def test_what_was_passed_on_is_never_asked_again():
 def test_a_server_that_asks_for_patience_gets_it_unless_the_deadline_forbids():
     asked = Asked((429, {"retry-after": "1"}, "{}"), answer())
     assert asked.error is None
-    assert 1.0 <= asked.seconds < 10
+    assert 1.0 <= asked.seconds < 2.5
     asked = Asked((429, {"retry-after": "60"}, "{}"), answer())
     assert isinstance(asked.error, EngineError)
-    assert asked.seconds < 20
+    assert asked.seconds < 1
 
 
 def test_an_endpoint_that_keeps_failing_is_left_alone_and_tried_again_later():

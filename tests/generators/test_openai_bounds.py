@@ -122,7 +122,7 @@ def test_a_stream_without_end_ends_with_the_patience(script):
     patience = {"first_token": 5, "inter_token": 5, "total": 0.5, "tries": 3}
     started = time.monotonic()
     asked = Asked(script, patience=type(QUICK)(**patience))
-    assert time.monotonic() - started < 10  # one try's patience for a token is 5
+    assert time.monotonic() - started < 3
     assert isinstance(asked.error, EngineError)
     assert "patience.total" in str(asked.error) or "an event of more than" in str(asked.error)
 
@@ -154,8 +154,8 @@ def test_what_unpacks_without_end_is_bounded_and_blocks_nobody(body, status):
 
     started = time.monotonic()
     asyncio.run(main())
-    assert time.monotonic() - started < 15
-    assert longest < 3
+    assert time.monotonic() - started < 6
+    assert longest < 1.5
 
 
 def test_a_body_that_drips_is_given_up():
@@ -186,7 +186,7 @@ def test_a_body_that_drips_is_given_up():
                 started = time.monotonic()
                 with pytest.raises(EngineError):
                     await work
-                assert time.monotonic() - started < 15  # the body would take 1,000
+                assert time.monotonic() - started < 2.5
         await engine.close()
         server.close()
 
