@@ -516,7 +516,7 @@ def test_the_page_is_as_in_the_pictures_of_its_documentation(
     page = visit(pair, color_scheme=scheme, viewport={"width": width, "height": height})
     tab(page, view.capitalize())
     if view == "board":
-        expect(page.get_by_role("table").first).to_be_visible()
+        expect(page.get_by_role("table").first).to_be_visible(timeout=30_000)  # 73,000 answers are read first
     else:
         page.get_by_role("button", name="Six steps").click()
         page.locator("#start").click()
