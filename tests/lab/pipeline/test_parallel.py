@@ -26,8 +26,6 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "scripts" / "mentor_guided" / "collect_progressive_data.py"
 LIMIT = 20
-# Which starts in a third of the time of one that imports torch.
-NUMPY = [part for place in (0, 1) for part in ("--set", f"model_specs.{place}.engine=numpy")]
 # For the tests of who stops whom: no texts are compared.
 ECHO = """
 model_specs:
@@ -56,8 +54,8 @@ def command(folder, *more, limit=LIMIT):
 
 
 def collect_here(folder):
-    """In this process."""
-    done = CliRunner().invoke(cli, arguments(folder, *NUMPY), catch_exceptions=False)
+    """In this process, where the models' libraries are loaded already."""
+    done = CliRunner().invoke(cli, arguments(folder), catch_exceptions=False)
     assert done.exit_code == 0, done.output
 
 
@@ -124,7 +122,7 @@ def alone(tmp_path_factory):
 
 
 def test_a_killed_worker_s_questions_are_taken_up_by_the_other(alone, tmp_path):
-    process = start(command(tmp_path, *NUMPY, "--parallel", "--num-workers", "2"))
+    process = start(command(tmp_path, "--parallel", "--num-workers", "2"))
     until(lambda: rows_in(tmp_path) >= 3, 120)
     workers(process)[0].send_signal(signal.SIGKILL)
     _, said = process.communicate(timeout=300)
@@ -134,7 +132,7 @@ def test_a_killed_worker_s_questions_are_taken_up_by_the_other(alone, tmp_path):
 
 
 def test_a_killed_parent_leaves_no_worker_and_one_process_goes_on_where_two_stopped(alone, tmp_path):
-    process = start(command(tmp_path, *NUMPY, "--parallel", "--num-workers", "2"))
+    process = start(command(tmp_path, "--parallel", "--num-workers", "2"))
     until(lambda: rows_in(tmp_path) >= 3, 120)
     left = workers(process)
     process.kill()
