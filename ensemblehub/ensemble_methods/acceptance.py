@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from ensemblehub import builtin
 from ensemblehub.answers.equality import equal_answers, final_answer
 from ensemblehub.cost import UsageLedger, UsageMeter
+from ensemblehub.ensemble_methods import question
 from ensemblehub.ensemble_methods.base import name_of
 from ensemblehub.ensemble_methods.candidates import Candidate, CompleteAnswers, geometric_mean, write_all
 from ensemblehub.ensemble_methods.roles import by_name, require
@@ -69,11 +70,13 @@ class Acceptance(ABC):
     Attributes:
         requires: capabilities of the engine that writes the draft.
         threshold: the probability that suffices, where the strategy sets none.
-        reads_tokens: whether it looks at the logprobs and entropies of the draft's tokens alone.
+        reads_tokens: whether it looks at the logprobs and entropies of the draft's tokens.
+        reads_question: whether the draft's author reads the question for it.
     """
 
     requires: ClassVar[frozenset[Capability]] = frozenset()
     reads_tokens: ClassVar[bool] = False
+    reads_question: bool = False
     threshold: float = 0.5
 
     @abstractmethod
@@ -172,12 +175,20 @@ class Asked(Acceptance):
 class Judged(Acceptance):
     """`entropy:X`, `perplexity:X` or the folder of a trained judge, over the draft's own tokens.
 
-    A trained judge is made by `python -m ensemblehub.lab.judges.drafts`.
+    A trained judge is made by `python -m ensemblehub.lab.judges.drafts`; one that was trained with the
+    questions has the draft's author read the question, too.
     """
 
     artifact: JudgeArtifact
-    requires: ClassVar[frozenset[Capability]] = frozenset({"logprobs"})
     reads_tokens: ClassVar[bool] = True
+
+    @property
+    def requires(self) -> frozenset[Capability]:  # type: ignore[override]
+        return frozenset({"logprobs", "score"} if self.reads_question else {"logprobs"})
+
+    @property
+    def reads_question(self) -> bool:  # type: ignore[override]
+        return self.artifact.judge.reads_question
 
     @property
     def threshold(self) -> float:  # type: ignore[override]
@@ -199,8 +210,11 @@ class Judged(Acceptance):
             log.warning(warning)
 
     async def probability(self, trial: Trial) -> float:
-        judge = self.artifact.judge
-        reading = reading_of(trial.draft.tokens) if judge.reads else Reading(0, 0)
+        judge, draft = self.artifact.judge, trial.draft
+        reading = reading_of(draft.tokens) if judge.reads else Reading(0, 0)
+        if judge.reads_question:
+            tokens = await question.read(draft.engine, draft.request, trial.ledger.meter("judge"))
+            reading = replace(reading, question=sequences(tokens))
         return judge.measured(reading, trial.ledger)
 
 

@@ -32,12 +32,20 @@ class Reading:
         mentor_tokens: mentor tokens read so far.
         perplexity, entropy: per token (see `features.sequences`), shape (tokens,); a judge with
             `reads = False` looks at neither.
+        question: the same two of the question's tokens, for a judge of drafts that reads them, too.
     """
 
     level: int
     mentor_tokens: int
     perplexity: Floats = field(default_factory=lambda: np.zeros(0))
     entropy: Floats = field(default_factory=lambda: np.zeros(0))
+    question: tuple[Floats, Floats] | None = None
+
+    @property
+    def table(self) -> NDArray[np.float32]:
+        """Its features in the precision of collected data, (16,), or (32,) with those of the question."""
+        parts = [(self.perplexity, self.entropy), *([self.question] if self.question else [])]
+        return np.concatenate([features(*part) for part in parts]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class ReadingBatch:
     """Many readings, one below the other.
 
     Attributes:
-        table: their features, (n, 16); `sequences`: per reading (2, tokens), perplexity and entropy.
+        table: their features, (n, 16 or 32); `sequences`: per reading (2, tokens), perplexity and entropy.
         level, mentor_tokens: as in `Reading`, (n,).
     """
 
@@ -60,8 +68,9 @@ class ReadingBatch:
         sequence = np.stack([reading.perplexity, reading.entropy]).astype(np.float16)
         if not sequence.shape[1]:
             raise RequestError("there is nothing to judge: the question is empty")
-        table = features(reading.perplexity, reading.entropy).astype(np.float32)[None]
-        return cls(table, [sequence], np.array([reading.level]), np.array([reading.mentor_tokens]))
+        return cls(
+            reading.table[None], [sequence], np.array([reading.level]), np.array([reading.mentor_tokens])
+        )
 
     def part(self, at: NDArray[Any]) -> ReadingBatch:
         """Those at the given indices, or where a mask holds."""
@@ -80,11 +89,13 @@ class Judge(ABC):
     Attributes:
         kind: its name in the table `JUDGES` and in saved artifacts.
         reads: False if the intern need not read anything for it.
+        reads_question: it judges a draft by the question's tokens as well.
         flops: FLOPs of one call, without the few per token that the features take.
     """
 
     kind: ClassVar[str]
     reads: ClassVar[bool] = True
+    reads_question: bool = False
     flops: float = 0.0
 
     @abstractmethod
@@ -122,14 +133,14 @@ class Judge(ABC):
 
 
 class FeatureJudge(Judge):
-    """A judge over the 16 features: one function for many collected readings and for a live one."""
+    """A judge over the features: one function for many collected readings and for a live one."""
 
     @abstractmethod
     def probabilities(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
         """Probabilities of many readings at once.
 
         Args:
-            table: features, shape (..., 16).
+            table: features, shape (..., 16), or (..., 32) for one that reads the question beside a draft.
             level, mentor_tokens: as in `Reading`, shapes that broadcast to (...).
 
         Returns:
@@ -140,9 +151,7 @@ class FeatureJudge(Judge):
         return self.probabilities(readings.table, readings.level, readings.mentor_tokens)
 
     def probability(self, reading: Reading) -> float:
-        # the precision of collected data
-        table = features(reading.perplexity, reading.entropy).astype(np.float32)
-        return float(self.probabilities(table, reading.level, reading.mentor_tokens))
+        return float(self.probabilities(reading.table, reading.level, reading.mentor_tokens))
 
 
 @dataclass(frozen=True)
@@ -220,31 +229,33 @@ class Fixed(Judge):
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a trained judge besides the 16 features.
+    """Inputs of a trained judge besides the 16 features of what it judges.
 
     Attributes:
         levels: number of levels it was trained on, level 0 included.
         level: add the level, one-hot.
         length: add the number of mentor tokens.
-        log_perplexity: take sign(x)·log(1 + |x|) of the eight perplexity features, whose tails are heavy.
+        log_perplexity: take sign(x)·log(1 + |x|) of the perplexity features, whose tails are heavy.
+        question: add the 16 features of the question.
     """
 
     levels: int
     level: bool = True
     length: bool = True
     log_perplexity: bool = True
+    question: bool = False
 
     @property
     def width(self) -> int:
         """Number of columns of `matrix`."""
-        return len(FEATURE_NAMES) + self.level * self.levels + self.length
+        return len(FEATURE_NAMES) * (1 + self.question) + self.level * self.levels + self.length
 
     def matrix(self, table: ArrayLike, level: ArrayLike, mentor_tokens: ArrayLike) -> Floats:
         """Inputs before standardisation, (..., width); arguments as `FeatureJudge.probabilities`."""
         table = np.array(table, np.float64)
         if self.log_perplexity:
-            half = table[..., : len(FEATURE_NAMES) // 2]
-            table[..., : len(FEATURE_NAMES) // 2] = np.sign(half) * np.log1p(np.abs(half))
+            heavy = np.arange(table.shape[-1]) % len(FEATURE_NAMES) < len(FEATURE_NAMES) // 2
+            table[..., heavy] = np.sign(table[..., heavy]) * np.log1p(np.abs(table[..., heavy]))
         columns = [table]
         if self.level:
             index = np.broadcast_to(np.asarray(level), table.shape[:-1])
@@ -257,10 +268,15 @@ class Inputs:
 
 
 class FeatureClassifier(FeatureJudge):
-    """A trained judge over the 16 features with a calibrated output."""
+    """A trained judge over the features with a calibrated output."""
 
     inputs: Inputs
     curve: Curve
+
+    @property
+    def reads_question(self) -> bool:  # type: ignore[override]
+        """Whether it was trained on drafts with their questions."""
+        return self.inputs.question
 
     @abstractmethod
     def outputs(self, matrix: Floats) -> Floats:

@@ -19,8 +19,8 @@ from pydantic import FiniteFloat
 from ensemblehub import builtin
 from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble_methods import question
 from ensemblehub.ensemble_methods.base import Selection
-from ensemblehub.ensemble_methods.model_selection import question
 from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.base import Engine
@@ -169,7 +169,7 @@ class Learned(Selection):
 
     async def select(self, request: Request, engines: Sequence[Engine], ledger: UsageLedger) -> list[Engine]:
         reader = by_name(engines, self.made.reader, "selection learned: reader")
-        tokens = await question.read(reader, request, ledger)
+        tokens = await question.read(reader, request, ledger.meter("select"))
         said = self.made.probabilities(Reading(0, len(tokens), *sequences(tokens)))
         ledger.add("selection", "select", Cost(decode_flops=self.flops, calls=1))
         there = {engine.name: engine for engine in engines}

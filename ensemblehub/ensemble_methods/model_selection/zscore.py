@@ -18,8 +18,8 @@ from ensemblehub import builtin
 from ensemblehub.artifacts import content_of, parsed
 from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble_methods import question
 from ensemblehub.ensemble_methods.base import Selection
-from ensemblehub.ensemble_methods.model_selection import question
 from ensemblehub.ensemble_methods.roles import check_k
 from ensemblehub.errors import ArtifactError, ConfigError, RequestError
 from ensemblehub.generators.base import Engine
@@ -125,7 +125,7 @@ async def read(engine: Engine, request: Request, ledger: UsageLedger) -> Questio
     Raises:
         RequestError: the engine does not give the probability of top tokens, or there is no question.
     """
-    tokens = await question.read(engine, request, ledger)
+    tokens = await question.read(engine, request, ledger.meter("select"))
     values = np.array([(token.logprob, token.best) for token in tokens], np.float64)  # None becomes NaN
     if np.isnan(values).any():
         raise RequestError(f"engine {engine.name!r} gives no top tokens, and selection zscore needs them")

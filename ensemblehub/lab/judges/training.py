@@ -21,6 +21,7 @@ from ensemblehub.lab.judges.curve_fitting import best_curve, sklearn
 from ensemblehub.lab.judges.examples import Examples, examples_of, split
 from ensemblehub.tandem.artifact import RULES
 from ensemblehub.tandem.curves import sigmoid
+from ensemblehub.tandem.features import FEATURE_NAMES
 from ensemblehub.tandem.judges import (
     JUDGES,
     MLP,
@@ -82,7 +83,8 @@ def train_judge(
 
     Args:
         kind: one of `KINDS`.
-        features: shape (questions, levels, 16), see `features.FEATURE_NAMES`.
+        features: shape (questions, levels, 16), see `features.FEATURE_NAMES`; (…, 32) for drafts, with those
+            of the question.
         labels: shape (questions, levels); the intern answered correctly from that level.
         lengths: mentor tokens read, shape (questions, levels).
         sequences: per question and level (2, tokens), perplexity and entropy; what `lstm`, `gru`, `cnn`,
@@ -104,7 +106,8 @@ def train_judge(
     _check(kind, preset, sequences is not None)
     examples = examples_of(features, labels, lengths, groups, sequences)
     train, validation, held_out = split(examples, seed)
-    inputs = Inputs(int(examples.readings.level.max()) + 1, level, length, log_perplexity=preset != "paper")
+    levels, width = int(examples.readings.level.max()) + 1, examples.readings.table.shape[1]
+    inputs = Inputs(levels, level, length, preset != "paper", question=width > len(FEATURE_NAMES))
     judge, fitted = fit(kind, train, validation, inputs, PRESETS[preset], seed)
     parts = {"train": len(train.label), "validation": len(validation.label), "held_out": len(held_out.label)}
     made = {"kind": kind, "preset": preset, "seed": seed, "examples": parts, **fitted}

@@ -167,7 +167,12 @@ class Collector:
             for engine in (self.mentor, self.intern)
         }
         tokens = [(cost.prompt_tokens, cost.completion_tokens) for cost in of.values()]
-        return DraftScore(probability, ledger.total.flops, *tokens[0], *tokens[1])
+        total = ledger.total
+        if not criterion.reads_question:
+            return DraftScore(probability, total.flops, *tokens[0], *tokens[1])
+        # here the question was read before; where a draft comes first, it was not
+        reading = of[self.intern.name].cold_flops
+        return DraftScore(probability, total.cold_flops, *tokens[0], *tokens[1], question_flops=reading)
 
 
 async def written(engine: Engine, request: Request) -> Candidate:

@@ -81,6 +81,8 @@ class DraftScore:
         probability: that the draft is right; 0 for one that was cut off.
         flops: of the criterion's calls.
         mentor_read, mentor_tokens, intern_read, intern_tokens: tokens read and written for it.
+        question_flops: the part of `flops` for reading the question, which an insight's judge then need not
+            read again.
     """
 
     __pydantic_config__: ClassVar[Any] = {"allow_inf_nan": False}
@@ -91,6 +93,7 @@ class DraftScore:
     mentor_tokens: int
     intern_read: int
     intern_tokens: int
+    question_flops: float = 0.0
 
 
 @dataclass(frozen=True)

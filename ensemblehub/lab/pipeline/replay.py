@@ -48,9 +48,10 @@ def outcomes(
     )
     if not drafted:
         return found
-    said = [(draft.probability, draft.flops) for draft in data.drafts]
-    found.probabilities[:, 0], asking = np.array(said).reshape(-1, 2).T
-    return _with_drafts(found, found.cost[:, 0] - again[:, 0], asking)
+    said = [(draft.probability, draft.flops, draft.question_flops) for draft in data.drafts]
+    found.probabilities[:, 0], asking, question = np.array(said).reshape(-1, 3).T
+    writing = found.cost[:, 0] - np.where(question > 0, question, again[:, 0])
+    return _with_drafts(found, writing, asking)
 
 
 def _with_drafts(found: Outcomes, writing: Floats, asking: Floats) -> Outcomes:
@@ -58,7 +59,8 @@ def _with_drafts(found: Outcomes, writing: Floats, asking: Floats) -> Outcomes:
 
     Args:
         writing: what the draft costs beyond a checkpoint at the first level, (n,): all of it, since a
-            judge wants predictions of the whole prompt, and reads again what the draft has read.
+            judge wants predictions of the whole prompt, and reads again what the draft has read; but not
+            the question, where the criterion has read that as a judge does.
         asking: what its criterion costs, (n,).
     """
     reached, judging = found.reached.copy(), found.judging + (writing + asking)[:, None]

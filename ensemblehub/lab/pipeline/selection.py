@@ -27,7 +27,7 @@ from ensemblehub.config import Config
 from ensemblehub.config.sections import EnsembleSection
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.ensemble_methods.model_selection import question
+from ensemblehub.ensemble_methods import question
 from ensemblehub.ensemble_methods.model_selection.learned import LearnedModel, LearnedSelection
 from ensemblehub.ensemble_methods.roles import by_size
 from ensemblehub.errors import ArtifactError, ConfigError
@@ -163,7 +163,7 @@ async def answered(
     """One question as a JSON row: the reader's features, and every engine's graded answer with its cost."""
     ask = experiment.task.ask(item, experiment.sampling)
     ledger = UsageLedger()
-    tokens = await question.read(reader, ask, ledger)
+    tokens = await question.read(reader, ask, ledger.meter("select"))
     answers = await together(_answer(engine, ask, experiment, item) for engine in engines)
     return {
         "id": item.id,

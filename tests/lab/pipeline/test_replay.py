@@ -79,6 +79,19 @@ def test_flops_of_a_draft_by_hand(drafted):
     assert cascade(ended, [0.8, 0.6]).cost[0] == kept
 
 
+def test_a_question_that_the_drafts_judge_has_read_is_not_read_again(data):
+    score = DraftScore(
+        0.7, flops=2.0 * 40 + 3, mentor_read=0, mentor_tokens=0, intern_read=40, intern_tokens=0
+    )
+    row = replace(data.rows[0], draft=replace(score, question_flops=2.0 * 40))
+    found = outcomes(replace(data, rows=[row]), EntropyRule(1.0), LEVELS, "best", drafted=True)
+    kept = 2 * (40 + 99) + 2 * 40 + 3  # the draft, then the question for the judge of drafts
+    assert cascade(found, [0.7, 0.0]).cost[0] == kept
+    # The insight; of its prompt what is new, the 5 closing tokens of the template among it; the answer.
+    anew = kept + 18 * (50 + 19) + 2 * (65 - 40 + 5) + 2 * (1 + 79)
+    assert cascade(found, [0.8, 0.5]).cost[0] == anew
+
+
 def test_dollars_of_a_draft_by_hand(drafted):
     judged = outcomes(drafted, EntropyRule(1.0), LEVELS, "best", drafted=True)
     found = in_dollars(judged, drafted, LEVELS, Price(2, 10), Price(0.1, 0.4))
