@@ -212,6 +212,7 @@ METHODS = {
     "fixed_high": "always 64",
     "random_mix": "the logistic judge's levels at random",
     "oracle": "oracle over the levels, a bound",
+    "perfect_cascade": "the intern where it is right, else the mentor",
     "logistic": "logistic judge, level 0 first",
     "mlp": "mlp, level 0 first",
     "entropy": "entropy rule, level 0 first",
@@ -234,7 +235,7 @@ DRAFTED = {
     "draft_or_mentor": "draft, then the mentor: for 0.8 of its cost",
     "draft_or_mentor_90": "draft, then the mentor: for 0.9 of its cost",
 }
-BASELINES = ("intern", "mentor", "fixed_low", "fixed_medium", "fixed_high", "oracle")
+BASELINES = ("intern", "mentor", "fixed_low", "fixed_medium", "fixed_high", "oracle", "perfect_cascade")
 OF_QWEN = {
     **{
         f"{QWEN}/draft_{task}": Table(
@@ -248,7 +249,7 @@ OF_QWEN = {
                 "to a random mix of the two at that cost": over_mix,
             },
         )
-        for task in ("mbpp", "humaneval")
+        for task in ("mbpp", "humaneval", "gsm8k")
     },
     f"{QWEN}/tandem_mbpp": Table("`tandem_mbpp/`, {n} questions:", METHODS, COLUMNS),
     f"{QWEN}/tandem_mbpp_plus": Table("`tandem_mbpp_plus/`, {n} questions:", METHODS, COLUMNS),
@@ -341,25 +342,26 @@ RECORDED = (
         for task, base in (("math", "mentor"), ("math", "tandem_high"), ("code", "tandem_low"))
     ),
 )
+OF_QWEN_DATA = (
+    ("mbpp", "mbpp.jsonl", "test", ""),
+    ("humaneval", "humaneval.jsonl", "all", ""),
+    ("gsm8k", "gsm8k_test.jsonl", "test", " --prompt plain"),
+)
 OF_DATA = (
     *(
         Recorded(
             f"{QWEN}/tandem_{task}/summary.json",
             f"{REPLAYED} --dataset {task} --data {{data}}/{file} --split {split} -s experiment.results={{copy}}{more}",
         )
-        for task, file, split, more in (
-            ("mbpp", "mbpp.jsonl", "test", ""),
-            ("humaneval", "humaneval.jsonl", "all", ""),
-            ("gsm8k", "gsm8k_test.jsonl", "test", " --prompt plain"),
-        )
+        for task, file, split, more in OF_QWEN_DATA
     ),
     *(
         Recorded(
             f"{QWEN}/draft_{task}/summary.json",
-            f"{WITH_DRAFTS} --dataset {task} --data {{data}}/{task}.jsonl --split {split} "
-            "-s experiment.results={copy} -s ensemble.output_aggregation_params.draft=logprob",
+            f"{WITH_DRAFTS} --dataset {task} --data {{data}}/{file} --split {split} "
+            f"-s experiment.results={{copy}} -s ensemble.output_aggregation_params.draft=logprob{more}",
         )
-        for task, split in (("mbpp", "test"), ("humaneval", "all"))
+        for task, file, split, more in OF_QWEN_DATA
     ),
     *(
         Recorded(

@@ -24,6 +24,7 @@ from ensemblehub.lab.pipeline.report import MethodRuns, ReplayCheck
 from ensemblehub.tandem.artifact import JudgeArtifact
 from ensemblehub.tandem.insights import LEVEL_0
 
+SPENT = ("mentor_tokens", "intern_tokens", "flops", "paper", "seconds")  # of both models where both answer
 OVER_MIX, OVER_FIXED = "over the mix", "over the best fixed level"
 COLUMNS = (
     *(name for name in report.COLUMNS if name != "cost_vs_concise"),
@@ -89,8 +90,25 @@ def methods(
         *(report.fixed(collected, f"fixed_{level}", level) for level in collected.levels if level != LEVEL_0),
         *([report.random_mix(collected, shares)] if shares else []),
         report.oracle(collected),
+        perfect_cascade(collected),
         *rows,
     ]
+
+
+def perfect_cascade(collected: Collected) -> MethodRuns:
+    """The intern's own answer where it is right, else the mentor's after it.
+
+    What a criterion would bring that knows which of the intern's answers are right; only one that also
+    knows where the mentor will be wrong can cost less.
+    """
+    draft, mentor = (vars(report.fixed(collected, name, name)) for name in (LEVEL_0, "mentor"))
+    kept = draft["correct"] > 0
+    columns = {
+        name: np.where(kept, draft[name], mentor[name] + (draft[name] if name in SPENT else 0.0))
+        for name in (*report.COUNTED, "flops", "paper", "judging")
+    }
+    levels = {LEVEL_0: float(kept.sum()), "mentor": float((~kept).sum())}
+    return MethodRuns("perfect_cascade", levels, **columns)
 
 
 def compared(found: Sequence[MethodRuns]) -> list[dict[str, float]]:
@@ -131,6 +149,8 @@ def note(judges: Mapping[str, JudgeArtifact]) -> str:
     return (
         f"Judges are replayed on the collected runs: no model is called. `{OVER_MIX}`: the difference to the most "
         f"accurate random mix of the two models at the same cost; `{OVER_FIXED}`: to the level that is best for "
-        "all questions, level 0 among them. A judge stops at the first level "
+        "all questions, level 0 among them. `perfect_cascade`: the intern's own answer where it is right, else the "
+        "mentor's after it: what a criterion would bring that knows which of the intern's answers are right. "
+        "A judge stops at the first level "
         f"whose probability reaches its threshold. {'; '.join(parts)}."
     )

@@ -19,7 +19,7 @@ from ensemblehub.lab.pipeline import report, splits
 from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.records import Collected
-from ensemblehub.lab.pipeline.replayed import judged
+from ensemblehub.lab.pipeline.replayed import judged, perfect_cascade
 from ensemblehub.lab.tasks.base import Item
 from ensemblehub.tandem.artifact import load_judge
 
@@ -401,4 +401,18 @@ def test_a_replayed_judge_chooses_what_it_did_live(folder):
     for column in ("correct", "mentor_tokens", "intern_tokens"):  # echo engines cache no prefix
         assert (getattr(replayed, column) == getattr(live, column)).all(), column
     text = own.report_replayed([str(folder / "judge"), "entropy:0.5"])
-    assert all(f"| {method} |" in text for method in ("judge", "entropy:0.5", "oracle"))
+    assert all(f"| {method} |" in text for method in ("judge", "entropy:0.5", "oracle", "perfect_cascade"))
+
+
+def test_a_perfect_cascade_asks_the_mentor_where_the_intern_is_wrong(folder):
+    data = pipeline(folder).collected("test")
+    found, mentor, intern = perfect_cascade(data), data.info("mentor"), data.info("intern")
+    right = [row.runs["none"].correct for row in data.rows]
+    assert found.levels == {"none": sum(right), "mentor": len(right) - sum(right)}
+    assert 0 < sum(right) < len(right)
+    for at, row in enumerate(data.rows):
+        asked = [row.runs["none"]] if right[at] else [row.runs["none"], row.runs["mentor"]]
+        assert found.correct[at] == asked[-1].correct
+        assert found.flops[at] == sum(run.flops(mentor, intern) for run in asked)
+        assert found.mentor_tokens[at] == sum(run.mentor_tokens for run in asked)
+        assert found.truncated[at] == (asked[-1].finish == "length")
