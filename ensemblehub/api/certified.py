@@ -50,8 +50,7 @@ class CertificateWatch:
             if named:
                 raise ArtifactError(f"{name}: there is no certificate in {named}")
             return None
-        options = {spec.name: config.deciding(spec) for spec in config.members}
-        now = identity(aggregation, ensemble.engines, options, config.ensemble.generation.sampling())
+        now = identity(config, aggregation, ensemble.engines)
         return cls(name, certificate, certificate.differing(now))
 
     @property

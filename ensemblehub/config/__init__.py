@@ -155,6 +155,11 @@ class Config(Section):
         """The engine options of a model that affect its output, without those of where it runs."""
         return {key: value for key, value in self.options(spec).items() if key not in WHERE_IT_RUNS}
 
+    def to_yaml(self) -> str:
+        """What the file and its changes give, as the text of a file."""
+        given = self.model_dump(exclude_unset=True, mode="json")
+        return yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+
     @property
     def notes(self) -> list[str]:
         """Warnings for old names and for keys that have no effect, one line each."""

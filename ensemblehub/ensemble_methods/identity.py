@@ -1,25 +1,24 @@
-"""What a certificate is bound to: models, their options, words, judge and settings of a strategy."""
+"""What a certificate is bound to: models and their options, words, judge, selection, scorers and settings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from ensemblehub import builtin
 from ensemblehub.artifacts import hash_of
+from ensemblehub.config import WHERE_IT_RUNS, Config
 from ensemblehub.ensemble_methods.base import Aggregation
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Sampling
+from ensemblehub.scorers.base import Scorer
 
 
-def identity(
-    aggregation: Aggregation, engines: Sequence[Engine], options: Mapping[str, Any], sampling: Sampling
-) -> dict[str, str]:
-    """Models by their identity, everything else by a hash.
-
-    Args:
-        options: the options of each engine that decide what it writes (`Config.deciding`), by name.
-    """
+def identity(config: Config, aggregation: Aggregation, engines: Sequence[Engine]) -> dict[str, str]:
+    """Models by their identity, everything else by a hash; of an ensemble that was built from `config`."""
+    options = {spec.name: config.deciding(spec) for spec in config.members}
     parts = aggregation.parts(engines) or {engine.name: engine for engine in engines}
     told = [_without_path(options[engine.name], engine) for engine in parts.values()]
     decides = aggregation.deciding()
@@ -27,10 +26,35 @@ def identity(
         **{part: engine.model for part, engine in parts.items()},
         "quantisation": hash_of(told),
         **{name: value if isinstance(value, str) else hash_of(value) for name, value in decides.items()},
-        "settings": hash_of([decides["settings"], asdict(sampling)]),
+        **_beside(config, aggregation),
+        "settings": hash_of([decides["settings"], asdict(config.ensemble.generation.sampling())]),
     }
 
 
-def _without_path(options: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
-    """The options of an engine; its identity says more than the path that leads to it."""
-    return {key: value for key, value in options.items() if key != "path" or engine.model == engine.name}
+def _beside(config: Config, aggregation: Aggregation) -> dict[str, str]:
+    """Hashes of the selection, unless it is that of all models, and of the scorers that are asked."""
+    found = {}
+    if config.selection.method != "all":
+        found["selection"] = hash_of([config.selection.model_dump(), trained(config)])
+    if aggregation.uses_scorers:
+        pool, specs = aggregation.scorers, config.reward_specs
+        options = [spec.model_dump(exclude={*WHERE_IT_RUNS, "name"}) for spec in specs]
+        told = [_without_path(*pair) for pair in zip(options, pool.scorers, strict=True)]
+        found["scorers"] = hash_of([[scorer.model for scorer in pool.scorers], told, pool.normalization])
+    return found
+
+
+def trained(config: Config) -> dict[str, str]:
+    """Hashes of the trained parts that a configuration names, by option."""
+    named = {**config.selection.params, **config.aggregation.params}
+    found = {}
+    for option in sorted({"artifact", "judge", "stats_file"} & named.keys()):
+        place = Path(builtin.resolve(str(named[option])))
+        files = sorted(place.glob("*.*")) if place.is_dir() else [place] if place.is_file() else []
+        found[option] = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    return found
+
+
+def _without_path(options: dict[str, Any], part: Engine | Scorer) -> dict[str, Any]:
+    """The options of an engine or a scorer; its identity says more than the path that leads to it."""
+    return {key: value for key, value in options.items() if key != "path" or part.model == part.name}

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ensemblehub import data_files, registry
-from ensemblehub.lab.advise.commands import advise
+from ensemblehub.lab.advise.commands import advise, certify
 from ensemblehub.lab.bench import commands as bench
 from ensemblehub.lab.budget_option import checked_budget
 from ensemblehub.lab.contracts.commands import init, validate
 from ensemblehub.lab.merge import merge
 from ensemblehub.lab.paper.commands import paper
+from ensemblehub.lab.promise_options import promise_options
 from ensemblehub.lab.tasks import TASKS
 from ensemblehub.options import Commands, CommandT, FiniteRange, config_option, force_option, limit_option
 from ensemblehub.ray_cluster import Cluster, ray_options
@@ -26,7 +27,7 @@ from ensemblehub.shards import Shard, shard_option
 
 if TYPE_CHECKING:
     from ensemblehub.config import Config
-    from ensemblehub.lab.pipeline.certificate import Loss
+    from ensemblehub.lab.pipeline.certificate import Promise
 
 
 def experiment_option(command: CommandT) -> CommandT:
@@ -218,34 +219,13 @@ def stats(config: Config, input_path: Path, output_path: Path, limit: int | None
 @click.option(
     "--min-accuracy", type=FiniteRange(0, 1), help="The cheapest thresholds with at least this accuracy."
 )
-@click.option(
-    "--max-loss",
-    type=FiniteRange(0, 1, min_open=True, max_open=True),
-    help="The cheapest thresholds that are certified to lose at most this share of the questions.",
-)
-@click.option(
-    "--confidence",
-    type=FiniteRange(0, 1, min_open=True, max_open=True),
-    default=0.95,
-    show_default=True,
-    help="With --max-loss: the probability with which that holds.",
-)
-@click.option(
-    "--loss",
-    type=click.Choice(["lost-correct", "net"]),
-    default="lost-correct",
-    show_default=True,
-    help="With --max-loss: what is lost: questions that the mentor has right and the answer wrong, or these less "
-    "those that only the answer has right.",
-)
+@promise_options("The cheapest thresholds that are certified to lose at most this share of the questions.")
 def calibrate(
     config: Config,
     max_accuracy: bool,
     budget: str | None,
     min_accuracy: float | None,
-    max_loss: float | None,
-    confidence: float,
-    loss: Loss,
+    promise: Promise | None,
 ) -> None:
     """Choose the judge's thresholds on the split `calibration`.
 
@@ -255,18 +235,17 @@ def calibrate(
     given = {"budget": budget, "min-accuracy": min_accuracy}
     objectives = ["max-accuracy"] if max_accuracy else []
     objectives += [f"{name}:{value}" for name, value in given.items() if value is not None]
-    if len(objectives) + (max_loss is not None) > 1:
+    if len(objectives) + (promise is not None) > 1:
         raise click.UsageError("choose one of --max-accuracy, --budget, --min-accuracy and --max-loss")
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 
     pipeline = Pipeline(config)
-    if max_loss is None:
+    if promise is None:
         click.echo(json.dumps(pipeline.calibrate(next(iter(objectives), None)), indent=1))
         return
-    from ensemblehub.lab.pipeline.certificate import Promise
     from ensemblehub.lab.pipeline.certificate_command import certify
 
-    click.echo(certify(pipeline, Promise(max_loss, confidence, loss)))
+    click.echo(certify(pipeline, promise))
 
 
 @click.command()
@@ -366,7 +345,20 @@ def classifiers(config: Config, kinds: tuple[str, ...]) -> None:
 
 def register(cli: click.Group) -> None:
     """Register the laboratory's commands, and the sandbox's line in the report of `doctor`."""
-    own = (demo, advise, collect, train, stats, calibrate, evaluate, report, data, merge, classifiers)
+    own = (
+        demo,
+        advise,
+        certify,
+        collect,
+        train,
+        stats,
+        calibrate,
+        evaluate,
+        report,
+        data,
+        merge,
+        classifiers,
+    )
     for command in (*own, paper, init, validate):
         cli.add_command(command)
     bench.register(cli)

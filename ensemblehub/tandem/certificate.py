@@ -1,4 +1,4 @@
-"""Certificates on disk: `certificate.json` beside the judge, with everything that it holds for."""
+"""Certificates on disk: `certificate.json` in a folder, with everything that it holds for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ensemblehub.errors import ArtifactError
 
 FILE = "certificate.json"
 FORMAT = 1
-AGAIN = "run `ensemblehub calibrate --max-loss` again"
+AGAIN = "run the command that certified again, such as `ensemblehub calibrate --max-loss`"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Certificate:
     Attributes:
         loss: what counts as lost (`lost-correct` or `net`; docs/judges.md).
         n: number of calibration questions.
-        thresholds: the certified setting, by level.
+        thresholds: the certified setting, by level or option.
         seen: what it brings on the calibration questions.
         holds_for: what it is bound to, by name: models by their identity, everything else by hash.
         made_from: hashes of the calibration questions and of the path of settings.
@@ -44,15 +44,15 @@ class Certificate:
     format: int = FORMAT
 
     def save(self, folder: Path) -> None:
-        """Write it beside the judge in `folder`."""
+        """Write it into `folder`."""
         write_atomically(folder / FILE, json.dumps(asdict(self), indent=1) + "\n")
 
     def differing(self, now: Mapping[str, str]) -> list[str]:
         """What is not as it was certified, a sentence each."""
         return [
-            f"the certificate holds for {name} {certified!r}, not {now.get(name)!r}"
-            for name, certified in self.holds_for.items()
-            if now.get(name) != certified
+            f"the certificate holds for {name} {self.holds_for.get(name)!r}, not {now.get(name)!r}"
+            for name in dict.fromkeys([*self.holds_for, *now])
+            if now.get(name) != self.holds_for.get(name)
         ]
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Certificate:
 
 
 def load_certificate(folder: Path) -> Certificate | None:
-    """The certificate beside the judge in `folder`; None where there is none.
+    """The certificate in `folder`; None where there is none.
 
     Raises:
         ArtifactError: it is damaged, or of another version.

@@ -51,8 +51,7 @@ def folder(tmp_path):
     JudgeArtifact(EntropyRule(1.0), thresholds={"none": 0.7, "low": 0.5}).save(tmp_path)
     config = config_of(tmp_path)
     ensemble = AsyncEnsemble.from_config(config)
-    options = {spec.name: config.deciding(spec) for spec in config.members}
-    now = identity(ensemble.aggregation, ensemble.engines, options, config.ensemble.generation.sampling())
+    now = identity(config, ensemble.aggregation, ensemble.engines)
     scores = {name: histogram([0.2 + 0.4 * step / 500 for step in range(500)]) for name in ("first", "last")}
     seen = {"lost": 0.01, "gained": 0.0, "cost": 0.5, "cost_interval": [0.4, 0.6], "subjects": {}}
     made = {"data": "d", "path": "p"}

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ensemblehub.artifacts import write_atomically
 from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
@@ -33,6 +31,7 @@ from ensemblehub.lab.pipeline.experiment import Experiment, as_json, tandem_of
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.own import OwnQuestions
+from ensemblehub.tandem.drift import histogram
 
 log = logging.getLogger(__name__)
 SWITCHES = {  # options that turn a model's thinking off, by engine; elsewhere the key of the file does
@@ -113,9 +112,12 @@ def advise(
         else:
             made = _configured(config, {**best.changes, "ensemble.certificate": str(folder)})
             title = best.name
-            text += f"\n## Certificate\n\n```\n{best.save(made, [row.key for row in rows], folder)}\n```\n"
+            scores = best.strategy.scores
+            judged = {} if scores is None else {"first": histogram(scores[best.tested].tolist())}
+            said = best.save(made, [row.key for row in rows], folder, judged)
+            text += f"\n## Certificate\n\n```\n{said}\n```\n"
     heading = f"# {title}\n# chosen by {recorded.measure}\n" if recorded.prices else f"# {title}\n"
-    advice = Advice(found, chosen, clear, text, f"{heading}{_yaml(made)}", refusal)
+    advice = Advice(found, chosen, clear, text, f"{heading}{made.to_yaml()}", refusal)
     write_atomically(folder / "advice.md", advice.text)
     write_atomically(folder / "advice.yaml", advice.config)
     return advice
@@ -347,9 +349,3 @@ def _configured(config: Config, changes: Changes) -> Config:
     if not used or made.ensemble.certificate:
         return made
     return made.model_copy(update={"model_specs": [spec for spec in made.model_specs if spec.name in used]})
-
-
-def _yaml(config: Config) -> str:
-    """A configuration ready for `ensemblehub serve`."""
-    data = config.model_dump(exclude_unset=True, mode="json")
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

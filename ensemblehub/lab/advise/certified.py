@@ -1,9 +1,9 @@
-"""A certificate of the recommended strategy: chosen on one half of the questions, tested on the other."""
+"""A certificate of the cheapest of several strategies: chosen on one half of the questions, tested on the other."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +13,13 @@ from ensemblehub.artifacts import hash_of
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.identity import identity
+from ensemblehub.errors import ConfigError
 from ensemblehub.lab.advise.strategies import Changes, Strategy
 from ensemblehub.lab.pipeline.cascade import Indices
 from ensemblehub.lab.pipeline.certificate import Bools, Promise, Settings, certified, kept, needed
 from ensemblehub.lab.pipeline.certificate_command import CalibrationShares, lines
 from ensemblehub.lab.pipeline.certificate_path import safest_first
 from ensemblehub.tandem.certificate import Certificate
-from ensemblehub.tandem.drift import histogram
-from ensemblehub.tandem.insights import DRAFT
 
 CHOOSING = slice(None, None, 2)  # the questions that choose a strategy and its thresholds; the others test it
 
@@ -54,34 +53,30 @@ class CertifiedStrategy:
         setting = self.strategy.settings[self.index][0]
         return f"{self.strategy.name}: {setting}" if setting else self.strategy.name
 
-    def save(self, config: Config, keys: Sequence[str], folder: Path) -> str:
+    def save(self, config: Config, keys: Sequence[str], folder: Path, scores: Mapping[str, list[int]]) -> str:
         """Write `certificate.json` for a configuration; returns what a user reads.
 
         Args:
             config: the recommended configuration.
             keys: of all questions.
+            scores: see `Certificate`; of the questions of the test.
         """
         ensemble = AsyncEnsemble.from_config(config)
-        options = {spec.name: config.deciding(spec) for spec in config.members}
-        sampling = config.ensemble.generation.sampling()
-        scores, threshold = (
-            self.strategy.scores,
-            self.changes.get("ensemble.output_aggregation_params", {}).get("threshold"),
-        )
-        judged = {} if scores is None else {"first": histogram(scores[self.tested].tolist())}
+        threshold = config.aggregation.params.get("threshold")
+        given = {} if threshold is None else {"threshold": threshold}
         certificate = Certificate(
             self.promise.loss,
             self.promise.max_loss,
             self.promise.confidence,
             int(self.tested.sum()),
-            {} if threshold is None else {DRAFT: threshold},
+            ensemble.aggregation.deciding().get("thresholds", given),
             vars(self.seen),
-            identity(ensemble.aggregation, ensemble.engines, options, sampling),
+            identity(config, ensemble.aggregation, ensemble.engines),
             {
                 "data": hash_of([key for key, tested in zip(keys, self.tested, strict=True) if tested]),
                 "path": hash_of([self.strategy.name, *(self.strategy.settings[at][0] for at in self.path)]),
             },
-            judged,
+            dict(scores),
         )
         certificate.save(folder)
         return "\n".join(lines(certificate, self.promise, self.name))
@@ -100,6 +95,8 @@ def certify(found: Sequence[Strategy], subjects: Sequence[str], promise: Promise
     Raises:
         ConfigError: nothing that costs less than the mentor keeps the promise on so many questions.
     """
+    if len(subjects) < 2:
+        raise ConfigError("a certificate needs questions to choose by and others to test: 2 at least")
     tested = np.ones(len(subjects), bool)
     tested[CHOOSING] = False
     mentor = found[0]
@@ -118,7 +115,11 @@ def certify(found: Sequence[Strategy], subjects: Sequence[str], promise: Promise
     *_, rank, path = min(choices, key=lambda entry: entry[:3])
     strategy = found[rank]
     settings = _settings(mentor, strategy, tested, path)
-    chosen = certified(settings, promise)
+    try:
+        chosen = certified(settings, promise)
+    except ConfigError as error:
+        where = f"{strategy.name}, on every second of {len(subjects):,} questions"
+        raise ConfigError(f"{error} (tested: {where})") from error
     seen = CalibrationShares.of(
         settings, chosen, [subject for subject, within in zip(subjects, tested, strict=True) if within]
     )

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from ensemblehub import builtin
+from ensemblehub.lab.bench.commands import changes_option
 from ensemblehub.lab.budget_option import checked_budget
+from ensemblehub.lab.promise_options import promise_options
 from ensemblehub.lab.tasks import TASKS
 from ensemblehub.lab.tasks.base import Task
 from ensemblehub.options import FiniteRange, config_file_option, force_option
 
 if TYPE_CHECKING:
     from ensemblehub.lab.advise.choice import Aim, Criterion
+    from ensemblehub.lab.pipeline.certificate import Promise
 
 
 @click.command()
@@ -71,25 +74,9 @@ if TYPE_CHECKING:
     type=FiniteRange(0, 100),
     help="Points of accuracy that may be lost against the mentor (default: 1.5).",
 )
-@click.option(
-    "--max-loss",
-    type=FiniteRange(0, 1, min_open=True, max_open=True),
-    help="Certify the cheapest strategy that loses at most this share of the questions against the mentor "
-    "(docs/judges.md); all --n questions are recorded.",
-)
-@click.option(
-    "--confidence",
-    type=FiniteRange(0, 1, min_open=True, max_open=True),
-    default=0.95,
-    show_default=True,
-    help="Of the certificate.",
-)
-@click.option(
-    "--loss",
-    type=click.Choice(["lost-correct", "net"]),
-    default="lost-correct",
-    show_default=True,
-    help="What --max-loss counts: questions that only the mentor has right, or these less those gained.",
+@promise_options(
+    "Certify the cheapest strategy that loses at most this share of the questions against the mentor "
+    "(docs/judges.md); all --n questions are recorded."
 )
 @click.option(
     "--samples",
@@ -121,9 +108,7 @@ def advise(
     aim: Aim | None,
     budget: str | None,
     margin: float | None,
-    max_loss: float | None,
-    confidence: float,
-    loss: str,
+    promise: Promise | None,
     samples: int,
     out: Path,
     force: bool,
@@ -147,7 +132,6 @@ def advise(
     from ensemblehub.config import Config
     from ensemblehub.lab.advise import advice
     from ensemblehub.lab.advise.pair import pair_of
-    from ensemblehub.lab.pipeline.certificate import Loss, Promise
 
     if models and path:
         raise click.UsageError("give --models or a configuration, not both")
@@ -156,12 +140,62 @@ def advise(
     criterion = _criterion(aim, budget, margin)
     config = pair_of(models, changes) if models else Config.read(path or builtin.CONFIG, changes)
     chosen, split = _asked(own, task, data, prompt, config.experiment.prompt, split)
-    promise = Promise(max_loss, confidence, cast(Loss, loss)) if max_loss else None
     made = advice.advise(config, chosen, split, n, whole, samples, criterion, out, force, promise, collected)
     click.echo(made.text)
     if made.refusal:
         raise made.refusal
     click.echo(f"ensemblehub serve {out}/advice.yaml")
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("configs", metavar="CONFIG...", nargs=-1, required=True)
+@changes_option
+@click.option(
+    "--against", default="mentor", show_default=True, metavar="NAME", help="The cell of the mentor alone."
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="PATTERN",
+    help="Certify only cells with such names, as in --only 'cascade*'; repeatable.",
+)
+@promise_options(
+    "Certify the cheapest cell that loses at most this share of the questions against the mentor.",
+    required=True,
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("certified"),
+    show_default=True,
+    help="Folder for the certificate and the configuration.",
+)
+def certify(
+    folder: Path,
+    configs: tuple[str, ...],
+    changes: tuple[str, ...],
+    against: str,
+    only: tuple[str, ...],
+    promise: Promise,
+    out: Path,
+) -> None:
+    """Certify a strategy from results of `ensemblehub bench`, without asking a model.
+
+    DIR is the result folder, CONFIG... what `bench` measured, with one cell per setting (`sweep:`).  Cells of one
+    method and the same models are the settings of one strategy.  Every second question chooses the strategy
+    and orders its settings, the others test them (docs/judges.md).
+
+    Writes OUT/certificate.json, and OUT/certified.yaml for `ensemblehub serve`, which compares and watches.
+
+    \b
+    ensemblehub certify results/sweep sweep.yaml --max-loss 0.02
+    """
+    from ensemblehub.lab.advise.measured import FILE, certify_measured
+    from ensemblehub.lab.bench.cells import cells_of
+
+    click.echo(certify_measured(folder, cells_of(configs, changes), against, only, promise, out))
+    click.echo(f"ensemblehub serve {out / FILE}")
 
 
 def _criterion(aim: Aim | None, budget: str | None, margin: float | None) -> Criterion:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, dataclass, replace
@@ -11,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ensemblehub import builtin
 from ensemblehub.artifacts import hash_of
 from ensemblehub.concurrency import for_each
 from ensemblehub.config import WHERE_IT_RUNS, Config
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.ensemble_methods.identity import trained
 from ensemblehub.errors import ArtifactError, ContextOverflowError, EngineError, EnsembleHubError
 from ensemblehub.lab.bench.calls import Calls, ReusedEngine
 from ensemblehub.lab.bench.cells import Cell
@@ -249,7 +248,7 @@ def settings_of_cell(config: Config, ensemble: AsyncEnsemble, questions: Questio
     scorers = [spec.model_dump(exclude=WHERE_IT_RUNS) for spec in config.reward_specs]
     return questions.about | {
         "engines": {name: portable(options) for name, options in deciding(config, ensemble.engines).items()},
-        "sampling": asdict(questions.request(questions.asks[0], ensemble.sampling).sampling),
+        "sampling": asdict(questions.task.sampling(ensemble.sampling)),
         "extract_after": ensemble.generation.extract_after,
         "selection": config.selection.model_dump(),
         "aggregation": config.aggregation.model_dump(),
@@ -265,14 +264,3 @@ def portable(options: dict[str, Any]) -> dict[str, Any]:
         key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
         for key, value in options.items()
     }
-
-
-def trained(config: Config) -> dict[str, str]:
-    """Hashes of the trained parts that a configuration names, by option."""
-    named = {**config.selection.params, **config.aggregation.params}
-    found = {}
-    for option in sorted({"artifact", "judge", "stats_file"} & named.keys()):
-        place = Path(builtin.resolve(str(named[option])))
-        files = sorted(place.glob("*.*")) if place.is_dir() else [place] if place.is_file() else []
-        found[option] = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-    return found

@@ -13,6 +13,15 @@ from ensemblehub.options import force_option, limit_option
 from ensemblehub.ray_cluster import Cluster, ray_options
 from ensemblehub.shards import Shard, shard_option
 
+changes_option = click.option(
+    "--set",
+    "-s",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a value of every CONFIG, as in -s ensemble.generation.max_tokens=1024; repeatable.",
+)
+
 
 @click.command()
 @click.argument("configs", metavar="CONFIG...", nargs=-1, required=True)
@@ -38,14 +47,7 @@ from ensemblehub.shards import Shard, shard_option
     help="Answers to every question; more than one needs a temperature above 0.",
 )
 @click.option("--seed", type=int, help="Seed of every answer (default: ensemble.generation.seed).")
-@click.option(
-    "--set",
-    "-s",
-    "changes",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a value of every CONFIG, as in -s ensemble.generation.max_tokens=1024; repeatable.",
-)
+@changes_option
 @click.option(
     "--errors",
     type=click.Choice(["stop", "wrong"]),

@@ -110,6 +110,18 @@ def compare(base: CellAnswers, other: CellAnswers, common: bool = False) -> Pair
     Raises:
         ArtifactError: They answer different questions, or were asked with different prompts; says which.
     """
+    pairs = paired(base, other, common)
+    groups = {
+        "subject": _grouped(pairs, lambda row: row.subject),
+        "level": _grouped(pairs, lambda row: str(row.level or "")),
+    }
+    told_apart = [key for key in COSTS if key != "wall" or not (base.reused or other.reused)]
+    costs = {key: (_mean(pairs, 0, key), _mean(pairs, 1, key)) for key in told_apart}
+    return PairedComparison(base.name, other.name, costs, Difference.of(pairs), groups)
+
+
+def paired(base: CellAnswers, other: CellAnswers, common: bool = False) -> dict[str, Pair]:
+    """The samples of every question from both cells, in the order of `base`; see `compare`."""
     where = f"{base.path} and {other.path}"
     if differing := list(differences(base.about, other.about)):
         raise ArtifactError(f"{where} were not asked the same: {told(differing)}")
@@ -119,7 +131,7 @@ def compare(base: CellAnswers, other: CellAnswers, common: bool = False) -> Pair
     if any(only) and not common:
         counts = f"{only[0]} of the first only, {only[1]} of the second only"
         raise ArtifactError(
-            f"{where} have not answered the same questions ({counts}); --common compares those of both"
+            f"{where} have not answered the same questions ({counts}); `compare --common` compares those of both"
         )
     if not names:
         raise ArtifactError(f"{where} have no question in common")
@@ -128,13 +140,7 @@ def compare(base: CellAnswers, other: CellAnswers, common: bool = False) -> Pair
         for what, key in (("question", "asked"), ("prompt", "prompted")):
             if getattr(rows[0], key) != getattr(others[0], key):
                 raise ArtifactError(f"{where} were asked {name} with another {what}: ask them again")
-    groups = {
-        "subject": _grouped(pairs, lambda row: row.subject),
-        "level": _grouped(pairs, lambda row: str(row.level or "")),
-    }
-    told_apart = [key for key in COSTS if key != "wall" or not (base.reused or other.reused)]
-    costs = {key: (_mean(pairs, 0, key), _mean(pairs, 1, key)) for key in told_apart}
-    return PairedComparison(base.name, other.name, costs, Difference.of(pairs), groups)
+    return pairs
 
 
 def _grouped(pairs: dict[str, Pair], key: Callable[[AnswerRow], str]) -> dict[str, Difference]:

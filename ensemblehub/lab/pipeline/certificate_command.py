@@ -58,7 +58,6 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
     folder = pipeline.saved_folder
     replace(artifact, thresholds=thresholds, data=made).save(folder)
     engines, tandem = pipeline.ensemble(judge=str(folder))  # with the new thresholds
-    options = {spec.name: pipeline.config.deciding(spec) for spec in pipeline.config.members}
     certificate = Certificate(
         promise.loss,
         promise.max_loss,
@@ -66,7 +65,7 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
         len(data.rows),
         thresholds,
         vars(seen),
-        identity(tandem, engines.engines, options, pipeline.config.ensemble.generation.sampling()),
+        identity(pipeline.config, tandem, engines.engines),
         {
             "data": hash_of([row.key for row in data.rows]),
             "path": hashlib.sha256(path.tobytes()).hexdigest()[:16],

@@ -354,7 +354,7 @@ def test_the_file_of_a_mentor_without_thinking_turns_it_off(engine):
     spec = {"name": "big", "engine": engine, "path": "m.gguf"}
     config = Config.from_dict({"model_specs": [{"name": "small", "engine": "echo"}, spec]})
     made = advice._configured(config, {"ensemble.models": ["big"], NO_THINKING: False})
-    kept = Config.from_dict(yaml.safe_load(advice._yaml(made)))
+    kept = Config.from_dict(yaml.safe_load(made.to_yaml()))
     options = kept.options(kept.model_specs[0])
     if engine == "openai":
         options = options["extra_body"]["chat_template_kwargs"]

@@ -62,8 +62,7 @@ def pipeline_of(folder, *changes):
 
 def identity_of(pipeline):
     ensemble, tandem = pipeline.ensemble()
-    options = {spec.name: pipeline.config.deciding(spec) for spec in pipeline.config.members}
-    return identity(tandem, ensemble.engines, options, pipeline.sampling)
+    return identity(pipeline.config, tandem, ensemble.engines)
 
 
 def test_repeats_are_not_counted(folder, tmp_path, caplog):
