@@ -104,6 +104,20 @@ def test_drift_is_said_once_and_may_end_the_tandem(folder, caplog, on_drift, ans
         assert served.name == "ensemble"
 
 
+def test_a_certificate_is_bound_to_the_scorers(folder):
+    def names(*changes):
+        scored = {"output_aggregation_method": "best_of"}
+        entries = config_of(folder).model_dump(include={"model_specs"}, exclude_unset=True)
+        entries |= {"ensemble": scored, "reward_specs": [{"engine": "perplexity", "model": "big"}]}
+        config = Config.from_dict(entries, changes)
+        ensemble = AsyncEnsemble.from_config(config)
+        return identity(config, ensemble.aggregation, ensemble.engines)
+
+    first, again, other = names(), names(), names("reward_specs.0.weight=2")
+    assert first == again
+    assert [name for name in first if first[name] != other[name]] == ["scorers"]
+
+
 def test_the_mentor_of_one_model_is_the_largest_of_the_file(folder):
     config = config_of(folder, temperature=0.5, on_drift="mentor")
     alone = config.ensemble.model_copy(
