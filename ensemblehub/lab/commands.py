@@ -229,7 +229,8 @@ def calibrate(
 ) -> None:
     """Choose the judge's thresholds on the split `calibration`.
 
-    One threshold per level; test data is never used. The default objective is `experiment.aim` of the file.
+    One threshold per level; test data is never used. The default objective is `experiment.aim` of the file. Where
+    `give_up` of the Tandem is `calibrated`, the probability below which the mentor is stopped is chosen, too.
     With --max-loss, a certificate is saved beside the judge (docs/judges.md).
     """
     given = {"budget": budget, "min-accuracy": min_accuracy}

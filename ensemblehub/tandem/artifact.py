@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +42,7 @@ class JudgeArtifact:
         scope: the tokens it reads.
         levels: mentor token budget by level, level 0 first.
         thresholds: the probability that suffices, by level; None until calibrated.
+        give_up: the probability below which the mentor is stopped, by level; None where it never is.
         data: what it was made from (task, split, number of questions).
         metrics: on held-out questions.
         estimates: predictions stored with it, such as how long the mentor alone would have written.
@@ -54,6 +55,7 @@ class JudgeArtifact:
     scope: Scope = "question+insight"
     levels: Mapping[str, int] = field(default_factory=dict)
     thresholds: Mapping[str, float] | None = None
+    give_up: Mapping[str, float] | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     estimates: Mapping[str, Any] = field(default_factory=dict)
@@ -124,6 +126,7 @@ class JudgeArtifact:
             "data": dict(self.data),
             "metrics": dict(self.metrics),
             "estimates": dict(self.estimates),
+            **({"give_up": dict(self.give_up)} if self.give_up else {}),
         }
 
 
@@ -150,6 +153,7 @@ class JudgeRecord:
     estimates: dict[str, Any]
     options: dict[str, Any]
     sha256: str
+    give_up: dict[str, FiniteFloat] | None = None
 
 
 def load_judge(folder: Path) -> JudgeArtifact:
@@ -196,11 +200,12 @@ def _bytes(folder: Path, name: str) -> bytes:
 def _artifact(record: JudgeRecord, arrays: Arrays) -> JudgeArtifact:
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ValueError("weights that are not finite")
-    for level in record.thresholds or {}:
-        if record.levels and level not in record.levels:
-            raise ConfigError(f"thresholds: {did_you_mean(level, record.levels, 'level')}")
+    for name, limits in (("thresholds", record.thresholds), ("give_up", record.give_up)):
+        for level in limits or {}:
+            if record.levels and level not in record.levels:
+                raise ConfigError(f"{name}: {did_you_mean(level, record.levels, 'level')}")
     judge = cast(type[Judge], registry.lookup(JUDGES, record.kind, "judge")).restored(arrays, record.options)
-    names = ("mentor", "intern", "prompts", "scope", "levels", "thresholds", "data", "metrics", "estimates")
+    names = (own.name for own in fields(JudgeArtifact) if own.name != "judge")
     return JudgeArtifact(judge, **{name: getattr(record, name) for name in names})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Certificate:
         seen: what it brings on the calibration questions.
         holds_for: what it is bound to, by name: models by their identity, everything else by hash.
         made_from: hashes of the calibration questions and of the path of settings.
+        give_up: probabilities below which the mentor is stopped in it, by level; empty where it never is.
         scores: histograms of the judge's `first` and `last` probability of a question (`tandem/drift.py`).
     """
 
@@ -42,6 +43,7 @@ class Certificate:
     made_from: dict[str, str]
     scores: dict[str, list[int]]
     format: int = FORMAT
+    give_up: dict[str, FiniteFloat] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write it into `folder`."""

@@ -111,7 +111,7 @@ class Tandem(TandemOptions):
 
     def gives_up(self, verdict: Verdict) -> bool:
         """Whether the mentor is stopped: the probability is below `give_up` at this level."""
-        return verdict.probability < (self.give_up or {}).get(verdict.level, 0.0)
+        return verdict.probability < self.give_up_limits[verdict.level]
 
     def _intern_answer(self, intern: Engine, ledger: UsageLedger) -> Answerer:
         """How the intern answers after an insight."""

@@ -25,6 +25,7 @@ from ensemblehub.tandem.estimates import estimated_mentor_alone
 from ensemblehub.tandem.insights import LEVEL_0, Dialogue, InsightMode, Profile, profile_named
 
 log = logging.getLogger(__name__)
+CALIBRATED = "calibrated"  # the value of `give_up` that stands for the judge's own
 TOLD = (
     "mentor",
     "intern",
@@ -57,7 +58,8 @@ class TandemOptions(Aggregation):
             after the chosen insight (geometric mean of the tokens), and go on from there; by default it
             is written anew.
         give_up: probability by level below which no further insight is asked for; `fallback` says who
-            answers.
+            answers.  `calibrated`: `ensemblehub calibrate` chooses it with the thresholds, and the judge
+            keeps it; never, until it has.
         fallback: who answers when no level suffices: the intern with the insight of the `best` probability
             (the paper's rule) or the `last` one, or the `mentor` itself.
         insight_mode: show the insight in the intern's prompt, or as the start of its own answer.
@@ -77,7 +79,7 @@ class TandemOptions(Aggregation):
     draft: str | None = None
     confirm: Annotated[float, Ge(0), Le(1)] | None = None
     continue_draft: Annotated[float, Ge(0), Le(1)] | None = None
-    give_up: Mapping[str, Annotated[float, Ge(0), Le(1)]] | None = None
+    give_up: Mapping[str, Annotated[float, Ge(0), Le(1)] | Literal["calibrated"]] | None = None
     fallback: Literal["best", "last", "mentor"] = "best"
     insight_mode: InsightMode = "prompt"
     profile: str | Profile = "instruct"
@@ -202,11 +204,13 @@ class TandemOptions(Aggregation):
 
     def deciding(self) -> dict[str, Any]:
         artifact = self.artifact
+        give_up = {level: limit for level, limit in self.give_up_limits.items() if limit} or None
+        settings = {name: value for name, value in asdict(self).items() if name not in TOLD}
         return {
             "prompts": self.words.fingerprint,
             "judge": [artifact.judge.kind, hashlib.sha256(artifact.weights).hexdigest()],
             "thresholds": {point.level: point.threshold for point in self.checkpoints},
-            "settings": {name: value for name, value in asdict(self).items() if name not in TOLD},
+            "settings": settings | {"give_up": give_up},
             **({"draft": self.drafting_by} if self.drafting_by else {}),
         }
 
@@ -238,13 +242,21 @@ class TandemOptions(Aggregation):
     @cached_property
     def level_thresholds(self) -> dict[str, float]:
         """The probability that suffices, by level."""
-        calibrated = dict(self.artifact.thresholds or {})
-        if (self.artifact.data.get("calibrated") or {}).get("draft") != self.draft:
-            calibrated.pop(LEVEL_0, None)  # it is of something else
-            if self.criterion:
-                calibrated[LEVEL_0] = self.criterion.threshold
-        known = {**calibrated, **(self.thresholds or {})}
+        drafted = {LEVEL_0: self.criterion.threshold} if self.criterion else {}
+        known = {**drafted, **self._calibrated(self.artifact.thresholds), **(self.thresholds or {})}
         return {level: known.get(level, 0.5) for level in self.index}
+
+    @cached_property
+    def give_up_limits(self) -> dict[str, float]:
+        """The probability below which the mentor is stopped, by level; 0 where it never is."""
+        stated = {level: limit for level, limit in (self.give_up or {}).items() if not isinstance(limit, str)}
+        known = {**self._calibrated(self.artifact.give_up), **stated}
+        return {level: known.get(level, 0.0) for level in self.index}
+
+    def _calibrated(self, limits: Mapping[str, float] | None) -> dict[str, float]:
+        """What was calibrated with the judge, by level; not for level 0 where another draft was judged there."""
+        same = (self.artifact.data.get("calibrated") or {}).get("draft") == self.draft
+        return {level: limit for level, limit in (limits or {}).items() if same or level != LEVEL_0}
 
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:

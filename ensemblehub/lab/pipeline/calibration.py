@@ -1,4 +1,4 @@
-"""Choosing one threshold per level on calibration data, for a stated objective.
+"""Choosing one threshold per level on calibration data, for a stated objective, and where to give up.
 
 Searches the whole grid of candidates over collected outcomes (`cascade.py`).
 """
@@ -6,19 +6,22 @@ Searches the whole grid of candidates over collected outcomes (`cascade.py`).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ensemblehub.ensemble_methods.output_aggregation.tandem_options import CALIBRATED
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.lab.pipeline.cascade import Bools, Floats, Indices, Outcomes, expectation, replay
 
 AimName = Literal["max-accuracy", "budget", "min-accuracy"]
 BudgetUnit = Literal["share", "usd", "tflops"]
 ALWAYS, NEVER = 0.0, 1.01  # thresholds that every and no probability reaches
-QUANTILES = 20  # threshold candidates per level, besides never
+QUANTILES = 20  # threshold candidates per level, besides never, and candidates to give up below
 CONFIDENCE = 0.9  # one-sided, of `min-accuracy`
 SMOOTHINGS = 2
 FOLDS = 5
@@ -91,42 +94,55 @@ class Objective:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Thresholds, one per level, and what they bring on the calibration data (see `cascade.expectation`)."""
+    """What was chosen, and what it brings on the calibration data (see `cascade.expectation`).
+
+    Attributes:
+        thresholds, give_up: the probabilities that suffice and those below which the mentor is stopped, by
+            level, each (L,).
+    """
 
     thresholds: Floats
+    give_up: Floats
     expected: dict[str, Any]
 
 
-def calibrate(outcomes: Outcomes, aim: Objective) -> Calibrated:
-    """The thresholds that serve the aim best, from the whole grid of candidates.
+def calibrate(outcomes: Outcomes, aim: Objective, give_up: ArrayLike = 0.0) -> Calibrated:
+    """The thresholds that serve the aim best, from the whole grid of candidates (`Grid`).
 
     Accuracies are compared after smoothing over neighbouring thresholds, so that a peak made by a few
     questions does not win over a plateau; costs are not smoothed, so a budget holds on the calibration data.
+    Each give-up limit is smoothed by itself: where none gains anything, the thresholds are those without.
     `min-accuracy` asks that the lower end of a one-sided 90 % interval reaches the value; where none does,
     the most accurate thresholds are taken if they reach it themselves.  Equal accuracies: the cheapest.
+
+    Args:
+        give_up: probabilities below which the mentor is stopped, (L,); NaN where they are chosen, too.
 
     Raises:
         ConfigError: no thresholds serve the aim; names the best that can be had.
     """
-    thresholds = _search(outcomes, aim)
-    return Calibrated(thresholds, expectation(outcomes, thresholds) | _cross_validated(outcomes, aim))
+    thresholds, below = search(outcomes, aim, give_up)
+    expected = expectation(outcomes.giving_up(below), thresholds)
+    return Calibrated(thresholds, below, expected | _cross_validated(outcomes, aim, give_up))
 
 
-def _search(outcomes: Outcomes, aim: Objective) -> Floats:
-    grids = [candidates(column) for column in outcomes.heard.T]
-    accuracy, cost = surface(outcomes, grids)
-    best = np.unravel_index(_choose(accuracy, smoothed(accuracy), cost, aim, outcomes), cost.shape)
-    return np.array([grid[index] for grid, index in zip(grids, best, strict=True)])
+def search(outcomes: Outcomes, aim: Objective, give_up: ArrayLike) -> Floats:
+    """The thresholds and give-up limits of `calibrate`, (2, L), without what they bring."""
+    grid = Grid.of(outcomes, give_up)
+    accuracy, cost = grid.surface(outcomes)
+    smooth = np.stack([smoothed(part) for part in accuracy])
+    best = _choose(accuracy, smooth, cost, aim, outcomes)
+    return np.asarray(grid.limits([best])[0])
 
 
-def _cross_validated(outcomes: Outcomes, aim: Objective) -> dict[str, float | None]:
+def _cross_validated(outcomes: Outcomes, aim: Objective, give_up: ArrayLike) -> dict[str, float | None]:
     """Accuracy and cost on questions that thresholds were not chosen on; None where a fold misses the aim."""
     fold = np.arange(len(outcomes.cost)) % FOLDS
     correct, cost = list[Bools](), list[Floats]()
     try:
         for index in range(min(FOLDS, len(fold) - 1)):
-            thresholds = _search(outcomes.part(fold != index), aim)
-            unseen = replay(outcomes.part(fold == index), thresholds)
+            thresholds, below = search(outcomes.part(fold != index), aim, give_up)
+            unseen = replay(outcomes.part(fold == index).giving_up(below), thresholds)
             correct.append(unseen.correct)
             cost.append(unseen.cost)
     except ConfigError:
@@ -170,6 +186,45 @@ def _lower_end(accuracy: Floats, n: int) -> Floats:
     z = NormalDist().inv_cdf(CONFIDENCE)
     spread = z * np.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
     return np.asarray((accuracy + z * z / (2 * n) - spread) / (1 + z * z / n))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Combinations of thresholds and give-up limits to choose from.
+
+    Wherever the mentor may be stopped it is stopped below one and the same probability: of L levels, the
+    grid would else have 2·L axes instead of L + 1, and be too large from four levels on.
+
+    Attributes:
+        give_up: probabilities below which the mentor is stopped, by level, (G, L).
+        thresholds: candidates of every level, ascending.
+    """
+
+    give_up: Floats
+    thresholds: list[Floats]
+
+    @classmethod
+    def of(cls, outcomes: Outcomes, give_up: ArrayLike = 0.0) -> Self:
+        """The grid for these outcomes; `give_up`, (L,), is NaN where the limit is to be chosen."""
+        stated = np.broadcast_to(np.asarray(give_up, np.float64), outcomes.heard.shape[1:])
+        free = np.isnan(stated)
+        said = candidates(outcomes.heard[:, free]) if free.any() else np.empty(0)
+        tried = np.unique(np.minimum([0.0, *said], 1.0))
+        thresholds = [candidates(column) for column in outcomes.heard.T]
+        return cls(np.where(free, tried[:, None], stated), thresholds)
+
+    def surface(self, outcomes: Outcomes) -> tuple[Floats, Floats]:
+        """Mean accuracy and cost of every combination, each of shape (G, candidates of every level)."""
+        parts = [surface(outcomes.giving_up(below), self.thresholds) for below in self.give_up]
+        accuracy, cost = zip(*parts, strict=True)
+        return np.stack(accuracy), np.stack(cost)
+
+    def limits(self, places: Sequence[int] | Indices) -> Floats:
+        """Thresholds and give-up limits of S combinations by their index in the flat surface, (S, 2, L)."""
+        shape = (len(self.give_up), *map(len, self.thresholds))
+        first, *others = np.unravel_index(np.asarray(places), shape)
+        thresholds = [tried[at] for tried, at in zip(self.thresholds, others, strict=True)]
+        return np.stack([np.stack(thresholds, axis=1), self.give_up[first]], axis=1)
 
 
 def candidates(probabilities: Floats, quantiles: int = QUANTILES) -> Floats:
@@ -228,3 +283,26 @@ def smoothed(values: Floats) -> Floats:
         after = np.take(values, np.minimum(index + 1, index[-1]), axis)
         values = (before + 2 * values + after) / 4
     return values
+
+
+def limits_of(give_up: Mapping[str, float | str] | None, levels: Sequence[str]) -> Floats:
+    """A Tandem's `give_up` at these levels, (L,): 0 where there is none, NaN where it is `calibrated`.
+
+    Raises:
+        ConfigError: it is to be calibrated at a level that is not judged.
+    """
+    stated = give_up or {}
+    if idle := [level for level, limit in stated.items() if limit == CALIBRATED and level not in levels]:
+        raise ConfigError(
+            f"`give_up` is `calibrated` at {idle[0]!r}, but only {', '.join(levels)} are judged"
+        )
+    limits = [stated.get(level, 0.0) for level in levels]
+    return np.array([np.nan if limit == CALIBRATED else limit for limit in limits], np.float64)
+
+
+def by_level(
+    levels: Sequence[str], thresholds: Floats, give_up: Floats
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Thresholds, and the give-up limits above 0, each by level."""
+    found = dict(zip(levels, map(float, thresholds), strict=True))
+    return found, {level: float(limit) for level, limit in zip(levels, give_up, strict=True) if limit}

@@ -69,6 +69,14 @@ class Outcomes:
         """The probabilities, −1 where no run has one, so that no threshold is met there."""
         return np.where(self.visited, self.probabilities, -1.0)
 
+    def giving_up(self, below: ArrayLike) -> Outcomes:
+        """The same where the mentor is stopped at the first level whose probability lies below `below`, (L,).
+
+        Levels after it are not visited; whether the one where it stops suffices is for its threshold to say.
+        """
+        lost = self.heard < np.asarray(below, np.float64)
+        return replace(self, visited=self.visited & (np.cumsum(lost, axis=1) - lost == 0))
+
     def ends(self, thresholds: ArrayLike) -> Indices:
         """Index of the level at which a run stops, or else of the last that it visits, (n,)."""
         heard = self.heard

@@ -1,4 +1,4 @@
-"""`ensemblehub calibrate --max-loss`: the cheapest certified thresholds, and their certificate."""
+"""`ensemblehub calibrate --max-loss`: the cheapest certified thresholds and give-up limits, and their certificate."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ensemblehub.lab import metrics
 from ensemblehub.lab.judges.training import KINDS
 from ensemblehub.lab.pipeline import replay as collected
 from ensemblehub.lab.pipeline import splits
+from ensemblehub.lab.pipeline.calibration import by_level, limits_of
 from ensemblehub.lab.pipeline.cascade import Floats, Outcomes
 from ensemblehub.lab.pipeline.certificate import Promise, Settings, certified
 from ensemblehub.lab.pipeline.certificate_path import FOLDS, along, path_of, unseen
@@ -44,7 +45,8 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
     training = pipeline.learning("train")
     pipeline.check_levels(training, tandem)
     pipeline.check_drafts(training, tandem)
-    path = path_of(_training_outcomes(pipeline, artifact, training, levels, tandem), promise.loss)
+    learned = training_outcomes(pipeline, artifact, training, levels, tandem)
+    path = path_of(learned, promise.loss, limits_of(tandem.give_up, levels))
     outcomes = collected.outcomes(data, artifact.judge, levels, tandem.fallback, bool(tandem.draft))
     settings = along(outcomes, path)
     try:
@@ -53,10 +55,10 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
         safer = "" if tandem.fallback == "mentor" else "; `fallback: mentor` is safer"
         raise ConfigError(f"{error}{safer}") from error
     seen = CalibrationShares.of(settings, chosen, [row.subject for row in data.rows])
-    thresholds = dict(zip(levels, map(float, path[chosen]), strict=True))
+    thresholds, give_up = by_level(levels, *path[chosen])
     made = dict(artifact.data) | {"calibrated": made_for(tandem, str(promise), data) | vars(seen)}
     folder = pipeline.saved_folder
-    replace(artifact, thresholds=thresholds, data=made).save(folder)
+    replace(artifact, thresholds=thresholds, give_up=give_up, data=made).save(folder)
     engines, tandem = pipeline.ensemble(judge=str(folder))  # with the new thresholds
     certificate = Certificate(
         promise.loss,
@@ -70,13 +72,14 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
             "data": hash_of([row.key for row in data.rows]),
             "path": hashlib.sha256(path.tobytes()).hexdigest()[:16],
         },
-        _scores(outcomes, path[chosen]),
+        _scores(outcomes, *path[chosen]),
+        give_up=give_up,
     )
     certificate.save(folder)
     return "\n".join(lines(certificate, promise))
 
 
-def _training_outcomes(
+def training_outcomes(
     pipeline: Pipeline, artifact: JudgeArtifact, data: Collected, levels: list[str], tandem: Tandem
 ) -> Outcomes:
     """What levels bring on the training questions, judged without having been trained on them."""
@@ -127,18 +130,22 @@ class CalibrationShares:
         )
 
 
-def _scores(outcomes: Outcomes, thresholds: Floats) -> dict[str, list[int]]:
+def _scores(outcomes: Outcomes, thresholds: Floats, give_up: Floats) -> dict[str, list[int]]:
     """Histograms of the first and the last probability that the judge gives in a run."""
     heard = outcomes.heard
-    last = heard[np.arange(len(heard)), outcomes.ends(thresholds)]
+    last = heard[np.arange(len(heard)), outcomes.giving_up(give_up).ends(thresholds)]
     return {"first": histogram(heard[:, 0].tolist()), "last": histogram(last.tolist())}
 
 
 def lines(certificate: Certificate, promise: Promise, strategy: str = "") -> list[str]:
     """The certificate as a person reads it."""
     seen = CalibrationShares(**certificate.seen)
-    thresholds = ", ".join(f"{level} {value:.2f}" for level, value in certificate.thresholds.items())
+    thresholds, lost = (
+        ", ".join(f"{level} {value:.2f}" for level, value in limits.items())
+        for limits in (certificate.thresholds, certificate.give_up)
+    )
     chosen = ": ".join(part for part in (strategy, thresholds) if part)
+    chosen += f"; given up below {lost}" if lost else ""
     low, high = seen.cost_interval
     slices = list(seen.subjects.values())
     by_subject = f"; lost by subject {min(slices):.1%} to {max(slices):.1%}" if slices else ""

@@ -1,4 +1,7 @@
-"""The path of thresholds that a certificate tests: chosen on training questions alone, safest first."""
+"""The path of thresholds and give-up limits that a certificate tests, safest first.
+
+It is chosen on training questions alone.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ensemblehub.lab.judges.training import train_judge
 from ensemblehub.lab.pipeline import replay as collected
-from ensemblehub.lab.pipeline.calibration import candidates, surface
+from ensemblehub.lab.pipeline.calibration import Grid
 from ensemblehub.lab.pipeline.cascade import Floats, Indices, Outcomes, replay
 from ensemblehub.lab.pipeline.certificate import Loss, Settings
 from ensemblehub.lab.pipeline.records import Collected
@@ -17,21 +21,21 @@ from ensemblehub.lab.pipeline.records import Collected
 FOLDS = 5
 
 
-def path_of(training: Outcomes, loss: Loss) -> Floats:
-    """The combinations of thresholds that no other one beats in loss and cost, (S, L), safest first.
+def path_of(training: Outcomes, loss: Loss, give_up: ArrayLike = 0.0) -> Floats:
+    """The combinations that no other one beats in loss and cost, safest first, (S, 2, L).
 
-    From the whole grid of candidates (`calibration.candidates`), joint over all levels.
+    Each has thresholds and give-up limits, from the whole grid of candidates, joint over all levels; `give_up`
+    as in `calibration.Grid.of`.
     """
-    grids = [candidates(column) for column in training.heard.T]
+    grid = Grid.of(training, give_up)
     if loss == "net":
-        accuracy, cost = surface(training, grids)
+        accuracy, cost = grid.surface(training)
         lost = -accuracy
     else:
         wrong = training.mentor_correct[:, None] & ~training.correct
         nothing = np.zeros_like(training.mentor_correct)  # the mentor's own answer loses nothing
-        lost, cost = surface(replace(training, correct=wrong, mentor_correct=nothing), grids)
-    places = np.unravel_index(safest_first(lost.ravel(), cost.ravel()), cost.shape)
-    return np.stack([grid[place] for grid, place in zip(grids, places, strict=True)], axis=1)
+        lost, cost = grid.surface(replace(training, correct=wrong, mentor_correct=nothing))
+    return grid.limits(safest_first(lost.ravel(), cost.ravel()))
 
 
 def safest_first(lost: Floats, cost: Floats) -> Indices:
@@ -43,8 +47,8 @@ def safest_first(lost: Floats, cost: Floats) -> Indices:
 
 
 def along(outcomes: Outcomes, path: Floats) -> Settings:
-    """What every setting of a path, (S, L), brings on some questions."""
-    runs = [replay(outcomes, thresholds) for thresholds in path]
+    """What every setting of a path, (S, 2, L), brings on some questions."""
+    runs = [replay(outcomes.giving_up(below), thresholds) for thresholds, below in path]
     return Settings(
         outcomes.mentor_correct.astype(bool),
         outcomes.mentor_cost,

@@ -48,7 +48,7 @@ from ensemblehub.tandem.judges import Judge
 
 CHECKED = 100  # questions whose baselines are run again live
 TIMED = 50  # runs timed one at a time
-NOT_COLLECTED = ("confirm", "continue_draft", "give_up")  # options of Tandem that make other runs
+NOT_COLLECTED = ("confirm", "continue_draft")  # options of Tandem that make other runs
 
 
 class Pipeline(Experiment):
@@ -177,7 +177,10 @@ class Pipeline(Experiment):
         return metrics
 
     def calibrate(self, aim: str | None = None) -> dict[str, Any]:
-        """Choose one threshold per level on the collected `calibration` split, never on test data."""
+        """Choose one threshold per level on the collected `calibration` split, never on test data.
+
+        With them, one probability to give up below, for the levels where `give_up` is `calibrated`.
+        """
         objective = calibration.Objective.parse(aim or self.settings.aim)
         artifact, tandem, data = self.calibration()
         levels = [checkpoint.level for checkpoint in tandem.checkpoints]
@@ -186,12 +189,12 @@ class Pipeline(Experiment):
             ensemble, tandem = self.ensemble()
             infos = (engine.info for engine in tandem.roles(ensemble.engines))
             outcomes = replay.in_dollars(outcomes, data, levels, *replay.prices(*infos))
-        chosen = calibration.calibrate(outcomes, objective)
-        thresholds = dict(zip(levels, map(float, chosen.thresholds), strict=True))
+        chosen = calibration.calibrate(outcomes, objective, calibration.limits_of(tandem.give_up, levels))
+        thresholds, give_up = calibration.by_level(levels, chosen.thresholds, chosen.give_up)
         about = made_for(tandem, str(objective), data)
         made = dict(artifact.data) | {"calibrated": about | chosen.expected}
-        replace(artifact, thresholds=thresholds, data=made).save(self.saved_folder)
-        return about | {"thresholds": thresholds, **chosen.expected}
+        replace(artifact, thresholds=thresholds, give_up=give_up, data=made).save(self.saved_folder)
+        return about | {"thresholds": thresholds, "give_up": give_up, **chosen.expected}
 
     def calibration(self) -> tuple[JudgeArtifact, Tandem, Collected]:
         """The judge, the strategy that uses it, and the questions on which its thresholds are chosen.
@@ -343,11 +346,13 @@ class Pipeline(Experiment):
             return None
         tandem, options = self.ensemble()[1], settings.get("options", {})
         artifact = tandem.artifact
-        now = {key: getattr(tandem, key) for key in ("thresholds", "start_with_intern", "draft", "fallback")}
+        asked = ("thresholds", "give_up", "start_with_intern", "draft", "fallback")
+        now = {key: getattr(tandem, key) for key in asked}
         then, made = {key: options.get(key) for key in now}, settings.get("judge", {})
         for key in ("kind", "mentor", "intern", "prompts", "levels"):
             now[key], then[key] = artifact.record()[key], made.get(key)
         now["limits"], then["limits"] = artifact.thresholds, made.get("thresholds")
+        now["lower"], then["lower"] = artifact.give_up, made.get("give_up")
         now["weights"] = hashlib.sha256(artifact.weights).hexdigest()
         then["weights"] = settings.get("weights", now["weights"])  # older data did not record it
         replayable = not any(getattr(tandem, option) is not None for option in NOT_COLLECTED)

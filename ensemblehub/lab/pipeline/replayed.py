@@ -48,6 +48,7 @@ def judged(
     if drafted and not collected.drafts:
         raise ArtifactError(f"judge {name}: it was calibrated with a draft, and none was collected")
     found = outcomes(collected, artifact.judge, levels, made.get("fallback", fallback), drafted)
+    found = found.giving_up([(artifact.give_up or {}).get(level, 0.0) for level in levels])
     limits = [(artifact.thresholds or {})[level] for level in levels]
     run, row = cascade.replay(found, limits), np.arange(len(collected.rows))
     names = ["mentor" if at == cascade.MENTOR else levels[at] for at in run.chosen]
@@ -65,6 +66,7 @@ def against_live(collected: Collected, tandem: Tandem, live: Sequence[TandemRun]
     """Compare Tandem replayed on collected runs with its live runs on the same questions, in order."""
     limits = {checkpoint.level: checkpoint.threshold for checkpoint in tandem.checkpoints}
     found = outcomes(collected, tandem.artifact.judge, list(limits), tandem.fallback, bool(tandem.draft))
+    found = found.giving_up([tandem.give_up_limits[level] for level in limits])
     run = cascade.replay(found, list(limits.values()))
     names = ["mentor" if at == cascade.MENTOR else list(limits)[at] for at in run.chosen]
     texts = [row.runs[name].text for row, name in zip(collected.rows, names, strict=True)]
@@ -145,6 +147,8 @@ def note(judges: Mapping[str, JudgeArtifact]) -> str:
         aim = f", thresholds for `{chosen['aim']}` from {chosen['n']}" if chosen else ""
         aim += ", the mentor answers where no level suffices" if chosen.get("fallback") == "mentor" else ""
         levels = ", ".join(f"{level} {limit:.3f}" for level, limit in (artifact.thresholds or {}).items())
+        lost = ", ".join(f"{level} {limit:.3f}" for level, limit in (artifact.give_up or {}).items())
+        levels += f"; given up below {lost}" if lost else ""
         parts.append(f"{name}: {artifact.judge.kind}, {trained}{aim} ({levels})")
     return (
         f"Judges are replayed on the collected runs: no model is called. `{OVER_MIX}`: the difference to the most "

@@ -200,7 +200,7 @@ def test_a_path_is_every_trade_of_loss_against_cost_on_the_training_questions(lo
     assert (np.diff(shares) < 0).all()
     grids = [calibration.candidates(column) for column in training.heard.T]
     for thresholds in np.stack(np.meshgrid(*grids), -1).reshape(-1, 2):
-        other = along(training, thresholds[None])
+        other = along(training, np.array([[thresholds, [0, 0]]]))
         better = (losses <= other.losses(loss).mean() + 1e-9) & (shares <= other.shares + 1e-9)
         assert better.any()
     if fallback == "mentor" and loss == "lost-correct":
@@ -209,9 +209,10 @@ def test_a_path_is_every_trade_of_loss_against_cost_on_the_training_questions(lo
 
 def test_settings_are_replays():
     outcomes = synthetic(30, 4)
-    settings = along(outcomes, np.array([[0.9, 0.8], [0.5, 0.2]]))
-    for index, thresholds in enumerate(([0.9, 0.8], [0.5, 0.2])):
-        run = cascade(outcomes, thresholds)
+    path = np.array([[[0.9, 0.8], [0, 0]], [[0.5, 0.2], [0.3, 0]]])
+    settings = along(outcomes, path)
+    for index, (thresholds, below) in enumerate(path):
+        run = cascade(outcomes.giving_up(below), thresholds)
         assert settings.correct[:, index].tolist() == run.correct.tolist()
         assert settings.cost[:, index].tolist() == run.cost.tolist()
 

@@ -114,13 +114,27 @@ def test_a_refusal_leaves_judge_and_certificate_as_they_were(folder):
     assert {path.name: path.read_bytes() for path in (folder / "judge").iterdir()} == before
 
 
-@pytest.mark.parametrize("option", ["draft=logprob", "give_up={none: 0.1}"])
-def test_what_was_not_collected_is_neither_certified_nor_calibrated(folder, option):
-    pipeline = pipeline_of(folder, f"ensemble.output_aggregation_params.{option}")
-    with pytest.raises((ArtifactError, ConfigError), match="collected"):
+def test_what_was_not_collected_is_neither_certified_nor_calibrated(folder):
+    pipeline = pipeline_of(folder, "ensemble.output_aggregation_params.draft=logprob")
+    with pytest.raises(ArtifactError, match="collected"):
         certify(pipeline, PROMISE)
-    with pytest.raises((ArtifactError, ConfigError), match="collected"):
+    with pytest.raises(ArtifactError, match="collected"):
         pipeline.calibrate("max-accuracy")
+
+
+def test_where_to_give_up_is_certified_with_the_thresholds(folder):
+    option = "ensemble.output_aggregation_params.give_up"
+    told = certify(pipeline_of(folder, f"{option}={{low: 0.25, high: 0.5}}"), PROMISE)
+    assert "; given up below low 0.25, high 0.50     cost" in told
+    certificate = load_certificate(folder / "judge")
+    assert certificate.give_up == load_judge(folder / "judge").give_up == {"low": 0.25, "high": 0.5}
+    for change in (f"{option}={{low: 0.25}}", f"{option}={{none: calibrated}}"):  # the judge has the rest
+        assert certificate.differing(identity_of(pipeline_of(folder, change))) == []
+    (other,) = certificate.differing(identity_of(pipeline_of(folder, f"{option}={{low: 0.2}}")))
+    assert " holds for settings " in other
+    certify(pipeline_of(folder), PROMISE)
+    assert load_certificate(folder / "judge").give_up == {}
+    assert load_judge(folder / "judge").give_up is None
 
 
 def test_other_thresholds_carry_no_certificate(folder):

@@ -167,8 +167,8 @@ def test_a_draft_that_was_not_collected_is_refused(pipeline, tmp_path):
     assert pipeline.collect("calibration", 100).drafts  # more than is asked for without a draft
     with pytest.raises(ArtifactError, match="with a draft judged by 'agreement:3', not by 'agreement:2'"):
         drafting.calibrate()
-    path.write_text(path.read_text().replace("    levels:", "    give_up: {low: 0.1}\n    levels:"))
-    with pytest.raises(ConfigError, match="thresholds are chosen without `give_up`"):
+    path.write_text(path.read_text().replace("    levels:", "    continue_draft: 0.1\n    levels:"))
+    with pytest.raises(ConfigError, match="thresholds are chosen without `continue_draft`"):
         Pipeline(Config.read(path)).calibrate()
 
 
