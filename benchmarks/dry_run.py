@@ -1,6 +1,6 @@
 """What `bench --dry-run` predicts beside what the whole run took.
 
-    python -m benchmarks.dry_run PILOT FULL --pilot 20
+    python -m benchmarks.dry_run FULL PILOT --pilot 20
 
 PILOT is the result folder of `bench --dry-run 20`, FULL that of the run without it; they may be of different days
 and machines.  `held` is the share of random pilots of that size, drawn from the whole run's own answers, whose interval
@@ -10,47 +10,62 @@ holds its total.  Times are left out: they are those of a machine and of what el
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ensemblehub.lab.bench.forecast import forecast
+from ensemblehub.board import kept_questions
+from ensemblehub.lab.bench.forecast import LEVEL, Forecast, forecast, forecasts
 from ensemblehub.lab.bench.rows import AnswerRow, journals, read_rows
 from ensemblehub.lab.markdown import table
 from ensemblehub.terminal import flops_text
 
-FIGURES = {"tokens read": "read", "tokens written": "written", "compute": "flops"}
+FIGURES = {"tokens read": "read", "tokens written": "written", "compute": "flops", "dollars": "usd"}
+TEXTS: dict[str, Callable[[float], str]] = {"flops": flops_text, "usd": "{:.4f}".format}
 DRAWS = 2000
 HEADER = ("method", "figure", "predicted [95 %]", "whole run", "inside", "held")
 
 
-def held(values: Sequence[float], size: int) -> float:
-    """The share of random pilots of `size` whose interval holds the sum of `values`."""
-    random, total = np.random.default_rng(0), sum(values)
-    known = np.asarray(values, float)
-    found = (forecast(random.choice(known, size, replace=False), len(known)) for _ in range(DRAWS))
-    return float(np.mean([one.low <= total <= one.high for one in found]))
+def held(values: Sequence[float], pilots: NDArray[np.int64], level: float = LEVEL) -> float:
+    """The share of pilots whose interval holds the sum of `values`, but for rounding.
+
+    Args:
+        pilots: Places of the answers of a pilot in each row.
+    """
+    known, total = np.asarray(values, float), float(sum(values))
+    _, low, high = forecasts(known[pilots], len(known), level)
+    return float(np.mean((low * (1 - 1e-9) <= total) & (total <= high * (1 + 1e-9))))
+
+
+def drawn(count: int, size: int, draws: int = DRAWS) -> NDArray[np.int64]:
+    """Random pilots of `size` answers out of `count`, a row each, the same ones in every call."""
+    return np.random.default_rng(0).random((draws, count)).argsort(1)[:, :size]
+
+
+def ordered(folder: Path, path: Path) -> list[AnswerRow]:
+    """A cell's rows in the order of the questions, where the folder keeps them."""
+    rows = read_rows(path)[1]
+    order = kept_questions(folder / "questions.jsonl") or rows
+    return [rows[key] for key in order if key in rows]
 
 
 def lines(name: str, pilot: Sequence[AnswerRow], whole: Sequence[AnswerRow]) -> list[list[str]]:
     """A line of the table per figure."""
-    made = []
+    made, pilots = [], drawn(len(whole), len(pilot))
     for title, column in FIGURES.items():
         known, values = ([getattr(row, column) for row in rows] for rows in (pilot, whole))
-        found, total = forecast(known, len(whole)), sum(values)
-        told = flops_text if column == "flops" else "{:,.0f}".format
-        made.append(
-            [
-                name,
-                title,
-                f"{told(found.total)} [{told(found.low)}, {told(found.high)}]",
-                told(total),
-                "yes" if found.low <= total <= found.high else "no",
-                f"{held(values, len(pilot)):.1%}",
-            ]
-        )
+        if total := sum(values):
+            text = TEXTS.get(column, "{:,.0f}".format)
+            made.append(_line(name, title, forecast(known, len(whole)), total, text))
+            made[-1].append(f"{held(values, pilots):.1%}")
     return made
+
+
+def _line(name: str, title: str, found: Forecast, total: float, text: Callable[[float], str]) -> list[str]:
+    told = f"{text(found.total)} [{text(found.low)}, {text(found.high)}]"
+    return [name, title, told, text(total), "yes" if found.low <= total <= found.high else "no"]
 
 
 def main() -> None:
@@ -58,8 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pilots", type=Path, metavar="PILOT")
     parser.add_argument("whole", type=Path, metavar="FULL")
+    parser.add_argument("pilots", type=Path, metavar="PILOT")
     parser.add_argument("--pilot", type=int, default=10, help="answers of a complete pilot")
     given = parser.parse_args()
     full, made, notes = journals(given.whole), [], []

@@ -126,7 +126,7 @@ for step; do
         dry_run)
             hub bench "$out/published.yaml" --out "$out/dry_run_mbpp" --task mbpp_plus --data "$DATA/MbppPlus-v0.1.0.jsonl" \
                 --split v0.1.0 --prompt official --dry-run 20
-            "$PYTHON" -m benchmarks.dry_run "$out/dry_run_mbpp" "$out/published_mbpp" --pilot 20 > "$out/dry_run_mbpp/dry_run.md"
+            "$PYTHON" -m benchmarks.dry_run "$out/published_mbpp" "$out/dry_run_mbpp" --pilot 20 > "$out/dry_run_mbpp/dry_run.md"
             ;;
         board) hub board "$out"/{published_humaneval,published_mbpp,words,toolkit,rivals,guest} --out board.html ;;
         *) echo "no such step: $step" >&2; exit 2 ;;

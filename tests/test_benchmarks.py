@@ -12,7 +12,16 @@ import pytest
 pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
-from benchmarks import dry_run, readme, regrade, server_latency, server_load, server_soak, server_streams
+from benchmarks import (
+    dry_run,
+    dry_run_coverage,
+    readme,
+    regrade,
+    server_latency,
+    server_load,
+    server_soak,
+    server_streams,
+)
 from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks import task_named
@@ -22,13 +31,22 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_dry_run_beside_the_whole_run_is_what_is_committed(monkeypatch, capsys):
     kept = ROOT / "results" / "qwen_coder"
-    folders = [str(kept / "dry_run_mbpp"), str(kept / "published_mbpp")]
+    folders = [str(kept / "published_mbpp"), str(kept / "dry_run_mbpp")]
     monkeypatch.setattr(sys, "argv", ["dry_run", *folders, "--pilot", "20"])
     dry_run.main()
     assert capsys.readouterr().out == (kept / "dry_run_mbpp" / "dry_run.md").read_text()
     sys.argv[-1] = "21"
     dry_run.main()
     assert "20 of 21 answers; those that end first are short" in capsys.readouterr().out
+
+
+def test_how_often_the_intervals_hold_is_what_is_committed():
+    folder = ROOT / "results" / "qwen_coder" / "published_humaneval"
+    committed = (ROOT / "results" / "dry_run" / "coverage.md").read_text().splitlines()
+    made = list(dry_run_coverage.lines(folder, dry_run_coverage.measured(folder, 1000)))
+    assert len(made) == 8
+    for line in made:
+        assert f"| {' | '.join(line)} |" in committed
 
 
 @pytest.mark.slow

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ensemblehub.inference import clock
 from ensemblehub.lab.bench.answers import Bench, Errors, Questions
@@ -16,6 +17,7 @@ from ensemblehub.lab.bench.run import check_folder, check_samples, locked
 from ensemblehub.lab.markdown import table
 from ensemblehub.terminal import flops_text
 
+LEVEL = 0.96  # of Student's t: as answers' lengths are skewed, it holds 95 % (results/dry_run/coverage.md)
 FIGURES = ("read", "written", "flops", "usd", "wall")
 HEADER = ("method", "pilot", "answers", "read", "written", "compute", "dollars", "time")
 
@@ -29,7 +31,7 @@ class Forecast:
     high: float
 
 
-def forecast(known: Sequence[float], count: int) -> Forecast:
+def forecast(known: Sequence[float], count: int, level: float = LEVEL) -> Forecast:
     """The total of `count` values of which some are known, drawn alike.
 
     The unknown ones are predicted by the mean of the known, with Student's t for the spread of that mean
@@ -38,14 +40,20 @@ def forecast(known: Sequence[float], count: int) -> Forecast:
 
     Args:
         known: at least two, none negative.
+        level: of Student's t, in (0, 1).
     """
+    return Forecast(*(float(row[0]) for row in forecasts(np.asarray([known], float), count, level)))
+
+
+def forecasts(known: NDArray[np.float64], count: int, level: float = LEVEL) -> NDArray[np.float64]:
+    """`forecast` for every row of `known`: totals, lower and upper ends, (3, rows)."""
     from scipy import stats
 
-    values = np.asarray(known, float)
-    n, left, done, mean = len(values), count - len(values), float(values.sum()), float(values.mean())
-    spread = float(values.std(ddof=1)) / mean * np.sqrt(1 / n + 1 / left) if left and mean else 0.0
-    factor = float(np.exp(stats.t.ppf(0.975, n - 1) * spread))
-    return Forecast(done + left * mean, done + left * mean / factor, done + left * mean * factor)
+    n, left = known.shape[1], count - known.shape[1]
+    done, mean = known.sum(1), known.mean(1)
+    spread = known.std(1, ddof=1) / np.where(mean, mean, 1) * np.sqrt(1 / n + 1 / max(left, 1))
+    factor = np.exp(stats.t.ppf((1 + level) / 2, n - 1) * spread)
+    return np.asarray([done + left * mean, done + left * mean / factor, done + left * mean * factor])
 
 
 def dry_run(
@@ -69,38 +77,49 @@ def dry_run(
     chosen = np.unique(np.linspace(0, len(questions.items) - 1, min(pilot, len(questions.items))).astype(int))
     part = replace(questions, items=[questions.items[at] for at in chosen])
     check_samples(cells, questions.samples)
-    lines = []
+    lines, notes = [], []
     with locked(folder):
         check_folder(folder, names, questions)
         running = Bench(part, folder / ANSWERS, force, errors)
         for cell in cells:
-            lines.append(_line(cell, running.answered(cell), count))
+            rows = running.answered(cell)
+            lines.append(_line(cell, rows, count))
+            notes += unseen(cell.name, [spec.name for spec in cell.config.members], rows, count)
     note = (
         f"Of {count} answers, from the pilot's (kept: the run without --dry-run goes on from them), with "
         "95 % prediction intervals. Time is that of answering, as many questions at once as in the pilot: a "
         "pilot that is smaller than `experiment.concurrency` tells more than a whole run takes."
     )
-    return f"{table(HEADER, lines)}\n\n{note}\n"
+    return "\n\n".join([table(HEADER, lines), note, *notes]) + "\n"
+
+
+def unseen(name: str, models: Sequence[str], rows: Sequence[AnswerRow], count: int) -> list[str]:
+    """What the intervals of a cell leave out: the models that no answer of its pilot called."""
+    called = {line["engine"] for row in rows for line in row.usage}
+    idle = [model for model in models if model not in called]
+    if not idle or len(rows) == count:
+        return []
+    share = 1 - 0.05 ** (1 / len(rows))  # of a larger share, 95 % of pilots have an answer
+    return [
+        f"{name}: none of its {len(rows)} answers called {' or '.join(idle)}. Up to {share:.0%} of all may, and "
+        "the intervals leave that out: take a larger pilot."
+    ]
 
 
 def _line(cell: Cell, rows: Sequence[AnswerRow], count: int) -> list[str]:
     figures = {name: forecast([getattr(row, name) for row in rows], count) for name in FIGURES}
     at_once = min(len(rows), cell.config.experiment.concurrency)
 
-    def told(name: str, text: str) -> str:
-        found = figures[name]
-        return f"{found.total:{text}} [{found.low:{text}}, {found.high:{text}}]"
+    def told(found: Forecast, text: Callable[[float], str]) -> str:
+        return f"{text(found.total)} [{text(found.low)}, {text(found.high)}]"
 
-    flops, wall = figures["flops"], figures["wall"]
-    compute = [flops_text(value) for value in (flops.total, flops.low, flops.high)]
-    times = [clock(value / at_once) for value in (wall.total, wall.low, wall.high)]
     return [
         cell.name,
         str(len(rows)),
         str(count),
-        told("read", ",.0f"),
-        told("written", ",.0f"),
-        "{} [{}, {}]".format(*compute) if flops.total else "–",
-        told("usd", ".4f") if figures["usd"].total else "–",
-        "{} [{}, {}]".format(*times),
+        told(figures["read"], "{:,.0f}".format),
+        told(figures["written"], "{:,.0f}".format),
+        told(figures["flops"], flops_text) if figures["flops"].total else "–",
+        told(figures["usd"], "{:.4f}".format) if figures["usd"].total else "–",
+        told(figures["wall"], lambda seconds: clock(seconds / at_once)),
     ]
