@@ -1,10 +1,12 @@
 """What `bench --dry-run` predicts beside what the whole run took.
 
+    python -m benchmarks.dry_run FULL --pilot 20 [--concurrency 32]
     python -m benchmarks.dry_run FULL PILOT --pilot 20
 
-PILOT is the result folder of `bench --dry-run 20`, FULL that of the run without it; they may be of different days
-and machines.  `held` is the share of random pilots of that size, drawn from the whole run's own answers, whose interval
-holds its total.  Times are left out: they are those of a machine and of what else it did.
+FULL is the result folder of a run that went on from its dry run: the first 20 answers of each journal are the
+pilot.  Its time, of answering alone, follows from the `wall` of the answers and from how many were in progress.
+PILOT is the folder of a dry run of another day or machine; times are left out then.  `held` is the share of random
+pilots of that size, drawn from the whole run's own answers, whose interval holds its total.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemblehub.board import kept_questions
-from ensemblehub.lab.bench.forecast import LEVEL, Forecast, forecast, forecasts
+from ensemblehub.inference import clock
+from ensemblehub.lab.bench.forecast import LEVEL, Forecast, elapsed, forecast, forecast_time, forecasts
 from ensemblehub.lab.bench.rows import AnswerRow, journals, read_rows
 from ensemblehub.lab.markdown import table
 from ensemblehub.terminal import flops_text
@@ -63,6 +66,14 @@ def lines(name: str, pilot: Sequence[AnswerRow], whole: Sequence[AnswerRow]) -> 
     return made
 
 
+def time_line(name: str, pilot: Sequence[AnswerRow], whole: Sequence[AnswerRow], at_once: int) -> list[str]:
+    """The line of the time: of the pilot, and of the answers after it, both in the order of the questions."""
+    known = {row.id for row in pilot}
+    walls, rest = ([row.wall for row in whole if (row.id in known) == first] for first in (True, False))
+    took = elapsed(walls, at_once) + elapsed(rest, at_once)
+    return [*_line(name, "time", forecast_time(walls, len(whole), at_once), took, clock), "–"]
+
+
 def _line(name: str, title: str, found: Forecast, total: float, text: Callable[[float], str]) -> list[str]:
     told = f"{text(found.total)} [{text(found.low)}, {text(found.high)}]"
     return [name, title, told, text(total), "yes" if found.low <= total <= found.high else "no"]
@@ -74,16 +85,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("whole", type=Path, metavar="FULL")
-    parser.add_argument("pilots", type=Path, metavar="PILOT")
+    parser.add_argument("pilots", type=Path, metavar="PILOT", nargs="?")
     parser.add_argument("--pilot", type=int, default=10, help="answers of a complete pilot")
+    parser.add_argument("--concurrency", type=int, default=32, help="answers that were in progress")
     given = parser.parse_args()
     full, made, notes = journals(given.whole), [], []
-    for name, path in journals(given.pilots).items():
-        pilot, whole = (read_rows(at)[1] for at in (path, full[name]))
+    for name, path in journals(given.pilots or given.whole).items():
+        found, whole = (read_rows(at)[1] for at in (path, full[name]))
+        pilot = found if given.pilots else dict(list(whole.items())[: given.pilot])
         if len(pilot) < given.pilot:
             notes.append(f"{name}: {len(pilot)} of {given.pilot} answers; those that end first are short.")
             continue
-        made += lines(name, list(pilot.values()), list(whole.values()))
+        rows = list(pilot.values()), list(whole.values())
+        made += lines(name, *rows)
+        if not given.pilots:
+            made.append(time_line(name, rows[0], ordered(given.whole, path), given.concurrency))
+            continue
         same = sum(whole[key].text == row.text for key, row in pilot.items())
         notes.append(f"{name}: {len(pilot)} of {len(whole)} questions, {same} answered in the same words.")
     print(table(HEADER, made), *notes, sep="\n\n")

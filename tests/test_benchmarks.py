@@ -40,6 +40,17 @@ def test_the_dry_run_beside_the_whole_run_is_what_is_committed(monkeypatch, caps
     assert "20 of 21 answers; those that end first are short" in capsys.readouterr().out
 
 
+def test_the_dry_run_beside_the_run_that_goes_on_from_it_is_what_is_committed(monkeypatch, capsys):
+    kept = ROOT / "results" / "dry_run" / "builtin"
+    monkeypatch.setattr(sys, "argv", ["dry_run", str(kept), "--pilot", "20", "--concurrency", "32"])
+    dry_run.main()
+    told = capsys.readouterr().out
+    assert told == (kept / "dry_run.md").read_text()
+    predicted = (kept / "predicted.md").read_text()  # what the command itself said, before the run
+    for line in told.splitlines()[2:]:
+        assert line.split(" | ")[2] in predicted, line
+
+
 def test_how_often_the_intervals_hold_is_what_is_committed():
     folder = ROOT / "results" / "qwen_coder" / "published_humaneval"
     committed = (ROOT / "results" / "dry_run" / "coverage.md").read_text().splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from ensemblehub.lab.markdown import table
 from ensemblehub.terminal import flops_text
 
 LEVEL = 0.96  # of Student's t: as answers' lengths are skewed, it holds 95 % (results/dry_run/coverage.md)
-FIGURES = ("read", "written", "flops", "usd", "wall")
+FIGURES = ("read", "written", "flops", "usd")
 HEADER = ("method", "pilot", "answers", "read", "written", "compute", "dollars", "time")
 
 
@@ -56,6 +57,33 @@ def forecasts(known: NDArray[np.float64], count: int, level: float = LEVEL) -> N
     return np.asarray([done + left * mean, done + left * mean / factor, done + left * mean * factor])
 
 
+def elapsed(walls: Sequence[float], at_once: int) -> float:
+    """Seconds from the first answer's begin to the last one's end: begun in this order, `at_once` in progress."""
+    ends = [0.0] * at_once
+    for wall in walls:
+        heapq.heapreplace(ends, ends[0] + wall)
+    return max(ends)
+
+
+def forecast_time(walls: Sequence[float], count: int, at_once: int) -> Forecast:
+    """Seconds that `count` answers take, `at_once` in progress, of which the first took `walls` each.
+
+    A pilot has fewer answers in progress than the run, throughout or while the last ones end, and how much faster
+    more of them would be depends on the engine.  At best answers do not slow each other down: the rest take
+    as long as the pilot's, `at_once` of them at a time.  At worst they share the engine: the rest come at the
+    pilot's rate.  The interval reaches from one to the other, each with its prediction interval; the total is
+    their geometric mean.
+
+    Args:
+        walls: at least two, in seconds, in the order in which the answers were begun.
+    """
+    work, done, took = forecast(walls, count), sum(walls), elapsed(walls, at_once)
+    best, worst = 1 / at_once, took / done if done else 0.0
+    mean = float(np.sqrt(best * worst))
+    bounds = ((work.total, mean), (work.low, best), (work.high, worst))
+    return Forecast(*(took + (value - done) * share for value, share in bounds))
+
+
 def dry_run(
     cells: Sequence[Cell],
     questions: Questions,
@@ -87,8 +115,9 @@ def dry_run(
             notes += unseen(cell.name, [spec.name for spec in cell.config.members], rows, count)
     note = (
         f"Of {count} answers, from the pilot's (kept: the run without --dry-run goes on from them), with "
-        "95 % prediction intervals. Time is that of answering, as many questions at once as in the pilot: a "
-        "pilot that is smaller than `experiment.concurrency` tells more than a whole run takes."
+        "95 % prediction intervals. Time is that of answering, without loading and grading, where the engines stay "
+        "as busy otherwise; its interval allows for a pilot with fewer answers in progress than the run, and is the "
+        "narrower, the more often the pilot holds `experiment.concurrency`."
     )
     return "\n\n".join([table(HEADER, lines), note, *notes]) + "\n"
 
@@ -108,7 +137,7 @@ def unseen(name: str, models: Sequence[str], rows: Sequence[AnswerRow], count: i
 
 def _line(cell: Cell, rows: Sequence[AnswerRow], count: int) -> list[str]:
     figures = {name: forecast([getattr(row, name) for row in rows], count) for name in FIGURES}
-    at_once = min(len(rows), cell.config.experiment.concurrency)
+    time = forecast_time([row.wall for row in rows], count, cell.config.experiment.concurrency)
 
     def told(found: Forecast, text: Callable[[float], str]) -> str:
         return f"{text(found.total)} [{text(found.low)}, {text(found.high)}]"
@@ -121,5 +150,5 @@ def _line(cell: Cell, rows: Sequence[AnswerRow], count: int) -> list[str]:
         told(figures["written"], "{:,.0f}".format),
         told(figures["flops"], flops_text) if figures["flops"].total else "–",
         told(figures["usd"], "{:.4f}".format) if figures["usd"].total else "–",
-        told(figures["wall"], lambda seconds: clock(seconds / at_once)),
+        told(time, clock),
     ]

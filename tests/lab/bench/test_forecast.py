@@ -48,6 +48,24 @@ def test_19_of_20_intervals_hold_the_total_of_skewed_lengths(size):
     assert np.mean((low <= totals) & (totals <= high)) < 0.943
 
 
+def test_time_lies_between_answers_that_overlap_and_answers_that_take_turns():
+    walls = [1.0, 2.0, 3.0]
+    assert forecast.elapsed(walls, 2) == 4.0  # the third begins when the first has ended
+    assert forecast.elapsed(walls, 5) == 3.0
+    assert forecast.elapsed([], 2) == 0.0
+    found, work = forecast.forecast_time(walls, 9, 2), forecast.forecast(walls, 9)
+    assert found.low == pytest.approx(4 + (work.low - 6) / 2)  # two at a time, never idle
+    assert found.high == pytest.approx(4 + (work.high - 6) * 4 / 6)  # the pilot's rate: 6 s of answers in 4 s
+    assert found.total == pytest.approx(4 + 12 * (4 / 6 / 2) ** 0.5)
+    assert forecast.forecast_time(walls, 3, 2) == forecast.Forecast(4.0, 4.0, 4.0)
+    assert forecast.forecast_time([0.0, 0.0], 9, 2) == forecast.Forecast(0.0, 0.0, 0.0)
+
+
+def test_a_full_batch_leaves_little_room_for_the_time():
+    found = forecast.forecast_time([2.0] * 80, 800, 8)
+    assert (found.low, found.total, found.high) == (pytest.approx(200),) * 3
+
+
 def test_a_pilot_is_kept_and_tells_what_the_whole_run_takes(tmp_path, capsys):
     file, out = tmp_path / "paid.yaml", tmp_path / "out"
     file.write_text(MODEL)
