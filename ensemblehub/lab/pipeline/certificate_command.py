@@ -59,7 +59,7 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
     made = dict(artifact.data) | {"calibrated": made_for(tandem, str(promise), data) | vars(seen)}
     folder = pipeline.saved_folder
     replace(artifact, thresholds=thresholds, give_up=give_up, data=made).save(folder)
-    engines, tandem = pipeline.ensemble(judge=str(folder))  # with the new thresholds
+    engines, tandem = pipeline.ensemble(judge=str(folder), thresholds=None)  # the certified ones
     certificate = Certificate(
         promise.loss,
         promise.max_loss,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -46,6 +47,7 @@ from ensemblehub.shards import Shard
 from ensemblehub.tandem.artifact import RULES, JudgeArtifact, load_judge, resolve_judge
 from ensemblehub.tandem.judges import Judge
 
+log = logging.getLogger(__name__)
 CHECKED = 100  # questions whose baselines are run again live
 TIMED = 50  # runs timed one at a time
 NOT_COLLECTED = ("confirm", "continue_draft")  # options of Tandem that make other runs
@@ -211,6 +213,10 @@ class Pipeline(Experiment):
         for option in NOT_COLLECTED:
             if getattr(tandem, option) is not None:
                 raise ConfigError(f"thresholds are chosen without `{option}`: its outcomes are not collected")
+        if tandem.thresholds:
+            log.warning(
+                "`thresholds` of the file have precedence: remove them to use those that are calibrated"
+            )
         data = self.learning("calibration")
         self._check_calibration(data, tandem, artifact)
         return artifact, tandem, data

@@ -106,6 +106,19 @@ def test_whatever_is_changed_is_noticed(folder, change, name):
     assert [text.split(" holds for ")[1].split()[0] for text in found] == [name]
 
 
+def test_thresholds_of_the_file_are_not_certified(folder, caplog):
+    bold = "ensemble.output_aggregation_params.thresholds={none: 0.123}"
+    certify(pipeline_of(folder, bold), PROMISE)
+    assert (
+        "`thresholds` of the file have precedence: remove them to use those that are calibrated"
+        in caplog.messages
+    )
+    certificate = load_certificate(folder / "judge")
+    assert certificate.differing(identity_of(pipeline_of(folder))) == []
+    (sentence,) = certificate.differing(identity_of(pipeline_of(folder, bold)))
+    assert sentence.startswith("the certificate holds for thresholds")
+
+
 def test_a_refusal_leaves_judge_and_certificate_as_they_were(folder):
     certify(pipeline_of(folder), PROMISE)
     before = {path.name: path.read_bytes() for path in (folder / "judge").iterdir()}
