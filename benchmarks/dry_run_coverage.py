@@ -5,9 +5,9 @@
 Every cell of every result folder is a whole run; its pilots are drawn from its own answers: at random, and also
 every N-th one from each beginning, as a dry run takes them (in the order of `questions.jsonl`, else in that of the
 answers).  Pilots in which a model was never called that the whole run calls are left out, as `bench --dry-run` says
-so.  `all called` is the share of the others, `of all pilots` what is held with those left out.  Dollars are those
-of `PRICES`.  The level of Student's t was chosen on the folders of --choose, at random pilots, and is checked on
-those of --check.
+so.  Cells where fewer than a quarter of the pilots remain are left out altogether.  `all called` is the share that
+remains, `of all pilots` what is held with those left out.  Dollars are those of `PRICES`.  The level of Student's t
+was chosen on the folders of --choose, at random pilots, and is checked on those of --check.
 """
 
 from __future__ import annotations
