@@ -43,6 +43,8 @@ class Outcomes:
         unit: of all costs.
         drafted: the first level's probability is of the intern's draft, on a scale of its own; the draft is
             in `reached` there, and in `judging` at the other levels.
+        again: the part of `judging` that only an answer from the level costs: reading the last token of its
+            prompt once more, (n, L); None where that costs nothing.
     """
 
     probabilities: Floats
@@ -56,6 +58,7 @@ class Outcomes:
     fallback: Fallback = "best"
     unit: Literal["flops", "usd"] = "flops"
     drafted: bool = False
+    again: Floats | None = None
 
     def part(self, mask: Bools) -> Outcomes:
         """The same for the questions where `mask` holds."""
@@ -91,13 +94,14 @@ class Outcomes:
         """Level, whether right and the whole cost of a question where no level suffices, each (n,)."""
         heard, row = self.heard, np.arange(len(self.heard))
         last = (heard >= 0).sum(axis=1) - 1
-        spent = self.reached[row, last] + self.judging[row, last]
+        again = np.zeros_like(self.judging) if self.again is None else self.again
+        spent = self.reached[row, last] + self.judging[row, last] - again[row, last]
         if self.fallback == "mentor":
             return np.full(len(row), MENTOR), self.mentor_correct.astype(np.float64), spent + self.mentor_cost
         if self.drafted:  # insights are compared with each other; the draft stands where there is none
             heard[:, 0] = -0.5
         level = heard.argmax(axis=1) if self.fallback == "best" else last
-        whole = self.cost[row, level] - self.reached[row, level] + spent
+        whole = self.cost[row, level] - self.reached[row, level] + again[row, level] + spent
         return level, self.correct[row, level].astype(np.float64), whole
 
 

@@ -32,7 +32,10 @@ def outcomes(
     tokens = table(data, levels, lambda run: run.mentor_tokens)
     read = table(data, levels, lambda run: run.intern_read)
     closing = np.array([[row.closing] for row in data.rows])
-    again = np.vectorize(intern.flops)(read - closing, read)  # the template's end, read at every checkpoint
+    # every checkpoint reads the template's end, and the token before it for the prediction of the next one
+    again = np.vectorize(intern.flops)(read - closing - 1, read)
+    shown = table(data, levels, lambda run: run.intern_read if run.cut is None else run.cut)
+    again[:, :-1] *= np.diff(shown, axis=1) > 0  # but nothing where the insight is that of the level before
     last = np.vectorize(intern.flops)(read - 1, read)  # the answer needs the last token's logits once more
     earlier = np.cumsum(again, axis=1) - again
     found = Outcomes(
@@ -45,6 +48,7 @@ def outcomes(
         mentor_cost=np.array([row.runs["mentor"].flops(mentor, intern) for row in data.rows]),
         visited=np.concatenate([np.ones((len(tokens), 1), bool), np.diff(tokens, axis=1) > 0], axis=1),
         fallback=fallback,
+        again=last,
     )
     if not drafted:
         return found
@@ -65,7 +69,8 @@ def _with_drafts(found: Outcomes, writing: Floats, asking: Floats) -> Outcomes:
     """
     reached, judging = found.reached.copy(), found.judging + (writing + asking)[:, None]
     reached[:, 0], judging[:, 0] = found.cost[:, 0], asking
-    return replace(found, reached=reached, judging=judging, drafted=True)
+    again = None if found.again is None else found.again * (np.arange(found.again.shape[1]) > 0)
+    return replace(found, reached=reached, judging=judging, drafted=True, again=again)
 
 
 def prices(mentor: ModelInfo, intern: ModelInfo) -> tuple[Price, Price]:
@@ -102,7 +107,13 @@ def in_dollars(
         intern, np.cumsum(table(data, levels, INTERN_TOKENS[0]), axis=1), np.zeros(answer.shape)
     )
     found = replace(
-        outcomes, cost=insight + answer, judging=judging, reached=insight, mentor_cost=alone, unit="usd"
+        outcomes,
+        cost=insight + answer,
+        judging=judging,
+        reached=insight,
+        mentor_cost=alone,
+        unit="usd",
+        again=None,
     )
     if not outcomes.drafted:
         return found

@@ -54,6 +54,19 @@ def test_an_intern_that_runs_here_costs_no_dollars(data):
     assert not found.judging.any()
 
 
+def test_flops_of_checkpoints_by_hand(data):
+    found = outcomes(data, EntropyRule(1.0), LEVELS, "mentor")
+    insight = 18 * (50 + 19)
+    # Read: the whole prompt; of the question's checkpoint five closing tokens, and one that predicts the next.
+    read = 2 * (65 + 5 + 1)
+    assert cascade(found, [2.0, 0.0]).cost[0] == insight + read + 2 * (1 + 79)  # the last token once more
+    assert cascade(found, [2.0, 2.0]).cost[0] == insight + read + 18 * (50 + 299)
+    (row,) = data.rows
+    equal = {name: replace(run, cut=0) for name, run in row.runs.items()}
+    again = outcomes(replace(data, rows=[replace(row, runs=equal)]), EntropyRule(1.0), LEVELS, "mentor")
+    assert cascade(again, [2.0, 0.0]).cost[0] == insight + 2 * (65 + 1 + 79)  # a known prompt costs nothing
+
+
 @pytest.fixture
 def drafted(data):
     """The same with a draft whose criterion asks the mentor and two more samples of the intern."""
@@ -73,7 +86,7 @@ def test_flops_of_a_draft_by_hand(drafted):
     unread = cascade(found, [0.8, 0.6])
     assert (unread.chosen[0], unread.cost[0]) == (1, anew)  # the best insight, not the likelier draft
     mentor = cascade(replace(found, fallback="mentor"), [0.8, 0.6])
-    assert mentor.cost[0] == anew - 2 * 79 + 18 * (50 + 299)
+    assert mentor.cost[0] == anew - 2 * (1 + 79) + 18 * (50 + 299)  # nothing is read once more
     ended = replace(found, visited=np.array([[True, False]]))
     assert cascade(ended, [0.8, 0.6]).chosen[0] == 0
     assert cascade(ended, [0.8, 0.6]).cost[0] == kept
@@ -87,8 +100,9 @@ def test_a_question_that_the_drafts_judge_has_read_is_not_read_again(data):
     found = outcomes(replace(data, rows=[row]), EntropyRule(1.0), LEVELS, "best", drafted=True)
     kept = 2 * (40 + 99) + 2 * 40 + 3  # the draft, then the question for the judge of drafts
     assert cascade(found, [0.7, 0.0]).cost[0] == kept
-    # The insight; of its prompt what is new, the 5 closing tokens of the template among it; the answer.
-    anew = kept + 18 * (50 + 19) + 2 * (65 - 40 + 5) + 2 * (1 + 79)
+    # The insight; of its prompt what is new, the 5 closing tokens of the template and the one before among it;
+    # the answer.
+    anew = kept + 18 * (50 + 19) + 2 * (65 - 40 + 6) + 2 * (1 + 79)
     assert cascade(found, [0.8, 0.5]).cost[0] == anew
 
 
