@@ -21,7 +21,7 @@ from ensemblehub.lab.advise import choice
 from ensemblehub.lab.advise.certified import CHOOSING, certify
 from ensemblehub.lab.advise.choice import Criterion, Evaluated
 from ensemblehub.lab.advise.costs import CostUnit, Prices, amount, prices_of, without_prices
-from ensemblehub.lab.advise.pair import warn_of, with_rule
+from ensemblehub.lab.advise.pair import trained_judge, warn_of, with_rule
 from ensemblehub.lab.advise.record import Recorded, Recorder, check_answers, distinct, reused
 from ensemblehub.lab.advise.strategies import NO_THINKING, Changes, strategies
 from ensemblehub.lab.journal import Journal, unpack
@@ -32,6 +32,7 @@ from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.own import OwnQuestions
 from ensemblehub.tandem.drift import histogram
+from ensemblehub.tandem.judges import Judge
 
 log = logging.getLogger(__name__)
 SWITCHES = {  # options that turn a model's thinking off, by engine; elsewhere the key of the file does
@@ -91,17 +92,17 @@ def advise(
             or some questions have answers and some have none; nothing was asked.  Or no answer was right.
         ArtifactError: `collected` was made with other settings, or the recorded questions were.
     """
-    config = with_rule(config)
     agreement = isinstance(task, OwnQuestions) and not task.labelled
     whole = whole or promise is not None
     recorded = record(config, task, split, n, samples, folder, force, criterion, whole, collected)
+    config = with_rule(config)
     found = choice.outcomes(strategies(recorded), criterion)
     check_right(found, recorded)
     chosen = choice.recommended(found, criterion)
     clear = choice.is_clear(found, chosen, criterion)
     asked, refusal = f"`{task.name}` ({split})", None
     text = _text(found, chosen, clear, criterion, agreement, asked, recorded)
-    made = _configured(config, chosen.changes)
+    made = with_changes(config, chosen.changes)
     title = f"{chosen.name}: {chosen.setting}" if chosen.setting else chosen.name
     if promise:
         rows = recorded.collected.rows
@@ -110,10 +111,10 @@ def advise(
         except ConfigError as error:
             refusal = error
         else:
-            made = _configured(config, {**best.changes, "ensemble.certificate": str(folder)})
+            made = with_changes(config, {**best.changes, "ensemble.certificate": str(folder)})
             title = best.name
             scores = best.strategy.scores
-            judged = {} if scores is None else {"first": histogram(scores[best.tested].tolist())}
+            judged = {} if scores is None else {"first": histogram(scores[best.tested, best.index].tolist())}
             said = best.save(made, [row.key for row in rows], folder, judged)
             text += f"\n## Certificate\n\n```\n{said}\n```\n"
     heading = f"# {title}\n# chosen by {recorded.measure}\n" if recorded.prices else f"# {title}\n"
@@ -144,10 +145,12 @@ def record(
         ConfigError: the configuration is not Tandem's, what the models cost is unknown, or there is no
             question.
     """
+    configured, config = config, with_rule(config)
     ensemble = AsyncEnsemble.from_config(config)
     tandem = tandem_of(ensemble)
     mentor, intern = tandem.roles(ensemble.engines)
     warn_of(mentor, intern)
+    judge = trained_judge(configured, tandem, mentor, intern, (task.name, split))
     prices = prices_of(mentor, intern, criterion.unit)
     experiment = Experiment(config, task)
     items = distinct(task, split, n)
@@ -171,6 +174,7 @@ def record(
                 journal,
                 header,
                 prices,
+                judge,
                 None if whole else criterion,
                 config.experiment.concurrency,
             )
@@ -184,6 +188,7 @@ async def _recorded(
     journal: Journal,
     header: Mapping[str, Any],
     prices: Prices | None,
+    judge: tuple[str, Judge] | None,
     enough: Criterion | None,
     limit: int,
 ) -> Recorded:
@@ -197,7 +202,7 @@ async def _recorded(
                 missing = journal.missing(part)
                 await for_each(missing, recorder.collect, limit=limit, keep=journal.append, progress=step)
                 rows = [journal.rows[item.id] for item in part]
-                recorded = Recorded.of(rows, dict(header), prices)
+                recorded = Recorded.of(rows, dict(header), prices, judge)
                 if enough and len(part) >= choice.FEWEST and _is_clear(recorded, enough):
                     break
     return recorded
@@ -329,7 +334,7 @@ def _open_question(chosen: Evaluated, other: Evaluated) -> str:
     return f"- {other.name}: {points}; {told}"
 
 
-def _configured(config: Config, changes: Changes) -> Config:
+def with_changes(config: Config, changes: Changes) -> Config:
     """The configuration with a strategy's changes, and the models that it uses.
 
     Beside a certificate the others stay, for `server.on_drift: mentor`.

@@ -9,16 +9,21 @@ from typing import Any, cast
 
 from ensemblehub import builtin, configured
 from ensemblehub.config import Config
-from ensemblehub.errors import ConfigError
+from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
+from ensemblehub.errors import ArtifactError, ConfigError, MissingExtraError
 from ensemblehub.generators.base import Engine
 from ensemblehub.lab.pipeline.experiment import with_aggregation
 from ensemblehub.schema import Capability
+from ensemblehub.tandem.artifact import RULES, resolve_judge
 from ensemblehub.tandem.insights import LEVEL_0
+from ensemblehub.tandem.judges import Judge
 
 log = logging.getLogger(__name__)
+# options of Tandem that decide between its levels, which every strategy sets as it was replayed
+DECIDING = ("thresholds", "draft", "confirm", "continue_draft", "give_up", "effort")
 READ_BY: dict[Capability, str] = {  # what needs the intern's capabilities, beside what every engine has
     "score": "Tandem or a router by its entropy or perplexity",
-    "logprobs": "a cascade or a plan by its log-probability",
+    "logprobs": "a cascade, a plan or a draft by its log-probability",
 }
 
 
@@ -51,7 +56,39 @@ def with_rule(config: Config) -> Config:
     """
     if config.aggregation.method != "tandem":
         raise ConfigError("advise begins with a Tandem: set `output_aggregation_method: tandem`")
-    return with_aggregation(config, judge=f"fixed:{LEVEL_0}")
+    params = {name: value for name, value in config.aggregation.params.items() if name not in DECIDING}
+    params |= {"fallback": "best"} if "fallback" in params else {}
+    section = config.ensemble.model_copy(update={"output_aggregation_params": params})
+    return with_aggregation(config.model_copy(update={"ensemble": section}), judge=f"fixed:{LEVEL_0}")
+
+
+def trained_judge(
+    config: Config, tandem: Tandem, mentor: Engine, intern: Engine, asked: tuple[str, str]
+) -> tuple[str, Judge] | None:
+    """The folder of the configured judge, and the judge; None, with a line that says why, where it was not made
+    for this pair or was trained on what is asked.
+
+    Args:
+        asked: task and split.
+    """
+    name, levels = str(config.aggregation.params.get("judge", "")), {LEVEL_0: 0, **tandem.levels}
+    if name.partition(":")[0] in ("", *RULES, "fixed"):
+        return None
+    try:
+        found = resolve_judge(name, list(levels))
+    except (ArtifactError, MissingExtraError) as error:
+        log.warning("Tandem by its trained judge is left out: %s", error)
+        return None
+    reasons = found.check(mentor.model, intern.model, tandem.words.fingerprint, levels=levels)
+    learned = str(found.data.get("task", "")).replace("studio_", "builtin_"), found.data.get("split")
+    if learned[0] == asked[0] and asked[1] in (learned[1], "all"):
+        reasons.append(f"it was trained on questions of {learned[0]} ({learned[1]}), which are asked")
+    if found.scope != "question+insight":
+        reasons.append(f"it reads the {found.scope} alone")
+    if reasons:
+        log.warning("Tandem by the judge %s is left out: %s", name, reasons[0])
+        return None
+    return name, found.judge
 
 
 def warn_of(mentor: Engine, intern: Engine) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ensemblehub.answers.equality import final_answer
 from ensemblehub.artifacts import hash_of
 from ensemblehub.cost import ModelInfo, dollars
 from ensemblehub.ensemble_methods.acceptance import Trial
@@ -24,14 +24,16 @@ from ensemblehub.lab.advise.costs import CostUnit, Prices, described, without_pr
 from ensemblehub.lab.journal import Journal, told
 from ensemblehub.lab.pipeline import collect, splits
 from ensemblehub.lab.pipeline.experiment import differing_settings
-from ensemblehub.lab.pipeline.records import Collected, Row, Run
+from ensemblehub.lab.pipeline.records import Collected, DraftScore, Row, Run
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.shown_tests import ShownTests
 from ensemblehub.schema import Request, Sampling
 from ensemblehub.tandem.insights import Dialogue
+from ensemblehub.tandem.judges import Judge
 
 log = logging.getLogger(__name__)
 TEMPERATURE = 0.7  # of the samples beside the greedy answer
+LOGPROB = "logprob"  # the criterion of drafts in the words of the profile
 SHOWN_TESTS = ShownTests()
 
 
@@ -40,7 +42,7 @@ class InternAnswer:
     """An answer of the intern to the bare question.
 
     Attributes:
-        answer: what was understood as the answer; None where nothing can be read.
+        answer: what `vote` reads as the answer; None where nothing can be read.
         logprob: mean log-probability of its tokens; None where the engine gives none.
         tests: share of the tests in the question that it passes; None where the question has none.
     """
@@ -57,11 +59,13 @@ class Recorded:
 
     Attributes:
         prices: of mentor and intern, where costs are US dollars; None where they are FLOPs.
+        judge: the folder of a trained judge of this pair, and the judge, where one is configured.
     """
 
     collected: Collected
     drafts: list[list[InternAnswer]]
     prices: Prices | None = None
+    judge: tuple[str, Judge] | None = None
 
     @property
     def n(self) -> int:
@@ -72,6 +76,11 @@ class Recorded:
         """The name of the engine that is `mentor` or `intern`."""
         found: str = self.collected.header["roles"][role]
         return found
+
+    @property
+    def scored(self) -> bool:
+        """Whether the criterion `logprob` was asked about every draft in the words of the profile."""
+        return len(self.collected.drafts) == self.n
 
     @property
     def words(self) -> dict[str, Any]:
@@ -101,14 +110,20 @@ class Recorded:
         )
 
     @classmethod
-    def of(cls, rows: list[dict[str, Any]], header: dict[str, Any], prices: Prices | None = None) -> Recorded:
+    def of(
+        cls,
+        rows: list[dict[str, Any]],
+        header: dict[str, Any],
+        prices: Prices | None = None,
+        judge: tuple[str, Judge] | None = None,
+    ) -> Recorded:
         """From rows of a `Recorder`."""
         known = dict.fromkeys(Row.__dataclass_fields__) | {"readings": None}
         kept = [{key: value for key, value in row.items() if key in known} for row in rows]
         found = [
             [InternAnswer(**{**draft, "run": Run(**draft["run"])}) for draft in row["drafts"]] for row in rows
         ]
-        return cls(collect.folded(kept, header, "the recorded questions"), found, prices)
+        return cls(collect.folded(kept, header, "the recorded questions"), found, prices, judge)
 
 
 class Recorder(collect.Collector):
@@ -128,7 +143,7 @@ class Recorder(collect.Collector):
         samples: int,
         known: Mapping[str, dict[str, Any]],
     ) -> None:
-        super().__init__(tandem, engines, task, sampling)
+        super().__init__(_with_draft(tandem, engines), engines, task, sampling)
         self.samples, self.known = samples, known
 
     async def collect(self, item: Item) -> dict[str, Any]:
@@ -147,16 +162,21 @@ class Recorder(collect.Collector):
         can = "score" in self.intern.capabilities
         return await super().read(request, dialogue) if can else (None, 0)
 
+    async def draft(self, ask: Request, answer: Candidate) -> DraftScore | None:
+        """Nothing where the log-probability of a token is not known."""
+        known = answer.tokens and all(token.logprob is not None for token in answer.tokens)
+        return await super().draft(ask, answer) if known else None
+
     async def attempt(self, item: Item, request: Request) -> InternAnswer:
         """Let the intern answer."""
         draft = await collect.written(self.intern, request)
         grade, cost = await asyncio.to_thread(self.task.grade, item, draft.text), draft.usage.total
         logprobs = [token.logprob for token in draft.tokens]
         known = [value for value in logprobs if value is not None]
-        mean = float(np.mean(known)) if known and len(known) == len(logprobs) else None
+        mean = math.fsum(known) / len(known) if known and len(known) == len(logprobs) else None
         written = (cost.prompt_tokens, cost.completion_tokens, cost.seconds)
         run = Run(grade.correct, draft.finish, 0, 0, *written, False, draft.text)
-        return InternAnswer(run, grade.answer, mean, await self.passed(draft))
+        return InternAnswer(run, final_answer(draft.reply), mean, await self.passed(draft))
 
     async def passed(self, draft: Candidate) -> float | None:
         """The share of the tests in the question that a program passes; None without tests."""
@@ -164,6 +184,13 @@ class Recorder(collect.Collector):
         if not await SHOWN_TESTS.tests(trial, question_of(draft.request.prompt, "tests")):
             return None
         return await SHOWN_TESTS.probability(trial)
+
+
+def _with_draft(tandem: Tandem, engines: list[Engine]) -> Tandem:
+    """The Tandem whose intern's answer without an insight is scored as a draft, where that can be."""
+    _, intern = tandem.roles(engines)
+    can = "logprobs" in intern.capabilities and tandem.insight_mode == "prompt"
+    return replace(tandem, draft=LOGPROB if can else None)
 
 
 def graded(task: Task, item: Item, row: dict[str, Any]) -> dict[str, Any]:
@@ -190,8 +217,9 @@ def reused(folder: Path, split: str, header: dict[str, Any], items: list[Item]) 
     if differing := differing_settings(made, {**made, **header}):
         raise ArtifactError(f"{folder}/{split} was collected with other settings: {told(differing)}")
     words = {item.id: splits.digest(item) for item in items}
+    scored = made.get("draft", [""])[0] == LOGPROB
     return {
-        row["id"]: row | {"question": words[row["id"]]}
+        row["id"]: row | {"question": words[row["id"]], "draft": row["draft"] if scored else None}
         for row in collect.unfolded(done)
         if row["id"] in words and row["question"] in ("", words[row["id"]])  # older data has no hash
     }

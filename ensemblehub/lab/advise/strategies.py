@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemblehub.answers.equality import equal_answers
-from ensemblehub.ensemble_methods.output_aggregation.vote import partied
-from ensemblehub.lab.advise.record import TEMPERATURE, InternAnswer, Recorded
+from ensemblehub.ensemble_methods.candidates import geometric_mean
+from ensemblehub.ensemble_methods.output_aggregation.vote import agreed, partied, settled
+from ensemblehub.lab.advise.record import LOGPROB, TEMPERATURE, InternAnswer, Recorded
 from ensemblehub.lab.pipeline import cascade, replay
-from ensemblehub.lab.pipeline.records import Run
+from ensemblehub.lab.pipeline.records import Row, Run
 from ensemblehub.lab.tasks.shown_tests import ShownTests
 from ensemblehub.tandem.artifact import resolve_judge
 from ensemblehub.tandem.insights import LEVEL_0
+from ensemblehub.tandem.judges import Judge
 
 Floats = NDArray[np.float64]
 Changes = Mapping[str, Any]
-THRESHOLDS = 15  # quantiles of a score that are tried
+# of Tandem: its name, changes, thresholds (L,) and first probabilities (n,)
+Setting = tuple[str, Changes, Floats, Floats]
+SHARES = np.linspace(0, 1, 17)[1:-1]  # quantiles of a score that are tried
+DRAFT_SHARES = SHARES[1::3]  # of a draft, each with all of a rule
 NO_THINKING = "debug.enable_thinking"  # the key that turns thinking off
 SUFFICES = 0.5  # the probability at a rule's limit
 SHOWN_TESTS = f"{ShownTests.__module__}:{ShownTests.__qualname__}"
+same_answers = lru_cache(maxsize=100_000)(equal_answers)
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Strategy:
         settings: what each setting changes in the configuration, and how the table calls it.
         correct, cost: right or wrong, and FLOPs or US dollars (`Recorded.unit`), each (n, T).
         single: one model alone.
-        scores: the probability that a criterion gives to each draft, (n,), where there is one.
+        scores: the first probability that a criterion or a judge gives in a run, (n, T), where there is one.
     """
 
     name: str
@@ -56,8 +63,11 @@ def strategies(recorded: Recorded, known: slice = slice(None)) -> list[Strategy]
         *_alone(recorded),
         *_fixed(recorded),
         *_votes(recorded),
+        *_best_of(recorded),
         *_escalations(recorded, known),
+        *_drafts(recorded, known),
         *_rules(recorded, known),
+        *_trained(recorded, known),
     ]
 
 
@@ -94,18 +104,67 @@ def _fixed(recorded: Recorded) -> Iterator[Strategy]:
 
 
 def _votes(recorded: Recorded) -> Iterator[Strategy]:
-    """Self-consistency of the intern."""
+    """Self-consistency of the intern: of all samples at once, and of some until the vote is decided."""
     if (most := _readable(recorded)) < 3:
         return
-    sampled = [drafts[1:] for drafts in recorded.drafts]
-    winners = []
-    for drafts in sampled:
-        parties = partied([draft.answer for draft in drafts], [1.0] * most, equal_answers)
-        winners.append([float(drafts[parties[0].members[0] if parties else 0].run.correct)])
-    cost = np.array([[_samples_cost(recorded, drafts)] for drafts in sampled])
-    changes = {"ensemble.models": [recorded.name("intern")], **_method("vote", samples=most)}
-    changes["ensemble.generation.temperature"] = TEMPERATURE
-    yield Strategy(f"vote of {most} intern samples", (("", changes),), np.array(winners), cost)
+    yield _vote(recorded, f"vote of {most} intern samples", [("", {"samples": most})])
+    ways = [
+        (f"{samples} samples, {window} at a time", {"samples": samples, "window": window})
+        for samples in range(3, most + 1)
+        for window in (1, 2)
+    ]
+    yield _vote(recorded, "vote until it is decided", ways)
+
+
+def _vote(recorded: Recorded, name: str, ways: Sequence[tuple[str, dict[str, int]]]) -> Strategy:
+    ends = [[_voted(drafts[1:], **params) for _, params in ways] for drafts in recorded.drafts]
+    return _sampled(recorded, name, "vote", ways, np.array(ends))
+
+
+def _voted(drafts: list[InternAnswer], samples: int, window: int | None = None) -> tuple[int, int]:
+    """The index of the sample whose words a vote gives, and the number of samples that it draws."""
+    answers, width = [draft.answer for draft in drafts[:samples]], window or samples
+    for start in range(0, samples, width):
+        end = min(start + width, samples)
+        heard, weights = [*answers[:end], *[None] * (samples - end)], [1.0] * samples
+        parties = partied(heard, weights, same_answers)
+        if settled(parties, weights, range(end, samples)) or agreed(parties, range(start, end)):
+            break
+    return (parties[0].members[0] if parties else 0), end
+
+
+def _best_of(recorded: Recorded) -> Iterator[Strategy]:
+    """The intern's sample that passes the most of the tests that a question shows; of equal ones the first."""
+    passed = [[draft.tests or 0.0 for draft in drafts[1:]] for drafts in recorded.drafts]
+    most = min(map(len, passed))
+    if most < 2 or not any(map(any, passed)):
+        return
+    ways = [
+        (f"{samples} samples", {"samples": samples, "accept": SHOWN_TESTS}) for samples in range(2, most + 1)
+    ]
+    ends = [[(np.argmax(row[:count]), count) for count in range(2, most + 1)] for row in passed]
+    yield _sampled(recorded, "best intern sample by shown tests", "best_of", ways, np.array(ends))
+
+
+def _sampled(
+    recorded: Recorded, name: str, method: str, ways: Sequence[tuple[str, Changes]], ends: NDArray[np.int64]
+) -> Strategy:
+    """A strategy over the intern's samples.
+
+    Args:
+        ways: how the table calls each setting, and its options.
+        ends: the index of the sample that is given and the number of samples drawn, (n, T, 2).
+    """
+    shared = {"ensemble.models": [recorded.name("intern")], "ensemble.generation.temperature": TEMPERATURE}
+    runs = [[draft.run for draft in drafts[1 : ends.max() + 1]] for drafts in recorded.drafts]
+    right = np.array([[float(run.correct) for run in row] for row in runs])
+    cost = np.cumsum([[recorded.cost(run) for run in row] for row in runs], axis=1)
+    return Strategy(
+        name,
+        tuple((title, shared | _method(method, **params)) for title, params in ways),
+        np.take_along_axis(right, ends[..., 0], axis=1),
+        np.take_along_axis(cost, ends[..., 1] - 1, axis=1),
+    )
 
 
 def _readable(recorded: Recorded) -> int:
@@ -115,48 +174,82 @@ def _readable(recorded: Recorded) -> int:
     return min(len(drafts) for drafts in recorded.drafts) - 1 if known and np.mean(known) >= 0.5 else 0
 
 
-def _samples_cost(recorded: Recorded, drafts: list[InternAnswer]) -> float:
-    """FLOPs with the question read once for all samples; dollars with every request's prompt."""
-    if recorded.prices:
-        return sum(recorded.cost(draft.run) for draft in drafts)
-    info = recorded.collected.info("intern")
-    read = drafts[0].run.intern_read
-    written = (info.flops(read, read + max(0, draft.run.intern_tokens - 1)) for draft in drafts)
-    return info.flops(0, read) + sum(written)
-
-
 def _escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     """The intern's draft is kept where a criterion accepts it; else the mentor answers, or plans."""
     rows, nothing = recorded.collected.rows, np.zeros(recorded.n)
-    mentor = [row.runs["mentor"] for row in rows]
+    own, mentor = [drafts[0].run for drafts in recorded.drafts], [row.runs["mentor"] for row in rows]
+    roles = {"large": recorded.name("mentor"), "small": recorded.name("intern")}
+
+    def escalation(name: str, accepted: Accepted, otherwise: list[Run], method: str, **more: Any) -> Strategy:
+        params = roles | {"accept": accepted.criterion} | more
+        return _escalation(
+            recorded, name, accepted, own, otherwise, lambda limit: _method(method, **params, threshold=limit)
+        )
+
     criteria = {}
     logprobs = [drafts[0].logprob for drafts in recorded.drafts]
     if None not in logprobs:
-        scores = np.exp(np.array(logprobs, float))
-        criteria["log-probability"] = Accepted("logprob", scores, nothing, known)
+        scores = np.array([geometric_mean([logprob or 0.0]) for logprob in logprobs])
+        criteria["log-probability"] = Accepted(LOGPROB, scores, nothing, known)
     passed = [drafts[0].tests for drafts in recorded.drafts]
     if any(passed):
         scores = np.array([share or 0.0 for share in passed])
         criteria["shown tests"] = Accepted(SHOWN_TESTS, scores, nothing, known)
     for name, accepted in criteria.items():
-        yield _escalation(recorded, f"cascade by {name}", accepted, mentor, "cascade")
+        yield escalation(f"cascade by {name}", accepted, mentor, "cascade")
         for level, tokens in recorded.collected.levels.items():
             if level != LEVEL_0:
                 planned, plan = [row.runs[level] for row in rows], {"plan_tokens": tokens, **recorded.words}
                 title = f"plan on failure by {name}, {tokens} tokens"
-                yield _escalation(recorded, title, accepted, planned, "plan_on_failure", plan)
+                yield escalation(title, accepted, planned, "plan_on_failure", **plan)
     if samples := _readable(recorded):
+        others = [drafts[1 : samples + 1] for drafts in recorded.drafts]
         shares = [
-            np.mean([_agree(drafts[0], other) for other in drafts[1 : samples + 1]])
-            for drafts in recorded.drafts
+            np.mean([_agree(drafts[0], other) for other in drawn])
+            for drafts, drawn in zip(recorded.drafts, others, strict=True)
         ]
-        more = np.array([_samples_cost(recorded, drafts[1:]) for drafts in recorded.drafts])
+        more = np.array([sum(recorded.cost(other.run) for other in drawn) for drawn in others])
         accepted = Accepted(f"agreement:{samples}", np.array(shares), more, known)
-        yield _escalation(recorded, "cascade by agreement", accepted, mentor, "cascade")
+        yield escalation("cascade by agreement", accepted, mentor, "cascade")
+
+
+def _drafts(recorded: Recorded, known: slice) -> Iterator[Strategy]:
+    """Tandem with a draft, which is kept where its log-probability suffices; else the mentor answers, or the
+    intern with an insight of a fixed length.
+    """
+    if not recorded.scored:
+        return
+    data, rows = recorded.collected, recorded.collected.rows
+    scores, own = np.array([draft.probability for draft in data.drafts]), [row.runs[LEVEL_0] for row in rows]
+    accepted = Accepted(LOGPROB, scores, np.zeros(recorded.n), known)
+
+    def otherwise(name: str, run: str, spared: Floats | float, **params: Any) -> Strategy:
+        def configured(limit: float) -> Changes:
+            return _tandem(draft=LOGPROB, thresholds={LEVEL_0: limit}, **params)
+
+        others = [row.runs[run] for row in rows]
+        return _escalation(recorded, f"tandem with draft, {name}", accepted, own, others, configured, spared)
+
+    def spared(row: Row, level: str) -> float:
+        """What an answer after a draft need not do again: reading the question, or all where there is no insight.
+
+        In dollars, every prompt is paid for.
+        """
+        if row.runs[level].cut == 0:
+            return recorded.cost(replace(row.runs[level], mentor_read=0, mentor_tokens=0))
+        read = row.runs[LEVEL_0].intern_read - row.closing
+        return 0.0 if recorded.prices else data.info("intern").flops(0, read)
+
+    mentor = {"judge": f"fixed:{LEVEL_0}", "give_up": {LEVEL_0: 1.0}, "fallback": "mentor"}
+    yield otherwise("else mentor", "mentor", 0.0, **mentor)
+    for level, tokens in data.levels.items():
+        if level != LEVEL_0:
+            less = np.array([spared(row, level) for row in rows])
+            yield otherwise(f"{tokens} tokens", level, less, judge=f"fixed:{level}")
 
 
 def _agree(draft: InternAnswer, other: InternAnswer) -> bool:
-    return draft.answer is not None and other.answer is not None and equal_answers(draft.answer, other.answer)
+    return draft.answer is not None and other.answer is not None and same_answers(draft.answer, other.answer)
 
 
 @dataclass(frozen=True)
@@ -177,73 +270,122 @@ def _escalation(
     recorded: Recorded,
     name: str,
     accepted: Accepted,
+    own: list[Run],
     otherwise: list[Run],
-    method: str,
-    more: Changes | None = None,
+    configured: Callable[[float], Changes],
+    spared: Floats | float = 0.0,
 ) -> Strategy:
     """Drafts that a criterion accepts, else other runs; a draft that was cut off is not judged, and never
     kept.
+
+    Args:
+        own: the drafts.
+        configured: the changes for a threshold.
+        spared: what the other run costs less after a draft, (n,).
     """
-    scores, criterion = accepted.scores, accepted.criterion
-    limits = np.unique(
-        np.quantile(scores[accepted.known], np.linspace(0, 1, THRESHOLDS + 2)[1:-1], method="higher")
-    )
-    own = [drafts[0].run for drafts in recorded.drafts]
+    limits = _thresholds(accepted.scores[accepted.known])
     complete = np.array([[run.finish != "length"] for run in own])
-    kept = complete & (scores[:, None] >= limits)
+    kept = complete & (accepted.scores[:, None] >= limits)
     right, theirs = (np.array([[run.correct] for run in runs], float) for runs in (own, otherwise))
-    cost, price = (np.array([[recorded.cost(run)] for run in runs]) for runs in (own, otherwise))
-    roles = {"large": recorded.name("mentor"), "small": recorded.name("intern"), "accept": criterion}
-    params = roles | dict(more or {})
-    settings = tuple(
-        (f"{criterion} from {limit:.3f}", _method(method, **params, threshold=float(limit)))
-        for limit in limits
-    )
-    whole = cost + np.where(complete, accepted.cost[:, None], 0.0) + np.where(kept, 0.0, price)
-    judged = np.where(complete[:, 0], scores, 0.0)
+    cost, price = (np.array([recorded.cost(run) for run in runs]) for runs in (own, otherwise))
+    before = cost + np.where(complete[:, 0], accepted.cost, 0.0)
+    whole = before[:, None] + np.where(kept, 0.0, (price - spared)[:, None])
+    settings = tuple((f"{accepted.criterion} from {limit:.3f}", configured(float(limit))) for limit in limits)
+    judged = np.where(complete, accepted.scores[:, None], np.zeros(len(limits)))
     return Strategy(name, settings, np.where(kept, right, theirs), whole, scores=judged)
+
+
+def _thresholds(scores: Floats, shares: Floats = SHARES) -> Floats:
+    """Quantiles as they are configured: six digits, and not above the question that one comes from."""
+    found = np.quantile(scores, shares, method="higher")
+    rounded = [(score, float(f"{score:.6g}")) for score in found]
+    return np.unique([near if near == score else float(f"{0.99999 * score:.6g}") for score, near in rounded])
 
 
 def _rules(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     """By the intern's mean entropy or perplexity, the bare question judged first: Tandem, and a router that
-    gives the question to one of the models; nothing where the intern cannot read a prompt.
+    gives the question to one of the models, and Tandem after a draft; nothing where the intern cannot read a
+    prompt.
     """
     if not recorded.collected.features.size:
         return
     levels = list(recorded.collected.levels)
     for kind in ("entropy", "perplexity"):
-        yield from _ruled(recorded, f"tandem by {kind}", kind, known, levels)
-        yield from _ruled(
-            recorded,
-            f"router by {kind}",
-            kind,
-            known,
-            [LEVEL_0],
-            give_up={LEVEL_0: SUFFICES},
-            fallback="mentor",
-        )
+        yield from _ruled(recorded, f"tandem by {kind}", kind, known, levels, start_with_intern=True)
+        router = {"start_with_intern": True, "give_up": {LEVEL_0: SUFFICES}, "fallback": "mentor"}
+        yield from _ruled(recorded, f"router by {kind}", kind, known, [LEVEL_0], **router)
+        if recorded.scored:
+            yield from _ruled(recorded, f"tandem with draft by {kind}", kind, known, levels, draft=LOGPROB)
 
 
 def _ruled(
     recorded: Recorded, name: str, kind: str, known: slice, levels: list[str], **more: Any
 ) -> Iterator[Strategy]:
-    """Tandem by a rule at these levels; nothing where the rule tells no question from another."""
-    rule = resolve_judge(f"{kind}:1.0", levels).judge
-    outcomes = replay.outcomes(recorded.collected, rule, levels, more.get("fallback", "best"))
-    if recorded.prices:
-        outcomes = replay.in_dollars(outcomes, recorded.collected, levels, *recorded.prices)
-    said = outcomes.probabilities[known][outcomes.visited[known]]
-    limits = np.unique(np.quantile(1 / said - 1, np.linspace(0, 1, THRESHOLDS + 2)[1:-1]))
+    """Tandem by a rule at these levels; nothing where it judges nothing, or tells no question from another."""
+    rule, drafted = resolve_judge(f"{kind}:1.0", levels).judge, "draft" in more
+    outcomes = _outcomes(recorded, rule, levels, more.get("fallback", "best"), drafted)
+    first = outcomes.probabilities[:, 0]
+    judged = outcomes.visited[known] & (np.arange(len(levels)) >= drafted)
+    if not judged.any():
+        return
+    limits = np.quantile(1 / outcomes.probabilities[known][judged] - 1, SHARES)
     # as they are configured: six digits, and not below the question that a limit comes from
-    limits = np.array([float(f"{1.00001 * limit:.6g}") for limit in limits if limit > 0])
-    runs = [cascade.replay(outcomes, np.full(len(levels), 1 / (1 + limit))) for limit in limits]
-    settings = tuple(
-        (f"{kind} up to {limit:.3g}", _tandem(judge=f"{kind}:{limit:.6g}", start_with_intern=True, **more))
-        for limit in limits
+    limits = np.unique([float(f"{1.00001 * limit:.6g}") for limit in limits if limit > 0])
+    # none of a draft that was cut off, whose probability is 0
+    drafts = [limit for limit in _thresholds(first[known], DRAFT_SHARES) if limit] if drafted else [None]
+    settings = list[Setting]()
+    for draft in drafts:
+        for limit in limits:
+            title, changes = f"{kind} up to {limit:.3g}", _tandem(judge=f"{kind}:{limit:.6g}", **more)
+            thresholds = np.full(len(levels), 1 / (1 + limit))
+            if draft is None:
+                scores = limit / (limit + 1 / first - 1)
+            else:
+                title, thresholds[0], scores = f"{LOGPROB} from {draft:.3f}, {title}", draft, first
+                changes |= _tandem(thresholds={LEVEL_0: float(draft)})
+            settings.append((title, changes, thresholds, scores))
+    yield from _replayed(name, outcomes, settings)
+
+
+def _trained(recorded: Recorded, known: slice) -> Iterator[Strategy]:
+    """Tandem by the configured judge, with one threshold at all levels."""
+    if recorded.judge is None or not recorded.collected.features.size:
+        return
+    folder, judge = recorded.judge
+    levels = list(recorded.collected.levels)
+    outcomes = _outcomes(recorded, judge, levels)
+    limits = _thresholds(outcomes.probabilities[known][outcomes.visited[known]])
+    settings = list[Setting]()
+    for limit in limits:
+        same = dict.fromkeys(levels, float(limit))
+        changes = _tandem(judge=folder, start_with_intern=True, thresholds=same)
+        thresholds = np.full(len(levels), limit)
+        settings.append((f"probability from {limit:.3f}", changes, thresholds, outcomes.probabilities[:, 0]))
+    yield from _replayed("tandem by its trained judge", outcomes, settings)
+
+
+def _outcomes(
+    recorded: Recorded,
+    judge: Judge,
+    levels: list[str],
+    fallback: cascade.Fallback = "best",
+    drafted: bool = False,
+) -> cascade.Outcomes:
+    found = replay.outcomes(recorded.collected, judge, levels, fallback, drafted)
+    return (
+        replay.in_dollars(found, recorded.collected, levels, *recorded.prices) if recorded.prices else found
     )
-    if runs:
+
+
+def _replayed(name: str, outcomes: cascade.Outcomes, settings: list[Setting]) -> Iterator[Strategy]:
+    """The levels in order until one suffices, at some settings; nothing where there is none."""
+    if settings:
+        titles, changes, thresholds, scores = zip(*settings, strict=True)
+        runs = [cascade.replay(outcomes, limits) for limits in thresholds]
         right = np.stack([run.correct.astype(float) for run in runs], axis=1)
-        yield Strategy(name, settings, right, np.stack([run.cost for run in runs], axis=1))
+        cost = np.stack([run.cost for run in runs], axis=1)
+        named = tuple(zip(titles, changes, strict=True))
+        yield Strategy(name, named, right, cost, scores=np.stack(scores, axis=1))
 
 
 def _method(name: str, **params: Any) -> dict[str, Any]:

@@ -108,16 +108,57 @@ def test_every_setting_is_served_as_it_was_replayed_and_costs_as_many_dollars(pa
         ) as ensemble:
             results = [await ensemble.generate(task.ask(item, ensemble.sampling)) for item in items]
         right = [task.grade(item, result.text).correct for item, result in zip(items, results, strict=True)]
-        return right, [result.usage.cost.usd for result in results]
+        said = [result.verdicts[0].probability if result.verdicts else None for result in results]
+        return right, [result.usage.cost.usd for result in results], said
 
     chosen = set()
     for strategy in strategies(advice.record(*given)):
         for at, (setting, changes) in enumerate(strategy.settings):
-            right, dollars = asyncio.run(live(changes))
+            right, dollars, said = asyncio.run(live(changes))
+            if strategy.scores is not None:
+                assert said == pytest.approx(strategy.scores[:, at].tolist()), (strategy.name, setting)
             assert right == list(strategy.correct[:, at] > 0), (strategy.name, setting)
             assert dollars == pytest.approx(strategy.cost[:, at].tolist()), (strategy.name, setting)
             chosen.add((strategy.name, strategy.correct[:, at].mean()))
     assert ("router by entropy", 1.0) in chosen  # the mentor answers what the intern would get wrong
+    assert {"tandem with draft, else mentor", "tandem with draft, 2 tokens", "vote until it is decided"} <= {
+        name for name, _ in chosen
+    }
+
+
+def test_options_that_decide_between_levels_are_those_of_the_replay(pair):
+    """Also where the Tandem that `advise` begins with has others."""
+    begun = [
+        "ensemble.output_aggregation_params.fallback=mentor",
+        "ensemble.output_aggregation_params.thresholds={none: 0.0, low: 0.0}",
+        "ensemble.output_aggregation_params.give_up={none: 1.0}",
+        "ensemble.output_aggregation_params.draft=never",
+        "ensemble.output_aggregation_params.effort=low",
+    ]
+    config, task = Config.read(pair / "pair.yaml", begun), OwnQuestions(pair / "own.jsonl")
+    items = list(task.items())
+
+    async def live(changes):
+        async with AsyncEnsemble.from_config(advice.with_changes(with_rule(config), changes)) as ensemble:
+            texts = [(await ensemble.generate(task.ask(item, ensemble.sampling))).text for item in items]
+        return [task.grade(item, text).correct for item, text in zip(items, texts, strict=True)]
+
+    found = [outcome for outcome in made(pair, *begun).found if outcome.name.startswith("tandem")]
+    assert len(found) == 9
+    for outcome in found:
+        assert asyncio.run(live(outcome.changes)) == list(outcome.correct > 0), outcome.name
+
+
+def test_what_was_recorded_without_scores_of_drafts_lacks_that_strategy_alone(pair, monkeypatch):
+    whole = {outcome.name for outcome in made(pair).found}
+    recorded = pair / "out" / "recorded.jsonl"
+    first, *rows = map(json.loads, recorded.read_text().splitlines())
+    assert all(row.pop("draft") for row in rows)
+    recorded.write_text("".join(json.dumps(row) + "\n" for row in (first, *rows)))
+    monkeypatch.setattr(Recorder, "collect", None)  # nothing is asked
+    part = {outcome.name for outcome in made(pair).found}
+    assert part < whole
+    assert all(name.startswith("tandem with draft") for name in whole - part)
 
 
 def test_programs_are_also_kept_where_they_pass_the_tests_in_the_question(pair):
@@ -353,7 +394,7 @@ def test_the_file_of_a_mentor_without_thinking_turns_it_off(engine):
     """On any engine: before, on `hf` alone."""
     spec = {"name": "big", "engine": engine, "path": "m.gguf"}
     config = Config.from_dict({"model_specs": [{"name": "small", "engine": "echo"}, spec]})
-    made = advice._configured(config, {"ensemble.models": ["big"], NO_THINKING: False})
+    made = advice.with_changes(config, {"ensemble.models": ["big"], NO_THINKING: False})
     kept = Config.from_dict(yaml.safe_load(made.to_yaml()))
     options = kept.options(kept.model_specs[0])
     if engine == "openai":
@@ -368,7 +409,8 @@ def test_an_intern_that_cannot_score_leaves_out_the_rules_alone(pair, monkeypatc
     monkeypatch.setattr(EchoEngine, "score", Engine.score)
     (pair / "out").rename(pair / "with_score")
     part = made(pair)
-    rules = [f"{method} by {kind}" for kind in ("entropy", "perplexity") for method in ("tandem", "router")]
+    methods = ("tandem", "router", "tandem with draft")
+    rules = [f"{method} by {kind}" for kind in ("entropy", "perplexity") for method in methods]
     assert [outcome.name for outcome in whole.found] == [outcome.name for outcome in part.found] + rules
     for mine, other in zip(part.found, whole.found, strict=False):
         assert (mine.name, mine.correct.tolist()) == (other.name, other.correct.tolist())

@@ -18,6 +18,8 @@ from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab.advise.certified import certify
 from ensemblehub.lab.advise.strategies import Strategy
 from ensemblehub.lab.pipeline.certificate import Promise
+from ensemblehub.tandem.certificate import load_certificate
+from ensemblehub.tandem.drift import histogram
 
 add_plugins()
 PAIR = """
@@ -66,6 +68,19 @@ def test_the_certified_strategy_is_served_and_watched(asked, tmp_path):
     )
     (differing,) = Catalog(changed).find("ensemble").watch.differing
     assert "settings" in differing
+
+
+def test_the_scores_are_those_of_the_certified_setting(asked, tmp_path):
+    """A rule's probability of a question depends on its limit."""
+    n = 80
+    mentor = Strategy("mentor", (("", {}),), np.ones((n, 1)), np.full((n, 1), 9.0), True)
+    scores = np.linspace(0, 1, n)[:, None] * [0.5, 1.0]
+    settings = tuple((str(at), {}) for at in range(2))
+    rule = Strategy("rule", settings, np.ones((n, 2)), np.tile([2.0, 1.0], (n, 1)), scores=scores)
+    best = certify([mentor, rule], ["a"] * n, Promise(0.1, 0.95))
+    assert best.index == 1  # the cheaper one
+    best.save(Config.read(tmp_path / "pair.yaml"), [str(at) for at in range(n)], tmp_path)
+    assert load_certificate(tmp_path).scores == {"first": histogram(scores[1::2, 1].tolist())}
 
 
 def test_where_nothing_is_certified_the_advice_is_there_all_the_same(asked, tmp_path):
