@@ -1,0 +1,86 @@
+"""Strategies over samples by hand, which judges are replayed, and all of them live on the built-in pair."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.advise_replay import compared
+from ensemblehub import builtin
+from ensemblehub.config import Config
+from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.lab.advise.pair import trained_judge, with_rule
+from ensemblehub.lab.advise.record import InternAnswer
+from ensemblehub.lab.advise.strategies import _best_of, _voted
+from ensemblehub.lab.pipeline.records import Run
+from ensemblehub.lab.tasks import task_named
+
+
+def drawn(answers, passed=()):
+    runs = [Run(answer == "9", "stop", 0, 0, 2, 3, 0.0, False, "") for answer in answers]
+    tests = passed or [None] * len(answers)
+    return [
+        InternAnswer(run, answer, None, share)
+        for run, answer, share in zip(runs, answers, tests, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answers", "at_once", "singly", "in_pairs"),
+    [
+        (["9", "4", "9", "9"], (0, 4), (0, 3), (0, 4)),  # after three, the last could only make a tie
+        (["4", "4", "9", "9"], (0, 4), (0, 2), (0, 2)),  # a tie goes to the first
+        (["4", "9", "9", "9"], (1, 4), (1, 4), (1, 4)),
+        ([None, "9", "4", "4"], (2, 4), (2, 4), (2, 4)),
+        ([None, None, None, None], (0, 4), (0, 4), (0, 4)),
+    ],
+)
+def test_a_vote_draws_what_it_needs(answers, at_once, singly, in_pairs):
+    found = [_voted(drawn(answers), 4, window) for window in (None, 1, 2)]
+    assert found == [at_once, singly, in_pairs]
+
+
+def test_of_samples_that_pass_equally_many_tests_the_first_is_given():
+    rows = [(["4", "9", "9"], [0.5, 0.5, 1.0]), (["9", "4", "4"], [0.0, 0.0, 0.0])]
+    greedy = drawn(["4"])
+    recorded = SimpleNamespace(
+        drafts=[[*greedy, *drawn(answers, passed)] for answers, passed in rows],
+        name=lambda role: role,
+        cost=lambda run: run.intern_tokens,
+    )
+    (strategy,) = _best_of(recorded)
+    assert [title for title, _ in strategy.settings] == ["2 samples", "3 samples"]
+    assert strategy.correct.tolist() == [[0, 1], [1, 1]]
+    assert strategy.cost.tolist() == [[6, 9], [6, 9]]
+
+
+@pytest.mark.parametrize(
+    ("split", "changes", "said"),
+    [
+        ("test", [], ""),
+        ("train", [], "it was trained on questions of builtin_math (train), which are asked"),
+        ("test", ["ensemble.output_aggregation_params.levels={low: 7}"], "made for levels"),
+        ("test", ["ensemble.output_aggregation_params.judge=nowhere"], "no judge in nowhere"),
+        ("test", ["ensemble.output_aggregation_params.judge=entropy:1.0"], None),
+    ],
+)
+def test_a_trained_judge_of_this_pair_is_replayed(split, changes, said, caplog):
+    config = Config.read(Path(builtin.CONFIG), [f"model_specs.{at}.engine=numpy" for at in (0, 1)] + changes)
+    ensemble = AsyncEnsemble.from_config(with_rule(config))
+    tandem = ensemble.aggregation
+    found = trained_judge(config, tandem, *tandem.roles(ensemble.engines), ("builtin_math", split))
+    assert (found is None) == (said != "")
+    assert (said or "") in caplog.text
+    if found:
+        assert found[0] == "builtin:judge"
+
+
+@pytest.mark.slow
+def test_the_built_in_pair_answers_and_costs_as_it_was_replayed(tmp_path):
+    """Answers are cut short, for time; `benchmarks.advise_replay` has whole ones."""
+    changes = [f"model_specs.{at}.engine=numpy" for at in (0, 1)]
+    more = ["ensemble.generation.seed=0", "ensemble.generation.max_tokens=60"]
+    config = Config.read(Path(builtin.CONFIG), [*changes, *more])
+    rows = compared(config, task_named("builtin_math", None, "plain"), "test", 10, tmp_path, 10)
+    assert [row for row in rows if not row.whole] == []
+    assert {"tandem by its trained judge", "tandem with draft by entropy"} < {row.strategy for row in rows}
