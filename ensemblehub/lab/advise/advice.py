@@ -31,7 +31,6 @@ from ensemblehub.lab.pipeline.experiment import Experiment, as_json, tandem_of
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.own import OwnQuestions
-from ensemblehub.tandem.drift import histogram
 from ensemblehub.tandem.judges import Judge
 
 log = logging.getLogger(__name__)
@@ -113,9 +112,7 @@ def advise(
         else:
             made = with_changes(config, {**best.changes, "ensemble.certificate": str(folder)})
             title = best.name
-            scores = best.strategy.scores
-            judged = {} if scores is None else {"first": histogram(scores[best.tested, best.index].tolist())}
-            said = best.save(made, [row.key for row in rows], folder, judged)
+            said = best.save(made, [row.key for row in rows], folder, best.judged)
             text += f"\n## Certificate\n\n```\n{said}\n```\n"
     heading = f"# {title}\n# chosen by {recorded.measure}\n" if recorded.prices else f"# {title}\n"
     advice = Advice(found, chosen, clear, text, f"{heading}{made.to_yaml()}", refusal)

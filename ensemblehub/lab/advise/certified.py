@@ -20,6 +20,7 @@ from ensemblehub.lab.pipeline.certificate import Bools, Promise, Settings, certi
 from ensemblehub.lab.pipeline.certificate_command import CalibrationShares, lines
 from ensemblehub.lab.pipeline.certificate_path import safest_first
 from ensemblehub.tandem.certificate import Certificate
+from ensemblehub.tandem.drift import histogram
 
 CHOOSING = slice(None, None, 2)  # the questions that choose a strategy and its thresholds; the others test it
 
@@ -52,6 +53,12 @@ class CertifiedStrategy:
         """The strategy and its setting."""
         setting = self.strategy.settings[self.index][0]
         return f"{self.strategy.name}: {setting}" if setting else self.strategy.name
+
+    @property
+    def judged(self) -> dict[str, list[int]]:
+        """The scores of the questions of the test, where the strategy has any; see `Certificate`."""
+        scores = self.strategy.scores
+        return {} if scores is None else {"first": histogram(scores[self.tested, self.index].tolist())}
 
     def save(self, config: Config, keys: Sequence[str], folder: Path, scores: Mapping[str, list[int]]) -> str:
         """Write `certificate.json` for a configuration; returns what a user reads.

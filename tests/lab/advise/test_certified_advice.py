@@ -79,7 +79,7 @@ def test_the_scores_are_those_of_the_certified_setting(asked, tmp_path):
     rule = Strategy("rule", settings, np.ones((n, 2)), np.tile([2.0, 1.0], (n, 1)), scores=scores)
     best = certify([mentor, rule], ["a"] * n, Promise(0.1, 0.95))
     assert best.index == 1  # the cheaper one
-    best.save(Config.read(tmp_path / "pair.yaml"), [str(at) for at in range(n)], tmp_path)
+    best.save(Config.read(tmp_path / "pair.yaml"), [str(at) for at in range(n)], tmp_path, best.judged)
     assert load_certificate(tmp_path).scores == {"first": histogram(scores[1::2, 1].tolist())}
 
 
