@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
@@ -122,7 +123,8 @@ def build(cls: type, options: Mapping[str, Any], where: str, besides: Iterable[s
         return TypeAdapter(cls).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
-        at = ".".join(str(part) for part in first["loc"])
+        # the members of a union are pydantic's own steps, such as `constrained-float` and `literal['calibrated']`
+        place = [part for part in first["loc"] if not re.match(r"constrained-|\w+\[", str(part))]
         got = reprlib.repr(first.get("input"))
-        text = f"{where}: option {at!r}: {first['msg']} (got {got})"
-        raise ConfigError(text, first["loc"]) from error
+        text = f"{where}: option {'.'.join(map(str, place))!r}: {first['msg']} (got {got})"
+        raise ConfigError(text, tuple(place)) from error

@@ -287,7 +287,13 @@ def test_thresholds_by_level():
 
 
 @pytest.mark.parametrize(
-    "options", [{"thresholds": {"low": 1.5}}, {"thresholds": {"low": -0.5}}, {"give_up": {"low": 7}}]
+    "options",
+    [
+        {"thresholds": {"low": 1.5}},
+        {"thresholds": {"low": -0.5}},
+        {"give_up": {"low": 7}},
+        {"give_up": {"low": "calibrted"}},
+    ],
 )
 def test_what_is_no_probability_is_refused_in_a_configuration(options):
     (name,) = options
@@ -300,7 +306,7 @@ def test_what_is_no_probability_is_refused_in_a_configuration(options):
         {"name": "b", "engine": "echo", "parameters": 1},
     ]
     config = Config.from_dict({"model_specs": models, "ensemble": ensemble})
-    with pytest.raises(ConfigError, match=f"{name}.*low"):
+    with pytest.raises(ConfigError, match=f"option '{name}.low': Input should be"):
         AsyncEnsemble.from_config(config)
 
 
