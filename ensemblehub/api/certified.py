@@ -67,7 +67,7 @@ class CertificateWatch:
         for score in alarms:
             log.warning(
                 "%s: no longer certified (%s): the judge's %s probability of a question has drifted from the "
-                "calibration questions (false alarms: at most %g in %d questions); collect and calibrate again",
+                "calibration questions (false alarms: at most %g in %d questions); certify it again on new questions",
                 *(self.name, self.certificate, score, RATE, PERIOD),
             )
         return bool(alarms)

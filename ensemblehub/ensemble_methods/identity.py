@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,10 @@ from ensemblehub.config import WHERE_IT_RUNS, Config
 from ensemblehub.ensemble_methods.base import Aggregation
 from ensemblehub.generators.base import Engine
 from ensemblehub.scorers.base import Scorer
+from ensemblehub.tandem import certificate
+
+TRAINED = {"artifact", "judge", "stats_file"}  # options that name something trained,
+MAY_BE_TRAINED = {"accept", "draft"}  # and criteria, which may be the folder of a judge
 
 
 def identity(config: Config, aggregation: Aggregation, engines: Sequence[Engine]) -> dict[str, str]:
@@ -27,15 +31,24 @@ def identity(config: Config, aggregation: Aggregation, engines: Sequence[Engine]
         "quantisation": hash_of(told),
         **{name: value if isinstance(value, str) else hash_of(value) for name, value in decides.items()},
         **_beside(config, aggregation),
-        "settings": hash_of([decides["settings"], asdict(config.ensemble.generation.sampling())]),
+        "settings": hash_of(
+            [decides["settings"], asdict(config.ensemble.generation.sampling()), *_besides(config)]
+        ),
     }
+
+
+def _besides(config: Config) -> list[Any]:
+    """What else decides the answers, where it is not the default."""
+    about = {"on_error": config.ensemble.on_error, "extract_after": config.ensemble.generation.extract_after}
+    stated = {name: value for name, value in about.items() if value and value != "fail"}
+    return [stated] if stated else []
 
 
 def _beside(config: Config, aggregation: Aggregation) -> dict[str, str]:
     """Hashes of the selection, unless it is that of all models, and of the scorers that are asked."""
     found = {}
     if config.selection.method != "all":
-        found["selection"] = hash_of([config.selection.model_dump(), trained(config)])
+        found["selection"] = hash_of([config.selection.model_dump(), trained(config.selection.params)])
     if aggregation.uses_scorers:
         pool, specs = aggregation.scorers, config.reward_specs
         options = [spec.model_dump(exclude={*WHERE_IT_RUNS, "name"}) for spec in specs]
@@ -44,14 +57,15 @@ def _beside(config: Config, aggregation: Aggregation) -> dict[str, str]:
     return found
 
 
-def trained(config: Config) -> dict[str, str]:
-    """Hashes of the trained parts that a configuration names, by option."""
-    named = {**config.selection.params, **config.aggregation.params}
+def trained(params: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the trained parts that a method's options name, by option."""
     found = {}
-    for option in sorted({"artifact", "judge", "stats_file"} & named.keys()):
-        place = Path(builtin.resolve(str(named[option])))
+    for option in sorted((TRAINED | MAY_BE_TRAINED) & params.keys()):
+        place = Path(builtin.resolve(str(params[option])))
         files = sorted(place.glob("*.*")) if place.is_dir() else [place] if place.is_file() else []
-        found[option] = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+        kept = [file for file in files if file.name != certificate.FILE and file.suffix != ".jsonl"]
+        if kept or option in TRAINED:
+            found[option] = hashlib.sha256(b"".join(file.read_bytes() for file in kept)).hexdigest()[:16]
     return found
 
 

@@ -52,7 +52,9 @@ class Certificate:
     def differing(self, now: Mapping[str, str]) -> list[str]:
         """What is not as it was certified, a sentence each."""
         return [
-            f"the certificate holds for {name} {self.holds_for.get(name)!r}, not {now.get(name)!r}"
+            f"the certificate holds for {name} {self.holds_for[name]!r}, not {now.get(name)!r}"
+            if name in self.holds_for
+            else f"the certificate holds without {name} {now[name]!r}"
             for name in dict.fromkeys([*self.holds_for, *now])
             if now.get(name) != self.holds_for.get(name)
         ]

@@ -89,6 +89,8 @@ class TandemOptions(Aggregation):
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
         self.check_levels()
+        if self.artifact.judge.reads_question:
+            raise ConfigError(f"tandem: the judge in {self.judge} judges drafts: name it as `draft`")
         mentor, intern = self.roles(engines)
         require(mentor, {"prefix"} if self.words.opening else set(), "tandem (mentor)")
         reading: set[Capability] = {"score"} if self.artifact.judge.reads else set()

@@ -84,6 +84,7 @@ class CertifiedStrategy:
                 "path": hash_of([self.strategy.name, *(self.strategy.settings[at][0] for at in self.path)]),
             },
             dict(scores),
+            give_up=ensemble.aggregation.deciding()["settings"].get("give_up") or {},
         )
         certificate.save(folder)
         return "\n".join(lines(certificate, self.promise, self.name))

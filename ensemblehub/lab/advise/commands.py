@@ -160,6 +160,9 @@ def advise(
     metavar="PATTERN",
     help="Certify only cells with such names, as in --only 'cascade*'; repeatable.",
 )
+@click.option(
+    "--task", metavar="NAME", help="What was measured (default: as DIR says); needed for a task of your own."
+)
 @promise_options(
     "Certify the cheapest cell that loses at most this share of the questions against the mentor.",
     required=True,
@@ -177,6 +180,7 @@ def certify(
     changes: tuple[str, ...],
     against: str,
     only: tuple[str, ...],
+    task: str | None,
     promise: Promise,
     out: Path,
 ) -> None:
@@ -194,7 +198,7 @@ def certify(
     from ensemblehub.lab.advise.measured import FILE, certify_measured
     from ensemblehub.lab.bench.cells import cells_of
 
-    click.echo(certify_measured(folder, cells_of(configs, changes), against, only, promise, out))
+    click.echo(certify_measured(folder, cells_of(configs, changes), against, only, promise, out, task))
     click.echo(f"ensemblehub serve {out / FILE}")
 
 

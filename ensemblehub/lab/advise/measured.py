@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ from ensemblehub.lab.bench.mixes import single_models
 from ensemblehub.lab.bench.report import CellAnswers
 from ensemblehub.lab.bench.rows import AnswerRow, journals
 from ensemblehub.lab.journal import differences, told
+from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.certificate import Promise
 from ensemblehub.lab.pipeline.experiment import as_json
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.tandem.drift import histogram
 
 FILE = "certified.yaml"
+GENERATION = {"max_tokens": "max_tokens", "stop": "stop_strings"}  # what a benchmark's prompt profile may set
 UNITS = {
     "usd": "usd",
     "cold_flops": "flops",
@@ -46,7 +48,13 @@ class Measured:
 
 
 def certify_measured(
-    folder: Path, cells: Sequence[Cell], against: str, only: Sequence[str], promise: Promise, out: Path
+    folder: Path,
+    cells: Sequence[Cell],
+    against: str,
+    only: Sequence[str],
+    promise: Promise,
+    out: Path,
+    task: str | None = None,
 ) -> str:
     """Certify the cheapest cell that keeps a promise against the mentor; returns what a user reads.
 
@@ -58,15 +66,18 @@ def certify_measured(
         cells: what was measured.
         against: name of the cell in which the mentor answers alone.
         only: patterns of the names of the cells that may be certified; all where there is none.
+        task: what was measured; the name that the answers give by default.
 
     Raises:
         ConfigError: there are no such cells, a cost is unknown, or nothing that costs less keeps the promise.
         ArtifactError: answers are missing, were made with other settings, or are to other questions.
     """
-    mentor, *others = measured(folder, chosen(cells, against, only))
+    mentor, *others = measured(folder, chosen(cells, against, only), task)
     best, cell = certified_cell(mentor, others, promise)
     whole = cell.cell.config.model_dump(exclude_unset=True, mode="json", exclude={"sweep", "experiment"})
-    config = Config.from_dict(whole, [f"ensemble.certificate={json.dumps(str(out))}"])
+    asked = {f"generation.{key}": cell.settings["sampling"][name] for name, key in GENERATION.items()}
+    given = {"certificate": str(out), "generation.stop_sequences": [], **asked}
+    config = Config.from_dict(whole, [f"ensemble.{key}={json.dumps(value)}" for key, value in given.items()])
     tested = [row for row, within in zip(cell.rows, best.tested, strict=True) if within]
     text = best.save(config, [f"{row.asked} {row.prompted}" for row in cell.rows], out, scores(tested))
     write_atomically(out / FILE, f"# {best.name}\n{config.to_yaml()}")
@@ -88,7 +99,7 @@ def chosen(cells: Sequence[Cell], against: str, only: Sequence[str]) -> list[Cel
     return [by_name[name] for name in (against, *kept)]
 
 
-def measured(folder: Path, cells: Sequence[Cell]) -> list[Measured]:
+def measured(folder: Path, cells: Sequence[Cell], task: str | None = None) -> list[Measured]:
     """The answers of cells, the mentor's first; see `certify_measured`."""
     files = journals(folder)
     for cell in cells:
@@ -100,18 +111,22 @@ def measured(folder: Path, cells: Sequence[Cell]) -> list[Measured]:
         raise ConfigError(f"the cell {mentor.name!r} is no model alone: name the mentor's with --against")
     made = []
     for cell, answers in zip(cells, found, strict=True):
-        _check(cell, answers)
+        _check(cell, answers, task)
         samples = [rows for _, (_, rows) in sorted(paired(mentor, answers).items())]
         if any(len(rows) > 1 for rows in samples):
             raise ConfigError(f"{answers.path} has several answers a question, which are not independent")
+        if failed := sum(bool(row.error) for rows in samples for row in rows):
+            raise ConfigError(f"{answers.path} has {failed} calls that failed, not answers: ask these again")
         made.append(Measured(cell, answers.settings, [rows[0] for rows in samples]))
-    return made
+    own = [f"{row.asked} {row.prompted}" for row in made[0].rows]
+    places = splits.distinct(own, str(folder))
+    return [replace(each, rows=[each.rows[place] for place in places]) for each in made]
 
 
-def _check(cell: Cell, answers: CellAnswers) -> None:
+def _check(cell: Cell, answers: CellAnswers, task: str | None) -> None:
     """Check that a cell was measured as it is configured."""
     about = answers.about
-    questions = Questions(task_named(about["task"], None, about["prompt"]), about["split"], [])
+    questions = Questions(task_named(task or about["task"], None, about["prompt"]), about["split"], [])
     ensemble = AsyncEnsemble.from_config(cell.config)
     now = as_json({"cell": cell.name, **settings_of_cell(cell.config, ensemble, questions)})
     if differing := list(differences(answers.settings, now)):
@@ -145,11 +160,16 @@ def certified_cell(
 
 def _unit(cells: Sequence[Measured]) -> str:
     """What costs are compared in: dollars or FLOPs, the first that is known of every call."""
+    specs = {spec.name: each.cell.config.options(spec) for each in cells for spec in each.cell.config.members}
+    priced = {name for name, options in specs.items() if options.get("price")}
     for unit, key in UNITS.items():
         known = (
-            line[key] or not _computed(line) for each in cells for row in each.rows for line in row.usage
+            line[key] or not _computed(line) or (unit == "usd" and line["engine"] in priced)
+            for each in cells
+            for row in each.rows
+            for line in row.usage
         )
-        if all(known) and all(any(getattr(row, unit) for row in each.rows) for each in cells):
+        if all(known) and any(getattr(row, unit) for row in cells[0].rows):
             return unit
     raise ConfigError("costs cannot be compared: give every model a `price`, or every one its `parameters`")
 

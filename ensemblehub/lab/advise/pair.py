@@ -81,7 +81,7 @@ def trained_judge(
         return None
     reasons = found.check(mentor.model, intern.model, tandem.words.fingerprint, levels=levels)
     learned = str(found.data.get("task", "")).replace("studio_", "builtin_"), found.data.get("split")
-    if learned[0] == asked[0] and asked[1] in (learned[1], "all"):
+    if learned[0] == asked[0] and (asked[1] == learned[1] or "all" in (asked[1], learned[1])):
         reasons.append(f"it was trained on questions of {learned[0]} ({learned[1]}), which are asked")
     if found.scope != "question+insight":
         reasons.append(f"it reads the {found.scope} alone")

@@ -120,10 +120,16 @@ class Recorded:
         """From rows of a `Recorder`."""
         known = dict.fromkeys(Row.__dataclass_fields__) | {"readings": None}
         kept = [{key: value for key, value in row.items() if key in known} for row in rows]
-        found = [
-            [InternAnswer(**{**draft, "run": Run(**draft["run"])}) for draft in row["drafts"]] for row in rows
-        ]
+        found = [[_answer_of(draft) for draft in row["drafts"]] for row in rows]
         return cls(collect.folded(kept, header, "the recorded questions"), found, prices, judge)
+
+
+def _answer_of(draft: dict[str, Any]) -> InternAnswer:
+    """A recorded answer, read as `vote` reads it: older recordings hold what the grader read."""
+    run = Run(**draft["run"])
+    return InternAnswer(
+        **{**draft, "run": run, "answer": final_answer(run.text.rpartition("</think>")[2].strip())}
+    )
 
 
 class Recorder(collect.Collector):

@@ -358,7 +358,8 @@ def _trained(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     settings = list[Setting]()
     for limit in limits:
         same = dict.fromkeys(levels, float(limit))
-        changes = _tandem(judge=folder, start_with_intern=True, thresholds=same)
+        never = dict.fromkeys(levels, 0.0)  # whatever was calibrated with the judge
+        changes = _tandem(judge=folder, start_with_intern=True, thresholds=same, give_up=never)
         thresholds = np.full(len(levels), limit)
         settings.append((f"probability from {limit:.3f}", changes, thresholds, outcomes.probabilities[:, 0]))
     yield from _replayed("tandem by its trained judge", outcomes, settings)

@@ -254,7 +254,7 @@ def settings_of_cell(config: Config, ensemble: AsyncEnsemble, questions: Questio
         "aggregation": config.aggregation.model_dump(),
         "scorers": scorers if ensemble.aggregation.uses_scorers else [],
         "on_error": config.ensemble.on_error,
-        "trained": trained(config),
+        "trained": trained({**config.selection.params, **config.aggregation.params}),
     }
 
 

@@ -112,7 +112,9 @@ def dry_run(
         for cell in cells:
             rows = running.answered(cell)
             lines.append(_line(cell, rows, count))
-            notes += unseen(cell.name, [spec.name for spec in cell.config.members], rows, count)
+            alone = cell.config.aggregation.method == "single"  # calls one of its members
+            models = [] if alone else [spec.name for spec in cell.config.members]
+            notes += unseen(cell.name, models, rows, count)
     note = (
         f"Of {count} answers, from the pilot's (kept: the run without --dry-run goes on from them), with "
         "95 % prediction intervals. Time is that of answering, without loading and grading, where the engines stay "

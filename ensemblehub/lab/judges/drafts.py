@@ -15,12 +15,14 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ensemblehub.artifacts import hash_of
 from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.cost import UsageLedger
@@ -101,6 +103,9 @@ def record(
         known = {row["id"]: row for row in lines.found}
         if any({key: row.get(key, False) for key in made} != made for row in lines.found):
             raise ArtifactError(f"{path} holds drafts of another configuration, task or split")
+        asked = {item.id: hash_of(asdict(put(task.ask(item, sampling)))) for item in items}
+        if any(known.get(name, {}).get("asked", now) != now for name, now in asked.items()):
+            raise ArtifactError(f"{path} holds drafts of other questions or prompts")
         missing = [item for item in items if item.id not in known]
 
         def keep(row: dict[str, Any]) -> None:
@@ -110,7 +115,8 @@ def record(
         async def run(step: Callable[[], None]) -> None:
             async def work(item: Item) -> dict[str, Any]:
                 request = put(task.ask(item, sampling))
-                return {**await drafted(engine, task, item, request, with_question), **made}
+                row = await drafted(engine, task, item, request, with_question)
+                return {**row, **made, "asked": asked[item.id]}
 
             await engine.load()
             await for_each(missing, work, limit=config.experiment.concurrency, keep=keep, progress=step)

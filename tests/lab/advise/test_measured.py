@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from click.testing import CliRunner
@@ -15,7 +17,9 @@ from ensemblehub.api.app import create_app
 from ensemblehub.api.catalog import Catalog
 from ensemblehub.cli import add_plugins, cli
 from ensemblehub.config import Config
+from ensemblehub.ensemble_methods.identity import trained
 from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.lab.advise import measured
 from ensemblehub.lab.advise.measured import scores
 from ensemblehub.lab.bench.rows import AnswerRow
 from ensemblehub.tandem.certificate import load_certificate
@@ -170,6 +174,72 @@ def test_dollars_are_compared_where_every_call_has_a_price(certify):
     assert "no setting costs less than the mentor alone" in str(certify("--max-loss", "0.05").exception)
 
 
+def test_a_free_intern_has_a_price(certify):
+    """Its calls cost 0 dollars, which is known; before, costs were compared in FLOPs."""
+    prices, flags = {"big": {"prompt": 1, "completion": 2}, "small": {"prompt": 0, "completion": 0}}, []
+    for at, price in enumerate(prices.values()):
+        flags += ["-s", f"model_specs.{at}.price={json.dumps(price)}"]
+    for path in certify.answers.glob("*.jsonl"):
+        first, *rows = path.read_text().splitlines()
+        head = json.loads(first)
+        for name, options in head["settings"]["engines"].items():
+            options["price"] = prices[name]
+        path.write_text("\n".join([json.dumps(head), *rows, ""]))
+        change(path, lambda n, row: row | {"usd": 2.0})  # the small model's calls among them are free
+    assert "no setting costs less than the mentor alone" in str(
+        certify("--max-loss", "0.05", *flags).exception
+    )
+
+
+def test_repeated_questions_count_once(certify, caplog):
+    for path in certify.answers.glob("*.jsonl"):
+        first = rows_of(path)[1][0]
+        same = {key: first[key] for key in ("asked", "prompted")}
+        change(path, lambda n, row, same=same: row | (same if n == 1 else {}))
+    assert "(n = 59)" in certify("--max-loss", "0.05").output
+    assert "1 questions are repeats of others and left out" in caplog.text
+
+
+def test_what_a_prompt_profile_sets_of_the_sampling_is_served(certify):
+    """As if the benchmark's profile had stopped at a line, whatever the configuration says."""
+
+    named = measured.task_named
+
+    def stopping(*about):
+        task = named(*about)
+        object.__setattr__(task, "sampling", partial(replace, stop=("\n\n",), max_tokens=32))
+        return task
+
+    for path in certify.answers.glob("*.jsonl"):
+        settings, *rows = path.read_text().splitlines()
+        head = json.loads(settings)
+        head["settings"]["sampling"] |= {"stop": ["\n\n"], "max_tokens": 32}
+        path.write_text("\n".join([json.dumps(head), *rows, ""]))
+    assert "other settings: sampling" in str(certify("--max-loss", "0.05").exception)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measured, "task_named", stopping)
+        assert certify("--max-loss", "0.05").exit_code == 0
+    generation = Config.read(certify.out / "certified.yaml").ensemble.generation
+    assert (generation.max_tokens, list(generation.stop_strings)) == (32, ["\n\n"])
+
+
+def test_the_parts_of_a_configuration_that_were_trained_are_told_by_what_they_hold(tmp_path):
+    (tmp_path / "judge.json").write_text("{}")
+    named = {"accept": str(tmp_path), "judge": "entropy:1.0", "threshold": 0.5}
+    first = trained(named)
+    assert first.keys() == {"accept", "judge"}
+    for name in ("certificate.json", "drafts.jsonl"):
+        (tmp_path / name).write_text("{}")
+    assert trained(named) == first
+    (tmp_path / "judge.json").write_text("[]")
+    assert trained(named)["accept"] != first["accept"]
+    assert "accept" not in trained({"accept": "logprob"})
+
+
+def failed(n, row):
+    return row | {"error": "the server is gone"} if n == 7 else row
+
+
 def unpriced(n, row):
     return row | {"usage": [line | {"flops": 0.0} for line in row["usage"]]}
 
@@ -192,6 +262,7 @@ def other_prompt(n, row):
         ),
         (other_prompt, [], "with another prompt"),
         (lambda n, row: row | {"question": "the same"}, [], "have not answered the same questions"),
+        (failed, [], "has 1 calls that failed, not answers: ask these again"),
         (unpriced, [], "costs cannot be compared: give every model a `price`"),
     ],
 )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from benchmarks.advise_replay import compared
@@ -10,10 +11,11 @@ from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.lab.advise.pair import trained_judge, with_rule
-from ensemblehub.lab.advise.record import InternAnswer
-from ensemblehub.lab.advise.strategies import _best_of, _voted
-from ensemblehub.lab.pipeline.records import Run
+from ensemblehub.lab.advise.record import InternAnswer, Recorded
+from ensemblehub.lab.advise.strategies import _best_of, _trained, _voted
+from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.lab.tasks import task_named
+from ensemblehub.tandem.judges import EntropyRule
 
 
 def drawn(answers, passed=()):
@@ -84,3 +86,22 @@ def test_the_built_in_pair_answers_and_costs_as_it_was_replayed(tmp_path):
     rows = compared(config, task_named("builtin_math", None, "plain"), "test", 10, tmp_path, 10)
     assert [row for row in rows if not row.whole] == []
     assert {"tandem by its trained judge", "tandem with draft by entropy"} < {row.strategy for row in rows}
+
+
+def test_a_trained_judge_is_served_without_what_was_calibrated_to_give_up():
+    """It is replayed without; the judge's folder may have it."""
+
+    def run(mentor_tokens, intern_read):
+        return Run(True, "stop", 50 if mentor_tokens else 0, mentor_tokens, intern_read, 80, 0.1, False, "")
+
+    runs = {"none": run(0, 40), "low": run(20, 65), "mentor": run(300, 0)}
+    cards = {name: {"parameters": size, "active": size} for name, size in (("mentor", 9), ("intern", 1))}
+    readings = [[np.full((2, 4), value, np.float16) for value in (1.0, 2.0)] for _ in range(2)]
+    table = np.array([[[1.0] * 16, [2.0] * 16], [[3.0] * 16, [4.0] * 16]], np.float32)
+    rows = [Row(name, "s", 1, 1, "", 5, runs) for name in "ab"]
+    collected = Collected({"levels": {"none": 0, "low": 20}, "cards": cards}, rows, table, readings)
+    (found,) = _trained(Recorded(collected, [[], []], judge=("saves/judge", EntropyRule(1.0))), slice(None))
+    for _, changes in found.settings:
+        params = "ensemble.output_aggregation_params"
+        assert changes[f"{params}.give_up"] == {"none": 0.0, "low": 0.0}
+        assert changes[f"{params}.judge"] == "saves/judge"

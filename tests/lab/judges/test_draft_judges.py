@@ -95,6 +95,8 @@ def test_a_judge_that_reads_the_question_beside_the_draft(tmp_path, kind):
         assert result.text == (DRAFT if accepted else "large")
         (reading,) = [line for line in result.usage.lines if (line.engine, line.purpose) == ("tiny", "judge")]
         assert reading.cost.prompt_tokens > 0
+    with pytest.raises(ConfigError, match="judges drafts: name it as `draft`"):
+        AsyncEnsemble(engines, All(), Tandem(judge=str(tmp_path)))
     no_score = EchoEngine("tiny", EchoOptions(parameters=1))
     no_score.capabilities = frozenset({"logprobs"})
     with pytest.raises(CapabilityError, match="score"):
@@ -153,6 +155,9 @@ def test_drafts_are_recorded_once_and_a_killed_run_goes_on(tmp_path, monkeypatch
     assert not asked
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert sorted(line["id"] for line in lines) == sorted(row["id"] for row in found)
+    path.write_text(path.read_text().replace(lines[0]["asked"], "another"))
+    with pytest.raises(ArtifactError, match="drafts of other questions or prompts"):
+        drafts.record(config, task, "train", 12, path)
     with pytest.raises(ArtifactError, match="drafts of another configuration, task or split"):
         drafts.record(config, task, "calibration", 12, path)
 
