@@ -19,18 +19,7 @@ from ensemblehub.lab.pipeline.calibration import Objective, calibrate
 from ensemblehub.lab.pipeline.cascade import MENTOR, Outcomes, best_shares, oracle, random_mix, replay
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.tandem.artifact import load_judge
-
-# Four questions, two levels.  Answers cost 10 and 30, of which 2 and 21 reach the level; judging 1 and 3.
-HAND = Outcomes(
-    probabilities=np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.3], [0.1, 0.2]]),
-    correct=np.array([[1, 0], [0, 1], [1, 0], [0, 1]], bool),
-    cost=np.tile([10.0, 30.0], (4, 1)),
-    judging=np.tile([1.0, 3.0], (4, 1)),
-    reached=np.tile([2.0, 21.0], (4, 1)),
-    mentor_correct=np.array([1, 1, 0, 1], bool),
-    mentor_cost=np.full(4, 100.0),
-    visited=np.ones((4, 2), bool),
-)
+from tests.lab.pipeline.scripted import HAND
 
 
 def synthetic(n, levels=3, seed=0, fallback="best"):

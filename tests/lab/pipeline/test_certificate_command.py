@@ -21,27 +21,9 @@ from ensemblehub.lab.pipeline.certificate_command import certify
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.tandem.artifact import load_judge
 from ensemblehub.tandem.certificate import FILE, load_certificate
+from tests.lab.pipeline.scripted import YAML
 
 PROMISE = Promise(0.12, 0.9)
-YAML = """
-model_specs:
-  - name: big
-    engine: echo
-    parameters: 9000000
-    replies: {{"": "Goal: x Planning: y Retrieval: z Action: w so the answer is \\\\boxed{{9}}"}}
-  - name: small
-    engine: echo
-    parameters: 1000000
-    confident: [harbour, boats]
-    replies: {{boats: "it is \\\\boxed{{4}}", "Goal: x": "it is \\\\boxed{{9}}", "": "it is \\\\boxed{{12}}"}}
-ensemble:
-  output_aggregation_method: tandem
-  output_aggregation_params:
-    levels: {{low: 2, high: 4}}
-    start_with_intern: true
-    judge: {folder}/judge
-experiment: {{task: builtin_math, results: {folder}/results, judge: logistic, concurrency: 8}}
-"""
 
 
 @pytest.fixture(scope="module")

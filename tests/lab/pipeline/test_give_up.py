@@ -22,42 +22,12 @@ from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.replay import outcomes
 from ensemblehub.tandem.artifact import JudgeArtifact, load_judge
 from ensemblehub.tandem.judges import EntropyRule
+from tests.lab.pipeline.scripted import HAND, YAML
 
 NAN = float("nan")
-# Four questions, two levels.  Answers cost 10 and 30, of which 2 and 21 reach the level; judging 1 and 3.
-HAND = Outcomes(
-    probabilities=np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.3], [0.1, 0.2]]),
-    correct=np.array([[1, 0], [0, 1], [1, 0], [0, 1]], bool),
-    cost=np.tile([10.0, 30.0], (4, 1)),
-    judging=np.tile([1.0, 3.0], (4, 1)),
-    reached=np.tile([2.0, 21.0], (4, 1)),
-    mentor_correct=np.array([1, 1, 0, 1], bool),
-    mentor_cost=np.full(4, 100.0),
-    visited=np.ones((4, 2), bool),
-)
 
 
-ECHO = """
-model_specs:
-  - name: big
-    engine: echo
-    parameters: 9000000
-    replies: {{"": "Goal: x Planning: y Retrieval: z Action: w so the answer is \\\\boxed{{9}}"}}
-  - name: small
-    engine: echo
-    parameters: 1000000
-    confident: [harbour, boats]
-    replies: {{boats: "it is \\\\boxed{{4}}", "Goal: x": "it is \\\\boxed{{9}}", "": "it is \\\\boxed{{12}}"}}
-ensemble:
-  output_aggregation_method: tandem
-  output_aggregation_params:
-    levels: {{low: 2, high: 4}}
-    start_with_intern: true
-    judge: {folder}/judge
-    fallback: mentor
-    give_up: {{none: calibrated}}
-experiment: {{task: builtin_math, results: {folder}/results, judge: logistic, concurrency: 8}}
-"""
+GIVING_UP = "    fallback: mentor\n    give_up: {{none: calibrated}}\nexperiment:"
 
 
 # Replay
@@ -170,7 +140,7 @@ def test_the_grid_is_every_replay(fallback, asked):
 
 # Of 40 questions, 10 are right alone and said to be; 10 no insight helps, which is seen; 20 the second level helps.
 KINDS = np.repeat([0, 1, 2], [10, 10, 20])
-HOPELESS = Outcomes(
+UNHELPED = Outcomes(
     probabilities=np.stack([np.array([0.9, 0.1, 0.4])[KINDS], np.array([0.9, 0.2, 0.8])[KINDS]], axis=1)
     + np.linspace(0, 0.05, 40)[:, None],
     correct=np.stack([KINDS == 0, KINDS != 1], axis=1),
@@ -183,20 +153,20 @@ HOPELESS = Outcomes(
 )
 
 
-def test_giving_up_hopeless_questions_saves_what_their_insights_cost(monkeypatch):
+def test_giving_up_questions_that_no_insight_helps_saves_what_their_insights_cost(monkeypatch):
     monkeypatch.setattr(calibration, "SMOOTHINGS", 0)
-    without = calibrate(HOPELESS, Objective())
-    found = calibrate(HOPELESS, Objective(), [NAN, 0])
+    without = calibrate(UNHELPED, Objective())
+    found = calibrate(UNHELPED, Objective(), [NAN, 0])
     assert without.give_up.tolist() == [0, 0]
     assert 0.1 < found.give_up[0] < 0.4
     assert found.give_up[1] == 0
     assert found.expected["accuracy"] == without.expected["accuracy"] == 0.75
-    # 10 answers of 10 and 20 of 30; the 10 hopeless cost 10, or with the insight 30
+    # 10 answers of 10 and 20 of 30; the 10 that no insight helps cost 10, or with the insight 30
     assert found.expected["cost_vs_mentor"] == pytest.approx((10 * 10 + 20 * 30 + 10 * 10) / 40 / 40)
     assert without.expected["cost_vs_mentor"] == pytest.approx((10 * 10 + 20 * 30 + 10 * 30) / 40 / 40)
-    assert calibrate(HOPELESS, Objective("budget", 0.51), [NAN, NAN]).expected["accuracy"] == 0.75
-    assert calibrate(HOPELESS, Objective("budget", 0.51)).expected["accuracy"] < 0.75
-    assert calibrate(HOPELESS, Objective(), [0.15, 0.0]).give_up.tolist() == [0.15, 0]
+    assert calibrate(UNHELPED, Objective("budget", 0.51), [NAN, NAN]).expected["accuracy"] == 0.75
+    assert calibrate(UNHELPED, Objective("budget", 0.51)).expected["accuracy"] < 0.75
+    assert calibrate(UNHELPED, Objective(), [0.15, 0.0]).give_up.tolist() == [0.15, 0]
 
 
 def test_where_giving_up_gains_nothing_the_thresholds_are_those_without():
@@ -208,7 +178,7 @@ def test_where_giving_up_gains_nothing_the_thresholds_are_those_without():
 
 
 def test_a_certified_path_gives_up_where_that_saves_and_loses_nothing():
-    asked, found = [NAN, NAN], replace(HOPELESS, fallback="mentor")
+    asked, found = [NAN, NAN], replace(UNHELPED, fallback="mentor")
     for loss in ("lost-correct", "net"):
         plain, lower = (along(found, path_of(found, loss, limits)) for limits in (0.0, asked))
         assert plain.losses(loss)[:, 0].mean() == lower.losses(loss)[:, 0].mean() == 0
@@ -308,7 +278,7 @@ def test_where_to_give_up_is_calibrated_kept_by_the_judge_and_reported(tmp_path)
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     path = tmp_path / "echo.yaml"
-    path.write_text(ECHO.format(folder=tmp_path))
+    path.write_text(YAML.replace("experiment:", GIVING_UP).format(folder=tmp_path))
     pipeline = Pipeline(Config.read(path))
     for split in ("train", "calibration", "test"):
         data = pipeline.collect(split, 80)
