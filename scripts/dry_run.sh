@@ -13,7 +13,7 @@ out=results/dry_run
 concurrency=32 pilot=20
 
 bench() { # [flags]
-    echo "$(date -u +%H:%M:%S) load $(cut -d' ' -f1-3 /proc/loadavg), $(nproc) cores" >> "$out/builtin/load.txt"
+    echo "$(date -u +%H:%M:%S) load $(cut -d' ' -f1-3 /proc/loadavg), $(nproc --all) cores" >> "$out/builtin/load.txt"
     "$PYTHON" -m ensemblehub bench "$out/builtin.yaml" --task builtin_math --limit 300 --out "$out/builtin" \
         -s "experiment.concurrency=$concurrency" "$@"
 }
