@@ -45,8 +45,11 @@ def _besides(config: Config) -> list[Any]:
 
 
 def _beside(config: Config, aggregation: Aggregation) -> dict[str, str]:
-    """Hashes of the selection, unless it is that of all models, and of the scorers that are asked."""
-    found = {}
+    """Hashes of the prompt profile's words, of the selection, unless it is that of all models, and of the scorers
+    that are asked.
+    """
+    words = getattr(aggregation, "words", None)
+    found = {} if words is None else {"prompts": words.fingerprint}
     if config.selection.method != "all":
         found["selection"] = hash_of([config.selection.model_dump(), trained(config.selection.params)])
     if aggregation.uses_scorers:

@@ -2,6 +2,7 @@
 
 import logging
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,7 @@ from ensemblehub.schema import Verdict
 from ensemblehub.tandem.artifact import JudgeArtifact
 from ensemblehub.tandem.certificate import Certificate
 from ensemblehub.tandem.drift import histogram
+from ensemblehub.tandem.insights import PROFILES
 from ensemblehub.tandem.judges import EntropyRule
 
 
@@ -116,6 +118,21 @@ def test_a_certificate_is_bound_to_the_scorers(folder):
     first, again, other = names(), names(), names("reward_specs.0.weight=2")
     assert first == again
     assert [name for name in first if first[name] != other[name]] == ["scorers"]
+
+
+@pytest.mark.parametrize("method", ["plan_on_failure", "hint", "progressive", "tandem"])
+def test_a_certificate_is_bound_to_the_words_of_a_profile(method, monkeypatch):
+    def found():
+        models = [{"name": name, "engine": "echo", "parameters": size} for name, size in (("b", 9), ("s", 1))]
+        section = {"output_aggregation_method": method, "output_aggregation_params": {"profile": "instruct"}}
+        config = Config.model_validate({"model_specs": models, "ensemble": section})
+        ensemble = AsyncEnsemble.from_config(config)
+        return identity(config, ensemble.aggregation, ensemble.engines)
+
+    before = found()
+    monkeypatch.setitem(PROFILES, "instruct", replace(PROFILES["instruct"], header="[Advice]"))
+    after = found()
+    assert {name for name in before if before[name] != after[name]} == {"prompts"}
 
 
 def test_the_mentor_of_one_model_is_the_largest_of_the_file(folder):
