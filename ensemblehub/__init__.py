@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from ensemblehub.ensemble_methods.output_aggregation.stepwise import Stepwise as Stepwise
     from ensemblehub.ensemble_methods.output_aggregation.switch import Switch as Switch
     from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem as Tandem
+    from ensemblehub.ensemble_methods.output_aggregation.think_on_failure import (
+        ThinkOnFailure as ThinkOnFailure,
+    )
     from ensemblehub.ensemble_methods.output_aggregation.vote import Vote as Vote
     from ensemblehub.errors import ArtifactError as ArtifactError
     from ensemblehub.errors import CapabilityError as CapabilityError
@@ -87,6 +90,7 @@ _NAMES = {
     f"{_AGGREGATION}.stepwise": "Stepwise",
     f"{_AGGREGATION}.switch": "Switch",
     f"{_AGGREGATION}.tandem": "Tandem",
+    f"{_AGGREGATION}.think_on_failure": "ThinkOnFailure",
     f"{_AGGREGATION}.vote": "Vote",
     "errors": "ArtifactError CapabilityError ConfigError ContextOverflowError EngineError EnsembleHubError "
     "MissingExtraError RequestError",

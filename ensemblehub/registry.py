@@ -52,6 +52,7 @@ AGGREGATIONS = {
     "stepwise": "ensemblehub.ensemble_methods.output_aggregation.stepwise:Stepwise",
     "switch": "ensemblehub.ensemble_methods.output_aggregation.switch:Switch",
     "tandem": "ensemblehub.ensemble_methods.output_aggregation.tandem:Tandem",
+    "think_on_failure": "ensemblehub.ensemble_methods.output_aggregation.think_on_failure:ThinkOnFailure",
     "vote": "ensemblehub.ensemble_methods.output_aggregation.vote:Vote",
 }
 SCORERS = {

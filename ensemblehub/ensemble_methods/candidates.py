@@ -65,6 +65,12 @@ class Candidate:
         return tuple(token for piece in self.pieces for token in piece.tokens)
 
     @property
+    def logprob(self) -> float | None:
+        """Mean log-probability of its tokens, in nats; None where that of one is unknown."""
+        known = [token.logprob for token in self.tokens if token.logprob is not None]
+        return math.fsum(known) / len(known) if known and len(known) == len(self.tokens) else None
+
+    @property
     def answer(self) -> Piece:
         """The complete text as one piece of the ensemble's answer."""
         return Piece(self.text, self.engine.name, "answer", self.tokens, self.finish)

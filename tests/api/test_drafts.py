@@ -33,6 +33,7 @@ STRATEGIES = {
     "tandem": {"draft": "logprob", "levels": {"low": 2, "high": 4}, "judge": "fixed:high"},
     "vote": {"window": 1},
     "early_exit": {"engine": "big"},
+    "think_on_failure": {},
 }
 DRAFT, LARGE, BETTER = "I think\nit is 5.", "Goal: add them. It is 4.", "Better, 4."
 REJECTED = {
@@ -44,6 +45,7 @@ REJECTED = {
     "tandem": BETTER,
     "vote": LARGE,
     "early_exit": LARGE,
+    "think_on_failure": LARGE,
 }
 
 
@@ -70,7 +72,7 @@ def test_the_answer_comes_once_and_alike_however_it_is_asked_for(server, method,
     lines = server.post("/v1/chat/completions", {**body, **options}).text.split("\n\n")
     *parts, last = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
     shown = [part["choices"][0] for part in parts]
-    accepted = small == "sure" and method not in ("vote", "early_exit")
+    accepted = small == "sure" and method not in ("vote", "early_exit", "think_on_failure")
     text = whole["choices"][0]["message"]["content"]
     assert text == (DRAFT if accepted else REJECTED[method])
     assert "".join(choice["delta"].get("content") or "" for choice in shown) == text
