@@ -35,7 +35,8 @@ from ensemblehub.lab.advise import advice
 from ensemblehub.lab.advise.choice import Criterion
 from ensemblehub.lab.advise.pair import with_rule
 from ensemblehub.lab.advise.record import Recorded
-from ensemblehub.lab.advise.strategies import Changes, Floats, strategies
+from ensemblehub.lab.advise.strategies import strategies
+from ensemblehub.lab.advise.strategy import Changes, Floats
 from ensemblehub.lab.pipeline.evaluate import ColdCost
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.lab.tasks.base import Item, Task

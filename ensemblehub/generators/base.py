@@ -269,6 +269,10 @@ class Engine(ABC):
         """Whether two requests are known to be the same prompt to the model."""
         return False
 
+    def shared_prompt(self, first: Request, second: Request) -> int:
+        """Number of leading tokens that the prompts of two requests are known to share."""
+        return 0
+
     @property
     def tokenizer(self) -> Tokenizer | None:
         """Its tokenizer, if there is one."""

@@ -155,3 +155,6 @@ def test_a_template_without_the_switch_renders_the_same_prompt(file):
     asked = [Request(Chat((Message("user", "rain"),), thinking)) for thinking in (None, False, True)]
     assert engine.same_prompt(asked[0], asked[1])
     assert not engine.same_prompt(asked[0], asked[2])
+    counts = [engine.count(request) for request in asked]
+    assert engine.shared_prompt(asked[0], asked[1]) == counts[0]
+    assert 0 < engine.shared_prompt(asked[0], asked[2]) < counts[2]

@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, Iterable
 from concurrent.futures import Future
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, Generic, Protocol, TypeVar
 
 from ensemblehub.cost import UsageMeter
@@ -168,6 +169,10 @@ class LocalEngine(Engine, Generic[W, C, S]):
 
     def same_prompt(self, first: Request, second: Request) -> bool:
         return self.render(first).ids == self.render(second).ids
+
+    def shared_prompt(self, first: Request, second: Request) -> int:
+        pairs = zip(self.render(first).ids, self.render(second).ids, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def render(self, request: Request) -> Rendered:
         """The request's prompt and prefix as token ids with their origins."""

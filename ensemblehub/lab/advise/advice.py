@@ -23,7 +23,8 @@ from ensemblehub.lab.advise.choice import Criterion, Evaluated
 from ensemblehub.lab.advise.costs import CostUnit, Prices, amount, prices_of, without_prices
 from ensemblehub.lab.advise.pair import trained_judge, warn_of, with_rule
 from ensemblehub.lab.advise.record import Recorded, Recorder, check_answers, distinct, reused
-from ensemblehub.lab.advise.strategies import NO_THINKING, Changes, strategies
+from ensemblehub.lab.advise.strategies import NO_THINKING, strategies
+from ensemblehub.lab.advise.strategy import Changes
 from ensemblehub.lab.journal import Journal, unpack
 from ensemblehub.lab.pipeline import report
 from ensemblehub.lab.pipeline.certificate import Promise

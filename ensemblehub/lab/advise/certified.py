@@ -14,7 +14,7 @@ from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.identity import identity
 from ensemblehub.errors import ConfigError
-from ensemblehub.lab.advise.strategies import Changes, Strategy
+from ensemblehub.lab.advise.strategy import Changes, Strategy
 from ensemblehub.lab.pipeline.cascade import Indices
 from ensemblehub.lab.pipeline.certificate import Bools, Promise, Settings, certified, kept, needed
 from ensemblehub.lab.pipeline.certificate_command import CalibrationShares, lines

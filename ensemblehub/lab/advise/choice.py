@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemblehub.lab.advise.strategies import Changes, Floats, Strategy
+from ensemblehub.lab.advise.strategy import Changes, Floats, Strategy
 from ensemblehub.lab.metrics import paired_bootstrap
 from ensemblehub.lab.pipeline.calibration import BudgetUnit, Objective
 

@@ -16,7 +16,7 @@ from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ArtifactError, ConfigError, did_you_mean
 from ensemblehub.lab.advise.certified import CertifiedStrategy, certify
-from ensemblehub.lab.advise.strategies import Strategy
+from ensemblehub.lab.advise.strategy import Strategy
 from ensemblehub.lab.bench.answers import Questions, settings_of_cell
 from ensemblehub.lab.bench.cells import Cell
 from ensemblehub.lab.bench.compare import paired

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -170,19 +169,15 @@ class Recorder(collect.Collector):
 
     async def draft(self, ask: Request, answer: Candidate) -> DraftScore | None:
         """Nothing where the log-probability of a token is not known."""
-        known = answer.tokens and all(token.logprob is not None for token in answer.tokens)
-        return await super().draft(ask, answer) if known else None
+        return await super().draft(ask, answer) if answer.logprob is not None else None
 
     async def attempt(self, item: Item, request: Request) -> InternAnswer:
         """Let the intern answer."""
         draft = await collect.written(self.intern, request)
         grade, cost = await asyncio.to_thread(self.task.grade, item, draft.text), draft.usage.total
-        logprobs = [token.logprob for token in draft.tokens]
-        known = [value for value in logprobs if value is not None]
-        mean = math.fsum(known) / len(known) if known and len(known) == len(logprobs) else None
         written = (cost.prompt_tokens, cost.completion_tokens, cost.seconds)
         run = Run(grade.correct, draft.finish, 0, 0, *written, False, draft.text)
-        return InternAnswer(run, final_answer(draft.reply), mean, await self.passed(draft))
+        return InternAnswer(run, final_answer(draft.reply), draft.logprob, await self.passed(draft))
 
     async def passed(self, draft: Candidate) -> float | None:
         """The share of the tests in the question that a program passes; None without tests."""

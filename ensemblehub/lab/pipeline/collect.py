@@ -78,9 +78,10 @@ class Collector:
         concise = self.task.ask(item, self.sampling, thinking=False)
         switch = not await asyncio.to_thread(self.mentor.same_prompt, ask, concise)
         runs["mentor_concise"] = await self.alone(item, concise) if switch else runs["mentor"]
+        shared = await asyncio.to_thread(self.mentor.shared_prompt, ask, concise)
         whole = list(cuts.values())[-1].text
         about = (item.id, item.subject, item.level, item.steps)
-        row = Row(*about, whole, closing, runs, digest(item), switch, draft)
+        row = Row(*about, whole, closing, runs, digest(item), switch, draft, shared)
         return asdict(row) | {"asked": asked(item), "readings": readings}
 
     async def insight(self, ask: Request) -> dict[str, InsightCut]:
@@ -142,7 +143,7 @@ class Collector:
         cost = answer.usage.total
         grade = await asyncio.to_thread(self.task.grade, item, answer.text)
         used = (cost.prompt_tokens, cost.completion_tokens, 0, 0, cost.seconds)
-        return Run(grade.correct, answer.finish, *used, False, answer.text)
+        return Run(grade.correct, answer.finish, *used, False, answer.text, logprob=answer.logprob)
 
     async def with_draft(self, item: Item, row: dict[str, Any]) -> dict[str, Any]:
         """A row of a question that was collected without the configured draft; no insight is asked for."""

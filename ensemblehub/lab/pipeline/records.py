@@ -43,6 +43,8 @@ class Run:
         leak: the insight states the asked value.
         cut: characters of the row's insight that the intern was shown; None in older data and for the mentor
             alone.
+        logprob: of the mentor alone, the mean log-probability of its tokens; None in older data and where the
+            engine gives none.
     """
 
     __pydantic_config__: ClassVar[Any] = {"allow_inf_nan": False}
@@ -57,6 +59,7 @@ class Run:
     leak: bool
     text: str
     cut: int | None = None
+    logprob: float | None = None
 
     def flops(self, mentor: ModelInfo, intern: ModelInfo) -> float:
         """Full ledger of this run by itself: prompts read, tokens written, attention over the context."""
@@ -108,6 +111,8 @@ class Row:
         thinking_switch: False where the mentor's template has no switch for thinking: `mentor_concise` is
             then the run `mentor`, which is made once.
         draft: of the run `LEVEL_0`, where a `draft` was configured.
+        shared: leading tokens that the mentor's prompts with and without thinking are known to share; 0 in
+            older data.
     """
 
     id: str
@@ -120,6 +125,7 @@ class Row:
     question: str = ""
     thinking_switch: bool = True
     draft: DraftScore | None = None
+    shared: int = 0
 
     @property
     def key(self) -> str:

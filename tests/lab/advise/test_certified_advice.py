@@ -16,7 +16,7 @@ from ensemblehub.cli import add_plugins, cli
 from ensemblehub.config import Config
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab.advise.certified import certify
-from ensemblehub.lab.advise.strategies import Strategy
+from ensemblehub.lab.advise.strategy import Strategy
 from ensemblehub.lab.pipeline.certificate import Promise
 from ensemblehub.tandem.certificate import load_certificate
 from ensemblehub.tandem.drift import histogram

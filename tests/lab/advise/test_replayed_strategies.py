@@ -10,9 +10,10 @@ from benchmarks.advise_replay import compared
 from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.lab.advise.levels import trained
 from ensemblehub.lab.advise.pair import trained_judge, with_rule
 from ensemblehub.lab.advise.record import InternAnswer, Recorded
-from ensemblehub.lab.advise.strategies import _best_of, _trained, _voted
+from ensemblehub.lab.advise.samples import _voted, best_of
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.tandem.judges import EntropyRule
@@ -50,7 +51,7 @@ def test_of_samples_that_pass_equally_many_tests_the_first_is_given():
         name=lambda role: role,
         cost=lambda run: run.intern_tokens,
     )
-    (strategy,) = _best_of(recorded)
+    (strategy,) = best_of(recorded)
     assert [title for title, _ in strategy.settings] == ["2 samples", "3 samples"]
     assert strategy.correct.tolist() == [[0, 1], [1, 1]]
     assert strategy.cost.tolist() == [[6, 9], [6, 9]]
@@ -85,7 +86,9 @@ def test_the_built_in_pair_answers_and_costs_as_it_was_replayed(tmp_path):
     config = Config.read(Path(builtin.CONFIG), [*changes, *more])
     rows = compared(config, task_named("builtin_math", None, "plain"), "test", 10, tmp_path, 10)
     assert [row for row in rows if not row.whole] == []
-    assert {"tandem by its trained judge", "tandem with draft by entropy"} < {row.strategy for row in rows}
+    assert {"tandem by its trained judge", "mentor, thinking where it is unsure"} < {
+        row.strategy for row in rows
+    }
 
 
 def test_a_trained_judge_is_served_without_what_was_calibrated_to_give_up():
@@ -100,7 +103,7 @@ def test_a_trained_judge_is_served_without_what_was_calibrated_to_give_up():
     table = np.array([[[1.0] * 16, [2.0] * 16], [[3.0] * 16, [4.0] * 16]], np.float32)
     rows = [Row(name, "s", 1, 1, "", 5, runs) for name in "ab"]
     collected = Collected({"levels": {"none": 0, "low": 20}, "cards": cards}, rows, table, readings)
-    (found,) = _trained(Recorded(collected, [[], []], judge=("saves/judge", EntropyRule(1.0))), slice(None))
+    (found,) = trained(Recorded(collected, [[], []], judge=("saves/judge", EntropyRule(1.0))), slice(None))
     for _, changes in found.settings:
         params = "ensemble.output_aggregation_params"
         assert changes[f"{params}.give_up"] == {"none": 0.0, "low": 0.0}

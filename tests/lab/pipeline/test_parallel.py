@@ -108,7 +108,9 @@ def content(folder):
     for row in rows:
         for run in row["runs"].values():
             run.pop("seconds")
-    numbers = [data.features, *(part for row in data.sequences for part in row)]
+    logprobs = [row["runs"][name].pop("logprob") for row in rows for name in ("mentor", "mentor_concise")]
+    assert None not in logprobs
+    numbers = [data.features, *(part for row in data.sequences for part in row), logprobs]
     return data.header, rows, numbers
 
 

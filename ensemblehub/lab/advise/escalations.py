@@ -1,0 +1,177 @@
+"""Strategies in which a first answer is kept where a criterion accepts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ensemblehub.ensemble_methods.candidates import geometric_mean
+from ensemblehub.lab.advise.record import LOGPROB, InternAnswer, Recorded
+from ensemblehub.lab.advise.strategy import (
+    SHOWN_TESTS,
+    Changes,
+    Floats,
+    Strategy,
+    readable,
+    same_answers,
+    thresholds_of,
+    with_method,
+    with_tandem,
+)
+from ensemblehub.lab.pipeline.records import Row, Run
+from ensemblehub.tandem.insights import LEVEL_0
+
+
+def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
+    """The intern's draft is kept where a criterion accepts it; else the mentor answers, or plans."""
+    rows, nothing = recorded.collected.rows, np.zeros(recorded.n)
+    own, mentor = [drafts[0].run for drafts in recorded.drafts], [row.runs["mentor"] for row in rows]
+    roles = {"large": recorded.name("mentor"), "small": recorded.name("intern")}
+
+    def escalation(name: str, accepted: Accepted, otherwise: list[Run], method: str, **more: Any) -> Strategy:
+        params = roles | {"accept": accepted.criterion} | more
+        return _escalation(
+            recorded,
+            name,
+            accepted,
+            own,
+            otherwise,
+            lambda limit: with_method(method, **params, threshold=limit),
+        )
+
+    criteria = {}
+    if accepted := _by_logprob([drafts[0].logprob for drafts in recorded.drafts], known):
+        criteria["log-probability"] = accepted
+    passed = [drafts[0].tests for drafts in recorded.drafts]
+    if any(passed):
+        scores = np.array([share or 0.0 for share in passed])
+        criteria["shown tests"] = Accepted(SHOWN_TESTS, scores, nothing, known)
+    for name, accepted in criteria.items():
+        yield escalation(f"cascade by {name}", accepted, mentor, "cascade")
+        for level, tokens in recorded.collected.levels.items():
+            if level != LEVEL_0:
+                planned, plan = [row.runs[level] for row in rows], {"plan_tokens": tokens, **recorded.words}
+                title = f"plan on failure by {name}, {tokens} tokens"
+                yield escalation(title, accepted, planned, "plan_on_failure", **plan)
+    if samples := readable(recorded):
+        others = [drafts[1 : samples + 1] for drafts in recorded.drafts]
+        shares = [
+            np.mean([_agree(drafts[0], other) for other in drawn])
+            for drafts, drawn in zip(recorded.drafts, others, strict=True)
+        ]
+        more = np.array([sum(recorded.cost(other.run) for other in drawn) for drawn in others])
+        accepted = Accepted(f"agreement:{samples}", np.array(shares), more, known)
+        yield escalation("cascade by agreement", accepted, mentor, "cascade")
+
+
+def thinking(recorded: Recorded, known: slice) -> Iterator[Strategy]:
+    """The mentor's answer without thinking is kept where its log-probability suffices; else it thinks."""
+    rows = recorded.collected.rows
+    short, mentor = ([row.runs[name] for row in rows] for name in ("mentor_concise", "mentor"))
+    accepted = _by_logprob([run.logprob for run in short], known)
+    if accepted and all(row.thinking_switch for row in rows):
+        models = {"ensemble.models": [recorded.name("mentor")]}
+        info = recorded.collected.info("mentor")  # what both prompts begin with is read once; paid for, twice
+        read = [min(row.shared, row.runs["mentor"].mentor_read - 1) for row in rows]
+        spared = 0.0 if recorded.prices else np.array([info.flops(0, tokens) for tokens in read])
+        yield _escalation(
+            recorded,
+            "mentor, thinking where it is unsure",
+            accepted,
+            short,
+            mentor,
+            lambda limit: models | with_method("think_on_failure", accept=LOGPROB, threshold=limit),
+            spared,
+        )
+
+
+def tandem_with_draft(recorded: Recorded, known: slice) -> Iterator[Strategy]:
+    """Tandem with a draft, which is kept where its log-probability suffices; else the mentor answers, or the
+    intern with an insight of a fixed length.
+    """
+    if not recorded.scored:
+        return
+    data, rows = recorded.collected, recorded.collected.rows
+    scores, own = np.array([draft.probability for draft in data.drafts]), [row.runs[LEVEL_0] for row in rows]
+    accepted = Accepted(LOGPROB, scores, np.zeros(recorded.n), known)
+
+    def otherwise(name: str, run: str, spared: Floats | float, **params: Any) -> Strategy:
+        def configured(limit: float) -> Changes:
+            return with_tandem(draft=LOGPROB, thresholds={LEVEL_0: limit}, **params)
+
+        others = [row.runs[run] for row in rows]
+        return _escalation(recorded, f"tandem with draft, {name}", accepted, own, others, configured, spared)
+
+    def spared(row: Row, level: str) -> float:
+        """What an answer after a draft need not do again: reading the question, or all where there is no insight.
+
+        In dollars, every prompt is paid for.
+        """
+        if row.runs[level].cut == 0:
+            return recorded.cost(replace(row.runs[level], mentor_read=0, mentor_tokens=0))
+        read = row.runs[LEVEL_0].intern_read - row.closing
+        return 0.0 if recorded.prices else data.info("intern").flops(0, read)
+
+    mentor = {"judge": f"fixed:{LEVEL_0}", "give_up": {LEVEL_0: 1.0}, "fallback": "mentor"}
+    yield otherwise("else mentor", "mentor", 0.0, **mentor)
+    for level, tokens in data.levels.items():
+        if level != LEVEL_0:
+            less = np.array([spared(row, level) for row in rows])
+            yield otherwise(f"{tokens} tokens", level, less, judge=f"fixed:{level}")
+
+
+def _by_logprob(logprobs: Sequence[float | None], known: slice) -> Accepted | None:
+    """The criterion `logprob` over mean log-probabilities; None where one is unknown."""
+    scores = [geometric_mean([logprob]) for logprob in logprobs if logprob is not None]
+    complete = len(scores) == len(logprobs)
+    return Accepted(LOGPROB, np.array(scores), np.zeros(len(scores)), known) if complete else None
+
+
+def _agree(draft: InternAnswer, other: InternAnswer) -> bool:
+    return draft.answer is not None and other.answer is not None and same_answers(draft.answer, other.answer)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A criterion by its name in `accept`, its score of every draft, and its cost, each (n,).
+
+    Attributes:
+        known: the questions whose scores give the thresholds.
+    """
+
+    criterion: str
+    scores: Floats
+    cost: Floats
+    known: slice
+
+
+def _escalation(
+    recorded: Recorded,
+    name: str,
+    accepted: Accepted,
+    own: list[Run],
+    otherwise: list[Run],
+    configured: Callable[[float], Changes],
+    spared: Floats | float = 0.0,
+) -> Strategy:
+    """Drafts that a criterion accepts, else other runs; a draft that was cut off is not judged, and never
+    kept.
+
+    Args:
+        own: the drafts.
+        configured: the changes for a threshold.
+        spared: what the other run costs less after a draft, (n,).
+    """
+    limits = thresholds_of(accepted.scores[accepted.known])
+    complete = np.array([[run.finish != "length"] for run in own])
+    kept = complete & (accepted.scores[:, None] >= limits)
+    right, theirs = (np.array([[run.correct] for run in runs], float) for runs in (own, otherwise))
+    cost, price = (np.array([recorded.cost(run) for run in runs]) for runs in (own, otherwise))
+    before = cost + np.where(complete[:, 0], accepted.cost, 0.0)
+    whole = before[:, None] + np.where(kept, 0.0, (price - spared)[:, None])
+    settings = tuple((f"{accepted.criterion} from {limit:.3f}", configured(float(limit))) for limit in limits)
+    judged = np.where(complete, accepted.scores[:, None], np.zeros(len(limits)))
+    return Strategy(name, settings, np.where(kept, right, theirs), whole, scores=judged)
