@@ -4,6 +4,9 @@
 no judge and no path was chosen on: 4,000 of its split calibration, the 2,000 of its split test.  In these draws the
 loss of every setting is known: it is its loss on those 6,000.  A certificate is broken where the chosen setting's loss
 is above the promise; saving is 1 less its cost as a share of the mentor's.  The path is chosen once, on train.
+Tandem with `builtin:judge` is replayed from what `collect` recorded, `think_on_failure` from that and from
+`results/certificates/thinking`, what `bench` recorded of the mentor without thinking; there the prompt counts twice
+where the mentor thinks, though it is read once.
 
 *Simulated*: settings of known risk from below to above the promise, nested as along a path, n questions drawn
 independently, 1,000 times.
@@ -27,6 +30,8 @@ from numpy.typing import NDArray
 from ensemblehub import builtin
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab import metrics
+from ensemblehub.lab.bench.report import CellAnswers
+from ensemblehub.lab.bench.rows import journals
 from ensemblehub.lab.pipeline import replay
 from ensemblehub.lab.pipeline.cascade import Fallback
 from ensemblehub.lab.pipeline.certificate import Loss, Promise, Settings, certified, kept
@@ -36,23 +41,29 @@ from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.tandem.artifact import load_judge
 
 ROOT = Path(__file__).parents[1]
-CASES: tuple[tuple[Loss, Fallback], ...] = (
+THINKING = "think_on_failure"
+CASES: tuple[tuple[Loss, Fallback | None], ...] = (  # None: `think_on_failure`
     ("net", "best"),
     ("net", "mentor"),
+    ("net", None),
     ("lost-correct", "mentor"),
     ("lost-correct", "best"),
+    ("lost-correct", None),
 )
+LIMITS = 64  # quantiles of the training scores of `think_on_failure`
 Found = dict[str, Any]
+Floats = NDArray[np.float64]
 
 
 class Population:
     """The collected questions of the built-in pair's own task, with its judge."""
 
-    def __init__(self, folder: Path, calibration: Path) -> None:
+    def __init__(self, folder: Path, calibration: Path, thinking: Path) -> None:
         self.judge = load_judge(Path(builtin.resolve("builtin:judge"))).judge
         self.train = Collected.load(folder, "train")
         self.others = [Collected.load(calibration, "calibration"), Collected.load(folder, "test")]
         self.levels = list(self.train.levels)
+        self.short = {data.header["split"]: _short(data, thinking) for data in (self.train, *self.others)}
         with progress("judge training questions unseen", FOLDS) as step:
             self.unseen = unseen(self.train, self.levels, self.judge.kind, step)
 
@@ -63,8 +74,44 @@ class Population:
         parts = [
             along(replay.outcomes(data, self.judge, self.levels, fallback), path) for data in self.others
         ]
-        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
-        return Settings(**joined)
+        return _joined(parts)
+
+    def thinking(self) -> Settings:
+        """`think_on_failure` at thresholds from train, the highest first, on all other questions."""
+        scores, *_ = self.short["train"]
+        limits = np.unique(np.quantile(scores, np.linspace(0, 1, LIMITS)))[::-1]
+        return _joined([_thinking(data, limits, *self.short[data.header["split"]]) for data in self.others])
+
+
+def _short(data: Collected, folder: Path) -> tuple[Floats, Floats, Floats]:
+    """Scores, rightness and FLOPs of the answers without thinking to collected questions, each (n,)."""
+    (path,) = journals(folder / data.header["split"]).values()
+    answers = {row.question: row for row in CellAnswers.read(path).rows}
+    rows = [answers[row.id] for row in data.rows]
+    scores = [row.verdicts[0]["probability"] for row in rows]
+    return (
+        np.array(scores),
+        np.array([row.correct for row in rows]),
+        np.array([row.cold_flops for row in rows]),
+    )
+
+
+def _thinking(data: Collected, limits: Floats, scores: Floats, correct: Floats, cost: Floats) -> Settings:
+    own = [row.runs["mentor"] for row in data.rows]
+    right = np.array([run.correct for run in own])
+    price = np.array([run.flops(data.info("mentor"), data.info("intern")) for run in own])
+    kept = scores[:, None] >= limits
+    return Settings(
+        right,
+        price,
+        np.where(kept, correct[:, None], right[:, None]),
+        cost[:, None] + np.where(kept, 0.0, price[:, None]),
+    )
+
+
+def _joined(parts: Sequence[Settings]) -> Settings:
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+    return Settings(**joined)
 
 
 def redrawn(settings: Settings, promise: Promise, n: int, draws: int) -> Found:
@@ -128,7 +175,8 @@ def lines(record: Found) -> list[str]:
         f"{record['draws']:,} redrawn calibration sets of n = {record['n']:,} from "
         f"{record['population']:,} collected questions of builtin_math",
         "",
-        "loss          fallback  settings  broken (95 % interval)     refused  mean saving (95 % of draws)  mean loss",
+        "loss          strategy              settings  broken (95 % interval)     refused  "
+        "mean saving (95 % of draws)  mean loss",
     ]
     for row in record["redrawn"]:
         saving = "-"
@@ -137,11 +185,11 @@ def lines(record: Found) -> list[str]:
             saving = f"{row['saving']:.1%} ({low:.1%} to {high:.1%})"
         loss = "-" if row["loss"] is None else f"{row['loss']:.2%}"
         out.append(
-            f"{row['name']:<13} {row['fallback']:<9} {row['settings']:>8}  {_broken(row):<26} {row['refused']:>7}  "
+            f"{row['name']:<13} {row['strategy']:<21} {row['settings']:>8}  {_broken(row):<26} {row['refused']:>7}  "
             f"{saving:<28} {loss:>9}"
         )
     out += [
-        f"refused ({row['name']}, {row['fallback']}): {row['refusal']}"
+        f"refused ({row['name']}, {row['strategy']}): {row['refusal']}"
         for row in record["redrawn"]
         if row["refusal"]
     ]
@@ -161,16 +209,17 @@ def _broken(row: Found) -> str:
 
 def measured(options: argparse.Namespace) -> Found:
     """Everything, as a JSON record."""
-    population = Population(options.collected, options.calibration)
+    population = Population(options.collected, options.calibration, options.thinking)
     promises: dict[Loss, Promise] = {
         loss: Promise(options.max_loss, options.confidence, loss) for loss in ("net", "lost-correct")
     }
     rows = []
     for loss, fallback in CASES:
-        settings = population.settings(loss, fallback)
+        settings = population.settings(loss, fallback) if fallback else population.thinking()
+        strategy = f"tandem, else {fallback}" if fallback else THINKING
         found = redrawn(settings, promises[loss], options.n, options.draws)
-        rows.append({"name": loss, "fallback": fallback, **found})
-        print(f"{loss}, {fallback}: broken {_broken(rows[-1])}", flush=True)
+        rows.append({"name": loss, "strategy": strategy, **found})
+        print(f"{loss}, {strategy}: broken {_broken(rows[-1])}", flush=True)
     simulations = [
         {"name": loss, "n": n, **simulated(promise, n, options.draws, gain)}
         for loss, promise in promises.items()
@@ -205,6 +254,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=Path,
         default=ROOT / "results/certificates/collected",
         help="folder of the calibration questions (`ensemblehub collect --split calibration --limit 4000`)",
+    )
+    parser.add_argument(
+        "--thinking",
+        type=Path,
+        default=ROOT / "results/certificates/thinking",
+        help="folder of the answers without thinking (results/certificates/thinking.yaml says how they are made)",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "results/certificates")
     options = parser.parse_args(arguments)
