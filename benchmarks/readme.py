@@ -200,6 +200,12 @@ TABLES = {
                 "cascade 0.985 (no thinking) against mentor",
                 ("accuracy", "difference, points [95 %]", "FLOPs, times", None),
             ),
+            Rival(
+                "the mentor, thinking where it is unsure, on 1,000",
+                "results/rivals/builtin_math/against_mentor.md",
+                "think on failure 0.98 against mentor",
+                ("accuracy", "difference, points [95 %]", "FLOPs, times", None),
+            ),
         ),
     ),
 }
