@@ -21,6 +21,7 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,14 @@ from ensemblehub.tandem.artifact import load_judge
 
 ROOT = Path(__file__).parents[1]
 THINKING = "think_on_failure"
-CASES: tuple[tuple[Loss, Fallback | None], ...] = (  # None: `think_on_failure`
-    ("net", "best"),
-    ("net", "mentor"),
-    ("net", None),
-    ("lost-correct", "mentor"),
-    ("lost-correct", "best"),
-    ("lost-correct", None),
+TANDEM: dict[str, Fallback] = {"tandem, else best": "best", "tandem, else mentor": "mentor"}
+CASES: tuple[tuple[Loss, str], ...] = (
+    ("net", "tandem, else best"),
+    ("net", "tandem, else mentor"),
+    ("net", THINKING),
+    ("lost-correct", "tandem, else mentor"),
+    ("lost-correct", "tandem, else best"),
+    ("lost-correct", THINKING),
 )
 LIMITS = 64  # quantiles of the training scores of `think_on_failure`
 Found = dict[str, Any]
@@ -64,8 +66,12 @@ class Population:
         self.others = [Collected.load(calibration, "calibration"), Collected.load(folder, "test")]
         self.levels = list(self.train.levels)
         self.short = {data.header["split"]: _short(data, thinking) for data in (self.train, *self.others)}
+
+    @cached_property
+    def unseen(self) -> Floats:
+        """Probabilities of the training questions by judges that were trained without them, (n, L)."""
         with progress("judge training questions unseen", FOLDS) as step:
-            self.unseen = unseen(self.train, self.levels, self.judge.kind, step)
+            return unseen(self.train, self.levels, self.judge.kind, step)
 
     def settings(self, loss: Loss, fallback: Fallback) -> Settings:
         """The path that is chosen on train, on all other questions."""
@@ -214,9 +220,11 @@ def measured(options: argparse.Namespace) -> Found:
         loss: Promise(options.max_loss, options.confidence, loss) for loss in ("net", "lost-correct")
     }
     rows = []
-    for loss, fallback in CASES:
-        settings = population.settings(loss, fallback) if fallback else population.thinking()
-        strategy = f"tandem, else {fallback}" if fallback else THINKING
+    for loss, strategy in CASES:
+        if options.only not in strategy:
+            continue
+        thinks = strategy == THINKING
+        settings = population.thinking() if thinks else population.settings(loss, TANDEM[strategy])
         found = redrawn(settings, promises[loss], options.n, options.draws)
         rows.append({"name": loss, "strategy": strategy, **found})
         print(f"{loss}, {strategy}: broken {_broken(rows[-1])}", flush=True)
@@ -247,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-loss", type=float, default=0.03)
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--n", type=int, default=4000, help="questions of a calibration set")
+    parser.add_argument("--only", default="", help="strategies whose name holds this")
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--collected", type=Path, default=ROOT / "results/builtin_math/collected")
     parser.add_argument(

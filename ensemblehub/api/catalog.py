@@ -202,12 +202,13 @@ class Catalog:
         """The mentor alone in the place of a strategy: the first part, or the largest model of the file.
 
         Raises:
-            ConfigError: Which one it is cannot be told, or the strategy has no other model.
+            ConfigError: Which one it is cannot be told, or nothing else is served.
         """
         engines, option = served.ensemble.engines, "server.on_drift: mentor"
         parts = list(served.ensemble.aggregation.parts(engines).values())
         mentor = self.served[(parts[0] if parts else largest(self.engines, None, option)).name]
-        if {engine.name for engine in engines} == {mentor.name}:
+        alone = isinstance(served.ensemble.aggregation, Single)
+        if alone and {engine.name for engine in engines} == {mentor.name}:
             text = f"{served.name!r} is {mentor.name} already; add the mentor to `model_specs`"
             raise ConfigError(f"{option}: {text}")
         return replace(served, ensemble=mentor.ensemble, selection="all", aggregation=mentor.aggregation)

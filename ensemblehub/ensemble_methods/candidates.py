@@ -66,8 +66,9 @@ class Candidate:
 
     @property
     def logprob(self) -> float | None:
-        """Mean log-probability of its tokens, in nats; None where that of one is unknown."""
+        """Mean log-probability of its tokens, in nats; None where that of one is unknown or not finite."""
         known = [token.logprob for token in self.tokens if token.logprob is not None]
+        known = [logprob for logprob in known if math.isfinite(logprob)]
         return math.fsum(known) / len(known) if known and len(known) == len(self.tokens) else None
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
@@ -73,7 +73,8 @@ class Escalation(LargeAndSmall):
         refuse_ids(request, engines)
         large, small = self.pair(engines)
         self.check_context(request, large, small)
-        trial = Trial(request, Candidate(small, request, small.name, usage=ledger.part()), engines, ledger)
+        draft = Candidate(small, self.first_request(request), small.name, usage=ledger.part())
+        trial = Trial(request, draft, engines, ledger)
         if self.accept != NEVER or self.keeps_draft:
             await trial.draft.write(ledger)
         if self.accept != NEVER:
@@ -89,6 +90,10 @@ class Escalation(LargeAndSmall):
             async for event in events:
                 yield event
 
+    def first_request(self, request: Request) -> Request:
+        """The request that the small model answers first."""
+        return request
+
     @abstractmethod
     def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
         """The answer where the draft was not accepted."""
@@ -99,11 +104,12 @@ class Escalation(LargeAndSmall):
         Raises:
             ContextOverflowError: it does not.
         """
-        for engine in (large, small):
-            engine.fits(engine.count(request), request.sampling.required)
+        for engine, asked in ((large, request), (small, self.first_request(request))):
+            engine.fits(engine.count(asked), request.sampling.required)
 
     async def judged(self, trial: Trial) -> Verdict:
         """Judge a finished draft; a call of tools whose tokens are not known is never accepted."""
+        trial = replace(trial, request=trial.draft.request)
         complete = trial.draft.whole
         if trial.draft.finish == "tool_calls":
             complete = any(token.logprob is not None for token in trial.draft.tokens)

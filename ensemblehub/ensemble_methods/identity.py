@@ -15,6 +15,7 @@ from ensemblehub.ensemble_methods.base import Aggregation
 from ensemblehub.generators.base import Engine
 from ensemblehub.scorers.base import Scorer
 from ensemblehub.tandem import certificate
+from ensemblehub.tandem.insights import Profile
 
 TRAINED = {"artifact", "judge", "stats_file"}  # options that name something trained,
 MAY_BE_TRAINED = {"accept", "draft"}  # and criteria, which may be the folder of a judge
@@ -30,26 +31,26 @@ def identity(config: Config, aggregation: Aggregation, engines: Sequence[Engine]
         **{part: engine.model for part, engine in parts.items()},
         "quantisation": hash_of(told),
         **{name: value if isinstance(value, str) else hash_of(value) for name, value in decides.items()},
-        **_beside(config, aggregation),
+        **_other_parts(config, aggregation),
         "settings": hash_of(
-            [decides["settings"], asdict(config.ensemble.generation.sampling()), *_besides(config)]
+            [decides["settings"], asdict(config.ensemble.generation.sampling()), *_other_settings(config)]
         ),
     }
 
 
-def _besides(config: Config) -> list[Any]:
+def _other_settings(config: Config) -> list[Any]:
     """What else decides the answers, where it is not the default."""
     about = {"on_error": config.ensemble.on_error, "extract_after": config.ensemble.generation.extract_after}
     stated = {name: value for name, value in about.items() if value and value != "fail"}
     return [stated] if stated else []
 
 
-def _beside(config: Config, aggregation: Aggregation) -> dict[str, str]:
+def _other_parts(config: Config, aggregation: Aggregation) -> dict[str, str]:
     """Hashes of the prompt profile's words, of the selection, unless it is that of all models, and of the scorers
     that are asked.
     """
-    words = getattr(aggregation, "words", None)
-    found = {} if words is None else {"prompts": words.fingerprint}
+    words = getattr(aggregation, "words", None) if getattr(aggregation, "profile", None) else None
+    found = {"prompts": words.fingerprint} if isinstance(words, Profile) else {}
     if config.selection.method != "all":
         found["selection"] = hash_of([config.selection.model_dump(), trained(config.selection.params)])
     if aggregation.uses_scorers:

@@ -17,6 +17,7 @@ from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.identity import identity
 from ensemblehub.errors import ConfigError
+from ensemblehub.registry import AGGREGATIONS
 from ensemblehub.schema import Verdict
 from ensemblehub.tandem.artifact import JudgeArtifact
 from ensemblehub.tandem.certificate import Certificate
@@ -133,6 +134,30 @@ def test_a_certificate_is_bound_to_the_words_of_a_profile(method, monkeypatch):
     monkeypatch.setitem(PROFILES, "instruct", replace(PROFILES["instruct"], header="[Advice]"))
     after = found()
     assert {name for name in before if before[name] != after[name]} == {"prompts"}
+
+
+@pytest.mark.parametrize("method", sorted(AGGREGATIONS.keys() - {"gac", "distribution"}))
+def test_only_a_profile_has_words_that_a_certificate_is_bound_to(method):
+    models = [{"name": name, "engine": "echo", "parameters": size} for name, size in (("b", 9), ("s", 1))]
+    scored = {"reward_specs": [{"engine": "perplexity", "model": "b"}]}
+    section = {"output_aggregation_method": method}
+    config = Config.model_validate({"model_specs": models, "ensemble": section, **scored})
+    ensemble = AsyncEnsemble.from_config(config)
+    found = identity(config, ensemble.aggregation, ensemble.engines)
+    assert ("prompts" in found) == (method in ("tandem", "plan_on_failure"))
+
+
+def test_a_strategy_of_the_mentor_gives_way_to_the_mentor_alone(folder):
+    config = config_of(folder, on_drift="mentor")
+    thinking = {
+        "models": ["big"],
+        "output_aggregation_method": "think_on_failure",
+        "output_aggregation_params": {},
+        "request_params": {},
+        "certificate": str(folder),
+    }
+    served = Catalog(config.model_copy(update={"ensemble": config.ensemble.model_copy(update=thinking)}))
+    assert served.chosen("ensemble", None).aggregation.method == "single"
 
 
 def test_the_mentor_of_one_model_is_the_largest_of_the_file(folder):

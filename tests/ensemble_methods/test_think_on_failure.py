@@ -31,7 +31,7 @@ class Switched(EchoEngine):
 
 class Unswitched(Switched):
     def same_prompt(self, first, second):
-        return replace(first, prompt=replace(first.prompt, thinking=True)) == second
+        return first.prompt.messages == second.prompt.messages
 
 
 class Blind(Switched):
@@ -63,7 +63,7 @@ def test_a_probable_answer_without_thinking_is_kept():
 def test_else_the_same_model_thinks(thinking):
     big = Switched(logprob=-0.011)  # exp(-0.011) = 0.98906
     result = answer(ThinkOnFailure(threshold=0.99), big, prompt=replace(CHAT, thinking=thinking))
-    assert (result.text, [switch for switch, _ in big.asked]) == (LONG, [False, True])
+    assert (result.text, [switch for switch, _ in big.asked]) == (LONG, [False, thinking])
     assert usage(result) == {("big", "propose"): (3, 3), ("big", "answer"): (4, 0)}
     assert [(piece.engine, piece.purpose) for piece in result.pieces] == [("big", "answer")]
 
@@ -86,7 +86,16 @@ def test_another_model_may_answer_first():
     assert answer(ThinkOnFailure(small="tiny"), big, tiny).text == "It is \\boxed{3}"
     assert (big.asked, tiny.asked) == ([], [(False, 0.0)])
     assert answer(ThinkOnFailure(small="tiny", threshold=1.0), big, tiny).text == LONG
-    assert big.asked == [(True, 0.0)]
+    assert big.asked == [(None, 0.0)]
+
+
+def test_where_the_thinking_model_fails_the_other_one_answers():
+    big, tiny = Switched(fail_after=0), Switched("tiny", parameters=1)
+    ensemble = AsyncEnsemble([big, tiny], All(), ThinkOnFailure(small="tiny"))
+    ensemble.on_error = "drop"
+    result = asyncio.run(ensemble.generate(Request(CHAT, Sampling())))
+    assert result.text == LONG  # alone, as it was asked
+    assert tiny.asked[-1] == (None, 0.0)
 
 
 def test_samples_that_the_answer_has_to_agree_with_do_not_think_either():
@@ -98,12 +107,15 @@ def test_samples_that_the_answer_has_to_agree_with_do_not_think_either():
 def test_what_has_no_switch_is_refused():
     with pytest.raises(RequestError, match="needs a chat: a raw prompt has no switch for thinking"):
         answer(ThinkOnFailure(), Switched(), prompt=Text("2 + 2 ="))
-    with pytest.raises(RequestError, match="template of 'big' has no switch `enable_thinking`"):
+    with pytest.raises(RequestError, match="'big' is asked alike with and without thinking"):
         answer(ThinkOnFailure(), Unswitched())
+    assert answer(ThinkOnFailure(), Unswitched(), prompt=replace(CHAT, thinking=False)).text == SHORT
     with pytest.raises(CapabilityError, match="think_on_failure needs logprobs of engine 'big'"):
         AsyncEnsemble([Blind()], All(), ThinkOnFailure())
     with pytest.raises(ConfigError, match=r"think_on_failure: small: .*did you mean 'big'"):
         AsyncEnsemble([Switched()], All(), ThinkOnFailure(small="bigg"))
+    with pytest.raises(ConfigError, match="large and small are both 'big'; leave out small"):
+        AsyncEnsemble([Switched()], All(), ThinkOnFailure(small="big"))
 
 
 def test_what_does_not_fit_is_refused_before_the_model_is_asked():

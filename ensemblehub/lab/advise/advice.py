@@ -21,6 +21,7 @@ from ensemblehub.lab.advise import choice
 from ensemblehub.lab.advise.certified import CHOOSING, certify
 from ensemblehub.lab.advise.choice import Criterion, Evaluated
 from ensemblehub.lab.advise.costs import CostUnit, Prices, amount, prices_of, without_prices
+from ensemblehub.lab.advise.escalations import warn_of_thinking
 from ensemblehub.lab.advise.pair import trained_judge, warn_of, with_rule
 from ensemblehub.lab.advise.record import Recorded, Recorder, check_answers, distinct, reused
 from ensemblehub.lab.advise.strategies import NO_THINKING, strategies
@@ -96,6 +97,7 @@ def advise(
     whole = whole or promise is not None
     recorded = record(config, task, split, n, samples, folder, force, criterion, whole, collected)
     config = with_rule(config)
+    warn_of_thinking(recorded)
     found = choice.outcomes(strategies(recorded), criterion)
     check_right(found, recorded)
     chosen = choice.recommended(found, criterion)

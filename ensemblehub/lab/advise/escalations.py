@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,8 @@ from ensemblehub.lab.advise.strategy import (
 )
 from ensemblehub.lab.pipeline.records import Row, Run
 from ensemblehub.tandem.insights import LEVEL_0
+
+log = logging.getLogger(__name__)
 
 
 def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
@@ -74,7 +77,9 @@ def thinking(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     accepted = _by_logprob([run.logprob for run in short], known)
     if accepted and all(row.thinking_switch for row in rows):
         models = {"ensemble.models": [recorded.name("mentor")]}
-        info = recorded.collected.info("mentor")  # what both prompts begin with is read once; paid for, twice
+        info = recorded.collected.info(
+            "mentor"
+        )  # what both prompts begin with is read once, but paid for twice
         read = [min(row.shared, row.runs["mentor"].mentor_read - 1) for row in rows]
         spared = 0.0 if recorded.prices else np.array([info.flops(0, tokens) for tokens in read])
         yield _escalation(
@@ -85,6 +90,19 @@ def thinking(recorded: Recorded, known: slice) -> Iterator[Strategy]:
             mentor,
             lambda limit: models | with_method("think_on_failure", accept=LOGPROB, threshold=limit),
             spared,
+        )
+
+
+def warn_of_thinking(recorded: Recorded) -> None:
+    """Say why `thinking` is left out, where the mentor can be asked both ways."""
+    rows = recorded.collected.rows
+    unknown = sum(row.runs["mentor_concise"].logprob is None for row in rows)
+    if unknown and any(row.thinking_switch for row in rows):
+        log.warning(
+            "the mentor that thinks where it is unsure is left out: how probable its answers without thinking "
+            "are is unknown for %d of %d questions",
+            unknown,
+            len(rows),
         )
 
 

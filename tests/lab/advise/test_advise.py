@@ -41,6 +41,7 @@ model_specs:
   - name: big
     engine: echo
     parameters: 9000000
+    confident: [boats]
     replies: {"Insights": "Goal: count. Planning: add. Action: so it is nine.", "": "so it is \\\\boxed{9}"}
   - name: small
     engine: echo

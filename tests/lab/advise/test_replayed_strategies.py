@@ -1,5 +1,7 @@
 """Strategies over samples by hand, which judges are replayed, and all of them live on the built-in pair."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,12 +12,14 @@ from benchmarks.advise_replay import compared
 from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.lab.advise.escalations import thinking
 from ensemblehub.lab.advise.levels import trained
 from ensemblehub.lab.advise.pair import trained_judge, with_rule
 from ensemblehub.lab.advise.record import InternAnswer, Recorded
 from ensemblehub.lab.advise.samples import _voted, best_of
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.lab.tasks import task_named
+from ensemblehub.schema import Price
 from ensemblehub.tandem.judges import EntropyRule
 
 
@@ -86,9 +90,11 @@ def test_the_built_in_pair_answers_and_costs_as_it_was_replayed(tmp_path):
     config = Config.read(Path(builtin.CONFIG), [*changes, *more])
     rows = compared(config, task_named("builtin_math", None, "plain"), "test", 10, tmp_path, 10)
     assert [row for row in rows if not row.whole] == []
-    assert {"tandem by its trained judge", "mentor, thinking where it is unsure"} < {
-        row.strategy for row in rows
-    }
+    assert {
+        "tandem by its trained judge",
+        "tandem with draft by entropy",
+        "mentor, thinking where it is unsure",
+    } < {row.strategy for row in rows}
 
 
 def test_a_trained_judge_is_served_without_what_was_calibrated_to_give_up():
@@ -108,3 +114,43 @@ def test_a_trained_judge_is_served_without_what_was_calibrated_to_give_up():
         params = "ensemble.output_aggregation_params"
         assert changes[f"{params}.give_up"] == {"none": 0.0, "low": 0.0}
         assert changes[f"{params}.judge"] == "saves/judge"
+
+
+def thinking_rows(**changes):
+    """Three questions: a doubtful answer without thinking, a probable one, and one that was cut off."""
+
+    def run(right, read, tokens, probability, finish="stop"):
+        return Run(right, finish, read, tokens, 0, 0, 0.1, False, "", logprob=math.log(probability))
+
+    short = [run(False, 20, 10, 0.9), run(True, 20, 12, 0.99), run(False, 20, 8, 0.999, "length")]
+    long = [run(True, 21, 30, 0.8), run(False, 21, 40, 0.8), run(True, 21, 50, 0.8)]
+    rows = [
+        Row(name, "s", 1, 1, "", 5, {"mentor": long[at], "mentor_concise": short[at]}, shared=30 - 10 * at)
+        for at, name in enumerate("abc")
+    ]
+    return [replace(rows[0], **changes), *rows[1:]]
+
+
+def recorded_rows(rows, prices=None):
+    cards = {name: {"parameters": size, "active": size} for name, size in (("mentor", 9), ("intern", 1))}
+    header = {"levels": {"none": 0}, "cards": cards, "roles": {"mentor": "big", "intern": "small"}}
+    return Recorded(Collected(header, rows, np.zeros((3, 1, 0), np.float32), [[]] * 3), [[]] * 3, prices)
+
+
+def test_a_mentor_that_thinks_where_it_is_unsure():
+    (found,) = thinking(recorded_rows(thinking_rows()), slice(None))
+    at = [changes["ensemble.output_aggregation_params"]["threshold"] for _, changes in found.settings]
+    chosen = next(index for index, limit in enumerate(at) if 0.9 < limit <= 0.99)
+    assert found.correct[:, chosen].tolist() == [1, 1, 1]
+    # 18 FLOPs a token; all of a prompt but its last token may be known already
+    assert found.cost[:, chosen].tolist() == [18 * (29 + 50 - 20), 18 * 31, 18 * (27 + 70 - 10)]
+    assert found.settings[chosen][1]["ensemble.models"] == ["big"]
+    price = Price(1e6, 1e6)  # a dollar a token: every prompt is paid for
+    (found,) = thinking(recorded_rows(thinking_rows(), (price, price)), slice(None))
+    assert found.cost[:, chosen].tolist() == pytest.approx([30 + 51, 32, 28 + 71])
+
+
+def test_without_log_probabilities_or_a_switch_it_is_left_out():
+    runs = {name: replace(run, logprob=None) for name, run in thinking_rows()[0].runs.items()}
+    for changes in ({"runs": runs}, {"thinking_switch": False}):
+        assert list(thinking(recorded_rows(thinking_rows(**changes)), slice(None))) == []
