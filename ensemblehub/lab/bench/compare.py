@@ -131,7 +131,8 @@ def paired(base: CellAnswers, other: CellAnswers, common: bool = False) -> dict[
     if any(only) and not common:
         counts = f"{only[0]} of the first only, {only[1]} of the second only"
         raise ArtifactError(
-            f"{where} have not answered the same questions ({counts}); `compare --common` compares those of both"
+            f"{where} have not answered the same questions ({counts}): `bench` asks the missing ones, "
+            "and `compare --common` leaves them out"
         )
     if not names:
         raise ArtifactError(f"{where} have no question in common")
