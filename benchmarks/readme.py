@@ -241,12 +241,19 @@ DRAFTED = {
     "draft_or_mentor": "draft, then the mentor: for 0.8 of its cost",
     "draft_or_mentor_90": "draft, then the mentor: for 0.9 of its cost",
 }
+JUDGED = {
+    "judged": DRAFTED["draft"],
+    "judged_budget_70": "draft, then insights: for 0.7 of the mentor's cost",
+    "judged_or_mentor": DRAFTED["draft_or_mentor"],
+    "judged_or_mentor_90": DRAFTED["draft_or_mentor_90"],
+}
+WITH_DRAFTS = {**{f"draft_{task}": DRAFTED for task in ("mbpp", "humaneval", "gsm8k")}, "judged_mbpp": JUDGED}
 BASELINES = ("intern", "mentor", "fixed_low", "fixed_medium", "fixed_high", "oracle", "perfect_cascade")
 OF_QWEN = {
     **{
-        f"{QWEN}/draft_{task}": Table(
-            f"`draft_{task}/`, {{n}} questions:",
-            {method: METHODS[method] for method in BASELINES} | DRAFTED,
+        f"{QWEN}/{folder}": Table(
+            f"`{folder}/`, {{n}} questions:",
+            {method: METHODS[method] for method in BASELINES} | drafted,
             {
                 "right (95 % interval)": accuracy,
                 "difference to the mentor": difference,
@@ -255,7 +262,7 @@ OF_QWEN = {
                 "to a random mix of the two at that cost": over_mix,
             },
         )
-        for task in ("mbpp", "humaneval", "gsm8k")
+        for folder, drafted in WITH_DRAFTS.items()
     },
     f"{QWEN}/tandem_mbpp": Table("`tandem_mbpp/`, {n} questions:", METHODS, COLUMNS),
     f"{QWEN}/tandem_mbpp_plus": Table("`tandem_mbpp_plus/`, {n} questions:", METHODS, COLUMNS),
@@ -326,9 +333,9 @@ def _tracked(folder: Path) -> set[Path]:
 
 
 JUDGES = ("logistic", "mlp", "entropy", "perplexity", "insight_first", "intern_or_mentor")
-REPLAYED, WITH_DRAFTS = (
+REPLAYED, OF_DRAFTS, OF_JUDGED = (
     f"report -c {QWEN}/tandem.yaml " + " ".join(f"--replay {QWEN}/judges/{name}" for name in names)
-    for names in (JUDGES, DRAFTED)
+    for names in (JUDGES, DRAFTED, JUDGED)
 )
 RECORDED = (
     Recorded(
@@ -364,10 +371,15 @@ OF_DATA = (
     *(
         Recorded(
             f"{QWEN}/draft_{task}/summary.json",
-            f"{WITH_DRAFTS} --dataset {task} --data {{data}}/{file} --split {split} "
+            f"{OF_DRAFTS} --dataset {task} --data {{data}}/{file} --split {split} "
             f"-s experiment.results={{copy}} -s ensemble.output_aggregation_params.draft=logprob{more}",
         )
         for task, file, split, more in OF_QWEN_DATA
+    ),
+    Recorded(
+        f"{QWEN}/judged_mbpp/summary.json",
+        f"{OF_JUDGED} --dataset mbpp --data {{data}}/mbpp.jsonl --split test -s experiment.results={{copy}} "
+        f"-s ensemble.output_aggregation_params.draft={QWEN}/judges/of_drafts",
     ),
     *(
         Recorded(

@@ -12,6 +12,7 @@
 #   humaneval   the same on HumanEval, the judges unchanged
 #   gsm8k       the same on GSM8K
 #   drafts      the same three with the intern's draft first, which is judged by its log-probability; the mentor is not asked again
+#   judged      the same on MBPP, where a trained judge that also reads the question judges the draft
 #   advise      what `ensemblehub advise` recommends on the three, from what was collected
 #   toolkit     every other way to combine the two, on the first test questions of MBPP
 #   rivals      every rival of Tandem at three settings, live, on the first test questions of MBPP
@@ -58,12 +59,22 @@ moved() { # TASK SPLIT FILE COUNT [flags]: another benchmark, the judges unchang
     replay "${there[@]}"
 }
 
-drafted() { # TASK SPLIT FILE COUNT [flags]: what was collected, with the intern's drafts
-    local there=(--dataset "$1" --data "$3" --split "$2" -s "experiment.results=$out/draft_$1" -s "$params.draft=logprob" "${@:5}")
-    mkdir -p "$out/draft_$1"
-    cp -rn "$out/tandem_$1/collected" "$out/draft_$1/"
-    tandem collect "${there[@]}" --limit "$4"
-    [ "$2" = calibration ] || JUDGES="draft draft_half draft_or_mentor draft_or_mentor_90" replay "${there[@]}"
+drafted() { # FOLDER CRITERION TASK SPLIT FILE COUNT [flags]: what was collected, with the intern's drafts, into FOLDER_TASK
+    local there=(--dataset "$3" --data "$5" --split "$4" -s "experiment.results=$out/$1_$3" -s "$params.draft=$2" "${@:7}")
+    mkdir -p "$out/$1_$3"
+    cp -rn "$out/tandem_$3/collected" "$out/$1_$3/"
+    tandem collect "${there[@]}" --limit "$6"
+    [ "$4" = calibration ] || JUDGES=$(cd "$out/judges" && echo "$1" "$1"_*) replay "${there[@]}"
+}
+
+drafts() { # FOLDER CRITERION NAME BUDGET: thresholds on MBPP's calibration questions, then its test questions
+    drafted "$1" "$2" mbpp calibration "$DATA/mbpp.jsonl" "${N:-90}"
+    local at=(-s "experiment.results=$out/$1_mbpp" -s "$params.draft=$2") mentor=(-s "$params.effort=none" -s "$params.fallback=mentor")
+    judge "$1" logistic "${at[@]}"
+    judge "$1_$3" logistic "${at[@]}" -s "experiment.aim=budget:$4"
+    judge "$1_or_mentor" logistic "${at[@]}" "${mentor[@]}" -s experiment.aim=budget:0.8
+    judge "$1_or_mentor_90" logistic "${at[@]}" "${mentor[@]}" -s experiment.aim=budget:0.9
+    drafted "$1" "$2" mbpp test "$DATA/mbpp.jsonl" "${N:-500}"
 }
 
 advise() { # TASK SPLIT FILE COUNT [flags]
@@ -72,7 +83,7 @@ advise() { # TASK SPLIT FILE COUNT [flags]
     gzip --best --no-name --force "$out/advise_$1/recorded.jsonl"
 }
 
-[ $# -gt 0 ] || set -- published words judges mbpp mbpp_plus humaneval gsm8k drafts advise toolkit rivals guest dry_run board
+[ $# -gt 0 ] || set -- published words judges mbpp mbpp_plus humaneval gsm8k drafts judged advise toolkit rivals guest dry_run board
 for step; do
     case "$step" in
         published)
@@ -100,16 +111,14 @@ for step; do
         humaneval) moved humaneval all "$DATA/humaneval.jsonl" "${N:-164}" ;;
         gsm8k) moved gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-400}" --prompt plain ;; # the profile of MBPP is one of code
         drafts)
-            drafted mbpp calibration "$DATA/mbpp.jsonl" "${N:-90}"
-            at=(-s "experiment.results=$out/draft_mbpp" -s "$params.draft=logprob")
-            judge draft logistic "${at[@]}"
-            judge draft_half logistic "${at[@]}" -s experiment.aim=budget:0.5
-            mentor=(-s "$params.effort=none" -s "$params.fallback=mentor")
-            judge draft_or_mentor logistic "${at[@]}" "${mentor[@]}" -s experiment.aim=budget:0.8
-            judge draft_or_mentor_90 logistic "${at[@]}" "${mentor[@]}" -s experiment.aim=budget:0.9
-            drafted mbpp test "$DATA/mbpp.jsonl" "${N:-500}"
-            drafted humaneval all "$DATA/humaneval.jsonl" "${N:-164}"
-            drafted gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-400}" --prompt plain
+            drafts draft logprob half 0.5
+            drafted draft logprob humaneval all "$DATA/humaneval.jsonl" "${N:-164}"
+            drafted draft logprob gsm8k test "$DATA/gsm8k_test.jsonl" "${N:-400}" --prompt plain
+            ;;
+        judged)
+            "$PYTHON" -m ensemblehub.lab.judges.drafts "$out/tandem.yaml" "$out/judges/of_drafts" --task mbpp --data "$DATA/mbpp.jsonl" \
+                --limit "${N:-374}" --question
+            drafts judged "$out/judges/of_drafts" budget_70 0.7 # nothing keeps half: the judge reads the question
             ;;
         advise)
             advise mbpp test "$DATA/mbpp.jsonl" "${N:-500}"
