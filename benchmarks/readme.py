@@ -283,7 +283,7 @@ def with_tables(text: str, tables: Mapping[str, Table]) -> str:
     def block(found: re.Match[str]) -> str:
         return f"{found[1]}\n{tables[found[2]].text(summary(ROOT / found[2]))}\n{found[3]}"
 
-    return re.sub(r"(<!-- table: (\S+) -->)\n.*?\n(<!-- end -->)", block, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- table: (\S+) -->)\n.*?(<!-- end -->)", block, text, flags=re.DOTALL)
 
 
 @dataclass(frozen=True)
