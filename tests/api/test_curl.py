@@ -37,7 +37,9 @@ model_specs:
   - {name: second, engine: echo, replies: {"": "to you."}}
 ensemble: {output_aggregation_method: loop}
 """
-pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+pytestmark = pytest.mark.skipif(
+    shutil.which("curl") is None and not os.environ.get("ENSEMBLEHUB_REQUIRE_CURL"), reason="needs curl"
+)
 
 
 def curl(*arguments, fails=False):

@@ -23,40 +23,19 @@ from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.records import Collected, Row
 from ensemblehub.lab.pipeline.replay import outcomes
 from ensemblehub.tandem.artifact import load_judge
+from tests.lab.pipeline.scripted import YAML
 
-YAML = """
-model_specs:
-  - name: big
-    engine: echo
-    parameters: 9000000
-    delay: {delay}
-    replies: {{"": "Goal: x Planning: y Retrieval: z Action: w so the answer is \\\\boxed{{9}}"}}
-  - name: small
-    engine: echo
-    parameters: 1000000
-    confident: [harbour, boats]
-    replies:
-      boats: "it is \\\\boxed{{4}}"
-      "Goal: x Planning:": "it is \\\\boxed{{9}}"
-      "": "it is \\\\boxed{{12}}"
-ensemble:
-  output_aggregation_method: tandem
-  output_aggregation_params:
-    levels: {{low: 2, high: 4}}
-    start_with_intern: true
-    judge: {folder}/judge
-experiment:
-  task: builtin_math
-  results: {folder}/results
-  judge: logistic
-  aim: budget:0.9
-  concurrency: 8
-"""
+CHANGES = {
+    "name: big\n": "name: big\n    delay: {delay}\n",
+    '"Goal: x": ': '"Goal: x Planning:": ',  # four tokens of the insight, not two, make the intern right
+    "concurrency: 8": "concurrency: 8, aim: budget:0.9",
+}
 
 
 def configured(folder, delay=0.0):
     path = folder / "echo.yaml"
-    path.write_text(YAML.format(folder=folder, delay=delay))
+    text = functools.reduce(lambda text, change: text.replace(*change), CHANGES.items(), YAML)
+    path.write_text(text.format(folder=folder, delay=delay))
     return path
 
 
