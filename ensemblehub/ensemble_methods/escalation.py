@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -94,9 +93,11 @@ class Escalation(LargeAndSmall):
         """The request that the small model answers first."""
         return request
 
-    @abstractmethod
-    def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
-        """The answer where the draft was not accepted."""
+    async def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
+        """The answer where the draft was not accepted: here the large model's own."""
+        async with aclosing(large.stream(trial.request, trial.ledger.meter("answer"))) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def check_context(self, request: Request, large: Engine, small: Engine) -> None:
         """Check that what may be asked fits both contexts, before any engine is called.
@@ -108,7 +109,10 @@ class Escalation(LargeAndSmall):
             engine.fits(engine.count(asked), request.sampling.required)
 
     async def judged(self, trial: Trial) -> Verdict:
-        """Judge a finished draft; a call of tools whose tokens are not known is never accepted."""
+        """Judge a finished draft as an answer to its own request.
+
+        A call of tools whose tokens are not known is never accepted.
+        """
         trial = replace(trial, request=trial.draft.request)
         complete = trial.draft.whole
         if trial.draft.finish == "tool_calls":

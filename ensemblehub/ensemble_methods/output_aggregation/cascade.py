@@ -59,9 +59,9 @@ class Cascade(Escalation):
                     yield piece
                 return
             draft.discard(ledger)
-        async with aclosing(large.stream(request, ledger.meter("answer"))) as pieces:
-            async for piece in pieces:
-                yield piece
+        async with aclosing(super().escalated(trial, large)) as events:
+            async for event in events:
+                yield event
 
     def middle(self, engines: Sequence[Engine]) -> list[Engine]:
         """The engines between the small and the large one."""

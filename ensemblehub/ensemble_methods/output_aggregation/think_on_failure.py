@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.acceptance import Trial
 from ensemblehub.ensemble_methods.escalation import Escalation
 from ensemblehub.ensemble_methods.roles import by_name, largest
 from ensemblehub.errors import ConfigError, RequestError
@@ -76,11 +75,6 @@ class ThinkOnFailure(Escalation):
         if not isinstance(request.prompt, Chat):
             raise RequestError("think_on_failure needs a chat: a raw prompt has no switch for thinking")
         return replace(request, prompt=replace(request.prompt, thinking=False))
-
-    async def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
-        async with aclosing(large.stream(trial.request, trial.ledger.meter("answer"))) as pieces:
-            async for piece in pieces:
-                yield piece
 
     def answerers(self, engines: Sequence[Engine], capability: Capability) -> Sequence[Engine]:
         if capability == "tools" and not self.criterion.reads_tokens:
