@@ -11,14 +11,19 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Ge, Le
 
 from ensemblehub.cost import UsageLedger
+from ensemblehub.ensemble_methods import question
 from ensemblehub.ensemble_methods.acceptance import NEVER, Acceptance, Trial, acceptance_named
 from ensemblehub.ensemble_methods.base import Aggregation, Granularity, name_of
 from ensemblehub.ensemble_methods.candidates import Candidate
-from ensemblehub.ensemble_methods.roles import by_name, large_and_small
+from ensemblehub.ensemble_methods.roles import by_name, large_and_small, require
 from ensemblehub.ensemble_methods.turns import refuse_ids
+from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Request, Verdict
-from ensemblehub.tandem.insights import DRAFT
+from ensemblehub.tandem.artifact import RULES, resolve_judge
+from ensemblehub.tandem.features import sequences
+from ensemblehub.tandem.insights import DRAFT, LEVEL_0
+from ensemblehub.tandem.judges import Judge, Reading
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class Escalation(LargeAndSmall):
     Attributes:
         accept: the criterion (see `acceptance_named`).
         threshold: the probability that suffices; by default the criterion's own.
+        give_up: `entropy:X` or `perplexity:X`: a draft is given even if it is not accepted where the small
+            model's mean over the question is above X; what it cannot foresee, the large one is more
+            often wrong on, too.  The question is read before the draft, which goes on from there.
         keeps_draft: whether `escalated` uses the rejected draft, and records as discarded what it does
             not use.
     """
@@ -65,6 +73,7 @@ class Escalation(LargeAndSmall):
 
     accept: str = "logprob"
     threshold: Annotated[float, Ge(0), Le(1)] | None = None
+    give_up: str | None = None
 
     async def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
@@ -74,20 +83,34 @@ class Escalation(LargeAndSmall):
         self.check_context(request, large, small)
         draft = Candidate(small, self.first_request(request), small.name, usage=ledger.part())
         trial = Trial(request, draft, engines, ledger)
-        if self.accept != NEVER or self.keeps_draft:
+        kept = await self.is_lost(trial)
+        if self.drafts:
             await trial.draft.write(ledger)
         if self.accept != NEVER:
             verdict = await self.judged(trial)
             yield verdict
-            if verdict.sufficient:
-                for piece in trial.draft.given:
-                    yield piece
-                return
+            kept = kept or verdict.sufficient
+        if kept:
+            for piece in trial.draft.given:
+                yield piece
+            return
         if not self.keeps_draft:
             trial.draft.discard(ledger)
         async with aclosing(self.escalated(trial, large)) as events:
             async for event in events:
                 yield event
+
+    @property
+    def drafts(self) -> bool:
+        """Whether the small model answers first."""
+        return self.accept != NEVER or self.keeps_draft
+
+    async def is_lost(self, trial: Trial) -> bool:
+        """Whether the question is one to give up on."""
+        if self.lost is None:
+            return False
+        tokens = await question.read(trial.draft.engine, trial.draft.request, trial.ledger.meter("judge"))
+        return self.lost.measured(Reading(0, 0, *sequences(tokens)), trial.ledger) < 0.5
 
     def first_request(self, request: Request) -> Request:
         """The request that the small model answers first."""
@@ -125,6 +148,15 @@ class Escalation(LargeAndSmall):
         """The configured criterion."""
         return acceptance_named(self.accept, name_of(self))
 
+    @cached_property
+    def lost(self) -> Judge | None:
+        """The rule of `give_up`, whose probability is 0.5 at its limit."""
+        if self.give_up is None:
+            return None
+        if self.give_up.partition(":")[0] not in RULES:
+            raise ConfigError(f"{name_of(self)}: give_up is entropy:X or perplexity:X, not {self.give_up!r}")
+        return resolve_judge(self.give_up, [LEVEL_0]).judge
+
     @property
     def enough(self) -> float:
         """The probability that suffices."""
@@ -137,3 +169,9 @@ class Escalation(LargeAndSmall):
         super().check(engines)
         _, small = self.pair(engines)
         self.criterion.check(small, engines, name_of(self))
+        if self.lost is not None:
+            if not self.drafts:
+                raise ConfigError(
+                    f"{name_of(self)}: `give_up` needs a draft, and `accept: never` writes none"
+                )
+            require(small, {"score"}, f"{name_of(self)} (give_up)")

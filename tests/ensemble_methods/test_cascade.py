@@ -13,6 +13,8 @@ from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.acceptance import Acceptance
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.cascade import Cascade
+from ensemblehub.ensemble_methods.output_aggregation.hint import Hint
+from ensemblehub.ensemble_methods.output_aggregation.review import Review
 from ensemblehub.errors import CapabilityError, ConfigError, EngineError, RequestError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.schema import Chat, Message, Request, Sampling, TokenIds, Verdict
@@ -211,6 +213,65 @@ def test_more_models_are_tried_in_order():
     assert costs(result)["middle", "propose"].discarded_tokens == 5
     with pytest.raises(ConfigError, match="an engine would be tried twice"):
         AsyncEnsemble(three(-1), All(), Cascade(between=("tiny",)))
+
+
+@pytest.mark.parametrize(
+    ("give_up", "text"),
+    [
+        ("entropy:0.79", SMALL),
+        ("entropy:0.81", LARGE),
+        ("perplexity:1.2", SMALL),  # exp(0.2) is 1.22
+        ("perplexity:1.3", LARGE),
+    ],
+)
+def test_where_the_question_is_lost_a_rejected_draft_is_the_answer(give_up, text):
+    big, _ = engines = pair({"logprob": -0.2, "entropy": 0.8})
+    result = answer(Cascade(give_up=give_up), engines)
+    assert result.text == text
+    assert [verdict.sufficient for verdict in result.verdicts] == [False]
+    assert bool(big.asked) == (text == LARGE)
+    spent = costs(result)
+    assert spent["tiny", "judge"].prompt_tokens > 0
+    assert spent["tiny", "propose"].discarded_tokens == (3 if text == LARGE else 0)
+    assert next(iter(spent)) == ("tiny", "judge")  # the draft goes on from what was read
+
+
+def test_a_question_that_is_not_lost_changes_nothing():
+    plain, kept = (answer(Cascade(give_up=rule), pair({"logprob": -0.05})) for rule in (None, "entropy:9"))
+    assert (plain.text, plain.verdicts) == (kept.text, kept.verdicts) == (SMALL, plain.verdicts)
+
+
+def test_a_draft_that_was_cut_off_is_given_where_the_question_is_lost():
+    result = answer(Cascade(give_up="entropy:0.5"), pair(), max_tokens=2)
+    assert (result.text, result.finish) == ("It is", "length")
+
+
+def test_a_review_gives_up_without_reading_the_draft():
+    big, tiny = engines = pair({"entropy": 0.8})
+    assert answer(Review(give_up="entropy:0.5"), engines).text == SMALL
+    assert (big.asked, len(tiny.asked)) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "small", "message"),
+    [
+        (
+            Cascade(give_up="logprob"),
+            Recorder,
+            "cascade: give_up is entropy:X or perplexity:X, not 'logprob'",
+        ),
+        (Cascade(give_up="entropy:0"), Recorder, "judge `entropy:X` needs a number above 0, got 0"),
+        (Hint(accept="never", tokens=4, give_up="entropy:1"), Recorder, "hint: `give_up` needs a draft"),
+        (
+            Cascade(accept="ask", give_up="entropy:1"),
+            Silent,
+            r"cascade .give_up. needs score of engine 'tiny'",
+        ),
+    ],
+)
+def test_a_question_that_cannot_be_given_up_on_is_refused(strategy, small, message):
+    with pytest.raises((ConfigError, CapabilityError), match=message):
+        AsyncEnsemble([Recorder("big", LARGE, 9), small("tiny", SMALL, 1)], All(), strategy)
 
 
 def test_closing_stops_whoever_writes_and_all_is_recorded():

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ensemblehub.ensemble_methods.candidates import geometric_mean
 from ensemblehub.lab.advise.record import LOGPROB, InternAnswer, Recorded
 from ensemblehub.lab.advise.strategy import (
+    FEWER_SHARES,
+    SHARES,
     SHOWN_TESTS,
+    SUFFICES,
     Changes,
     Floats,
     Strategy,
+    limits_of,
     readable,
     same_answers,
     thresholds_of,
@@ -23,9 +29,11 @@ from ensemblehub.lab.advise.strategy import (
     with_tandem,
 )
 from ensemblehub.lab.pipeline.records import Row, Run
+from ensemblehub.tandem.artifact import RULES
 from ensemblehub.tandem.insights import LEVEL_0
 
 log = logging.getLogger(__name__)
+TABLES = ("correct", "cost", "scores")  # of a strategy, each (n, T)
 
 
 def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
@@ -54,6 +62,9 @@ def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
         criteria["shown tests"] = Accepted(SHOWN_TESTS, scores, nothing, known)
     for name, accepted in criteria.items():
         yield escalation(f"cascade by {name}", accepted, mentor, "cascade")
+        for kind in RULES:
+            fewer, title = replace(accepted, shares=FEWER_SHARES), f"cascade by {name}, given up by {kind}"
+            yield from _given_up(recorded, title, fewer, kind, roles)
         for level, tokens in recorded.collected.levels.items():
             if level != LEVEL_0:
                 planned, plan = [row.runs[level] for row in rows], {"plan_tokens": tokens, **recorded.words}
@@ -68,6 +79,36 @@ def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
         more = np.array([sum(recorded.cost(other.run) for other in drawn) for drawn in others])
         accepted = Accepted(f"agreement:{samples}", np.array(shares), more, known)
         yield escalation("cascade by agreement", accepted, mentor, "cascade")
+
+
+def _given_up(
+    recorded: Recorded, name: str, accepted: Accepted, kind: str, roles: Changes
+) -> Iterator[Strategy]:
+    """A cascade that also keeps the draft where the intern's reading of the question is above a limit;
+    nothing where the intern cannot read a prompt.
+    """
+    drafts = [answers[0] for answers in recorded.drafts]
+    features = [draft.reading for draft in drafts if draft.reading is not None]
+    if len(features) < len(drafts):
+        return
+    table, own = np.array(features), [draft.run for draft in drafts]
+    mentor = [row.runs["mentor"] for row in recorded.collected.rows]
+    reading = np.array([recorded.reading_cost(draft) for draft in drafts])
+    parts, settings = list[Strategy](), list[tuple[str, Changes]]()
+    for limit in limits_of(table[accepted.known, RULES[kind].column]):
+        options = {**roles, "accept": accepted.criterion, "give_up": f"{kind}:{limit:.6g}"}
+        lost = RULES[kind](limit).probabilities(table, 0, 0) < SUFFICES
+        configured = partial(_cascade, options)
+        part = _escalation(recorded, name, accepted, own, mentor, configured, reading=reading, lost=lost)
+        parts.append(part)
+        settings += [(f"{title}, {kind} up to {limit:.3g}", changes) for title, changes in part.settings]
+    if parts:
+        right, cost, scores = (np.hstack([getattr(part, table) for part in parts]) for table in TABLES)
+        yield Strategy(name, tuple(settings), right, cost, scores=scores)
+
+
+def _cascade(options: Changes, threshold: float) -> Changes:
+    return with_method("cascade", **options, threshold=threshold)
 
 
 def thinking(recorded: Recorded, known: slice) -> Iterator[Strategy]:
@@ -158,12 +199,14 @@ class Accepted:
 
     Attributes:
         known: the questions whose scores give the thresholds.
+        shares: the quantiles of these scores that are tried.
     """
 
     criterion: str
     scores: Floats
     cost: Floats
     known: slice
+    shares: Floats = field(default_factory=SHARES.copy)
 
 
 def _escalation(
@@ -174,6 +217,8 @@ def _escalation(
     otherwise: list[Run],
     configured: Callable[[float], Changes],
     spared: Floats | float = 0.0,
+    reading: Floats | float = 0.0,
+    lost: NDArray[np.bool_] | None = None,
 ) -> Strategy:
     """Drafts that a criterion accepts, else other runs; a draft that was cut off is not judged, and never
     kept.
@@ -182,13 +227,17 @@ def _escalation(
         own: the drafts.
         configured: the changes for a threshold.
         spared: what the other run costs less after a draft, (n,).
+        reading: what reading the question first costs more, (n,).
+        lost: whether the draft is kept whatever the criterion says, (n,).
     """
-    limits = thresholds_of(accepted.scores[accepted.known])
+    limits = thresholds_of(accepted.scores[accepted.known], accepted.shares)
     complete = np.array([[run.finish != "length"] for run in own])
     kept = complete & (accepted.scores[:, None] >= limits)
+    if lost is not None:
+        kept |= lost[:, None]
     right, theirs = (np.array([[run.correct] for run in runs], float) for runs in (own, otherwise))
     cost, price = (np.array([recorded.cost(run) for run in runs]) for runs in (own, otherwise))
-    before = cost + np.where(complete[:, 0], accepted.cost, 0.0)
+    before = cost + reading + np.where(complete[:, 0], accepted.cost, 0.0)
     whole = before[:, None] + np.where(kept, 0.0, (price - spared)[:, None])
     settings = tuple((f"{accepted.criterion} from {limit:.3f}", configured(float(limit))) for limit in limits)
     judged = np.where(complete, accepted.scores[:, None], np.zeros(len(limits)))

@@ -9,11 +9,13 @@ import numpy as np
 
 from ensemblehub.lab.advise.record import LOGPROB, Recorded
 from ensemblehub.lab.advise.strategy import (
-    SHARES,
+    FEWER_SHARES,
+    SUFFICES,
     Changes,
     Floats,
     Strategy,
     constant,
+    limits_of,
     thresholds_of,
     with_tandem,
 )
@@ -24,8 +26,6 @@ from ensemblehub.tandem.judges import Judge
 
 # its name, changes, thresholds (L,) and first probabilities (n,)
 Setting = tuple[str, Changes, Floats, Floats]
-DRAFT_SHARES = SHARES[1::3]  # of a draft, each with all of a rule
-SUFFICES = 0.5  # the probability at a rule's limit
 
 
 def fixed(recorded: Recorded) -> Iterator[Strategy]:
@@ -62,11 +62,9 @@ def _ruled(
     judged = outcomes.visited[known] & (np.arange(len(levels)) >= drafted)
     if not judged.any():
         return
-    limits = np.quantile(1 / outcomes.probabilities[known][judged] - 1, SHARES)
-    # as they are configured: six digits, and not below the question that a limit comes from
-    limits = np.unique([float(f"{1.00001 * limit:.6g}") for limit in limits if limit > 0])
+    limits = limits_of(1 / outcomes.probabilities[known][judged] - 1)
     # none of a draft that was cut off, whose probability is 0
-    drafts = [limit for limit in thresholds_of(first[known], DRAFT_SHARES) if limit] if drafted else [None]
+    drafts = [limit for limit in thresholds_of(first[known], FEWER_SHARES) if limit] if drafted else [None]
     settings = list[Setting]()
     for draft in drafts:
         for limit in limits:

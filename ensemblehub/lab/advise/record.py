@@ -12,7 +12,8 @@ from typing import Any
 
 from ensemblehub.answers.equality import final_answer
 from ensemblehub.artifacts import hash_of
-from ensemblehub.cost import ModelInfo, dollars
+from ensemblehub.cost import ModelInfo, UsageLedger, dollars
+from ensemblehub.ensemble_methods import question
 from ensemblehub.ensemble_methods.acceptance import Trial
 from ensemblehub.ensemble_methods.candidates import Candidate, drafts
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
@@ -27,6 +28,7 @@ from ensemblehub.lab.pipeline.records import Collected, DraftScore, Row, Run
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.shown_tests import ShownTests
 from ensemblehub.schema import Request, Sampling
+from ensemblehub.tandem.features import features, sequences
 from ensemblehub.tandem.insights import Dialogue
 from ensemblehub.tandem.judges import Judge
 
@@ -44,12 +46,16 @@ class InternAnswer:
         answer: what `vote` reads as the answer; None where nothing can be read.
         logprob: mean log-probability of its tokens; None where the engine gives none.
         tests: share of the tests in the question that it passes; None where the question has none.
+        reading: of the greedy answer alone: features of the intern's reading of the question, (16,).
+        read: tokens of that reading.
     """
 
     run: Run
     answer: str | None
     logprob: float | None
     tests: float | None = None
+    reading: list[float] | None = None
+    read: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,14 @@ class Recorded:
             intern, run.intern_read, 0, run.intern_tokens
         )
 
+    def reading_cost(self, draft: InternAnswer) -> float:
+        """What it costs more that the intern reads the question before its answer, which goes on from there:
+        the prompt's last token once more, or in US dollars another prompt.
+        """
+        if self.prices:
+            return dollars(ModelInfo(price=self.prices[1]), draft.read, 0, 0)
+        return self.collected.info("intern").flops(draft.read - 1, draft.read)
+
     @classmethod
     def of(
         cls,
@@ -155,7 +169,9 @@ class Recorder(collect.Collector):
         ask = self.task.ask(item, self.sampling)
         warm = replace(ask, sampling=replace(ask.sampling, temperature=TEMPERATURE))
         sampled = [candidate.request for candidate in drafts(warm, [self.intern], self.samples)]
+        reading, read = await self.reading(ask)
         answered = [await self.attempt(item, request) for request in (ask, *sampled)]
+        answered[0] = replace(answered[0], reading=reading, read=read)
         row = self.known.get(item.id) or await super().collect(item)
         row = row | {"drafts": [asdict(draft) for draft in answered]}
         if not item.answer:
@@ -166,6 +182,14 @@ class Recorder(collect.Collector):
         """Nothing where the intern cannot score a prompt: no rule is replayed then."""
         can = "score" in self.intern.capabilities
         return await super().read(request, dialogue) if can else (None, 0)
+
+    async def reading(self, ask: Request) -> tuple[list[float] | None, int]:
+        """What `give_up` reads before a draft; nothing where the intern cannot score a prompt."""
+        if "score" not in self.intern.capabilities:
+            return None, 0
+        ledger = UsageLedger()
+        tokens = await question.read(self.intern, ask, ledger.meter("judge"))
+        return list(features(*sequences(tokens))), ledger.total.prompt_tokens
 
     async def draft(self, ask: Request, answer: Candidate) -> DraftScore | None:
         """Nothing where the log-probability of a token is not known."""

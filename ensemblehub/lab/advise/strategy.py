@@ -18,6 +18,8 @@ from ensemblehub.lab.tasks.shown_tests import ShownTests
 Floats = NDArray[np.float64]
 Changes = Mapping[str, Any]
 SHARES = np.linspace(0, 1, 17)[1:-1]  # quantiles of a score that are tried
+SUFFICES = 0.5  # the probability at a rule's limit
+FEWER_SHARES = SHARES[1::3]  # of a score that is tried with every limit of a rule
 SHOWN_TESTS = f"{ShownTests.__module__}:{ShownTests.__qualname__}"  # the criterion
 same_answers = lru_cache(maxsize=100_000)(equal_answers)
 
@@ -55,6 +57,13 @@ def thresholds_of(scores: Floats, shares: Floats = SHARES) -> Floats:
     found = np.quantile(scores, shares, method="higher")
     rounded = [(score, float(f"{score:.6g}")) for score in found]
     return np.unique([near if near == score else float(f"{0.99999 * score:.6g}") for score, near in rounded])
+
+
+def limits_of(means: Floats) -> Floats:
+    """Quantiles of what a rule compares with its limit, as limits are configured: six digits, and not below
+    the question that one comes from; those above 0.
+    """
+    return np.unique([float(f"{1.00001 * mean:.6g}") for mean in np.quantile(means, SHARES) if mean > 0])
 
 
 def readable(recorded: Recorded) -> int:

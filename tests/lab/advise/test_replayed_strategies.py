@@ -12,7 +12,7 @@ from benchmarks.advise_replay import compared
 from ensemblehub import builtin
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.lab.advise.escalations import thinking
+from ensemblehub.lab.advise.escalations import escalations, thinking
 from ensemblehub.lab.advise.levels import trained
 from ensemblehub.lab.advise.pair import trained_judge, with_rule
 from ensemblehub.lab.advise.record import InternAnswer, Recorded
@@ -20,6 +20,7 @@ from ensemblehub.lab.advise.samples import _voted, best_of
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.schema import Price
+from ensemblehub.tandem.features import FEATURE_NAMES
 from ensemblehub.tandem.judges import EntropyRule
 
 
@@ -94,6 +95,7 @@ def test_the_built_in_pair_answers_and_costs_as_it_was_replayed(tmp_path):
         "tandem by its trained judge",
         "tandem with draft by entropy",
         "mentor, thinking where it is unsure",
+        "cascade by log-probability, given up by entropy",
     } < {row.strategy for row in rows}
 
 
@@ -148,6 +150,47 @@ def test_a_mentor_that_thinks_where_it_is_unsure():
     price = Price(1e6, 1e6)  # a dollar a token: every prompt is paid for
     (found,) = thinking(recorded_rows(thinking_rows(), (price, price)), slice(None))
     assert found.cost[:, chosen].tolist() == pytest.approx([30 + 51, 32, 28 + 71])
+
+
+ENTROPIES, PROBABILITIES = (4.0, 1.0, 2.0), (0.5, 0.3, 0.4)  # of three questions, and of the drafts
+
+
+def given_up(prices=None, reading=True):
+    """Three questions that the mentor alone answers right."""
+    rows, drafts = [], []
+    for at, entropy in enumerate(ENTROPIES):
+        mentor, own = (
+            Run(True, "stop", 50, 20, 0, 0, 0.1, False, ""),
+            Run(False, "stop", 0, 0, 40, 10, 0.1, False, ""),
+        )
+        rows.append(Row("abc"[at], "s", 1, 1, "", 5, {"none": own, "mentor": mentor}))
+        features = [entropy if name == "entropy_mean" else 0.0 for name in FEATURE_NAMES]
+        read = {"reading": features, "read": 38} if reading else {}
+        drafts.append([InternAnswer(own, None, math.log(PROBABILITIES[at]), **read)])
+    recorded = replace(recorded_rows(rows, prices), drafts=drafts)
+    return {strategy.name: strategy for strategy in escalations(recorded, slice(None))}
+
+
+def test_a_draft_is_kept_where_the_question_is_lost():
+    found = given_up()["cascade by log-probability, given up by entropy"]
+    for at, (title, changes) in enumerate(found.settings):
+        options = changes["ensemble.output_aggregation_params"]
+        limit, enough = float(options["give_up"].removeprefix("entropy:")), options["threshold"]
+        kept = [
+            probability >= enough or entropy > limit
+            for entropy, probability in zip(ENTROPIES, PROBABILITIES, strict=True)
+        ]
+        assert found.correct[:, at].tolist() == [not own for own in kept]
+        # 2 FLOPs a token of the intern and 18 of the mentor; the last token of the question is read twice
+        assert found.cost[:, at].tolist() == [2 * (1 + 49) + 18 * 69 * (not own) for own in kept]
+        assert title == f"logprob from {enough:.3f}, entropy up to {limit:.3g}"
+    assert {tuple(right) for right in found.correct.T.tolist()} == {(0, 1, 0), (0, 1, 1)}
+    priced = given_up((Price(1e6, 1e6), Price(1e6, 1e6)))["cascade by log-probability, given up by entropy"]
+    assert set(priced.cost.ravel().tolist()) <= {38 + 50, 38 + 50 + 70}
+
+
+def test_a_recording_without_readings_lacks_it():
+    assert [name for name in given_up(reading=False) if "given up" in name] == []
 
 
 def test_without_log_probabilities_or_a_switch_it_is_left_out():
