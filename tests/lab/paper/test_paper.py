@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[3]
 SCRIPTS = ROOT / "scripts" / "mentor_guided"
 LIMIT = 20  # questions of every split, as many as training a judge needs
 MAX_TOKENS = 128  # half of what the mentor thinks
+NUMPY = [f"model_specs.{at}.engine=numpy" for at in (0, 1)]  # half of the time that torch takes
+FLAGS = ("--max_tokens", str(MAX_TOKENS), *(flag for change in NUMPY for flag in ("--set", change)))
 INSIGHT = "Goal: mugs\nPlanning: trace mugs\nRetrieval: mugs = bowls + 5; bowls = 3\nAction: state it"
 
 
@@ -35,9 +37,7 @@ def script(name, results, *flags, **env):
 
 def run_here(name, results):
     """What the script calls, in this process, where the models' libraries are loaded already."""
-    shown = script(
-        name, results, "--max_tokens", str(MAX_TOKENS), PAIR="builtin", LIMIT=str(LIMIT), PYTHON="echo"
-    )
+    shown = script(name, results, *FLAGS, PAIR="builtin", LIMIT=str(LIMIT), PYTHON="echo")
     module, package, *arguments = shown.stdout.split()
     assert (module, package) == ("-m", "ensemblehub")
     done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
@@ -64,7 +64,7 @@ def test_the_scripts_run_offline_on_the_builtin_pair_and_go_on_where_they_stoppe
     name, folder, table, finals, results
 ):
     if name == "exp_homo_math.sh":
-        first = script(name, results, "--max_tokens", str(MAX_TOKENS), PAIR="builtin", LIMIT=str(LIMIT))
+        first = script(name, results, *FLAGS, PAIR="builtin", LIMIT=str(LIMIT))
         assert first.returncode == 0, first.stderr
     else:
         run_here(name, results)
@@ -95,7 +95,7 @@ def test_the_scripts_run_offline_on_the_builtin_pair_and_go_on_where_they_stoppe
 @pytest.mark.parametrize("table", ["guidance", "thinking", "latency", "ablation", "families"])
 def test_the_other_tables_run_on_the_builtin_pair(table, results, monkeypatch):
     monkeypatch.setattr(latency, "QUESTIONS", 3)  # one at a time, by eight methods
-    study = Study("builtin", "math500", results, limit=LIMIT, max_tokens=MAX_TOKENS)
+    study = Study("builtin", "math500", results, limit=LIMIT, max_tokens=MAX_TOKENS, changes=tuple(NUMPY))
     texts = list(paper.run(table, study))
     record = json.loads((study.folder / f"{table}.json").read_text())
     assert len(record["rows"]) >= 4
