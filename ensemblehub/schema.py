@@ -315,7 +315,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judge's decision at one checkpoint: sufficient where `probability` reaches `threshold`."""
+    """A judge's decision at one checkpoint: sufficient where `probability` reaches `threshold`.
+
+    Attributes:
+        score: what `probability` is where no trained judge estimated it: `logprob`, `entropy`, `ask`, or the
+            class of a criterion.
+    """
 
     type: ClassVar[Literal["verdict"]] = "verdict"
 
@@ -324,6 +329,7 @@ class Verdict:
     probability: float
     threshold: float
     sufficient: bool
+    score: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

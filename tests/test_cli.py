@@ -51,6 +51,9 @@ def test_numbers_are_finite(config, capsys, option, number):
     assert f"'{option[-1]}'" in said.err
 
 
+SAYS = "stopped at 4 mentor tokens, p(sufficient) 1.00"
+
+
 def test_ask_prints_one_json_object(config, capsys):
     main(["ask", "2 + 2?", "--config", str(config), "--json"])
     record = json.loads(capsys.readouterr().out)
@@ -58,6 +61,7 @@ def test_ask_prints_one_json_object(config, capsys):
     assert record["insight"] == "Goal: add. Planning: add."
     assert [verdict["level"] for verdict in record["verdicts"]] == ["low", "high"]
     assert sum(line["flops"] for line in record["usage"]) == record["flops"]
+    assert record["explanation"] == SAYS
 
 
 def test_ask_shows_the_run(config, capsys):
@@ -65,7 +69,7 @@ def test_ask_shows_the_run(config, capsys):
     shown = capsys.readouterr().out
     assert "big · insight" in shown
     assert "small · answer" in shown
-    assert "sufficient" in shown
+    assert SAYS in shown.replace("\n", " ")
     assert "usage and cost" in shown
 
 

@@ -88,6 +88,11 @@ class Acceptance(ABC):
         """
 
     @property
+    def score(self) -> str:
+        """What its number is, where that is not a trained judge's estimate."""
+        return type(self).__name__
+
+    @property
     def deciding(self) -> str:
         """What decides the probability beside its options; a certificate is bound to it."""
         return type(self).__qualname__
@@ -109,6 +114,10 @@ class LogProbability(Acceptance):
     reads_tokens: ClassVar[bool] = True
     threshold: float = 0.9
 
+    @property
+    def score(self) -> str:
+        return "logprob"
+
     async def probability(self, trial: Trial) -> float:
         known = [token.logprob for token in trial.draft.tokens if token.logprob is not None]
         if not known:
@@ -126,6 +135,10 @@ class Agreement(Acceptance):
 
     samples: int
     threshold: float = 0.6
+
+    @property
+    def score(self) -> str:
+        return "agreement"
 
     async def probability(self, trial: Trial) -> float:
         request, engine = trial.request, trial.draft.engine
@@ -158,6 +171,10 @@ class Asked(Acceptance):
     """
 
     engine: str = ""
+
+    @property
+    def score(self) -> str:
+        return "ask"
 
     async def probability(self, trial: Trial) -> float:
         asked = by_name(trial.engines, self.engine, "accept: ask") if self.engine else trial.draft.engine
@@ -193,6 +210,10 @@ class Judged(Acceptance):
     @property
     def threshold(self) -> float:  # type: ignore[override]
         return (self.artifact.thresholds or {}).get(DRAFT, 0.5)
+
+    @property
+    def score(self) -> str:
+        return self.artifact.judge.score
 
     @property
     def deciding(self) -> str:

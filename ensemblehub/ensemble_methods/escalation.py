@@ -19,11 +19,11 @@ from ensemblehub.ensemble_methods.roles import by_name, large_and_small, require
 from ensemblehub.ensemble_methods.turns import refuse_ids
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Event, Request, Verdict
+from ensemblehub.schema import Choice, Event, Request, Verdict
 from ensemblehub.tandem.artifact import RULES, resolve_judge
 from ensemblehub.tandem.features import sequences
 from ensemblehub.tandem.insights import DRAFT, LEVEL_0
-from ensemblehub.tandem.judges import Judge, Reading
+from ensemblehub.tandem.judges import SUFFICES, Judge, Reading
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Escalation(LargeAndSmall):
     Attributes:
         accept: the criterion (see `acceptance_named`).
         threshold: the probability that suffices; by default the criterion's own.
-        give_up: `entropy:X` or `perplexity:X`: a draft is given even if it is not accepted where the small
-            model's mean over the question is above X; what it cannot foresee, the large one is more
-            often wrong on, too.  The question is read before the draft, which goes on from there.
+        lost: `entropy:X` or `perplexity:X`: where the small model's mean over the question is above X, its
+            draft is the answer and is not judged; what it cannot foresee, the large one is more often
+            wrong on, too.  The question is read before the draft, which goes on from there.
         keeps_draft: whether `escalated` uses the rejected draft, and records as discarded what it does
             not use.
     """
@@ -73,7 +73,7 @@ class Escalation(LargeAndSmall):
 
     accept: str = "logprob"
     threshold: Annotated[float, Ge(0), Le(1)] | None = None
-    give_up: str | None = None
+    lost: str | None = None
 
     async def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
@@ -83,13 +83,16 @@ class Escalation(LargeAndSmall):
         self.check_context(request, large, small)
         draft = Candidate(small, self.first_request(request), small.name, usage=ledger.part())
         trial = Trial(request, draft, engines, ledger)
-        kept = await self.is_lost(trial)
+        given_up = await self.given_up(trial)
         if self.drafts:
             await trial.draft.write(ledger)
-        if self.accept != NEVER:
+        kept = given_up is not None
+        if given_up:
+            yield given_up
+        elif self.accept != NEVER:
             verdict = await self.judged(trial)
             yield verdict
-            kept = kept or verdict.sufficient
+            kept = verdict.sufficient
         if kept:
             for piece in trial.draft.given:
                 yield piece
@@ -105,12 +108,16 @@ class Escalation(LargeAndSmall):
         """Whether the small model answers first."""
         return self.accept != NEVER or self.keeps_draft
 
-    async def is_lost(self, trial: Trial) -> bool:
-        """Whether the question is one to give up on."""
-        if self.lost is None:
-            return False
-        tokens = await question.read(trial.draft.engine, trial.draft.request, trial.ledger.meter("judge"))
-        return self.lost.measured(Reading(0, 0, *sequences(tokens)), trial.ledger) < 0.5
+    async def given_up(self, trial: Trial) -> Choice | None:
+        """The choice of the draft where the small model reads the question as lost."""
+        if self.rule is None:
+            return None
+        small = trial.draft.engine
+        tokens = await question.read(small, trial.draft.request, trial.ledger.meter("judge"))
+        if self.rule.measured(Reading(0, 0, *sequences(tokens)), trial.ledger) >= SUFFICES:
+            return None
+        reason = f"the question is lost: the {self.rule.kind} with which {small.name} reads it is too high"
+        return Choice("answer", (small.name,), reason=reason)
 
     def first_request(self, request: Request) -> Request:
         """The request that the small model answers first."""
@@ -141,7 +148,8 @@ class Escalation(LargeAndSmall):
         if trial.draft.finish == "tool_calls":
             complete = any(token.logprob is not None for token in trial.draft.tokens)
         probability = await self.criterion.probability(trial) if complete else 0.0
-        return Verdict(DRAFT, 0, probability, self.enough, complete and probability >= self.enough)
+        enough = complete and probability >= self.enough
+        return Verdict(DRAFT, 0, probability, self.enough, enough, self.criterion.score)
 
     @cached_property
     def criterion(self) -> Acceptance:
@@ -149,13 +157,13 @@ class Escalation(LargeAndSmall):
         return acceptance_named(self.accept, name_of(self))
 
     @cached_property
-    def lost(self) -> Judge | None:
-        """The rule of `give_up`, whose probability is 0.5 at its limit."""
-        if self.give_up is None:
+    def rule(self) -> Judge | None:
+        """The rule by which a question is lost, if there is one."""
+        if self.lost is None:
             return None
-        if self.give_up.partition(":")[0] not in RULES:
-            raise ConfigError(f"{name_of(self)}: give_up is entropy:X or perplexity:X, not {self.give_up!r}")
-        return resolve_judge(self.give_up, [LEVEL_0]).judge
+        if self.lost.partition(":")[0] not in RULES:
+            raise ConfigError(f"{name_of(self)}: lost is entropy:X or perplexity:X, not {self.lost!r}")
+        return resolve_judge(self.lost, [LEVEL_0]).judge
 
     @property
     def enough(self) -> float:
@@ -169,9 +177,7 @@ class Escalation(LargeAndSmall):
         super().check(engines)
         _, small = self.pair(engines)
         self.criterion.check(small, engines, name_of(self))
-        if self.lost is not None:
+        if self.rule is not None:
             if not self.drafts:
-                raise ConfigError(
-                    f"{name_of(self)}: `give_up` needs a draft, and `accept: never` writes none"
-                )
-            require(small, {"score"}, f"{name_of(self)} (give_up)")
+                raise ConfigError(f"{name_of(self)}: `lost` needs a draft, and `accept: never` writes none")
+            require(small, {"score"}, f"{name_of(self)} (lost)")

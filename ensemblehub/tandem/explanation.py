@@ -47,12 +47,19 @@ def explanation(
         said = ("the draft was accepted", "no draft was accepted")
     else:
         said = ("answered without the mentor", "the intern alone did not suffice")
-    parts = [said[not last.sufficient].format(last.mentor_tokens) + f", p(sufficient) {last.probability:.2f}"]
+    parts = [f"{said[not last.sufficient].format(last.mentor_tokens)}, {_number(last)}"]
     if not last.sufficient:
         parts.append(by)
-    if last.mentor_tokens and not first.mentor_tokens:
+    if last.mentor_tokens and not first.mentor_tokens and first.score == last.score:
         parts.append(f"alone the intern would have had {first.probability:.2f}")
     if alone and min(alone) > 0:
         saving, low, high = (f"{100 * (1 - cold_flops / flops):.0f}" for flops in alone)
         parts.append(f"estimated saving {saving} % ({low} to {high})")
     return "; ".join(parts)
+
+
+def _number(verdict: Verdict) -> str:
+    """Its probability, or what stands in its place and how much of that suffices."""
+    if verdict.score:
+        return f"{verdict.score} score {verdict.probability:.2f}, {verdict.threshold:.2f} suffices"
+    return f"p(sufficient) {verdict.probability:.2f}"

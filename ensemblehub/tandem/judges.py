@@ -83,6 +83,9 @@ class ReadingBatch:
         )
 
 
+SUFFICES = 0.5  # a rule's number at its limit
+
+
 class Judge(ABC):
     """Predicts the probability that the intern answers correctly from its prompt.
 
@@ -91,10 +94,12 @@ class Judge(ABC):
         reads: False if the intern need not read anything for it.
         reads_question: it judges a draft by the question's tokens as well.
         flops: FLOPs of one call, without the few per token that the features take.
+        score: what its number is where it was not trained to be a probability.
     """
 
     kind: ClassVar[str]
     reads: ClassVar[bool] = True
+    score: ClassVar[str] = ""
     reads_question: bool = False
     flops: float = 0.0
 
@@ -187,6 +192,7 @@ class EntropyRule(ScalarRule):
     """Sufficient when the intern's mean entropy (nats) is at most `limit`."""
 
     kind: ClassVar[str] = "entropy"
+    score: ClassVar[str] = "entropy"
     column: ClassVar[int] = FEATURE_NAMES.index("entropy_mean")
 
 
@@ -195,6 +201,7 @@ class PerplexityRule(ScalarRule):
     """Sufficient when the intern's mean per-token perplexity (clipped at 1,000) is at most `limit`."""
 
     kind: ClassVar[str] = "perplexity"
+    score: ClassVar[str] = "perplexity"
     column: ClassVar[int] = FEATURE_NAMES.index("perplexity_mean")
 
 

@@ -216,7 +216,7 @@ def test_more_models_are_tried_in_order():
 
 
 @pytest.mark.parametrize(
-    ("give_up", "text"),
+    ("lost", "text"),
     [
         ("entropy:0.79", SMALL),
         ("entropy:0.81", LARGE),
@@ -224,12 +224,14 @@ def test_more_models_are_tried_in_order():
         ("perplexity:1.3", LARGE),
     ],
 )
-def test_where_the_question_is_lost_a_rejected_draft_is_the_answer(give_up, text):
+def test_where_the_question_is_lost_the_draft_is_the_answer_unjudged(lost, text):
     big, _ = engines = pair({"logprob": -0.2, "entropy": 0.8})
-    result = answer(Cascade(give_up=give_up), engines)
+    result = answer(Cascade(lost=lost), engines)
     assert result.text == text
-    assert [verdict.sufficient for verdict in result.verdicts] == [False]
+    assert [verdict.sufficient for verdict in result.verdicts] == [False] * (text == LARGE)
     assert bool(big.asked) == (text == LARGE)
+    reasons = [choice.reason for choice in result.choices if choice.about == "answer"]
+    assert [reason.partition(":")[0] for reason in reasons] == ["the question is lost"] * (text == SMALL)
     spent = costs(result)
     assert spent["tiny", "judge"].prompt_tokens > 0
     assert spent["tiny", "propose"].discarded_tokens == (3 if text == LARGE else 0)
@@ -237,18 +239,25 @@ def test_where_the_question_is_lost_a_rejected_draft_is_the_answer(give_up, text
 
 
 def test_a_question_that_is_not_lost_changes_nothing():
-    plain, kept = (answer(Cascade(give_up=rule), pair({"logprob": -0.05})) for rule in (None, "entropy:9"))
+    plain, kept = (answer(Cascade(lost=rule), pair({"logprob": -0.05})) for rule in (None, "entropy:9"))
     assert (plain.text, plain.verdicts) == (kept.text, kept.verdicts) == (SMALL, plain.verdicts)
 
 
 def test_a_draft_that_was_cut_off_is_given_where_the_question_is_lost():
-    result = answer(Cascade(give_up="entropy:0.5"), pair(), max_tokens=2)
+    result = answer(Cascade(lost="entropy:0.5"), pair(), max_tokens=2)
     assert (result.text, result.finish) == ("It is", "length")
+
+
+def test_no_samples_are_drawn_for_a_lost_question():
+    tiny = Recorder("tiny", SMALL, 1, entropy=0.8)
+    agreed = Cascade(accept="agreement:4", lost="entropy:0.5")
+    assert answer(agreed, [Recorder("big", LARGE, 9), tiny]).text == SMALL
+    assert len(tiny.asked) == 1
 
 
 def test_a_review_gives_up_without_reading_the_draft():
     big, tiny = engines = pair({"entropy": 0.8})
-    assert answer(Review(give_up="entropy:0.5"), engines).text == SMALL
+    assert answer(Review(lost="entropy:0.5"), engines).text == SMALL
     assert (big.asked, len(tiny.asked)) == ([], 1)
 
 
@@ -256,16 +265,16 @@ def test_a_review_gives_up_without_reading_the_draft():
     ("strategy", "small", "message"),
     [
         (
-            Cascade(give_up="logprob"),
+            Cascade(lost="logprob"),
             Recorder,
-            "cascade: give_up is entropy:X or perplexity:X, not 'logprob'",
+            "cascade: lost is entropy:X or perplexity:X, not 'logprob'",
         ),
-        (Cascade(give_up="entropy:0"), Recorder, "judge `entropy:X` needs a number above 0, got 0"),
-        (Hint(accept="never", tokens=4, give_up="entropy:1"), Recorder, "hint: `give_up` needs a draft"),
+        (Cascade(lost="entropy:0"), Recorder, "judge `entropy:X` needs a number above 0, got 0"),
+        (Hint(accept="never", tokens=4, lost="entropy:1"), Recorder, "hint: `lost` needs a draft"),
         (
-            Cascade(accept="ask", give_up="entropy:1"),
+            Cascade(accept="ask", lost="entropy:1"),
             Silent,
-            r"cascade .give_up. needs score of engine 'tiny'",
+            r"cascade .lost. needs score of engine 'tiny'",
         ),
     ],
 )

@@ -5,7 +5,7 @@ NeurIPS 2024 (self-verification); Yue et al., "Large Language Model Cascades wit
 Representations", ICLR 2024 (agreement of samples); "Model Cascading for Code", arXiv 2405.15842 (tests);
 DTSR, arXiv 2604.06787 (the question in the third person). Ours: one scale from 0 to 1 for all criteria,
 so that one threshold is calibrated whichever is used; a yes is read from the top tokens of one word where
-AutoMix draws samples; the judge over the draft's own perplexity and entropy is Tandem's; and `give_up`.
+AutoMix draws samples; the judge over the draft's own perplexity and entropy is Tandem's; and `lost`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Cascade(Escalation):
             right), `entropy:X`, `perplexity:X` or a trained judge's folder (over the draft's tokens), or
             `package.module:Class` (tests, say).
         threshold: the probability that suffices; by default the criterion's own.
-        give_up: `entropy:X` or `perplexity:X`: give a draft that is not accepted all the same where the small
-            model's mean over the question is above X.
+        lost: `entropy:X` or `perplexity:X`: give the draft unjudged where the small model's mean over the
+            question is above X.
         between: engines by name that are tried after the small one, in this order, before the large one
             answers.
     """

@@ -139,7 +139,8 @@ class Tandem(TandemOptions):
             reading = Reading(reading.level, reading.mentor_tokens, *sequences(tokens))
         probability = judge.measured(reading, ledger)
         threshold = checkpoint.threshold
-        return Verdict(checkpoint.level, insight.tokens, probability, threshold, probability >= threshold)
+        enough = probability >= threshold
+        return Verdict(checkpoint.level, insight.tokens, probability, threshold, enough, judge.score)
 
     def choose(self, verdicts: Sequence[Verdict]) -> Verdict | None:
         """The checkpoint whose insight is used; None where the mentor answers itself."""

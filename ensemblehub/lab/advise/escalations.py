@@ -17,7 +17,6 @@ from ensemblehub.lab.advise.strategy import (
     FEWER_SHARES,
     SHARES,
     SHOWN_TESTS,
-    SUFFICES,
     Changes,
     Floats,
     Strategy,
@@ -31,6 +30,7 @@ from ensemblehub.lab.advise.strategy import (
 from ensemblehub.lab.pipeline.records import Row, Run
 from ensemblehub.tandem.artifact import RULES
 from ensemblehub.tandem.insights import LEVEL_0
+from ensemblehub.tandem.judges import SUFFICES
 
 log = logging.getLogger(__name__)
 TABLES = ("correct", "cost", "scores")  # of a strategy, each (n, T)
@@ -63,8 +63,11 @@ def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     for name, accepted in criteria.items():
         yield escalation(f"cascade by {name}", accepted, mentor, "cascade")
         for kind in RULES:
-            fewer, title = replace(accepted, shares=FEWER_SHARES), f"cascade by {name}, given up by {kind}"
-            yield from _given_up(recorded, title, fewer, kind, roles)
+            fewer, title = (
+                replace(accepted, shares=FEWER_SHARES),
+                f"cascade by {name}, lost questions by {kind}",
+            )
+            yield from _with_lost(recorded, title, fewer, kind, roles)
         for level, tokens in recorded.collected.levels.items():
             if level != LEVEL_0:
                 planned, plan = [row.runs[level] for row in rows], {"plan_tokens": tokens, **recorded.words}
@@ -81,10 +84,10 @@ def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
         yield escalation("cascade by agreement", accepted, mentor, "cascade")
 
 
-def _given_up(
+def _with_lost(
     recorded: Recorded, name: str, accepted: Accepted, kind: str, roles: Changes
 ) -> Iterator[Strategy]:
-    """A cascade that also keeps the draft where the intern's reading of the question is above a limit;
+    """A cascade that gives the draft unjudged where the intern's reading of the question is above a limit;
     nothing where the intern cannot read a prompt.
     """
     drafts = [answers[0] for answers in recorded.drafts]
@@ -96,7 +99,7 @@ def _given_up(
     reading = np.array([recorded.reading_cost(draft) for draft in drafts])
     parts, settings = list[Strategy](), list[tuple[str, Changes]]()
     for limit in limits_of(table[accepted.known, RULES[kind].column]):
-        options = {**roles, "accept": accepted.criterion, "give_up": f"{kind}:{limit:.6g}"}
+        options = {**roles, "accept": accepted.criterion, "lost": f"{kind}:{limit:.6g}"}
         lost = RULES[kind](limit).probabilities(table, 0, 0) < SUFFICES
         configured = partial(_cascade, options)
         part = _escalation(recorded, name, accepted, own, mentor, configured, reading=reading, lost=lost)
@@ -228,17 +231,20 @@ def _escalation(
         configured: the changes for a threshold.
         spared: what the other run costs less after a draft, (n,).
         reading: what reading the question first costs more, (n,).
-        lost: whether the draft is kept whatever the criterion says, (n,).
+        lost: whether the draft is given unjudged, (n,).
     """
     limits = thresholds_of(accepted.scores[accepted.known], accepted.shares)
     complete = np.array([[run.finish != "length"] for run in own])
     kept = complete & (accepted.scores[:, None] >= limits)
+    judged = complete[:, 0]
     if lost is not None:
-        kept |= lost[:, None]
+        kept, judged = kept | lost[:, None], judged & ~lost
     right, theirs = (np.array([[run.correct] for run in runs], float) for runs in (own, otherwise))
     cost, price = (np.array([recorded.cost(run) for run in runs]) for runs in (own, otherwise))
-    before = cost + reading + np.where(complete[:, 0], accepted.cost, 0.0)
+    before = cost + reading + np.where(judged, accepted.cost, 0.0)
     whole = before[:, None] + np.where(kept, 0.0, (price - spared)[:, None])
     settings = tuple((f"{accepted.criterion} from {limit:.3f}", configured(float(limit))) for limit in limits)
-    judged = np.where(complete, accepted.scores[:, None], np.zeros(len(limits)))
-    return Strategy(name, settings, np.where(kept, right, theirs), whole, scores=judged)
+    scores = np.where(complete, accepted.scores[:, None], np.zeros(len(limits)))
+    if lost is not None:
+        scores[lost] = np.nan
+    return Strategy(name, settings, np.where(kept, right, theirs), whole, scores=scores)

@@ -10,7 +10,6 @@ import numpy as np
 from ensemblehub.lab.advise.record import LOGPROB, Recorded
 from ensemblehub.lab.advise.strategy import (
     FEWER_SHARES,
-    SUFFICES,
     Changes,
     Floats,
     Strategy,
@@ -22,7 +21,7 @@ from ensemblehub.lab.advise.strategy import (
 from ensemblehub.lab.pipeline import cascade, replay
 from ensemblehub.tandem.artifact import resolve_judge
 from ensemblehub.tandem.insights import LEVEL_0
-from ensemblehub.tandem.judges import Judge
+from ensemblehub.tandem.judges import SUFFICES, Judge
 
 # its name, changes, thresholds (L,) and first probabilities (n,)
 Setting = tuple[str, Changes, Floats, Floats]

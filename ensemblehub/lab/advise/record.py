@@ -184,7 +184,7 @@ class Recorder(collect.Collector):
         return await super().read(request, dialogue) if can else (None, 0)
 
     async def reading(self, ask: Request) -> tuple[list[float] | None, int]:
-        """What `give_up` reads before a draft; nothing where the intern cannot score a prompt."""
+        """What `lost` reads before a draft; nothing where the intern cannot score a prompt."""
         if "score" not in self.intern.capabilities:
             return None, 0
         ledger = UsageLedger()

@@ -18,7 +18,6 @@ from ensemblehub.lab.tasks.shown_tests import ShownTests
 Floats = NDArray[np.float64]
 Changes = Mapping[str, Any]
 SHARES = np.linspace(0, 1, 17)[1:-1]  # quantiles of a score that are tried
-SUFFICES = 0.5  # the probability at a rule's limit
 FEWER_SHARES = SHARES[1::3]  # of a score that is tried with every limit of a rule
 SHOWN_TESTS = f"{ShownTests.__module__}:{ShownTests.__qualname__}"  # the criterion
 same_answers = lru_cache(maxsize=100_000)(equal_answers)
@@ -32,7 +31,8 @@ class Strategy:
         settings: what each setting changes in the configuration, and how the table calls it.
         correct, cost: right or wrong, and FLOPs or US dollars (`Recorded.unit`), each (n, T).
         single: one model alone.
-        scores: the first probability that a criterion or a judge gives in a run, (n, T), where there is one.
+        scores: the first number that a criterion or a judge gives in a run, (n, T), where there is one; NaN
+            where it gives none.
     """
 
     name: str

@@ -95,7 +95,7 @@ def test_the_built_in_pair_answers_and_costs_as_it_was_replayed(tmp_path):
         "tandem by its trained judge",
         "tandem with draft by entropy",
         "mentor, thinking where it is unsure",
-        "cascade by log-probability, given up by entropy",
+        "cascade by log-probability, lost questions by entropy",
     } < {row.strategy for row in rows}
 
 
@@ -155,7 +155,7 @@ def test_a_mentor_that_thinks_where_it_is_unsure():
 ENTROPIES, PROBABILITIES = (4.0, 1.0, 2.0), (0.5, 0.3, 0.4)  # of three questions, and of the drafts
 
 
-def given_up(prices=None, reading=True):
+def with_lost(prices=None, reading=True):
     """Three questions that the mentor alone answers right."""
     rows, drafts = [], []
     for at, entropy in enumerate(ENTROPIES):
@@ -172,10 +172,10 @@ def given_up(prices=None, reading=True):
 
 
 def test_a_draft_is_kept_where_the_question_is_lost():
-    found = given_up()["cascade by log-probability, given up by entropy"]
+    found = with_lost()["cascade by log-probability, lost questions by entropy"]
     for at, (title, changes) in enumerate(found.settings):
         options = changes["ensemble.output_aggregation_params"]
-        limit, enough = float(options["give_up"].removeprefix("entropy:")), options["threshold"]
+        limit, enough = float(options["lost"].removeprefix("entropy:")), options["threshold"]
         kept = [
             probability >= enough or entropy > limit
             for entropy, probability in zip(ENTROPIES, PROBABILITIES, strict=True)
@@ -184,13 +184,16 @@ def test_a_draft_is_kept_where_the_question_is_lost():
         # 2 FLOPs a token of the intern and 18 of the mentor; the last token of the question is read twice
         assert found.cost[:, at].tolist() == [2 * (1 + 49) + 18 * 69 * (not own) for own in kept]
         assert title == f"logprob from {enough:.3f}, entropy up to {limit:.3g}"
+        assert np.isnan(found.scores[:, at]).tolist() == [entropy > limit for entropy in ENTROPIES]
     assert {tuple(right) for right in found.correct.T.tolist()} == {(0, 1, 0), (0, 1, 1)}
-    priced = given_up((Price(1e6, 1e6), Price(1e6, 1e6)))["cascade by log-probability, given up by entropy"]
+    priced = with_lost((Price(1e6, 1e6), Price(1e6, 1e6)))[
+        "cascade by log-probability, lost questions by entropy"
+    ]
     assert set(priced.cost.ravel().tolist()) <= {38 + 50, 38 + 50 + 70}
 
 
 def test_a_recording_without_readings_lacks_it():
-    assert [name for name in given_up(reading=False) if "given up" in name] == []
+    assert [name for name in with_lost(reading=False) if "lost" in name] == []
 
 
 def test_without_log_probabilities_or_a_switch_it_is_left_out():
