@@ -1,7 +1,8 @@
 """Which families of strategies are certified on the built-in pair: `python -m benchmarks.certified_rivals`.
 
 Each family of cells of `results/rivals/builtin.yaml` is certified by itself, as `ensemblehub certify --only` does, so
-that each entry is a promise of its own; none holds for the best of them.  Prints Markdown, and asks no model.
+that each entry is a promise of its own; none holds for the best of them.  Prints Markdown, which
+`results/rivals/certified.md` keeps, and asks no model.
 """
 
 from __future__ import annotations

@@ -294,11 +294,13 @@ class Recorded:
         file: the file, in a folder that holds the recorded runs.
         command: arguments of `ensemblehub`; {copy} is a copy of the folder, {data} that of the public files.
         printed: the command prints the file.
+        module: what is run in place of `ensemblehub`.
     """
 
     file: str
     command: str
     printed: bool = False
+    module: str = "ensemblehub"
 
     def rebuild(self, data: Path | None) -> None:
         """Make the file anew in a copy of what git keeps of its folder.
@@ -317,7 +319,7 @@ class Recorded:
             command = [part.format(copy=copy, data=data) for part in self.command.split()]
             out = subprocess.PIPE if self.printed else subprocess.DEVNULL
             done = subprocess.run(
-                [sys.executable, "-m", "ensemblehub", *command], cwd=ROOT, check=True, stdout=out, text=True
+                [sys.executable, "-m", self.module, *command], cwd=ROOT, check=True, stdout=out, text=True
             )
             made = done.stdout if self.printed else (copy / committed.name).read_text()
         if made != committed.read_text():
@@ -346,13 +348,19 @@ RECORDED = (
         "results/builtin_code_draft/summary.json",
         "report -c results/builtin_code_draft/draft.yaml -s experiment.results={copy}",
     ),
+    Recorded("results/rivals/certified.md", "", printed=True, module="benchmarks.certified_rivals"),
     *(
         Recorded(
             f"results/rivals/builtin_{task}/against_{base}.md",
             f"compare --mixes {{copy}}/answers/{base}.jsonl.gz {{copy}}",
             printed=True,
         )
-        for task, base in (("math", "mentor"), ("math", "tandem_high"), ("code", "tandem_low"))
+        for task, base in (
+            ("math", "mentor"),
+            ("math", "tandem_high"),
+            ("code", "mentor"),
+            ("code", "tandem_low"),
+        )
     ),
 )
 OF_QWEN_DATA = (

@@ -127,7 +127,7 @@ for step; do
             ;;
         toolkit) bench cells toolkit mbpp mbpp.jsonl 8 ;;
         rivals)
-            bench rivals rivals mbpp mbpp.jsonl 12
+            bench rivals rivals mbpp mbpp.jsonl 24
             hub compare --mixes "$out/rivals/answers/mentor.jsonl" "$out/rivals" > "$out/rivals/against_mentor.md"
             gzip --best --no-name --force "$out"/rivals/answers/*.jsonl
             ;;

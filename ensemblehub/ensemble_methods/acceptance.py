@@ -319,13 +319,14 @@ async def first_word(
     """The probability of each of `words`, in lower case, as the first word of an engine's reply.
 
     They are looked for among the top tokens; an engine without logprobs gives its word the probability 1.
+    One token is asked for, and four where that is blank.
     """
-    request = replace(request, sampling=Sampling(max_tokens=4, top_logprobs=ALTERNATIVES))
-    async with aclosing(engine.stream(request, meter)) as pieces:
-        async for piece in pieces:
-            for token in piece.tokens or (Token(piece.text),):
-                if token.text.strip():
-                    return _shares(token, words)
+    for length in (1, 4):
+        asked = replace(request, sampling=Sampling(max_tokens=length, top_logprobs=ALTERNATIVES))
+        async with aclosing(engine.stream(asked, meter)) as pieces:
+            tokens = [token async for piece in pieces for token in piece.tokens or (Token(piece.text),)]
+        if written := [token for token in tokens if token.text.strip()]:
+            return _shares(written[0], words)
     return dict.fromkeys(words, 0.0)
 
 

@@ -1,6 +1,7 @@
 """Voting: who wins and why, ties, closing early, usage."""
 
 import asyncio
+import math
 from contextlib import aclosing
 from fractions import Fraction
 
@@ -11,12 +12,13 @@ from hypothesis import strategies as st
 from ensemblehub import registry
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.model_selection.random import RandomSelection
-from ensemblehub.ensemble_methods.output_aggregation.vote import Vote, partied, settled
-from ensemblehub.errors import ConfigError, EngineError
+from ensemblehub.ensemble_methods.output_aggregation.vote import Party, Vote, lead, partied, settled
+from ensemblehub.errors import CapabilityError, ConfigError, EngineError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
-from ensemblehub.schema import Chat, Choice, Message, Piece, Request, Sampling
+from ensemblehub.schema import Chat, Choice, Message, Piece, Request, Sampling, Token
 
 CHAT = Chat((Message("user", "How many?"),))
 NAMES = "abcdefgh"
@@ -371,6 +373,50 @@ def test_sampling_stops_once_the_vote_is_decided(answers, window, asked, text, r
     assert choice(result).reason == reason
     assert result.cost.completion_tokens == 3 * asked
     assert result.cost.discarded_tokens == 3 * (asked - int(reason[0]))
+
+
+@pytest.mark.parametrize(
+    ("answers", "decided", "asked"),
+    [
+        ([4] * 20, 0.9, 7),  # each counts exp(-1): 1 - 0.5 ** (1 + 7 / e) is 0.916, with 6 0.892
+        ([4] * 20, 0.8, 4),
+        ([4, 4, 5] + [4] * 17, 0.8, 7),  # 6 / e against 1 / e
+        ([4, 5] * 10, 0.8, 19),  # then the last can only make a tie
+    ],
+)
+def test_sampling_stops_once_the_leading_answer_is_probably_the_more_frequent(answers, decided, asked):
+    engine = sampled(*answers)
+    result = vote([engine], Vote(samples=20, decided=decided), temperature=0.7)
+    assert (engine.calls, result.text) == (asked, boxed(4))
+
+
+@pytest.mark.parametrize(
+    ("leading", "second", "probability"),
+    [
+        ((), (), 0.5),
+        ((1,), (), 0.75),
+        ((1, 1), (), 0.875),
+        ((1, 1), (1,), 11 / 16),
+        ((0.5,), (), 1 - 0.5**1.5),
+    ],
+)
+def test_the_lead_of_an_answer_by_hand(leading, second, probability):
+    engine = EchoEngine("a", EchoOptions())
+    candidates = [
+        Candidate(engine, Request(CHAT), "a", [Piece("x", "a", "propose", (Token("x", 1, math.log(share)),))])
+        for share in (*leading, *second)
+    ]
+    places = range(len(leading)), range(len(leading), len(candidates))
+    parties = [Party("x", tuple(place), 0.0) for place in places if place]
+    assert lead(parties, candidates) == pytest.approx(probability, abs=0.002)
+
+
+def test_an_adaptive_vote_needs_logprobs():
+    class Silent(EchoEngine):
+        capabilities = frozenset()
+
+    with pytest.raises(CapabilityError, match=r"vote .decided. needs logprobs of engine 'a'"):
+        vote([Silent("a", EchoOptions())], Vote(samples=4, decided=0.9))
 
 
 def test_a_candidate_that_fails_the_criterion_does_not_vote():

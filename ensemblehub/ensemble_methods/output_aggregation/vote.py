@@ -2,9 +2,12 @@
 
 With several samples of one model this is self-consistency (Wang et al., "Self-Consistency Improves Chain
 of Thought Reasoning in Language Models", ICLR 2023); with a `window`, Early-Stopping Self-Consistency (Li
-et al., "Escape Sky-high Cost", ICLR 2024), which stops where a window agrees.  Ours: it also stops once no
-candidate left can change the answer, `stop_early` does so for several models at a time, and `accept` bars
-candidates that fail a criterion.
+et al., "Escape Sky-high Cost", ICLR 2024), which stops where a window agrees; with `decided`, adaptive
+self-consistency (Aggarwal et al., "Let's Sample Step by Step", EMNLP 2023), whose votes count as much as they are
+reliable (ReASC: Kim et al., arXiv 2601.02970).  Ours: it also stops once no candidate left can change the answer,
+`stop_early` does so for several models at a time, `accept` bars candidates that fail a criterion, and `decided`
+takes the geometric mean probability of a candidate's tokens for its reliability; ReASC calibrates another
+measure, and accepts a single sample by a threshold of its own, as `cascade` does.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ from functools import lru_cache
 from textwrap import shorten
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Lt
+import numpy as np
+from annotated_types import Ge, Gt, Lt
 
 from ensemblehub.answers.equality import equal_answers, final_answer
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.acceptance import AcceptedAnswers, Trial
 from ensemblehub.ensemble_methods.candidates import Candidate, arriving, drafts
-from ensemblehub.ensemble_methods.roles import by_name
+from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Choice, Event, Request
@@ -82,6 +86,9 @@ class Vote(AcceptedAnswers):
             are the earliest engine's, so one that comes before the winner in order is always waited for.
         window: candidates written at a time, in order; no more are written once all of a window give one
             answer, or the others can no longer change it.  None: all at once.
+        decided: write one candidate after the other (or `window` at a time), until the leading answer beats the
+            second with this probability under a Beta posterior, each vote counted by the geometric mean
+            probability of its tokens.
         accept: a criterion (see `acceptance_named`; tests, say) by which a candidate may vote; where none
             passes all of them vote.
     """
@@ -91,6 +98,7 @@ class Vote(AcceptedAnswers):
     pattern: str = ""
     stop_early: bool = False
     window: Annotated[int, Ge(1)] | None = None
+    decided: Annotated[float, Gt(0.5), Lt(1)] | None = None
 
     async def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
@@ -100,7 +108,8 @@ class Vote(AcceptedAnswers):
         same = lru_cache(maxsize=None)(self.same)
         parties, waiting = list[Party](), set(candidates)
         barred: set[Candidate] = set()
-        async with aclosing(in_windows(candidates, self.window or len(candidates), ledger)) as finished:
+        width = self.window or (1 if self.decided else len(candidates))
+        async with aclosing(in_windows(candidates, width, ledger)) as finished:
             async for candidate, window in finished:
                 waiting.remove(candidate)
                 if not await self.may_vote(Trial(request, candidate, engines, ledger)):
@@ -113,6 +122,8 @@ class Vote(AcceptedAnswers):
                 parties = await asyncio.to_thread(partied, answers, weights, same)
                 left = [place for place, other in enumerate(candidates) if other in waiting]
                 if settled(parties, weights, left) or agreed(parties, window):
+                    break
+                if self.decided and lead(parties, candidates) >= self.decided:
                     break
         admitted = [place for place, other in enumerate(candidates) if other not in barred] or [0]
         winner = parties[0].members if parties else (admitted[0],)
@@ -146,6 +157,8 @@ class Vote(AcceptedAnswers):
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
+        for engine in engines:
+            require(engine, {"logprobs"} if self.decided else set(), "vote (decided)")
         for name in self.weights:
             by_name(engines, name, "vote: weights")
         if (self.extract == "regex") != bool(self.pattern):
@@ -194,6 +207,20 @@ def settled(parties: Sequence[Party], weights: Sequence[float], waiting: Sequenc
 def agreed(parties: Sequence[Party], window: Sequence[int]) -> bool:
     """Return whether all candidates of a window, several of them, give the answer that leads."""
     return len(window) > 1 and bool(parties) and set(window) <= set(parties[0].members)
+
+
+def lead(parties: Sequence[Party], candidates: Sequence[Candidate]) -> float:
+    """The probability that the leading answer is the more frequent one of itself and the best other.
+
+    P(p > 1/2) for p from Beta(1 + a, 1 + b), where a and b are the sums of the geometric mean probabilities of
+    the candidates of both; one that is unknown counts nothing.
+    """
+    known = [candidate.logprob for candidate in candidates]
+    votes = [0.0 if logprob is None else math.exp(logprob) for logprob in known]
+    leading, *others = [math.fsum(votes[place] for place in party.members) for party in parties] or [0.0]
+    share = np.linspace(0, 1, 2001)[1:-1]
+    density = share**leading * (1 - share) ** max(others, default=0.0)
+    return float(density[share > 0.5].sum() / density.sum())
 
 
 async def in_windows(

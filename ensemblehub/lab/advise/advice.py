@@ -193,14 +193,21 @@ async def _recorded(
     limit: int,
 ) -> Recorded:
     """Record block by block until the questions are used up or the answer is clear."""
-    done = len(items) - len(journal.missing(items))
+
+    def missing(part: list[Item]) -> list[Item]:
+        return [item for item in part if not recorder.is_whole(journal.rows.get(item.id))]
+
+    async def asked(item: Item) -> dict[str, Any]:
+        row = journal.rows.get(item.id)
+        return await (recorder.completed(item, row) if row else recorder.collect(item))
+
+    done = len(items) - len(missing(items))
     async with ensemble:
         with progress("advise", len(items), done) as step:
             block = BLOCK if enough else len(items)
             for end in range(block, len(items) + block, block):
                 part = items[:end]
-                missing = journal.missing(part)
-                await for_each(missing, recorder.collect, limit=limit, keep=journal.append, progress=step)
+                await for_each(missing(part), asked, limit=limit, keep=journal.append, progress=step)
                 rows = [journal.rows[item.id] for item in part]
                 recorded = Recorded.of(rows, dict(header), prices, judge)
                 if enough and len(part) >= choice.FEWEST and _is_clear(recorded, enough):

@@ -183,6 +183,17 @@ class Recorder(collect.Collector):
         can = "score" in self.intern.capabilities
         return await super().read(request, dialogue) if can else (None, 0)
 
+    def is_whole(self, row: dict[str, Any] | None) -> bool:
+        """Whether a question is recorded with all that is read now; earlier versions did not read it alone."""
+        reads = "score" in self.intern.capabilities
+        return row is not None and not (reads and row["drafts"][0].get("reading") is None)
+
+    async def completed(self, item: Item, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of an earlier version with what it lacks."""
+        reading, read = await self.reading(self.task.ask(item, self.sampling))
+        first, *others = row["drafts"]
+        return row | {"drafts": [first | {"reading": reading, "read": read}, *others]}
+
     async def reading(self, ask: Request) -> tuple[list[float] | None, int]:
         """What `lost` reads before a draft; nothing where the intern cannot score a prompt."""
         if "score" not in self.intern.capabilities:

@@ -165,6 +165,19 @@ def test_what_was_recorded_without_scores_of_drafts_lacks_that_strategy_alone(pa
     assert all(name.startswith("tandem with draft") for name in whole - part)
 
 
+def test_what_was_recorded_without_readings_of_the_question_is_read_again(pair, monkeypatch):
+    whole = made(pair)
+    recorded = pair / "out" / "recorded.jsonl"
+    first, *rows = map(json.loads, recorded.read_text().splitlines())
+    for row in rows[:5]:
+        assert row["drafts"][0].pop("reading")
+    recorded.write_text("".join(json.dumps(row) + "\n" for row in (first, *rows)))
+    monkeypatch.setattr(Recorder, "collect", None)  # nothing else is asked
+    assert made(pair).text == whole.text
+    lines = [json.loads(line) for line in recorded.read_text().splitlines()]
+    assert len(lines) == 1 + len(rows) + 5
+
+
 def test_programs_are_also_kept_where_they_pass_the_tests_in_the_question(pair):
     right, wrong = "def twice(x): return 2 * x", "def twice(x): return 0"
     questions = [

@@ -1,6 +1,7 @@
 """Certificates by hand, against MAPIE, and in a simulation whose risk is known."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -111,6 +112,19 @@ def test_as_many_net_questions_as_named_certify_about_every_second_time():
     size = needed(drawn[:, 0], Promise(0.03, loss="net"))
     share = np.mean(betting_p_values(drawn[:size], 0.03, 0.05) <= 0.05)
     assert 0.3 < share < 0.9
+
+
+def test_a_refusal_names_more_questions_than_there_were():
+    settings, named = made(1000, [40], [0.5], [30]), []
+    for seed in range(40):  # the order of the questions decides whether the bets win
+        order = np.random.default_rng(seed).permutation(1000)
+        drawn = Settings(**{name: table[order] for name, table in vars(settings).items()})
+        try:
+            certified(drawn, Promise(0.03, loss="net"))
+        except ConfigError as error:
+            named.append(int(re.search(r"about ([\d,]+) would do", str(error))[1].replace(",", "")))
+    assert 5 < len(named) < 40
+    assert 1000 < min(named) <= max(named) < 3000
 
 
 def test_what_costs_as_much_as_the_mentor_is_no_use():
