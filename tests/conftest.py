@@ -47,6 +47,19 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist is not everywhere
+def pytest_xdist_make_scheduler(config, log):
+    """By file, and the contract of the engines by engine, each of which is one module fixture."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileAndEngine(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            scope = super()._split_scope(nodeid)
+            return nodeid.partition("[")[2] if scope.endswith("test_contract.py") else scope
+
+    return ByFileAndEngine(config, log) if config.option.dist == "loadfile" else None
+
+
 @pytest.fixture
 def no_engine_threads():
     """Fail a test that leaves a thread of an engine behind; threads of earlier tests do not count."""
