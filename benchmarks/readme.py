@@ -345,6 +345,12 @@ RECORDED = (
         "report -c examples/builtin_tandem.yaml -s experiment.results={copy}",
     ),
     Recorded(
+        "results/builtin_math/calibrated.txt",  # in docs/judges.md
+        "calibrate --max-loss 0.04 --set ensemble.output_aggregation_params.fallback=mentor "
+        "--set experiment.results={copy}",
+        printed=True,
+    ),
+    Recorded(
         "results/builtin_code_draft/summary.json",
         "report -c results/builtin_code_draft/draft.yaml -s experiment.results={copy}",
     ),

@@ -222,6 +222,10 @@ def test_figures_in_the_prose_are_those_of_the_result_files():
     assert "a mix of single models has 84.6 %" in prose
 
 
+def test_the_certificate_in_the_documentation_is_the_one_that_is_made_again():
+    assert (ROOT / "results/builtin_math/calibrated.txt").read_text() in (ROOT / "docs/judges.md").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, -1], ids=lambda index: readme.RECORDED[index].file)
 def test_recorded_runs_give_the_committed_figures_again(index):
