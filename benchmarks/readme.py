@@ -66,10 +66,10 @@ def _quoted(text: str) -> str:
     if "%" in text:
         first, *rest = [percent(float(number) / 100) for number in numbers]
         return f"{first} %" + (f" ({'–'.join(rest)})" if rest else "")
-    if len(numbers) == 3:
+    if len(numbers) == 3 and text[0] in "+-":
         first, low, high = [percent(float(number) / 100, "+.1f") for number in numbers]
         return f"{first} ({low} to {high})".replace("-", "−")
-    return text
+    return numbers[0] if numbers else text  # of a cost without its interval
 
 
 @dataclass(frozen=True)

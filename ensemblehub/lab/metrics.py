@@ -78,6 +78,14 @@ def paired_bootstrap(
     return float(low), float(high)
 
 
+def ratio_interval(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
+    """95 % interval of `mean(a) / mean(b)` over the same questions, a, b of shape (questions,), by the delta method."""
+    above, below = np.asarray(a, float), np.asarray(b, float)
+    ratio = above.mean() / below.mean()
+    spread = 1.96 * (above - ratio * below).std() / (below.mean() * len(below) ** 0.5)
+    return float(ratio - spread), float(ratio + spread)
+
+
 def calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error over `bins` bins of equal mass."""
     truth, said = np.asarray(labels, float), np.asarray(probabilities, float)

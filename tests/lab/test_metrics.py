@@ -33,6 +33,17 @@ def test_paired_bootstrap_matches_the_normal_interval_and_its_seed():
     assert metrics.paired_bootstrap(first, second) == (low, high)
 
 
+def test_the_interval_of_a_ratio_by_hand_and_on_draws():
+    # a - 1 · b is -1 and +1: a spread of 1.96 · 1 / (2 · sqrt(2))
+    assert metrics.ratio_interval([1, 3], [2, 2]) == pytest.approx((1 - 0.693, 1 + 0.693), abs=1e-3)
+    random, inside = np.random.default_rng(0), 0
+    for _ in range(400):
+        base = random.gamma(4, size=200)
+        low, high = metrics.ratio_interval(0.5 * base * random.gamma(9, 1 / 9, size=200), base)
+        inside += low <= 0.5 <= high
+    assert 0.92 < inside / 400 < 0.98
+
+
 def test_calibration_error_of_two_bins_by_hand():
     # sorted: 0.1, 0.2 | 0.8, 0.9 with labels 0, 1 | 1, 1: |0.5 − 0.15| and |1 − 0.85|, half the weight each
     error = metrics.calibration_error([1, 0, 1, 1], [0.2, 0.1, 0.9, 0.8], bins=2)

@@ -240,6 +240,7 @@ def _rows(found: Sequence[Evaluated], unit: CostUnit) -> list[dict[str, Any]]:
     for outcome in found:
         low, high = metrics.wilson_interval(float(outcome.correct.sum()), len(outcome.correct))
         worse, better = metrics.paired_bootstrap(outcome.correct, mentor.correct)
+        least, most = metrics.ratio_interval(outcome.cost, mentor.cost)
         rows.append(
             {
                 "method": outcome.name,
@@ -251,6 +252,8 @@ def _rows(found: Sequence[Evaluated], unit: CostUnit) -> list[dict[str, Any]]:
                 "difference_low": worse,
                 "difference_high": better,
                 "cost_vs_mentor": float(outcome.cost.sum() / mentor.cost.sum()),
+                "cost_vs_mentor_low": least,
+                "cost_vs_mentor_high": most,
                 DOLLARS: amount(SAVED_ON * outcome.cost.mean(), unit),
                 "setting": outcome.setting or "–",
             }
@@ -276,7 +279,7 @@ def _text(
         "strategy here is replayed on the same recorded texts, its setting chosen on other questions (cross-validated, "
         f"{choice.FOLDS} folds). Accuracy with Wilson 95 % interval, difference to the mentor alone in points "
         "with paired-bootstrap 95 % "
-        f"interval, {recorded.measure} as a share of the mentor's.",
+        f"interval, {recorded.measure} as a share of the mentor's with a 95 % interval by the delta method.",
         headline(found[0], chosen, unit),
         *_over_budget(found, chosen, criterion, unit),
         *open_questions(found, chosen, clear, criterion),

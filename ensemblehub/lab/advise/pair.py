@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # options of Tandem that decide between its levels, which every strategy sets as it was replayed
 DECIDING = ("thresholds", "draft", "confirm", "continue_draft", "give_up", "effort")
 READ_BY: dict[Capability, str] = {  # what needs the intern's capabilities, beside what every engine has
-    "score": "Tandem or a router by its entropy or perplexity",
+    "score": "what goes by its entropy or perplexity of a question",
     "logprobs": "a cascade, a plan or a draft by its log-probability",
 }
 

@@ -234,6 +234,8 @@ def _cell(row: dict[str, Any], column: str) -> str:
         return f"{value:.2%} [{low:.2%}, {high:.2%}]"
     if column.startswith(("difference", "over ")) and low is not None and high is not None:
         return f"{100 * value:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    if column.startswith("cost") and low is not None and high is not None:
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
     if column.startswith("paper"):
         return f"{value:g}"
     if column.startswith("tflops"):
