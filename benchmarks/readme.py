@@ -399,7 +399,7 @@ OF_DATA = (
         Recorded(
             f"{QWEN}/advise_{task}/advice.md",
             f"advise -c {QWEN}/tandem.yaml --all --samples 0 --aim accuracy --out {{copy}} --task {task} --n {count} "
-            f"--data {{data}}/{task}.jsonl --split {split} --collected {QWEN}/tandem_{task}/collected",
+            f"--data {{data}}/{task}.jsonl --split {split} --collected {QWEN}/draft_{task}/collected",
         )
         for task, split, count in (("mbpp", "test", 500), ("humaneval", "all", 164))
     ),

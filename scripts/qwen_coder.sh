@@ -77,10 +77,16 @@ drafts() { # FOLDER CRITERION NAME BUDGET: thresholds on MBPP's calibration ques
     drafted "$1" "$2" mbpp test "$DATA/mbpp.jsonl" "${N:-500}"
 }
 
-advise() { # TASK SPLIT FILE COUNT [flags]
-    hub advise -c "$out/tandem.yaml" --task "$1" --data "$3" --split "$2" --n "$4" --all --samples 0 --aim accuracy \
-        --collected "$out/tandem_$1/collected" --out "$out/advise_$1" "${@:5}"
-    gzip --best --no-name --force "$out/advise_$1/recorded.jsonl"
+advise() { # TASK SPLIT FILE COUNT [flags]: the most accurate at the mentor's cost, and the cheapest within 1.5 points, in cost/
+    local folder=$out/advise_$1
+    local asked=(hub advise -c "$out/tandem.yaml" --task "$1" --data "$3" --split "$2" --n "$4" --all --samples 0 \
+        --collected "$out/draft_$1/collected" "${@:5}")
+    "${asked[@]}" --aim accuracy --out "$folder"
+    mkdir -p "$folder/cost"
+    mv "$folder/recorded.jsonl" "$folder/cost/"
+    "${asked[@]}" --aim cost --out "$folder/cost"
+    mv "$folder/cost/recorded.jsonl" "$folder/"
+    gzip --best --no-name --force "$folder/recorded.jsonl"
 }
 
 [ $# -gt 0 ] || set -- published words judges mbpp mbpp_plus humaneval gsm8k drafts judged advise toolkit rivals guest dry_run board
@@ -129,6 +135,7 @@ for step; do
         rivals)
             bench rivals rivals mbpp mbpp.jsonl 24
             hub compare --mixes "$out/rivals/answers/mentor.jsonl" "$out/rivals" > "$out/rivals/against_mentor.md"
+            hub compare --mixes "$out/rivals/answers/tandem,_32_tokens.jsonl" "$out/rivals" > "$out/rivals/against_tandem_32.md" # the best fixed level
             gzip --best --no-name --force "$out"/rivals/answers/*.jsonl
             ;;
         guest) bench guest guest mbpp mbpp.jsonl 8 ;;
