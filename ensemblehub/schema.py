@@ -318,7 +318,7 @@ class Verdict:
     """A judge's decision at one checkpoint: sufficient where `probability` reaches `threshold`.
 
     Attributes:
-        score: what `probability` is where no trained judge estimated it: `logprob`, `entropy`, `ask`, or the
+        criterion: what `probability` is where no trained judge estimated it: `logprob`, `entropy`, `ask`, or the
             class of a criterion.
     """
 
@@ -329,7 +329,7 @@ class Verdict:
     probability: float
     threshold: float
     sufficient: bool
-    score: str = field(default="", compare=False)
+    criterion: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

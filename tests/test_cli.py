@@ -51,7 +51,7 @@ def test_numbers_are_finite(config, capsys, option, number):
     assert f"'{option[-1]}'" in said.err
 
 
-SAYS = "stopped at 4 mentor tokens, p(sufficient) 1.00"
+SAYS = "stopped at 4 mentor tokens"
 
 
 def test_ask_prints_one_json_object(config, capsys):

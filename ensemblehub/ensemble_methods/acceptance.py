@@ -88,7 +88,7 @@ class Acceptance(ABC):
         """
 
     @property
-    def score(self) -> str:
+    def criterion(self) -> str:
         """What its number is, where that is not a trained judge's estimate."""
         return type(self).__name__
 
@@ -115,7 +115,7 @@ class LogProbability(Acceptance):
     threshold: float = 0.9
 
     @property
-    def score(self) -> str:
+    def criterion(self) -> str:
         return "logprob"
 
     async def probability(self, trial: Trial) -> float:
@@ -137,7 +137,7 @@ class Agreement(Acceptance):
     threshold: float = 0.6
 
     @property
-    def score(self) -> str:
+    def criterion(self) -> str:
         return "agreement"
 
     async def probability(self, trial: Trial) -> float:
@@ -173,7 +173,7 @@ class Asked(Acceptance):
     engine: str = ""
 
     @property
-    def score(self) -> str:
+    def criterion(self) -> str:
         return "ask"
 
     async def probability(self, trial: Trial) -> float:
@@ -212,8 +212,8 @@ class Judged(Acceptance):
         return (self.artifact.thresholds or {}).get(DRAFT, 0.5)
 
     @property
-    def score(self) -> str:
-        return self.artifact.judge.score
+    def criterion(self) -> str:
+        return self.artifact.judge.criterion
 
     @property
     def deciding(self) -> str:
@@ -324,9 +324,12 @@ async def first_word(
     for length in (1, 4):
         asked = replace(request, sampling=Sampling(max_tokens=length, top_logprobs=ALTERNATIVES))
         async with aclosing(engine.stream(asked, meter)) as pieces:
-            tokens = [token async for piece in pieces for token in piece.tokens or (Token(piece.text),)]
+            reply = [piece async for piece in pieces]
+        tokens = [token for piece in reply for token in piece.tokens or (Token(piece.text),)]
         if written := [token for token in tokens if token.text.strip()]:
             return _shares(written[0], words)
+        if reply and reply[-1].finish == "stop":
+            break  # it says nothing
     return dict.fromkeys(words, 0.0)
 
 

@@ -18,6 +18,10 @@ from ensemblehub.schema import Capability, Event, Request, Scored
 from ensemblehub.scorers.pool import Pool
 
 Granularity = Literal["token", "segment", "response"]
+ADDED_OPTIONS = (
+    "lost",
+    "decided",
+)  # that certificates made before do not know; left out where they are not set
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,9 @@ class Aggregation(EnsembleMethod, ABC):
 
     def deciding(self) -> dict[str, Any]:
         """What decides the answer beside models and sampling, by the names that a certificate gives it."""
-        return {"settings": asdict(self) if is_dataclass(self) else {}}
+        settings: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
+        later = {name for name in ADDED_OPTIONS if settings.get(name, "") is None}
+        return {"settings": {name: value for name, value in settings.items() if name not in later}}
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)

@@ -17,12 +17,12 @@ from ensemblehub.ensemble_methods.base import Aggregation, Granularity, name_of
 from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.roles import by_name, large_and_small, require
 from ensemblehub.ensemble_methods.turns import refuse_ids
-from ensemblehub.errors import ConfigError
+from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Choice, Event, Request, Verdict
+from ensemblehub.schema import Event, Request, Verdict
 from ensemblehub.tandem.artifact import RULES, resolve_judge
 from ensemblehub.tandem.features import sequences
-from ensemblehub.tandem.insights import DRAFT, LEVEL_0
+from ensemblehub.tandem.insights import DRAFT, LEVEL_0, QUESTION
 from ensemblehub.tandem.judges import SUFFICES, Judge, Reading
 
 
@@ -83,13 +83,13 @@ class Escalation(LargeAndSmall):
         self.check_context(request, large, small)
         draft = Candidate(small, self.first_request(request), small.name, usage=ledger.part())
         trial = Trial(request, draft, engines, ledger)
-        given_up = await self.given_up(trial)
+        reading = await self.read_question(trial)
+        if reading:
+            yield reading
         if self.drafts:
             await trial.draft.write(ledger)
-        kept = given_up is not None
-        if given_up:
-            yield given_up
-        elif self.accept != NEVER:
+        kept = reading is not None and not reading.sufficient
+        if not kept and self.accept != NEVER:
             verdict = await self.judged(trial)
             yield verdict
             kept = verdict.sufficient
@@ -108,16 +108,17 @@ class Escalation(LargeAndSmall):
         """Whether the small model answers first."""
         return self.accept != NEVER or self.keeps_draft
 
-    async def given_up(self, trial: Trial) -> Choice | None:
-        """The choice of the draft where the small model reads the question as lost."""
+    async def read_question(self, trial: Trial) -> Verdict | None:
+        """Whether the small model reads a question that is not lost; None where there is no rule or nothing to read."""
         if self.rule is None:
             return None
-        small = trial.draft.engine
-        tokens = await question.read(small, trial.draft.request, trial.ledger.meter("judge"))
-        if self.rule.measured(Reading(0, 0, *sequences(tokens)), trial.ledger) >= SUFFICES:
+        draft, ledger = trial.draft, trial.ledger
+        try:
+            tokens = await question.read(draft.engine, draft.request, ledger.meter("judge"))
+        except RequestError:  # the question is empty
             return None
-        reason = f"the question is lost: the {self.rule.kind} with which {small.name} reads it is too high"
-        return Choice("answer", (small.name,), reason=reason)
+        probability = self.rule.measured(Reading(0, 0, *sequences(tokens)), ledger)
+        return Verdict(QUESTION, 0, probability, SUFFICES, probability >= SUFFICES, self.rule.criterion)
 
     def first_request(self, request: Request) -> Request:
         """The request that the small model answers first."""
@@ -149,7 +150,7 @@ class Escalation(LargeAndSmall):
             complete = any(token.logprob is not None for token in trial.draft.tokens)
         probability = await self.criterion.probability(trial) if complete else 0.0
         enough = complete and probability >= self.enough
-        return Verdict(DRAFT, 0, probability, self.enough, enough, self.criterion.score)
+        return Verdict(DRAFT, 0, probability, self.enough, enough, self.criterion.criterion)
 
     @cached_property
     def criterion(self) -> Acceptance:

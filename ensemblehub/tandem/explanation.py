@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ensemblehub.results import authors
 from ensemblehub.schema import Result, Verdict
-from ensemblehub.tandem.insights import DRAFT
+from ensemblehub.tandem.insights import DRAFT, QUESTION
+from ensemblehub.tandem.judges import Fixed
 
 
 def why(result: Result, alone: Sequence[float] | None, selection: str, method: str) -> str:
@@ -43,14 +44,16 @@ def explanation(
     first, last = verdicts[0], verdicts[-1]
     if last.mentor_tokens:
         said = ("stopped at {} mentor tokens", "no level sufficed, the last at {} mentor tokens")
+    elif last.level == QUESTION:
+        said = ("the question was read", "the question is lost, so the draft is given unjudged")
     elif last.level == DRAFT:
         said = ("the draft was accepted", "no draft was accepted")
     else:
         said = ("answered without the mentor", "the intern alone did not suffice")
-    parts = [f"{said[not last.sufficient].format(last.mentor_tokens)}, {_number(last)}"]
+    parts = [said[not last.sufficient].format(last.mentor_tokens) + _number(last)]
     if not last.sufficient:
         parts.append(by)
-    if last.mentor_tokens and not first.mentor_tokens and first.score == last.score:
+    if last.mentor_tokens and not first.mentor_tokens and first.criterion == last.criterion:
         parts.append(f"alone the intern would have had {first.probability:.2f}")
     if alone and min(alone) > 0:
         saving, low, high = (f"{100 * (1 - cold_flops / flops):.0f}" for flops in alone)
@@ -59,7 +62,9 @@ def explanation(
 
 
 def _number(verdict: Verdict) -> str:
-    """Its probability, or what stands in its place and how much of that suffices."""
-    if verdict.score:
-        return f"{verdict.score} score {verdict.probability:.2f}, {verdict.threshold:.2f} suffices"
-    return f"p(sufficient) {verdict.probability:.2f}"
+    """Its probability, or what stands in its place and how much of that suffices; nothing of a fixed level."""
+    if verdict.criterion == Fixed.kind:
+        return ""
+    if verdict.criterion:
+        return f", {verdict.criterion} score {verdict.probability:.2f}, {verdict.threshold:.2f} suffices"
+    return f", p(sufficient) {verdict.probability:.2f}"

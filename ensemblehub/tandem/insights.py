@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 InsightMode = Literal["prompt", "continuation"]
 Scope = Literal["question+insight", "insight"]
 LEVEL_0 = "none"  # the level at which the intern sees no insight
+QUESTION = "question"  # the level of a verdict on the bare question, where a draft follows
 DRAFT = "draft"  # the level of a draft's verdict elsewhere, and of the thresholds of a judge of drafts
 
 

@@ -94,12 +94,12 @@ class Judge(ABC):
         reads: False if the intern need not read anything for it.
         reads_question: it judges a draft by the question's tokens as well.
         flops: FLOPs of one call, without the few per token that the features take.
-        score: what its number is where it was not trained to be a probability.
+        criterion: what its number is where it was not trained to be a probability.
     """
 
     kind: ClassVar[str]
     reads: ClassVar[bool] = True
-    score: ClassVar[str] = ""
+    criterion: ClassVar[str] = ""
     reads_question: bool = False
     flops: float = 0.0
 
@@ -192,7 +192,7 @@ class EntropyRule(ScalarRule):
     """Sufficient when the intern's mean entropy (nats) is at most `limit`."""
 
     kind: ClassVar[str] = "entropy"
-    score: ClassVar[str] = "entropy"
+    criterion: ClassVar[str] = "entropy"
     column: ClassVar[int] = FEATURE_NAMES.index("entropy_mean")
 
 
@@ -201,7 +201,7 @@ class PerplexityRule(ScalarRule):
     """Sufficient when the intern's mean per-token perplexity (clipped at 1,000) is at most `limit`."""
 
     kind: ClassVar[str] = "perplexity"
-    score: ClassVar[str] = "perplexity"
+    criterion: ClassVar[str] = "perplexity"
     column: ClassVar[int] = FEATURE_NAMES.index("perplexity_mean")
 
 
@@ -214,6 +214,7 @@ class Fixed(Judge):
     """
 
     kind: ClassVar[str] = "fixed"
+    criterion: ClassVar[str] = "fixed"
     reads: ClassVar[bool] = False
     level: int
 

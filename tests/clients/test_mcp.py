@@ -93,7 +93,7 @@ async def test_a_client_asks_compares_and_has_an_answer_explained(target):
             "Goal: add. Planning: add.",
         )
         assert answer["wrote"] == {"insight": ["big"], "answer": ["small"]}
-        assert answer["explanation"] == "stopped at 4 mentor tokens, p(sufficient) 1.00"
+        assert answer["explanation"] == "stopped at 4 mentor tokens"
         assert answer["finish"] == "stop"
         why = found(await client.call_tool("explain", {"id": answer["id"]}))
         assert why["explanation"] == answer["explanation"]

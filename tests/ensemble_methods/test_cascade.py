@@ -15,6 +15,7 @@ from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.cascade import Cascade
 from ensemblehub.ensemble_methods.output_aggregation.hint import Hint
 from ensemblehub.ensemble_methods.output_aggregation.review import Review
+from ensemblehub.ensemble_methods.output_aggregation.vote import Vote
 from ensemblehub.errors import CapabilityError, ConfigError, EngineError, RequestError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.schema import Chat, Message, Request, Sampling, TokenIds, Verdict
@@ -228,10 +229,11 @@ def test_where_the_question_is_lost_the_draft_is_the_answer_unjudged(lost, text)
     big, _ = engines = pair({"logprob": -0.2, "entropy": 0.8})
     result = answer(Cascade(lost=lost), engines)
     assert result.text == text
-    assert [verdict.sufficient for verdict in result.verdicts] == [False] * (text == LARGE)
+    said = [(verdict.level, verdict.sufficient, verdict.criterion) for verdict in result.verdicts]
+    kind = lost.partition(":")[0]
+    judged = [("question", text == LARGE, kind), ("draft", False, "logprob")]
+    assert said == judged[: 1 + (text == LARGE)]
     assert bool(big.asked) == (text == LARGE)
-    reasons = [choice.reason for choice in result.choices if choice.about == "answer"]
-    assert [reason.partition(":")[0] for reason in reasons] == ["the question is lost"] * (text == SMALL)
     spent = costs(result)
     assert spent["tiny", "judge"].prompt_tokens > 0
     assert spent["tiny", "propose"].discarded_tokens == (3 if text == LARGE else 0)
@@ -240,7 +242,21 @@ def test_where_the_question_is_lost_the_draft_is_the_answer_unjudged(lost, text)
 
 def test_a_question_that_is_not_lost_changes_nothing():
     plain, kept = (answer(Cascade(lost=rule), pair({"logprob": -0.05})) for rule in (None, "entropy:9"))
-    assert (plain.text, plain.verdicts) == (kept.text, kept.verdicts) == (SMALL, plain.verdicts)
+    assert (plain.text, plain.verdicts) == (kept.text, kept.verdicts[1:]) == (SMALL, plain.verdicts)
+
+
+def test_a_question_with_nothing_to_read_is_not_lost():
+    hub = AsyncEnsemble(pair({"logprob": -0.05}), All(), Cascade(lost="entropy:0.1"))
+    for prompt in (Chat((Message("system", "Be brief."),)), Chat((Message("user", ""),))):
+        assert asyncio.run(hub.generate(Request(prompt))).text == SMALL
+
+
+def test_options_that_are_not_set_leave_certificates_as_they_were():
+    assert not {"lost", "decided"} & {
+        *Cascade().deciding()["settings"],
+        *Vote(samples=3).deciding()["settings"],
+    }
+    assert Cascade(lost="entropy:1").deciding()["settings"]["lost"] == "entropy:1"
 
 
 def test_a_draft_that_was_cut_off_is_given_where_the_question_is_lost():

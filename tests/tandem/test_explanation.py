@@ -4,9 +4,9 @@ from ensemblehub.schema import Verdict
 from ensemblehub.tandem.explanation import explanation
 
 
-def verdict(tokens, probability, sufficient=False, score=""):
+def verdict(tokens, probability, sufficient=False, criterion=""):
     level = tokens if isinstance(tokens, str) else "low" if tokens else "none"
-    return Verdict(level, 0 if level == tokens else tokens, probability, 0.9, sufficient, score)
+    return Verdict(level, 0 if level == tokens else tokens, probability, 0.9, sufficient, criterion)
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,12 @@ def verdict(tokens, probability, sufficient=False, score=""):
             "the draft was accepted, logprob score 0.95, 0.90 suffices; estimated saving 57 % (48 to 63)",
         ),
         (
-            [verdict(0, 0.7, score="entropy"), verdict(62, 0.93, True, "entropy")],
+            [verdict(0, 0.7, criterion="entropy"), verdict(62, 0.93, True, "entropy")],
             "stopped at 62 mentor tokens, entropy score 0.93, 0.90 suffices; alone the intern would have had "
             "0.70; estimated saving 57 % (48 to 63)",
         ),
         (
-            [verdict(0, 0.7, score="logprob"), verdict(62, 0.93, True)],  # on two scales
+            [verdict(0, 0.7, criterion="logprob"), verdict(62, 0.93, True)],  # on two scales
             "stopped at 62 mentor tokens, p(sufficient) 0.93; estimated saving 57 % (48 to 63)",
         ),
         (

@@ -47,7 +47,7 @@ class Hint(Escalation):
 
     Attributes:
         large, small: engines by name; the largest and the smallest by default.
-        accept, threshold, lost: when the first answer is good enough, as for `cascade`; `never` writes no draft.
+        accept, threshold, lost: when the first answer is given, as for `cascade`; `never` writes no draft.
         share: length of the hint, as a share of the draft's tokens.
         tokens: length of the hint in tokens, in place of `share`; required with `accept: never`.
         template: what the small model is asked, with {question} and {hint}.

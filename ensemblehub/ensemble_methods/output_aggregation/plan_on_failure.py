@@ -40,7 +40,7 @@ class PlanOnFailure(Escalation):
 
     Attributes:
         large, small: engines by name; the largest and the smallest by default.
-        accept, threshold, lost: when the first answer is good enough, as for `cascade`.
+        accept, threshold, lost: when the first answer is given, as for `cascade`.
         plan_tokens: length of the plan at most, in tokens.
         show_draft: whether the large model sees the attempt that failed.
         profile: the words the models are prompted with (`tandem/insights.py`).

@@ -140,7 +140,7 @@ class Tandem(TandemOptions):
         probability = judge.measured(reading, ledger)
         threshold = checkpoint.threshold
         enough = probability >= threshold
-        return Verdict(checkpoint.level, insight.tokens, probability, threshold, enough, judge.score)
+        return Verdict(checkpoint.level, insight.tokens, probability, threshold, enough, judge.criterion)
 
     def choose(self, verdicts: Sequence[Verdict]) -> Verdict | None:
         """The checkpoint whose insight is used; None where the mentor answers itself."""

@@ -60,7 +60,7 @@ class Draft:
             await draft.write(ledger)
             probability = await self.criterion.probability(self.trial) if draft.whole else 0.0
             enough = draft.whole and probability >= self.threshold
-            return Verdict(level, 0, probability, self.threshold, enough, self.criterion.score)
+            return Verdict(level, 0, probability, self.threshold, enough, self.criterion.criterion)
         asked, scored = insight.dialogue.intern_request(insight.shown), None
         whole = asked.continued(draft.text)
         rereads = self.confirm is not None or self.objection is not None
@@ -71,7 +71,7 @@ class Draft:
                 probability = await self.criterion.probability(self._as_read(tokens))
                 self.confirmed = probability >= self.confirm
                 if self.confirmed:
-                    score = self.criterion.score
+                    score = self.criterion.criterion
                     return Verdict(level, insight.tokens, probability, self.confirm, True, score)
         return await self.judged_insight(checkpoint, insight, intern, ledger, scored)
 

@@ -41,7 +41,7 @@ class ThinkOnFailure(Escalation):
     Attributes:
         large: the engine that thinks, by name; the largest by default.
         small: the one that answers without thinking; by default the same.
-        accept, threshold, lost: when the answer without thinking is good enough, as for `cascade`.
+        accept, threshold, lost: when the answer without thinking is given, as for `cascade`.
     """
 
     min_engines: ClassVar[int] = 1

@@ -88,7 +88,8 @@ class Vote(AcceptedAnswers):
             answer, or the others can no longer change it.  None: all at once.
         decided: write one candidate after the other (or `window` at a time), until the leading answer beats the
             second with this probability under a Beta posterior, each vote counted by the geometric mean
-            probability of its tokens.
+            probability of its tokens.  The answer stays that of most votes; where another one has more of
+            that sum, drawing goes on.
         accept: a criterion (see `acceptance_named`; tests, say) by which a candidate may vote; where none
             passes all of them vote.
     """
@@ -157,8 +158,9 @@ class Vote(AcceptedAnswers):
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
-        for engine in engines:
-            require(engine, {"logprobs"} if self.decided else set(), "vote (decided)")
+        if self.decided:
+            for engine in engines:
+                require(engine, {"logprobs"}, "vote (decided)")
         for name in self.weights:
             by_name(engines, name, "vote: weights")
         if (self.extract == "regex") != bool(self.pattern):

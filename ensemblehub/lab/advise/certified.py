@@ -57,10 +57,8 @@ class CertifiedStrategy:
     @property
     def judged(self) -> dict[str, list[int]]:
         """The scores of the questions of the test, where the strategy has any; see `Certificate`."""
-        if self.strategy.scores is None:
-            return {}
-        scores = self.strategy.scores[self.tested, self.index]
-        return {"first": histogram(scores[~np.isnan(scores)].tolist())}
+        scores = self.strategy.scores
+        return {} if scores is None else {"first": histogram(scores[self.tested, self.index].tolist())}
 
     def save(self, config: Config, keys: Sequence[str], folder: Path, scores: Mapping[str, list[int]]) -> str:
         """Write `certificate.json` for a configuration; returns what a user reads.

@@ -100,13 +100,15 @@ def _with_lost(
     parts, settings = list[Strategy](), list[tuple[str, Changes]]()
     for limit in limits_of(table[accepted.known, RULES[kind].column]):
         options = {**roles, "accept": accepted.criterion, "lost": f"{kind}:{limit:.6g}"}
-        lost = RULES[kind](limit).probabilities(table, 0, 0) < SUFFICES
+        read = RULES[kind](limit).probabilities(table, 0, 0)
         configured = partial(_cascade, options)
-        part = _escalation(recorded, name, accepted, own, mentor, configured, reading=reading, lost=lost)
-        parts.append(part)
+        part = _escalation(
+            recorded, name, accepted, own, mentor, configured, reading=reading, lost=read < SUFFICES
+        )
+        parts.append(replace(part, scores=np.tile(read[:, None], len(part.settings))))
         settings += [(f"{title}, {kind} up to {limit:.3g}", changes) for title, changes in part.settings]
     if parts:
-        right, cost, scores = (np.hstack([getattr(part, table) for part in parts]) for table in TABLES)
+        right, cost, scores = (np.hstack([getattr(part, name) for part in parts]) for name in TABLES)
         yield Strategy(name, tuple(settings), right, cost, scores=scores)
 
 
@@ -245,6 +247,4 @@ def _escalation(
     whole = before[:, None] + np.where(kept, 0.0, (price - spared)[:, None])
     settings = tuple((f"{accepted.criterion} from {limit:.3f}", configured(float(limit))) for limit in limits)
     scores = np.where(complete, accepted.scores[:, None], np.zeros(len(limits)))
-    if lost is not None:
-        scores[lost] = np.nan
     return Strategy(name, settings, np.where(kept, right, theirs), whole, scores=scores)

@@ -19,7 +19,7 @@ from ensemblehub.lab.advise.strategy import (
     with_tandem,
 )
 from ensemblehub.lab.pipeline import cascade, replay
-from ensemblehub.tandem.artifact import resolve_judge
+from ensemblehub.tandem.artifact import RULES, resolve_judge
 from ensemblehub.tandem.insights import LEVEL_0
 from ensemblehub.tandem.judges import SUFFICES, Judge
 
@@ -43,7 +43,7 @@ def rules(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     if not recorded.collected.features.size:
         return
     levels = list(recorded.collected.levels)
-    for kind in ("entropy", "perplexity"):
+    for kind in RULES:
         yield from _ruled(recorded, f"tandem by {kind}", kind, known, levels, start_with_intern=True)
         router = {"start_with_intern": True, "give_up": {LEVEL_0: SUFFICES}, "fallback": "mentor"}
         yield from _ruled(recorded, f"router by {kind}", kind, known, [LEVEL_0], **router)

@@ -31,8 +31,7 @@ class Strategy:
         settings: what each setting changes in the configuration, and how the table calls it.
         correct, cost: right or wrong, and FLOPs or US dollars (`Recorded.unit`), each (n, T).
         single: one model alone.
-        scores: the first number that a criterion or a judge gives in a run, (n, T), where there is one; NaN
-            where it gives none.
+        scores: the first number that a criterion or a judge gives in a run, (n, T), where there is one.
     """
 
     name: str

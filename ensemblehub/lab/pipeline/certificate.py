@@ -29,7 +29,8 @@ Bools = NDArray[np.bool_]
 
 CAP = 0.75  # share of the capital that one bet may lose
 PRIOR = 0.25  # variance that bets assume before the first question
-DOUBLING = [2**power for power in range(5, 24)]  # numbers of questions tried first where gains count
+EXACTLY = 100_000  # questions above which the number for gains and losses is that of the normal limit
+DOUBLING = [2**power for power in range(5, 24)]  # numbers tried first below
 SIZES = np.unique(np.geomspace(1, 10**7, 20_000).astype(int))  # numbers of questions tried by `needed`
 
 
@@ -182,7 +183,7 @@ def needed(losses: Floats, promise: Promise) -> int | None:
     return int(SIZES[enough.argmax()]) if enough.any() else None
 
 
-def _net_needed(losses: Floats, promise: Promise) -> int | None:
+def _net_needed(losses: Floats, promise: Promise) -> int:
     """The same for gains and losses: what the bets make of these questions, evenly mixed, over and over."""
     _, at, counts = np.unique(losses, return_inverse=True, return_counts=True)
     rank = np.zeros(len(losses))
@@ -193,9 +194,12 @@ def _net_needed(losses: Floats, promise: Promise) -> int | None:
     def certifies(n: int) -> bool:
         return kept(np.resize(mixed, (n, 1)), promise) == 1
 
-    most = next((n for n in DOUBLING if certifies(n)), None)
-    if most is None:
-        return None
+    # the capital of many small bets grows as 1 / n of this
+    gap = promise.max_loss - float(losses.mean())
+    size = 2 * math.log(1 / promise.error) * float(losses.var()) / gap**2
+    if size > EXACTLY:
+        return math.ceil(size)
+    most = next(n for n in DOUBLING if certifies(n))
     below = np.unique(np.geomspace(most // 2, most, 24).astype(int))
     return int(below[bisect_left(below, True, key=certifies)])
 

@@ -184,7 +184,7 @@ def test_a_draft_is_kept_where_the_question_is_lost():
         # 2 FLOPs a token of the intern and 18 of the mentor; the last token of the question is read twice
         assert found.cost[:, at].tolist() == [2 * (1 + 49) + 18 * 69 * (not own) for own in kept]
         assert title == f"logprob from {enough:.3f}, entropy up to {limit:.3g}"
-        assert np.isnan(found.scores[:, at]).tolist() == [entropy > limit for entropy in ENTROPIES]
+        assert found.scores[:, at] == pytest.approx([limit / (limit + entropy) for entropy in ENTROPIES])
     assert {tuple(right) for right in found.correct.T.tolist()} == {(0, 1, 0), (0, 1, 1)}
     priced = with_lost((Price(1e6, 1e6), Price(1e6, 1e6)))[
         "cascade by log-probability, lost questions by entropy"
