@@ -295,12 +295,14 @@ class Recorded:
         command: arguments of `ensemblehub`; {copy} is a copy of the folder, {data} that of the public files.
         printed: the command prints the file.
         module: what is run in place of `ensemblehub`.
+        beside: a file that is copied to the others.
     """
 
     file: str
     command: str
     printed: bool = False
     module: str = "ensemblehub"
+    beside: str = ""
 
     def rebuild(self, data: Path | None) -> None:
         """Make the file anew in a copy of what git keeps of its folder.
@@ -316,6 +318,8 @@ class Recorded:
                 place = copy / name.relative_to(committed.parent)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(name, place)
+            if self.beside:
+                shutil.copy(ROOT / self.beside, copy)
             command = [part.format(copy=copy, data=data) for part in self.command.split()]
             out = subprocess.PIPE if self.printed else subprocess.DEVNULL
             done = subprocess.run(
@@ -397,11 +401,13 @@ OF_DATA = (
     ),
     *(
         Recorded(
-            f"{QWEN}/advise_{task}/advice.md",
-            f"advise -c {QWEN}/tandem.yaml --all --samples 0 --aim accuracy --out {{copy}} --task {task} --n {count} "
-            f"--data {{data}}/{task}.jsonl --split {split} --collected {QWEN}/draft_{task}/collected",
+            f"{QWEN}/advise_{task}/{folder}advice.md",
+            f"advise -c {QWEN}/tandem.yaml --all --samples 0 --aim {aim} --out {{copy}} --task {task} --n {count} "
+            f"--data {{data}}/{file} --split {split} --collected {QWEN}/draft_{task}/collected{more}",
+            beside=f"{QWEN}/advise_{task}/recorded.jsonl.gz",
         )
-        for task, split, count in (("mbpp", "test", 500), ("humaneval", "all", 164))
+        for aim, folder in (("accuracy", ""), ("cost", "cost/"))
+        for (task, file, split, more), count in zip(OF_QWEN_DATA, (500, 164, 400), strict=True)
     ),
 )
 
