@@ -222,8 +222,9 @@ def test_figures_in_the_prose_are_those_of_the_result_files():
     assert "a mix of single models has 84.6 %" in prose
 
 
-def test_the_certificate_in_the_documentation_is_the_one_that_is_made_again():
-    assert (ROOT / "results/builtin_math/calibrated.txt").read_text() in (ROOT / "docs/judges.md").read_text()
+def test_certificates_in_the_documentation_are_those_that_are_made_again():
+    for file in ("results/builtin_math/calibrated.txt", "results/rivals/certified.md"):
+        assert (ROOT / file).read_text() in (ROOT / "docs/judges.md").read_text()
 
 
 @pytest.mark.slow
