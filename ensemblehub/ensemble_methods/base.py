@@ -18,10 +18,8 @@ from ensemblehub.schema import Capability, Event, Request, Scored
 from ensemblehub.scorers.pool import Pool
 
 Granularity = Literal["token", "segment", "response"]
-ADDED_OPTIONS = (
-    "lost",
-    "decided",
-)  # that certificates made before do not know; left out where they are not set
+# options that certificates made before do not know; left out where they are not set
+ADDED_OPTIONS = ("lost", "decided")
 
 
 @dataclass(frozen=True)

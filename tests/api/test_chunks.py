@@ -82,7 +82,14 @@ def test_verdicts_and_choices_travel_with_the_next_text():
     ]
     assert told == [(1, 0), (0, 0), (1, 2), (0, 0)]
     assert found[0]["ensemble"]["verdicts"] == [
-        {"level": "low", "mentor_tokens": 2, "probability": 0.25, "threshold": 0.5, "sufficient": False}
+        {
+            "level": "low",
+            "mentor_tokens": 2,
+            "probability": 0.25,
+            "threshold": 0.5,
+            "sufficient": False,
+            "criterion": "",
+        }
     ]
     assert {"flops", "cold_flops"} <= found[0]["ensemble"].keys()
     assert [chunk["ensemble"]["purpose"] for chunk in found] == ["insight", "insight", "answer", "answer"]

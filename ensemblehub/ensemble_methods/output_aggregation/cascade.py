@@ -32,8 +32,8 @@ class Cascade(Escalation):
 
     Use when a criterion finds the small model's errors, best of all tests in the question: with
     Qwen2.5-Coder 76.2 % on HumanEval at 0.90 of the mentor's cost (mentor 72.0 %), and with `lost` 70.7 % at
-    0.65.  Not when most drafts
-    are rejected: on built-in math 87.2 % cost as much as the thinking mentor (87.5 %).
+    0.65.  Not when most drafts are rejected: on built-in math 87.2 % cost as much as the thinking mentor
+    (87.5 %).
 
     Attributes:
         large, small: engines by name; the largest and the smallest by default.
