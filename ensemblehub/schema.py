@@ -317,9 +317,7 @@ class Piece:
 class Verdict:
     """A judge's decision at one checkpoint: sufficient where `probability` reaches `threshold`.
 
-    Attributes:
-        criterion: what `probability` is where no trained judge estimated it: `logprob`, `entropy`, `ask`, or the
-            class of a criterion.
+    `criterion` says what that number is where no trained judge gave it: `logprob`, `ask`, a class, ...
     """
 
     type: ClassVar[Literal["verdict"]] = "verdict"

@@ -109,7 +109,7 @@ class Escalation(LargeAndSmall):
         return self.accept != NEVER or self.keeps_draft
 
     async def read_question(self, trial: Trial) -> Verdict | None:
-        """Whether the small model reads a question that is not lost; None where there is no rule or nothing to read."""
+        """Whether the question is not lost to the small model; None without a rule or anything to read."""
         if self.rule is None:
             return None
         draft, ledger = trial.draft, trial.ledger

@@ -79,7 +79,7 @@ def paired_bootstrap(
 
 
 def ratio_interval(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
-    """95 % interval of `mean(a) / mean(b)` over the same questions, a, b of shape (questions,), by the delta method."""
+    """95 % interval of `mean(a) / mean(b)`, a, b of shape (questions,), paired, by the delta method."""
     above, below = np.asarray(a, float), np.asarray(b, float)
     ratio = above.mean() / below.mean()
     spread = 1.96 * (above - ratio * below).std() / (below.mean() * len(below) ** 0.5)

@@ -56,7 +56,7 @@ class Review(Escalation):
             probable to it than `objection`.
         objection: geometric mean probability of a line's tokens.
         template: what the large model is asked, with {question} and {answer}.
-        accept, threshold, lost: when an answer is not reviewed, as for `cascade`; by default every one is reviewed.
+        accept, threshold, lost: when an answer is not reviewed, as for `cascade`; by default each is.
     """
 
     keeps_draft: ClassVar[bool] = True
