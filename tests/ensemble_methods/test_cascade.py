@@ -47,6 +47,18 @@ class Sampled(Recorder):
         return super()._reply(request)
 
 
+class Spaced(Recorder):
+    """Says one token after another of `said` when it is asked about a draft."""
+
+    said = ()
+
+    def _reply(self, request):
+        if request.sampling.top_logprobs == 0:
+            return super()._reply(request)
+        words = list(self.said[: request.sampling.max_tokens])
+        return words, "stop" if len(words) == len(self.said) else "length"
+
+
 class Silent(Recorder):
     capabilities = frozenset()
 
@@ -153,6 +165,26 @@ def test_a_model_is_asked_in_the_third_person(reply, text):
     assert asked.prompt.messages[0] == CHAT.messages[0]
     assert costs(result)["tiny", "judge"].completion_tokens == 1  # the first word, then the stream is closed
     assert result.verdicts[0].probability == {"Yes.": 1.0, "no": 0.0, "perhaps": 0.5}[reply]
+
+
+@pytest.mark.parametrize(
+    ("said", "probability", "lengths"),
+    [
+        (("\n", " yes", "."), 1.0, [1, 4]),
+        (("\n", "\n", "\n", "\n", "yes"), 0.5, [1, 4]),
+        (("\n",), 0.5, [1]),
+        ((), 0.5, [1]),
+        (("no", "\n"), 0.0, [1]),
+    ],
+)
+def test_a_reply_that_begins_with_blanks_is_asked_for_at_more_length_once(said, probability, lengths):
+    big = Spaced("big", LARGE, 9)
+    big.said = said
+    result = answer(Cascade(accept="ask:big", threshold=0.4), [big, Recorder("tiny", SMALL, 1)])
+    assert result.verdicts[0].probability == probability
+    trials = [request.sampling for request in big.asked if request.sampling.top_logprobs]
+    assert [sampling.max_tokens for sampling in trials] == lengths
+    assert costs(result)["big", "judge"].calls == len(lengths)
 
 
 def test_another_model_may_be_asked():
