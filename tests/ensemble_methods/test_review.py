@@ -62,12 +62,12 @@ def costs(result):
     return {(line.engine, line.purpose): line.cost for line in result.usage.lines}
 
 
-@pytest.mark.parametrize("reply", ["OK", "ok, this is fine and nothing is to be said", "**OK**"])
+@pytest.mark.parametrize("reply", ["OK", "ok.", "**OK**\n"])
 def test_an_answer_that_the_large_model_agrees_with_is_given_as_it_is(reply):
     result, (big, tiny) = answer(Review(), reply)
     assert (result.text, result.finish) == (DRAFT, "stop")
     assert [piece.engine for piece in result.pieces] == ["tiny"]
-    assert costs(result)["big", "answer"].completion_tokens == 1  # then the stream is closed
+    assert costs(result)["big", "answer"].completion_tokens == len(reply.split()) + ("\n" in reply)
     assert costs(result)["tiny", "propose"].discarded_tokens == 0
     shown = big.asked[0].prompt.messages[-1].content
     assert "numbered:\n1: 2 + 2 = 4\n2: 4 + 1 = 6\n3: so 6\n" in shown
@@ -77,7 +77,7 @@ def test_an_answer_that_the_large_model_agrees_with_is_given_as_it_is(reply):
     assert tiny.asked[0].prompt == CHAT
 
 
-@pytest.mark.parametrize("opening", ["2: ", "Line 2:\n", "2. ", " 2:\n\n"])
+@pytest.mark.parametrize("opening", ["2: ", "Line 2:\n", "2:", " 2:\n \n"])
 def test_it_writes_anew_from_the_line_it_objects_to(opening):
     result, _ = answer(Review(), opening + "4 + 1 = 5\nso 5")
     assert (result.text, result.finish) == ("2 + 2 = 4\n4 + 1 = 5\nso 5", "stop")
@@ -97,8 +97,34 @@ def test_a_reply_of_no_known_form_is_the_answer():
     assert answer(Review(), "5")[0].text == "5"
 
 
-def test_a_line_that_is_not_there_leaves_all_of_them():
-    assert answer(Review(), "9: and that is all")[0].text == DRAFT + "and that is all"
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "0.25 is the answer",
+        "3.5 metres",
+        "42.",
+        "2. So five it is",
+        "2) So five it is",
+        "0: so 5",
+        "4: and that is all",
+        "12:30",
+        "OK, but line 2 is wrong. 2: so 5",
+        "okay then, five",
+    ],
+)
+def test_a_number_without_the_colon_of_a_line_of_the_draft_is_a_part_of_the_answer(reply):
+    result, _ = answer(Review(), reply)
+    assert (result.text, result.finish) == (reply, "stop")
+    assert costs(result)["tiny", "propose"].discarded_tokens == len(DRAFT.split()) + 1
+
+
+@pytest.mark.parametrize("opening", ["2: ", "2:\n", "2: \n"])
+def test_the_indentation_of_the_first_line_written_anew_stays(opening):
+    draft = "def f():\n    return 1\n"
+    engines = [Recorder("big", opening + "    return 2\n", 9), Recorder("tiny", draft, 1)]
+    ensemble = AsyncEnsemble(engines, All(), Review())
+    result = asyncio.run(ensemble.generate(Request(CHAT, Sampling(max_tokens=40))))
+    assert result.text == "def f():\n    return 2\n"
 
 
 def test_by_its_probabilities_the_first_unlikely_line_and_all_after_it_are_written_anew():

@@ -32,8 +32,8 @@ Someone else answered the request above. The lines of that answer are numbered:
 
 If the answer is right, reply OK and nothing else. Otherwise reply with the number of the first wrong line \
 and a colon, and then write the answer anew from that line on, to its end."""
-AGREED = re.compile(r"\W*ok\b", re.IGNORECASE)
-OBJECTED = re.compile(r"\s*(?:line\s*)?(\d+)\s*[:.)]\s*", re.IGNORECASE)
+AGREED = re.compile(r"\W*ok\W*", re.IGNORECASE)
+OBJECTED = re.compile(r"\s*(?:line\s*)?(\d{1,9})\s*:(?:(?:[^\S\n]*\n)+| ?)", re.IGNORECASE)
 DECIDED = 16  # characters after which a reply that has neither form is the answer
 
 
@@ -41,7 +41,8 @@ DECIDED = 16  # characters after which a reply that has neither form is the answ
 class Review(Escalation):
     """The small model's answer as far as the large one leaves it, and the large one's from there on.
 
-    A reply of the reviewer that is neither an agreement nor begins with a line's number is the whole answer.
+    A reply of the reviewer that is neither OK alone nor begins with the number of a line and a colon is the
+    whole answer.
 
     Requires at least 2 models, of the large one `score` and `prefix` with `by: logprob`, and of the small
     one what `accept` needs.
@@ -89,6 +90,7 @@ class Review(Escalation):
     async def asked(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
         """The answer where the large model objects in words."""
         request = self.question(trial.request, trial.draft.text)
+        lines = trial.draft.text.splitlines(keepends=True) or [""]
         head, decided = "", False
         async with aclosing(large.stream(request, trial.ledger.meter("answer"))) as pieces:
             async for piece in pieces:
@@ -96,14 +98,14 @@ class Review(Escalation):
                     yield replace(piece, round=2)
                     continue
                 head += piece.text
-                if AGREED.match(head):
+                found = OBJECTED.match(head)
+                if piece.finish is None and undecided(head, found):
+                    continue
+                if AGREED.fullmatch(head):
                     yield trial.draft.answer
                     return
-                found = OBJECTED.match(head)
-                if piece.finish is None and (found.end() == len(head) if found else len(head) < DECIDED):
-                    continue
                 decided = True
-                lines = trial.draft.text.splitlines(keepends=True)
+                found = found if found and 1 <= int(found[1]) <= len(lines) else None
                 kept = len("".join(lines[: int(found[1]) - 1])) if found else 0
                 yield kept_part(trial.draft, kept, trial.ledger)
                 yield replace(piece, text=head[found.end() :] if found else head, tokens=(), round=2)
@@ -124,3 +126,10 @@ class Review(Escalation):
         require(
             self.pair(engines)[0], {"score", "prefix"} if self.by == "logprob" else set(), "review (large)"
         )
+
+
+def undecided(head: str, found: re.Match[str] | None) -> bool:
+    """Whether what follows the beginning of a reply may still decide which form it has."""
+    if found:
+        return not head[found.end() :].strip()
+    return len(head) < DECIDED or AGREED.fullmatch(head) is not None
