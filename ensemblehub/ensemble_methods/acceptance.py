@@ -108,7 +108,10 @@ class Acceptance(ABC):
 
 @dataclass(frozen=True)
 class LogProbability(Acceptance):
-    """`logprob`: exp of the mean logprob of the draft's tokens (their geometric mean probability)."""
+    """`logprob`: exp of the mean logprob of the draft's tokens (their geometric mean probability).
+
+    That of an empty draft is 0.
+    """
 
     requires: ClassVar[frozenset[Capability]] = frozenset({"logprobs"})
     reads_tokens: ClassVar[bool] = True
@@ -119,7 +122,10 @@ class LogProbability(Acceptance):
         return "logprob"
 
     async def probability(self, trial: Trial) -> float:
-        known = [token.logprob for token in trial.draft.tokens if token.logprob is not None]
+        tokens = trial.draft.tokens
+        known = [token.logprob for token in tokens if token.logprob is not None]
+        if not tokens:
+            return 0.0
         if not known:
             raise RequestError(f"{trial.draft.name} gives no logprobs, and `accept: logprob` needs them")
         return geometric_mean(known)
@@ -192,6 +198,8 @@ class Asked(Acceptance):
 class Judged(Acceptance):
     """`entropy:X`, `perplexity:X` or the folder of a trained judge, over the draft's own tokens.
 
+    That of an empty draft is 0 where the judge reads it.
+
     A trained judge is made by `python -m ensemblehub.lab.judges.drafts`; one that was trained with the
     questions has the draft's author read the question, too.
     """
@@ -232,6 +240,8 @@ class Judged(Acceptance):
 
     async def probability(self, trial: Trial) -> float:
         judge, draft = self.artifact.judge, trial.draft
+        if judge.reads and not draft.tokens:
+            return 0.0
         reading = reading_of(draft.tokens) if judge.reads else Reading(0, 0)
         if judge.reads_question:
             tokens = await question.read(draft.engine, draft.request, trial.ledger.meter("judge"))
@@ -309,7 +319,15 @@ def acceptance_named(accept: str, strategy: str) -> Acceptance:
 
 
 def reading_of(tokens: Sequence[Token]) -> Reading:
-    """A draft as a judge of drafts reads it: its tokens, and their number in place of the mentor's."""
+    """A draft as a judge of drafts reads it: its tokens, and their number in place of the mentor's.
+
+    Raises:
+        RequestError: there are tokens, and none has a logprob, or one has no entropy.
+    """
+    if not tokens:
+        return Reading(0, 0)
+    if all(token.logprob is None for token in tokens):
+        raise RequestError("the engine that wrote the draft gives no logprobs, and the judge needs them")
     return Reading(0, len(tokens), *sequences(tokens))
 
 

@@ -14,10 +14,14 @@ from ensemblehub.schema import Cost, Piece, Request, ScoredToken
 def likely_length(request: Request, text: str, tokens: Sequence[ScoredToken], objection: float) -> int | None:
     """The number of characters before the first improbable line of `text`; None if there is none.
 
+    A blank text has nothing that could be kept: 0.
+
     Args:
         tokens: of `text`, as scored behind the request.
         objection: geometric mean probability of a line's tokens below which it is improbable.
     """
+    if not text.strip():
+        return 0
     begun = len(request.prefix)
     known = [(token.start - begun, token.logprob) for token in tokens if token.logprob is not None]
     for start, end in pairwise(accumulate(map(len, text.splitlines(keepends=True)), initial=0)):

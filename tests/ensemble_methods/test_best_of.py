@@ -164,3 +164,10 @@ def test_a_criterion_may_judge_in_place_of_scorers():
     )
     with pytest.raises(ConfigError, match=r"best_of: accept: .*did you mean 'logprob'"):
         AsyncEnsemble(engines, All(), BestOf(accept="logprop"))
+
+
+def test_an_empty_answer_scores_0():
+    engines = members("", "b", logprob=-0.5)
+    result = asyncio.run(AsyncEnsemble(engines, All(), BestOf(accept="logprob")).generate(Request(CHAT)))
+    assert result.text == "b"
+    assert result.choices[0].scores == (("a", 0.0), ("b", pytest.approx(math.exp(-0.5))))

@@ -130,6 +130,26 @@ def test_a_draft_cut_off_at_max_tokens_is_not_accepted_however_likely():
     assert (result.text, result.finish) == ("Surely it", "length")
 
 
+@pytest.mark.parametrize("accept", ["logprob", "entropy:1.0", "perplexity:2", "agreement:2"])
+def test_an_empty_draft_has_the_probability_0(accept):
+    result = answer(Cascade(accept=accept), [Recorder("big", LARGE, 9), Recorder("tiny", "", 1)])
+    assert (result.text, result.finish) == (LARGE, "stop")
+    assert [(verdict.probability, verdict.sufficient) for verdict in result.verdicts] == [(0.0, False)]
+
+
+@pytest.mark.parametrize(
+    ("accept", "message"),
+    [
+        ("logprob", "tiny gives no logprobs, and `accept: logprob` needs them"),
+        ("entropy:1", "the engine that wrote the draft gives no logprobs"),
+    ],
+)
+def test_a_draft_whose_tokens_have_no_logprobs_cannot_be_judged(accept, message):
+    engines = [Recorder("big", LARGE, 9), Recorder("tiny", SMALL, 1, logprob=None)]
+    with pytest.raises(RequestError, match=message):
+        answer(Cascade(accept=accept), engines)
+
+
 def test_agreement_is_the_share_of_further_samples_with_an_equal_answer():
     replies = dict(
         enumerate([SMALL, "\\boxed{4.0}", "\\boxed{5}", "no idea", "the answer is 8/2", "\\boxed{4}"])

@@ -142,6 +142,13 @@ def test_by_its_probabilities_a_likely_answer_stays():
     assert (result.text, big.asked) == (DRAFT, [])
 
 
+@pytest.mark.parametrize("by", ["words", "logprob"])
+def test_of_an_empty_answer_nothing_stays(by):
+    engines = [Reader("big", "1: five" if by == "words" else "five", 9), Recorder("tiny", "", 1)]
+    request = Request(CHAT, Sampling(max_tokens=40))
+    assert asyncio.run(AsyncEnsemble(engines, All(), Review(by=by)).generate(request)).text == "five"
+
+
 def test_an_answer_that_is_accepted_is_not_reviewed():
     result, (big, _) = answer(Review(accept="logprob"), "OK", logprob=-0.01)
     assert (result.text, big.asked, result.verdicts[0].sufficient) == (DRAFT, [], True)

@@ -160,6 +160,17 @@ def test_a_draft_cut_off_at_max_tokens_is_not_kept():
     assert big.written == 2
 
 
+@pytest.mark.parametrize("draft", ["logprob", "entropy:1.0"])
+@pytest.mark.parametrize("more", [{}, {"confirm": 0.5}, {"continue_draft": 0.5}])
+def test_an_empty_draft_is_not_kept(draft, more):
+    big = Recorder("big", {"": INSIGHT}, 9)
+    small = Recorder("small", {"Thinking Insights": BETTER, "": ""}, 1, logprob=-0.01)
+    tandem = Tandem(levels=LEVELS, draft=draft, judge="fixed:low", **more)
+    result = asyncio.run(AsyncEnsemble([big, small], All(), tandem).generate(Request(CHAT)))
+    assert result.text == BETTER
+    assert [verdict.probability for verdict in result.verdicts] == [0.0, 1.0]
+
+
 def test_a_criterion_that_reads_no_tokens_is_asked_once():
     big = Recorder("big", {"Someone else": "no", "": INSIGHT}, 9)
     small = Recorder("small", {"Thinking Insights": BETTER, "": DRAFT}, 1)

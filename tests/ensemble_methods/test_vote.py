@@ -432,6 +432,11 @@ def test_a_candidate_that_fails_the_criterion_does_not_vote():
         AsyncEnsemble(engines, All(), Vote(accept="logpro"))
 
 
+def test_an_empty_candidate_does_not_vote():
+    result = vote(members("", boxed(5), logprob=[-0.01, -0.01]), Vote(accept="logprob"))
+    assert (result.text, choice(result).reason) == (boxed(5), "1 of 2 says 5; 1 not accepted")
+
+
 def test_the_criterion_of_candidates_is_part_of_what_decides():
     assert "criterion" not in Vote().deciding()
     assert (

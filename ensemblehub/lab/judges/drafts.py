@@ -132,11 +132,12 @@ def record(
 def train(
     rows: Sequence[Mapping[str, Any]], kind: str, author: str, made_from: Mapping[str, Any]
 ) -> JudgeArtifact:
-    """A judge of one model's drafts.
+    """A judge of one model's drafts; empty ones, which are never accepted, are left out.
 
     Raises:
         ArtifactError: too few drafts, or all of them right or wrong.
     """
+    rows = [row for row in rows if len(row["perplexity"])]
     read = [np.array([row["perplexity"], row["entropy"]]) for row in rows]
     tables = [np.stack([features(*sequence) for sequence in read])]
     if with_question := all("question" in row for row in rows):

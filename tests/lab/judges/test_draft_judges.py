@@ -162,6 +162,16 @@ def test_drafts_are_recorded_once_and_a_killed_run_goes_on(tmp_path, monkeypatch
         drafts.record(config, task, "calibration", 12, path)
 
 
+def test_a_judge_learns_nothing_from_empty_drafts(tmp_path):
+    silent = {**PAIR["model_specs"][1], "replies": {"": ""}}
+    config = Config.model_validate({"model_specs": [PAIR["model_specs"][0], silent]})
+    found = drafts.record(config, task_named("builtin_math"), "train", 2, tmp_path / "drafts.jsonl")
+    assert [(row["perplexity"], row["correct"]) for row in found] == [([], False)] * 2
+    known = list(rows())
+    with_empty, without = (drafts.train(part, "logistic", "tiny", {}) for part in (known + found, known))
+    assert with_empty.weights == without.weights
+
+
 def test_too_few_drafts_are_refused_in_one_line():
     with pytest.raises(ArtifactError) as error:
         drafts.train(list(rows(3)), "logistic", "tiny", {})
