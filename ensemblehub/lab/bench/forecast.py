@@ -40,7 +40,7 @@ def forecast(known: Sequence[float], count: int, level: float = LEVEL) -> Foreca
     right, and an interval of equal sides ends too low.
 
     Args:
-        known: at least two, none negative.
+        known: at least two, or all; none negative.
         level: of Student's t, in (0, 1).
     """
     return Forecast(*(float(row[0]) for row in forecasts(np.asarray([known], float), count, level)))
@@ -52,7 +52,9 @@ def forecasts(known: NDArray[np.float64], count: int, level: float = LEVEL) -> N
 
     n, left = known.shape[1], count - known.shape[1]
     done, mean = known.sum(1), known.mean(1)
-    spread = known.std(1, ddof=1) / np.where(mean, mean, 1) * np.sqrt(1 / n + 1 / max(left, 1))
+    if not left:
+        return np.asarray([done, done, done])
+    spread = known.std(1, ddof=1) / np.where(mean, mean, 1) * np.sqrt(1 / n + 1 / left)
     factor = np.exp(stats.t.ppf((1 + level) / 2, n - 1) * spread)
     return np.asarray([done + left * mean, done + left * mean / factor, done + left * mean * factor])
 
@@ -75,7 +77,7 @@ def forecast_time(walls: Sequence[float], count: int, at_once: int) -> Forecast:
     their geometric mean.
 
     Args:
-        walls: at least two, in seconds, in the order in which the answers were begun.
+        walls: at least two, or all, in seconds, in the order in which the answers were begun.
     """
     work, done, took = forecast(walls, count), sum(walls), elapsed(walls, at_once)
     best, worst = 1 / at_once, took / done if done else 0.0
@@ -94,6 +96,9 @@ def dry_run(
 ) -> str:
     """Answer `pilot` questions, spread evenly, and tell what all would take; the answers are kept for the
     run.
+
+    Args:
+        pilot: at least two; where there are no more questions than that, the table says what they took.
 
     Returns:
         A table: tokens computed and generated, compute, dollars and wall time of all answers.
@@ -114,7 +119,13 @@ def dry_run(
             lines.append(_line(cell, rows, count))
             alone = cell.config.aggregation.method == "single"  # calls one of its members
             models = [] if alone else [spec.name for spec in cell.config.members]
-            notes += unseen(cell.name, models, rows, count)
+            notes += unseen(cell.name, models, rows)
+    if len(part.asks) == count:
+        note = (
+            "The pilot answered all questions, so nothing is predicted (kept: the run without --dry-run reports on "
+            "them). Time is that of answering, without loading and grading."
+        )
+        return f"{table(HEADER, lines)}\n\n{note}\n"
     note = (
         f"Of {count} answers, from the pilot's (kept: the run without --dry-run goes on from them), with "
         "95 % prediction intervals. Time is that of answering, without loading and grading, where the engines stay "
@@ -124,11 +135,11 @@ def dry_run(
     return "\n\n".join([table(HEADER, lines), note, *notes]) + "\n"
 
 
-def unseen(name: str, models: Sequence[str], rows: Sequence[AnswerRow], count: int) -> list[str]:
+def unseen(name: str, models: Sequence[str], rows: Sequence[AnswerRow]) -> list[str]:
     """What the intervals of a cell leave out: the models that no answer of its pilot called."""
     called = {line["engine"] for row in rows for line in row.usage}
     idle = [model for model in models if model not in called]
-    if not idle or len(rows) == count:
+    if not idle:
         return []
     share = 1 - 0.05 ** (1 / len(rows))  # of a larger share, 95 % of pilots have an answer
     return [
@@ -142,7 +153,8 @@ def _line(cell: Cell, rows: Sequence[AnswerRow], count: int) -> list[str]:
     time = forecast_time([row.wall for row in rows], count, cell.config.experiment.concurrency)
 
     def told(found: Forecast, text: Callable[[float], str]) -> str:
-        return f"{text(found.total)} [{text(found.low)}, {text(found.high)}]"
+        interval = f" [{text(found.low)}, {text(found.high)}]" if len(rows) < count else ""
+        return text(found.total) + interval
 
     return [
         cell.name,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ensemblehub import cli
-from ensemblehub.lab.bench import cells, forecast, run
+from ensemblehub.lab.bench import forecast
 from ensemblehub.lab.bench.rows import read_rows
 
 MODEL = """
@@ -36,6 +36,8 @@ def test_a_total_is_predicted_with_students_t():
     assert forecast.forecast([0.0, 0.0], 9) == forecast.Forecast(0.0, 0.0, 0.0)
     whole = forecast.forecast([1.0, 2.0], 2)
     assert (whole.total, whole.low, whole.high) == (3.0, 3.0, 3.0)
+    assert forecast.forecast([5.0], 1) == forecast.Forecast(5.0, 5.0, 5.0)
+    assert forecast.forecast([2.0, 2.0], 9) == forecast.Forecast(18.0, 18.0, 18.0)
 
 
 @pytest.mark.parametrize("size", [10, 20])
@@ -87,15 +89,28 @@ def test_a_pilot_is_kept_and_tells_what_the_whole_run_takes(tmp_path, capsys):
         assert found.low < found.high
 
 
-def test_a_pilot_of_all_questions_is_exact(tmp_path):
-    file = tmp_path / "paid.yaml"
-    file.write_text(MODEL)
-    questions = run.questions_of("builtin_math", "test", None, None, 4)
-    text = forecast.dry_run(cells.cells_of([str(file)]), questions, tmp_path / "out", 10)
-    assert "| paid | 4 | 4 |" in text
-    line = text.splitlines()[2].split("|")
-    total, low, high = line[5].replace("[", "").replace("]", "").replace(",", "").split()
-    assert total == low == high
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_pilot_of_all_questions_has_totals_and_no_intervals(tmp_path, capsys, count):
+    file, out = tmp_path / "paid.yaml", tmp_path / "out"
+    file.write_text(
+        MODEL.replace('"a short answer is 5"', '"a somewhat longer answer that goes on for a while is 5"')
+    )
+    given = [str(file), "--task", "builtin_math", "--limit", str(count), "--out", str(out)]
+    assert command(*given, "--dry-run", "4") == 0
+    said = capsys.readouterr().out
+    rows = read_rows(out / "answers" / "paid.jsonl")[1].values()
+    read, written = sum(row.read for row in rows), 12 * count  # a token a word
+    assert f"| paid | {count} | {count} | {read} | {written} | " in said
+    assert f" | {(read + 10 * written) / 1e6:.4f} | 0:00 |" in said  # 1 and 10 dollars per million
+    assert "[" not in said
+    assert "nothing is predicted" in said
+
+
+def test_a_pilot_of_one_question_is_refused(capsys):
+    assert command("builtin:intern", "--task", "builtin_math", "--dry-run", "1") == 2
+    assert (
+        capsys.readouterr().err == "ensemblehub: Invalid value for '--dry-run': 1 is not in the range x>=2.\n"
+    )
 
 
 CASCADE = """
