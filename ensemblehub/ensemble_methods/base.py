@@ -18,8 +18,8 @@ from ensemblehub.schema import Capability, Event, Request, Scored
 from ensemblehub.scorers.pool import Pool
 
 Granularity = Literal["token", "segment", "response"]
-# options that certificates made before do not know; left out where they are not set
-ADDED_OPTIONS = ("lost", "decided")
+# options, of any strategy or of one, that certificates made before do not know; left out where they are not set
+ADDED_OPTIONS = frozenset({"lost", "decided", "vote.threshold"})
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,12 @@ class Aggregation(EnsembleMethod, ABC):
     def deciding(self) -> dict[str, Any]:
         """What decides the answer beside models and sampling, by the names that a certificate gives it."""
         settings: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
-        later = {name for name in ADDED_OPTIONS if settings.get(name, "") is None}
-        return {"settings": {name: value for name, value in settings.items() if name not in later}}
+        kept = {
+            name: value
+            for name, value in settings.items()
+            if value is not None or not ADDED_OPTIONS & {name, f"{name_of(self)}.{name}"}
+        }
+        return {"settings": kept}
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)

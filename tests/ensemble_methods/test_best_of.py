@@ -171,3 +171,14 @@ def test_an_empty_answer_scores_0():
     result = asyncio.run(AsyncEnsemble(engines, All(), BestOf(accept="logprob")).generate(Request(CHAT)))
     assert result.text == "b"
     assert result.choices[0].scores == (("a", 0.0), ("b", pytest.approx(math.exp(-0.5))))
+
+
+def test_an_answer_that_was_cut_off_scores_0_by_a_criterion():
+    engines = [
+        EchoEngine(name, EchoOptions({"": reply}, logprob=logprob))
+        for name, reply, logprob in (("a", "so so so so", -0.02), ("b", "b", -0.5))
+    ]
+    hub = AsyncEnsemble(engines, All(), BestOf(accept="logprob"))
+    result = asyncio.run(hub.generate(Request(CHAT, Sampling(max_tokens=3))))
+    assert (result.text, result.finish) == ("b", "stop")
+    assert result.choices[0].scores == (("a", 0.0), ("b", pytest.approx(math.exp(-0.5))))

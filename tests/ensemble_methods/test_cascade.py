@@ -304,10 +304,11 @@ def test_a_question_with_nothing_to_read_is_not_lost():
 
 
 def test_options_that_are_not_set_leave_certificates_as_they_were():
-    assert not {"lost", "decided"} & {
-        *Cascade().deciding()["settings"],
-        *Vote(samples=3).deciding()["settings"],
-    }
+    cascade, voting = Cascade().deciding()["settings"], Vote(samples=3).deciding()["settings"]
+    assert not {"lost", "decided"} & {*cascade, *voting}
+    assert "threshold" not in voting
+    assert cascade["threshold"] is None  # as old as `cascade`
+    assert Vote(samples=3, accept="ask", threshold=0.7).deciding()["settings"]["threshold"] == 0.7
     assert Cascade(lost="entropy:1").deciding()["settings"]["lost"] == "entropy:1"
 
 

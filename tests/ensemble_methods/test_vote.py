@@ -432,6 +432,24 @@ def test_a_candidate_that_fails_the_criterion_does_not_vote():
         AsyncEnsemble(engines, All(), Vote(accept="logpro"))
 
 
+def test_the_threshold_of_candidates_is_an_option():
+    engines = members(boxed(4), boxed(4), boxed(5), logprob=[math.log(0.8), math.log(0.8), math.log(0.95)])
+    for threshold, answer in ((None, 5), (0.79, 4), (0.81, 5), (0.96, 4)):  # where none passes all vote
+        assert vote(engines, Vote(accept="logprob", threshold=threshold)).text == boxed(answer)
+    with pytest.raises(ConfigError, match="vote: `threshold` needs `accept`"):
+        AsyncEnsemble(engines, All(), Vote(threshold=0.5))
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0])
+def test_a_candidate_that_was_cut_off_does_not_vote_where_one_has_to_be_accepted(threshold):
+    cut = "\\boxed{4} so so so"
+    engines = members(cut, cut, "\\boxed{5}", logprob=[-0.01, -0.01, -0.01])
+    result = vote(engines, Vote(accept="logprob", threshold=threshold), max_tokens=3)
+    assert (result.text, result.finish) == ("\\boxed{5}", "stop")
+    assert choice(result).reason == "1 of 3 says 5; 2 not accepted"
+    assert vote(engines, max_tokens=3).text == "\\boxed{4} so so"
+
+
 def test_an_empty_candidate_does_not_vote():
     result = vote(members("", boxed(5), logprob=[-0.01, -0.01]), Vote(accept="logprob"))
     assert (result.text, choice(result).reason) == (boxed(5), "1 of 2 says 5; 1 not accepted")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageLedger
-from ensemblehub.ensemble_methods.acceptance import AcceptedAnswers, Trial
+from ensemblehub.ensemble_methods.acceptance import Acceptance, AcceptedAnswers, Trial
 from ensemblehub.ensemble_methods.candidates import Candidate, drafts, write_all
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Choice, Event, Request
@@ -35,7 +35,8 @@ class BestOf(AcceptedAnswers):
     Attributes:
         samples: answers per engine; one at temperature 0, where all are the same.
         exclude_self_scoring: no scorer judges the text of its own model, where another can.
-        accept: a criterion (see `acceptance_named`; tests, say) in place of scorers.
+        accept: a criterion (see `acceptance_named`; tests, say) in place of scorers.  An answer that was cut
+            off at `max_tokens` scores 0.
     """
 
     exclude_self_scoring: bool = True
@@ -67,10 +68,9 @@ class BestOf(AcceptedAnswers):
         ledger: UsageLedger,
     ) -> list[float]:
         """One score for each candidate; higher is better."""
-        criterion = self.criterion
-        if criterion:
+        if criterion := self.criterion:
             trials = [Trial(request, candidate, engines, ledger) for candidate in candidates]
-            return await together(criterion.probability(trial) for trial in trials)
+            return await together(judged(criterion, trial) for trial in trials)
         texts = [candidate.text for candidate in candidates]
         authors = [candidate.engine.model for candidate in candidates] if self.exclude_self_scoring else []
         return await self.scorers.score(request, texts, ledger.meter("score"), authors)
@@ -78,3 +78,8 @@ class BestOf(AcceptedAnswers):
     @property
     def uses_scorers(self) -> bool:  # type: ignore[override]  # not where a criterion judges
         return self.accept is None
+
+
+async def judged(criterion: Acceptance, trial: Trial) -> float:
+    """The probability of an answer; 0 where it was cut off."""
+    return await criterion.probability(trial) if trial.draft.whole else 0.0

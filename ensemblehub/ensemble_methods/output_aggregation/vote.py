@@ -23,7 +23,7 @@ from textwrap import shorten
 from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from ensemblehub.answers.equality import equal_answers, final_answer
 from ensemblehub.cost import UsageLedger
@@ -90,8 +90,9 @@ class Vote(AcceptedAnswers):
             second with this probability under a Beta posterior, each vote counted by the geometric mean
             probability of its tokens.  The answer stays that of most votes; where another one has more of
             that sum, drawing goes on.
-        accept: a criterion (see `acceptance_named`; tests, say) by which a candidate may vote; where none
-            passes all of them vote.
+        accept: a criterion (see `acceptance_named`; tests, say) by which a candidate may vote, unless it was
+            cut off at `max_tokens`; where none passes all of them vote.
+        threshold: the probability from which a candidate may vote; by default the criterion's own.
     """
 
     weights: Mapping[str, Annotated[float, Ge(0), Lt(math.inf)]] = field(default_factory=dict)
@@ -100,6 +101,7 @@ class Vote(AcceptedAnswers):
     stop_early: bool = False
     window: Annotated[int, Ge(1)] | None = None
     decided: Annotated[float, Gt(0.5), Lt(1)] | None = None
+    threshold: Annotated[float, Ge(0), Le(1)] | None = None
 
     async def run(
         self, request: Request, engines: Sequence[Engine], ledger: UsageLedger
@@ -137,7 +139,10 @@ class Vote(AcceptedAnswers):
     async def may_vote(self, trial: Trial) -> bool:
         """Whether a candidate passes the configured criterion."""
         criterion = self.criterion
-        return criterion is None or await criterion.probability(trial) >= criterion.threshold
+        if criterion is None:
+            return True
+        enough = criterion.threshold if self.threshold is None else self.threshold
+        return trial.draft.whole and await criterion.probability(trial) >= enough
 
     def read(self, reply: str) -> str | None:
         """The answer in a reply; None where there is none to be read."""
@@ -161,6 +166,8 @@ class Vote(AcceptedAnswers):
         if self.decided:
             for engine in engines:
                 require(engine, {"logprobs"}, "vote (decided)")
+        if self.threshold is not None and self.accept is None:
+            raise ConfigError("vote: `threshold` needs `accept`, whose probability it is compared with")
         for name in self.weights:
             by_name(engines, name, "vote: weights")
         if (self.extract == "regex") != bool(self.pattern):

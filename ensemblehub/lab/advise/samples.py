@@ -50,8 +50,11 @@ def _voted(drafts: list[InternAnswer], samples: int, window: int | None = None) 
 
 
 def best_of(recorded: Recorded) -> Iterator[Strategy]:
-    """The intern's sample that passes the most of the tests that a question shows; of equal ones the first."""
-    passed = [[draft.tests or 0.0 for draft in drafts[1:]] for drafts in recorded.drafts]
+    """The intern's sample that passes the most of the tests that a question shows; of equal ones the first.
+
+    One that was cut off counts as passing none.
+    """
+    passed = [[_score(draft) for draft in drafts[1:]] for drafts in recorded.drafts]
     most = min(map(len, passed))
     if most < 2 or not any(map(any, passed)):
         return
@@ -60,6 +63,10 @@ def best_of(recorded: Recorded) -> Iterator[Strategy]:
     ]
     ends = [[(np.argmax(row[:count]), count) for count in range(2, most + 1)] for row in passed]
     yield _sampled(recorded, "best intern sample by shown tests", "best_of", ways, np.array(ends))
+
+
+def _score(draft: InternAnswer) -> float:
+    return 0.0 if draft.run.finish == "length" else draft.tests or 0.0
 
 
 def _sampled(

@@ -50,16 +50,17 @@ def test_a_vote_draws_what_it_needs(answers, at_once, singly, in_pairs):
 
 def test_of_samples_that_pass_equally_many_tests_the_first_is_given():
     rows = [(["4", "9", "9"], [0.5, 0.5, 1.0]), (["9", "4", "4"], [0.0, 0.0, 0.0])]
-    greedy = drawn(["4"])
+    greedy, cut = drawn(["4"]), drawn(["4", "9", "9"], [1.0, 0.5, 0.0])
+    cut[0] = replace(cut[0], run=replace(cut[0].run, finish="length"))
     recorded = SimpleNamespace(
-        drafts=[[*greedy, *drawn(answers, passed)] for answers, passed in rows],
+        drafts=[*([*greedy, *drawn(answers, passed)] for answers, passed in rows), [*greedy, *cut]],
         name=lambda role: role,
         cost=lambda run: run.intern_tokens,
     )
     (strategy,) = best_of(recorded)
     assert [title for title, _ in strategy.settings] == ["2 samples", "3 samples"]
-    assert strategy.correct.tolist() == [[0, 1], [1, 1]]
-    assert strategy.cost.tolist() == [[6, 9], [6, 9]]
+    assert strategy.correct.tolist() == [[0, 1], [1, 1], [1, 1]]
+    assert strategy.cost.tolist() == [[6, 9], [6, 9], [6, 9]]
 
 
 @pytest.mark.parametrize(
