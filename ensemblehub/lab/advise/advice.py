@@ -29,7 +29,7 @@ from ensemblehub.lab.advise.strategy import Changes
 from ensemblehub.lab.journal import Journal, unpack
 from ensemblehub.lab.pipeline import report
 from ensemblehub.lab.pipeline.certificate import Promise
-from ensemblehub.lab.pipeline.experiment import Experiment, as_json, tandem_of
+from ensemblehub.lab.pipeline.experiment import Experiment, as_json, tandem_of, with_sampling
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.own import OwnQuestions
@@ -96,7 +96,8 @@ def advise(
     agreement = isinstance(task, OwnQuestions) and not task.labelled
     whole = whole or promise is not None
     recorded = record(config, task, split, n, samples, folder, force, criterion, whole, collected)
-    config = with_rule(config)
+    sampling = task.sampling(config.ensemble.generation.sampling())
+    config = with_sampling(with_rule(config), sampling.max_tokens, sampling.stop)
     warn_of_thinking(recorded)
     found = choice.outcomes(strategies(recorded), criterion)
     check_right(found, recorded)
@@ -117,7 +118,10 @@ def advise(
             title = best.name
             said = best.save(made, [row.key for row in rows], folder, best.judged)
             text += f"\n## Certificate\n\n```\n{said}\n```\n"
-    heading = f"# {title}\n# chosen by {recorded.measure}\n" if recorded.prices else f"# {title}\n"
+    heading, unserved = f"# {title}\n", task.unserved()
+    heading += f"# chosen by {recorded.measure}\n" if recorded.prices else ""
+    if unserved:
+        text, heading = f"{text}\nThe questions were {unserved}.\n", f"{heading}# {unserved}\n"
     advice = Advice(found, chosen, clear, text, f"{heading}{made.to_yaml()}", refusal)
     write_atomically(folder / "advice.md", advice.text)
     write_atomically(folder / "advice.yaml", advice.config)

@@ -26,12 +26,12 @@ from ensemblehub.lab.bench.rows import AnswerRow, journals
 from ensemblehub.lab.journal import differences, told
 from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.certificate import Promise
-from ensemblehub.lab.pipeline.experiment import as_json
+from ensemblehub.lab.pipeline.certificate_command import prompt_line
+from ensemblehub.lab.pipeline.experiment import as_json, with_sampling
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.tandem.drift import histogram
 
 FILE = "certified.yaml"
-GENERATION = {"max_tokens": "max_tokens", "stop": "stop_strings"}  # what a benchmark's prompt profile may set
 UNITS = {
     "usd": "usd",
     "cold_flops": "flops",
@@ -74,14 +74,16 @@ def certify_measured(
     """
     mentor, *others = measured(folder, chosen(cells, against, only), task)
     best, cell = certified_cell(mentor, others, promise)
-    whole = cell.cell.config.model_dump(exclude_unset=True, mode="json", exclude={"sweep", "experiment"})
-    asked = {f"generation.{key}": cell.settings["sampling"][name] for name, key in GENERATION.items()}
-    given = {"certificate": str(out), "generation.stop_sequences": [], **asked}
-    config = Config.from_dict(whole, [f"ensemble.{key}={json.dumps(value)}" for key, value in given.items()])
+    sampling = cell.settings["sampling"]
+    served = with_sampling(cell.cell.config, sampling["max_tokens"], sampling["stop"])
+    whole = served.model_dump(exclude_unset=True, mode="json", exclude={"sweep", "experiment"})
+    config = Config.from_dict(whole, [f"ensemble.certificate={json.dumps(str(out))}"])
     tested = [row for row, within in zip(cell.rows, best.tested, strict=True) if within]
     text = best.save(config, [f"{row.asked} {row.prompted}" for row in cell.rows], out, scores(tested))
-    write_atomically(out / FILE, f"# {best.name}\n{config.to_yaml()}")
-    return text
+    unserved = task_named(task or cell.settings["task"], None, cell.settings["prompt"]).unserved()
+    heading = "".join(f"# {line}\n" for line in (best.name, unserved) if line)
+    write_atomically(out / FILE, f"{heading}{config.to_yaml()}")
+    return "\n".join([text, *prompt_line(unserved)])
 
 
 def chosen(cells: Sequence[Cell], against: str, only: Sequence[str]) -> list[Cell]:

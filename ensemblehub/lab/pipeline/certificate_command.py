@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from ensemblehub.lab.pipeline.calibration import by_level, limits_of
 from ensemblehub.lab.pipeline.cascade import Floats, Outcomes
 from ensemblehub.lab.pipeline.certificate import Promise, Settings, certified
 from ensemblehub.lab.pipeline.certificate_path import FOLDS, along, path_of, unseen
+from ensemblehub.lab.pipeline.experiment import with_sampling
 from ensemblehub.lab.pipeline.pipeline import Pipeline, made_for
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected, with_current_names
@@ -60,6 +62,7 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
     folder = pipeline.saved_folder
     replace(artifact, thresholds=thresholds, give_up=give_up, data=made).save(folder)
     engines, tandem = pipeline.ensemble(judge=str(folder), thresholds=None)  # the certified ones
+    asked = with_sampling(pipeline.config, pipeline.sampling.max_tokens, pipeline.sampling.stop)
     certificate = Certificate(
         promise.loss,
         promise.max_loss,
@@ -67,7 +70,7 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
         len(data.rows),
         thresholds,
         vars(seen),
-        identity(pipeline.config, tandem, engines.engines),
+        identity(asked, tandem, engines.engines),
         {
             "data": hash_of([row.key for row in data.rows]),
             "path": hashlib.sha256(path.tobytes()).hexdigest()[:16],
@@ -76,7 +79,13 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
         give_up=give_up,
     )
     certificate.save(folder)
-    return "\n".join(lines(certificate, promise))
+    said = lines(certificate, promise)
+    if asked is not pipeline.config:
+        generation = asked.ensemble.generation.model_dump(
+            mode="json", include={"max_tokens", "stop_strings", "stop_sequences"}
+        )
+        said.append(f"to serve    set in ensemble.generation: {json.dumps(generation)}")
+    return "\n".join([*said, *prompt_line(pipeline.task.unserved())])
 
 
 def training_outcomes(
@@ -135,6 +144,11 @@ def _scores(outcomes: Outcomes, thresholds: Floats, give_up: Floats) -> dict[str
     heard = outcomes.heard
     last = heard[np.arange(len(heard)), outcomes.giving_up(give_up).ends(thresholds)]
     return {"first": histogram(heard[:, 0].tolist()), "last": histogram(last.tolist())}
+
+
+def prompt_line(unserved: str) -> list[str]:
+    """What a configuration lacks of the prompts that a certificate holds for (`Task.unserved`), if anything."""
+    return [f"prompts     {unserved}"] if unserved else []
 
 
 def lines(certificate: Certificate, promise: Promise, strategy: str = "") -> list[str]:

@@ -41,6 +41,19 @@ def with_aggregation(config: Config, **options: Any) -> Config:
     return config.model_copy(update={"ensemble": section})
 
 
+def with_sampling(config: Config, max_tokens: int, stop: Sequence[str]) -> Config:
+    """The configuration with the length and the stop strings that its questions were asked with, which a prompt
+    profile may set; `config` itself where it has them already.
+    """
+    known = config.ensemble.generation.sampling()
+    if (known.max_tokens, known.stop) == (max_tokens, tuple(stop)):
+        return config
+    given = {"max_tokens": max_tokens, "stop_strings": list(stop), "stop_sequences": []}
+    generation = config.ensemble.generation.model_copy(update=given)
+    section = config.ensemble.model_copy(update={"generation": generation})
+    return config.model_copy(update={"ensemble": section})
+
+
 def tandem_of(ensemble: AsyncEnsemble) -> Tandem:
     """The ensemble's aggregation.
 

@@ -111,6 +111,10 @@ class Task(ABC):
         """Whether the insight states the answer as a result.  Thread-safe, bounded in time."""
         return False
 
+    def unserved(self) -> str:
+        """What of the prompt profile no configuration can hold, in one line; empty where there is nothing."""
+        return ""
+
     def about(self, split: str) -> dict[str, Any]:
         """The origin of a split's questions, for the record of a result;
         empty where name and split say it all.

@@ -54,6 +54,17 @@ class PromptProfile:
         ]
         return Chat((*system, *turns, Message("user", self._filled(question, code))))
 
+    @property
+    def wording(self) -> list[str]:
+        """Its parts that no configuration can hold."""
+        parts = {
+            "user text": self.user != "{question}",
+            "system text": self.system,
+            "opening": self.opening,
+            "examples": self.shots,
+        }
+        return [name for name, used in parts.items() if used]
+
     def _filled(self, question: str, code: str) -> str:
         given = {"{question}": question, "{code}": code}
         return "".join(given.get(part, part) for part in _parts(self.user))

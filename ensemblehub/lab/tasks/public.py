@@ -109,6 +109,15 @@ class Public(Task):
         """The question in the words of the profile, with its opening."""
         return replace(super().ask(item, sampling, thinking), prefix=self.profile.opening)
 
+    def unserved(self) -> str:
+        """The profile and its parts that whoever asks a server has to add."""
+        if not self.profile.wording:
+            return ""
+        return (
+            f"asked with the prompt profile {self.prompt!r}, whose {' and '.join(self.profile.wording)} the "
+            "configuration cannot hold: add them to every request"
+        )
+
     def about(self, split: str) -> dict[str, Any]:
         """How the questions were split, where they came from, a hash of them all, and how they were put
         (name and fingerprint of the profile; absent for `plain`).

@@ -83,6 +83,33 @@ def test_the_scores_are_those_of_the_certified_setting(asked, tmp_path):
     assert load_certificate(tmp_path).scores == {"first": histogram(scores[1::2, 1].tolist())}
 
 
+@pytest.mark.parametrize(
+    ("prompt", "length", "stops", "wording"),
+    [
+        ("official", 2048, ["."], "system text"),
+        ("few_shot", 64, [".", "Question:"], "user text and examples"),
+    ],
+)
+def test_the_sampling_that_was_measured_is_served(asked, tmp_path, prompt, length, stops, wording):
+    lines = [{"question": f"{n} {'boats' if n % 3 else 'cars'}?", "answer": "#### 9"} for n in range(60)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--task", "gsm8k", "--data", str(tmp_path / "{split}.jsonl"), "--n", "60", "--split", "train"]
+    own = ["-s", "ensemble.generation={max_tokens: 64, stop_sequences: [.]}", "--max-loss", "0.1"]
+    given = ["advise", "-c", str(tmp_path / "pair.yaml"), *flags, *own, "--samples", "0"]
+    done = CliRunner().invoke(cli, [*given, "--prompt", prompt, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    line = f"asked with the prompt profile '{prompt}', whose {wording} the configuration cannot hold"
+    assert f"The questions were {line}: add them to every request.\n" in done.output
+    file = tmp_path / "out" / "advice.yaml"
+    assert f"# {line}: add them to every request\n" in file.read_text()
+    served = Catalog(Config.read(file)).find("ensemble")
+    sampling = served.ensemble.sampling
+    assert (sampling.max_tokens, list(sampling.stop)) == (length, stops)
+    assert served.watch.holds
+    untested = Config.read(file, ["ensemble.generation={max_tokens: 65, stop_sequences: [.]}"])
+    assert "settings" in Catalog(untested).find("ensemble").watch.differing[0]
+
+
 def test_where_nothing_is_certified_the_advice_is_there_all_the_same(asked, tmp_path):
     done = asked("--max-loss", "0.05")
     assert "# Which strategy pays" in done.output

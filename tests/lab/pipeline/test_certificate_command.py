@@ -88,6 +88,21 @@ def test_whatever_is_changed_is_noticed(folder, change, name):
     assert [text.split(" holds for ")[1].split()[0] for text in found] == [name]
 
 
+def test_the_sampling_that_was_collected_is_certified(folder):
+    """As a prompt profile that stops at a line after 32 tokens, whatever the configuration says."""
+    pipeline = pipeline_of(folder)
+    pipeline.sampling = replace(pipeline.sampling, max_tokens=32, stop=("\n\n",))
+    told = certify(pipeline, PROMISE)
+    given = '{"max_tokens": 32, "stop_strings": ["\\n\\n"], "stop_sequences": []}'
+    assert f"to serve    set in ensemble.generation: {given}" in told
+    certificate = load_certificate(folder / "judge")
+    (sentence,) = certificate.differing(identity_of(pipeline_of(folder)))
+    assert " holds for settings " in sentence
+    served = pipeline_of(folder, f"ensemble.generation={given}")
+    assert certificate.differing(identity_of(served)) == []
+    assert "to serve" not in certify(pipeline_of(folder), PROMISE)
+
+
 def test_thresholds_of_the_file_are_not_certified(folder, caplog):
     bold = "ensemble.output_aggregation_params.thresholds={none: 0.123}"
     certify(pipeline_of(folder, bold), PROMISE)
