@@ -274,6 +274,8 @@ class AcceptedAnswers(CompleteAnswers):
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
+        if self.accept == NEVER:
+            raise ConfigError(f"{name_of(self)}: `accept: {NEVER}` accepts no answer; leave `accept` out")
         if criterion := self.criterion:
             for engine in engines:
                 criterion.check(engine, engines, name_of(self))

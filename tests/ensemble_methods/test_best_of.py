@@ -164,6 +164,8 @@ def test_a_criterion_may_judge_in_place_of_scorers():
     )
     with pytest.raises(ConfigError, match=r"best_of: accept: .*did you mean 'logprob'"):
         AsyncEnsemble(engines, All(), BestOf(accept="logprop"))
+    with pytest.raises(ConfigError, match="best_of: `accept: never` accepts no answer; leave `accept` out"):
+        AsyncEnsemble(engines, All(), BestOf(accept="never"))
 
 
 def test_an_empty_answer_scores_0():

@@ -200,6 +200,7 @@ def test_no_draft_is_written_at_effort_none_and_an_aborted_one_is_stopped():
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
+        ({"draft": "never"}, Recorder, "tandem: `draft: never` writes no draft; leave `draft` out"),
         ({"draft": "logprop"}, Recorder, r"tandem: draft: accept: .*did you mean 'logprob'"),
         ({"draft": "ask", "confirm": 0.9}, Recorder, "needs a draft judged by its tokens, not by 'ask'"),
         ({"draft": "logprob", "confirm": 0.9}, NoScore, r"tandem .draft. needs score of engine 'small'"),

@@ -430,6 +430,8 @@ def test_a_candidate_that_fails_the_criterion_does_not_vote():
     assert choice(result).reason == "no reply has a readable answer; b's is given; 1 not accepted"
     with pytest.raises(ConfigError, match=r"vote: accept: .*did you mean 'logprob'"):
         AsyncEnsemble(engines, All(), Vote(accept="logpro"))
+    with pytest.raises(ConfigError, match="vote: `accept: never` accepts no answer; leave `accept` out"):
+        AsyncEnsemble(engines, All(), Vote(accept="never"))
 
 
 def test_the_threshold_of_candidates_is_an_option():

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from annotated_types import Ge, Le
 
 from ensemblehub import builtin
-from ensemblehub.ensemble_methods.acceptance import Acceptance, acceptance_named
+from ensemblehub.ensemble_methods.acceptance import NEVER, Acceptance, acceptance_named
 from ensemblehub.ensemble_methods.base import Aggregation, Checkpoint
 from ensemblehub.ensemble_methods.roles import by_name, largest, require, smallest
 from ensemblehub.errors import ConfigError, did_you_mean
@@ -138,6 +138,8 @@ class TandemOptions(Aggregation):
                 if getattr(self, option) is not None:
                     raise ConfigError(f"tandem: `{option}` needs a `draft`")
             return
+        if self.draft == NEVER:
+            raise ConfigError(f"tandem: `draft: {NEVER}` writes no draft; leave `draft` out")
         if self.insight_mode == "continuation":
             raise ConfigError("tandem: `draft` needs `insight_mode: prompt`")
         criterion.check(intern, engines, "tandem (draft)")

@@ -136,7 +136,7 @@ def test_options_that_decide_between_levels_are_those_of_the_replay(pair):
         "ensemble.output_aggregation_params.fallback=mentor",
         "ensemble.output_aggregation_params.thresholds={none: 0.0, low: 0.0}",
         "ensemble.output_aggregation_params.give_up={none: 1.0}",
-        "ensemble.output_aggregation_params.draft=never",
+        "ensemble.output_aggregation_params.draft=ask",
         "ensemble.output_aggregation_params.effort=low",
     ]
     config, task = Config.read(pair / "pair.yaml", begun), OwnQuestions(pair / "own.jsonl")
