@@ -21,7 +21,7 @@ from ensemblehub.lab.advise import choice
 from ensemblehub.lab.advise.certified import CHOOSING, certify
 from ensemblehub.lab.advise.choice import Criterion, Evaluated
 from ensemblehub.lab.advise.costs import CostUnit, Prices, amount, prices_of, without_prices
-from ensemblehub.lab.advise.escalations import warn_of_thinking
+from ensemblehub.lab.advise.escalations import warn_of_drafts, warn_of_thinking
 from ensemblehub.lab.advise.pair import trained_judge, warn_of, with_rule
 from ensemblehub.lab.advise.record import Recorded, Recorder, check_answers, distinct, reused
 from ensemblehub.lab.advise.strategies import NO_THINKING, strategies
@@ -170,7 +170,7 @@ def record(
     unpack(folder / RECORDED, force)
     with closing(Journal(folder / RECORDED, header, force)) as journal:
         check_answers(task, items, journal)
-        return asyncio.run(
+        recorded = asyncio.run(
             _recorded(
                 ensemble,
                 recorder,
@@ -183,6 +183,9 @@ def record(
                 config.experiment.concurrency,
             )
         )
+    if "logprobs" in intern.capabilities:
+        warn_of_drafts(recorded)
+    return recorded
 
 
 async def _recorded(

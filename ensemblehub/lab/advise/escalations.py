@@ -54,7 +54,7 @@ def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
         )
 
     criteria = {}
-    if accepted := _by_logprob([drafts[0].logprob for drafts in recorded.drafts], known):
+    if accepted := _by_logprob(own, [drafts[0].logprob for drafts in recorded.drafts], known):
         criteria["log-probability"] = accepted
     passed = [drafts[0].tests for drafts in recorded.drafts]
     if any(passed):
@@ -120,7 +120,7 @@ def thinking(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     """The mentor's answer without thinking is kept where its log-probability suffices; else it thinks."""
     rows = recorded.collected.rows
     short, mentor = ([row.runs[name] for row in rows] for name in ("mentor_concise", "mentor"))
-    accepted = _by_logprob([run.logprob for run in short], known)
+    accepted = _by_logprob(short, [run.logprob for run in short], known)
     if accepted and all(row.thinking_switch for row in rows):
         models = {"ensemble.models": [recorded.name("mentor")]}
         info = recorded.collected.info(
@@ -142,7 +142,8 @@ def thinking(recorded: Recorded, known: slice) -> Iterator[Strategy]:
 def warn_of_thinking(recorded: Recorded) -> None:
     """Say why `thinking` is left out, where the mentor can be asked both ways."""
     rows = recorded.collected.rows
-    unknown = sum(row.runs["mentor_concise"].logprob is None for row in rows)
+    short = [row.runs["mentor_concise"] for row in rows]
+    unknown = probabilities(short, [run.logprob for run in short]).count(None)
     if unknown and any(row.thinking_switch for row in rows):
         log.warning(
             "the mentor that thinks where it is unsure is left out: how probable its answers without thinking "
@@ -150,6 +151,24 @@ def warn_of_thinking(recorded: Recorded) -> None:
             unknown,
             len(rows),
         )
+
+
+def warn_of_drafts(recorded: Recorded) -> None:
+    """Say why what goes by the log-probability of a draft is left out, where the intern gives logprobs."""
+    own = [drafts[0].run for drafts in recorded.drafts]
+    logprobs = [drafts[0].logprob for drafts in recorded.drafts]
+    scored = len(recorded.collected.drafts)
+    for ways, unknown in (
+        ("cascade and plan by log-probability are", probabilities(own, logprobs).count(None)),
+        ("Tandem with a draft is", recorded.n - scored if scored else 0),  # none are in older recordings
+    ):
+        if unknown:
+            log.warning(
+                "%s left out: how probable the intern's draft is is unknown for %d of %d questions",
+                ways,
+                unknown,
+                recorded.n,
+            )
 
 
 def tandem_with_draft(recorded: Recorded, known: slice) -> Iterator[Strategy]:
@@ -187,10 +206,21 @@ def tandem_with_draft(recorded: Recorded, known: slice) -> Iterator[Strategy]:
             yield otherwise(f"{tokens} tokens", level, less, judge=f"fixed:{level}")
 
 
-def _by_logprob(logprobs: Sequence[float | None], known: slice) -> Accepted | None:
-    """The criterion `logprob` over mean log-probabilities; None where one is unknown."""
-    scores = [geometric_mean([logprob]) for logprob in logprobs if logprob is not None]
-    complete = len(scores) == len(logprobs)
+def probabilities(runs: Sequence[Run], logprobs: Sequence[float | None]) -> list[float | None]:
+    """What the criterion `logprob` says of answers with these mean log-probabilities: 0 of an empty one, None
+    where it is unknown.
+    """
+    return [
+        geometric_mean([logprob]) if logprob is not None else None if run.text else 0.0
+        for run, logprob in zip(runs, logprobs, strict=True)
+    ]
+
+
+def _by_logprob(runs: Sequence[Run], logprobs: Sequence[float | None], known: slice) -> Accepted | None:
+    """The criterion `logprob` over answers; None where it is unknown of one."""
+    found = probabilities(runs, logprobs)
+    scores = [score for score in found if score is not None]
+    complete = len(scores) == len(found)
     return Accepted(LOGPROB, np.array(scores), np.zeros(len(scores)), known) if complete else None
 
 

@@ -204,7 +204,8 @@ class Recorder(collect.Collector):
 
     async def draft(self, ask: Request, answer: Candidate) -> DraftScore | None:
         """Nothing where the log-probability of a token is not known."""
-        return await super().draft(ask, answer) if answer.logprob is not None else None
+        known = answer.logprob is not None or not answer.tokens  # an empty draft scores 0
+        return await super().draft(ask, answer) if known else None
 
     async def attempt(self, item: Item, request: Request) -> InternAnswer:
         """Let the intern answer."""

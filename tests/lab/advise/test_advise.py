@@ -165,6 +165,36 @@ def test_what_was_recorded_without_scores_of_drafts_lacks_that_strategy_alone(pa
     assert all(name.startswith("tandem with draft") for name in whole - part)
 
 
+def test_an_empty_draft_scores_0_and_takes_nothing_from_the_others(pair, caplog):
+    """40 questions; the intern says nothing to one of them, or its engine gives no logprobs of that one."""
+    lines = [{"question": f"{n} {'boats' if n % 3 else 'cars'}?", "answer": "9"} for n in range(40)]
+    (pair / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    silent = {"25 boats": "", "boats": "it is \\boxed{9}", "": "it is \\boxed{12}"}
+    config = Config.read(pair / "pair.yaml", [f"model_specs.1.replies={json.dumps(silent)}"])
+    task, criterion = OwnQuestions(pair / "own.jsonl"), Criterion("cost")
+
+    def found():
+        given = (config, task, "all", 40, 4, pair / "out", False, criterion, True, None)
+        return {strategy.name: strategy for strategy in strategies(advice.record(*given))}
+
+    whole = found()
+    assert "left out" not in caplog.text
+    for name in ("cascade by log-probability", "tandem with draft, else mentor"):
+        assert whole[name].scores[25].max() == 0
+        assert whole[name].correct[25].min() == 1  # the mentor's answer
+        assert whole[name].correct[:, -1].mean() == 1  # only drafts about boats are kept
+    recorded = pair / "out" / "recorded.jsonl"
+    first, *rows = map(json.loads, recorded.read_text().splitlines())
+    rows[26]["drafts"][0]["logprob"] = rows[26]["draft"] = None
+    recorded.write_text("".join(json.dumps(row) + "\n" for row in (first, *rows)))
+    assert whole.keys() - found().keys() == {
+        name for name in whole if "log-probability" in name or name.startswith("tandem with draft")
+    }
+    unknown = "left out: how probable the intern's draft is is unknown for 1 of 40 questions"
+    assert f"cascade and plan by log-probability are {unknown}" in caplog.messages
+    assert f"Tandem with a draft is {unknown}" in caplog.messages
+
+
 def test_what_was_recorded_without_readings_of_the_question_is_read_again(pair, monkeypatch):
     whole = made(pair)
     recorded = pair / "out" / "recorded.jsonl"

@@ -123,7 +123,7 @@ def thinking_rows(**changes):
     """Three questions: a doubtful answer without thinking, a probable one, and one that was cut off."""
 
     def run(right, read, tokens, probability, finish="stop"):
-        return Run(right, finish, read, tokens, 0, 0, 0.1, False, "", logprob=math.log(probability))
+        return Run(right, finish, read, tokens, 0, 0, 0.1, False, "9", logprob=math.log(probability))
 
     short = [run(False, 20, 10, 0.9), run(True, 20, 12, 0.99), run(False, 20, 8, 0.999, "length")]
     long = [run(True, 21, 30, 0.8), run(False, 21, 40, 0.8), run(True, 21, 50, 0.8)]
