@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Self
 
 from ensemblehub.config import Config
@@ -12,7 +11,7 @@ from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.identity import identity
 from ensemblehub.errors import ArtifactError
 from ensemblehub.schema import Verdict
-from ensemblehub.tandem.certificate import Certificate, load_certificate
+from ensemblehub.tandem.certificate import FILE, Certificate, load_certificate
 from ensemblehub.tandem.drift import PERIOD, RATE, DriftTest
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ class CertificateWatch:
             ArtifactError: the certificate is damaged, or missing where the configuration names its folder.
         """
         aggregation, named = ensemble.aggregation, config.ensemble.certificate
-        folder = Path(named) if named else aggregation.certificate_folder
+        folder = config.beside(named, FILE) if named else aggregation.certificate_folder
         certificate = load_certificate(folder) if folder else None
         if certificate is None:
             if named:

@@ -155,6 +155,13 @@ class Config(Section):
         """The engine options of a model that affect its output, without those of where it runs."""
         return {key: value for key, value in self.options(spec).items() if key not in WHERE_IT_RUNS}
 
+    def beside(self, folder: str, file: str) -> Path:
+        """A folder named in the file: relative to the file's own folder where it holds `file` there, else to the
+        working directory.
+        """
+        own = (self._file.path.parent if self._file else Path()) / folder
+        return own if (own / file).exists() else Path(folder)
+
     def to_yaml(self) -> str:
         """What the file and its changes give, as the text of a file."""
         given = self.model_dump(exclude_unset=True, mode="json")

@@ -255,8 +255,8 @@ class EnsembleSection(Section):
     Attributes:
         models: Names of the ensemble's models, in its order; all by default.
         on_error: `fail`, or `drop` a model that fails and continue the answer with the others.
-        certificate: Folder with the `certificate.json` that the ensemble is compared with (docs/judges.md); by
-            default the folder of a Tandem's judge.
+        certificate: Folder with the `certificate.json` that the ensemble is compared with (docs/judges.md),
+            relative to the file's folder, else to the working directory; by default the folder of a Tandem's judge.
         request_params: Options of the aggregation that a request to a server may set, and their bounds.
         request_members: Models that a request to a server may leave out or require; all by default, [] for none.
         model_selection_method, model_selection_params: The selection strategy and its options.

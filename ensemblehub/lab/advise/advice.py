@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab import metrics
 from ensemblehub.lab.advise import choice
-from ensemblehub.lab.advise.certified import CHOOSING, certify
+from ensemblehub.lab.advise.certified import CHOOSING, CertifiedStrategy, certify
 from ensemblehub.lab.advise.choice import Criterion, Evaluated
 from ensemblehub.lab.advise.costs import CostUnit, Prices, amount, prices_of, without_prices
 from ensemblehub.lab.advise.escalations import warn_of_drafts, warn_of_thinking
@@ -55,13 +55,11 @@ class Advice:
     Attributes:
         found: every strategy; the first is the mentor alone.
         text: the report as Markdown.
-        config: the recommended configuration as YAML.
+        config: the recommended configuration as YAML; the certified one, where there is one.
         refusal: why nothing was certified, where a certificate was asked for.
     """
 
     found: list[Evaluated]
-    chosen: Evaluated
-    clear: bool
     text: str
     config: str
     refusal: ConfigError | None = None
@@ -102,30 +100,49 @@ def advise(
     found = choice.outcomes(strategies(recorded), criterion)
     check_right(found, recorded)
     chosen = choice.recommended(found, criterion)
-    clear = choice.is_clear(found, chosen, criterion)
-    asked, refusal = f"`{task.name}` ({split})", None
-    text = _text(found, chosen, clear, criterion, agreement, asked, recorded)
-    made = with_changes(config, chosen.changes)
-    title = f"{chosen.name}: {chosen.setting}" if chosen.setting else chosen.name
+    best, refusal = _certified(recorded, promise) if promise else (None, None)
+    wanted = (
+        f"{criterion}; then, of all settings, the cheapest that is certified: {promise}"
+        if promise
+        else criterion
+    )
+    if best:
+        title, made = best.name, with_changes(config, {**best.changes, "ensemble.certificate": "."})
+        keys = [row.key for row in recorded.collected.rows]
+        certificate = best.save(made, keys, folder, best.judged)
+        mentor = replace(found[0], cost=found[0].cost[best.tested])
+        said = [headline(mentor, best.outcome, recorded.unit)]
+    else:
+        title = f"{chosen.name}: {chosen.setting}" if chosen.setting else chosen.name
+        made, certificate = with_changes(config, chosen.changes), str(refusal)
+        clear = choice.is_clear(found, chosen, criterion)
+        said = [
+            headline(found[0], chosen, recorded.unit),
+            *_over_budget(found, chosen, criterion, recorded.unit),
+            *open_questions(found, chosen, clear, criterion),
+        ]
+    text = _text(found, str(wanted), said, agreement, f"`{task.name}` ({split})", recorded)
     if promise:
-        rows = recorded.collected.rows
-        try:
-            best = certify(strategies(recorded, CHOOSING), [row.subject for row in rows], promise)
-        except ConfigError as error:
-            refusal = error
-        else:
-            made = with_changes(config, {**best.changes, "ensemble.certificate": str(folder)})
-            title = best.name
-            said = best.save(made, [row.key for row in rows], folder, best.judged)
-            text += f"\n## Certificate\n\n```\n{said}\n```\n"
+        text += f"\n## Certificate\n\n```\n{certificate}\n```\n"
     heading, unserved = f"# {title}\n", task.unserved()
     heading += f"# chosen by {recorded.measure}\n" if recorded.prices else ""
     if unserved:
         text, heading = f"{text}\nThe questions were {unserved}.\n", f"{heading}# {unserved}\n"
-    advice = Advice(found, chosen, clear, text, f"{heading}{made.to_yaml()}", refusal)
+    advice = Advice(found, text, f"{heading}{made.to_yaml()}", refusal)
     write_atomically(folder / "advice.md", advice.text)
     write_atomically(folder / "advice.yaml", advice.config)
     return advice
+
+
+def _certified(
+    recorded: Recorded, promise: Promise
+) -> tuple[CertifiedStrategy, None] | tuple[None, ConfigError]:
+    """The cheapest strategy that keeps the promise, or why none is certified."""
+    subjects = [row.subject for row in recorded.collected.rows]
+    try:
+        return certify(strategies(recorded, CHOOSING), subjects, promise), None
+    except ConfigError as error:
+        return None, error
 
 
 def record(
@@ -270,29 +287,25 @@ def _rows(found: Sequence[Evaluated], unit: CostUnit) -> list[dict[str, Any]]:
 
 def _text(
     found: Sequence[Evaluated],
-    chosen: Evaluated,
-    clear: bool,
-    criterion: Criterion,
+    wanted: str,
+    said: Sequence[str],
     agreement: bool,
     asked: str,
     recorded: Recorded,
 ) -> str:
-    """The report."""
-    wanted, unit = str(criterion), recorded.unit
+    """The report, with what is `said` of the recommendation."""
     if agreement:
         wanted += "; the questions have no answers, so right means: equal to the mentor's own answer"
     notes = [
-        f"Wanted: {wanted}. n = {len(chosen.correct)} questions of {asked}. Every "
+        f"Wanted: {wanted}. n = {recorded.n} questions of {asked}. Every "
         "strategy here is replayed on the same recorded texts, its setting chosen on other questions (cross-validated, "
         f"{choice.FOLDS} folds). Accuracy with Wilson 95 % interval, difference to the mentor alone in points "
         "with paired-bootstrap 95 % "
         f"interval, {recorded.measure} as a share of the mentor's with a 95 % interval by the delta method.",
-        headline(found[0], chosen, unit),
-        *_over_budget(found, chosen, criterion, unit),
-        *open_questions(found, chosen, clear, criterion),
+        *said,
     ]
-    columns = [column for column in COLUMNS if column != DOLLARS or unit == "usd"]
-    return f"# Which strategy pays\n\n{report.markdown(_rows(found, unit), notes, columns)}"
+    columns = [column for column in COLUMNS if column != DOLLARS or recorded.unit == "usd"]
+    return f"# Which strategy pays\n\n{report.markdown(_rows(found, recorded.unit), notes, columns)}"
 
 
 def _over_budget(
@@ -360,6 +373,7 @@ def with_changes(config: Config, changes: Changes) -> Config:
         exclude_unset=True, mode="json", include={"model_specs", "engine_options", "debug"}
     )
     whole = config.model_dump(exclude_unset=True, mode="json", include={"ensemble"})
+    whole["ensemble"].pop("certificate", None)  # of another strategy
     if "ensemble.output_aggregation_method" in changes:
         for key in ("request_params", "request_members"):  # options and models of the Tandem
             whole["ensemble"].pop(key, None)

@@ -14,6 +14,7 @@ from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.identity import identity
 from ensemblehub.errors import ConfigError
+from ensemblehub.lab.advise.choice import Evaluated
 from ensemblehub.lab.advise.strategy import Changes, Strategy
 from ensemblehub.lab.pipeline.cascade import Indices
 from ensemblehub.lab.pipeline.certificate import Bools, Promise, Settings, certified, kept, needed
@@ -53,6 +54,13 @@ class CertifiedStrategy:
         """The strategy and its setting."""
         setting = self.strategy.settings[self.index][0]
         return f"{self.strategy.name}: {setting}" if setting else self.strategy.name
+
+    @property
+    def outcome(self) -> Evaluated:
+        """What it brings on the questions of the test."""
+        (setting, changes), known = self.strategy.settings[self.index], (self.tested, self.index)
+        correct, cost = self.strategy.correct[known], self.strategy.cost[known]
+        return Evaluated(self.strategy.name, self.strategy.single, setting, changes, correct, cost, correct)
 
     @property
     def judged(self) -> dict[str, list[int]]:

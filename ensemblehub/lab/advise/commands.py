@@ -137,6 +137,10 @@ def advise(
         raise click.UsageError("give --models or a configuration, not both")
     if bool(task) == bool(own):
         raise click.UsageError("give --task or --input")
+    if promise and not (aim is None and budget is None and margin is None):
+        raise click.UsageError(
+            "--max-loss chooses by its certificate: leave out --aim, --budget and --margin"
+        )
     criterion = _criterion(aim, budget, margin)
     config = pair_of(models, changes) if models else Config.read(path or builtin.CONFIG, changes)
     chosen, split = _asked(own, task, data, prompt, config.experiment.prompt, split)

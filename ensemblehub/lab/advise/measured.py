@@ -77,7 +77,7 @@ def certify_measured(
     sampling = cell.settings["sampling"]
     served = with_sampling(cell.cell.config, sampling["max_tokens"], sampling["stop"])
     whole = served.model_dump(exclude_unset=True, mode="json", exclude={"sweep", "experiment"})
-    config = Config.from_dict(whole, [f"ensemble.certificate={json.dumps(str(out))}"])
+    config = Config.from_dict(whole, ["ensemble.certificate=."])
     tested = [row for row, within in zip(cell.rows, best.tested, strict=True) if within]
     text = best.save(config, [f"{row.asked} {row.prompted}" for row in cell.rows], out, scores(tested))
     unserved = task_named(task or cell.settings["task"], None, cell.settings["prompt"]).unserved()

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_the_certified_strategy_is_served_and_watched(asked, tmp_path):
     assert "chosen      cascade by log-probability" in done.output
     config = Config.read(tmp_path / "out" / "advice.yaml")
     assert config.aggregation.method == "cascade"
-    assert config.ensemble.certificate == str(tmp_path / "out")
+    assert config.ensemble.certificate == "."  # beside the file, wherever it is served from
     watch = Catalog(config).find("ensemble").watch
     assert watch.holds
     assert list(watch.tests) == ["first"]
@@ -68,6 +69,45 @@ def test_the_certified_strategy_is_served_and_watched(asked, tmp_path):
     )
     (differing,) = Catalog(changed).find("ensemble").watch.differing
     assert "settings" in differing
+
+
+def test_the_report_recommends_what_is_certified(asked, tmp_path):
+    """The intern loses 10 of 30, and P(X <= 10 of 30) is 0.049 at 0.5; by the margin a cascade is cheapest."""
+    done = asked("--max-loss", "0.5")
+    assert done.exit_code == 0, done.output
+    file = tmp_path / "out" / "advice.yaml"
+    assert file.read_text().startswith("# intern alone\n")
+    assert Config.read(file).ensemble.models == ["small"]
+    saved = re.search(
+        r"\*\*No strategy pays here: use the intern alone\*\*: .* (\d+)% of the mentor's", done.output
+    )
+    assert f"cost {1 - int(saved[1]) / 100:.2f} of the mentor" in done.output
+    assert "**Use cascade" not in done.output
+    assert "The answer is clear" not in done.output
+    assert "then, of all settings, the cheapest that is certified: lost-correct at most 0.5" in done.output
+
+
+@pytest.mark.parametrize("flags", [["--aim", "cost"], ["--budget", "0.05"], ["--margin", "0"]])
+def test_what_a_certificate_does_not_look_at_is_refused(asked, tmp_path, flags):
+    done = asked("--max-loss", "0.1", *flags)
+    assert done.exit_code == 2
+    assert "leave out --aim, --budget and --margin" in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_certificate_lies_beside_the_file_or_in_the_working_directory(asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert asked("--max-loss", "0.1", "--out", "out").exit_code == 0
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "out").rename(moved)
+    monkeypatch.chdir("/")
+    assert Catalog(Config.read(moved / "advice.yaml")).find("ensemble").watch.holds
+    old = moved / "old.yaml"  # as earlier versions wrote it
+    old.write_text((moved / "advice.yaml").read_text().replace("certificate: .", "certificate: elsewhere"))
+    with pytest.raises(ArtifactError, match="there is no certificate in elsewhere"):
+        Catalog(Config.read(old))
+    monkeypatch.chdir(tmp_path)
+    assert Catalog(Config.read(old)).find("ensemble").watch.holds
 
 
 def test_the_scores_are_those_of_the_certified_setting(asked, tmp_path):

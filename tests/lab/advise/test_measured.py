@@ -99,7 +99,7 @@ def test_the_cheapest_cell_that_keeps_the_promise_is_served_and_watched(certify)
         (99, sure),
     ]
     config = Config.read(certify.out / "certified.yaml", ["server.on_drift=mentor"])
-    assert config.ensemble.certificate == str(certify.out)
+    assert config.ensemble.certificate == "."
     assert not config.sweep
     question = {"model": "ensemble", "messages": [{"role": "user", "content": "How many cars?"}]}
     with TestClient(create_app(config), "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
