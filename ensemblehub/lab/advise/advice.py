@@ -18,7 +18,7 @@ from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab import metrics
 from ensemblehub.lab.advise import choice
-from ensemblehub.lab.advise.certified import CHOOSING, CertifiedStrategy, certify
+from ensemblehub.lab.advise.certified import CHOOSING, CertifiedStrategy, certify, check_enough
 from ensemblehub.lab.advise.choice import Criterion, Evaluated
 from ensemblehub.lab.advise.costs import CostUnit, Prices, amount, prices_of, without_prices
 from ensemblehub.lab.advise.escalations import warn_of_drafts, warn_of_thinking
@@ -88,12 +88,13 @@ def advise(
 
     Raises:
         ConfigError: the configuration is not Tandem's, what the models cost is unknown, there is no question,
-            or some questions have answers and some have none; nothing was asked.  Or no answer was right.
+            too few for the promise, or some questions have answers and some have none; nothing was asked.  Or no
+            answer was right.
         ArtifactError: `collected` was made with other settings, or the recorded questions were.
     """
     agreement = isinstance(task, OwnQuestions) and not task.labelled
     whole = whole or promise is not None
-    recorded = record(config, task, split, n, samples, folder, force, criterion, whole, collected)
+    recorded = record(config, task, split, n, samples, folder, force, criterion, whole, collected, promise)
     sampling = task.sampling(config.ensemble.generation.sampling())
     config = with_sampling(with_rule(config), sampling.max_tokens, sampling.stop)
     warn_of_thinking(recorded)
@@ -156,15 +157,17 @@ def record(
     criterion: Criterion,
     whole: bool,
     collected: Path | None,
+    promise: Promise | None = None,
 ) -> Recorded:
     """Ask up to `n` questions, from what `folder` holds of them.
 
     Args:
         whole: ask all of them, also once the answer by the criterion is clear.
+        promise: what they are to certify.
 
     Raises:
-        ConfigError: the configuration is not Tandem's, what the models cost is unknown, or there is no
-            question.
+        ConfigError: the configuration is not Tandem's, what the models cost is unknown, there is no question,
+            or they are too few for the promise; nothing was asked.
     """
     configured, config = config, with_rule(config)
     ensemble = AsyncEnsemble.from_config(config)
@@ -177,6 +180,8 @@ def record(
     items = distinct(task, split, n)
     if not items:
         raise ConfigError(f"{task.name} has no questions in its split {split!r}")
+    if promise:
+        check_enough(len(items), promise)
     header = without_prices(experiment.header(split, ensemble, tandem))
     known = reused(collected, split, header, items) if collected else {}
     recorder = Recorder(tandem, ensemble.engines, task, experiment.sampling, samples, known)

@@ -17,7 +17,7 @@ from ensemblehub.errors import ConfigError
 from ensemblehub.lab.advise.choice import Evaluated
 from ensemblehub.lab.advise.strategy import Changes, Strategy
 from ensemblehub.lab.pipeline.cascade import Indices
-from ensemblehub.lab.pipeline.certificate import Bools, Promise, Settings, certified, kept, needed
+from ensemblehub.lab.pipeline.certificate import Bools, Promise, Settings, certified, fewest, kept, needed
 from ensemblehub.lab.pipeline.certificate_command import CalibrationShares, lines
 from ensemblehub.lab.pipeline.certificate_path import safest_first
 from ensemblehub.tandem.certificate import Certificate
@@ -98,6 +98,19 @@ class CertifiedStrategy:
         return "\n".join(lines(certificate, self.promise, self.name))
 
 
+def check_enough(n: int, promise: Promise) -> None:
+    """Check that every second of `n` questions could certify something.
+
+    Raises:
+        ConfigError: they could not, whatever the answers; says how many are needed.
+    """
+    if n < (least := 2 * fewest(promise)):
+        raise ConfigError(
+            f"{n:,} questions cannot certify {promise}, however few are lost: it takes {least:,} at least, of which "
+            "every second is tested"
+        )
+
+
 def certify(found: Sequence[Strategy], subjects: Sequence[str], promise: Promise) -> CertifiedStrategy:
     """The cheapest strategy and setting that keep a promise against the first of `found`, the mentor alone.
 
@@ -116,7 +129,7 @@ def certify(found: Sequence[Strategy], subjects: Sequence[str], promise: Promise
     tested = np.ones(len(subjects), bool)
     tested[CHOOSING] = False
     mentor = found[0]
-    choices = list[tuple[bool, float, int, Indices]]()
+    choices = list[tuple[bool, float, float, int, Indices]]()
     for rank, strategy in enumerate(found[1:], start=1):
         known = _settings(mentor, strategy, ~tested)
         losses = known.losses(promise.loss)
@@ -124,11 +137,12 @@ def certify(found: Sequence[Strategy], subjects: Sequence[str], promise: Promise
         saving = [at for at in path if known.shares[at] < 1]
         passing = set(path[: kept(losses[:, path], promise)]) & set(saving)
         if passing:
-            choices.append((False, min(known.shares[at] for at in passing), rank, path))
-        else:  # the one that the fewest questions would certify
+            choices.append((False, min(known.shares[at] for at in passing), 0.0, rank, path))
+        else:  # the one that the fewest questions would certify, or else that loses least
             sizes = [needed(losses[:, at], promise) or math.inf for at in saving]
-            choices.append((True, min(sizes, default=math.inf), rank, path))
-    *_, rank, path = min(choices, key=lambda entry: entry[:3])
+            lost = min((float(losses[:, at].mean()) for at in saving), default=math.inf)
+            choices.append((True, min(sizes, default=math.inf), lost, rank, path))
+    *_, rank, path = min(choices, key=lambda entry: entry[:4])
     strategy = found[rank]
     settings = _settings(mentor, strategy, tested, path)
     try:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemblehub.errors import ConfigError, MissingExtraError, did_you_mean
+from ensemblehub.lab import metrics
 
 Loss = Literal["lost-correct", "net"]
 Floats = NDArray[np.float64]
@@ -132,12 +133,22 @@ def kept(losses: Floats, promise: Promise) -> int:
     return int(failed.argmax()) if failed.any() else len(failed)
 
 
+def fewest(promise: Promise) -> int:
+    """The number of tested questions below which nothing is certified, whatever is answered.
+
+    For `lost-correct`, where none is lost; for `net`, where all are gained at the largest bet.
+    """
+    bound = promise.max_loss
+    growth = math.log1p(CAP * (1 + bound) / (1 - bound)) if promise.loss == "net" else -math.log1p(-bound)
+    return math.ceil(-math.log(promise.error) / growth)
+
+
 def certified(settings: Settings, promise: Promise) -> int:
     """Index of the cheapest setting that keeps the promise.
 
     Raises:
         ConfigError: none that costs less than the mentor does; says how many questions would show that
-            one does, or that no number would.
+            one does, that no number would, or that too few were asked to tell.
     """
     losses, shares = settings.losses(promise.loss), settings.shares
     count = kept(losses, promise)
@@ -153,12 +164,16 @@ def _refusal(losses: Floats, shares: Floats, promise: Promise) -> str:
         return "no setting costs less than the mentor alone: there is nothing to certify"
     path = range(int((shares < 1).argmax()) + 1)  # up to the safest that saves; each has to be certified
     sizes = [needed(losses[:, index], promise) for index in path]
-    hardest = max(path, key=lambda index: sizes[index] or math.inf)
-    lost, size = f"{losses[:, hardest].mean():.2%}", sizes[hardest]
+    ends = [_interval(losses[:, index], promise) for index in path]
+    hardest = max(path, key=lambda index: (ends[index][0] > promise.max_loss, sizes[index] or math.inf))
+    lost, size, (low, high) = f"{losses[:, hardest].mean():.2%}", sizes[hardest], ends[hardest]
     if size is None:
+        hopeless = f"no number of questions would certify {promise.max_loss:.2%}"
+        untold = f"so few questions do not tell whether more would certify {promise.max_loss:.2%}"
         return (
             f"not certified: the safest setting that saves anything is seen to lose {lost} "
-            f"{promise.measured} (n = {n:,}); no number of questions would certify {promise.max_loss:.2%}"
+            f"{promise.measured} ({low:.2%} to {high:.2%}, n = {n:,}); "
+            f"{hopeless if low > promise.max_loss else untold}"
         )
     more = max(size, n + 1)
     digits = 10 ** max(0, len(str(more)) - 2)  # rounded up to two digits
@@ -167,6 +182,13 @@ def _refusal(losses: Floats, shares: Floats, promise: Promise) -> str:
         f"{promise.confidence:.0%} confidence where {lost} {promise.measured} are lost; "
         f"about {-(-more // digits) * digits:,} would do"
     )
+
+
+def _interval(losses: Floats, promise: Promise) -> tuple[float, float]:
+    """95 % interval of the mean of losses, (n,)."""
+    if promise.loss == "net":
+        return metrics.paired_bootstrap(losses, 0.0)
+    return metrics.wilson_interval(float(losses.sum()), len(losses))
 
 
 def needed(losses: Floats, promise: Promise) -> int | None:

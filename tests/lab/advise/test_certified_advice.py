@@ -151,12 +151,28 @@ def test_the_sampling_that_was_measured_is_served(asked, tmp_path, prompt, lengt
 
 
 def test_where_nothing_is_certified_the_advice_is_there_all_the_same(asked, tmp_path):
-    done = asked("--max-loss", "0.05")
+    """The intern is wrong about cars."""
+    lines = [{"question": f"{n} cars?", "answer": "9"} for n in range(60)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = asked("--max-loss", "0.1")
     assert "# Which strategy pays" in done.output
     assert isinstance(done.exception, ConfigError)
-    assert "30 questions are too few for 5.00% with 95% confidence" in str(done.exception)
-    assert "about 59 would do" in str(done.exception)  # 0.95 ** 59 = 0.0485
+    assert "seen to lose 100.00%" in str(done.exception)
+    assert "n = 30); no number of questions would certify 10.00%" in str(done.exception)
+    assert str(done.exception) in done.output
     assert "certificate" not in yaml.safe_load((tmp_path / "out" / "advice.yaml").read_text())["ensemble"]
+
+
+@pytest.mark.parametrize(("loss", "least", "most"), [("lost-correct", 118, "0.05"), ("net", 12, "0.01")])
+def test_too_few_questions_are_refused_before_any_is_asked(asked, tmp_path, loss, least, most):
+    """0.95 ** 59 = 0.0485; and (1 + 0.75 * 1.01 / 0.99) ** 6 = 30.2, the first power above 20."""
+    for n, known in ((least - 1, 60), (10, 10)):
+        done = asked("--max-loss", most, "--loss", loss, "--n", str(n))
+        assert str(done.exception) == (
+            f"{min(n, known)} questions cannot certify {loss} at most {most} with confidence 0.95, however few are "
+            f"lost: it takes {least} at least, of which every second is tested"
+        )
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_certificate_that_is_named_and_missing_is_an_error(asked, tmp_path):

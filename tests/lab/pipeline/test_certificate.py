@@ -18,6 +18,7 @@ from ensemblehub.lab.pipeline.certificate import (
     Settings,
     betting_p_values,
     certified,
+    fewest,
     kept,
     needed,
     p_values,
@@ -125,6 +126,27 @@ def test_a_refusal_names_more_questions_than_there_were():
             named.append(int(re.search(r"about ([\d,]+) would do", str(error))[1].replace(",", "")))
     assert 5 < len(named) < 40
     assert 1000 < min(named) <= max(named) < 3000
+
+
+@pytest.mark.parametrize(
+    ("max_loss", "confidence", "least"), [(0.05, 0.95, 59), (0.5, 0.75, 2), (0.02, 0.95, 149)]
+)
+def test_fewer_questions_than_the_fewest_certify_nothing(max_loss, confidence, least):
+    promise = Promise(max_loss, confidence)
+    assert fewest(promise) == least
+    assert kept(np.zeros((least, 1)), promise) == 1
+    assert kept(np.zeros((least - 1, 1)), promise) == 0
+    net = Promise(max_loss, confidence, "net")
+    assert kept(np.full((fewest(net) - 1, 1), -1.0), net) == 0  # though each is gained
+
+
+@pytest.mark.parametrize(("loss", "low"), [("lost-correct", r"1\.79"), ("net", r"0\.00")])
+def test_one_loss_in_ten_does_not_tell_that_no_number_would_do(loss, low):
+    said = rf"lose 10\.00% .* \({low}% to .*, n = 10\); so few questions do not tell whether more would certify 5"
+    with pytest.raises(ConfigError, match=said):
+        certified(made(10, [1], [0.5]), Promise(0.05, loss=loss))
+    with pytest.raises(ConfigError, match="no number of questions would certify 5"):
+        certified(made(100, [12], [0.5]), Promise(0.05, loss=loss))  # 7.0 to 19.8 %
 
 
 def test_what_costs_as_much_as_the_mentor_is_no_use():
