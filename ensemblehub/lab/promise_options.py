@@ -26,26 +26,26 @@ def promise_options(text: str, required: bool = False) -> Callable[[CommandT], C
 
     def decorate(command: CommandT) -> CommandT:
         @functools.wraps(command)
-        def promised(max_loss: float | None, confidence: float, loss: Loss, **rest: Any) -> Any:
+        def promised(max_loss: float | None, confidence: float | None, loss: Loss | None, **rest: Any) -> Any:
             from ensemblehub.lab.pipeline.certificate import Promise
 
-            return command(promise=None if max_loss is None else Promise(max_loss, confidence, loss), **rest)
+            options: dict[str, Any] = {"confidence": confidence, "loss": loss}
+            given = {name: value for name, value in options.items() if value is not None}
+            if max_loss is None and given:
+                raise click.UsageError(f"give --max-loss with {' and '.join(f'--{name}' for name in given)}")
+            return command(promise=None if max_loss is None else Promise(max_loss, **given), **rest)
 
         limit = click.option("--max-loss", type=SHARE, required=required, help=text)
         certain = click.option(
             "--confidence",
             type=SHARE,
-            default=0.95,
-            show_default=True,
-            help="With --max-loss: the probability with which that holds.",
+            help="With --max-loss: the probability with which that holds (default: 0.95).",
         )
         counted = click.option(
             "--loss",
             type=click.Choice(["lost-correct", "net"]),
-            default="lost-correct",
-            show_default=True,
             help="With --max-loss: what is lost: questions that the mentor has right and the answer wrong, or these "
-            "less those that only the answer has right.",
+            "less those that only the answer has right (default: lost-correct).",
         )
         return cast(CommandT, limit(certain(counted(promised))))
 

@@ -228,8 +228,8 @@ def _asked(
     from ensemblehub.lab.tasks import task_named
     from ensemblehub.lab.tasks.own import OwnQuestions
 
-    if prompt and own:
-        raise click.UsageError("--prompt goes with --task")
+    if own and (prompt or data):
+        raise click.UsageError("--data and --prompt go with --task, not with --input")
     chosen = OwnQuestions(own) if own else task_named(cast(str, task), data, prompt or default)
     held_out = {"test", "all"} if "test" in chosen.splits else set()  # `all` holds the test questions, too
     splits = [name for name in chosen.splits if name not in held_out]

@@ -163,6 +163,23 @@ def test_the_command(folder):
     assert "choose one of" in both.output
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--loss", "net"], "--loss"),
+        (["--confidence", "0.95"], "--confidence"),
+        (["--loss", "net", "--budget", "0.5"], "--loss"),
+    ],
+)
+def test_options_of_a_certificate_alone_change_nothing(folder, flags, named):
+    certify(pipeline_of(folder), PROMISE)
+    before = {path.name: path.read_bytes() for path in (folder / "judge").iterdir()}
+    done = CliRunner().invoke(calibrate, ["--config", str(folder / "echo.yaml"), *flags])
+    assert done.exit_code == 2
+    assert f"give --max-loss with {named}" in done.output
+    assert {path.name: path.read_bytes() for path in (folder / "judge").iterdir()} == before
+
+
 def test_a_damaged_certificate_is_named(folder):
     certify(pipeline_of(folder), PROMISE)
     path = folder / "judge" / FILE
