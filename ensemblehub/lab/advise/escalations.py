@@ -42,7 +42,9 @@ def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     own, mentor = [drafts[0].run for drafts in recorded.drafts], [row.runs["mentor"] for row in rows]
     roles = {"large": recorded.name("mentor"), "small": recorded.name("intern")}
 
-    def escalation(name: str, accepted: Accepted, otherwise: list[Run], method: str, **more: Any) -> Strategy:
+    def escalation(
+        name: str, accepted: Accepted, otherwise: list[Run], method: str, **more: Any
+    ) -> Iterator[Strategy]:
         params = roles | {"accept": accepted.criterion} | more
         return _escalation(
             recorded,
@@ -61,7 +63,7 @@ def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
         scores = np.array([share or 0.0 for share in passed])
         criteria["shown tests"] = Accepted(SHOWN_TESTS, scores, nothing, known)
     for name, accepted in criteria.items():
-        yield escalation(f"cascade by {name}", accepted, mentor, "cascade")
+        yield from escalation(f"cascade by {name}", accepted, mentor, "cascade")
         for kind in RULES:
             fewer, title = (
                 replace(accepted, shares=FEWER_SHARES),
@@ -72,7 +74,7 @@ def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
             if level != LEVEL_0:
                 planned, plan = [row.runs[level] for row in rows], {"plan_tokens": tokens, **recorded.words}
                 title = f"plan on failure by {name}, {tokens} tokens"
-                yield escalation(title, accepted, planned, "plan_on_failure", **plan)
+                yield from escalation(title, accepted, planned, "plan_on_failure", **plan)
     if samples := readable(recorded):
         others = [drafts[1 : samples + 1] for drafts in recorded.drafts]
         shares = [
@@ -81,7 +83,7 @@ def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
         ]
         more = np.array([sum(recorded.cost(other.run) for other in drawn) for drawn in others])
         accepted = Accepted(f"agreement:{samples}", np.array(shares), more, known)
-        yield escalation("cascade by agreement", accepted, mentor, "cascade")
+        yield from escalation("cascade by agreement", accepted, mentor, "cascade")
 
 
 def _with_lost(
@@ -102,11 +104,11 @@ def _with_lost(
         options = {**roles, "accept": accepted.criterion, "lost": f"{kind}:{limit:.6g}"}
         read = RULES[kind](limit).probabilities(table, 0, 0)
         configured = partial(_cascade, options)
-        part = _escalation(
+        for part in _escalation(
             recorded, name, accepted, own, mentor, configured, reading=reading, lost=read < SUFFICES
-        )
-        parts.append(replace(part, scores=np.tile(read[:, None], len(part.settings))))
-        settings += [(f"{title}, {kind} up to {limit:.3g}", changes) for title, changes in part.settings]
+        ):
+            parts.append(replace(part, scores=np.tile(read[:, None], len(part.settings))))
+            settings += [(f"{title}, {kind} up to {limit:.3g}", changes) for title, changes in part.settings]
     if parts:
         right, cost, scores = (np.hstack([getattr(part, name) for part in parts]) for name in TABLES)
         yield Strategy(name, tuple(settings), right, cost, scores=scores)
@@ -128,7 +130,7 @@ def thinking(recorded: Recorded, known: slice) -> Iterator[Strategy]:
         )  # what both prompts begin with is read once, but paid for twice
         read = [min(row.shared, row.runs["mentor"].mentor_read - 1) for row in rows]
         spared = 0.0 if recorded.prices else np.array([info.flops(0, tokens) for tokens in read])
-        yield _escalation(
+        yield from _escalation(
             recorded,
             "mentor, thinking where it is unsure",
             accepted,
@@ -181,7 +183,7 @@ def tandem_with_draft(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     scores, own = np.array([draft.probability for draft in data.drafts]), [row.runs[LEVEL_0] for row in rows]
     accepted = Accepted(LOGPROB, scores, np.zeros(recorded.n), known)
 
-    def otherwise(name: str, run: str, spared: Floats | float, **params: Any) -> Strategy:
+    def otherwise(name: str, run: str, spared: Floats | float, **params: Any) -> Iterator[Strategy]:
         def configured(limit: float) -> Changes:
             return with_tandem(draft=LOGPROB, thresholds={LEVEL_0: limit}, **params)
 
@@ -199,11 +201,11 @@ def tandem_with_draft(recorded: Recorded, known: slice) -> Iterator[Strategy]:
         return 0.0 if recorded.prices else data.info("intern").flops(0, read)
 
     mentor = {"judge": f"fixed:{LEVEL_0}", "give_up": {LEVEL_0: 1.0}, "fallback": "mentor"}
-    yield otherwise("else mentor", "mentor", 0.0, **mentor)
+    yield from otherwise("else mentor", "mentor", 0.0, **mentor)
     for level, tokens in data.levels.items():
         if level != LEVEL_0:
             less = np.array([spared(row, level) for row in rows])
-            yield otherwise(f"{tokens} tokens", level, less, judge=f"fixed:{level}")
+            yield from otherwise(f"{tokens} tokens", level, less, judge=f"fixed:{level}")
 
 
 def probabilities(runs: Sequence[Run], logprobs: Sequence[float | None]) -> list[float | None]:
@@ -254,9 +256,9 @@ def _escalation(
     spared: Floats | float = 0.0,
     reading: Floats | float = 0.0,
     lost: NDArray[np.bool_] | None = None,
-) -> Strategy:
+) -> Iterator[Strategy]:
     """Drafts that a criterion accepts, else other runs; a draft that was cut off is not judged, and never
-    kept.
+    kept.  Nothing where no threshold tells one draft from another.
 
     Args:
         own: the drafts.
@@ -265,8 +267,11 @@ def _escalation(
         reading: what reading the question first costs more, (n,).
         lost: whether the draft is given unjudged, (n,).
     """
-    limits = thresholds_of(accepted.scores[accepted.known], accepted.shares)
-    complete = np.array([[run.finish != "length"] for run in own])
+    complete = np.array([[run.finish not in (None, "length")] for run in own])
+    known = accepted.scores[accepted.known][complete[accepted.known, 0]]
+    limits = thresholds_of(known, accepted.shares)
+    if not limits.size:
+        return
     kept = complete & (accepted.scores[:, None] >= limits)
     judged = complete[:, 0]
     if lost is not None:
@@ -277,4 +282,4 @@ def _escalation(
     whole = before[:, None] + np.where(kept, 0.0, (price - spared)[:, None])
     settings = tuple((f"{accepted.criterion} from {limit:.3f}", configured(float(limit))) for limit in limits)
     scores = np.where(complete, accepted.scores[:, None], np.zeros(len(limits)))
-    return Strategy(name, settings, np.where(kept, right, theirs), whole, scores=scores)
+    yield Strategy(name, settings, np.where(kept, right, theirs), whole, scores=scores)

@@ -61,9 +61,12 @@ def _ruled(
     judged = outcomes.visited[known] & (np.arange(len(levels)) >= drafted)
     if not judged.any():
         return
-    limits = limits_of(1 / outcomes.probabilities[known][judged] - 1)
-    # none of a draft that was cut off, whose probability is 0
-    drafts = [limit for limit in thresholds_of(first[known], FEWER_SHARES) if limit] if drafted else [None]
+    means = 1 / outcomes.probabilities[known][judged] - 1
+    if drafted:  # one that was cut off has the probability 0
+        limits = limits_of(means)
+        drafts = list(thresholds_of(first[known][first[known] > 0], FEWER_SHARES))
+    else:
+        limits, drafts = limits_of(means, float(1 / first[known].min() - 1)), [None]
     settings = list[Setting]()
     for draft in drafts:
         for limit in limits:
@@ -85,7 +88,8 @@ def trained(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     folder, judge = recorded.judge
     levels = list(recorded.collected.levels)
     outcomes = _outcomes(recorded, judge, levels)
-    limits = thresholds_of(outcomes.probabilities[known][outcomes.visited[known]])
+    probabilities = outcomes.probabilities[known]
+    limits = thresholds_of(probabilities[outcomes.visited[known]], least=float(probabilities[:, 0].min()))
     settings = list[Setting]()
     for limit in limits:
         same = dict.fromkeys(levels, float(limit))

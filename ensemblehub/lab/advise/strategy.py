@@ -51,18 +51,38 @@ def constant(
     return Strategy(name, (("", changes),), correct, cost, single)
 
 
-def thresholds_of(scores: Floats, shares: Floats = SHARES) -> Floats:
-    """Quantiles as they are configured: six digits, and not above the question that one comes from."""
-    found = np.quantile(scores, shares, method="higher")
+def thresholds_of(scores: Floats, shares: Floats = SHARES, least: float | None = None) -> Floats:
+    """Quantiles of scores as they are configured: six digits, and not above the question that one comes from.
+
+    Args:
+        least: the score that every answer has, by default the lowest one; a threshold that is not above it
+            would judge nothing.
+    """
+    least = float(scores.min(initial=np.inf)) if least is None else least
+    above = scores[scores > least]
+    if not above.size:
+        return above
+    found = np.maximum(np.quantile(scores, shares, method="higher"), above.min())
     rounded = [(score, float(f"{score:.6g}")) for score in found]
-    return np.unique([near if near == score else float(f"{0.99999 * score:.6g}") for score, near in rounded])
+    limits = [near if near == score else float(f"{0.99999 * score:.6g}") for score, near in rounded]
+    return np.unique([limit for limit in limits if limit > least])
 
 
-def limits_of(means: Floats) -> Floats:
+def limits_of(means: Floats, most: float | None = None) -> Floats:
     """Quantiles of what a rule compares with its limit, as limits are configured: six digits, and not below
     the question that one comes from; those above 0.
+
+    Args:
+        most: what no question exceeds, by default the highest mean; a limit that is not below it would judge
+            nothing.
     """
-    return np.unique([float(f"{1.00001 * mean:.6g}") for mean in np.quantile(means, SHARES) if mean > 0])
+    most = float(means.max()) if most is None else most
+    below = means[means < most]
+    if not below.size:
+        return below
+    found = np.minimum(np.quantile(means, SHARES), below.max())
+    limits = [float(f"{1.00001 * mean:.6g}") for mean in found if mean > 0]
+    return np.unique([limit for limit in limits if limit < most])
 
 
 def readable(recorded: Recorded) -> int:

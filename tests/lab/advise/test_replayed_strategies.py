@@ -17,6 +17,7 @@ from ensemblehub.lab.advise.levels import trained
 from ensemblehub.lab.advise.pair import trained_judge, with_rule
 from ensemblehub.lab.advise.record import InternAnswer, Recorded
 from ensemblehub.lab.advise.samples import _voted, best_of
+from ensemblehub.lab.advise.strategy import SHOWN_TESTS, limits_of, thresholds_of
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.lab.tasks import task_named
 from ensemblehub.schema import Price
@@ -156,8 +157,13 @@ def test_a_mentor_that_thinks_where_it_is_unsure():
 ENTROPIES, PROBABILITIES = (4.0, 1.0, 2.0), (0.5, 0.3, 0.4)  # of three questions, and of the drafts
 
 
-def with_lost(prices=None, reading=True):
-    """Three questions that the mentor alone answers right."""
+def with_lost(prices=None, reading=True, samples=((), (), ()), **criteria):
+    """Three questions that the mentor alone answers right.
+
+    Args:
+        samples: further answers of the intern.
+        criteria: fields of its drafts, one value a question.
+    """
     rows, drafts = [], []
     for at, entropy in enumerate(ENTROPIES):
         mentor, own = (
@@ -167,7 +173,8 @@ def with_lost(prices=None, reading=True):
         rows.append(Row("abc"[at], "s", 1, 1, "", 5, {"none": own, "mentor": mentor}))
         features = [entropy if name == "entropy_mean" else 0.0 for name in FEATURE_NAMES]
         read = {"reading": features, "read": 38} if reading else {}
-        drafts.append([InternAnswer(own, None, math.log(PROBABILITIES[at]), **read)])
+        given = {"logprob": math.log(PROBABILITIES[at])} | {name: of[at] for name, of in criteria.items()}
+        drafts.append([InternAnswer(own, "9", **given, **read), *drawn(samples[at])])
     recorded = replace(recorded_rows(rows, prices), drafts=drafts)
     return {strategy.name: strategy for strategy in escalations(recorded, slice(None))}
 
@@ -191,6 +198,40 @@ def test_a_draft_is_kept_where_the_question_is_lost():
         "cascade by log-probability, lost questions by entropy"
     ]
     assert set(priced.cost.ravel().tolist()) <= {38 + 50, 38 + 50 + 70}
+
+
+def test_every_draft_is_kept_by_no_setting():
+    """It would be the intern alone under another name."""
+    found = with_lost(samples=(("4", "4"), ("4", "9"), ("9", "9")), tests=(0.0, 0.0, 1.0))
+    assert [title for title, _ in found["cascade by shown tests"].settings] == [f"{SHOWN_TESTS} from 1.000"]
+    assert found["cascade by shown tests"].correct.tolist() == [[1], [1], [0]]  # all drafts are wrong
+    agreement = found["cascade by agreement"]
+    assert [title for title, _ in agreement.settings] == ["agreement:2 from 0.500", "agreement:2 from 1.000"]
+    assert agreement.correct.tolist() == [[1, 1], [0, 1], [0, 0]]
+    # 2 FLOPs a token of the intern, 49 of its draft and 4 of each sample; 18 of the mentor, 69 of its answer
+    assert agreement.cost.tolist() == [
+        [2 * 57 + 18 * 69 * asked for asked in row] for row in ((1, 1), (0, 1), (0, 0))
+    ]
+    assert [title for title, _ in found["cascade by log-probability"].settings] == [
+        "logprob from 0.400",
+        "logprob from 0.500",
+    ]
+    alike = with_lost(samples=(("9",),) * 3, tests=(1.0, 1.0, 1.0), logprob=(-0.1,) * 3)
+    assert [name for name in alike if "cascade" in name] == []
+
+
+def test_the_lowest_score_of_all_is_no_threshold_and_the_next_one_is():
+    few = np.repeat([0.0, 1.0], [99, 1])  # all of its quantiles are 0
+    assert thresholds_of(few).tolist() == [1.0]
+    assert thresholds_of(np.repeat([0.0, 0.25, 1.0], [50, 10, 40])).tolist() == [0.25, 1.0]
+    assert thresholds_of(np.ones(5)).tolist() == thresholds_of(np.array([])).tolist() == []
+    assert thresholds_of(np.array([0.5, 0.7]), least=0.1).tolist() == [0.7]
+    assert thresholds_of(np.array([0.5, 0.7]), least=0.6).tolist() == [0.7]
+    many = np.linspace(0, 1, 33)
+    assert thresholds_of(many).tolist() == many[2:-1:2].tolist()
+    assert limits_of(np.repeat([1.0, 2.0], [1, 99])).tolist() == [1.00001]
+    assert limits_of(np.ones(5)).tolist() == []
+    assert limits_of(np.array([1.0, 2.0, 4.0]), most=1.5).tolist() == [1.00001]
 
 
 def test_a_recording_without_readings_lacks_it():
