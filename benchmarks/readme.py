@@ -50,14 +50,17 @@ class Rival:
 
     def row(self) -> list[str]:
         """The row in the form of a README's table."""
-        lines = (ROOT / self.file).read_text().splitlines()
-        head, *rows = [_split(line) for line in lines if line.startswith("| ")]
-        found = next(dict(zip(head, row, strict=True)) for row in rows if row[0] == self.name)
+        found = cells_of(self.file, self.name)
         return [self.label, *(_quoted(found[column]) if column else "–" for column in self.cells)]
 
 
-def _split(line: str) -> list[str]:
-    return [cell.strip() for cell in line[1:-1].split("|")]
+def cells_of(file: str, name: str) -> dict[str, str]:
+    """The cells of a Markdown table's row by the heads of their columns; `name` is its first cell."""
+    lines = (ROOT / file).read_text().splitlines()
+    head, *rows = [
+        [cell.strip() for cell in line[1:-1].split("|")] for line in lines if line.startswith("| ")
+    ]
+    return next(dict(zip(head, row, strict=True)) for row in rows if row[0] == name)
 
 
 def _quoted(text: str) -> str:
@@ -357,6 +360,12 @@ RECORDED = (
     Recorded(
         "results/builtin_code_draft/summary.json",
         "report -c results/builtin_code_draft/draft.yaml -s experiment.results={copy}",
+    ),
+    Recorded(
+        "results/builtin_code_draft/calibrated.txt",  # judge/certificate.json as `calibrate` prints it
+        "calibrate --max-loss 0.03 -c results/builtin_code_draft/draft.yaml -s experiment.results={copy} "
+        "-s ensemble.output_aggregation_params.judge={copy}/judge",
+        printed=True,
     ),
     Recorded("results/rivals/certified.md", "", printed=True, module="benchmarks.certified_rivals"),
     *(

@@ -23,8 +23,11 @@ from benchmarks import (
     server_streams,
 )
 from ensemblehub.lab.pipeline import splits
+from ensemblehub.lab.pipeline.certificate import Promise
+from ensemblehub.lab.pipeline.certificate_command import lines
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.tasks import task_named
+from ensemblehub.tandem.certificate import load_certificate
 
 ROOT = Path(__file__).parents[1]
 
@@ -191,40 +194,12 @@ def test_tables_are_those_of_the_recorded_runs(file):
     assert readme.with_tables(text, tables) == text
 
 
-def test_figures_in_the_prose_are_those_of_the_result_files():
-    prose = " ".join(readme.README.read_text().split())
-    for folder, named in (
-        ("tandem_humaneval", "intern {intern} %, mentor {mentor} %, 16 tokens {fixed_low} % at 1.13"),
-        ("tandem_gsm8k", "{intern}, {mentor}, {fixed_low} % at 0.77, {logistic} % at 0.78"),
-    ):
-        rows = readme.summary(ROOT / readme.QWEN / folder)
-        assert named.format(**{key: readme.percent(row["accuracy"]) for key, row in rows.items()}) in prose
-    mbpp, humaneval = (
-        readme.Rival(
-            "",
-            f"{readme.QWEN}/advise_{name}/advice.md",
-            "cascade by shown tests",
-            ("accuracy", "cost_vs_mentor"),
-        )
-        for name in ("mbpp", "humaneval")
-    )
-    for rival in (mbpp, humaneval):
-        _, accuracy, cost = rival.row()
-        assert f"{accuracy.split(' (')[0]} at {float(cost):.2f}" in prose
-    lines = json.loads((ROOT / "results/rivals/builtin_code/summary.json").read_text())["lines"]
-    rows = {line["method"]: line for line in lines}
-    for name, said in (("tandem draft 0.99", "{} % right at {} of"), ("tandem low", "low: {} % at {})")):
-        cost = rows[name]["tflops"] / rows["mentor"]["tflops"]
-        assert said.format(readme.percent(rows[name]["accuracy"]), f"{cost:.3f}") in prose
-    mixed = (ROOT / "results/rivals/builtin_code/against_tandem_low.md").read_text()
-    draft = next(line for line in mixed.splitlines() if line.startswith("| tandem draft 0.99 against"))
-    assert "| 84.6%, " in draft
-    assert "a mix of single models has 84.6 %" in prose
-
-
 def test_certificates_in_the_documentation_are_those_that_are_made_again():
     for file in ("results/builtin_math/calibrated.txt", "results/rivals/certified.md"):
         assert (ROOT / file).read_text() in (ROOT / "docs/judges.md").read_text()
+    draft = ROOT / "results/builtin_code_draft"
+    kept = load_certificate(draft / "judge")
+    assert "\n".join(lines(kept, Promise(kept.max_loss))) + "\n" == (draft / "calibrated.txt").read_text()
 
 
 @pytest.mark.slow

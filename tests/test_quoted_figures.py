@@ -1,0 +1,167 @@
+"""The figures in the README's sentences are those of the result files."""
+
+import json
+import math
+import re
+
+import pytest
+
+from benchmarks.readme import README, ROOT, cells_of
+
+QWEN, CODE, MATH = "results/qwen_coder", "results/rivals/builtin_code", "results/rivals/builtin_math"
+SHOWN = "cascade by shown tests"
+
+
+def rows(folder):
+    """The rows of a folder's `summary.json`, by method."""
+    found = json.loads((ROOT / folder / "summary.json").read_text())
+    return {row["method"]: row for row in (found["lines"] if isinstance(found, dict) else found)}
+
+
+def right(folder, *methods, column="accuracy"):
+    return [100 * rows(folder)[method][column] for method in methods]
+
+
+def cost(folder, method):
+    """As a share of the mentor's."""
+    return [rows(folder)[method]["tflops"] / rows(folder)["mentor"]["tflops"]]
+
+
+def cells(file, name, *columns):
+    """Every number in some cells of a Markdown table's row: a figure, then the ends of its interval."""
+    return [
+        float(number)
+        for column in columns
+        for number in re.findall(r"[+-]?\d+(?:\.\d+)?", cells_of(file, name)[column])
+    ]
+
+
+def insights():
+    """The most and the least points that insights of any length add to the intern, over all tasks."""
+    gains = [
+        right(folder, level)[0] - right(folder, "intern")[0]
+        for folder in (f"{QWEN}/tandem_{task}" for task in ("mbpp", "mbpp_plus", "humaneval", "gsm8k"))
+        for level in ("fixed_low", "fixed_medium", "fixed_high")
+    ]
+    return [max(gains), min(gains)]
+
+
+def formula():
+    """The intern's share of the cost a token, tokens of both answers, and of the insight that pays for itself."""
+    found = rows(f"{QWEN}/tandem_mbpp")
+    small, large = found["intern"]["intern_tokens"], found["mentor"]["mentor_tokens"]
+    rho = found["intern"]["tflops_paper"] / small * large / found["mentor"]["tflops_paper"]
+    return [rho, small, large, (large - rho * small) / (1 + rho)]
+
+
+def closed():
+    """Shares of the gaps from the high level to the oracle that the mentor without thinking closes, in per cent."""
+    columns = ("difference, points [95 %]", "FLOPs, times")
+    (gain, _, _, paid), (gap, _, _, least) = (
+        cells(f"{MATH}/against_tandem_high.md", f"{name} against tandem high", *columns)
+        for name in ("mentor (no thinking)", "oracle")
+    )
+    return [100 * gain / gap, 100 * (1 - paid) / (1 - least)]
+
+
+def judge(folder):
+    return json.loads((ROOT / folder / "judge.json").read_text())
+
+
+def certificate(folder):
+    found = json.loads((ROOT / folder / "certificate.json").read_text())
+    return [found["thresholds"]["none"], judge(folder)["levels"]["low"], 100 * found["max_loss"]]
+
+
+def advised(folder):
+    return cells(f"{QWEN}/{folder}/advice.md", SHOWN, "accuracy", "cost_vs_mentor", "difference")
+
+
+def kept_where_lost(task):
+    name = f"{SHOWN}, lost questions by entropy"
+    return cells(f"{QWEN}/advise_{task}/cost/advice.md", name, "difference", "cost_vs_mentor")
+
+
+SENTENCES = {  # and how their figures are computed
+    "insights of 16 to 64 tokens move the intern by {:+.0f} to {:+.0f} points": insights,
+    "HumanEval ({}), judges unchanged: intern {:.1f} %, mentor {:.1f} %, 16 tokens {:.1f} % at {:.2f} of": lambda: [
+        rows(f"{QWEN}/tandem_humaneval")["mentor"]["n"],
+        *right(f"{QWEN}/tandem_humaneval", "intern", "mentor", "fixed_low"),
+        *cost(f"{QWEN}/tandem_humaneval", "fixed_low"),
+    ],
+    "GSM8K ({}), in this order: {:.1f}, {:.1f}, {:.1f} % at {:.2f}, {:.1f} % at {:.2f}.": lambda: [
+        rows(f"{QWEN}/tandem_gsm8k")["mentor"]["n"],
+        *right(f"{QWEN}/tandem_gsm8k", "intern", "mentor", "fixed_low"),
+        *cost(f"{QWEN}/tandem_gsm8k", "fixed_low"),
+        *right(f"{QWEN}/tandem_gsm8k", "logistic"),
+        *cost(f"{QWEN}/tandem_gsm8k", "logistic"),
+    ],
+    "{0:.1f} % at {3:.2f} on MBPP ({6:+.1f}, {7:+.1f} to {8:+.1f}, points;": lambda: advised("advise_mbpp"),
+    "{0:.1f} % at {3:.2f} on HumanEval ({6:+.1f}, {7:+.1f} to {8:+.1f})": lambda: advised("advise_humaneval"),
+    "leaves {0:+.1f} points at {3:.2f} ({1:+.1f} to {2:+.1f})": lambda: kept_where_lost("mbpp"),
+    " and {0:+.1f} at {3:.2f} ({1:+.1f} to {2:+.1f}).": lambda: kept_where_lost("humaneval"),
+    "with ρ = {:.2f} and answers of {:.0f} to {:.0f} tokens the formula leaves some {:.0f} for": formula,
+    "({} questions to train on, {} for thresholds": lambda: [
+        judge(f"{QWEN}/judges/logistic")["data"]["n"],
+        judge(f"{QWEN}/judges/logistic")["data"]["calibrated"]["n"],
+    ],
+    "(HumanEval {:.1f} % here, 70.7 published; MBPP {:.1f}, 69.2; MBPP+ {:.1f}, 59.4)": lambda: [
+        *right(f"{QWEN}/published_humaneval", "mentor"),
+        *right(f"{QWEN}/published_mbpp", "mentor", column="base_share"),
+        *right(f"{QWEN}/published_mbpp", "mentor", column="plus_share"),
+    ],
+    "to the oracle, {:.1f} % at {:.3f}, it closes none": lambda: [
+        *right("results/builtin_math", "oracle"),
+        *cost("results/builtin_math", "oracle"),
+    ],
+    "reasons as well in {:.0f} tokens as in {:.0f}.": lambda: [
+        rows("results/builtin_math")[mentor]["mentor_tokens"] for mentor in ("mentor_concise", "mentor")
+    ],
+    "Of {} ways to use the pair on {:,} of these questions": lambda: [
+        len(rows(MATH)),
+        rows(MATH)["mentor"]["n"],
+    ],
+    "closes {:.0f} % of the gap in accuracy from the high level to the oracle, and {:.0f} % of that in cost": closed,
+    "(`think_on_failure`): {:.1f} % at {:.3f}, with {:.0f} of {:,.0f} wrong that it has right": lambda: cells(
+        f"{MATH}/against_mentor.md",
+        "think on failure 0.995 against mentor",
+        *("accuracy", "FLOPs, times", "losses", "n"),
+    ),
+    "Tandem has {:.1f} % right at {:.3f} of the mentor's cost": lambda: cells(
+        f"{CODE}/against_mentor.md", "tandem draft 0.99 against mentor", "accuracy", "FLOPs, times"
+    ),
+    "a mix of single models has {0:.1f} %": lambda: cells(
+        f"{CODE}/against_tandem_low.md",
+        "tandem draft 0.99 against tandem low",
+        "mix of models at equal cost; points to it [95 %]",
+    ),
+    "(the best fixed level, low: {:.1f} % at {:.3f})": lambda: cells(
+        f"{CODE}/against_mentor.md", "tandem low against mentor", "accuracy", "FLOPs, times"
+    ),
+    "from {:.2f} on, else {} tokens, it is certified to lose at most {:.0f} % of": lambda: certificate(
+        "results/builtin_code_draft/judge"
+    ),
+}
+OTHERS = ("59 %", "float32", "page-board-1280")  # published, or no figures
+
+
+def said(sentence, values):
+    """The sentence with its figures, halves rounded away from zero."""
+    exact = [math.copysign(1e-9, value) + value if isinstance(value, float) else value for value in values]
+    return re.sub(r"-(?=\d)", "−", sentence.format(*exact))
+
+
+@pytest.mark.parametrize(("sentence", "values"), SENTENCES.items())
+def test_figures_in_a_sentence_are_those_of_the_result_files(sentence, values):
+    assert said(sentence, values()) in " ".join(README.read_text().split())
+
+
+def test_every_figure_of_what_tandem_gains_is_checked():
+    text = README.read_text()
+    text = text[text.index("## What it gains") : text.index("## What it has")]
+    text = " ".join(re.sub(r"<!-- table: .*?<!-- end -->|`.*?`", "", text, flags=re.DOTALL).split())
+    for sentence, values in SENTENCES.items():
+        text = text.replace(re.sub(r"`.*?`", "", said(sentence, values())), "")
+    for figure in OTHERS:
+        text = text.replace(figure, "")
+    assert re.findall(r"[^.;]*\d[^.;]*", text) == []
