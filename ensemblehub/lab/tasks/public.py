@@ -115,7 +115,7 @@ class Public(Task):
             return ""
         return (
             f"asked with the prompt profile {self.prompt!r}, whose {' and '.join(self.profile.wording)} the "
-            "configuration cannot hold: add them to every request"
+            "configuration cannot hold; put the same into every request"
         )
 
     def about(self, split: str) -> dict[str, Any]:

@@ -139,9 +139,9 @@ def test_the_sampling_that_was_measured_is_served(asked, tmp_path, prompt, lengt
     done = CliRunner().invoke(cli, [*given, "--prompt", prompt, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     line = f"asked with the prompt profile '{prompt}', whose {wording} the configuration cannot hold"
-    assert f"The questions were {line}: add them to every request.\n" in done.output
+    assert f"The questions were {line}; put the same into every request.\n" in done.output
     file = tmp_path / "out" / "advice.yaml"
-    assert f"# {line}: add them to every request\n" in file.read_text()
+    assert f"# {line}; put the same into every request\n" in file.read_text()
     served = Catalog(Config.read(file)).find("ensemble")
     sampling = served.ensemble.sampling
     assert (sampling.max_tokens, list(sampling.stop)) == (length, stops)

@@ -220,7 +220,7 @@ def test_what_a_prompt_profile_sets_of_the_sampling_is_served(certify):
         patch.setattr(measured, "task_named", stopping)
         done = certify("--max-loss", "0.05")
     line = "asked with the prompt profile 'plain', whose user text the configuration cannot hold"
-    assert f"prompts     {line}: add them to every request" in done.output
+    assert f"prompts     {line}; put the same into every request" in done.output
     assert f"# {line}" in (certify.out / "certified.yaml").read_text()
     generation = Config.read(certify.out / "certified.yaml").ensemble.generation
     assert (generation.max_tokens, list(generation.stop_strings)) == (32, ["\n\n"])
