@@ -308,6 +308,8 @@ def test_options_that_are_not_set_leave_certificates_as_they_were():
     assert not {"lost", "decided"} & {*cascade, *voting}
     assert "threshold" not in voting
     assert cascade["threshold"] is None  # as old as `cascade`
+    assert Hint().deciding()["settings"]["share"] == 0.3
+    assert Review().deciding()["settings"]["objection"] == 0.5
     assert Vote(samples=3, accept="ask", threshold=0.7).deciding()["settings"]["threshold"] == 0.7
     assert Cascade(lost="entropy:1").deciding()["settings"]["lost"] == "entropy:1"
 

@@ -169,6 +169,7 @@ def test_words_of_a_hint_come_from_a_template_or_a_profile():
         ({"accept": "never"}, "hint: `accept: never` writes no draft to take a share of; set `tokens`"),
         ({"template": "{question}"}, "hint: the template lacks {hint}"),
         ({"profile": "builtn"}, "hint: .*did you mean 'builtin'"),
+        ({"share": 0.3, "tokens": 9}, "hint: `tokens` takes the place of `share`; set one of them"),
         ({"share": 0.0}, "share.*greater than 0"),
     ],
 )

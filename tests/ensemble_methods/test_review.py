@@ -180,6 +180,12 @@ def test_who_judges_by_probabilities_has_to_have_them():
         AsyncEnsemble(engines, All(), Review(by="logprob"))
 
 
+def test_an_objection_by_probability_needs_probabilities():
+    engines = [Recorder("big", "OK", 9), Recorder("tiny", DRAFT, 1)]
+    with pytest.raises(ConfigError, match="review: `objection` is a probability, which needs `by: logprob`"):
+        AsyncEnsemble(engines, All(), Review(objection=0.5))
+
+
 def test_a_template_without_the_answer_is_refused():
     engines = [Recorder("big", "OK", 9), Recorder("tiny", DRAFT, 1)]
     with pytest.raises(ConfigError, match=r"review: the template lacks \{answer\}"):

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -284,6 +285,21 @@ def test_thresholds_by_level():
     assert [verdict.threshold for verdict in answer(hub).verdicts] == [0.9, 0.4]
     with pytest.raises(ConfigError, match="did you mean 'medium'"):
         ensemble(Tandem(levels=LEVELS, judge="entropy:1.0", thresholds={"medum": 0.9}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"thresholds": {"none": 0.9}}, {"give_up": {"none": 0.1}}, {"give_up": {"none": "calibrated"}}],
+)
+def test_the_level_none_has_limits_only_where_it_is_judged(options):
+    tandem = Tandem(levels=LEVELS, judge="entropy:1.0", **options)
+    message = (
+        f"tandem: {next(iter(options))}: level 'none' is judged only with `start_with_intern` or `draft`"
+    )
+    with pytest.raises(ConfigError, match=message):
+        ensemble(tandem)
+    ensemble(replace(tandem, start_with_intern=True))
+    ensemble(replace(tandem, draft="logprob"))
 
 
 @pytest.mark.parametrize(

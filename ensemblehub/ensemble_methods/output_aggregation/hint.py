@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 
@@ -26,6 +26,7 @@ from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Piece, Request
 from ensemblehub.tandem.insights import Dialogue, Profile, profile_named
 
+SHARE = 0.3
 TEMPLATE = """{question}
 
 The beginning of an expert's solution:
@@ -48,13 +49,13 @@ class Hint(Escalation):
     Attributes:
         large, small: engines by name; the largest and the smallest by default.
         accept, threshold, lost: when the first answer is given, as for `cascade`; `never` writes no draft.
-        share: length of the hint, as a share of the draft's tokens.
+        share: length of the hint, as a share of the draft's tokens; 0.3 by default.
         tokens: length of the hint in tokens, in place of `share`; required with `accept: never`.
         template: what the small model is asked, with {question} and {hint}.
         profile: the words of a profile (`tandem/insights.py`) in place of the template.
     """
 
-    share: Annotated[float, Gt(0), Le(1)] = 0.3
+    share: Annotated[float, Gt(0), Le(1)] | None = None
     tokens: Annotated[int, Ge(1)] | None = None
     template: str = TEMPLATE
     profile: str | Profile | None = None
@@ -62,7 +63,7 @@ class Hint(Escalation):
     async def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
         request, ledger = trial.request, trial.ledger
         small = trial.draft.engine
-        length = self.tokens or max(1, round(self.share * len(trial.draft.tokens)))
+        length = self.tokens or max(1, round(self.share_of_draft * len(trial.draft.tokens)))
         asked = replace(request, sampling=replace(request.sampling, max_tokens=length, min_tokens=0))
         asked = asked if length < request.sampling.max_tokens else request
         hint = list[Piece]()
@@ -96,8 +97,19 @@ class Hint(Escalation):
         """The configured profile, if there is one."""
         return profile_named(self.profile, "hint") if self.profile is not None else None
 
+    @property
+    def share_of_draft(self) -> float:
+        """`share`, or its default."""
+        return SHARE if self.share is None else self.share
+
+    def deciding(self) -> dict[str, Any]:
+        found = super().deciding()
+        return found | {"settings": found["settings"] | {"share": self.share_of_draft}}
+
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
+        if self.share is not None and self.tokens is not None:
+            raise ConfigError("hint: `tokens` takes the place of `share`; set one of them")
         if self.accept == NEVER and self.tokens is None:
             raise ConfigError("hint: `accept: never` writes no draft to take a share of; set `tokens`")
         self.words  # noqa: B018  # refuses what it cannot use

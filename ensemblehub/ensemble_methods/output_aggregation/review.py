@@ -13,7 +13,7 @@ import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
@@ -22,9 +22,11 @@ from ensemblehub.ensemble_methods.escalation import Escalation
 from ensemblehub.ensemble_methods.repair import kept_part, likely_length
 from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.ensemble_methods.templates import check_template, filled, question_of, with_question
+from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Request
 
+OBJECTION = 0.5
 TEMPLATE = """{question}
 
 Someone else answered the request above. The lines of that answer are numbered:
@@ -55,7 +57,7 @@ class Review(Escalation):
         large, small: engines by name; the largest and the smallest by default.
         by: `words`: the large model is asked; `logprob`: it objects to the first line that is less
             probable to it than `objection`.
-        objection: geometric mean probability of a line's tokens.
+        objection: geometric mean probability of a line's tokens; 0.5 by default.  Not with `by: words`.
         template: what the large model is asked, with {question} and {answer}.
         accept, threshold, lost: when an answer is not reviewed, as for `cascade`; by default each is.
     """
@@ -64,7 +66,7 @@ class Review(Escalation):
 
     accept: str = NEVER
     by: Literal["words", "logprob"] = "words"
-    objection: Annotated[float, Ge(0), Le(1)] = 0.5
+    objection: Annotated[float, Ge(0), Le(1)] | None = None
     template: str = TEMPLATE
 
     def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
@@ -76,7 +78,7 @@ class Review(Escalation):
         ledger = trial.ledger
         scored = await large.score(request.continued(draft.text), ledger.meter("judge"))
         tokens = scored.after(request.prompt, len(request.prefix))
-        agreed = likely_length(request, draft.text, tokens, self.objection)
+        agreed = likely_length(request, draft.text, tokens, self.objected_below)
         if agreed is None:
             yield draft.answer
             return
@@ -120,8 +122,19 @@ class Review(Escalation):
             request, prompt=with_question(request.prompt, words), sampling=sampling, prefix="", written=()
         )
 
+    @property
+    def objected_below(self) -> float:
+        """`objection`, or its default."""
+        return OBJECTION if self.objection is None else self.objection
+
+    def deciding(self) -> dict[str, Any]:
+        found = super().deciding()
+        return found | {"settings": found["settings"] | {"objection": self.objected_below}}
+
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
+        if self.objection is not None and self.by == "words":
+            raise ConfigError("review: `objection` is a probability, which needs `by: logprob`")
         check_template(self.template, ["question", "answer"], "review")
         require(
             self.pair(engines)[0], {"score", "prefix"} if self.by == "logprob" else set(), "review (large)"

@@ -47,7 +47,7 @@ class TandemOptions(Aggregation):
         judge: folder of a trained classifier, `entropy:X` or `perplexity:X` (sufficient when the intern's
             mean over what it read is at most X), or `fixed:LEVEL`.
         thresholds: probability that suffices, by level, above 1 where none does; by default the judge's
-            calibrated ones, or 0.5.
+            calibrated ones, or 0.5.  The level `none` is judged only with `start_with_intern` or `draft`.
         start_with_intern: judge the bare question first, before any mentor token.
         draft: let the intern answer alone first, and judge that answer in place of the bare question: a
             criterion as `accept` of `cascade` has it. Its threshold is that of the level `none`, by
@@ -125,6 +125,10 @@ class TandemOptions(Aggregation):
             for level in levels:
                 if level not in self.index:
                     raise ConfigError(f"tandem: {option}: {did_you_mean(level, self.index, 'level')}")
+            if option != "effort" and LEVEL_0 in levels and not self.judges_level_0:
+                raise ConfigError(
+                    f"tandem: {option}: level {LEVEL_0!r} is judged only with `start_with_intern` or `draft`"
+                )
 
     def check_draft(self, intern: Engine, engines: Sequence[Engine]) -> None:
         """Refuse options of the draft that cannot work.
@@ -238,6 +242,11 @@ class TandemOptions(Aggregation):
         """The criterion of the draft, if there is one."""
         return acceptance_named(self.draft, "tandem: draft") if self.draft else None
 
+    @property
+    def judges_level_0(self) -> bool:
+        """Whether the intern is judged before any mentor token, by the bare question or by a draft."""
+        return self.start_with_intern or bool(self.draft)
+
     @cached_property
     def index(self) -> dict[str, int]:
         """Index of each level, 0 for no insight."""
@@ -264,7 +273,7 @@ class TandemOptions(Aggregation):
 
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        read = {LEVEL_0: 0, **self.levels} if self.start_with_intern or self.draft else self.levels
+        read = {LEVEL_0: 0, **self.levels} if self.judges_level_0 else self.levels
         highest = self.index[self.effort] if self.effort is not None else len(self.levels)
         return tuple(
             Checkpoint(level, tokens, self.level_thresholds[level])

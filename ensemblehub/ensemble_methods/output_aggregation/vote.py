@@ -166,7 +166,7 @@ class Vote(AcceptedAnswers):
         if self.decided:
             for engine in engines:
                 require(engine, {"logprobs"}, "vote (decided)")
-        if self.threshold is not None and self.accept is None:
+        if self.threshold is not None and self.criterion is None:
             raise ConfigError("vote: `threshold` needs `accept`, whose probability it is compared with")
         for name in self.weights:
             by_name(engines, name, "vote: weights")
