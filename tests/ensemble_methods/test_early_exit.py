@@ -2,18 +2,20 @@
 
 import asyncio
 import math
+import re
 from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
 
+from ensemblehub.client import Ensemble
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.early_exit import EarlyExit
 from ensemblehub.errors import CapabilityError, ConfigError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
-from ensemblehub.schema import Chat, Message, Piece, Request, Sampling
+from ensemblehub.schema import Chat, Message, Piece, Request, Sampling, Token
 
 CHAT = Chat((Message("user", "2 + 2?"),))
 THOUGHTS = ["Let me add.", " It is four.", " Is it four?", " It is."]
@@ -139,3 +141,74 @@ def test_what_cannot_work_is_refused():
         AsyncEnsemble([Thinker()], All(), EarlyExit(end=""))
     with pytest.raises(ConfigError, match=r"early_exit: .*did you mean 'a'"):
         AsyncEnsemble([Thinker()], All(), EarlyExit(engine="ab"))
+
+
+END = 7
+
+
+class Silent(EchoEngine):
+    """Writes four words of thinking, a control token without a text that ends them, and its answer."""
+
+    class tokenizer:
+        controls = frozenset({END})
+
+        @staticmethod
+        def encode(text, special=True):
+            return [END if word == "</think>" else 1 for word in re.split("(</think>)", text) if word]
+
+        @staticmethod
+        def decode(ids):
+            return "</think>" if ids == [END] else "Answer:"
+
+    def __init__(self):
+        super().__init__("a", EchoOptions())
+        self.asked = []
+
+    def _reply(self, request):
+        self.asked.append([token.id for piece in request.written for token in piece.tokens])
+        words = [" a", " b", " c", " d", "", " It", " is", " 4."]
+        if END in self.asked[-1]:
+            behind = self.asked[-1][self.asked[-1].index(END) :]
+            words = words[5 + behind.count(2) :]
+        ends = END in request.sampling.stop_token_ids
+        words = words[: words.index("") + 1] if ends and "" in words else words
+        length = request.sampling.max_tokens
+        return words[:length], "length" if len(words) > length else "stop"
+
+    async def stream(self, request, meter):
+        async with aclosing(super().stream(request, meter)) as pieces:
+            async for piece in pieces:
+                yield replace(piece, tokens=(Token(piece.text, 2 if piece.text else END, -0.1),))
+
+
+def test_an_end_of_thinking_that_is_a_control_token_is_written_as_one():
+    engine = Silent()
+    result, _ = answer(EarlyExit(threshold=None, max_thinking=2, closing="</think>Answer:"), engine)
+    assert result.text == " a b</think>Answer: It is 4."
+    assert engine.asked == [[], [2, 2, END, 1]]
+
+
+def test_an_end_of_thinking_that_is_a_control_token_is_seen():
+    exits = {"points": (" d", "is"), "trial": "</think>Answer:", "threshold": 0.5, "trial_end": "."}
+    result, engine = answer(EarlyExit(**exits), Silent())
+    assert result.text == " a b c d</think>\n\n It is 4."
+    assert engine.asked[1] == [2, 2, 2, 2, END, 1]  # the trial answer
+    result, engine = answer(EarlyExit(**exits | {"points": ("is",)}), Silent())
+    assert result.text == " a b c d It is 4."
+    assert engine.asked == [[], [2, 2, 2, 2, END, 2, 2]]  # no trial answer is drawn behind the end
+    result, engine = answer(EarlyExit(threshold=None, min_thinking=5, wait=" wait"), Silent())
+    assert result.text == " a b c d wait a b c d It is 4."
+    assert engine.asked[1] == [2, 2, 2, 2]  # without the end that came too early
+
+
+def test_the_built_in_mentor_answers_once_its_thinking_is_ended():
+    ended = EarlyExit(threshold=None, max_thinking=9, closing="</think>")
+    models = [{"name": "mentor", "path": "builtin:mentor"}]
+    with Ensemble(models, aggregation=ended) as ensemble:
+        result = ensemble.generate(
+            "There are 8 bowls. There are 3 more mugs than bowls. How many mugs are there?"
+        )
+    final = result.text.partition("</think>")[2]
+    assert final.startswith("Answer: \\boxed{")
+    assert result.finish == "stop"
+    assert len(result.pieces[0].tokens) < 25

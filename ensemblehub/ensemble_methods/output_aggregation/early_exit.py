@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Le
@@ -22,7 +23,7 @@ from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, ask, refuse, write_turn
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Capability, Choice, Event, Finish, Piece, Request
+from ensemblehub.schema import Capability, Choice, Event, Finish, Piece, Request, Token
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class EarlyExit(Segments):
         points: strings behind which a trial answer is drawn.
         trial, trial_end: what a trial answer is drawn behind, and what ends it.
         trial_tokens: tokens of a trial answer at most.
-        end: the end of thinking, as the model writes it.
-        closing: what ends thinking early; holds `end`, and may begin the answer.
+        end: the end of thinking, as the model writes it, or the name of its control token for that.
+        closing: what ends thinking early; holds `end`, and may begin the answer.  Control tokens that this
+            and `trial` name are written as such where the engine is on this machine.
         max_thinking: tokens after which thinking ends.
         min_thinking: tokens below which no trial answer is drawn, and at which a model that ends its
             thinking or its text earlier goes on behind `wait`.
@@ -76,7 +78,7 @@ class EarlyExit(Segments):
         most = self.max_thinking or request.sampling.max_tokens
 
         def write(shown: Request) -> AsyncGenerator[Event, None] | Finish:
-            thinking = self.end not in so_far.text
+            thinking = not self.over(engine, so_far)
             marks, left = (*self.points, self.end), max(1, most - so_far.tokens)
             turn = EngineTurn(engine, left, marks) if thinking else EngineTurn(engine)
             asked = ask(shown, turn, so_far)
@@ -95,19 +97,27 @@ class EarlyExit(Segments):
         engine = turn.engine
         if reason := await self.reason_to_end(engine, asked, so_far, most, ledger):
             yield Choice("answer", (engine.name,), (), reason)
-            yield Piece(self.closing, engine.name, "answer")
+            yield spoken(engine, self.closing)
             return
         early = so_far.tokens < self.min_thinking
         if early:  # the end of thinking is left out; stop strings of the request are looked for by the caller
-            asked = replace(asked, sampling=replace(asked.sampling, stop=(self.end,)))
+            ends = tuple(controls(engine, self.end))
+            asked = replace(asked, sampling=replace(asked.sampling, stop=(self.end,), stop_token_ids=ends))
         async with aclosing(write_turn(turn, asked, so_far, ledger)) as pieces:
             async for piece in pieces:
                 if not early or piece.finish != "stop":
                     yield piece
                     continue
-                yield replace(piece, finish=None)
+                kept = tuple(token for token in piece.tokens if token.text)  # without the token that ended it
+                yield replace(piece, tokens=kept, finish=None)
                 short = so_far.tokens < self.min_thinking
-                yield Piece(self.wait if short else self.closing, engine.name, "answer")
+                yield spoken(engine, self.wait if short else self.closing)
+
+    def over(self, engine: Engine, so_far: SoFar) -> bool:
+        """Whether thinking has ended, by the text of `end` or by a control token of that name."""
+        ends = controls(engine, self.end)
+        written = (token.id for turn in so_far.turns for token in turn.tokens)
+        return self.end in so_far.text or not ends.isdisjoint(written)
 
     async def reason_to_end(
         self, engine: Engine, asked: Request, so_far: SoFar, most: int, ledger: UsageLedger
@@ -129,7 +139,7 @@ class EarlyExit(Segments):
             temperature=0.0,
             stop=(self.trial_end,),
         )
-        written = (*asked.written, Piece(self.trial, "", "answer"))
+        written = (*asked.written, spoken(engine, self.trial))
         trial = replace(asked, sampling=sampling, prefix=asked.prefix + self.trial, written=written)
         known = list[float]()
         tokens, finish = 0, None
@@ -160,3 +170,22 @@ class EarlyExit(Segments):
             raise ConfigError(f"early_exit: `closing` has to hold `end`, {self.end!r}")
         if self.max_thinking is not None and self.max_thinking < self.min_thinking:
             raise ConfigError("early_exit: `max_thinking` is below `min_thinking`")
+
+
+def controls(engine: Engine, text: str) -> frozenset[int]:
+    """Ids of an engine's control tokens that `text` names; none of an engine without a tokenizer."""
+    if engine.tokenizer is None:
+        return frozenset()
+    return engine.tokenizer.controls.intersection(engine.tokenizer.encode(text, special=False))
+
+
+def spoken(engine: Engine, text: str) -> Piece:
+    """`text` as if the engine had written it: control tokens that it names are those, not their letters."""
+    named, tokenizer = controls(engine, text), engine.tokenizer
+    tokens: list[Token] = []
+    if named and tokenizer is not None:
+        for _, run in groupby(tokenizer.encode(text, special=False), named.__contains__):
+            ids = list(run)
+            texts = [""] * (len(ids) - 1) + [tokenizer.decode(ids)]  # a run's text belongs to its last token
+            tokens += map(Token, texts, ids)
+    return Piece(text, engine.name, "answer", tuple(tokens))
