@@ -101,7 +101,7 @@ class EarlyExit(Segments):
             return
         early = so_far.tokens < self.min_thinking
         if early:  # the end of thinking is left out; stop strings of the request are looked for by the caller
-            ends = tuple(controls(engine, self.end))
+            ends = (*asked.sampling.stop_token_ids, *controls(engine, self.end))
             asked = replace(asked, sampling=replace(asked.sampling, stop=(self.end,), stop_token_ids=ends))
         async with aclosing(write_turn(turn, asked, so_far, ledger)) as pieces:
             async for piece in pieces:
