@@ -1,4 +1,4 @@
-"""The figures in the README's sentences are those of the result files."""
+"""The figures in sentences of the README and the documentation are those of the result files."""
 
 import json
 import math
@@ -142,6 +142,69 @@ SENTENCES = {  # and how their figures are computed
         "results/builtin_code_draft/judge"
     ),
 }
+TRANSFER, ADVICE = "results/rivals/transfer", "results/advise"
+
+
+def transferred(method):
+    """Its difference to always the high level in points, with its interval, and its cost as a share of that."""
+    found, high = rows(TRANSFER)[method], rows(TRANSFER)["always high"]
+    names = ("difference", "difference_low", "difference_high")
+    return [*(100 * found[name] for name in names), found["tflops"] / high["tflops"]]
+
+
+def paid(folder, *methods):
+    """Accuracy and cost of some strategies in a report of `advise`."""
+    file = f"{ADVICE}/{folder}/advice.md"
+    found = [cells(file, method, "accuracy", "cost_vs_mentor") for method in methods]
+    return [row[at] for row in found for at in (0, 3)]
+
+
+OF_PAGES = {
+    ("judges", "points below always the high level [{1:+.2f}, {2:+.2f}] at {3:.3f} of its cost ("): lambda: (
+        transferred("draft judged, else low")
+    ),
+    ("judges", "({:.2f} against {:.2f} %)"): lambda: right(TRANSFER, "draft judged, else low", "always high"),
+    ("judges", "it is {:+.1f} [{:+.1f}, {:+.1f}] at {:.3f}, and"): lambda: transferred(
+        "draft judged, else low; 0.5"
+    ),
+    ("judges", "at 0.9 {:.1f} [{:+.1f}, {:+.1f}] at {:.3f} ("): lambda: transferred(
+        "draft judged, else low; 0.9"
+    ),
+    ("advise", "answers {0:.1f} % right at {1:.3f} of the thinking mentor's cost ({2:.1f} %)"): lambda: paid(
+        "builtin_math_test", "mentor alone, no thinking", "mentor alone"
+    ),
+    (
+        "advise",
+        "reaches {:.1f} % at {:.3f}, the same plan only where a draft is not accepted {:.1f} % at {:.3f}, a cascade "
+        "{:.1f} % at {:.3f}, the mentor that thinks only where it is unsure {:.1f} % at {:.3f} (",
+    ): lambda: paid(
+        "builtin_math_test",
+        "tandem, 128 tokens",
+        "plan on failure by log-probability, 128 tokens",
+        "cascade by log-probability",
+        "mentor, thinking where it is unsure",
+    ),
+    ("advise", "mentor {0:.1f} % with and without thinking, at {3:.3f} without"): lambda: paid(
+        "builtin_math", "mentor alone", "mentor alone, no thinking"
+    ),
+    (
+        "advise",
+        "{:.1f} % right at {:.3f} of the thinking mentor's cost (by the rule alone {:.1f} % at {:.3f}); the mentor "
+        "alone has {:.1f} %",
+    ): lambda: paid("builtin_code_test", "tandem with draft by entropy", "tandem by entropy", "mentor alone")[
+        :5
+    ],
+    (
+        "advise",
+        "without thinking {:.1f} % at {:.3f}, the intern {:.1f} % at {:.3f}. A plan only where the draft is not "
+        "accepted has {:.1f} % at {:.3f}",
+    ): lambda: paid(
+        "builtin_code_test",
+        "mentor alone, no thinking",
+        "intern alone",
+        "plan on failure by log-probability, 24 tokens",
+    ),
+}
 OTHERS = ("59 %", "float32", "page-board-1280")  # published, or no figures
 
 
@@ -151,9 +214,14 @@ def said(sentence, values):
     return re.sub(r"-(?=\d)", "−", sentence.format(*exact))
 
 
-@pytest.mark.parametrize(("sentence", "values"), SENTENCES.items())
-def test_figures_in_a_sentence_are_those_of_the_result_files(sentence, values):
-    assert said(sentence, values()) in " ".join(README.read_text().split())
+QUOTED = [(README, sentence, values) for sentence, values in SENTENCES.items()] + [
+    (ROOT / f"docs/{page}.md", sentence, values) for (page, sentence), values in OF_PAGES.items()
+]
+
+
+@pytest.mark.parametrize(("page", "sentence", "values"), QUOTED)
+def test_figures_in_a_sentence_are_those_of_the_result_files(page, sentence, values):
+    assert said(sentence, values()) in " ".join(page.read_text().split())
 
 
 def test_every_figure_of_what_tandem_gains_is_checked():
