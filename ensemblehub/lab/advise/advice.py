@@ -36,10 +36,10 @@ from ensemblehub.lab.tasks.own import OwnQuestions
 from ensemblehub.tandem.judges import Judge
 
 log = logging.getLogger(__name__)
-SWITCHES = {  # options that turn a model's thinking off, by engine; elsewhere the key of the file does
+SWITCHES = {  # options that turn a model's thinking off, by engine
     "openai": "extra_body.chat_template_kwargs.enable_thinking",
     "api": "extra_body.chat_template_kwargs.enable_thinking",
-    **dict.fromkeys(("llama_cpp", "numpy", "vllm"), "enable_thinking"),
+    **dict.fromkeys(("hf", "llama_cpp", "numpy", "vllm"), "enable_thinking"),
 }
 RECORDED = "recorded.jsonl"  # in the folder of an advice; or its gzipped copy
 BLOCK = 10  # questions between two looks at what is known so far
@@ -382,11 +382,20 @@ def with_changes(config: Config, changes: Changes) -> Config:
     if "ensemble.output_aggregation_method" in changes:
         for key in ("request_params", "request_members"):  # options and models of the Tandem
             whole["ensemble"].pop(key, None)
-    for index, spec in enumerate(config.model_specs if NO_THINKING in changes else ()):
-        if spec.engine in SWITCHES and spec.name in changes["ensemble.models"]:
-            changes = {**changes, f"model_specs.{index}.{SWITCHES[spec.engine]}": False}
+    if NO_THINKING in changes:
+        changes = {key: value for key, value in changes.items() if key != NO_THINKING}
+        quiet = changes.get("ensemble.models") or [_mentor(config)]
+        for index, spec in enumerate(config.model_specs):
+            if spec.engine in SWITCHES and spec.name in quiet:
+                changes = {**changes, f"model_specs.{index}.{SWITCHES[spec.engine]}": False}
     made = Config.from_dict(kept | whole, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     used = set(made.ensemble.models)
     if not used or made.ensemble.certificate:
         return made
     return made.model_copy(update={"model_specs": [spec for spec in made.model_specs if spec.name in used]})
+
+
+def _mentor(config: Config) -> str:
+    """The name of a Tandem's mentor."""
+    ensemble = AsyncEnsemble.from_config(config)
+    return tandem_of(ensemble).roles(ensemble.engines)[0].name

@@ -38,32 +38,10 @@ TABLES = ("correct", "cost", "scores")  # of a strategy, each (n, T)
 
 def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     """The intern's draft is kept where a criterion accepts it; else the mentor answers, or plans."""
-    rows, nothing = recorded.collected.rows, np.zeros(recorded.n)
-    own, mentor = [drafts[0].run for drafts in recorded.drafts], [row.runs["mentor"] for row in rows]
-    roles = {"large": recorded.name("mentor"), "small": recorded.name("intern")}
-
-    def escalation(
-        name: str, accepted: Accepted, otherwise: list[Run], method: str, **more: Any
-    ) -> Iterator[Strategy]:
-        params = roles | {"accept": accepted.criterion} | more
-        return _escalation(
-            recorded,
-            name,
-            accepted,
-            own,
-            otherwise,
-            lambda limit: with_method(method, **params, threshold=limit),
-        )
-
-    criteria = {}
-    if accepted := _by_logprob(own, [drafts[0].logprob for drafts in recorded.drafts], known):
-        criteria["log-probability"] = accepted
-    passed = [drafts[0].tests for drafts in recorded.drafts]
-    if any(passed):
-        scores = np.array([share or 0.0 for share in passed])
-        criteria["shown tests"] = Accepted(SHOWN_TESTS, scores, nothing, known)
-    for name, accepted in criteria.items():
-        yield from escalation(f"cascade by {name}", accepted, mentor, "cascade")
+    rows, roles = recorded.collected.rows, _roles(recorded)
+    mentor = [row.runs["mentor"] for row in rows]
+    for name, accepted in _criteria(recorded, known).items():
+        yield from _kept(recorded, f"cascade by {name}", accepted, mentor, "cascade")
         for kind in RULES:
             fewer, title = (
                 replace(accepted, shares=FEWER_SHARES),
@@ -74,7 +52,7 @@ def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
             if level != LEVEL_0:
                 planned, plan = [row.runs[level] for row in rows], {"plan_tokens": tokens, **recorded.words}
                 title = f"plan on failure by {name}, {tokens} tokens"
-                yield from escalation(title, accepted, planned, "plan_on_failure", **plan)
+                yield from _kept(recorded, title, accepted, planned, "plan_on_failure", **plan)
     if samples := readable(recorded):
         others = [drafts[1 : samples + 1] for drafts in recorded.drafts]
         shares = [
@@ -83,7 +61,40 @@ def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
         ]
         more = np.array([sum(recorded.cost(other.run) for other in drawn) for drawn in others])
         accepted = Accepted(f"agreement:{samples}", np.array(shares), more, known)
-        yield from escalation("cascade by agreement", accepted, mentor, "cascade")
+        yield from _kept(recorded, "cascade by agreement", accepted, mentor, "cascade")
+
+
+def cascades(recorded: Recorded, known: slice) -> Iterator[Strategy]:
+    """Of `escalations` those in which one number decides whether the mentor answers."""
+    mentor = [row.runs["mentor"] for row in recorded.collected.rows]
+    for name, accepted in _criteria(recorded, known).items():
+        yield from _kept(recorded, f"cascade by {name}", accepted, mentor, "cascade")
+
+
+def _criteria(recorded: Recorded, known: slice) -> dict[str, Accepted]:
+    """Criteria of the draft alone, by what the table calls them."""
+    criteria, nothing = dict[str, Accepted](), np.zeros(recorded.n)
+    own = [drafts[0].run for drafts in recorded.drafts]
+    if accepted := _by_logprob(own, [drafts[0].logprob for drafts in recorded.drafts], known):
+        criteria["log-probability"] = accepted
+    passed = [drafts[0].tests for drafts in recorded.drafts]
+    if any(passed):
+        scores = np.array([share or 0.0 for share in passed])
+        criteria["shown tests"] = Accepted(SHOWN_TESTS, scores, nothing, known)
+    return criteria
+
+
+def _roles(recorded: Recorded) -> dict[str, str]:
+    return {"large": recorded.name("mentor"), "small": recorded.name("intern")}
+
+
+def _kept(
+    recorded: Recorded, name: str, accepted: Accepted, otherwise: list[Run], method: str, **more: Any
+) -> Iterator[Strategy]:
+    """The bare question's draft where it is accepted, else other runs, as an aggregation with these options."""
+    own, params = [drafts[0].run for drafts in recorded.drafts], {**_roles(recorded), **more}
+    configured = partial(_configured, method, params | {"accept": accepted.criterion})
+    return _escalation(recorded, name, accepted, own, otherwise, configured)
 
 
 def _with_lost(
@@ -103,7 +114,7 @@ def _with_lost(
     for limit in limits_of(table[accepted.known, RULES[kind].column]):
         options = {**roles, "accept": accepted.criterion, "lost": f"{kind}:{limit:.6g}"}
         read = RULES[kind](limit).probabilities(table, 0, 0)
-        configured = partial(_cascade, options)
+        configured = partial(_configured, "cascade", options)
         for part in _escalation(
             recorded, name, accepted, own, mentor, configured, reading=reading, lost=read < SUFFICES
         ):
@@ -114,8 +125,8 @@ def _with_lost(
         yield Strategy(name, tuple(settings), right, cost, scores=scores)
 
 
-def _cascade(options: Changes, threshold: float) -> Changes:
-    return with_method("cascade", **options, threshold=threshold)
+def _configured(method: str, options: Changes, threshold: float) -> Changes:
+    return with_method(method, **options, threshold=threshold)
 
 
 def thinking(recorded: Recorded, known: slice) -> Iterator[Strategy]:
@@ -177,18 +188,7 @@ def tandem_with_draft(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     """Tandem with a draft, which is kept where its log-probability suffices; else the mentor answers, or the
     intern with an insight of a fixed length.
     """
-    if not recorded.scored:
-        return
-    data, rows = recorded.collected, recorded.collected.rows
-    scores, own = np.array([draft.probability for draft in data.drafts]), [row.runs[LEVEL_0] for row in rows]
-    accepted = Accepted(LOGPROB, scores, np.zeros(recorded.n), known)
-
-    def otherwise(name: str, run: str, spared: Floats | float, **params: Any) -> Iterator[Strategy]:
-        def configured(limit: float) -> Changes:
-            return with_tandem(draft=LOGPROB, thresholds={LEVEL_0: limit}, **params)
-
-        others = [row.runs[run] for row in rows]
-        return _escalation(recorded, f"tandem with draft, {name}", accepted, own, others, configured, spared)
+    data = recorded.collected
 
     def spared(row: Row, level: str) -> float:
         """What an answer after a draft need not do again: reading the question, or all where there is no insight.
@@ -200,12 +200,34 @@ def tandem_with_draft(recorded: Recorded, known: slice) -> Iterator[Strategy]:
         read = row.runs[LEVEL_0].intern_read - row.closing
         return 0.0 if recorded.prices else data.info("intern").flops(0, read)
 
-    mentor = {"judge": f"fixed:{LEVEL_0}", "give_up": {LEVEL_0: 1.0}, "fallback": "mentor"}
-    yield from otherwise("else mentor", "mentor", 0.0, **mentor)
+    yield from draft_else_mentor(recorded, known)
     for level, tokens in data.levels.items():
         if level != LEVEL_0:
-            less = np.array([spared(row, level) for row in rows])
-            yield from otherwise(f"{tokens} tokens", level, less, judge=f"fixed:{level}")
+            less = np.array([spared(row, level) for row in data.rows])
+            yield from _after_draft(recorded, known, f"{tokens} tokens", level, less, judge=f"fixed:{level}")
+
+
+def draft_else_mentor(recorded: Recorded, known: slice) -> Iterator[Strategy]:
+    """Tandem with a draft, which is kept where its log-probability suffices; else the mentor answers."""
+    mentor = {"judge": f"fixed:{LEVEL_0}", "give_up": {LEVEL_0: 1.0}, "fallback": "mentor"}
+    yield from _after_draft(recorded, known, "else mentor", "mentor", 0.0, **mentor)
+
+
+def _after_draft(
+    recorded: Recorded, known: slice, name: str, run: str, spared: Floats | float, **params: Any
+) -> Iterator[Strategy]:
+    """The draft in the words of the profile, else a run; nothing where no criterion was asked about it."""
+    if not recorded.scored:
+        return
+    data = recorded.collected
+    scores = np.array([draft.probability for draft in data.drafts])
+    own, others = ([row.runs[each] for row in data.rows] for each in (LEVEL_0, run))
+    accepted = Accepted(LOGPROB, scores, np.zeros(recorded.n), known)
+
+    def configured(limit: float) -> Changes:
+        return with_tandem(draft=LOGPROB, thresholds={LEVEL_0: limit}, **params)
+
+    yield from _escalation(recorded, f"tandem with draft, {name}", accepted, own, others, configured, spared)
 
 
 def probabilities(runs: Sequence[Run], logprobs: Sequence[float | None]) -> list[float | None]:

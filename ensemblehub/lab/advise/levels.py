@@ -45,10 +45,20 @@ def rules(recorded: Recorded, known: slice) -> Iterator[Strategy]:
     levels = list(recorded.collected.levels)
     for kind in RULES:
         yield from _ruled(recorded, f"tandem by {kind}", kind, known, levels, start_with_intern=True)
-        router = {"start_with_intern": True, "give_up": {LEVEL_0: SUFFICES}, "fallback": "mentor"}
-        yield from _ruled(recorded, f"router by {kind}", kind, known, [LEVEL_0], **router)
+        yield from _router(recorded, kind, known)
         if recorded.scored:
             yield from _ruled(recorded, f"tandem with draft by {kind}", kind, known, levels, draft=LOGPROB)
+
+
+def routers(recorded: Recorded, known: slice) -> Iterator[Strategy]:
+    """Of `rules` those that give the question to one of the models."""
+    for kind in RULES if recorded.collected.features.size else ():
+        yield from _router(recorded, kind, known)
+
+
+def _router(recorded: Recorded, kind: str, known: slice) -> Iterator[Strategy]:
+    given = {"start_with_intern": True, "give_up": {LEVEL_0: SUFFICES}, "fallback": "mentor"}
+    yield from _ruled(recorded, f"router by {kind}", kind, known, [LEVEL_0], **given)
 
 
 def _ruled(

@@ -88,6 +88,15 @@ class Recorded:
         return len(self.collected.drafts) == self.n
 
     @property
+    def without_thinking(self) -> Recorded | None:
+        """The same with the mentor's answers without thinking as its answers; None without such a switch."""
+        rows = self.collected.rows
+        if not any(row.thinking_switch for row in rows):
+            return None
+        quiet = [replace(row, runs={**row.runs, "mentor": row.runs["mentor_concise"]}) for row in rows]
+        return replace(self, collected=replace(self.collected, rows=quiet))
+
+    @property
     def words(self) -> dict[str, Any]:
         """The profile that both models were prompted with, as an option."""
         return {"profile": self.collected.header["profile"]}

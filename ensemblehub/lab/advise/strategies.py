@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from ensemblehub.lab.advise.escalations import escalations, tandem_with_draft, thinking
-from ensemblehub.lab.advise.levels import fixed, rules, trained
+from ensemblehub.lab.advise.escalations import (
+    cascades,
+    draft_else_mentor,
+    escalations,
+    tandem_with_draft,
+    thinking,
+)
+from ensemblehub.lab.advise.levels import fixed, routers, rules, trained
 from ensemblehub.lab.advise.record import Recorded
 from ensemblehub.lab.advise.samples import best_of, votes
 from ensemblehub.lab.advise.strategy import Changes, Strategy, constant, with_method
 from ensemblehub.lab.pipeline.records import Run
 
-NO_THINKING = "debug.enable_thinking"  # the key that turns thinking off
+NO_THINKING = "debug.enable_thinking"  # stands for the mentor's own switch (`advice.with_changes`)
 
 
 def strategies(recorded: Recorded, known: slice = slice(None)) -> list[Strategy]:
@@ -31,6 +38,7 @@ def strategies(recorded: Recorded, known: slice = slice(None)) -> list[Strategy]
         *tandem_with_draft(recorded, known),
         *rules(recorded, known),
         *trained(recorded, known),
+        *_without_thinking(recorded, known),
     ]
 
 
@@ -41,6 +49,17 @@ def _alone(recorded: Recorded) -> Iterator[Strategy]:
         runs = [row.runs["mentor_concise"] for row in rows]
         yield _single(recorded, "mentor alone, no thinking", runs, "mentor", {NO_THINKING: False})
     yield _single(recorded, "intern alone", [drafts[0].run for drafts in recorded.drafts], "intern")
+
+
+def _without_thinking(recorded: Recorded, known: slice) -> Iterator[Strategy]:
+    """Strategies in which the mentor answers by itself, here without thinking; none without such a switch."""
+    quiet = recorded.without_thinking
+    if quiet is None:
+        return
+    for ways in (cascades, draft_else_mentor, routers):
+        for strategy in ways(quiet, known):
+            settings = tuple((title, {**changes, NO_THINKING: False}) for title, changes in strategy.settings)
+            yield replace(strategy, name=f"{strategy.name}, no thinking", settings=settings)
 
 
 def _single(

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import click
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from ensemblehub import builtin
 from ensemblehub.cli import add_plugins, cli
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
@@ -148,7 +150,7 @@ def test_options_that_decide_between_levels_are_those_of_the_replay(pair):
         return [task.grade(item, text).correct for item, text in zip(items, texts, strict=True)]
 
     found = [outcome for outcome in made(pair, *begun).found if outcome.name.startswith("tandem")]
-    assert len(found) == 9
+    assert len(found) == 10
     for outcome in found:
         assert asyncio.run(live(outcome.changes)) == list(outcome.correct > 0), outcome.name
 
@@ -449,6 +451,15 @@ def test_the_file_of_a_mentor_without_thinking_turns_it_off(engine):
     assert options["enable_thinking"] is False
 
 
+def test_the_intern_beside_a_mentor_without_thinking_is_asked_as_before():
+    """It was recorded so, and may think, too."""
+    whole = Config.read(Path(builtin.CONFIG), [f"model_specs.{at}.engine=numpy" for at in range(2)])
+    changes = {"ensemble.output_aggregation_method": "cascade", NO_THINKING: False}
+    for given in (changes, {NO_THINKING: False}):  # a cascade, and the Tandem itself
+        kept = Config.from_dict(yaml.safe_load(advice.with_changes(whole, given).to_yaml()))
+        assert [kept.options(spec).get("enable_thinking") for spec in kept.model_specs] == [False, None]
+
+
 def test_an_intern_that_cannot_score_leaves_out_the_rules_alone(pair, monkeypatch, caplog):
     """As behind most APIs; everything else is as with one that can."""
     whole = made(pair)
@@ -463,6 +474,7 @@ def test_an_intern_that_cannot_score_leaves_out_the_rules_alone(pair, monkeypatc
         "cascade by log-probability, lost questions by",
     )
     rules = {f"{method} {kind}" for kind in ("entropy", "perplexity") for method in methods}
+    rules |= {f"{name}, no thinking" for name in rules if name.startswith("router")}
     assert rules < {outcome.name for outcome in whole.found}
     rest = [outcome for outcome in whole.found if outcome.name not in rules]
     for mine, other in zip(part.found, rest, strict=True):

@@ -17,6 +17,7 @@ from ensemblehub.lab.advise.levels import trained
 from ensemblehub.lab.advise.pair import trained_judge, with_rule
 from ensemblehub.lab.advise.record import InternAnswer, Recorded
 from ensemblehub.lab.advise.samples import _voted, best_of
+from ensemblehub.lab.advise.strategies import NO_THINKING, strategies
 from ensemblehub.lab.advise.strategy import SHOWN_TESTS, limits_of, thresholds_of
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.lab.tasks import task_named
@@ -157,11 +158,18 @@ def test_a_mentor_that_thinks_where_it_is_unsure():
 ENTROPIES, PROBABILITIES = (4.0, 1.0, 2.0), (0.5, 0.3, 0.4)  # of three questions, and of the drafts
 
 
-def with_lost(prices=None, reading=True, samples=((), (), ()), **criteria):
+def with_lost(*given, **named):
+    return {
+        strategy.name: strategy for strategy in escalations(recorded_drafts(*given, **named), slice(None))
+    }
+
+
+def recorded_drafts(prices=None, reading=True, samples=((), (), ()), short=None, **criteria):
     """Three questions that the mentor alone answers right.
 
     Args:
         samples: further answers of the intern.
+        short: the mentor's answers without thinking; None: it has no switch.
         criteria: fields of its drafts, one value a question.
     """
     rows, drafts = [], []
@@ -170,13 +178,13 @@ def with_lost(prices=None, reading=True, samples=((), (), ()), **criteria):
             Run(True, "stop", 50, 20, 0, 0, 0.1, False, ""),
             Run(False, "stop", 0, 0, 40, 10, 0.1, False, ""),
         )
-        rows.append(Row("abc"[at], "s", 1, 1, "", 5, {"none": own, "mentor": mentor}))
+        runs = {"none": own, "mentor": mentor, "mentor_concise": short[at] if short else mentor}
+        rows.append(Row("abc"[at], "s", 1, 1, "", 5, runs, thinking_switch=bool(short)))
         features = [entropy if name == "entropy_mean" else 0.0 for name in FEATURE_NAMES]
         read = {"reading": features, "read": 38} if reading else {}
         given = {"logprob": math.log(PROBABILITIES[at])} | {name: of[at] for name, of in criteria.items()}
         drafts.append([InternAnswer(own, "9", **given, **read), *drawn(samples[at])])
-    recorded = replace(recorded_rows(rows, prices), drafts=drafts)
-    return {strategy.name: strategy for strategy in escalations(recorded, slice(None))}
+    return replace(recorded_rows(rows, prices), drafts=drafts)
 
 
 def test_a_draft_is_kept_where_the_question_is_lost():
@@ -232,6 +240,24 @@ def test_the_lowest_score_of_all_is_no_threshold_and_the_next_one_is():
     assert limits_of(np.repeat([1.0, 2.0], [1, 99])).tolist() == [1.00001]
     assert limits_of(np.ones(5)).tolist() == []
     assert limits_of(np.array([1.0, 2.0, 4.0]), most=1.5).tolist() == [1.00001]
+
+
+def test_a_mentor_that_answers_without_thinking_where_the_draft_is_not_kept():
+    """Of three questions it has the second one wrong so, and writes 6 tokens in place of 20."""
+    short = [Run(at != 1, "stop", 50, 6, 0, 0, 0.1, False, "") for at in range(3)]
+    found = {strategy.name: strategy for strategy in strategies(recorded_drafts(short=short))}
+    quiet = found["cascade by log-probability, no thinking"]
+    for at, (title, changes) in enumerate(quiet.settings):
+        enough = changes["ensemble.output_aggregation_params"]["threshold"]
+        asked = [probability < enough for probability in PROBABILITIES]
+        assert quiet.correct[:, at].tolist() == [asked[0], 0, asked[2]]
+        assert quiet.cost[:, at].tolist() == [2 * 49 + 18 * 55 * more for more in asked]
+        assert title == f"logprob from {enough:.3f}"
+        assert changes[NO_THINKING] is False
+    named = dict(found["cascade by log-probability"].settings)
+    assert all(NO_THINKING not in changes for changes in named.values())
+    alike = strategies(recorded_drafts())
+    assert [strategy.name for strategy in alike if "no thinking" in strategy.name] == []
 
 
 def test_a_recording_without_readings_lacks_it():
