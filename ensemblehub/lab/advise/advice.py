@@ -25,7 +25,7 @@ from ensemblehub.lab.advise.escalations import warn_of_drafts, warn_of_thinking
 from ensemblehub.lab.advise.pair import trained_judge, warn_of, with_rule
 from ensemblehub.lab.advise.record import Recorded, Recorder, check_answers, distinct, reused
 from ensemblehub.lab.advise.strategies import NO_THINKING, strategies
-from ensemblehub.lab.advise.strategy import Changes
+from ensemblehub.lab.advise.strategy import Changes, Floats
 from ensemblehub.lab.journal import Journal, unpack
 from ensemblehub.lab.pipeline import report
 from ensemblehub.lab.pipeline.certificate import Promise
@@ -111,7 +111,7 @@ def advise(
         title, made = best.name, with_changes(config, {**best.changes, "ensemble.certificate": "."})
         keys = [row.key for row in recorded.collected.rows]
         certificate = best.save(made, keys, folder, best.judged)
-        mentor = replace(found[0], cost=found[0].cost[best.tested])
+        mentor = replace(found[0], **{of: getattr(found[0], of)[best.tested] for of in ("correct", "cost")})
         said = [headline(mentor, best.outcome, recorded.unit)]
     else:
         title = f"{chosen.name}: {chosen.setting}" if chosen.setting else chosen.name
@@ -324,7 +324,7 @@ def _over_budget(
 
 
 def headline(mentor: Evaluated, chosen: Evaluated, unit: CostUnit = "flops") -> str:
-    """The recommendation in one line, and what it would save."""
+    """The recommendation in one line, its difference to the mentor, and what it would save."""
     use = f"No strategy pays here: use the {chosen.name}" if chosen.single else f"Use {chosen.name}"
     if chosen is mentor:
         return f"**{use}.**"
@@ -335,38 +335,84 @@ def headline(mentor: Evaluated, chosen: Evaluated, unit: CostUnit = "flops") -> 
     difference, low, high = (more - less).mean(), *metrics.paired_bootstrap(more, less)
     ends = " to ".join(amount(SAVED_ON * value, unit).removesuffix(" TFLOPs") for value in (low, high))
     return (
-        f"**{use}{setting}**: on {SAVED_ON:,} such questions it {verb} "
-        f"{amount(SAVED_ON * difference, unit)} [{ends}], {difference / mentor.cost.mean():.0%} of the mentor's."
+        f"**{use}{setting}**: {_points(chosen, mentor)} against the mentor, and on {SAVED_ON:,} such questions "
+        f"it {verb} {amount(SAVED_ON * difference, unit)} [{ends}], "
+        f"{difference / mentor.cost.mean():.0%} of the mentor's."
     )
 
 
 def open_questions(
     found: Sequence[Evaluated], chosen: Evaluated, clear: bool, criterion: Criterion
 ) -> list[str]:
-    """What cannot be told apart yet, and how many questions more would tell."""
+    """Whether the answer is clear, else what is open, and how many questions more would tell."""
     n = len(chosen.correct)
     if clear:
         return [f"The answer is clear after {n} questions (anytime-valid test, error at most 5 %)."]
+    open_ones = _open_in_cost if criterion.aim == "cost" else _open_in_accuracy
+    title, lines = open_ones(found, chosen, criterion)
+    if any(lines):
+        return [f"{title}:\n\n" + "\n".join(line for line in lines if line)]
+    if not choice.rivals(found, chosen, criterion):
+        return ["Nothing is open: no other strategy is cheaper, or keeps the budget."]
+    return [
+        f"The answer is not clear yet after {n} questions (anytime-valid test, error at most 5 %, from "
+        f"{choice.FEWEST} questions on), although no interval leaves anything open."
+    ]
+
+
+def _open_in_accuracy(
+    found: Sequence[Evaluated], chosen: Evaluated, criterion: Criterion
+) -> tuple[str, list[str]]:
+    """What may be as accurate as the choice, within the budget."""
     near = [other for other in found if criterion.allows(other, found[0]) or other is found[0]]
     lines = [_open_question(chosen, other) for other in near if other is not chosen]
-    if not any(lines):
-        return []
-    told = "\n".join(line for line in lines if line)
-    return [f"Not told apart from {chosen.name} in accuracy yet, and the difference to it:\n\n{told}"]
+    return f"Not told apart from {chosen.name} in accuracy yet, and the difference to it", lines
 
 
 def _open_question(chosen: Evaluated, other: Evaluated) -> str:
     """A line on a strategy whose accuracy may be that of the chosen one; else empty."""
-    difference = other.correct - chosen.correct
     low, high = metrics.paired_bootstrap(other.correct, chosen.correct)
     if low > 0 or high < 0:
         return ""
-    needed, n = choice.questions_needed(difference), len(difference)
-    told = f"about {max(0, needed - n):,} more questions would tell" if needed else "they are equal so far"
-    points = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(
-        *(100 * float(x) for x in (difference.mean(), low, high))
+    told = _more(other.correct - chosen.correct, "they are equal so far")
+    return f"- {other.name}: {_points(other, chosen)}; {told}"
+
+
+def _open_in_cost(
+    found: Sequence[Evaluated], chosen: Evaluated, criterion: Criterion
+) -> tuple[str, list[str]]:
+    """What is cheaper than the choice and may keep the margin, and the choice where it may not."""
+    mentor, limit = found[0], -criterion.margin
+    lines = list[str]()
+    for other in found:
+        low, high = metrics.paired_bootstrap(other.correct, mentor.correct)
+        told = _more(other.correct - mentor.correct - limit, "it is at the margin so far")
+        if other is chosen and other is not mentor and low < limit:
+            lines.append(f"- {other.name} itself: {_points(other, mentor)}; {told}")
+        elif other.cost.mean() < chosen.cost.mean() and high > limit:
+            if low >= limit:
+                told = f"it keeps the margin; {_more(chosen.cost - other.cost, 'it costs the same so far')}"
+            lines.append(f"- {other.name}: {_points(other, mentor)}; {told}")
+    title = (
+        f"Not told yet which of these lose at most {100 * criterion.margin:g} points and cost the least, and their "
+        "difference to the mentor"
     )
-    return f"- {other.name}: {points}; {told}"
+    return title, lines
+
+
+def _more(differences: Floats, none: str) -> str:
+    """How many questions more would tell the mean from 0."""
+    needed = choice.questions_needed(differences)
+    return f"about {max(0, needed - len(differences)):,} more questions would tell" if needed else none
+
+
+def _points(outcome: Evaluated, other: Evaluated) -> str:
+    """The difference in accuracy with its 95 % interval."""
+    ends = (
+        (outcome.correct - other.correct).mean(),
+        *metrics.paired_bootstrap(outcome.correct, other.correct),
+    )
+    return "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*(100 * float(end) for end in ends))
 
 
 def with_changes(config: Config, changes: Changes) -> Config:

@@ -581,13 +581,44 @@ def test_the_cheapest_that_keeps_the_margin_is_chosen():
     assert recommended(none, cost).name == "mentor"
     assert advice.headline(none[0], none[0]) == "**No strategy pays here: use the mentor.**"
     assert advice.headline(none[0], none[1]) == (
-        "**No strategy pays here: use the intern (0)**: on 10,000 such questions it saves 9e-08 TFLOPs [9e-08 to "
-        "9e-08], 90% of the mentor's."
+        "**No strategy pays here: use the intern (0)**: -20.0 points [-28.0, -12.0] against the mentor, and on 10,000 "
+        "such questions it saves 9e-08 TFLOPs [9e-08 to 9e-08], 90% of the mentor's."
     )
-    (line,) = advice.open_questions(
-        outcomes([mentor, strategy("near", [79], [10.0])], cost), none[0], False, cost
+
+
+def test_what_is_cheaper_and_may_keep_the_margin_is_open():
+    """Sizes are (2.8016 spread / distance to the margin)², less the 100 that were asked."""
+    cost, mentor = Criterion("cost", margin=0.015), strategy("mentor", [80], [10.0], True)
+    near, dear, few = (
+        strategy(*about) for about in (("near", [79], [9.0]), ("dear", [80], [9.5]), ("few", [77], [3.0]))
     )
-    assert "near: -1.0 points [-3.0, +0.0]; about" in line
+    found = outcomes([mentor, strategy("intern", [60], [1.0], True), few, near, dear], cost)
+    chosen = recommended(found, cost)
+    assert chosen.name == "near"
+    (text,) = advice.open_questions(found, chosen, False, cost)
+    title, _, *lines = text.splitlines()
+    assert title == (
+        "Not told yet which of these lose at most 1.5 points and cost the least, and their difference to the mentor:"
+    )
+    assert lines == [  # spreads of 3 and of 1 of 100, which are 1.5 and 0.5 points from the margin
+        "- few: -3.0 points [-7.0, +0.0]; about 926 more questions would tell",
+        "- near itself: -1.0 points [-3.0, +0.0]; about 3,040 more questions would tell",
+    ]
+
+
+def test_that_the_answer_is_clear_or_not_is_always_said():
+    for criterion in (Criterion("cost"), Criterion("accuracy", budget=0.5)):
+        found = outcomes([strategy("mentor", [80], [10.0], True), strategy("bad", [40], [1.0])], criterion)
+        assert advice.open_questions(found, found[0], True, criterion) == [
+            "The answer is clear after 100 questions (anytime-valid test, error at most 5 %)."
+        ]
+        assert advice.open_questions(found, found[0], False, criterion) == [
+            "The answer is not clear yet after 100 questions (anytime-valid test, error at most 5 %, from 20 questions "
+            "on), although no interval leaves anything open."
+        ]
+        assert advice.open_questions(found[:1], found[0], False, criterion) == [
+            "Nothing is open: no other strategy is cheaper, or keeps the budget."
+        ]
 
 
 def test_the_most_accurate_in_the_budget_must_be_surely_better():
