@@ -31,7 +31,7 @@ ALONE = ("intern", "mentor", "mentor (no thinking)")  # lines of RIVALS to compa
 GRID, RIVALS = Path("results/toolkit/grid.json"), Path("results/rivals/builtin_math/summary.json")
 BOARD = {
     "results/builtin_math/table.md": "Tandem on the built-in pair: 2,000 test questions",
-    "results/rivals/builtin_math/table.md": "76 ways to use the built-in pair: 1,000 test questions",
+    "results/rivals/builtin_math/table.md": "94 ways to use the built-in pair: 1,000 test questions",
     "results/rivals/builtin_code/table.md": "The same on 1,000 test questions of built-in code",
     "results/advise/builtin_math/advice.md": "What `ensemblehub advise` says of the built-in pair",
     "results/toolkit/grid.md": "Every selection with every aggregation: 300 test questions",

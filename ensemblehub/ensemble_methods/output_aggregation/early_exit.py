@@ -35,8 +35,7 @@ class EarlyExit(Segments):
     Requires `prefix` of the one model, and `logprobs` where there is a `threshold`.
 
     Use when a model goes on thinking long after it knows the answer.  Not when it needs its thoughts to the
-    end: on built-in math 75.8 % at 1.47 times the cost of letting it think (87.5 %), since trial answers
-    are paid for.
+    end: on built-in math 79.7 % at 0.83 of the cost of letting it think (87.5 %), with a threshold of 0.999.
 
     Attributes:
         engine: its name; the first engine by default.
