@@ -233,18 +233,22 @@ def test_a_judge_keeps_its_limits_the_file_has_the_last_word_and_older_judges_ne
         limits("give_up={none: sometimes}")
 
 
+FIRST = "thresholds={none: 0.8, low: 0.95, medium: 0.9, high: 0.9}"
 CASES = {
-    "best": ("start_with_intern=true", "give_up={none: 0.1, low: 0.3, medium: 0.6}"),
-    "mentor": ("start_with_intern=true", "give_up={none: 0.05, medium: 0.6}"),
-    "last": ("start_with_intern=false", "give_up={low: 0.3, medium: 0.6}"),
+    "best": ("start_with_intern=true", FIRST, "give_up={none: 0.1, low: 0.3, medium: 0.6}"),
+    "mentor": ("start_with_intern=true", FIRST, "give_up={none: 0.05, medium: 0.6}"),
+    "last": (
+        "start_with_intern=false",
+        "thresholds={low: 0.95, medium: 0.9, high: 0.9}",
+        "give_up={low: 0.3, medium: 0.6}",
+    ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fallback", CASES)
 def test_the_built_in_pair_gives_up_where_the_replay_does(fallback):
-    thresholds = "thresholds={none: 0.8, low: 0.95, medium: 0.9, high: 0.9}"
-    pipeline = Pipeline(configured(f"fallback={fallback}", thresholds, *CASES[fallback]))
+    pipeline = Pipeline(configured(f"fallback={fallback}", *CASES[fallback]))
     data = pipeline.collected("test").part(list(range(8)))
     ensemble, tandem = pipeline.ensemble()
 
