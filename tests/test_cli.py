@@ -65,22 +65,9 @@ def test_ask_prints_one_json_object(config, capsys):
 
 
 def test_ask_says_what_the_intern_would_have_had_alone(config, capsys):
-    params = "ensemble.output_aggregation_params"
-    changes = [
-        f"{params}.start_with_intern=true",
-        f"{params}.judge=entropy:0.5",
-        "model_specs.1.confident=[add]",
-    ]
-    main(
-        [
-            "ask",
-            "2 + 2?",
-            "-c",
-            str(config),
-            "--json",
-            *(part for change in changes for part in ("-s", change)),
-        ]
-    )
+    old, new = 'judge: "fixed:high"', 'start_with_intern: true, judge: "entropy:0.5"'
+    config.write_text(ECHO.replace(old, new).replace("parameters: 1}", "parameters: 1, confident: [add]}"))
+    main(["ask", "2 + 2?", "--config", str(config), "--json"])
     record = json.loads(capsys.readouterr().out)
     assert record["explanation"] == (
         "stopped at 2 mentor tokens, entropy score 0.98, 0.50 suffices; alone the intern would have had 0.33"

@@ -168,12 +168,12 @@ def _refusal(losses: Floats, shares: Floats, promise: Promise) -> str:
     hardest = max(path, key=lambda index: (ends[index][0] > promise.max_loss, sizes[index] or math.inf))
     lost, size, (low, high) = f"{losses[:, hardest].mean():.2%}", sizes[hardest], ends[hardest]
     if size is None:
-        hopeless = f"no number of questions would certify {promise.max_loss:.2%}"
+        none_would = f"no number of questions would certify {promise.max_loss:.2%}"
         untold = f"so few questions do not tell whether more would certify {promise.max_loss:.2%}"
         return (
             f"not certified: the safest setting that saves anything is seen to lose {lost} "
             f"{promise.measured} ({low:.2%} to {high:.2%}, n = {n:,}); "
-            f"{hopeless if low > promise.max_loss else untold}"
+            f"{none_would if low > promise.max_loss else untold}"
         )
     more = max(size, n + 1)
     digits = 10 ** max(0, len(str(more)) - 2)  # rounded up to two digits
