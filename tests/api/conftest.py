@@ -42,6 +42,12 @@ class Running:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
+    @property
+    def cpu(self):
+        """Seconds that it has computed for, in all its threads."""
+        times = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self, number=signal.SIGTERM, timeout=40):
         self.process.send_signal(number)
         return self.process.wait(timeout)

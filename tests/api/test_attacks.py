@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import json
+import math
 import socket
 import threading
 import time
@@ -54,23 +55,27 @@ def flood(connection, part, size=20 * MEBI):
 
 @contextlib.contextmanager
 def watched(server):
-    """`/health` answers all the while; gives the longest time until an answer, in a list.
+    """`/health` answers all the while; gives the longest that the server computed before an answer, in a list.
 
-    A client that is slow on a busy machine gets 408 here and asks again.
+    In seconds of its CPU: on the clock a busy machine, and this client's own work, would count too.  Infinite
+    where no answer comes in half a minute.  A client that is slow on a busy machine gets 408 and asks again.
     """
     worst, over = [0.0], threading.Event()
 
     def watch():
-        begun, answered = time.monotonic(), False
-        while not (answered and over.is_set()) and worst[0] < 30:
+        begun, before, answered = time.monotonic(), server.cpu, False
+        while not (answered and over.is_set()):
             try:
                 answered = httpx.get(server.url + "/health", timeout=20).status_code == 200
             except httpx.TransportError:
                 answered = False
-            worst[0] = max(worst[0], time.monotonic() - begun)
+            worst[0] = max(worst[0], server.cpu - before)
             if answered:
                 over.wait(0.02)
-                begun = time.monotonic()
+                begun, before = time.monotonic(), server.cpu
+            elif time.monotonic() > begun + 30:
+                worst[0] = math.inf
+                return
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -103,7 +108,7 @@ def test_a_head_without_end_is_refused_and_not_kept(server, start, part):
         said = received(connection)
     if b"chunked" not in start:  # there the response to the request comes first
         assert said.startswith(b"HTTP/1.1 431 ") or not said  # or the reset overtook it
-    assert worst[0] < 5
+    assert worst[0] < 1
     assert server.memory < before + 20
 
 
@@ -160,7 +165,7 @@ def test_a_body_without_end_is_refused(server):
         connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n")
         flood(connection, b"10000\r\n" + b"a" * 65536 + b"\r\n")
         assert received(connection).startswith(b"HTTP/1.1 413 ")
-    assert worst[0] < 5
+    assert worst[0] < 1
     assert server.memory < before + 30
 
 
@@ -325,14 +330,14 @@ def test_a_large_wrong_body_is_cheap_and_its_error_short(server, name):
     body = shapes()[name]
     path = CHAT if "messages" in body or name == "unknown" else TEXT
     with watched(server) as worst:
-        begun = time.monotonic()
+        before = server.cpu
         refused = server.post(path, body)
-        took = time.monotonic() - begun
+        took = server.cpu - before
     assert refused.status_code in (400, 404), refused.text[:200]
     assert len(refused.content) < 3000
     assert refused.json()["error"]["message"]
-    assert took < 10
-    assert worst[0] < 3
+    assert took < 3
+    assert worst[0] < 1
 
 
 @pytest.mark.parametrize(
@@ -408,14 +413,14 @@ def test_prompts_that_are_refused_leave_nothing_in_memory(real):
                 assert refused.status_code == 400
                 assert refused.json()["error"]["code"] == "context_length_exceeded"
                 assert len(refused.content) < 1000
-    assert worst[0] < 4
+    assert worst[0] < 1
     assert real.memory < before + 120
     with watched(real) as worst, concurrent.futures.ThreadPoolExecutor(8) as pool:
         path, body = long_body(WORDS["words"], True)
         assert {answer.status_code for answer in pool.map(lambda _: real.post(path, body), range(16))} == {
             400
         }
-    assert worst[0] < 4
+    assert worst[0] < 1
     assert real.memory < before + 200
 
 

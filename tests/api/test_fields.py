@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 
 import httpx2 as httpx
@@ -280,10 +279,10 @@ def test_an_object_of_many_fields_or_of_a_long_name_is_refused_at_once(server):
         {"messages": [{**ASK["messages"][0], **many}]},
         {**ASK, "stream_options": many},
     ):
-        started = time.monotonic()
+        before = server.cpu
         assert "at most 256 fields" in refused(server.post(CHAT, body), "invalid_value")["message"]
         refused(server.post(CHAT, {**ASK, "a" * 500_000: 1}), "unknown_field")
-        assert time.monotonic() - started < 5
+        assert server.cpu - before < 1
 
 
 def test_a_misspelling_among_the_stream_options_is_refused_and_others_are_left_out(server):

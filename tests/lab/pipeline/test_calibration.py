@@ -131,9 +131,9 @@ def test_candidates_lie_between_probabilities():
 
 
 def test_four_levels_of_two_thousand_questions_take_seconds():
-    started = time.perf_counter()
+    started = time.process_time()
     found = calibrate(synthetic(2000, 4), Objective())
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
     assert found.thresholds.shape == (4,)
 
 
