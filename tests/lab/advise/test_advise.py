@@ -19,7 +19,7 @@ from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.echo import EchoEngine
-from ensemblehub.lab.advise import advice, choice
+from ensemblehub.lab.advise import advice, choice, summary
 from ensemblehub.lab.advise.choice import (
     Criterion,
     capital,
@@ -396,7 +396,7 @@ def test_dollars_by_hand(pair):
     saved = 10_000 * (mentor - 4 * intern)
     found = made(pair, *PRICES).found
     vote = next(outcome for outcome in found if outcome.name == "vote of 4 intern samples")
-    assert f"it saves ${saved:.3g} [${saved:.3g} to ${saved:.3g}], 87% of the mentor's" in advice.headline(
+    assert f"it saves ${saved:.3g} [${saved:.3g} to ${saved:.3g}], 87% of the mentor's" in summary.headline(
         found[0], vote, "usd"
     )
 
@@ -579,8 +579,8 @@ def test_the_cheapest_that_keeps_the_margin_is_chosen():
     assert recommended(outcomes([mentor, intern, good, poor], wide), wide).name == "intern"
     none = outcomes([mentor, intern, poor], cost)
     assert recommended(none, cost).name == "mentor"
-    assert advice.headline(none[0], none[0]) == "**No strategy pays here: use the mentor.**"
-    assert advice.headline(none[0], none[1]) == (
+    assert summary.headline(none[0], none[0]) == "**No strategy pays here: use the mentor.**"
+    assert summary.headline(none[0], none[1]) == (
         "**No strategy pays here: use the intern (0)**: -20.0 points [-28.0, -12.0] against the mentor, and on 10,000 "
         "such questions it saves 9e-08 TFLOPs [9e-08 to 9e-08], 90% of the mentor's."
     )
@@ -595,7 +595,7 @@ def test_what_is_cheaper_and_may_keep_the_margin_is_open():
     found = outcomes([mentor, strategy("intern", [60], [1.0], True), few, near, dear], cost)
     chosen = recommended(found, cost)
     assert chosen.name == "near"
-    (text,) = advice.open_questions(found, chosen, False, cost)
+    (text,) = summary.open_questions(found, chosen, False, cost)
     title, _, *lines = text.splitlines()
     assert title == (
         "Not told yet which of these lose at most 1.5 points and cost the least, and their difference to the mentor:"
@@ -609,14 +609,14 @@ def test_what_is_cheaper_and_may_keep_the_margin_is_open():
 def test_that_the_answer_is_clear_or_not_is_always_said():
     for criterion in (Criterion("cost"), Criterion("accuracy", budget=0.5)):
         found = outcomes([strategy("mentor", [80], [10.0], True), strategy("bad", [40], [1.0])], criterion)
-        assert advice.open_questions(found, found[0], True, criterion) == [
+        assert summary.open_questions(found, found[0], True, criterion) == [
             "The answer is clear after 100 questions (anytime-valid test, error at most 5 %)."
         ]
-        assert advice.open_questions(found, found[0], False, criterion) == [
+        assert summary.open_questions(found, found[0], False, criterion) == [
             "The answer is not clear yet after 100 questions (anytime-valid test, error at most 5 %, from 20 questions "
             "on), although no interval leaves anything open."
         ]
-        assert advice.open_questions(found[:1], found[0], False, criterion) == [
+        assert summary.open_questions(found[:1], found[0], False, criterion) == [
             "Nothing is open: no other strategy is cheaper, or keeps the budget."
         ]
 
