@@ -35,18 +35,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*##\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
+# Into an environment that has uv, which takes a third of pip's time.
+uv = $(1)/bin/uv pip install -q --python $(1)/bin/python
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[hf,eval,serve]'
+	$(BIN)/python -m pip install -q -c constraints.txt uv "$$(grep '^torch==' constraints.txt)"
+	$(call uv,$(VENV)) -c constraints.txt -e '.[hf,eval,serve]'
 	touch $@
 
 $(TESTS): $(STAMP)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[hf,openai,eval,serve,clients,dev]'
+	$(call uv,$(VENV)) -c constraints.txt -e '.[hf,openai,eval,serve,clients,dev]'
 	touch $@
-
-# Into an environment that has uv, which takes a third of pip's time for the large ones of the tests.
-uv = $(1)/bin/uv pip install -q --python $(1)/bin/python
 
 install: $(STAMP)  ## make the environment in .venv
 
