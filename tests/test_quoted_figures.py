@@ -200,12 +200,15 @@ OF_PAGES = {
     (
         "advise",
         "without thinking {:.1f} % at {:.3f}, the intern {:.1f} % at {:.3f}. A plan only where the draft is not "
-        "accepted has {:.1f} % at {:.3f}",
+        "accepted has {:.1f} % at {:.3f}, a draft before a mentor that does not think {:.1f} % at {:.3f}, a router "
+        "to it by perplexity {:.1f} % at {:.3f}",
     ): lambda: paid(
         "builtin_code_test",
         "mentor alone, no thinking",
         "intern alone",
         "plan on failure by log-probability, 24 tokens",
+        "tandem with draft, else mentor, no thinking",
+        "router by perplexity, no thinking",
     ),
 }
 OTHERS = ("59 %", "float32", "page-board-1280")  # published, or no figures
