@@ -222,7 +222,7 @@ class AsyncEnsemble:
             ledger: Receives the usage as it grows.
             sampling: Fields of `Sampling`.
         """
-        request, ledger = self.request(question, **sampling), ledger or UsageLedger()
+        request, ledger = self.request(question, **sampling).spending(0), ledger or UsageLedger()
         chosen = await self.selection.select(request, self.engines, ledger)
         if not chosen:
             raise RequestError("the selection chose no engine for this request")

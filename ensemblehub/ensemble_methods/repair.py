@@ -31,15 +31,39 @@ def likely_length(request: Request, text: str, tokens: Sequence[ScoredToken], ob
     return None
 
 
-def kept_part(draft: Candidate, characters: int, ledger: UsageLedger) -> Piece:
-    """The first characters of a draft as a part of the answer; the rest is recorded as discarded."""
+def kept_part(draft: Candidate, characters: int, most: int, ledger: UsageLedger) -> Piece:
+    """The first characters of a draft as a part of the answer; the rest is recorded as discarded.
+
+    Args:
+        most: tokens of the answer; a part that has as many is all of it, and its `finish` is "length".
+    """
     text, stays = "", 0
     for token in draft.tokens:
         text += token.text
         stays += len(text) <= characters
-    unused = len(draft.tokens) - stays
-    if unused:
+    tokens = draft.tokens[:stays]
+    part = replace(draft.answer, text=draft.text[:characters], tokens=tokens, finish=None, round=1)
+    part = shortened(part, most)
+    _discard_rest(draft, part, ledger)
+    return part if part.length < most else replace(part, finish="length")
+
+
+def kept_whole(draft: Candidate, most: int, ledger: UsageLedger) -> Piece:
+    """A draft as the answer, of at most `most` tokens; the rest is recorded as discarded."""
+    part = shortened(draft.answer, most)
+    _discard_rest(draft, part, ledger)
+    return part
+
+
+def shortened(piece: Piece, most: int) -> Piece:
+    """The first tokens of a piece; where that is not all, `finish` is "length"."""
+    tokens = piece.tokens[:most]
+    if len(tokens) == len(piece.tokens):
+        return piece
+    length = sum(len(token.text) for token in tokens)
+    return replace(piece, text=piece.text[:length], tokens=tokens, finish="length")
+
+
+def _discard_rest(draft: Candidate, part: Piece, ledger: UsageLedger) -> None:
+    if unused := len(draft.tokens) - len(part.tokens):
         ledger.add(draft.engine.name, "propose", Cost(discarded_tokens=unused))
-    return replace(
-        draft.answer, text=draft.text[:characters], tokens=draft.tokens[:stays], finish=None, round=1
-    )

@@ -9,6 +9,7 @@ import pytest
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
+from ensemblehub.ensemble_methods.output_aggregation.cascade import Cascade
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import CapabilityError, ConfigError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
@@ -58,11 +59,12 @@ class NoScore(Recorder):
     capabilities = frozenset({"logprobs", "prefix"})
 
 
-def answer(tandem, kind=Recorder, ledger=None, **intern):
+def answer(tandem, kind=Recorder, most=None, **intern):
     big = Recorder("big", {"": INSIGHT}, 9)
     small = kind("small", {"Thinking Insights": BETTER, "": DRAFT}, 1, **intern)
     hub = AsyncEnsemble([big, small], All(), tandem)
-    return asyncio.run(hub.generate(Request(CHAT, Sampling(max_tokens=30)))), big, small
+    sampling = Sampling(max_tokens=30, max_completion_tokens=most)
+    return asyncio.run(hub.generate(Request(CHAT, sampling))), big, small
 
 
 def costs(result):
@@ -137,6 +139,48 @@ def test_its_probable_lines_may_stay():
     assert spent.discarded_tokens == spent.completion_tokens - 3
     kept, _, _ = answer(Tandem(levels=LEVELS, draft="logprob", judge="fixed:low", continue_draft=0.1), Reader)
     assert kept.text == DRAFT
+
+
+@pytest.mark.parametrize(
+    ("most", "text", "finish", "discarded"),
+    [
+        (9, DRAFT, "stop", 0),  # 2 tokens of insight and 7 of the draft
+        (8, "Two and two\nmake five\nso", "length", 1),
+        (7, "Two and two\nmake five", "length", 2),
+        (6, "Two and two\nmake", "length", 6),  # the draft was cut off and is written anew
+    ],
+)
+@pytest.mark.parametrize("option", ["confirm", "continue_draft"])
+def test_insight_and_kept_draft_share_max_completion_tokens(option, most, text, finish, discarded):
+    tandem = Tandem(levels=LEVELS, draft="logprob", judge="fixed:low", **{option: 0.1})
+    result, _, _ = answer(tandem, most=most, logprob=-0.5)
+    assert (result.text, result.insight, result.finish) == (text, "Goal: add", finish)
+    (piece,) = (piece for piece in result.pieces if piece.purpose == "answer")
+    assert "".join(token.text for token in piece.tokens) == text
+    assert len(piece.tokens) == min(7, most - 2)
+    assert costs(result)["small", "propose"].discarded_tokens == discarded
+
+
+@pytest.mark.parametrize(
+    ("insight", "text", "asked"),
+    [(2, "Two and two\nmake four", 2), (4, "Two and two\n", 1), (5, "Two and", 1)],
+)
+def test_insight_kept_lines_and_the_rest_share_max_completion_tokens(insight, text, asked):
+    tandem = Tandem(levels={"low": insight}, draft="logprob", judge="fixed:low", continue_draft=0.5)
+    result, _, small = answer(tandem, Reader, most=7)
+    assert (result.text, result.finish, len(small.asked)) == (text, "length", asked)
+    kept = min(3, 7 - insight)
+    assert costs(result)["small", "propose"].discarded_tokens == 7 - kept
+    assert sum(len(piece.tokens) for piece in result.pieces) == 7
+
+
+@pytest.mark.parametrize("strategy", [Tandem(levels=LEVELS, draft="logprob"), Cascade()])
+def test_max_completion_tokens_limits_a_draft_without_an_insight(strategy):
+    result, big, _ = answer(strategy, most=7, logprob=-0.01)
+    assert (result.text, result.finish, big.asked) == (DRAFT, "stop", [])
+    result, _, small = answer(strategy, most=3, logprob=-0.01)
+    assert (small.asked[0].sampling.max_tokens, result.finish) == (3, "length")
+    assert sum(len(piece.tokens) for piece in result.pieces) == 3
 
 
 def test_the_mentor_is_stopped_where_no_insight_will_help():

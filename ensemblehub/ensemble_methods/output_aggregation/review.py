@@ -82,7 +82,7 @@ class Review(Escalation):
         if agreed is None:
             yield draft.answer
             return
-        kept = kept_part(draft, agreed, ledger)
+        kept = kept_part(draft, agreed, request.sampling.max_tokens, ledger)
         yield kept
         asked = request.after(kept.text, len(kept.tokens))
         async with aclosing(large.stream(asked, ledger.meter("answer"))) as pieces:
@@ -109,7 +109,7 @@ class Review(Escalation):
                 decided = True
                 found = found if found and 1 <= int(found[1]) <= len(lines) else None
                 kept = len("".join(lines[: int(found[1]) - 1])) if found else 0
-                yield kept_part(trial.draft, kept, trial.ledger)
+                yield kept_part(trial.draft, kept, request.sampling.max_tokens, trial.ledger)
                 yield replace(piece, text=head[found.end() :] if found else head, tokens=(), round=2)
 
     def question(self, request: Request, draft: str) -> Request:

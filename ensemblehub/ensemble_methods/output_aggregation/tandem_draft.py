@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.acceptance import Acceptance, Trial
 from ensemblehub.ensemble_methods.base import Checkpoint
-from ensemblehub.ensemble_methods.repair import kept_part, likely_length
+from ensemblehub.ensemble_methods.repair import kept_part, kept_whole, likely_length
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Piece, Request, Scored, ScoredToken, Token, Verdict
 from ensemblehub.tandem.insights import LEVEL_0, Dialogue, Insight
@@ -76,20 +76,27 @@ class Draft:
         return await self.judged_insight(checkpoint, insight, intern, ledger, scored)
 
     async def answer(self, dialogue: Dialogue, insight: str) -> AsyncGenerator[Event, None]:
-        """The draft where it stands, else the intern's answer with an insight."""
+        """The draft where it stands, else the intern's answer with an insight.
+
+        Args:
+            dialogue: its request has the tokens that the insight has left; what is kept is cut to them.
+        """
         draft, ledger = self.trial.draft, self.trial.ledger
         asked = dialogue.intern_request(insight)
+        most = asked.sampling.max_tokens
         if draft.finished and (self.confirmed or not insight):
-            yield draft.answer
+            yield kept_whole(draft, most, ledger)
             return
         if self.objection is not None and (tokens := self.readings.get(insight)):
             stays = likely_length(asked, draft.text, tokens, self.objection)
             if stays is None:
-                yield draft.answer
+                yield kept_whole(draft, most, ledger)
                 return
-            kept = kept_part(draft, stays, ledger)
+            kept = kept_part(draft, stays, most, ledger)
             if stays:
                 yield kept
+            if kept.finish:
+                return
             asked = asked.after(kept.text, len(kept.tokens))
         else:
             draft.discard(ledger)
