@@ -9,10 +9,10 @@ import pytest
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.model_selection.all import All
-from ensemblehub.ensemble_methods.output_aggregation.review import Review
+from ensemblehub.ensemble_methods.output_aggregation.review import Review, behind
 from ensemblehub.errors import CapabilityError, ConfigError, EngineError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
-from ensemblehub.schema import Chat, Message, Piece, Request, Sampling, Scored, ScoredToken, Text
+from ensemblehub.schema import Chat, Message, Piece, Request, Sampling, Scored, ScoredToken, Text, Token
 
 CHAT = Chat((Message("system", "Be brief."), Message("user", "What is 2 + 2 + 1?")))
 DRAFT = "2 + 2 = 4\n4 + 1 = 6\nso 6\n"
@@ -125,6 +125,43 @@ def test_the_indentation_of_the_first_line_written_anew_stays(opening):
     ensemble = AsyncEnsemble(engines, All(), Review())
     result = asyncio.run(ensemble.generate(Request(CHAT, Sampling(max_tokens=40))))
     assert result.text == "def f():\n    return 2\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "kept", "written"),
+    [
+        ("2: 4 + 1 = 5\nso 5", ["2", " +", " 2", " =", " 4"], ["4", " +", " 1", " =", " 5", "\nso", " 5"]),
+        ("Line 2:\n4 + 1", ["2", " +", " 2", " =", " 4"], ["4", " +", " 1"]),
+        ("1: five", [], ["five"]),
+        ("1:", [], []),
+        ("I say that it is 5 at last", [], ["I", " say", " that", " it", " is", " 5", " at", " last"]),
+        ("five", [], ["five"]),
+    ],
+)
+def test_its_tokens_are_those_of_the_text_that_is_given(reply, kept, written):
+    result, _ = answer(Review(), reply)
+    tokens = {"tiny": [], "big": []}
+    for piece in result.pieces:
+        tokens[piece.engine] += piece.tokens
+    assert [token.text for token in tokens["tiny"]] == kept
+    assert [token.text for token in tokens["big"]] == written
+    assert {token.logprob for token in tokens["big"]} <= {-1.0}
+    assert costs(result)["big", "answer"].completion_tokens == len(reply.split())
+
+
+def test_a_token_that_is_no_character_stays_where_it_follows_the_number():
+    end, number = Token("", 7, -0.1), Token("1", 8, -0.2)
+    pieces = [
+        Piece("1", "big", "answer", (number,)),
+        Piece(": f", "big", "answer", (Token("", 5, part=b"\xe2"), Token(": f", 6, -0.3))),
+        Piece("", "big", "answer", (end,), "stop"),
+    ]
+    assert behind(pieces, 3) == [
+        Piece("f", "big", "answer", (Token("f", 6, -0.3),)),
+        Piece("", "big", "answer", (end,), "stop"),
+    ]
+    assert behind(pieces, 0) == pieces
+    assert behind(pieces[2:], 0) == pieces[2:]
 
 
 def test_by_its_probabilities_the_first_unlikely_line_and_all_after_it_are_written_anew():

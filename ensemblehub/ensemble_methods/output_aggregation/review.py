@@ -24,7 +24,7 @@ from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.ensemble_methods.templates import check_template, filled, question_of, with_question
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Event, Request
+from ensemblehub.schema import Event, Piece, Request, Token
 
 OBJECTION = 0.5
 TEMPLATE = """{question}
@@ -93,13 +93,14 @@ class Review(Escalation):
         """The answer where the large model objects in words."""
         request = self.question(trial.request, trial.draft.text)
         lines = trial.draft.text.splitlines(keepends=True) or [""]
-        head, decided = "", False
+        begun, decided = list[Piece](), False
         async with aclosing(large.stream(request, trial.ledger.meter("answer"))) as pieces:
             async for piece in pieces:
                 if decided:
                     yield replace(piece, round=2)
                     continue
-                head += piece.text
+                begun.append(piece)
+                head = "".join(part.text for part in begun)
                 found = OBJECTED.match(head)
                 if piece.finish is None and undecided(head, found):
                     continue
@@ -110,7 +111,8 @@ class Review(Escalation):
                 found = found if found and 1 <= int(found[1]) <= len(lines) else None
                 kept = len("".join(lines[: int(found[1]) - 1])) if found else 0
                 yield kept_part(trial.draft, kept, request.sampling.max_tokens, trial.ledger)
-                yield replace(piece, text=head[found.end() :] if found else head, tokens=(), round=2)
+                for part in behind(begun, found.end() if found else 0):
+                    yield replace(part, round=2)
 
     def question(self, request: Request, draft: str) -> Request:
         """What the large model is asked about a draft."""
@@ -146,3 +148,21 @@ def undecided(head: str, found: re.Match[str] | None) -> bool:
     if found:
         return not head[found.end() :].strip()
     return len(head) < DECIDED or AGREED.fullmatch(head) is not None
+
+
+def behind(pieces: Sequence[Piece], characters: int) -> list[Piece]:
+    """The pieces and tokens of what follows the first `characters` of a text."""
+    left = list[Piece]()
+    for piece in pieces:
+        tokens, start = list[Token](), characters
+        for token in piece.tokens:
+            if not start:
+                tokens.append(token)
+            elif len(token.text) > start:
+                tokens.append(replace(token, text=token.text[start:], part=None))
+            start = max(0, start - len(token.text))
+        text = piece.text[characters:]
+        if text or tokens or piece.finish:
+            left.append(replace(piece, text=text, tokens=tuple(tokens)))
+        characters = max(0, characters - len(piece.text))
+    return left
