@@ -50,7 +50,13 @@ class CertificateWatch:
                 raise ArtifactError(f"{name}: there is no certificate in {named}")
             return None
         now = identity(config, aggregation, ensemble.engines)
-        return cls(name, certificate, certificate.differing(now))
+        differing = certificate.differing(now)
+        longest, most = ensemble.sampling.max_tokens, config.server.max_output_tokens
+        if most < longest:
+            differing.append(
+                f"`server.max_output_tokens` cuts answers at {most:,} tokens, not at {longest:,}"
+            )
+        return cls(name, certificate, differing)
 
     @property
     def holds(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, TypeGuard
 
 from ensemblehub.api.admission import Reservation
@@ -16,7 +16,7 @@ from ensemblehub.config.sections import Generation
 from ensemblehub.cost import UsageLedger
 from ensemblehub.generators.base import Engine
 from ensemblehub.results import fold, merged
-from ensemblehub.schema import Event, Piece, Request, Result, Scored, Token
+from ensemblehub.schema import Chat, Event, Piece, Request, Result, Sampling, Scored, Token
 
 Kind = Literal["chat", "text"]
 AnswerEvent = Event | Scored
@@ -87,6 +87,21 @@ class AnswerRecord:
         return self.echoed is not None and self.alternatives is not None
 
     @property
+    def as_configured(self) -> bool:
+        """Whether the request changes nothing that decides the answer; a certificate holds for no other."""
+        request, ensemble, prompt = self.request, self.served.ensemble, self.request.prompt
+        decides = partial(_deciding, together=ensemble.aggregation.bounds_together)
+        return (
+            self.served.base is None
+            and decides(request.sampling) == decides(ensemble.sampling)
+            and self.generation.extract_after == [mark for mark in ensemble.generation.extract_after if mark]
+            and not request.extra
+            and not (isinstance(prompt, Chat) and prompt.thinking is not None)
+            and not self.wants_likelihood
+            and not self.out_of_budget
+        )
+
+    @property
     def result(self) -> Result:
         """The answer so far; once it has ended it is folded no more."""
         if self._result is None:
@@ -114,6 +129,21 @@ class AnswerRecord:
         if engine.name not in self._prompt_tokens:
             self._prompt_tokens[engine.name] = engine.count(self.request)
         return self._prompt_tokens[engine.name]
+
+
+def _deciding(sampling: Sampling, together: bool) -> Sampling:
+    """The sampling without what leaves a complete answer as it is.
+
+    Args:
+        together: whether `max_completion_tokens` bounds more than the answer, which `max_tokens` bounds already.
+    """
+    return replace(
+        sampling,
+        seed=sampling.seed if sampling.temperature else None,
+        top_logprobs=0,
+        fit_context=True,  # where it is not, what does not fit is refused
+        max_completion_tokens=sampling.max_completion_tokens if together else None,
+    )
 
 
 def _with_pieces_merged(events: Iterable[Event]) -> list[Event]:

@@ -93,7 +93,9 @@ class Monitor:
             lambda: admission.queued_tokens
         )
         self.uncertified = counter(
-            "uncertified_answers", "Answers by an ensemble whose certificate does not hold", ["model"]
+            "uncertified_answers",
+            "Answers that an ensemble's certificate does not hold for, or no longer",
+            ["model"],
         )
         self.alarms = counter("drift_alarms", "Alarms of drift from the calibration questions", ["model"])
         holds = gauge("certificate_holds", "1 while an ensemble's certificate holds", ["model"])
@@ -119,7 +121,7 @@ class Monitor:
             for line in answer.ledger.usage.lines:
                 self._add_usage(line)
             if job.outcome == "ok" and (watch := job.served.watch):
-                self._watch(watch, answer)
+                self._watch(watch, answer, again=answer.index % job.per_prompt > 0)
         written = sum(len(event.tokens) for event in events if isinstance(event, Piece))
         if job.first_token_seconds is not None:
             self.first_token.labels(model).observe(job.first_token_seconds)
@@ -131,12 +133,15 @@ class Monitor:
             self.alone.labels(model).inc(alone[0])
             self.saving.labels(model).inc(alone[0] - cold)
 
-    def _watch(self, watch: CertificateWatch, answer: AnswerRecord) -> None:
-        """Count an answer of a certified ensemble; one with changed options says nothing about drift."""
-        served, sampling = answer.served, answer.request.sampling
-        if not watch.holds:
+    def _watch(self, watch: CertificateWatch, answer: AnswerRecord, again: bool) -> None:
+        """Count an answer of a certified ensemble; one with changed options says nothing about drift.
+
+        Args:
+            again: whether it is one more answer to the same prompt, which says nothing new.
+        """
+        if not watch.holds or not answer.as_configured:
             self.uncertified.labels(watch.name).inc()
-        if served.base is None and sampling.temperature == served.ensemble.sampling.temperature:
+        if answer.as_configured and not again:
             verdicts = [event for event in answer.events if isinstance(event, Verdict)]
             self.alarms.labels(watch.name).inc(watch.add(verdicts))
 

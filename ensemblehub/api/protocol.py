@@ -229,7 +229,7 @@ class GenerationRequest(RequestBody, Hints, ABC):
         penalties = ("presence_penalty", "frequency_penalty", "repetition_penalty")
         given: dict[str, Any] = {name: getattr(self, name) for name in (*same, *penalties)}
         given |= {"max_tokens": self.limit, "top_logprobs": self.alternatives}
-        given["stop"] = (*defaults.stop, *self.stops)
+        given["stop"] = tuple(dict.fromkeys((*defaults.stop, *self.stops)))
         if self.top_k is not None:
             given["top_k"] = max(0, self.top_k)
         if self.stop_token_ids is not None:

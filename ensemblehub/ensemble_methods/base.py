@@ -84,11 +84,13 @@ class Aggregation(EnsembleMethod, ABC):
     Attributes:
         min_engines: number of engines without which it is meaningless.
         uses_scorers: whether it asks scorers how good a text is; `scorers` are those it asks.
+        bounds_together: whether `max_completion_tokens` bounds an insight together with the answer.
     """
 
     granularity: ClassVar[Granularity]
     min_engines: ClassVar[int] = 1
     uses_scorers: ClassVar[bool] = False
+    bounds_together: ClassVar[bool] = False
     scorers: Pool = Pool()
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -12,15 +12,18 @@ from starlette.testclient import TestClient
 
 from ensemblehub.api.app import create_app
 from ensemblehub.api.catalog import Catalog
+from ensemblehub.api.certified import CertificateWatch
+from ensemblehub.api.job import AnswerRecord
 from ensemblehub.api.protocol import EnsembleOptions
 from ensemblehub.config import Config
+from ensemblehub.config.sections import Generation
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.identity import identity
 from ensemblehub.errors import ConfigError
 from ensemblehub.registry import AGGREGATIONS
-from ensemblehub.schema import Verdict
+from ensemblehub.schema import Chat, Message, Request, Sampling, Text, Verdict
 from ensemblehub.tandem.artifact import JudgeArtifact
-from ensemblehub.tandem.certificate import Certificate
+from ensemblehub.tandem.certificate import Certificate, load_certificate
 from ensemblehub.tandem.drift import histogram
 from ensemblehub.tandem.insights import PROFILES
 from ensemblehub.tandem.judges import EntropyRule
@@ -199,5 +202,132 @@ def test_metrics_and_answers(folder):
     count = next(
         line for line in metrics.splitlines() if line.startswith("ensemblehub_uncertified_answers_total")
     )
-    assert 10 < float(count.rsplit(" ", 1)[1]) < 100
+    assert 40 + 10 < float(count.rsplit(" ", 1)[1]) < 40 + 100
     assert {line["engine"] for line in reply["usage"]["cost_details"]["spent"]} == {"big"}
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "evidence", "uncertified"),
+    [
+        ("chat/completions", {}, 1, 0),
+        ("chat/completions", {"max_tokens": 3}, 0, 1),
+        ("chat/completions", {"max_tokens": 513}, 0, 1),
+        ("chat/completions", {"max_tokens": 512, "temperature": 0, "top_p": 1, "top_k": -1}, 1, 0),
+        ("chat/completions", {"max_completion_tokens": 512}, 0, 1),  # of insight and answer together
+        ("chat/completions", {"stop": ["x"]}, 0, 1),
+        ("chat/completions", {"stop": "END"}, 1, 0),  # the file's own
+        ("chat/completions", {"stop_token_ids": [7]}, 0, 1),
+        ("chat/completions", {"top_p": 0.9}, 0, 1),
+        ("chat/completions", {"min_tokens": 1}, 0, 1),
+        ("chat/completions", {"presence_penalty": 0.5}, 0, 1),
+        ("chat/completions", {"presence_penalty": 0.0, "logit_bias": {}}, 1, 0),
+        ("chat/completions", {"seed": 4, "logprobs": True, "top_logprobs": 1}, 1, 0),
+        ("chat/completions", {"seed": 4, "temperature": 0.5}, 0, 1),
+        ("chat/completions", {"enable_thinking": False}, 0, 1),
+        ("chat/completions", {"extract_after": "so"}, 0, 1),
+        ("chat/completions", {"ensemble": {"params": {"thresholds": {"low": 0.1}}}}, 0, 1),
+        ("chat/completions", {"n": 3}, 1, 0),
+        ("chat/completions", {"n": 3, "max_tokens": 3}, 0, 3),
+        ("messages", {"max_tokens": 512}, 0, 1),
+        ("responses", {}, 1, 0),
+        ("responses", {"max_output_tokens": 3}, 0, 1),
+    ],
+)
+def test_a_request_that_changes_the_answer_is_no_evidence(
+    folder, monkeypatch, path, options, evidence, uncertified
+):
+    seen = []
+    monkeypatch.setattr(CertificateWatch, "add", lambda _, verdicts: seen.append(verdicts) or False)
+    config = certified(folder, stopping(config_of(folder)))
+    asked = [{"role": "user", "content": "How many boats?"}]
+    body = {"model": "ensemble", "input" if path == "responses" else "messages": asked, **options}
+    with TestClient(create_app(config), "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
+        while client.get("/health").status_code != 200:
+            pass
+        assert client.post(f"/v1/{path}", json=body).status_code == 200
+        metrics = client.get("/metrics").text
+    assert 'ensemblehub_certificate_holds{model="ensemble"} 1.0' in metrics
+    assert len(seen) == evidence
+    total = 'ensemblehub_uncertified_answers_total{model="ensemble"} '
+    found = [float(line.removeprefix(total)) for line in metrics.splitlines() if line.startswith(total)]
+    assert sum(found) == uncertified
+
+
+def stopping(config):
+    generation = config.ensemble.generation.model_copy(update={"stop_strings": ["END"]})
+    return config.model_copy(
+        update={"ensemble": config.ensemble.model_copy(update={"generation": generation})}
+    )
+
+
+def certified(folder, config):
+    """The configuration, once its certificate is made anew for it."""
+    ensemble = AsyncEnsemble.from_config(config)
+    now = identity(config, ensemble.aggregation, ensemble.engines)
+    replace(load_certificate(folder), holds_for=now).save(folder)
+    return config
+
+
+def asked_with(served, sampling, prompt=None, **more):
+    request = Request(prompt or Text("How many boats?"), sampling, **more)
+    return AnswerRecord(0, request, served, 3, Generation())
+
+
+def test_every_field_of_the_sampling_is_compared(folder):
+    served = Catalog(config_of(folder)).find("ensemble")
+    same = served.ensemble.sampling
+    others = {"stop": ("x",), "stop_token_ids": (7,), "logit_bias": {7: 1.0}, "max_completion_tokens": 1512}
+    ignored = set()
+    for field in fields(Sampling):
+        now = getattr(same, field.name)
+        other = others.get(field.name, not now if isinstance(now, bool) else (now or 0) + 0.5)
+        if asked_with(served, replace(same, **{field.name: other})).as_configured:
+            ignored.add(field.name)
+    assert ignored == {"seed", "top_logprobs", "fit_context"}
+    assert asked_with(served, same).as_configured
+    assert not asked_with(served, same, extra={"tools": [{}]}).as_configured
+    for changed in ({"out_of_budget": True}, {"echoed": "How many boats?", "alternatives": 0}):
+        assert not replace(asked_with(served, same), **changed).as_configured
+    for thinking in (True, False):
+        chat = Chat((Message("user", "How many boats?"),), thinking)
+        assert not asked_with(served, same, chat).as_configured
+
+
+def test_a_seed_counts_where_tokens_are_drawn(folder):
+    served = Catalog(config_of(folder, temperature=0.5)).find("ensemble")
+    assert not asked_with(served, replace(served.ensemble.sampling, seed=4)).as_configured
+
+
+def test_without_insights_both_limits_of_the_length_are_one(folder):
+    config = config_of(folder)
+    cascade = {
+        "output_aggregation_method": "cascade",
+        "output_aggregation_params": {},
+        "request_params": {},
+        "certificate": str(folder),
+    }
+    config = config.model_copy(update={"ensemble": config.ensemble.model_copy(update=cascade)})
+    served = Catalog(certified(folder, config)).find("ensemble")
+    same = served.ensemble.sampling
+    assert asked_with(served, replace(same, max_completion_tokens=512, fit_context=False)).as_configured
+    shorter = replace(same, max_completion_tokens=511, max_tokens=511)
+    assert not asked_with(served, shorter).as_configured
+
+
+def test_a_server_that_cuts_answers_is_not_certified(folder):
+    assert Catalog(config_of(folder, max_output_tokens=512)).find("ensemble").watch.holds
+    (said,) = Catalog(config_of(folder, max_output_tokens=511)).find("ensemble").watch.differing
+    assert said == "`server.max_output_tokens` cuts answers at 511 tokens, not at 512"
+
+
+def test_short_answers_raise_no_alarm(folder):
+    body = {"model": "ensemble", "messages": [{"role": "user", "content": "How many boats?"}]}
+    app = create_app(config_of(folder, on_drift="mentor"))
+    with TestClient(app, "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
+        while client.get("/health").status_code != 200:
+            pass
+        for _ in range(100):  # without `max_tokens` as many raise one: see above
+            assert client.post("/v1/chat/completions", json={**body, "max_tokens": 1}).status_code == 200
+        metrics = client.get("/metrics").text
+    assert 'ensemblehub_certificate_holds{model="ensemble"} 1.0' in metrics
+    assert 'ensemblehub_uncertified_answers_total{model="ensemble"} 100.0' in metrics

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le
 
@@ -54,6 +54,8 @@ class Hint(Escalation):
         template: what the small model is asked, with {question} and {hint}.
         profile: the words of a profile (`tandem/insights.py`) in place of the template.
     """
+
+    bounds_together: ClassVar[bool] = True
 
     share: Annotated[float, Gt(0), Le(1)] | None = None
     tokens: Annotated[int, Ge(1)] | None = None

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
@@ -45,6 +45,8 @@ class PlanOnFailure(Escalation):
         show_draft: whether the large model sees the attempt that failed.
         profile: the words the models are prompted with (`tandem/insights.py`).
     """
+
+    bounds_together: ClassVar[bool] = True
 
     plan_tokens: Annotated[int, Ge(1)] = 500
     show_draft: bool = False

@@ -61,6 +61,7 @@ class Progressive(Segments):
 
     requires: ClassVar[frozenset[Capability]] = frozenset()  # depends on the mode: see `check`
     min_engines: ClassVar[int] = 2
+    bounds_together: ClassVar[bool] = True
 
     switch_mode: Literal["outline", "length", "token"] = "outline"
     outline_max_tokens: Annotated[int, Ge(1)] = 500

@@ -46,6 +46,7 @@ class Tandem(TandemOptions):
     """
 
     granularity: ClassVar[Granularity] = "response"
+    bounds_together: ClassVar[bool] = True
 
     async def run(
         self,
