@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
@@ -53,6 +54,18 @@ def kept_whole(draft: Candidate, most: int, ledger: UsageLedger) -> Piece:
     part = shortened(draft.answer, most)
     _discard_rest(draft, part, ledger)
     return part
+
+
+async def limited(pieces: AsyncGenerator[Piece, None], most: int) -> AsyncGenerator[Piece, None]:
+    """The parts of one answer, up to its end or to `most` tokens in all; closes `pieces`."""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            part = shortened(piece, most)
+            most -= part.length
+            finish = part.finish or (None if most else "length")
+            yield replace(part, finish=finish)
+            if finish:
+                return
 
 
 def shortened(piece: Piece, most: int) -> Piece:

@@ -149,6 +149,30 @@ def test_its_tokens_are_those_of_the_text_that_is_given(reply, kept, written):
     assert costs(result)["big", "answer"].completion_tokens == len(reply.split())
 
 
+@pytest.mark.parametrize(
+    ("by", "most", "text", "finish"),
+    [
+        ("words", 12, "2 + 2 = 4\n4 + 1 = 5\nso 5", "stop"),  # 5 tokens stay, 7 are new
+        ("words", 11, "2 + 2 = 4\n4 + 1 = 5\nso", "length"),
+        ("words", 8, "2 + 2 = 4\n4 + 1", "length"),
+        ("words", 6, "2 + 2 = 4\n4", "length"),
+        ("logprob", 8, "2 + 2 = 4\n4 + 1", "length"),
+        ("logprob", 6, "2 + 2 = 4\n4", "length"),
+    ],
+)
+def test_what_stays_and_what_is_new_share_max_tokens(by, most, text, finish):
+    reply = "4 + 1 = 5" if by == "logprob" else "2: 4 + 1 = 5\nso 5"
+    result, (big, _) = answer(Review(by=by), reply, Reader, Request(CHAT, Sampling(max_tokens=most)))
+    assert (result.text, result.finish) == (text, finish)
+    assert sum(len(piece.tokens) for piece in result.pieces) == most
+    assert big.written <= most - 5 + (by == "words")  # the reviewer is stopped
+
+
+def test_a_reply_without_a_number_is_cut_at_max_tokens():
+    result, _ = answer(Review(), "two three four five six", request=Request(CHAT, Sampling(max_tokens=3)))
+    assert (result.text, result.finish) == ("two three four", "length")
+
+
 def test_a_token_that_is_no_character_stays_where_it_follows_the_number():
     end, number = Token("", 7, -0.1), Token("1", 8, -0.2)
     pieces = [

@@ -19,7 +19,7 @@ from annotated_types import Ge, Le
 
 from ensemblehub.ensemble_methods.acceptance import NEVER, Trial
 from ensemblehub.ensemble_methods.escalation import Escalation
-from ensemblehub.ensemble_methods.repair import kept_part, likely_length
+from ensemblehub.ensemble_methods.repair import kept_part, likely_length, limited
 from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.ensemble_methods.templates import check_template, filled, question_of, with_question
 from ensemblehub.errors import ConfigError
@@ -44,7 +44,7 @@ class Review(Escalation):
     """The small model's answer as far as the large one leaves it, and the large one's from there on.
 
     A reply of the reviewer that is neither OK alone nor begins with the number of a line and a colon is the
-    whole answer.
+    whole answer.  `max_tokens` bounds the answer, and the reply with its number.
 
     Requires at least 2 models, of the large one `score` and `prefix` with `by: logprob`, and of the small
     one what `accept` needs.
@@ -70,7 +70,9 @@ class Review(Escalation):
     template: str = TEMPLATE
 
     def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
-        return self.read(trial, large) if self.by == "logprob" else self.asked(trial, large)
+        if self.by == "logprob":
+            return self.read(trial, large)
+        return limited(self.asked(trial, large), trial.request.sampling.max_tokens)
 
     async def read(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
         """The answer where the large model objects by its probabilities."""
@@ -89,7 +91,7 @@ class Review(Escalation):
             async for piece in pieces:
                 yield replace(piece, round=2)
 
-    async def asked(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
+    async def asked(self, trial: Trial, large: Engine) -> AsyncGenerator[Piece, None]:
         """The answer where the large model objects in words."""
         request = self.question(trial.request, trial.draft.text)
         lines = trial.draft.text.splitlines(keepends=True) or [""]
