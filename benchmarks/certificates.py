@@ -40,6 +40,7 @@ from ensemblehub.lab.pipeline.certificate_path import FOLDS, along, path_of, uns
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.tandem.artifact import load_judge
+from ensemblehub.tandem.certificate import percent
 
 ROOT = Path(__file__).parents[1]
 THINKING = "think_on_failure"
@@ -177,7 +178,7 @@ def _shares(broken: int, draws: int) -> Found:
 def lines(record: Found) -> list[str]:
     """The record as a person reads it."""
     out = [
-        f"Promise: at most {record['max_loss']:.1%} lost with {record['confidence']:.0%} confidence; "
+        f"Promise: at most {percent(record['max_loss'], 1)} lost with {percent(record['confidence'], 0)} confidence; "
         f"{record['draws']:,} redrawn calibration sets of n = {record['n']:,} from "
         f"{record['population']:,} collected questions of builtin_math",
         "",

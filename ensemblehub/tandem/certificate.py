@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,14 @@ class Certificate:
         ]
 
     def __str__(self) -> str:
-        return f"{self.loss} <= {self.max_loss:.2%} with {self.confidence:.0%} confidence"
+        promised, confidence = percent(self.max_loss, 2), percent(self.confidence, 0)
+        return f"{self.loss} <= {promised} with {confidence} confidence"
+
+
+def percent(share: float, decimals: int) -> str:
+    """A share in percent with all of its digits, and at least so many decimals: a promise is never rounded."""
+    exact = Decimal(str(share)).scaleb(2).normalize()
+    return f"{exact:.{max(decimals, -int(exact.as_tuple().exponent))}f}%"
 
 
 def load_certificate(folder: Path) -> Certificate | None:

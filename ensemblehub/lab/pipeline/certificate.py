@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ensemblehub.errors import ConfigError, MissingExtraError, did_you_mean
 from ensemblehub.lab import metrics
+from ensemblehub.tandem.certificate import percent
 
 Loss = Literal["lost-correct", "net"]
 Floats = NDArray[np.float64]
@@ -61,7 +62,7 @@ class Promise:
         return 1 - self.confidence
 
     def __str__(self) -> str:
-        return f"{self.loss} at most {self.max_loss:g} with confidence {self.confidence:g}"
+        return f"{self.loss} at most {self.max_loss} with confidence {self.confidence}"
 
     @property
     def measured(self) -> str:
@@ -166,10 +167,11 @@ def _refusal(losses: Floats, shares: Floats, promise: Promise) -> str:
     sizes = [needed(losses[:, index], promise) for index in path]
     ends = [_interval(losses[:, index], promise) for index in path]
     hardest = max(path, key=lambda index: (ends[index][0] > promise.max_loss, sizes[index] or math.inf))
+    promised = percent(promise.max_loss, 2)
     lost, size, (low, high) = f"{losses[:, hardest].mean():.2%}", sizes[hardest], ends[hardest]
     if size is None:
-        none_would = f"no number of questions would certify {promise.max_loss:.2%}"
-        untold = f"so few questions do not tell whether more would certify {promise.max_loss:.2%}"
+        none_would = f"no number of questions would certify {promised}"
+        untold = f"so few questions do not tell whether more would certify {promised}"
         return (
             f"not certified: the safest setting that saves anything is seen to lose {lost} "
             f"{promise.measured} ({low:.2%} to {high:.2%}, n = {n:,}); "
@@ -178,8 +180,8 @@ def _refusal(losses: Floats, shares: Floats, promise: Promise) -> str:
     more = max(size, n + 1)
     digits = 10 ** max(0, len(str(more)) - 2)  # rounded up to two digits
     return (
-        f"not certified: {n:,} questions are too few for {promise.max_loss:.2%} with "
-        f"{promise.confidence:.0%} confidence where {lost} {promise.measured} are lost; "
+        f"not certified: {n:,} questions are too few for {promised} with "
+        f"{percent(promise.confidence, 0)} confidence where {lost} {promise.measured} are lost; "
         f"about {-(-more // digits) * digits:,} would do"
     )
 

@@ -25,7 +25,7 @@ from ensemblehub.lab.pipeline.pipeline import Pipeline, made_for
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected, with_current_names
 from ensemblehub.tandem.artifact import JudgeArtifact
-from ensemblehub.tandem.certificate import Certificate
+from ensemblehub.tandem.certificate import Certificate, percent
 from ensemblehub.tandem.drift import histogram
 
 SLICE = 100  # questions of a subject, from which on its loss is shown
@@ -164,8 +164,8 @@ def lines(certificate: Certificate, promise: Promise, strategy: str = "") -> lis
     slices = list(seen.subjects.values())
     by_subject = f"; lost by subject {min(slices):.1%} to {max(slices):.1%}" if slices else ""
     return [
-        f"certified   at most {promise.max_loss:.1%} {promise.measured} are lost, with "
-        f"{promise.confidence:.0%} confidence (n = {certificate.n:,})",
+        f"certified   at most {percent(promise.max_loss, 1)} {promise.measured} are lost, with "
+        f"{percent(promise.confidence, 0)} confidence (n = {certificate.n:,})",
         f"chosen      {chosen}     cost {seen.cost:.2f} of the mentor ({low:.2f} to {high:.2f})",
         f"seen        lost {seen.lost:.1%}, gained {seen.gained:.1%}{by_subject} "
         f"(subjects are not certified; those under {SLICE} questions are not shown)",

@@ -24,6 +24,7 @@ from ensemblehub.lab.pipeline.certificate import (
     p_values,
 )
 from ensemblehub.lab.pipeline.certificate_path import along, path_of
+from ensemblehub.tandem.certificate import percent
 
 # Four questions, three settings that lose 0, 1 and 2 of them and gain 0, 0 and 1.
 HAND = Settings(
@@ -105,6 +106,34 @@ def test_too_little_data_is_refused_with_the_number_that_would_do():
         certified(few, Promise(0.02))
     assert "\n" not in str(error.value)
     assert certified(made(600, [0, 6], [1.1, 0.5]), Promise(0.02)) == 1
+
+
+def test_a_refusal_does_not_round_the_promise():
+    with pytest.raises(ConfigError, match=r" too few for 2\.545% with 99\.95% confidence where 0\.00% "):
+        certified(made(100, [0, 0], [1.1, 0.5]), Promise(0.02545, 0.9995))
+    with pytest.raises(ConfigError, match=r"; no number of questions would certify 0\.04%"):
+        certified(made(1000, [0, 500], [1.1, 0.5]), Promise(0.0004))
+    assert str(Promise(0.0254, 0.9999999)) == "lost-correct at most 0.0254 with confidence 0.9999999"
+    assert str(Promise(0.03)) == "lost-correct at most 0.03 with confidence 0.95"
+
+
+@pytest.mark.parametrize(
+    ("share", "decimals", "said"),
+    [
+        (0.03, 1, "3.0%"),
+        (0.03, 2, "3.00%"),
+        (0.95, 0, "95%"),
+        (0.9, 0, "90%"),
+        (0.999, 0, "99.9%"),
+        (0.0254, 1, "2.54%"),
+        (0.028, 1, "2.8%"),  # 100 * 0.028 is 2.8000000000000003
+        (0.0004, 1, "0.04%"),
+        (1e-07, 1, "0.00001%"),
+        (np.float64(0.29), 1, "29.0%"),
+    ],
+)
+def test_a_promise_is_printed_with_all_of_its_digits(share, decimals, said):
+    assert percent(share, decimals) == said
 
 
 def test_as_many_net_questions_as_named_certify_about_every_second_time():

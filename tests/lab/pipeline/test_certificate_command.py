@@ -17,10 +17,10 @@ from ensemblehub.ensemble_methods.identity import identity
 from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.lab.commands import calibrate
 from ensemblehub.lab.pipeline.certificate import Promise
-from ensemblehub.lab.pipeline.certificate_command import certify
+from ensemblehub.lab.pipeline.certificate_command import certify, lines
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.tandem.artifact import load_judge
-from ensemblehub.tandem.certificate import FILE, load_certificate
+from ensemblehub.tandem.certificate import FILE, Certificate, load_certificate
 from tests.lab.pipeline.scripted import YAML
 
 PROMISE = Promise(0.12, 0.9)
@@ -69,6 +69,18 @@ def test_a_certificate_lies_beside_the_judge_and_names_what_it_holds_for(folder)
     assert certificate.seen["cost"] < 1
     assert sum(certificate.scores["first"]) == sum(certificate.scores["last"]) == 120
     assert certificate.differing(identity_of(pipeline_of(folder))) == []
+
+
+def test_a_certificate_prints_what_was_tested():
+    seen = {"lost": 0.02, "gained": 0.0, "cost": 0.5, "cost_interval": [0.4, 0.6], "subjects": {}}
+    certificate = Certificate("net", 0.0254, 0.999, 500, {"low": 0.5}, seen, {}, {}, {})
+    assert str(certificate) == "net <= 2.54% with 99.9% confidence"
+    assert str(replace(certificate, max_loss=0.03, confidence=0.95)) == "net <= 3.00% with 95% confidence"
+    shown, *_ = lines(certificate, Promise(0.0254, 0.999, "net"))
+    assert shown == (
+        "certified   at most 2.54% of the questions net of those gained are lost, "
+        "with 99.9% confidence (n = 500)"
+    )
 
 
 @pytest.mark.parametrize(
