@@ -9,7 +9,9 @@ from itertools import accumulate, pairwise
 
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.candidates import Candidate, geometric_mean
-from ensemblehub.schema import Cost, Piece, Request, ScoredToken
+from ensemblehub.generators.base import Engine
+from ensemblehub.generators.text.stops import StopFilter, overlap
+from ensemblehub.schema import Cost, Piece, Request, Sampling, ScoredToken
 
 
 def likely_length(request: Request, text: str, tokens: Sequence[ScoredToken], objection: float) -> int | None:
@@ -56,14 +58,40 @@ def kept_whole(draft: Candidate, most: int, ledger: UsageLedger) -> Piece:
     return part
 
 
-async def limited(pieces: AsyncGenerator[Piece, None], most: int) -> AsyncGenerator[Piece, None]:
-    """The parts of one answer, up to its end or to `most` tokens in all; closes `pieces`."""
+async def continued(
+    kept: Piece, request: Request, engine: Engine, ledger: UsageLedger
+) -> AsyncGenerator[Piece, None]:
+    """A kept part of a draft, and what an engine writes behind it, as the answer to a request."""
+    asked = request.after(kept.text, kept.length)
+    if overlap(kept.text, request.sampling.stop):  # the engine sees no string that begins in the kept part
+        asked = replace(asked, sampling=replace(asked.sampling, stop=()))
+
+    async def parts() -> AsyncGenerator[Piece, None]:
+        if kept.text:
+            yield kept
+        async with aclosing(engine.stream(asked, ledger.meter("answer"))) as pieces:
+            async for piece in pieces:
+                yield replace(piece, round=2)
+
+    async with aclosing(limited(parts(), request.sampling)) as pieces:
+        async for piece in pieces:
+            yield piece
+
+
+async def limited(pieces: AsyncGenerator[Piece, None], sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    """The parts of one answer, up to its end, a stop string or `max_tokens` in all; closes `pieces`."""
+    held, left = StopFilter[Piece](sampling.stop), sampling.max_tokens
     async with aclosing(pieces):
         async for piece in pieces:
-            part = shortened(piece, most)
-            most -= part.length
-            finish = part.finish or (None if most else "length")
-            yield replace(part, finish=finish)
+            part = shortened(piece, left)
+            left -= part.length
+            shown = held.push(replace(part, finish=None))
+            finish = held.finish if held.stopped else part.finish or (None if left else "length")
+            if finish:
+                shown += held.flush()
+                shown[-1] = replace(shown[-1], finish=finish)
+            for each in shown:
+                yield each
             if finish:
                 return
 

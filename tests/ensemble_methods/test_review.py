@@ -168,6 +168,27 @@ def test_what_stays_and_what_is_new_share_max_tokens(by, most, text, finish):
     assert big.written <= most - 5 + (by == "words")  # the reviewer is stopped
 
 
+@pytest.mark.parametrize(
+    ("by", "stop", "text", "written"),
+    [
+        ("words", "so", "2 + 2 = 4\n4 + 1 = 5\n", 7),  # the reviewer is stopped at "so"
+        ("words", "+ 1", "2 + 2 = 4\n4 ", 4),
+        ("words", ":", "2 + 2 = 4\n4 + 1 = 5\nso 5", 8),  # that of the number is no part of the answer
+        ("words", "4\n4 + 1 = 5", "2 + 2 = ", 6),
+        ("logprob", "= 5", "2 + 2 = 4\n4 + 1 ", 4),
+        ("logprob", "4\n4 + 1 = 5", "2 + 2 = ", 5),
+    ],
+)
+def test_stop_strings_end_what_is_written_anew(by, stop, text, written):
+    reply = "4 + 1 = 5" if by == "logprob" else "2: 4 + 1 = 5\nso 5"
+    request = Request(CHAT, Sampling(max_tokens=40, stop=(stop,)))
+    result, (big, _) = answer(Review(by=by), reply, Reader, request)
+    assert (result.text, result.finish, big.written) == (text, "stop", written)
+    assert getattr(result.finish, "string", stop) == stop
+    tokens = [token.text for piece in result.pieces for token in piece.tokens]
+    assert "".join(tokens) == text.replace("4\n4", "44")  # the token of that line break was discarded
+
+
 def test_a_reply_without_a_number_is_cut_at_max_tokens():
     result, _ = answer(Review(), "two three four five six", request=Request(CHAT, Sampling(max_tokens=3)))
     assert (result.text, result.finish) == ("two three four", "length")

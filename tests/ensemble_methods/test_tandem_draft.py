@@ -174,6 +174,18 @@ def test_insight_kept_lines_and_the_rest_share_max_completion_tokens(insight, te
     assert sum(len(piece.tokens) for piece in result.pieces) == 7
 
 
+@pytest.mark.parametrize(
+    ("stop", "text"), [("two\nmake four", "Two and "), ("four", "Two and two\nmake "), ("two\nfour", BETTER)]
+)
+def test_stop_strings_end_what_follows_the_kept_lines(stop, text):
+    tandem = Tandem(levels=LEVELS, draft="logprob", judge="fixed:low", continue_draft=0.5)
+    engines = [Recorder("big", {"": INSIGHT}, 9), Reader("small", {"Thinking": BETTER, "": DRAFT}, 1)]
+    request = Request(CHAT, Sampling(max_tokens=30, stop=(stop,)))
+    result = asyncio.run(AsyncEnsemble(engines, All(), tandem).generate(request))
+    assert (result.text, result.finish) == (text, "stop")
+    assert engines[1].asked[1].sampling.stop == ((stop,) if stop == "four" else ())
+
+
 @pytest.mark.parametrize("strategy", [Tandem(levels=LEVELS, draft="logprob"), Cascade()])
 def test_max_completion_tokens_limits_a_draft_without_an_insight(strategy):
     result, big, _ = answer(strategy, most=7, logprob=-0.01)

@@ -19,7 +19,7 @@ from annotated_types import Ge, Le
 
 from ensemblehub.ensemble_methods.acceptance import NEVER, Trial
 from ensemblehub.ensemble_methods.escalation import Escalation
-from ensemblehub.ensemble_methods.repair import kept_part, likely_length, limited
+from ensemblehub.ensemble_methods.repair import continued, kept_part, likely_length, limited
 from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.ensemble_methods.templates import check_template, filled, question_of, with_question
 from ensemblehub.errors import ConfigError
@@ -72,7 +72,7 @@ class Review(Escalation):
     def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
         if self.by == "logprob":
             return self.read(trial, large)
-        return limited(self.asked(trial, large), trial.request.sampling.max_tokens)
+        return limited(self.asked(trial, large), trial.request.sampling)
 
     async def read(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
         """The answer where the large model objects by its probabilities."""
@@ -85,11 +85,9 @@ class Review(Escalation):
             yield draft.answer
             return
         kept = kept_part(draft, agreed, request.sampling.max_tokens, ledger)
-        yield kept
-        asked = request.after(kept.text, len(kept.tokens))
-        async with aclosing(large.stream(asked, ledger.meter("answer"))) as pieces:
+        async with aclosing(continued(kept, request, large, ledger)) as pieces:
             async for piece in pieces:
-                yield replace(piece, round=2)
+                yield piece
 
     async def asked(self, trial: Trial, large: Engine) -> AsyncGenerator[Piece, None]:
         """The answer where the large model objects in words."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from ensemblehub.cost import UsageLedger
 from ensemblehub.ensemble_methods.acceptance import Acceptance, Trial
 from ensemblehub.ensemble_methods.base import Checkpoint
-from ensemblehub.ensemble_methods.repair import kept_part, kept_whole, likely_length
+from ensemblehub.ensemble_methods.repair import continued, kept_part, kept_whole, likely_length
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Piece, Request, Scored, ScoredToken, Token, Verdict
 from ensemblehub.tandem.insights import LEVEL_0, Dialogue, Insight
@@ -92,17 +92,13 @@ class Draft:
             if stays is None:
                 yield kept_whole(draft, most, ledger)
                 return
-            kept = kept_part(draft, stays, most, ledger)
-            if stays:
-                yield kept
-            if kept.finish:
-                return
-            asked = asked.after(kept.text, len(kept.tokens))
+            answering = continued(kept_part(draft, stays, most, ledger), asked, draft.engine, ledger)
         else:
             draft.discard(ledger)
-        async with aclosing(draft.engine.stream(asked, ledger.meter("answer"))) as pieces:
+            answering = draft.engine.stream(asked, ledger.meter("answer"))
+        async with aclosing(answering) as pieces:
             async for piece in pieces:
-                yield replace(piece, round=2 if self.objection is not None else piece.round)
+                yield piece
 
     def _as_read(self, tokens: tuple[ScoredToken, ...]) -> Trial:
         """The trial with the draft's tokens as they were scored."""

@@ -89,7 +89,7 @@ class StopFilter(Generic[Written]):
 
 def overlap(text: str, strings: Sequence[str]) -> int:
     """Length of the longest end of `text` that begins one of `strings` without completing it."""
-    longest = min(max(map(len, strings)) - 1, len(text))
+    longest = min(max(map(len, strings), default=0) - 1, len(text))
     lengths = (n for n in range(longest, 0, -1) if any(part.startswith(text[-n:]) for part in strings))
     return next(lengths, 0)
 
