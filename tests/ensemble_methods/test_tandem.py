@@ -210,6 +210,16 @@ def test_an_effort_is_the_highest_level_that_is_read(effort, levels, written):
     assert (hub.engines[0].written, result.text) == (written, ANSWER)
 
 
+@pytest.mark.parametrize("name", ["none", "question", "draft", "mentor", "mentor_concise", "intern"])
+def test_names_that_mean_something_else_are_no_levels(name):
+    with pytest.raises(ConfigError) as error:
+        ensemble(Tandem(levels={"low": 3, name: 12}, judge="fixed:low"))
+    assert str(error.value) == (
+        f"tandem: levels: {name!r} is a reserved name "
+        "(draft, intern, mentor, mentor_concise, none, question): give the level another"
+    )
+
+
 def test_an_effort_leaves_the_judge_free_to_stop_before_it():
     hub = ensemble(
         Tandem(levels=LEVELS, judge="entropy:0.1", effort="high"), intern={"confident": ("numbers.",)}

@@ -22,10 +22,20 @@ from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Capability, Request
 from ensemblehub.tandem.artifact import JudgeArtifact, resolve_judge
 from ensemblehub.tandem.estimates import estimated_mentor_alone
-from ensemblehub.tandem.insights import LEVEL_0, Dialogue, InsightMode, Profile, profile_named
+from ensemblehub.tandem.insights import (
+    DRAFT,
+    LEVEL_0,
+    QUESTION,
+    Dialogue,
+    InsightMode,
+    Profile,
+    profile_named,
+)
 
 log = logging.getLogger(__name__)
 CALIBRATED = "calibrated"  # the value of `give_up` that stands for the judge's own
+# names of verdicts and of collected runs that are of no level
+RESERVED = frozenset({LEVEL_0, QUESTION, DRAFT, "mentor", "mentor_concise", "intern"})
 TOLD = (
     "mentor",
     "intern",
@@ -42,7 +52,8 @@ class TandemOptions(Aggregation):
 
     Attributes:
         mentor, intern: engines by name; the largest and the smallest by default.
-        levels: effort levels, as mentor tokens read before each checkpoint.
+        levels: effort levels, as mentor tokens read before each checkpoint; `none`, `mentor`, `intern` and
+            a few more names are reserved.
         effort: the highest level that is read, by name; all by default.  `none`: the intern answers alone.
         judge: folder of a trained classifier, `entropy:X` or `perplexity:X` (sufficient when the intern's
             mean over what it read is at most X), or `fixed:LEVEL`.
@@ -118,6 +129,11 @@ class TandemOptions(Aggregation):
         if not budgets or budgets != sorted(set(budgets)) or budgets[0] < 1:
             raise ConfigError(
                 f"tandem: levels must be rising token budgets, such as low: 100, not {dict(self.levels)}"
+            )
+        if taken := sorted(RESERVED & set(self.levels)):
+            names = ", ".join(sorted(RESERVED))
+            raise ConfigError(
+                f"tandem: levels: {taken[0]!r} is a reserved name ({names}): give the level another"
             )
         effort = [] if self.effort is None else [self.effort]
         named = {"effort": effort, "thresholds": self.thresholds or {}, "give_up": self.give_up or {}}
