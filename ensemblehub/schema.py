@@ -307,6 +307,14 @@ class Piece:
         """Number of tokens; text without tokens, of an engine that reports none, counts as one."""
         return max(len(self.tokens), bool(self.text))
 
+    def cut(self, tokens: int) -> Piece:
+        """Return the piece up to its first `tokens` tokens; `finish` is "length" where that is not all."""
+        kept = self.tokens[:tokens]
+        if len(kept) == len(self.tokens):
+            return self
+        length = sum(len(token.text) for token in kept)
+        return replace(self, text=self.text[:length], tokens=kept, finish="length")
+
     @property
     def answer_text(self) -> str:
         """The text as part of the answer: empty for insights, proposals and drafts."""

@@ -46,14 +46,14 @@ def kept_part(draft: Candidate, characters: int, most: int, ledger: UsageLedger)
         stays += len(text) <= characters
     tokens = draft.tokens[:stays]
     part = replace(draft.answer, text=draft.text[:characters], tokens=tokens, finish=None, round=1)
-    part = shortened(part, most)
+    part = part.cut(most)
     _discard_rest(draft, part, ledger)
     return part if part.length < most else replace(part, finish="length")
 
 
 def kept_whole(draft: Candidate, most: int, ledger: UsageLedger) -> Piece:
     """A draft as the answer, of at most `most` tokens; the rest is recorded as discarded."""
-    part = shortened(draft.answer, most)
+    part = draft.answer.cut(most)
     _discard_rest(draft, part, ledger)
     return part
 
@@ -83,7 +83,7 @@ async def limited(pieces: AsyncGenerator[Piece, None], sampling: Sampling) -> As
     held, left = StopFilter[Piece](sampling.stop), sampling.max_tokens
     async with aclosing(pieces):
         async for piece in pieces:
-            part = shortened(piece, left)
+            part = piece.cut(left)
             left -= part.length
             shown = held.push(replace(part, finish=None))
             finish = held.finish if held.stopped else part.finish or (None if left else "length")
@@ -94,15 +94,6 @@ async def limited(pieces: AsyncGenerator[Piece, None], sampling: Sampling) -> As
                 yield each
             if finish:
                 return
-
-
-def shortened(piece: Piece, most: int) -> Piece:
-    """The first tokens of a piece; where that is not all, `finish` is "length"."""
-    tokens = piece.tokens[:most]
-    if len(tokens) == len(piece.tokens):
-        return piece
-    length = sum(len(token.text) for token in tokens)
-    return replace(piece, text=piece.text[:length], tokens=tokens, finish="length")
 
 
 def _discard_rest(draft: Candidate, part: Piece, ledger: UsageLedger) -> None:

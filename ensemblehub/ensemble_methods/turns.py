@@ -155,6 +155,10 @@ class Segments(Aggregation):
                     if not isinstance(event, Piece):
                         yield event
                         continue
+                    left = request.sampling.max_tokens - so_far.tokens
+                    if event.length and left < 1:
+                        break
+                    event = event.cut(left)
                     ended = event.finish
                     parts.append(replace(event, finish=None, round=so_far.rounds + 1))
                     so_far.add(event)

@@ -116,6 +116,28 @@ def test_stop_strings_and_lengths_of_the_request_hold():
     assert (result.text, result.finish) == ("Let me add. It", "length")
 
 
+@pytest.mark.parametrize(
+    ("most", "text"),
+    [
+        (11, "".join(THOUGHTS)),  # 11 words, and nothing is left for `wait`
+        (12, "".join(THOUGHTS) + " Wait"),
+        (5, "Let me add. It is"),
+    ],
+)
+def test_words_that_are_put_in_count_as_tokens_of_the_answer(most, text):
+    strategy, lengths = EarlyExit(threshold=None, min_thinking=13, wait=" Wait", **WORDS), []
+    ensemble = AsyncEnsemble([Thinker()], All(), strategy)
+    request = Request(CHAT, Sampling(max_tokens=most))
+    result = asyncio.run(ensemble.generate(request, on_event=lambda piece: lengths.append(piece.length)))
+    assert (result.text, result.finish, sum(lengths)) == (text, "length", most)
+
+
+def test_a_piece_is_cut_after_a_token():
+    piece = Piece("one two", "a", "answer", (Token("one"), Token(" two")), "stop")
+    assert piece.cut(1) == Piece("one", "a", "answer", (Token("one"),), "length")
+    assert piece.cut(2) is piece
+
+
 def test_closing_stops_the_model():
     engine, ledger = Thinker(), UsageLedger()
 
