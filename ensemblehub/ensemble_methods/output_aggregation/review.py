@@ -44,7 +44,8 @@ class Review(Escalation):
     """The small model's answer as far as the large one leaves it, and the large one's from there on.
 
     A reply of the reviewer that is neither OK alone nor begins with the number of a line and a colon is the
-    whole answer.  `max_tokens` bounds the answer, and the reply with its number.
+    whole answer.  `max_tokens` bounds the answer, and the reply with its number; `min_tokens` holds for the
+    small model's answer, and with `by: words` not for the reply, which may be OK.
 
     Requires at least 2 models, of the large one `score` and `prefix` with `by: logprob`, and of the small
     one what `accept` needs.
