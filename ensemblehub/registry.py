@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import os
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def build(cls: type, options: Mapping[str, Any], where: str, besides: Iterable[s
         besides: other names that could have been meant where the options stand.
 
     Raises:
-        ConfigError: an unknown option (with the nearest known one) or a value of the wrong type.
+        ConfigError: an unknown option (with the nearest known one), a value of the wrong type, or a number
+            that is not finite.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -121,7 +123,7 @@ def build(cls: type, options: Mapping[str, Any], where: str, besides: Iterable[s
             hint = did_you_mean(str(name), {*known, *besides}, "option")
             raise ConfigError(f"{where}: {hint}", (name,))
     try:
-        return TypeAdapter(cls).validate_python(dict(options))
+        made = TypeAdapter(cls).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         # the members of a union are pydantic's own steps, such as `constrained-float` and `literal['calibrated']`
@@ -129,3 +131,23 @@ def build(cls: type, options: Mapping[str, Any], where: str, besides: Iterable[s
         got = reprlib.repr(first.get("input"))
         text = f"{where}: option {'.'.join(map(str, place))!r}: {first['msg']} (got {got})"
         raise ConfigError(text, tuple(place)) from error
+    for name in options:
+        for found, value in _not_finite(getattr(made, name), (name,)):
+            at = ".".join(map(str, found))
+            raise ConfigError(f"{where}: option {at!r}: Input should be a finite number (got {value})", found)
+    return made
+
+
+def _not_finite(value: Any, place: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], float]]:
+    """The numbers in a value that are NaN or infinite, and their places."""
+    inner: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place, value
+    elif dataclasses.is_dataclass(value):
+        inner = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    elif isinstance(value, Mapping):
+        inner = value.items()
+    elif isinstance(value, (list, tuple)):
+        inner = enumerate(value)
+    for name, part in inner:
+        yield from _not_finite(part, (*place, name))

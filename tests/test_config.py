@@ -1,18 +1,25 @@
 import asyncio
 import json
 import logging
+import math
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from ensemblehub import builtin
+from ensemblehub import builtin, registry
 from ensemblehub.config import Config, old_keys, sections
 from ensemblehub.config.flags import configured
 from ensemblehub.config.old_keys import MOVED
 from ensemblehub.ensemble import AsyncEnsemble
+from ensemblehub.ensemble_methods.output_aggregation.distribution import DistributionMixture
+from ensemblehub.ensemble_methods.output_aggregation.stepwise import Stepwise
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab.tasks import TASKS
 from ensemblehub.registry import ENGINES, build, lookup
+from ensemblehub.schema import Sampling
 
 
 def read(tmp_path, text):
@@ -122,6 +129,72 @@ def test_options_are_checked_by_name_and_type():
         build(options, {"dealy": 1}, "m")
     with pytest.raises(ConfigError, match="option 'delay'"):
         build(options, {"delay": "soon"}, "m")
+
+
+def classes_of_options():
+    """Options of what needs no extra, by name."""
+    strategies = {**registry.SELECTIONS, **registry.AGGREGATIONS}.values()
+    named = {target: registry.lookup({}, target, "strategy") for target in strategies}
+    scorers = {"perplexity", "api"}
+    named |= {f"scorer {name}": lookup(registry.SCORERS, name, "scorer").options for name in scorers}
+    named |= {name: lookup(ENGINES, name, "engine").options for name in ("echo", "openai")}
+    return named | {"sampling": Sampling}
+
+
+@pytest.mark.parametrize(("name", "cls"), sorted(classes_of_options().items()))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_every_number_of_an_option_is_finite(name, cls, value):
+    needed = {"path": "http://localhost"} if name == "scorer api" else {}
+    for option in fields(cls):
+        if not re.search(r"\b(float|Seconds)\b", str(option.type)):
+            continue
+        key = 7 if option.name == "logit_bias" else "x"
+        given = {key: value} if "Mapping" in str(option.type) else value
+        with pytest.raises(ConfigError, match=f"option '{option.name}(\\.\\w+)?': Input should be .*got "):
+            build(cls, {**needed, option.name: given}, name)
+
+
+def test_a_number_that_is_not_finite_is_refused_in_one_line():
+    with pytest.raises(ConfigError) as error:
+        build(Stepwise, {"threshold": math.nan}, "stepwise")
+    assert str(error.value) == "stepwise: option 'threshold': Input should be a finite number (got nan)"
+    assert error.value.option == ("threshold",)
+    options = lookup(ENGINES, "echo", "engine").options
+    priced = {"price": {"prompt": 1, "completion": "inf"}}
+    with pytest.raises(ConfigError, match=r"option 'price\.completion': Input should be a finite number"):
+        build(options, priced, "m")
+    with pytest.raises(
+        ConfigError, match=r"option 'weights\.a': Input should be a finite number \(got inf\)"
+    ):
+        build(DistributionMixture, {"weights": {"a": math.inf}}, "distribution")
+    assert build(Stepwise, {"threshold": -1.5}, "stepwise").threshold == -1.5
+
+
+@pytest.mark.parametrize(
+    "section", [sections.Generation, sections.ServerSection, sections.Bound, sections.RewardSpec]
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_every_number_of_a_section_is_finite(section, value):
+    numbers = [name for name, field in section.model_fields.items() if "float" in repr(field.annotation)]
+    assert numbers
+    for name in numbers:
+        with pytest.raises(ValidationError, match=name):
+            section.model_validate({name: value})
+
+
+def test_a_threshold_in_a_file_that_is_not_finite_is_refused_with_its_line(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"some.yaml:\d+: .*option 'threshold': .*finite number \(got nan\)"
+    ):
+        AsyncEnsemble.from_config(
+            read(
+                tmp_path,
+                "model_specs: [{name: a, engine: echo}, {name: b, engine: echo}]\n"
+                "ensemble:\n"
+                "  output_aggregation_method: stepwise\n"
+                "  output_aggregation_params: {threshold: .nan}\n",
+            )
+        )
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", "nonsense"])

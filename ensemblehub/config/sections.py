@@ -17,7 +17,7 @@ Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
 Seconds = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
-Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Amount = Annotated[float, Gt(0)]
 Texts = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
@@ -33,7 +33,7 @@ UserPath = Annotated[Path, BeforeValidator(_no_url), AfterValidator(Path.expandu
 class Section(BaseModel):
     """A part of the file that refuses unknown keys; `key:` without a value is the default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
     nullable: ClassVar[frozenset[str]] = frozenset()  # keys for which null is a value of its own
 
     @model_validator(mode="before")
@@ -57,7 +57,7 @@ class Spec(BaseModel):
         engine: Which engine runs it.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), allow_inf_nan=False)
     omitted_if_null: ClassVar[frozenset[str]] = frozenset(
         {"path", "device", "max_memory", "quantization", "num_gpus", "enable_thinking"}
     )  # the reference toolkit's options, which it may write as null
