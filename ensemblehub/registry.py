@@ -123,7 +123,7 @@ def build(cls: type, options: Mapping[str, Any], where: str, besides: Iterable[s
             hint = did_you_mean(str(name), {*known, *besides}, "option")
             raise ConfigError(f"{where}: {hint}", (name,))
     try:
-        made = TypeAdapter(cls).validate_python(dict(options))
+        made: Any = TypeAdapter(cls).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         # the members of a union are pydantic's own steps, such as `constrained-float` and `literal['calibrated']`
