@@ -38,6 +38,7 @@ from ensemblehub.tandem.judges import Reading
 log = logging.getLogger(__name__)
 NEVER = "never"
 CRITERIA = ("logprob", "agreement", "ask", "entropy", "perplexity", "fixed", NEVER)
+ENOUGH = {"tandem: draft": "thresholds", "best_of": ""}  # options that say what suffices, if not `threshold`
 ALTERNATIVES = 10  # top tokens in which a word is looked for
 WORDS = """{question}
 
@@ -315,8 +316,16 @@ def acceptance_named(accept: str, strategy: str) -> Acceptance:
             return made()
         except TypeError as error:  # options without a default
             raise ConfigError(f"{strategy}: accept: {accept}: {one_line(error)}") from error
-    if kind not in CRITERIA and not Path(builtin.resolve(accept)).exists():
-        raise ConfigError(f"{strategy}: accept: {did_you_mean(kind, CRITERIA, 'criterion')}")
+    if not Path(builtin.resolve(accept)).exists():
+        if kind in ("logprob", NEVER):
+            option = ENOUGH.get(strategy, "threshold") if kind == "logprob" else ""
+            belongs = f"; a number that suffices belongs in `{option}`" if option else ""
+            raise ConfigError(f"{strategy}: accept: {kind} takes no value, got {value!r}{belongs}")
+        if kind not in CRITERIA and "/" in accept:
+            raise ConfigError(f"{strategy}: accept: there is no folder {accept!r} with a judge")
+        if kind not in CRITERIA:
+            unknown = did_you_mean(kind, CRITERIA, "criterion")
+            raise ConfigError(f"{strategy}: accept: {unknown} (nor is there a folder {accept!r})")
     return Judged(resolve_judge(accept, [DRAFT]))
 
 

@@ -232,4 +232,7 @@ def resolve_judge(judge: str, levels: Sequence[str]) -> JudgeArtifact:
         if value not in levels:
             raise ConfigError(f"judge {judge!r}: {did_you_mean(value, levels, 'level')}")
         return JudgeArtifact(Fixed(list(levels).index(value)), thresholds=dict.fromkeys(levels, 1.0))
-    return load_judge(Path(builtin.resolve(judge)))
+    folder = Path(builtin.resolve(judge))
+    if value and not folder.exists():
+        raise ConfigError(did_you_mean(kind, (*RULES, "fixed"), "judge"))
+    return load_judge(folder)

@@ -164,6 +164,8 @@ def test_a_criterion_may_judge_in_place_of_scorers():
     )
     with pytest.raises(ConfigError, match=r"best_of: accept: .*did you mean 'logprob'"):
         AsyncEnsemble(engines, All(), BestOf(accept="logprop"))
+    with pytest.raises(ConfigError, match=r"^best_of: accept: logprob takes no value, got '0.9'$"):
+        AsyncEnsemble(engines, All(), BestOf(accept="logprob:0.9"))  # which has no threshold
     with pytest.raises(ConfigError, match="best_of: `accept: never` accepts no answer; leave `accept` out"):
         AsyncEnsemble(engines, All(), BestOf(accept="never"))
 

@@ -388,6 +388,18 @@ def test_an_error_is_never_an_answer(who):
         ({"accept": "collections:OrderedDict"}, "collections:OrderedDict is no `Acceptance`"),
         ({"accept": f"{__name__}:Needy"}, "missing 1 required positional argument: 'limit'"),
         ({"accept": "logprobs"}, "cascade: accept: .*did you mean 'logprob'"),
+        (
+            {"accept": "logprob:0.9"},
+            "^cascade: accept: logprob takes no value, got '0.9'; a number that suffices belongs in `threshold`$",
+        ),
+        ({"accept": "logprob:"}, "logprob takes no value, got ''; a number"),
+        ({"accept": "never:1"}, "^cascade: accept: never takes no value, got '1'$"),
+        ({"accept": "saves/missing"}, "^cascade: accept: there is no folder 'saves/missing' with a judge$"),
+        ({"accept": "~/missing"}, "^cascade: accept: there is no folder '~/missing' with a judge$"),
+        (
+            {"accept": "drafts"},
+            r"unknown criterion 'drafts'; there is: .* \(nor is there a folder 'drafts'\)$",
+        ),
         ({"large": "tiny", "small": "tiny"}, "both would be 'tiny'"),
         ({"threshold": 1.5}, "threshold.*less than or equal to 1"),
     ],

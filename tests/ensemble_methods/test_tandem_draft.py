@@ -258,6 +258,7 @@ def test_no_draft_is_written_at_effort_none_and_an_aborted_one_is_stopped():
     [
         ({"draft": "never"}, Recorder, "tandem: `draft: never` writes no draft; leave `draft` out"),
         ({"draft": "logprop"}, Recorder, r"tandem: draft: accept: .*did you mean 'logprob'"),
+        ({"draft": "logprob:0.9"}, Recorder, "takes no value, got '0.9'; .* belongs in `thresholds`$"),
         ({"draft": "ask", "confirm": 0.9}, Recorder, "needs a draft judged by its tokens, not by 'ask'"),
         ({"draft": "logprob", "confirm": 0.9}, NoScore, r"tandem .draft. needs score of engine 'small'"),
         ({"draft": "logprob", "insight_mode": "continuation"}, Recorder, "needs `insight_mode: prompt`"),

@@ -184,6 +184,13 @@ def test_a_missing_judge_names_the_folder(tmp_path):
         load_judge(tmp_path / "nowhere")
 
 
+def test_a_mistyped_rule_is_no_folder(tmp_path):
+    with pytest.raises(ConfigError, match=r"^unknown judge 'entropi'; did you mean 'entropy'"):
+        resolve_judge("entropi:1.0", ["none", "low"])
+    with pytest.raises(ArtifactError, match=r"no judge in .*nowhere: judge.json is missing"):
+        resolve_judge(str(tmp_path / "nowhere"), ["none", "low"])
+
+
 def edited(folder, **changes):
     path = folder / "judge.json"
     record = json.loads(path.read_text()) | changes
