@@ -133,19 +133,31 @@ class UsageLedger:
     calls: list[UsageLine] = field(default_factory=list)
     _computed: dict[str, list[Sequence[int]]] = field(default_factory=dict, repr=False)
 
-    def reused(self, engine: str, ids: Sequence[int], cached: int) -> int:
+    def reused(
+        self, engine: str, ids: Sequence[int], cached: int, prompt: int = 0, reading: bool = False
+    ) -> int:
         """Number of the `cached` leading tokens that an earlier call of this request computed on the engine.
 
         Args:
-            ids: Tokens of this call, read and generated; remembered for later calls.
+            ids: Tokens that this call computed, read and generated but the last; remembered for later calls.
+            prompt: Number of tokens read.
+            reading: Whether the predictions of all tokens were returned. An earlier reading has them, and so has
+                what was written behind tokens that were read so.
         """
-        common = self.computed(engine, ids, cached)
-        self._computed.setdefault(engine, []).append(ids)
-        return common
+        reused = min(cached, self.computed(engine, ids, reading))
+        predicted = reading or 0 < prompt == self.computed(engine, ids[:prompt], reading=True)
+        for kind in (engine, _reading(engine)) if predicted else (engine,):
+            self._computed.setdefault(kind, []).append(ids)
+        return reused
 
-    def computed(self, engine: str, ids: Sequence[int], most: int) -> int:
-        """Number of leading tokens, at most `most`, that an earlier call computed on the engine."""
-        return max((_common(ids, other, most) for other in self._computed.get(engine, ())), default=0)
+    def computed(self, engine: str, ids: Sequence[int], reading: bool = False) -> int:
+        """Number of leading tokens that an earlier call computed on the engine.
+
+        For a `reading` with their predictions; where these end before `ids` do, the last is computed again.
+        """
+        earlier = self._computed.get(_reading(engine) if reading else engine, ())
+        common = max((_common(ids, other) for other in earlier), default=0)
+        return common if not reading or common == len(ids) else max(0, common - 1)
 
     def add(self, engine: str, purpose: Purpose, cost: Cost) -> None:
         """Record one call."""
@@ -194,6 +206,7 @@ class UsageMeter:
         flops: tuple[float, float] | None = None,
         estimated: bool = False,
         ids: Sequence[int] | None = None,
+        reading: bool = False,
     ) -> Cost:
         """Record one engine call; engines call it once per call, in `finally`.
 
@@ -206,10 +219,11 @@ class UsageMeter:
                 default computed from `info`.
             ids: Tokens read and generated, to tell which cached tokens an earlier request computed; without
                 them, the lengths of the calls bound their number.
+            reading: Whether the predictions of all tokens were returned.
         """
-        tokens = range(prompt_tokens + completion_tokens) if ids is None else ids
-        reused = self.ledger.reused(engine, tokens, cached_tokens)
         last = prompt_tokens + max(0, completion_tokens - 1)
+        computed = range(last) if ids is None else ids[:last]
+        reused = self.ledger.reused(engine, computed, cached_tokens, prompt_tokens, reading)
         cost = Cost(
             prompt_tokens,
             cached_tokens,
@@ -227,9 +241,14 @@ class UsageMeter:
         return cost
 
 
-def _common(tokens: Sequence[int], other: Sequence[int], most: int) -> int:
-    """Length of the common prefix of two sequences, at most `most`."""
-    most = min(most, len(tokens), len(other))
+def _reading(engine: str) -> str:
+    """What the readings on an engine are known by."""
+    return f"{engine}: read"
+
+
+def _common(tokens: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common prefix of two sequences."""
+    most = min(len(tokens), len(other))
     if tokens[:most] == other[:most]:
         return most
     return bisect_left(range(1, most + 1), True, key=lambda length: tokens[:length] != other[:length])

@@ -58,6 +58,21 @@ def test_what_an_earlier_request_left_in_a_cache_is_told_apart_from_what_this_on
     assert again.total.cold_flops == first.total.cold_flops == first.total.flops
 
 
+def test_predictions_are_those_of_an_earlier_reading_and_of_what_was_written_behind_it():
+    info = ModelInfo(parameters=10, active=10)  # 20 FLOPs a token
+    question, draft = [1, 2, 3, 4], [1, 2, 3, 4, 5, 6]
+    first, again = UsageLedger(), UsageLedger()
+    for ledger, cached in ((first, (0, 0, 3, 4)), (again, (3, 4, 3, 7))):
+        meter = ledger.meter("answer")
+        meter.record("m", info, prompt_tokens=4, cached_tokens=cached[0], completion_tokens=2, ids=draft)
+        meter.record("m", info, prompt_tokens=4, cached_tokens=cached[1], ids=question, reading=True)
+        meter.record("m", info, prompt_tokens=4, cached_tokens=cached[2], completion_tokens=2, ids=draft)
+        meter.record("m", info, prompt_tokens=7, cached_tokens=cached[3], ids=[*draft, 7], reading=True)
+    assert first.total.flops == 20 * (5 + 4 + 2 + 3)  # a written token is computed once it is read
+    assert again.total.flops == 20 * (2 + 0 + 2 + 0)
+    assert first.total.cold_flops == again.total.cold_flops == first.total.flops
+
+
 def test_the_cache_of_one_engine_is_not_that_of_another():
     info, ledger = ModelInfo(parameters=10, active=10), UsageLedger()
     meter = ledger.meter("judge")

@@ -121,6 +121,7 @@ class ModelRow:
             discarded_tokens=discarded,
             seconds=self.seconds,
             ids=self.ids,
+            reading=self.whole,
         )
 
 

@@ -58,6 +58,7 @@ class NumpyCall(ABC):
             discarded_tokens=written - self.taken,
             seconds=self.seconds,
             ids=self.ids,
+            reading=self.whole,
         )
 
 

@@ -266,6 +266,7 @@ class APIAnswer:
             usd=usage.usd,
             flops=usage.flops,
             estimated=not (final and reported),
+            reading=scoring,
         )
 
 

@@ -119,15 +119,11 @@ class _Recorder(UsageMeter):
     def record(self, engine: str, info: ModelInfo, **usage: Any) -> Cost:
         if usage.get("ids") is not None:
             ids = usage["ids"] = list(usage["ids"])
-            usage["cached_tokens"] = self._cached(engine, ids, usage["prompt_tokens"])
+            known = self.ledger.computed(engine, ids[: usage["prompt_tokens"]], self.reads)
+            usage["reading"] = self.reads
+            usage["cached_tokens"] = known if self.reads else min(known, usage["prompt_tokens"] - 1)
         self.usages.append(usage)
         return super().record(engine, info, **usage)
-
-    def _cached(self, engine: str, ids: list[int], prompt: int) -> int:
-        """Tokens that need not be computed where only this question's earlier calls have filled the cache."""
-        if self.reads:  # predictions are known of what was read in the same way; the last is computed again
-            return max(0, self.ledger.reused(f"{engine}: read", ids, prompt) - 1)
-        return self.ledger.computed(engine, ids, prompt - 1)
 
 
 class ReusedEngine(WrappedEngine):

@@ -139,6 +139,28 @@ def test_a_stream_that_is_closed_early_costs_what_was_taken(tmp_path):
         assert mentor["completion_tokens"] == 24
 
 
+def test_what_other_cells_left_in_a_cache_is_billed_where_predictions_are_read_behind_what_was_written(
+    tmp_path,
+):
+    """The draft is written before the question is read for the judge, steps are read behind steps written."""
+    file, params = tmp_path / "pair.yaml", "ensemble.output_aggregation_params"
+    file.write_text(
+        PAIR.partition("  intern alone")[0]
+        + f"""  low: {{{params}.judge: "fixed:low"}}
+  draft: {{{params}.draft: logprob, {params}.start_with_intern: true, {params}.thresholds: {{none: 0.99}}}}
+  again: {{{params}.draft: logprob, {params}.start_with_intern: true, {params}.thresholds: {{none: 0.999}}}}
+  steps: {{ensemble.output_aggregation_method: stepwise, {params}: {{rule: logprob, separators: ["\\n"]}}}}
+"""
+    )
+    for folder, more in ((tmp_path / "live", ()), (tmp_path / "reused", ("--reuse",))):
+        assert bench(file, folder, *more, "-s", "experiment.concurrency=1", limit=3) == 0
+    live, reused = answered(tmp_path / "live"), answered(tmp_path / "reused")
+    assert {cell: {key: row.cold_flops for key, row in rows.items()} for cell, rows in live.items()} == {
+        cell: {key: pytest.approx(row.cold_flops) for key, row in rows.items()}
+        for cell, rows in reused.items()
+    }
+
+
 def test_what_a_provider_states_is_shared_out_and_said_to_be_estimated():
     plain = Call(
         {"prompt_tokens": 4, "completion_tokens": 8, "seconds": 2.0, "usd": None, "ids": list(range(12))}
