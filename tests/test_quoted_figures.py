@@ -179,13 +179,15 @@ OF_PAGES = {
     (
         "advise",
         "reaches {:.1f} % at {:.3f}, the same plan only where a draft is not accepted {:.1f} % at {:.3f}, a cascade "
-        "{:.1f} % at {:.3f}, the mentor that thinks only where it is unsure {:.1f} % at {:.3f} (",
+        "{:.1f} % at {:.3f}, the mentor that thinks only where it is unsure {:.1f} % at {:.3f}, a draft before a "
+        "mentor that does not think {:.1f} % at {:.3f} (",
     ): lambda: paid(
         "builtin_math_test",
         "tandem, 128 tokens",
         "plan on failure by log-probability, 128 tokens",
         "cascade by log-probability",
         "mentor, thinking where it is unsure",
+        "tandem with draft, else mentor, no thinking",
     ),
     ("advise", "mentor {0:.1f} % with and without thinking, at {3:.3f} without"): lambda: paid(
         "builtin_math", "mentor alone", "mentor alone, no thinking"
