@@ -15,7 +15,7 @@
 #   judged      the same on MBPP, where a trained judge that also reads the question judges the draft
 #   advise      what `ensemblehub advise` recommends on the three, from what was collected
 #   toolkit     every other way to combine the two, on the first test questions of MBPP
-#   rivals      every rival of Tandem at three settings, live, on the first test questions of MBPP
+#   rivals      every rival of Tandem at three settings, live, on the first questions of the three
 #   guest       the token-level ways across vocabularies, with SmolLM2-135M
 #   dry_run     a pilot of 20 questions of `published`, and what it predicts beside that whole run
 #   board       all of them as one page, board.html
@@ -89,6 +89,15 @@ advise() { # TASK SPLIT FILE COUNT [flags]: the most accurate at the mentor's co
     gzip --best --no-name --force "$folder/recorded.jsonl"
 }
 
+rivals() { # CELLS FOLDER TASK FILE COUNT [flags]: paired to the mentor and to a fixed level, the best on MBPP
+    bench "$@"
+    local base
+    for base in mentor tandem,_32_tokens; do
+        hub compare --mixes "$out/$2/answers/$base.jsonl" "$out/$2" > "$out/$2/against_$base.md"
+    done
+    gzip --best --no-name --force "$out/$2"/answers/*.jsonl
+}
+
 [ $# -gt 0 ] || set -- published words judges mbpp mbpp_plus humaneval gsm8k drafts judged advise toolkit rivals guest dry_run board
 for step; do
     case "$step" in
@@ -133,10 +142,9 @@ for step; do
             ;;
         toolkit) bench cells toolkit mbpp mbpp.jsonl 8 ;;
         rivals)
-            bench rivals rivals mbpp mbpp.jsonl 24
-            hub compare --mixes "$out/rivals/answers/mentor.jsonl" "$out/rivals" > "$out/rivals/against_mentor.md"
-            hub compare --mixes "$out/rivals/answers/tandem,_32_tokens.jsonl" "$out/rivals" > "$out/rivals/against_tandem_32.md" # the best fixed level
-            gzip --best --no-name --force "$out"/rivals/answers/*.jsonl
+            rivals rivals rivals mbpp mbpp.jsonl 24
+            rivals rivals rivals_humaneval humaneval humaneval.jsonl 24 --split all
+            rivals rivals_gsm8k rivals_gsm8k gsm8k gsm8k_test.jsonl 24 --prompt plain
             ;;
         guest) bench guest guest mbpp mbpp.jsonl 8 ;;
         dry_run)
