@@ -9,7 +9,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 Purpose = Literal["insight", "judge", "answer", "propose", "score", "select"]
 
@@ -18,9 +20,9 @@ Purpose = Literal["insight", "judge", "answer", "propose", "score", "select"]
 class Price:
     """US dollars per million tokens."""
 
-    prompt: float
-    completion: float
-    cached: float | None = None
+    prompt: Annotated[float, Ge(0)]
+    completion: Annotated[float, Ge(0)]
+    cached: Annotated[float, Ge(0)] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,11 @@ class ModelInfo:
         vocabulary: Number of token ids (0 where unknown).
     """
 
-    parameters: int = 0
-    active: int = 0
-    attention_flops: float = 0.0
-    context: int = 0
-    vocabulary: int = 0
+    parameters: Annotated[int, Ge(0)] = 0
+    active: Annotated[int, Ge(0)] = 0
+    attention_flops: Annotated[float, Ge(0)] = 0.0
+    context: Annotated[int, Ge(0)] = 0
+    vocabulary: Annotated[int, Ge(0)] = 0
     price: Price | None = None
 
     @property

@@ -19,7 +19,7 @@ from ensemblehub.ensemble_methods.output_aggregation.stepwise import Stepwise
 from ensemblehub.errors import ConfigError
 from ensemblehub.lab.tasks import TASKS
 from ensemblehub.registry import ENGINES, build, lookup
-from ensemblehub.schema import Sampling
+from ensemblehub.schema import Price, Sampling
 
 
 def read(tmp_path, text):
@@ -171,6 +171,38 @@ def test_a_number_that_is_not_finite_is_refused_in_one_line():
 
 
 @pytest.mark.parametrize(
+    ("name", "given", "option"),
+    [
+        ("engine echo", {"price": {"prompt": -0.5, "completion": 1}}, "price.prompt"),
+        ("engine openai", {"price": {"prompt": 1, "completion": -0.5}}, "price.completion"),
+        ("scorer api", {"price": {"prompt": 1, "completion": 1, "cached": -0.5}}, "price.cached"),
+        ("scorer perplexity", {"price": {"prompt": -0.5, "completion": 1}}, "price.prompt"),
+        ("scorer perplexity", {"prefix_cache_tokens": -1}, "prefix_cache_tokens"),
+        ("engine echo", {"parameters": -1}, "parameters"),
+        ("engine echo", {"context": -1}, "context"),
+        ("engine echo", {"delay": -0.5}, "delay"),
+        ("engine echo", {"fail_after": -1}, "fail_after"),
+        ("engine echo", {"lookahead": -1}, "lookahead"),
+    ],
+)
+def test_an_amount_below_0_is_refused_by_name(name, given, option):
+    kind, _, named = name.partition(" ")
+    found = lookup({"engine": ENGINES, "scorer": registry.SCORERS}[kind], named, kind).options
+    needed = {"path": "http://localhost"} if named in ("api", "openai") else {}
+    with pytest.raises(ConfigError) as error:
+        build(found, {**needed, **given}, name)
+    value = next(iter(given.values()))
+    negative = min(value.values()) if isinstance(value, dict) else value
+    says = f"{name}: option '{option}': Input should be greater than or equal to 0 (got {negative})"
+    assert str(error.value) == says
+
+
+def test_0_is_a_price():
+    options = lookup(ENGINES, "echo", "engine").options
+    assert build(options, {"price": {"prompt": 0, "completion": 0}}, "m").price == Price(0, 0)
+
+
+@pytest.mark.parametrize(
     "section", [sections.Generation, sections.ServerSection, sections.Bound, sections.RewardSpec]
 )
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -238,6 +270,10 @@ ECHO = "model_specs:\n- {name: a, engine: echo, parameters: 2}\n- {name: b, engi
         (ECHO + "- name: c\n  engine: ecko", "some.yaml:5: unknown engine 'ecko'; did you mean 'echo'"),
         (ECHO + "- name: c\n  engine: echo\n  dealy: 1", "some.yaml:6: model 'c': unknown option 'dealy'"),
         (ECHO + "- name: c\n  engin: echo", "did you mean 'engine'"),
+        (
+            ECHO + "- name: c\n  engine: echo\n  price:\n    prompt: -0.5\n    completion: 1",
+            "some.yaml:7: model 'c': option 'price.prompt': Input should be greater than or equal to 0 (got -0.5)",
+        ),
         (
             ECHO + "ensemble:\n  output_aggregation_method: lop",
             "some.yaml:5: unknown aggregation 'lop'; did you mean 'loop'",

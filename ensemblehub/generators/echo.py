@@ -11,7 +11,9 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
 
 from ensemblehub.cost import UsageMeter
 from ensemblehub.errors import EngineError, RequestError
@@ -50,15 +52,15 @@ class EchoOptions:
     """
 
     replies: Mapping[str, str] = field(default_factory=lambda: {"": "ok"})
-    delay: float = 0.0
+    delay: Annotated[float, Ge(0)] = 0.0
     logprob: float = -1.0
     entropy: float = 1.0
     best: float | None = None
     confident: tuple[str, ...] = ()
-    fail_after: int | None = None
-    lookahead: int = 0
-    parameters: int = 1_000_000
-    context: int = 0
+    fail_after: Annotated[int, Ge(0)] | None = None
+    lookahead: Annotated[int, Ge(0)] = 0
+    parameters: Annotated[int, Ge(0)] = 1_000_000
+    context: Annotated[int, Ge(0)] = 0
     price: Price | None = None
 
 

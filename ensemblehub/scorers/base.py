@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge
 
 from ensemblehub.cost import UsageMeter
 from ensemblehub.generators.base import Engine
@@ -62,7 +64,7 @@ class LoadingOptions:
     quantization: Literal["none", "8bit", "4bit"] = "none"
     trust_remote_code: bool = False
     max_memory: Mapping[int | str, int | str] = field(default_factory=dict)
-    threads: int | None = 1
+    threads: Annotated[int, Ge(1)] | None = 1
     price: Price | None = None
 
     def hf(self) -> HFOptions:

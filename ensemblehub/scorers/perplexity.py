@@ -6,7 +6,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
 
 from ensemblehub.concurrency import together
 from ensemblehub.cost import UsageMeter
@@ -29,7 +31,7 @@ class PerplexityOptions(LoadingOptions):
 
     model: str | None = None
     path: str | None = None
-    prefix_cache_tokens: int = 65536
+    prefix_cache_tokens: Annotated[int, Ge(0)] = 65536
 
 
 class PerplexityScorer(Scorer):

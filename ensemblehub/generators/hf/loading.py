@@ -60,7 +60,7 @@ class HFOptions:
     prefix_cache_tokens: Annotated[int, Ge(0)] = 65536
     batch_rows: Annotated[int, Ge(1)] = 64
     lookahead: Annotated[int, Ge(0)] = 0
-    threads: int | None = 1
+    threads: Annotated[int, Ge(1)] | None = 1
     tool_parser: ToolParser | None = None
     price: Price | None = None
 
