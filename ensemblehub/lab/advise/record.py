@@ -26,6 +26,7 @@ from ensemblehub.lab.pipeline import collect, splits
 from ensemblehub.lab.pipeline.experiment import differing_settings
 from ensemblehub.lab.pipeline.records import Collected, DraftScore, Row, Run
 from ensemblehub.lab.tasks.base import Item, Task
+from ensemblehub.lab.tasks.own import OwnQuestions
 from ensemblehub.lab.tasks.shown_tests import ShownTests
 from ensemblehub.schema import Request, Sampling
 from ensemblehub.tandem.features import features, sequences
@@ -272,7 +273,8 @@ def reused(folder: Path, split: str, header: dict[str, Any], items: list[Item]) 
 
 
 def check_answers(task: Task, items: Iterable[Item], journal: Journal) -> None:
-    """Grade again the recorded texts of questions whose answers alone were changed since.
+    """Grade again the recorded texts of questions whose answers alone were changed since, and of a user's own
+    questions all, which takes no sandbox: earlier versions graded them by other rules.
 
     Raises:
         ArtifactError: the words of a question were changed; nothing in the journal was changed.
@@ -282,8 +284,10 @@ def check_answers(task: Task, items: Iterable[Item], journal: Journal) -> None:
     splits.check_unchanged(journal, [replace(item, extra={}) for item in known if item.id not in same])
     for item in known:
         row, asked = journal.rows[item.id], splits.asked(replace(item, extra={}))
-        if row["asked"] != asked:
-            journal.append(graded(task, item, row) | {"asked": asked})
+        if row["asked"] != asked or isinstance(task, OwnQuestions):
+            now = graded(task, item, row) | {"asked": asked}
+            if now != row:
+                journal.append(now)
 
 
 def distinct(task: Task, split: str, n: int) -> list[Item]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -20,8 +21,8 @@ from ensemblehub.schema import Chat
 class OwnQuestions(Task):
     """The questions of a data file.
 
-    An answer is right where its final answer, or else its whole text without case and spacing, equals the
-    file's answer to the question.
+    An answer is right where its final answer, or else its whole text without case, spacing and the punctuation of
+    prose (see `words`), equals the file's answer to the question.
 
     Attributes:
         data: the file; its forms are those of `ensemblehub infer`.
@@ -65,11 +66,41 @@ class OwnQuestions(Task):
 
     def grade(self, item: Item, text: str) -> Grade:
         said = final_answer(text)
-        right = _words(text) == _words(item.answer)
+        right = words(text) == words(item.answer)
         if not right and said is not None:
             right = equal_answers(final_answer(item.answer) or item.answer, said)
         return Grade(right, said or text.strip() or None, "" if right else f"not {item.answer!r}")
 
 
-def _words(text: str) -> str:
-    return re.sub(r"\W+", " ", text).strip().casefold()
+_FORMULA = re.compile(r"\$\$?([^$\s](?:[^$]*[^$\s])?)\$\$?(?!\d)|\\[()\[\]]|[\u200b\ufeff]")
+_DASH = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
+_MARK = re.compile(
+    r"(?P<counts>[%&/@\\]|(?<=\w)#|#(?=\w)"
+    r"|(?<![^\W\d])(?<!\.)\.(?=\d)|(?<=\d):(?=\d)|(?<=\d)!|!(?==)"  # .5, 1.5, 3:1, 5!, !=
+    r"|(?<=[\w)])( ?)\*+\2(?=[\w(])"  # 2*3, but not **bold**
+    r"|[\[{](?=[-.]*\d)|(?<=\d)[\]}]"
+    r"|-(?=\s*[\d.])|(?<=\d)-|(?<=\d )-|(?<![^\W\d_])-(?=[^\s-])|-(?=>))"  # a sign, minus or arrow; no hyphen
+    r"|[^\w\s]"
+)
+
+
+def words(text: str) -> str:
+    """A text without case, spacing and the punctuation of prose; two texts are equal where these are.
+
+    Dropped are quotes, round brackets, asterisks of emphasis, commas, stops, colons, hyphens and dashes between
+    words, and the dollars around a formula.  Everything else counts: letters with their marks, digits, symbols
+    (`+`, `<`, `=`, currencies, emojis), `#`, `%`, `&`, `/`, `@`, a backslash, and where they belong to a number,
+    its sign, its decimal point, a minus, `*`, `:` and `!`, square and curly brackets.  A text of nothing but
+    punctuation equals only itself.
+    """
+    folded = unicodedata.normalize("NFC", text.casefold())
+    folded = _DASH.sub("-", _FORMULA.sub(lambda found: found[1] or "", folded))
+    return " ".join(_MARK.sub(_counted, folded).split()) or text.strip()
+
+
+def _counted(found: re.Match[str]) -> str:
+    """A character that is no letter, digit or space: set apart where it counts, else a space."""
+    kind = unicodedata.category(found[0][-1])[0]
+    if kind in "MC":  # of a letter or an emoji
+        return found[0]
+    return f" {found[0]} " if found["counts"] or (kind == "S" and found[0] != "`") else " "

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from ensemblehub.lab.advise.strategies import NO_THINKING, strategies
 from ensemblehub.lab.advise.strategy import Strategy
 from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.records import Collected
+from ensemblehub.lab.tasks.base import Item
 from ensemblehub.lab.tasks.own import OwnQuestions
 
 add_plugins()
@@ -337,6 +339,68 @@ def test_a_changed_answer_grades_what_is_recorded(pair, monkeypatch):
         file.write(json.dumps(changed) + "\n")
     with pytest.raises(ArtifactError, match="was changed since it was answered"):
         made(pair)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("paris", "Paris.", True),
+        ("Yes", '"yes"', True),
+        ("well known", "well-known", True),
+        ("Yes, sir", "yes – sir!", True),
+        ("don't", "Don’t", True),
+        ("café", "cafe\u0301", True),
+        ("5", "**5**", True),
+        ("5", "(5)", True),
+        ("5", "$5$", True),
+        ("1.5", "1.5.", True),
+        ("-5", "\u22125", True),  # a minus sign
+        ("x>3", "x > 3", True),
+        ("1, 2", "1,2", True),
+        ("C++", "c++.", True),
+        ("...", "...", True),
+        ("5", "-5", False),
+        ("5", "Answer: -5", False),
+        ("Answer: 5", "Answer: -5", False),
+        ("3/4", "-3/4", False),
+        ("1-2", "1/2", False),
+        ("1 5", "1.5", False),
+        ("5", ".5", False),
+        ("5", "5!", False),
+        ("2 3", "2*3", False),
+        ("3 1", "3:1", False),
+        ("50", "50%", False),
+        ("(1, 2)", "[1, 2]", False),
+        ("x", "-x", False),
+        ("x < 3", "x > 3", False),
+        ("x = 3", "x != 3", False),
+        ("<", ">", False),
+        ("C#", "C++", False),
+        ("C#", "C", False),
+        ("x²", "x2", False),
+        ("$5", "€5", False),
+        ("", "+", False),
+        ("!", "?", False),
+        ("😀", "😃", False),
+        ("का", "की", False),
+    ],
+)
+def test_only_the_punctuation_of_prose_makes_no_difference(one, other, same):
+    for answer, text in ((one, other), (other, one)):
+        assert OwnQuestions(Path("own.jsonl")).grade(Item("1", "?", answer), text).correct is same
+
+
+def test_what_another_rule_graded_is_graded_again(pair, monkeypatch):
+    whole = made(pair)
+    recorded = pair / "out" / "recorded.jsonl"
+    text = recorded.read_text()
+    assert text.count('"correct":false') + text.count('"correct": false') > 0
+    recorded.write_text(re.sub(r'"correct": ?false', '"correct": true', text))
+    monkeypatch.setattr(Recorder, "collect", None)  # nothing is asked
+    assert made(pair).text == whole.text
+    kept = recorded.read_text()
+    assert made(pair).text == whole.text
+    assert recorded.read_text() == kept  # once
 
 
 def test_repeats_are_no_evidence(pair, caplog):
