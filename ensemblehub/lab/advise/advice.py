@@ -94,6 +94,13 @@ def advise(
     sampling = task.sampling(config.ensemble.generation.sampling())
     config = with_sampling(with_rule(config), sampling.max_tokens, sampling.stop)
     warn_of_thinking(recorded)
+    if agreement and recorded.cut_off:
+        log.warning(
+            "the mentor's answer to %d of %d questions was cut off at max_tokens, so nothing counts as right there: "
+            "raise `ensemble.generation.max_tokens`",
+            recorded.cut_off,
+            recorded.n,
+        )
     found = choice.outcomes(strategies(recorded), criterion)
     check_right(found, recorded)
     chosen = choice.recommended(found, criterion)

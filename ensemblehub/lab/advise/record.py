@@ -78,6 +78,11 @@ class Recorded:
         """The number of questions."""
         return len(self.drafts)
 
+    @property
+    def cut_off(self) -> int:
+        """To how many of them the mentor's own answer was cut off at `max_tokens`."""
+        return sum(row.runs["mentor"].finish == "length" for row in self.collected.rows)
+
     def name(self, role: str) -> str:
         """The name of the engine that is `mentor` or `intern`."""
         found: str = self.collected.header["roles"][role]
@@ -242,12 +247,13 @@ def _with_draft(tandem: Tandem, engines: list[Engine]) -> Tandem:
 
 def graded(task: Task, item: Item, row: dict[str, Any]) -> dict[str, Any]:
     """A recorded row with its texts graded again: by agreement with the mentor's own answer, where the
-    question has none.
+    question has none; nothing agrees with one that is empty or was cut off.
     """
     row, known = deepcopy(row), True
     if not item.answer:
-        item = replace(item, answer=row["runs"]["mentor"]["text"])
-        known = bool(item.answer.strip())  # nothing agrees with an empty answer
+        mentor = row["runs"]["mentor"]
+        item = replace(item, answer=mentor["text"])
+        known = bool(item.answer.strip()) and mentor["finish"] != "length"
     for run in (*row["runs"].values(), *(draft["run"] for draft in row["drafts"])):
         run["correct"] = known and task.grade(item, run["text"]).correct
     return row

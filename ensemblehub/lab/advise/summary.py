@@ -131,6 +131,10 @@ def as_markdown(
     """The report, with what is `said` of the recommendation."""
     if agreement:
         wanted += "; the questions have no answers, so right means: equal to the mentor's own answer"
+        if recorded.cut_off:
+            wanted += (
+                f", and nothing where that was cut off at max_tokens ({recorded.cut_off} of {recorded.n})"
+            )
     notes = [
         f"Wanted: {wanted}. n = {recorded.n} questions of {asked}. Every "
         "strategy here is replayed on the same recorded texts, its setting chosen on other questions (cross-validated, "

@@ -578,6 +578,20 @@ def test_without_answers_the_mentors_count_as_right(pair):
     assert intern.correct.mean() == 0  # 4 and 12, where the mentor says 9
 
 
+def test_a_mentors_answer_that_was_cut_off_is_no_right_one(pair, caplog):
+    """Of 20 questions 13 are about boats, where the mentor does not come to an end in 6 tokens."""
+    lines = [{"question": item["question"]} for item in QUESTIONS[:20]]
+    (pair / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    long = {"boats": "it is \\boxed{4} since one and one and one and one is four", "": "so it is \\boxed{9}"}
+    found = made(pair, f"model_specs.0.replies={json.dumps(long)}", "ensemble.generation.max_tokens=6")
+    right = {outcome.name: list(outcome.correct) for outcome in found.found}
+    assert right["mentor alone"] == [n % 3 == 0 for n in range(20)]
+    assert not any(right["intern alone"])  # as the mentor about boats, 12 about cars
+    said = "the mentor's answer to 13 of 20 questions was cut off at max_tokens, so nothing counts as right there"
+    assert f"{said}: raise `ensemble.generation.max_tokens`" in caplog.messages
+    assert "and nothing where that was cut off at max_tokens (13 of 20)" in found.text
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
