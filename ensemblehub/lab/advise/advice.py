@@ -84,8 +84,8 @@ def advise(
 
     Raises:
         ConfigError: the configuration is not Tandem's, what the models cost is unknown, there is no question,
-            too few for the promise, or some questions have answers and some have none; nothing was asked.  Or no
-            answer was right.
+            too few for the promise, some questions have answers and some have none, or one has two that disagree;
+            nothing was asked.  Or no answer was right.
         ArtifactError: `collected` was made with other settings, or the recorded questions were.
     """
     agreement = isinstance(task, OwnQuestions) and not task.labelled
@@ -170,7 +170,7 @@ def record(
 
     Raises:
         ConfigError: the configuration is not Tandem's, what the models cost is unknown, there is no question,
-            or they are too few for the promise; nothing was asked.
+            one has two answers that disagree, or they are too few for the promise; nothing was asked.
     """
     configured, config = config, with_rule(config)
     ensemble = AsyncEnsemble.from_config(config)

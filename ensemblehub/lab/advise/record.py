@@ -18,7 +18,7 @@ from ensemblehub.ensemble_methods.acceptance import Trial
 from ensemblehub.ensemble_methods.candidates import Candidate, drafts
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.ensemble_methods.templates import question_of
-from ensemblehub.errors import ArtifactError
+from ensemblehub.errors import ArtifactError, ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.lab.advise.costs import CostUnit, Prices, described, without_prices
 from ensemblehub.lab.journal import Journal, told
@@ -297,17 +297,27 @@ def check_answers(task: Task, items: Iterable[Item], journal: Journal) -> None:
 
 
 def distinct(task: Task, split: str, n: int) -> list[Item]:
-    """The first `n` questions of a split that differ; repeats are no evidence of their own."""
-    found, repeated = dict[str, Item](), 0
+    """The first `n` questions of a split that differ; repeats are no evidence of their own.
+
+    Raises:
+        ConfigError: a repeat of a user's own question has another answer.
+    """
+    found, repeated, own = dict[str, Item](), 0, isinstance(task, OwnQuestions)
     for item in task.items(split):
+        if len(found) == n and not own:
+            break
         turns = task.request(item).messages
         key = hash_of([[turn.role, " ".join(turn.content.split())] for turn in turns])
-        repeated += key in found
-        found.setdefault(key, item)
-        if len(found) == n:
-            break
+        if first := found.get(key):
+            repeated += 1
+            if own and not (task.grade(first, item.answer).correct or task.grade(item, first.answer).correct):
+                raise ConfigError(
+                    f"{task.named(item)} repeats {task.named(first)} with another answer: correct one, or take it out"
+                )
+        elif len(found) < n:
+            found[key] = item
     if repeated:
-        log.warning("%d questions are repeats of others and left out", repeated)
+        log.warning(splits.left_out(repeated))
     if len(found) < n:
         log.warning("--n is %d, but there are only %d questions", n, len(found))
     return list(found.values())

@@ -61,11 +61,18 @@ def check_apart(own: Collection[str], other: Collection[str], what: str, others:
     return shared
 
 
+def left_out(repeated: int) -> str:
+    """The line that says how many repeats are left out."""
+    if repeated == 1:
+        return "1 question is a repeat of another and left out"
+    return f"{repeated} questions are repeats of others and left out"
+
+
 def distinct(own: Sequence[str], what: str) -> list[int]:
     """The first place of each question in `own`, hashes; repeats are left out with a warning."""
     places = {question: place for place, question in reversed(list(enumerate(own)))}
     if repeated := len(own) - len(places):
-        log.warning("%s: %d questions are repeats of others and left out", what, repeated)
+        log.warning("%s: %s", what, left_out(repeated))
     return sorted(places.values())
 
 

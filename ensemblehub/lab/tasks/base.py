@@ -72,6 +72,10 @@ class Task(ABC):
             ConfigError: no such split.
         """
 
+    def named(self, item: Item) -> str:
+        """A question as a message names it."""
+        return f"question {item.id}"
+
     @abstractmethod
     def request(self, item: Item) -> Chat:
         """The chat that puts the question to a model."""

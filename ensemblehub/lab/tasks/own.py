@@ -44,7 +44,7 @@ class OwnQuestions(Task):
             if isinstance(item, BadExample):
                 raise ConfigError(f"{self.data}: item {item.number} {item.reason}")
             text = item.prompt.messages[-1].content
-            yield Item(item.key, text, item.label or "", extra={"chat": item.prompt})
+            yield Item(item.key, text, item.label or "", extra={"chat": item.prompt, "number": item.number})
 
     @property
     def labelled(self) -> bool:
@@ -59,6 +59,9 @@ class OwnQuestions(Task):
         if any(known) and not all(known):
             raise ConfigError(f"{self.data}: {known.count(False)} of {len(known)} questions have no answer")
         return all(known)
+
+    def named(self, item: Item) -> str:
+        return f"item {item.extra['number']} of {self.data}"
 
     def request(self, item: Item) -> Chat:
         chat: Chat = item.extra["chat"]

@@ -578,6 +578,22 @@ def test_without_answers_the_mentors_count_as_right(pair):
     assert intern.correct.mean() == 0  # 4 and 12, where the mentor says 9
 
 
+@pytest.mark.parametrize("more", [[], ["--n", "10"]])  # also behind the last question that is asked
+def test_repeats_with_other_answers_are_refused(pair, caplog, more):
+    repeat = {"question": " 1  boats?", "answer": "(4)."}  # the second item's words and answer
+    own = pair / "own.jsonl"
+    own.write_text("".join(json.dumps(item) + "\n" for item in [*QUESTIONS, repeat]))
+    assert run(pair, *more).exit_code == 0
+    assert "1 question is a repeat of another and left out" in caplog.messages
+    own.write_text("".join(json.dumps(item) + "\n" for item in [*QUESTIONS, repeat | {"answer": "-4"}]))
+    done = run(pair, *more, "--out", str(pair / "other"))
+    assert isinstance(done.exception, ConfigError)
+    assert str(done.exception) == (
+        f"item 31 of {own} repeats item 2 of {own} with another answer: correct one, or take it out"
+    )
+    assert not (pair / "other").exists()
+
+
 def test_a_mentors_answer_that_was_cut_off_is_no_right_one(pair, caplog):
     """Of 20 questions 13 are about boats, where the mentor does not come to an end in 6 tokens."""
     lines = [{"question": item["question"]} for item in QUESTIONS[:20]]

@@ -197,7 +197,7 @@ def test_repeated_questions_count_once(certify, caplog):
         same = {key: first[key] for key in ("asked", "prompted")}
         change(path, lambda n, row, same=same: row | (same if n == 1 else {}))
     assert "(n = 59)" in certify("--max-loss", "0.05").output
-    assert "1 questions are repeats of others and left out" in caplog.text
+    assert "1 question is a repeat of another and left out" in caplog.text
 
 
 def test_what_a_prompt_profile_sets_of_the_sampling_is_served(certify):
