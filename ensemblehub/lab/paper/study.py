@@ -182,6 +182,7 @@ def trained(study: Study, pipeline: Pipeline) -> None:
     unless it is there or one is given.
     """
     if study.judge is None and (study.force or not _calibrated(pipeline)):
+        pipeline.objective()  # refused before anything is collected
         collected(study, pipeline, "train")
         collected(study, pipeline, "calibration")
         pipeline.train()

@@ -18,6 +18,7 @@ from typing import Any
 
 from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.concurrency import for_each
+from ensemblehub.cost import Price
 from ensemblehub.ensemble import AsyncEnsemble
 from ensemblehub.ensemble_methods.output_aggregation.tandem import Tandem
 from ensemblehub.errors import ArtifactError, ConfigError
@@ -182,21 +183,45 @@ class Pipeline(Experiment):
         """Choose one threshold per level on the collected `calibration` split, never on test data.
 
         With them, one probability to give up below, for the levels where `give_up` is `calibrated`.
+
+        Raises:
+            ConfigError: as `objective` and `calibration`, or no thresholds serve the aim.
+            ArtifactError: as `calibration`.
         """
-        objective = calibration.Objective.parse(aim or self.settings.aim)
+        objective, prices = self.objective(aim)
         artifact, tandem, data = self.calibration()
         levels = [checkpoint.level for checkpoint in tandem.checkpoints]
         outcomes = replay.outcomes(data, artifact.judge, levels, tandem.fallback, bool(tandem.draft))
-        if objective.unit == "usd":
-            ensemble, tandem = self.ensemble()
-            infos = (engine.info for engine in tandem.roles(ensemble.engines))
-            outcomes = replay.in_dollars(outcomes, data, levels, *replay.prices(*infos))
+        if prices is not None:
+            outcomes = replay.in_dollars(outcomes, data, levels, *prices)
         chosen = calibration.calibrate(outcomes, objective, calibration.limits_of(tandem.give_up, levels))
         thresholds, give_up = calibration.by_level(levels, chosen.thresholds, chosen.give_up)
         about = made_for(tandem, str(objective), data)
         made = dict(artifact.data) | {"calibrated": about | chosen.expected}
         replace(artifact, thresholds=thresholds, give_up=give_up, data=made).save(self.saved_folder)
         return about | {"thresholds": thresholds, "give_up": give_up, **chosen.expected}
+
+    def objective(self, aim: str | None = None) -> tuple[calibration.Objective, tuple[Price, Price] | None]:
+        """What thresholds are chosen for, and the pair's prices where its budget is in dollars.
+
+        Args:
+            aim: by default that of the configuration.
+
+        Raises:
+            ConfigError: there is no such aim, or the configured pair's costs in its unit are unknown.
+        """
+        objective = calibration.Objective.parse(aim or self.settings.aim)
+        ensemble, tandem = self.unjudged()
+        pair = tandem.roles(ensemble.engines)
+        if objective.unit == "usd":
+            return objective, replay.prices(*(engine.info for engine in pair))
+        unknown = [engine.name for engine in pair if not engine.info.active]
+        if unknown and objective.name != "max-accuracy":
+            raise ConfigError(
+                f"{str(objective)!r} counts FLOPs, and the size of the model {unknown[0]!r} is unknown: "
+                "set its `parameters`"
+            )
+        return objective, None
 
     def calibration(self) -> tuple[JudgeArtifact, Tandem, Collected]:
         """The judge, the strategy that uses it, and the questions on which its thresholds are chosen.

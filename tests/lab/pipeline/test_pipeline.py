@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.records import Collected, Row
 from ensemblehub.lab.pipeline.replay import outcomes
+from ensemblehub.schema import Price
 from ensemblehub.tandem.artifact import load_judge
 from tests.lab.pipeline.scripted import YAML
 
@@ -42,6 +44,35 @@ def configured(folder, delay=0.0):
 @pytest.fixture
 def pipeline(tmp_path):
     return Pipeline(Config.read(configured(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("engine", "aim", "says"),
+    [
+        ("parameters: 1000000", "budget:$0.01", "a budget in dollars needs the mentor's `price`"),
+        ("parameters: 0", "budget:1TFLOPs", "the size of the model 'small' is unknown: set its `parameters`"),
+        ("parameters: 0", "budget:0.5", "the size of the model 'small' is unknown: set its `parameters`"),
+        ("parameters: 0", "min-accuracy:0.5", "the size of the model 'small' is unknown: set its `param"),
+    ],
+)
+def test_an_aim_whose_costs_are_unknown_is_refused_before_anything_is_read(tmp_path, engine, aim, says):
+    path = configured(tmp_path)
+    roles = "output_aggregation_params:\n    mentor: big\n    intern: small\n"
+    text = path.read_text().replace("parameters: 1000000", engine)
+    path.write_text(text.replace("output_aggregation_params:\n", roles))
+    assert not (tmp_path / "judge").exists()  # which would be missed next
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        Pipeline(Config.read(path)).calibrate(aim)
+    with pytest.raises(ArtifactError, match="no judge in"):
+        Pipeline(Config.read(path)).calibrate("max-accuracy")
+
+
+def test_a_budget_in_dollars_is_for_a_mentor_with_a_price(tmp_path):
+    path = configured(tmp_path)
+    priced = "name: big\n    price: {prompt: 2, completion: 8}\n"
+    path.write_text(path.read_text().replace("name: big\n", priced))
+    objective, prices = Pipeline(Config.read(path)).objective("budget:$0.01")
+    assert (objective.value, objective.unit, prices) == (0.01, "usd", (Price(2, 8), Price(0, 0)))
 
 
 def test_from_collecting_to_the_table(pipeline, tmp_path):
