@@ -269,6 +269,11 @@ class Engine(ABC):
         """Whether two requests are known to be the same prompt to the model."""
         return False
 
+    @property
+    def thinking(self) -> bool | None:
+        """`enable_thinking` for chats that do not set it; None leaves the chat template's own default."""
+        return None
+
     def shared_prompt(self, first: Request, second: Request) -> int:
         """Number of leading tokens that the prompts of two requests are known to share."""
         return 0

@@ -24,6 +24,10 @@ class WrappedEngine(Engine):
     def same_prompt(self, first: Request, second: Request) -> bool:
         return self._engine.same_prompt(first, second)
 
+    @property
+    def thinking(self) -> bool | None:
+        return self._engine.thinking
+
     def shared_prompt(self, first: Request, second: Request) -> int:
         return self._engine.shared_prompt(first, second)
 

@@ -77,6 +77,39 @@ def test_answers_that_a_budget_ended_do_not_spoil_the_preview_and_a_budget_bound
     assert preview(client, **tiny)["cost"]["tokens"]["high"] == 1
 
 
+def test_a_saving_is_estimated_for_what_the_mentor_would_have_written():
+    with TestClient(create_app(Config.read(BUILTIN)), "http://127.0.0.1") as client:
+        until(lambda: client.get("/health").status_code == 200)
+        question = "There are 8 bowls. The mugs are twice the bowls. How many mugs are there?"
+        asked = {"messages": [{"role": "user", "content": question}], "temperature": 0}
+
+        def alone(**more):
+            preview = client.post("/v1/ensemble/preview", json={**asked, **more}).json()
+            reply = client.post(CHAT, json={**asked, **more}).json()
+            told = reply["choices"][0]["metadata"]
+            details = reply["usage"]["cost_details"]
+            flops = details["estimated_mentor_alone_flops"]
+            assert preview["estimated_mentor_alone_flops"] == flops
+            assert ("estimated saving" in told["explanation"]) == (flops is not None)
+            assert (told["estimated_saving"] is None) == (flops is None)
+            return flops
+
+        short = {**asked, "model": "mentor", "max_tokens": 16}
+        reply = client.post(CHAT, json=short).json()
+        assert reply["choices"][0]["finish_reason"] == "length"
+        written = reply["usage"]["cost_details"]["cold_flops"]
+        assert alone(max_tokens=16) == [written] * 3
+        assert alone(max_completion_tokens=16) == [written] * 3
+        known = alone(max_tokens=512)
+        assert known[0] > 2 * written
+        assert alone(max_tokens=512, enable_thinking=True) == known  # the template's default
+        total = re.compile(r"ensemblehub_estimated_mentor_alone_flops_total\{model=\"ensemble\"\} (.*)")
+        (counted,) = total.findall(client.get("/metrics").text)
+        assert float(counted) == pytest.approx(2 * written + 2 * known[0])
+        assert alone(max_tokens=512, enable_thinking=False) is None
+        assert total.findall(client.get("/metrics").text) == [counted]
+
+
 def test_an_answer_that_a_budget_ended_saves_nothing():
     with TestClient(create_app(Config.read(BUILTIN)), "http://127.0.0.1") as client:
         until(lambda: client.get("/health").status_code == 200)

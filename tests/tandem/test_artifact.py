@@ -213,6 +213,21 @@ def edited(folder, **changes):
         ({"thresholds": {"low": float("nan")}}, "thresholds.low"),
         ({"levels": {"none": "0"}}, "levels.none"),
         ({"estimates": {"mentor_alone_tokens": {"slope": 1.0}}}, "estimates.*intercept"),
+        (
+            {
+                "estimates": {
+                    "mentor_alone_tokens": {
+                        "intercept": 1.0,
+                        "slope": 1.0,
+                        "low": -1.0,
+                        "high": 1.0,
+                        "n": 9,
+                        "thinking": "off",
+                    }
+                }
+            },
+            "estimates.*thinking",
+        ),
         ({"metrics": None}, "metrics"),
     ],
 )

@@ -218,9 +218,7 @@ class TandemOptions(Aggregation):
         self, request: Request, engines: Sequence[Engine]
     ) -> tuple[float, float, float] | None:
         mentor, _ = self.roles(engines)
-        knows = "tools" in mentor.capabilities
-        read = mentor.count(request if knows else replace(request, extra={}))
-        return None if read is None else estimated_mentor_alone(self.artifact.estimates, mentor.info, read)
+        return estimated_mentor_alone(self.artifact.estimates, request, mentor)
 
     @property
     def certificate_folder(self) -> Path | None:

@@ -164,6 +164,10 @@ class LocalEngine(Engine, Generic[W, C, S]):
         end = self._end_ids() | self._renderer.ends
         return vocabulary_of(self._renderer.tokenizer, self.info.vocabulary, end)
 
+    @property
+    def thinking(self) -> bool | None:
+        return self._thinking
+
     def count(self, request: Request) -> int:
         return len(self.render(request).ids)
 

@@ -31,7 +31,7 @@ from ensemblehub.generators.entropies import bounded
 from ensemblehub.generators.openai.answer import APIAnswer
 from ensemblehub.generators.openai.endpoint import Endpoint, key_of
 from ensemblehub.generators.openai.errors import OVERFLOW, RefusedError
-from ensemblehub.generators.openai.options import Address, OpenAIOptions, info_of
+from ensemblehub.generators.openai.options import Address, OpenAIOptions, info_of, thinking_in
 from ensemblehub.generators.openai.probe import Probe
 from ensemblehub.generators.openai.score import EchoPrompt
 from ensemblehub.generators.text.rendering import Renderer
@@ -109,6 +109,10 @@ class OpenAIEngine(Engine):
             return None if self.tokenizer is None else len(self.tokenizer(request, self.name).ids)
         except RequestError:  # by a template that is perhaps not the provider's
             return None
+
+    @property
+    def thinking(self) -> bool | None:
+        return thinking_in(self.settings.extra_body)
 
     def same_prompt(self, first: Request, second: Request) -> bool:
         return self.path_and_body(first) == self.path_and_body(second)

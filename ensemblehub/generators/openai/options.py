@@ -93,6 +93,13 @@ class OpenAIOptions:
         return frozenset(name for name, able in declared.items() if able)
 
 
+def thinking_in(body: Mapping[str, Any]) -> bool | None:
+    """The chat template's `enable_thinking` in the fields of a request; None where they leave it."""
+    options = body.get("chat_template_kwargs")
+    thinking = options.get("enable_thinking") if isinstance(options, Mapping) else None
+    return thinking if isinstance(thinking, bool) else None
+
+
 @dataclass(frozen=True)
 class Address:
     """The model's name, the URL up to `/v1`, and the environment variable that holds the key."""

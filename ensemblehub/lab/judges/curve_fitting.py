@@ -55,12 +55,16 @@ def isotonic(logits: Floats, labels: NDArray[np.bool_]) -> Curve:
     return Curve("isotonic", np.array([fitted.X_thresholds_, fitted.y_thresholds_], np.float64))
 
 
-def answer_lengths(prompt_tokens: ArrayLike, lengths: ArrayLike) -> Length:
-    """Least squares on the mentor's answers to collected questions, in tokens, both (n,)."""
+def answer_lengths(prompt_tokens: ArrayLike, lengths: ArrayLike, thinking: bool | None = None) -> Length:
+    """Least squares on the mentor's answers to collected questions, in tokens, both (n,).
+
+    Args:
+        thinking: the engine's `enable_thinking` with which they were collected.
+    """
     x, y = np.asarray(prompt_tokens, float), np.asarray(lengths, float)
     slope, intercept = np.polyfit(x, y, 1) if len(set(x.tolist())) > 1 else (0.0, y.mean())
     low, high = np.percentile(y - intercept - slope * x, [2.5, 97.5])
-    return Length(float(intercept), float(slope), float(low), float(high), len(x))
+    return Length(float(intercept), float(slope), float(low), float(high), len(x), thinking)
 
 
 def sklearn(module: str) -> Any:

@@ -168,7 +168,9 @@ class Pipeline(Experiment):
                 preset=settings.preset,
             )
         alone = [row.runs["mentor"] for row in data.rows]
-        length = answer_lengths([run.mentor_read for run in alone], [run.mentor_tokens for run in alone])
+        length = answer_lengths(
+            [run.mentor_read for run in alone], [run.mentor_tokens for run in alone], data.thinking
+        )
         artifact = JudgeArtifact(
             judge,
             **{key: data.header[key] for key in ("mentor", "intern", "prompts", "levels")},

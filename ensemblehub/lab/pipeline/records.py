@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.errors import ArtifactError
+from ensemblehub.generators.openai.options import thinking_in
 from ensemblehub.journal import encoded
 from ensemblehub.schema import Finish, ModelInfo
 from ensemblehub.tandem.insights import LEVEL_0
@@ -158,6 +159,15 @@ class Collected:
         """What the criterion said of every draft; empty where none was configured."""
         return [row.draft for row in self.rows if row.draft]
 
+    @property
+    def thinking(self) -> bool | None:
+        """`enable_thinking` of the mentor's engine at the time of collecting; None is its template's default."""
+        engines, mentor = self.header.get("engines", {}), self.header.get("mentor")
+        options: dict[str, Any] = next((own for own in engines.values() if own.get("model") == mentor), {})
+        own, body = options.get("enable_thinking"), options.get("extra_body")
+        mode = thinking_in(body) if own is None and isinstance(body, dict) else own
+        return mode if isinstance(mode, bool) else None
+
     def info(self, role: str) -> ModelInfo:
         """Return the `ModelInfo` of `mentor` or `intern` at the time of collecting."""
         return ModelInfo(**{**self.header["cards"][role], "price": None})
@@ -222,6 +232,7 @@ class Header:
     max_tokens: int | None = None
     temperature: float | None = None
     draft: tuple[str, str] | None = None
+    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def _unzipped(path: Path, content: bytes, remedy: str) -> list[bytes]:
