@@ -15,7 +15,7 @@ from ensemblehub.artifacts import write_atomically
 from ensemblehub.concurrency import for_each
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.errors import ConfigError
+from ensemblehub.errors import ConfigError, ContextOverflowError
 from ensemblehub.lab.advise import choice
 from ensemblehub.lab.advise.certified import CHOOSING, CertifiedStrategy, certify, check_enough
 from ensemblehub.lab.advise.choice import Criterion, Evaluated
@@ -29,6 +29,7 @@ from ensemblehub.lab.advise.summary import as_markdown, headline, open_questions
 from ensemblehub.lab.journal import Journal, unpack
 from ensemblehub.lab.pipeline.certificate import Promise
 from ensemblehub.lab.pipeline.experiment import Experiment, as_json, tandem_of, with_sampling
+from ensemblehub.lab.pipeline.failures import about
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.lab.tasks.own import OwnQuestions
@@ -224,14 +225,25 @@ async def _recorded(
     enough: Criterion | None,
     limit: int,
 ) -> Recorded:
-    """Record block by block until the questions are used up or the answer is clear."""
+    """Record block by block until the questions are used up or the answer is clear.
+
+    Raises:
+        ContextOverflowError: a question is too long for a model; the others of its block are recorded.
+    """
+    too_long = list[ContextOverflowError]()
 
     def missing(part: list[Item]) -> list[Item]:
         return [item for item in part if not recorder.is_whole(journal.rows.get(item.id))]
 
-    async def asked(item: Item) -> dict[str, Any]:
+    async def asked(item: Item) -> None:
         row = journal.rows.get(item.id)
-        return await (recorder.completed(item, row) if row else recorder.collect(item))
+        try:
+            with about(recorder.task, item):
+                row = await (recorder.completed(item, row) if row else recorder.collect(item))
+        except ContextOverflowError as error:
+            too_long.append(error)
+        else:
+            journal.append(row)
 
     done = len(items) - len(missing(items))
     async with ensemble:
@@ -239,7 +251,12 @@ async def _recorded(
             block = BLOCK if enough else len(items)
             for end in range(block, len(items) + block, block):
                 part = items[:end]
-                await for_each(missing(part), asked, limit=limit, keep=journal.append, progress=step)
+                await for_each(missing(part), asked, limit=limit, progress=step)
+                if too_long:
+                    raise ContextOverflowError(
+                        f"{too_long[0]} ({len(too_long)} of {len(part)} questions too long, the others are recorded: "
+                        "shorten it or leave it out, and the same command goes on)"
+                    )
                 rows = [journal.rows[item.id] for item in part]
                 recorded = Recorded.of(rows, dict(header), prices, judge)
                 if enough and len(part) >= choice.FEWEST and _is_clear(recorded, enough):

@@ -24,6 +24,7 @@ from ensemblehub.lab.bench.summary import Tally
 from ensemblehub.lab.journal import ANEW, Journal, unpack
 from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.experiment import as_json, deciding
+from ensemblehub.lab.pipeline.failures import about
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Grade, Item, Task
 from ensemblehub.ray_cluster import Cluster
@@ -159,7 +160,8 @@ class Bench:
         request = questions.request(ask, ensemble.sampling)
         result, failure = await attempt(ensemble.stream(request, ledger), ledger)
         if failure and not self._is_wrong(failure):
-            raise failure
+            with about(questions.task, item):
+                raise failure
         error = str(failure or "")
         insight, total = result.insight, ledger.total
         text = ensemble.generation.extracted(result.text)

@@ -35,6 +35,7 @@ from ensemblehub.generators.base import Engine
 from ensemblehub.journal import Lines
 from ensemblehub.lab.judges.training import KINDS, train_judge
 from ensemblehub.lab.pipeline.experiment import tandem_of, with_aggregation
+from ensemblehub.lab.pipeline.failures import about
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.selection import members
 from ensemblehub.lab.tasks import task_named
@@ -115,7 +116,8 @@ def record(
         async def run(step: Callable[[], None]) -> None:
             async def work(item: Item) -> dict[str, Any]:
                 request = put(task.ask(item, sampling))
-                row = await drafted(engine, task, item, request, with_question)
+                with about(task, item):
+                    row = await drafted(engine, task, item, request, with_question)
                 return {**row, **made, "asked": asked[item.id]}
 
             await engine.load()

@@ -21,6 +21,7 @@ from ensemblehub.errors import ArtifactError
 from ensemblehub.lab.journal import Journal, differences, settings_of, told
 from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.experiment import NEWER, differing_settings, tandem_of
+from ensemblehub.lab.pipeline.failures import about
 from ensemblehub.lab.pipeline.records import Collected, Row, with_current_names
 from ensemblehub.lab.tasks.base import Item, Task
 from ensemblehub.results import collect
@@ -167,7 +168,8 @@ async def evaluate(
     """Run Tandem on every question, `concurrency` at a time; finished runs are synced to the journal."""
 
     async def work(item: Item) -> dict[str, Any]:
-        return asdict(await run_live(ensemble, task, item, sampling))
+        with about(task, item):
+            return asdict(await run_live(ensemble, task, item, sampling))
 
     async with ensemble:
         missing = journal.missing(items)

@@ -25,6 +25,7 @@ from ensemblehub.errors import ConfigError, EngineError, EnsembleHubError
 from ensemblehub.lab.journal import Journal
 from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.experiment import Experiment
+from ensemblehub.lab.pipeline.failures import about
 from ensemblehub.lab.tasks.base import Item
 
 TRIES = 3  # workers that may die over one question
@@ -42,7 +43,13 @@ class CollectJob:
         experiment = Experiment(self.config)
         ensemble, tandem = experiment.unjudged()
         async with ensemble:
-            yield Collector(tandem, ensemble.engines, experiment.task, experiment.sampling).collect
+            collector = Collector(tandem, ensemble.engines, experiment.task, experiment.sampling)
+
+            async def collect(item: Item) -> dict[str, Any]:
+                with about(experiment.task, item):
+                    return await collector.collect(item)
+
+            yield collect
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from ensemblehub.lab.pipeline import (
 )
 from ensemblehub.lab.pipeline.evaluate import TandemRun
 from ensemblehub.lab.pipeline.experiment import Experiment, as_json, differing_settings
+from ensemblehub.lab.pipeline.failures import about
 from ensemblehub.lab.pipeline.parallel import Placement
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.pipeline.records import Collected
@@ -121,7 +122,8 @@ class Pipeline(Experiment):
         collector = collect.Collector(tandem, ensemble.engines, self.task, self.sampling)
 
         async def work(item: Item) -> dict[str, Any]:
-            return await collector.with_draft(item, known[item.id])
+            with about(self.task, item):
+                return await collector.with_draft(item, known[item.id])
 
         missing, limit = journal.missing(items), self.settings.concurrency
         with progress(f"drafts {done.header['split']}", len(items), len(items) - len(missing)) as step:

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from ensemblehub.lab.pipeline.calibration import Objective
 from ensemblehub.lab.pipeline.cascade import Outcomes
 from ensemblehub.lab.pipeline.collect import written
 from ensemblehub.lab.pipeline.experiment import Experiment, as_json
+from ensemblehub.lab.pipeline.failures import about
 from ensemblehub.lab.pipeline.progress import progress
 from ensemblehub.lab.tasks.base import Item
 from ensemblehub.schema import Cost, Request
@@ -127,7 +127,11 @@ def collect(
     with closing(Journal(_path(experiment, split), header, force)) as journal:
         splits.check_unchanged(journal, items)
         missing = journal.missing(items)
-        work, limit = partial(answered, engines, reader, experiment), experiment.settings.concurrency
+        limit = experiment.settings.concurrency
+
+        async def work(item: Item) -> dict[str, Any]:
+            with about(experiment.task, item):
+                return await answered(engines, reader, experiment, item)
 
         async def run(step: Callable[[], None]) -> None:
             async with ensemble:

@@ -17,7 +17,7 @@ from ensemblehub import builtin
 from ensemblehub.cli import add_plugins, cli
 from ensemblehub.config import Config
 from ensemblehub.ensemble import AsyncEnsemble
-from ensemblehub.errors import ArtifactError, ConfigError
+from ensemblehub.errors import ArtifactError, ConfigError, ContextOverflowError
 from ensemblehub.generators.base import Engine
 from ensemblehub.generators.echo import EchoEngine
 from ensemblehub.lab.advise import advice, choice, summary
@@ -576,6 +576,27 @@ def test_without_answers_the_mentors_count_as_right(pair):
     assert found[0].correct.mean() == 1
     intern = next(outcome for outcome in found if outcome.name == "intern alone")
     assert intern.correct.mean() == 0  # 4 and 12, where the mentor says 9
+
+
+def test_a_question_that_is_too_long_is_named_and_the_others_are_kept(pair, monkeypatch):
+    """Item 3 has 100 words; the others have 2, and all of their prompts and answers fit into 90 tokens."""
+    lines = [dict(item) for item in QUESTIONS[:12]]
+    lines[2]["question"] = "boats " * 99 + "boats?"
+    own = pair / "own.jsonl"
+    own.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    small = ["-s", "model_specs.1.context=90", "-s", "ensemble.generation.max_tokens=10"]
+    done = run(pair, *small, "--all")
+    assert isinstance(done.exception, ContextOverflowError)
+    said = str(done.exception)
+    assert said.startswith(f"item 3 of {own}: This model's maximum context length is 90 tokens.")
+    assert "(model 'small')" in said
+    assert "1 of 12 questions too long, the others are recorded: shorten it or leave it out" in said
+    assert len((pair / "out" / "recorded.jsonl").read_text().splitlines()) == 1 + 11
+    monkeypatch.setattr(Recorder, "collect", None)  # nothing is asked
+    own.write_text("".join(json.dumps(line) + "\n" for line in lines[:2] + lines[3:]))
+    done = run(pair, *small, "--all")
+    assert done.exit_code == 0, done.output
+    assert "n = 11 questions" in done.output
 
 
 @pytest.mark.parametrize("more", [[], ["--n", "10"]])  # also behind the last question that is asked

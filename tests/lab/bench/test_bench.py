@@ -258,7 +258,11 @@ def test_a_failed_answer_stops_the_run_or_counts_as_wrong_and_costs_what_it_cost
     file.write_text(f"model_specs: [{{name: paid, engine: echo, {price}, {replies}}}]")
     given = (file, "--task", "builtin_math", "--limit", 2, "--out", tmp_path / "out")
     assert command(*given) == 2
-    assert "(0 of 2 answers of paid are kept" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "(0 of 2 answers of paid are kept" in said
+    first, second = (item.id for item in run.questions_of("builtin_math", "test", None, None, 2).items)
+    failure = "paid failed after 3 tokens, as scripted"
+    assert f"question {first}: {failure}" in said or f"question {second}: {failure}" in said
     assert command(*given, "--errors", "wrong") == 0
     _, rows = read_rows(tmp_path / "out" / "answers" / "paid.jsonl")
     for row in rows.values():

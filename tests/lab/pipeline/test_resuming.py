@@ -14,12 +14,15 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from ensemblehub.config import Config
-from ensemblehub.errors import ArtifactError
+from ensemblehub.errors import ArtifactError, EngineError
+from ensemblehub.generators.openai.errors import RefusedError
 from ensemblehub.lab.pipeline import report, splits
 from ensemblehub.lab.pipeline.collect import Collector
+from ensemblehub.lab.pipeline.failures import about
 from ensemblehub.lab.pipeline.pipeline import Pipeline
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.pipeline.replayed import judged, perfect_cascade
+from ensemblehub.lab.tasks import task_named
 from ensemblehub.lab.tasks.base import Item
 from ensemblehub.tandem.artifact import load_judge
 
@@ -55,6 +58,24 @@ def finished(tmp_path_factory):
     whole.calibrate()
     whole.evaluate(20, checks=False)
     return folder
+
+
+def test_a_question_that_fails_is_named(tmp_path):
+    whole = pipeline(tmp_path, "model_specs.0.fail_after=1")
+    (item,) = whole.items("train", 1)
+    with pytest.raises(EngineError) as raised:
+        whole.collect("train", 1)
+    assert str(raised.value) == f"question {item.id}: big failed after 1 tokens, as scripted"
+    assert raised.value.engine == "big"
+
+
+def test_an_error_of_any_class_names_the_question():
+    refused = RefusedError("no", "big", 429, "slow_down")
+    item = Item("q7", "How many?", "4")
+    with pytest.raises(RefusedError) as raised, about(task_named("builtin_math"), item):
+        raise refused
+    assert (str(raised.value), raised.value.engine, raised.value.status) == ("question q7: no", "big", 429)
+    assert str(refused) == "no"
 
 
 @pytest.fixture
