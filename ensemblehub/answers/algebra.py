@@ -31,7 +31,7 @@ from ensemblehub.errors import EnsembleHubError, MissingExtraError
 
 Kind = Literal["value", "relation"]
 
-SECONDS = 0.5  # of processor time for one comparison
+SECONDS = 1.0  # of processor time for one comparison
 WALL_SECONDS = 30.0  # for one comparison, on a machine that others use too
 START_SECONDS = 120.0
 MEGABYTES = 1024  # of address space

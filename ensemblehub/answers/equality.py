@@ -20,7 +20,7 @@ LONGEST_TEXT = 2000  # characters of an answer that is read at all; longer ones 
 LONGEST_ANSWER = 400  # characters that are given to algebra
 MOST_PARTS = 2000  # comparisons for one pair of answers, of parts with parts
 MOST_ALGEBRA = 64  # of them by algebra
-MOST_SECONDS = 0.8  # of processor time for those
+MOST_SECONDS = 1.6  # of processor time for those
 _RELATION = re.compile(r"[<>]|\\[lgn]e(?![a-z])")
 _CONTENT = re.compile(r"[0-9A-Za-z]")
 # Powers of very large exponents, towers of powers, and factorials of large numbers: not worth a process's
