@@ -1,5 +1,6 @@
 """A served Tandem with a certificate: what differs and what drifts is said, counted, and answered by the mentor."""
 
+import contextlib
 import logging
 import random
 from dataclasses import fields, replace
@@ -182,12 +183,18 @@ def test_the_mentor_of_one_model_is_the_largest_of_the_file(folder):
         Catalog(small)
 
 
-def test_metrics_and_answers(folder):
-    body = {"model": "ensemble", "messages": [{"role": "user", "content": "How many boats?"}]}
-    app = create_app(config_of(folder, on_drift="mentor"))
-    with TestClient(app, "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
+@contextlib.contextmanager
+def served(config):
+    """A client of a server that is ready."""
+    with TestClient(create_app(config), "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
         while client.get("/health").status_code != 200:
             pass
+        yield client
+
+
+def test_metrics_and_answers(folder):
+    body = {"model": "ensemble", "messages": [{"role": "user", "content": "How many boats?"}]}
+    with served(config_of(folder, on_drift="mentor")) as client:
         assert 'ensemblehub_certificate_holds{model="ensemble"} 1.0' in client.get("/metrics").text
         warm = {**body, "temperature": 1.0}
         for _ in range(40):  # at another temperature: no evidence
@@ -241,9 +248,7 @@ def test_a_request_that_changes_the_answer_is_no_evidence(
     config = certified(folder, stopping(config_of(folder)))
     asked = [{"role": "user", "content": "How many boats?"}]
     body = {"model": "ensemble", "input" if path == "responses" else "messages": asked, **options}
-    with TestClient(create_app(config), "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
-        while client.get("/health").status_code != 200:
-            pass
+    with served(config) as client:
         assert client.post(f"/v1/{path}", json=body).status_code == 200
         metrics = client.get("/metrics").text
     assert 'ensemblehub_certificate_holds{model="ensemble"} 1.0' in metrics
@@ -322,10 +327,7 @@ def test_a_server_that_cuts_answers_is_not_certified(folder):
 
 def test_short_answers_raise_no_alarm(folder):
     body = {"model": "ensemble", "messages": [{"role": "user", "content": "How many boats?"}]}
-    app = create_app(config_of(folder, on_drift="mentor"))
-    with TestClient(app, "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
-        while client.get("/health").status_code != 200:
-            pass
+    with served(config_of(folder, on_drift="mentor")) as client:
         for _ in range(100):  # without `max_tokens` as many raise one: see above
             assert client.post("/v1/chat/completions", json={**body, "max_tokens": 1}).status_code == 200
         metrics = client.get("/metrics").text

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ensemblehub.cost import Price
-from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.lab.pipeline import replay
 from ensemblehub.lab.pipeline.calibration import BudgetUnit
@@ -32,14 +31,9 @@ def prices_of(mentor: Engine, intern: Engine, budget: BudgetUnit = "share") -> P
     unpriced = [engine.name for engine in (mentor, intern) if engine.info.price is None]
     if budget == "share" and not unpriced and replay.is_charged(mentor.info):
         return replay.prices(mentor.info, intern.info)
-    unknown = [engine.name for engine in (mentor, intern) if not engine.info.active]
-    if unknown:
-        more = " and ".join(map(repr, unpriced))
-        raise ConfigError(
-            f"costs are FLOPs where a model has no price, and the size of the model {unknown[0]!r} is unknown: "
-            "set its `parameters`"
-            + (f", or the `price` of {more} (an intern's may be 0)" if unpriced else "")
-        )
+    more = " and ".join(map(repr, unpriced))
+    instead = f", or the `price` of {more} (an intern's may be 0)" if unpriced else ""
+    replay.check_sizes((mentor, intern), "costs are FLOPs where a model has no price", instead)
     if len(unpriced) == 1:
         log.warning("costs are FLOPs, not dollars: %r has no `price` (an intern's may be 0)", *unpriced)
     return None

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ensemblehub.artifacts import content_of, parsed, write_atomically
+from ensemblehub.artifacts import write_atomically
 from ensemblehub.concurrency import for_each
 from ensemblehub.cost import Price
 from ensemblehub.ensemble import AsyncEnsemble
@@ -219,12 +219,8 @@ class Pipeline(Experiment):
         pair = tandem.roles(ensemble.engines)
         if objective.unit == "usd":
             return objective, replay.prices(*(engine.info for engine in pair))
-        unknown = [engine.name for engine in pair if not engine.info.active]
-        if unknown and objective.name != "max-accuracy":
-            raise ConfigError(
-                f"{str(objective)!r} counts FLOPs, and the size of the model {unknown[0]!r} is unknown: "
-                "set its `parameters`"
-            )
+        if objective.name != "max-accuracy":
+            replay.check_sizes(pair, f"{str(objective)!r} counts FLOPs")
         return objective, None
 
     def calibration(self) -> tuple[JudgeArtifact, Tandem, Collected]:
@@ -376,7 +372,7 @@ class Pipeline(Experiment):
         self, collected: Collected, settings: dict[str, Any], runs: Sequence[TandemRun]
     ) -> Checks | None:
         """The checks of `evaluate`, and the judge replayed against live runs that it still is the judge of."""
-        checks = self._checks()
+        checks = report.read_checks(self.folder)
         if not checks:
             return None
         tandem, options = self.ensemble()[1], settings.get("options", {})
@@ -396,15 +392,6 @@ class Pipeline(Experiment):
             checks = replace(checks, replay=replayed.against_live(collected, tandem, runs))
             write_atomically(self.folder / "checks.json", json.dumps(asdict(checks), indent=1) + "\n")
         return checks
-
-    def _checks(self) -> Checks | None:
-        path, again = self.folder / "checks.json", "run `ensemblehub evaluate`, or remove it"
-        if not path.exists():
-            return None
-        content = content_of(path, again)
-        if isinstance(content, dict) and "rides" in content:  # the former name
-            content = {**content, "timed": content.pop("rides")}
-        return parsed(Checks, content, path, again)
 
 
 def made_for(tandem: Tandem, aim: str, data: Collected) -> dict[str, Any]:

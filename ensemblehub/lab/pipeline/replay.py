@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ensemblehub.cost import ModelInfo, Price
 from ensemblehub.errors import ConfigError
+from ensemblehub.generators.base import Engine
 from ensemblehub.lab.pipeline.cascade import Fallback, Floats, Outcomes
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.tandem.judges import Judge, ReadingBatch
@@ -87,6 +88,23 @@ def prices(mentor: ModelInfo, intern: ModelInfo) -> tuple[Price, Price]:
 def is_charged(info: ModelInfo) -> bool:
     """Whether a model has a price above 0."""
     return info.price is not None and bool(info.price.prompt or info.price.completion)
+
+
+def check_sizes(pair: Iterable[Engine], counted: str, instead: str = "") -> None:
+    """Check that the costs of models can be counted in FLOPs.
+
+    Args:
+        counted: who counts them.
+        instead: what else would do.
+
+    Raises:
+        ConfigError: the size of a model is unknown.
+    """
+    for engine in pair:
+        if not engine.info.active:
+            raise ConfigError(
+                f"{counted}, and the size of the model {engine.name!r} is unknown: set its `parameters`{instead}"
+            )
 
 
 def in_dollars(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import FiniteFloat
 
-from ensemblehub.artifacts import write_atomically
+from ensemblehub.artifacts import content_of, parsed, write_atomically
 from ensemblehub.lab import metrics
 from ensemblehub.lab.markdown import table
 from ensemblehub.lab.metrics import paper_flops
@@ -311,6 +311,21 @@ class Checks:
     judging_share_of_wall: FiniteFloat
     grading: str = ""
     replay: ReplayCheck | None = None
+
+
+def read_checks(folder: Path) -> Checks | None:
+    """The checks that `evaluate` left in a folder; None where there are none.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    path, again = folder / "checks.json", "run `ensemblehub evaluate`, or remove it"
+    if not path.exists():
+        return None
+    content = content_of(path, again)
+    if isinstance(content, dict) and "rides" in content:  # the former name
+        content = {**content, "timed": content.pop("rides")}
+    return parsed(Checks, content, path, again)
 
 
 def notes(collected: Collected, checks: Checks | None, against: str = "the mentor") -> list[str]:
