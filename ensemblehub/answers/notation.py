@@ -110,10 +110,7 @@ def cleaned(text: str) -> str:
     """An answer without what carries no meaning: dollars, sizes, spacing, a final stop;
     one name for each command.
     """
-    text = _without_stop(text)
-    while (inside := _MATHS.match(text)) and "$" not in inside[1].replace("\\$", ""):
-        text = inside[1].strip()
-    text = _BOLD.sub(r"\1", _INLINE.sub(lambda found: f" {found[1] or found[2]} ", text))
+    text = _BOLD.sub(r"\1", undelimited(_without_stop(text)))
     for character, by in _UNICODE.items():
         text = text.replace(character, by)
     text = _STYLED.sub(
@@ -127,6 +124,13 @@ def cleaned(text: str) -> str:
     text = _FRACTION.sub(_braced_fraction, text)
     text = _ROOT.sub(r"\\sqrt{\1}", text)
     return _without_stop(text.strip(" ,;:"))
+
+
+def undelimited(text: str) -> str:
+    """A text without the dollars or the backslashed brackets around its formulas."""
+    while (inside := _MATHS.match(text)) and "$" not in inside[1].replace("\\$", ""):
+        text = inside[1].strip()
+    return _INLINE.sub(lambda found: f" {found[1] or found[2]} ", text)
 
 
 def _without_stop(text: str) -> str:

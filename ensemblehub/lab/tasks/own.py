@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ensemblehub.answers.equality import equal_answers, final_answer
+from ensemblehub.answers.notation import undelimited
 from ensemblehub.data import BadExample, read_items
 from ensemblehub.errors import ConfigError, did_you_mean
 from ensemblehub.lab.tasks.base import Grade, Item, Task
@@ -75,35 +76,20 @@ class OwnQuestions(Task):
         return Grade(right, said or text.strip() or None, "" if right else f"not {item.answer!r}")
 
 
-_FORMULA = re.compile(r"\$\$?([^$\s](?:[^$]*[^$\s])?)\$\$?(?!\d)|\\[()\[\]]|[\u200b\ufeff]")
 _DASH = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
-_MARK = re.compile(
-    r"(?P<counts>[%&/@\\]|(?<=\w)#|#(?=\w)"
-    r"|(?<![^\W\d])(?<!\.)\.(?=\d)|(?<=\d):(?=\d)|(?<=\d)!|!(?==)"  # .5, 1.5, 3:1, 5!, !=
-    r"|(?<=[\w)])( ?)\*+\2(?=[\w(])"  # 2*3, but not **bold**
-    r"|[\[{](?=[-.]*\d)|(?<=\d)[\]}]"
-    r"|-(?=\s*[\d.])|(?<=\d)-|(?<=\d )-|(?<![^\W\d_])-(?=[^\s-])|-(?=>))"  # a sign, minus or arrow; no hyphen
-    r"|[^\w\s]"
+_PROSE = re.compile(
+    r"(?<!\S)[\"(*_`\u2018-\u201e\u00ab\u00bb]+"  # before a word
+    r"|[\")*_`\u2018-\u201e\u00ab\u00bb.:?]+(?!\S)"  # behind one
+    r"|(?<=[^\W\d_])!+(?!\S)|(?<=[^\W\d_])-(?=[^\W\d_])|(?<=[^\W\d_]) -+ (?=[^\W\d_])|[,;'\u2019\u200b\ufeff]"
 )
 
 
 def words(text: str) -> str:
     """A text without case, spacing and the punctuation of prose; two texts are equal where these are.
 
-    Dropped are quotes, round brackets, asterisks of emphasis, commas, stops, colons, hyphens and dashes between
-    words, and the dollars around a formula.  Everything else counts: letters with their marks, digits, symbols
-    (`+`, `<`, `=`, currencies, emojis), `#`, `%`, `&`, `/`, `@`, a backslash, and where they belong to a number,
-    its sign, its decimal point, a minus, `*`, `:` and `!`, square and curly brackets.  A text of nothing but
-    punctuation equals only itself.
+    Dropped are the delimiters of formulas; commas, semicolons and apostrophes; quotes, round brackets, marks of
+    emphasis, stops and colons at the ends of words; `!` behind a letter; hyphens and dashes between two letters.
+    All else counts (`-5`, `.5`, `5!`, `C#`).  A text of nothing but punctuation equals only itself.
     """
-    folded = unicodedata.normalize("NFC", text.casefold())
-    folded = _DASH.sub("-", _FORMULA.sub(lambda found: found[1] or "", folded))
-    return " ".join(_MARK.sub(_counted, folded).split()) or text.strip()
-
-
-def _counted(found: re.Match[str]) -> str:
-    """A character that is no letter, digit or space: set apart where it counts, else a space."""
-    kind = unicodedata.category(found[0][-1])[0]
-    if kind in "MC":  # of a letter or an emoji
-        return found[0]
-    return f" {found[0]} " if found["counts"] or (kind == "S" and found[0] != "`") else " "
+    folded = _DASH.sub("-", undelimited(unicodedata.normalize("NFC", text.casefold().strip())))
+    return re.sub(r" ?([^\w\s]) ?", r"\1", " ".join(_PROSE.sub(" ", folded).split())) or text.strip()
