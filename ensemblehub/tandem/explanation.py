@@ -56,7 +56,7 @@ def explanation(
     if last.mentor_tokens and not first.mentor_tokens and first.criterion == last.criterion:
         parts.append(f"alone the intern would have had {first.probability:.2f}")
     if alone and min(alone) > 0:
-        saving, low, high = (f"{100 * (1 - cold_flops / flops):.0f}" for flops in alone)
+        saving, low, high = (round(100 * (1 - cold_flops / flops)) for flops in alone)
         parts.append(f"estimated saving {saving} % ({low} to {high})")
     return "; ".join(parts)
 

@@ -63,6 +63,7 @@ def test_a_run_that_cost_more_and_one_without_an_estimate():
     assert explanation([verdict(62, 0.3)], "", 120.0, (100.0, 80.0, 150.0)).endswith(
         "estimated saving -20 % (-50 to 20)"
     )
+    assert explanation([verdict(62, 0.3)], "", 100.1, (100.0, 80.0, 150.0)).endswith("saving 0 % (-25 to 33)")
     assert (
         explanation([verdict(62, 0.3, True)], "", 120.0, None)
         == "stopped at 62 mentor tokens, p(sufficient) 0.30"
