@@ -72,7 +72,8 @@ def accuracy_against_cost(
         axes.errorbar(x, y, bars, **style, capsize=2, linewidth=1, label=label or None)
         groups |= {point.group} - {""}
         offset = (7, -14 if point.size > 10 else 5)
-        axes.annotate(point.name, (x, y), xytext=offset, textcoords="offset points", fontsize=9)
+        placed = {"xytext": offset, "textcoords": "offset points", "fontsize": 9}
+        axes.annotate(point.name, (x, y), **placed, parse_math=False)  # a `$` is part of the name
     axes.set(xlabel=cost, ylabel="accuracy, % (95 % interval)", title=title)
     if log:
         axes.set_xscale("log")

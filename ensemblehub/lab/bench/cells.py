@@ -103,11 +103,11 @@ def sweep(entries: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[
 
 
 def _change(key: str, value: Any) -> str:
-    return f"{key}={json.dumps(value)}"
+    return f"{key}={json.dumps(value, default=str)}"
 
 
 def _short(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 @contextmanager

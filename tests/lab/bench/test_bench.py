@@ -196,6 +196,8 @@ def test_samples_differ_and_are_a_cluster(tmp_path, capsys):
         ("{ensemble.models: []}", "pair.yaml:9: sweep: give every key a list"),
         ("{ensemble.models: [[intern]], b: {}}", "pair.yaml:9: sweep: give every key a list"),
         ("{ensemble.models: [[nobody]]}", "pair.yaml:9: .*nobody"),
+        ("{a: {ensemble.generation.seed: 2026-01-31}}", "pair.yaml:9: .*generation.seed: .*valid integer"),
+        ("{ensemble.generation.seed: [2026-01-31]}", "pair.yaml:9: .*generation.seed: .*valid integer"),
     ],
 )
 def test_a_wrong_sweep_is_refused_with_its_line(tmp_path, sweep, said):
@@ -203,6 +205,16 @@ def test_a_wrong_sweep_is_refused_with_its_line(tmp_path, sweep, said):
     file.write_text(PAIR.partition("sweep:")[0] + f"sweep: {sweep}\n")
     with pytest.raises(ConfigError, match=said):
         cells.cells_of([str(file)])
+
+
+def test_a_name_of_a_cell_is_text_in_table_and_plot(tmp_path):
+    file, out = tmp_path / "odd.yaml", tmp_path / "out"
+    model = "model_specs: [{name: fixed, engine: echo}]"
+    file.write_text(f"{model}\nsweep: {{'a|b $x^{{$ <i>': {{}}, under $1: {{}}}}")
+    assert command(file, "--task", "builtin_math", "--limit", 1, "--out", out) == 0
+    table = (out / "table.md").read_text().splitlines()
+    assert [line for line in table if line.startswith(r"| a\|b $x^{$ <i> | 1 | 0.00% [0.00%, 79.35%] | – |")]
+    assert "a|b $x^{$ &lt;i&gt;" in (out / "accuracy_cost.svg").read_text()
 
 
 def test_lists_of_values_are_all_combinations(tmp_path):
