@@ -99,6 +99,30 @@ def test_a_budget_ends_thinking():
     assert (engine.trials, costs(result).keys()) == ([], {"answer"})
 
 
+class Switched(Thinker):
+    """Thinks only where nobody turns that off."""
+
+    thinking = None
+
+    def _reply(self, request):
+        if request.prompt.thinking is False or self.thinking is False:
+            self.script.replies[""] = "So. It is. Four 4"
+            return EchoEngine._reply(self, request)
+        return super()._reply(request)
+
+
+@pytest.mark.parametrize(("request_", "options"), [(False, None), (None, False), (False, True)])
+def test_where_thinking_is_turned_off_the_model_answers_alone(request_, options):
+    engine = Switched()
+    engine.thinking = options
+    strategy = EarlyExit(max_thinking=9, min_thinking=9, **WORDS)
+    ensemble = AsyncEnsemble([engine], All(), strategy)
+    result = asyncio.run(ensemble.generate(replace(CHAT, thinking=request_), max_tokens=4))
+    assert (result.text, result.finish, result.choices) == ("So. It is. Four", "length", ())
+    assert engine.trials == []
+    assert [(line.purpose, line.cost.calls) for line in result.usage.lines] == [("answer", 1)]
+
+
 def test_below_the_least_budget_no_answer_is_tried_and_an_end_is_not_taken():
     result, engine = answer(EarlyExit(min_thinking=8, **WORDS))
     assert engine.trials == [3]

@@ -23,14 +23,15 @@ from ensemblehub.ensemble_methods.roles import by_name, require
 from ensemblehub.ensemble_methods.turns import EngineTurn, Segments, SoFar, ask, refuse, write_turn
 from ensemblehub.errors import ConfigError, RequestError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Capability, Choice, Event, Finish, Piece, Request, Token
+from ensemblehub.schema import Capability, Chat, Choice, Event, Finish, Piece, Request, Token
 
 
 @dataclass(frozen=True)
 class EarlyExit(Segments):
     """One model thinks and answers; its thinking ends early where a trial answer is probable enough.
 
-    Trial answers are no part of the text, and their usage is recorded as discarded.
+    Trial answers are no part of the text, and their usage is recorded as discarded.  Where the request or the
+    model's options turn thinking off, the model answers alone.
 
     Requires `prefix` of the one model, and `logprobs` where there is a `threshold`.
 
@@ -73,6 +74,10 @@ class EarlyExit(Segments):
     ) -> AsyncGenerator[Event, None]:
         request, so_far = self.limited(request), SoFar(request.prefix)
         engine = self.chosen(engines)
+        if isinstance(prompt := request.prompt, Chat):
+            switch = engine.thinking if prompt.thinking is None else prompt.thinking
+            if switch is False:
+                return self.written(request, [engine], ledger, lambda _: EngineTurn(engine))
         refuse(request, [engine])
         most = self.max_thinking or request.sampling.max_tokens
 
