@@ -23,6 +23,7 @@ from ensemblehub.lab.bench.compare import paired
 from ensemblehub.lab.bench.mixes import single_models
 from ensemblehub.lab.bench.report import CellAnswers
 from ensemblehub.lab.bench.rows import AnswerRow, journals
+from ensemblehub.lab.bench.summary import CostUnit, is_known
 from ensemblehub.lab.journal import differences, told
 from ensemblehub.lab.pipeline import splits
 from ensemblehub.lab.pipeline.certificate import Promise
@@ -32,7 +33,7 @@ from ensemblehub.lab.tasks import task_named
 from ensemblehub.tandem.drift import histogram
 
 FILE = "certified.yaml"
-UNITS = {
+UNITS: dict[str, CostUnit] = {
     "usd": "usd",
     "cold_flops": "flops",
 }  # what costs are compared in, of a row and of a line of its usage
@@ -165,19 +166,10 @@ def _unit(cells: Sequence[Measured]) -> str:
     specs = {spec.name: each.cell.config.options(spec) for each in cells for spec in each.cell.config.members}
     priced = {name for name, options in specs.items() if options.get("price")}
     for unit, key in UNITS.items():
-        known = (
-            line[key] or not _computed(line) or (unit == "usd" and line["engine"] in priced)
-            for each in cells
-            for row in each.rows
-            for line in row.usage
-        )
-        if all(known) and any(getattr(row, unit) for row in cells[0].rows):
+        known = all(is_known(key, each.rows, priced) for each in cells)
+        if known and any(getattr(row, unit) for row in cells[0].rows):
             return unit
     raise ConfigError("costs cannot be compared: give every model a `price`, or every one its `parameters`")
-
-
-def _computed(line: dict[str, Any]) -> int:
-    return int(line["prompt_tokens"] - line["cached_tokens"] + line["completion_tokens"])
 
 
 def _strategy(group: Sequence[Measured], unit: str) -> Strategy:

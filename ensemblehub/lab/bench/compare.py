@@ -85,6 +85,7 @@ class PairedComparison:
     """Two cells over the same questions: all of them, and by subject and level.
 
     Attributes:
+        costs: Mean per answer of both, where it is known of every call.
         mixes: The best random mix of trivial cells at the cost of `other`, by what is mixed (see
             `against_mixes`).
     """
@@ -115,7 +116,10 @@ def compare(base: CellAnswers, other: CellAnswers, common: bool = False) -> Pair
         "subject": _grouped(pairs, lambda row: row.subject),
         "level": _grouped(pairs, lambda row: str(row.level or "")),
     }
-    told_apart = [key for key in COSTS if key != "wall" or not (base.reused or other.reused)]
+    both = (base, other)
+    unknown = {"wall"} if any(cell.reused for cell in both) else set[str]()
+    unknown |= {key for key, unit in mixes.UNITS.items() if not all(cell.knows(unit) for cell in both)}
+    told_apart = [key for key in COSTS if key not in unknown]
     costs = {key: (_mean(pairs, 0, key), _mean(pairs, 1, key)) for key in told_apart}
     return PairedComparison(base.name, other.name, costs, Difference.of(pairs), groups)
 
@@ -247,10 +251,10 @@ def text(comparison: PairedComparison) -> str:
 
 def brief(found: Sequence[PairedComparison]) -> str:
     """Comparisons as one Markdown table with a line each; costs as multiples of those of the base."""
-    costs = [key for key in COSTS if all(comparison.costs.get(key, (0,))[0] for comparison in found)]
+    costs = [key for key in COSTS if any(comparison.costs.get(key, (0,))[0] for comparison in found)]
     rows = [
         [f"{comparison.other} against {comparison.base}", *_cells(comparison.whole)]
-        + [f"{comparison.costs[key][1] / comparison.costs[key][0]:.3f}" for key in costs]
+        + [_times(*comparison.costs.get(key, (0, 0))) for key in costs]
         + [str(mix or "–") for mix in comparison.mixes.values()]
         for comparison in found
     ]
@@ -260,6 +264,10 @@ def brief(found: Sequence[PairedComparison]) -> str:
     header += [f"mix of {name} at equal cost; points to it [95 %]" for name in mixed]
     lines = markdown.table(header, rows, "l" + "r" * (len(header) - 1))
     return f"{lines}\n" + (f"\n{MIXES}\n" if mixed else "")
+
+
+def _times(before: float, after: float) -> str:
+    return f"{after / before:.3f}" if before else "–"
 
 
 def _cells(found: Difference) -> list[str]:

@@ -15,6 +15,7 @@ from ensemblehub.lab.bench.answers import Bench, Errors, Questions
 from ensemblehub.lab.bench.cells import Cell
 from ensemblehub.lab.bench.rows import ANSWERS, AnswerRow
 from ensemblehub.lab.bench.run import check_folder, check_samples, locked
+from ensemblehub.lab.bench.summary import CostUnit, is_known
 from ensemblehub.lab.markdown import table
 from ensemblehub.terminal import flops_text
 
@@ -150,6 +151,9 @@ def unseen(name: str, models: Sequence[str], rows: Sequence[AnswerRow]) -> list[
 
 def _line(cell: Cell, rows: Sequence[AnswerRow], count: int) -> list[str]:
     figures = {name: forecast([getattr(row, name) for row in rows], count) for name in FIGURES}
+    priced = {spec.name for spec in cell.config.members if cell.config.options(spec).get("price")}
+    units: tuple[CostUnit, ...] = ("flops", "usd")
+    known = {unit for unit in units if is_known(unit, rows, priced) and figures[unit].total}
     time = forecast_time([row.wall for row in rows], count, cell.config.experiment.concurrency)
 
     def told(found: Forecast, text: Callable[[float], str]) -> str:
@@ -162,7 +166,7 @@ def _line(cell: Cell, rows: Sequence[AnswerRow], count: int) -> list[str]:
         str(count),
         told(figures["read"], "{:,.0f}".format),
         told(figures["written"], "{:,.0f}".format),
-        told(figures["flops"], flops_text) if figures["flops"].total else "–",
-        told(figures["usd"], "{:.4f}".format) if figures["usd"].total else "–",
+        told(figures["flops"], flops_text) if "flops" in known else "–",
+        told(figures["usd"], "{:.4f}".format) if "usd" in known else "–",
         told(time, clock),
     ]

@@ -14,10 +14,10 @@ import numpy as np
 from ensemblehub.errors import ArtifactError
 from ensemblehub.lab import metrics
 from ensemblehub.lab.bench.report import CellAnswers
-from ensemblehub.lab.bench.summary import shares
+from ensemblehub.lab.bench.summary import CostUnit, shares
 from ensemblehub.lab.pipeline import cascade
 
-COSTS = ("cold_flops", "usd", "written")  # a mix is at equal cost in the first that all of its cells have
+UNITS: dict[str, CostUnit] = {"cold_flops": "flops", "usd": "usd"}  # costs that may be unknown
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _aggregation(cell: CellAnswers) -> tuple[str, str]:
 
 def best_mix(cell: CellAnswers, parts: Sequence[CellAnswers]) -> Mix | None:
     """The best random mix of `parts` at the cost of `cell`, over its questions; None where none costs that."""
-    key = _cost(parts)
+    key = _cost([cell, *parts])
     right = [shares(part.rows) for part in parts]
     points = [
         (_mean(part, key), float(np.mean(list(of.values())))) for part, of in zip(parts, right, strict=True)
@@ -88,11 +88,17 @@ def oracle(parts: Sequence[CellAnswers]) -> CellAnswers:
         [[getattr(row, key) for row in line] for line in answers],
     )
     picked = [line[at] for line, at in zip(answers, chosen, strict=True)]
-    return replace(parts[0], name="oracle", rows=picked, path=parts[0].path.with_name("oracle"))
+    engines = {name: of for part in parts for name, of in part.settings.get("engines", {}).items()}
+    settings = parts[0].settings | {"engines": engines}
+    return replace(
+        parts[0], name="oracle", settings=settings, rows=picked, path=parts[0].path.with_name("oracle")
+    )
 
 
-def _cost(parts: Sequence[CellAnswers]) -> str:
-    return next((key for key in COSTS if all(_mean(part, key) for part in parts)), COSTS[-1])
+def _cost(cells: Sequence[CellAnswers]) -> str:
+    """What costs are compared in: the first that is known of all cells, else the tokens generated."""
+    known = (key for key, unit in UNITS.items() if all(cell.knows(unit) for cell in cells))
+    return next((key for key in known if any(_mean(cell, key) for cell in cells)), "written")
 
 
 def _mean(cell: CellAnswers, key: str) -> float:

@@ -13,7 +13,7 @@ from ensemblehub.errors import ArtifactError
 from ensemblehub.lab import markdown as tables
 from ensemblehub.lab import metrics
 from ensemblehub.lab.bench.rows import ANSWERS, AnswerRow, journals, read_rows, stem
-from ensemblehub.lab.bench.summary import Summary, shares, summary
+from ensemblehub.lab.bench.summary import CostUnit, Summary, is_known, shares, summary
 from ensemblehub.lab.journal import ANEW
 from ensemblehub.lab.pipeline.report import markdown
 from ensemblehub.lab.plots import Point, accuracy_against_cost
@@ -71,6 +71,11 @@ class CellAnswers:
         reused = path.parent.name == ANSWERS and _known(path.parent.parent).reused
         return cls(name, path, settings, list(rows.values()), reused)
 
+    def knows(self, unit: CostUnit) -> bool:
+        """Whether the cost of all of its calls is known in a unit."""
+        engines = self.settings.get("engines", {})
+        return is_known(unit, self.rows, {name for name, options in engines.items() if options.get("price")})
+
     @property
     def about(self) -> dict[str, Any]:
         """Task, split and prompt."""
@@ -78,9 +83,15 @@ class CellAnswers:
 
 
 def lines(cells: Sequence[CellAnswers], asked: int) -> list[Summary]:
-    """The lines of `summary.json`; differences are to the first cell, over the same questions."""
+    """The lines of `summary.json`; differences are to the first cell, over the same questions.
+
+    Costs of which a part is unknown are None.
+    """
     answered = [cell for cell in cells if cell.rows]
     found = [summary(cell.name, cell.rows, asked) for cell in answered]
+    for cell, line in zip(answered, found, strict=True):
+        unknown = [] if cell.knows("flops") else ["tflops", "tflops_computed"]
+        line |= dict.fromkeys(unknown if cell.knows("usd") else [*unknown, "usd"])
     baseline = shares(answered[0].rows) if answered else {}
     for cell, line in zip(answered[1:], found[1:], strict=True):
         mine = shares(cell.rows)

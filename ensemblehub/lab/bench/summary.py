@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
 
 from ensemblehub.inference import clock
 from ensemblehub.lab import metrics
@@ -12,6 +12,7 @@ from ensemblehub.lab.bench.rows import AnswerRow
 from ensemblehub.terminal import flops_text
 
 Summary = dict[str, Any]
+CostUnit = Literal["flops", "usd"]
 MEANS = ("read", "written", "flops", "cold_flops", "usd", "seconds", "wall")
 
 
@@ -33,6 +34,23 @@ def accuracy(rows: Sequence[AnswerRow]) -> tuple[float, float, float]:
     right = list(shares(rows).values())
     low, high = metrics.clustered_interval(right, round(len(rows) / max(1, len(right))))
     return sum(right) / len(right) if right else 0.0, low, high
+
+
+def is_known(unit: CostUnit, rows: Sequence[AnswerRow], priced: Collection[str] = ()) -> bool:
+    """Whether the cost of every call is known in a unit; where it is not of one, a row's is too low.
+
+    Args:
+        priced: Engines with a price, whose calls may cost nothing.
+    """
+    return all(
+        line[unit] or not _computed(line) or (unit == "usd" and line["engine"] in priced)
+        for row in rows
+        for line in row.usage
+    )
+
+
+def _computed(line: dict[str, Any]) -> int:
+    return int(line["prompt_tokens"] - line["cached_tokens"] + line["completion_tokens"])
 
 
 def summary(name: str, rows: Sequence[AnswerRow], asked: int) -> Summary:

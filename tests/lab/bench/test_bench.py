@@ -287,6 +287,47 @@ def test_a_failed_answer_stops_the_run_or_counts_as_wrong_and_costs_what_it_cost
     assert line["usd"] == pytest.approx(sum(row.usd for row in rows.values()) / 2)
 
 
+PARTLY = """
+model_specs:
+  - {name: remote, engine: echo, parameters: 0, price: {prompt: 1.0, completion: 10.0}, replies: {"": it is 5}}
+  - {name: local, engine: echo, parameters: 100, PRICE replies: {"": it is 6}}
+sweep:
+  local: {ensemble: {models: [local]}}
+  remote: {ensemble: {models: [remote]}}
+  both: {ensemble: {output_aggregation_method: cascade, output_aggregation_params: {small: local, large: remote,
+         accept: logprob, threshold: 0.9}}}
+"""  # a draft is as probable as exp(-1) and never accepted: a cascade costs what both do
+
+
+@pytest.mark.parametrize(("price", "is_known"), [("", False), ("price: {prompt: 0, completion: 0},", True)])
+def test_a_cost_that_is_unknown_of_one_model_is_none_and_not_that_of_the_other(
+    tmp_path, capsys, price, is_known
+):
+    file, out = tmp_path / "partly.yaml", tmp_path / "out"
+    file.write_text(PARTLY.replace("PRICE", price))
+    given = (file, "--task", "builtin_math", "--limit", 4, "--out", out)
+    assert command(*given, "--dry-run", 2) == 0
+    told = [line.split(" | ")[5:7] for line in capsys.readouterr().out.splitlines() if "| 2 | 4 |" in line]
+    assert told[0][0] != told[1][0] == told[2][0] == "–"  # the FLOPs of the local model alone
+    assert (told[2][1] != "–") == is_known
+    assert command(*given) == 0
+    local, remote, both = json.loads((out / "summary.json").read_text())["lines"]
+    assert local["tflops"] == 2 * 100 * (local["read"] + 2) / 1e12  # the last of 3 tokens is not computed
+    assert remote["tflops"] is both["tflops"] is None
+    assert remote["usd"] == pytest.approx((remote["read"] + 10 * 3) / 1e6)
+    assert both["usd"] == (pytest.approx(remote["usd"]) if is_known else None)
+    capsys.readouterr()
+    assert hub("compare", "--json", out / "answers" / "remote.jsonl", out) == 0
+    costs = {pair["other"]: pair["costs"] for pair in json.loads(capsys.readouterr().out)}
+    assert costs["local"].keys() == costs["both"].keys()
+    assert ("usd" in costs["both"]) == is_known
+    assert "cold_flops" not in costs["both"]
+    assert hub("compare", "--mixes", out / "answers" / "local.jsonl", out) == 0
+    mixed = capsys.readouterr().out.splitlines()
+    both = next(line for line in mixed if line.startswith("| both"))
+    assert both.endswith("| 0.0%, +0.0 [+0.0, +0.0] |" if is_known else "| – |")  # twice the tokens of either
+
+
 def test_a_changed_question_is_not_mixed_with_old_answers(tmp_path):
     data = tmp_path / "questions.jsonl"
     row = {"question": "1 + 1?", "answer": "#### 2"}
