@@ -142,7 +142,11 @@ def bench(
 @click.argument(
     "paths", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True)
 )
-@click.option("--common", is_flag=True, help="Compare over the questions that both have answered.")
+@click.option(
+    "--common",
+    is_flag=True,
+    help="Compare over the questions that both have answered; with --mixes, that all have.",
+)
 @click.option(
     "--brief", "is_brief", is_flag=True, help="Print one line per cell, with its costs as multiples."
 )

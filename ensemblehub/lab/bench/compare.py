@@ -198,24 +198,28 @@ def against_mixes(paths: Sequence[Path], common: bool = False) -> list[PairedCom
     Those are the best random mix, at the cell's own cost, of the cells in which one model answers alone, and
     of these and Tandem's fixed levels; the last comparison is of an oracle over the latter.
 
+    Args:
+        common: Compare over the questions that all of them have answered.
+
     Raises:
         ArtifactError: See `compare`; or fewer than two cells are of one model alone.
     """
-    base, *others = _cells_of(paths)
-    cells = list({cell.path: cell for cell in (base, *others)}.values())
+    cells = list({cell.path: cell for cell in _cells_of(paths)}.values())
+    if common:
+        answered = set.intersection(*({row.question for row in cell.rows} for cell in cells))
+        cells = [replace(cell, rows=[row for row in cell.rows if row.question in answered]) for cell in cells]
     singles = mixes.single_models(cells)
     if len(singles) < 2:
         raise ArtifactError(f"{paths[-1]} holds fewer than two cells in which one model answers alone")
     parts = {"models": singles}
     if levels := mixes.fixed_levels(cells):
         parts["models and fixed levels"] = [*singles, *levels]
-    found = [cell for cell in others if cell.path != base.path] + [mixes.oracle(list(parts.values())[-1])]
     return [
         replace(
-            compare(base, cell, common),
+            compare(cells[0], cell),
             mixes={name: mixes.best_mix(cell, of) for name, of in parts.items()},
         )
-        for cell in found
+        for cell in (*cells[1:], mixes.oracle(list(parts.values())[-1]))
     ]
 
 

@@ -92,6 +92,20 @@ def test_a_cell_is_set_against_the_best_random_mix_at_its_cost(tmp_path, capsys)
         against_mixes([base])
 
 
+def test_mixes_of_unfinished_cells_are_over_the_questions_that_all_have(tmp_path):
+    base = alone(tmp_path, "small", "1000", 1e9)
+    alone(tmp_path, "dear", "111", 5e9)
+    alone(tmp_path, "judged", "110111", 3e9, "tandem", judge="mlp")
+    with pytest.raises(ArtifactError, match="have not answered the same questions"):
+        against_mixes([base, tmp_path])
+    pairs = {pair.other: pair for pair in against_mixes([base, tmp_path], common=True)}
+    judged = pairs["judged"]  # of q0, q1 and q2: small has one, dear all, half of each is at the cost
+    assert (judged.whole.n, judged.whole.base, judged.whole.other) == (3, 1 / 3, 2 / 3)
+    assert judged.mixes["models"].accuracy == pytest.approx((1 / 3 + 1) / 2)
+    assert judged.mixes["models"].difference == pytest.approx(0)
+    assert pairs["oracle"].costs["cold_flops"] == (1e9, pytest.approx((1e9 + 5e9 + 5e9) / 3))
+
+
 def test_folders_with_the_same_cells_are_compared_cell_by_cell(tmp_path):
     for folder, digits in (("before", "00"), ("after", "11")):
         for name in ("x", "y"):
