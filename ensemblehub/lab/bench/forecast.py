@@ -33,7 +33,7 @@ class Forecast:
     high: float
 
 
-def forecast(known: Sequence[float], count: int, level: float = LEVEL) -> Forecast:
+def forecast(known: Sequence[float] | NDArray[np.float64], count: int, level: float = LEVEL) -> Forecast:
     """The total of `count` values of which some are known, drawn alike.
 
     The unknown ones are predicted by the mean of the known, with Student's t for the spread of that mean
@@ -68,7 +68,16 @@ def elapsed(walls: Sequence[float], at_once: int) -> float:
     return max(ends)
 
 
-def forecast_time(walls: Sequence[float], count: int, at_once: int) -> Forecast:
+def question_sums(values: Sequence[float], samples: int) -> NDArray[np.float64]:
+    """The sum of every question's samples; samples of a question are alike, so its sum is what is drawn.
+
+    Args:
+        values: of the first sample of every question, then of the second, and so on.
+    """
+    return np.asarray(np.reshape(values, (samples, -1)).sum(0), float)
+
+
+def forecast_time(walls: Sequence[float], count: int, at_once: int, samples: int = 1) -> Forecast:
     """Seconds that `count` answers take, `at_once` in progress, of which the first took `walls` each.
 
     A pilot has fewer answers in progress than the run, throughout or while the last ones end, and how much faster
@@ -78,9 +87,11 @@ def forecast_time(walls: Sequence[float], count: int, at_once: int) -> Forecast:
     their geometric mean.
 
     Args:
-        walls: at least two, or all, in seconds, in the order in which the answers were begun.
+        walls: of at least two questions, or all, in seconds, in the order in which the answers were begun.
+        samples: answers to a question, see `question_sums`.
     """
-    work, done, took = forecast(walls, count), sum(walls), elapsed(walls, at_once)
+    work = forecast(question_sums(walls, samples), count // samples)
+    done, took = sum(walls), elapsed(walls, at_once)
     best, worst = 1 / at_once, took / done if done else 0.0
     mean = float(np.sqrt(best * worst))
     bounds = ((work.total, mean), (work.low, best), (work.high, worst))
@@ -117,7 +128,7 @@ def dry_run(
         running = Bench(part, folder / ANSWERS, force, errors)
         for cell in cells:
             rows = running.answered(cell)
-            lines.append(_line(cell, rows, count))
+            lines.append(_line(cell, rows, questions))
             alone = cell.config.aggregation.method == "single"  # calls one of its members
             models = [] if alone else [spec.name for spec in cell.config.members]
             notes += unseen(cell.name, models, rows)
@@ -142,19 +153,23 @@ def unseen(name: str, models: Sequence[str], rows: Sequence[AnswerRow]) -> list[
     idle = [model for model in models if model not in called]
     if not idle:
         return []
-    share = 1 - 0.05 ** (1 / len(rows))  # of a larger share, 95 % of pilots have an answer
+    asked = len({row.question for row in rows})
+    share = 1 - 0.05 ** (1 / asked)  # of a larger share of the questions, 95 % of pilots have one
     return [
         f"{name}: none of its {len(rows)} answers called {' or '.join(idle)}. Up to {share:.0%} of all may, and "
         "the intervals leave that out: take a larger pilot."
     ]
 
 
-def _line(cell: Cell, rows: Sequence[AnswerRow], count: int) -> list[str]:
-    figures = {name: forecast([getattr(row, name) for row in rows], count) for name in FIGURES}
+def _line(cell: Cell, rows: Sequence[AnswerRow], questions: Questions) -> list[str]:
+    samples, count = questions.samples, len(questions.asks)
+    sums = {name: question_sums([getattr(row, name) for row in rows], samples) for name in FIGURES}
+    figures = {name: forecast(values, len(questions.items)) for name, values in sums.items()}
     priced = {spec.name for spec in cell.config.members if cell.config.options(spec).get("price")}
     units: tuple[CostUnit, ...] = ("flops", "usd")
     known = {unit for unit in units if is_known(unit, rows, priced) and figures[unit].total}
-    time = forecast_time([row.wall for row in rows], count, cell.config.experiment.concurrency)
+    at_once = cell.config.experiment.concurrency
+    time = forecast_time([row.wall for row in rows], count, at_once, samples)
 
     def told(found: Forecast, text: Callable[[float], str]) -> str:
         interval = f" [{text(found.low)}, {text(found.high)}]" if len(rows) < count else ""

@@ -89,6 +89,24 @@ def test_a_pilot_is_kept_and_tells_what_the_whole_run_takes(tmp_path, capsys):
         assert found.low < found.high
 
 
+def test_samples_of_a_question_count_as_one(tmp_path, capsys):
+    first, second = [1.0, 2.0, 3.0], [3.0, 4.0, 5.0]  # of three questions: 4, 6 and 8
+    factor = math.exp(4.848732 * (2 / 6) * (1 / 3 + 1 / 9) ** 0.5)  # t of 96 %, a spread of 2 at a mean of 6
+    found = forecast.forecast_time([*first, *second], 2 * 12, 2, samples=2)
+    took = forecast.elapsed([*first, *second], 2)
+    assert found.low == pytest.approx(took + 9 * 6 / factor / 2)
+    file, out = tmp_path / "paid.yaml", tmp_path / "out"
+    file.write_text(MODEL)
+    given = [str(file), "--task", "builtin_math", "--limit", "30", "--out", str(out), "--samples", "4"]
+    assert command(*given, "--dry-run", "5", "-s", "ensemble.generation.temperature=1") == 0
+    rows = read_rows(out / "answers" / "paid.jsonl")[1].values()
+    reads = [4 * row.read for row in rows if not row.sample]  # all samples read the same
+    told = forecast.forecast(reads, 30)
+    assert told.high / told.total > 1.02
+    said = f"| paid | 20 | 120 | {told.total:,.0f} [{told.low:,.0f}, {told.high:,.0f}] | "
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_pilot_of_all_questions_has_totals_and_no_intervals(tmp_path, capsys, count):
     file, out = tmp_path / "paid.yaml", tmp_path / "out"
