@@ -247,17 +247,26 @@ def _decisions(result: Result) -> dict[str, Any]:
 
 def settings_of_cell(config: Config, ensemble: AsyncEnsemble, questions: Questions) -> dict[str, Any]:
     """All that decides a cell's answers but the questions themselves, as JSON."""
-    scorers = [spec.model_dump(exclude=WHERE_IT_RUNS) for spec in config.reward_specs]
-    return questions.about | {
-        "engines": {name: portable(options) for name, options in deciding(config, ensemble.engines).items()},
-        "sampling": asdict(questions.task.sampling(ensemble.sampling)),
-        "extract_after": ensemble.generation.extract_after,
-        "selection": config.selection.model_dump(),
-        "aggregation": config.aggregation.model_dump(),
-        "scorers": scorers if ensemble.aggregation.uses_scorers else [],
-        "on_error": config.ensemble.on_error,
-        "trained": trained({**config.selection.params, **config.aggregation.params}),
-    }
+    asked = ensemble.aggregation.uses_scorers
+    scorers = [spec.model_dump(exclude=WHERE_IT_RUNS) for spec in config.reward_specs] if asked else []
+    scale = config.ensemble.score_normalization
+    scaled = {"score_normalization": scale} if scorers and scale != "none" else {}
+    return (
+        questions.about
+        | scaled
+        | {
+            "engines": {
+                name: portable(options) for name, options in deciding(config, ensemble.engines).items()
+            },
+            "sampling": asdict(questions.task.sampling(ensemble.sampling)),
+            "extract_after": ensemble.generation.extract_after,
+            "selection": config.selection.model_dump(),
+            "aggregation": config.aggregation.model_dump(),
+            "scorers": scorers,
+            "on_error": config.ensemble.on_error,
+            "trained": trained({**config.selection.params, **config.aggregation.params}),
+        }
+    )
 
 
 def portable(options: dict[str, Any]) -> dict[str, Any]:

@@ -328,6 +328,32 @@ def test_a_cost_that_is_unknown_of_one_model_is_none_and_not_that_of_the_other(
     assert both.endswith("| 0.0%, +0.0 [+0.0, +0.0] |" if is_known else "| – |")  # twice the tokens of either
 
 
+JUDGED = """
+model_specs:
+  - {name: one, engine: echo, replies: {"": it is 5}}
+  - {name: two, engine: echo, replies: {"": it is 6}}
+reward_specs: [{name: natural, engine: perplexity, model: one}]
+ensemble: {output_aggregation_method: best_of}
+"""
+
+
+def test_answers_chosen_on_another_scale_of_scores_are_not_mixed(tmp_path, capsys):
+    file = tmp_path / "judged.yaml"
+    file.write_text(JUDGED)
+    given = (file, "--task", "builtin_math", "--out", tmp_path / "out")
+    assert command(*given, "--limit", 1) == 0
+    scaled = ("-s", "ensemble.score_normalization=minmax")
+    assert command(*given, "--limit", 2, *scaled) == 2
+    assert "score_normalization was not recorded; use --force" in capsys.readouterr().err
+    assert command(*given, "--limit", 2, *scaled, "--force") == 0
+    assert command(*given, "--limit", 3, *scaled) == 0
+    assert command(*given, "--limit", 3) == 2
+    assert "score_normalization 'minmax', now without it; use --force" in capsys.readouterr().err
+    voted = ("-s", "ensemble.output_aggregation_method=single")  # asks no scorer
+    assert command(*given, "--limit", 1, *voted, "--out", tmp_path / "voted") == 0
+    assert command(*given, "--limit", 2, *voted, *scaled, "--out", tmp_path / "voted") == 0
+
+
 def test_a_changed_question_is_not_mixed_with_old_answers(tmp_path):
     data = tmp_path / "questions.jsonl"
     row = {"question": "1 + 1?", "answer": "#### 2"}
