@@ -279,8 +279,8 @@ def evaluate(config: Config, limit: int | None, force: bool) -> None:
     help="Instead of live runs, replay this judge (a folder, or a rule such as entropy:1.0) on what was "
     "collected; repeatable.",
 )
-@click.option("--split", default="test", show_default=True, help="With --replay: the collected split.")
-def report(config: Config, judges: tuple[str, ...], split: str) -> None:
+@click.option("--split", help="With --replay: the collected split (default: test).")
+def report(config: Config, judges: tuple[str, ...], split: str | None) -> None:
     """Write table, summary and plots of an evaluation.
 
     Writes table.md, summary.json and the Pareto plot to the folder of results.  With
@@ -288,8 +288,10 @@ def report(config: Config, judges: tuple[str, ...], split: str) -> None:
     """
     from ensemblehub.lab.pipeline.pipeline import Pipeline
 
+    if split and not judges:
+        raise click.UsageError("--split goes with --replay: live runs are on the split test")
     pipeline = Pipeline(config)
-    click.echo(pipeline.report_replayed(judges, split) if judges else pipeline.report())
+    click.echo(pipeline.report_replayed(judges, split or "test") if judges else pipeline.report())
 
 
 @click.group(cls=Commands)

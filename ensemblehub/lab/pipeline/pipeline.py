@@ -290,12 +290,24 @@ class Pipeline(Experiment):
 
         Args:
             judges: As the option `judge` of `tandem`: folders of trained ones, or rules.  One that was
-                calibrated has the levels and the fallback that it was calibrated with.
+                calibrated has the levels and the fallback that it was calibrated with; a rule visits the levels
+                that the configured Tandem judges.
         """
         collected = self.collected(split)
         _, tandem = self.ensemble()
         self.check_levels(collected, tandem)
-        found = {Path(judge).name: resolve_judge(judge, list(collected.levels)) for judge in judges}
+        visited = {checkpoint.level for checkpoint in tandem.checkpoints}
+        found = dict[str, JudgeArtifact]()
+        for judge, name in replayed.names_of(judges).items():
+            artifact = resolve_judge(judge, list(collected.levels))
+            if not artifact.levels:
+                limits = artifact.thresholds or {}
+                kept = {level: limit for level, limit in limits.items() if level in visited}
+                artifact = replace(artifact, thresholds=kept)
+            pair = (collected.header[key] for key in ("mentor", "intern", "prompts"))
+            for problem in artifact.check(*pair):
+                log.warning("%s: %s", name, problem)
+            found[name] = artifact
         methods = replayed.methods(collected, found, tandem.fallback)
         told = report.summary(self.task.name, methods, [row.steps for row in collected.rows])
         rows = [row | more for row, more in zip(told, replayed.compared(methods), strict=True)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -26,10 +27,18 @@ from ensemblehub.tandem.insights import LEVEL_0
 
 SPENT = ("mentor_tokens", "intern_tokens", "flops", "paper", "seconds")  # of both models where both answer
 OVER_MIX, OVER_FIXED = "over the mix", "over the best fixed level"
+BASELINES = ("intern", "mentor", "random_mix", "oracle", "perfect_cascade")
 COLUMNS = (
     *(name for name in report.COLUMNS if name != "cost_vs_concise"),
     *(OVER_MIX, OVER_FIXED, "seconds", "levels"),
 )
+
+
+def names_of(judges: Sequence[str]) -> dict[str, str]:
+    """The name of every judge's row: that of its folder, or its path where another row has that name."""
+    taken = Counter([*BASELINES, *(Path(judge).name for judge in dict.fromkeys(judges))])
+    short = {judge: Path(judge).name for judge in judges}
+    return {judge: name if taken[name] == 1 else f"judge {judge}" for judge, name in short.items()}
 
 
 def judged(

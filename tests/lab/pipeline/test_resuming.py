@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+from ensemblehub import cli
 from ensemblehub.config import Config
 from ensemblehub.errors import ArtifactError, EngineError
 from ensemblehub.generators.openai.errors import RefusedError
@@ -423,6 +424,46 @@ def test_a_replayed_judge_chooses_what_it_did_live(folder):
         assert (getattr(replayed, column) == getattr(live, column)).all(), column
     text = own.report_replayed([str(folder / "judge"), "entropy:0.5"])
     assert all(f"| {method} |" in text for method in ("judge", "entropy:0.5", "oracle", "perfect_cascade"))
+
+
+def replayed_rows(folder, own, *judges):
+    own.report_replayed([*map(str, judges)])
+    return json.loads((folder / "results/summary.json").read_text())
+
+
+def test_replayed_judges_have_a_row_each_whatever_their_folders_are_called(folder):
+    own, named = pipeline(folder), [folder / "judge", folder / "other/judge", folder / "mentor"]
+    for path in named[1:]:
+        shutil.copytree(folder / "judge", path)
+        record = json.loads((path / "judge.json").read_text())
+        record["thresholds"] = {"none": 1.01, "low": 1.01, "high": 0.0}  # always at the highest level
+        (path / "judge.json").write_text(json.dumps(record))
+    rows = {row["method"]: row for row in replayed_rows(folder, own, *named)}
+    _, other, mentor = (rows[f"judge {path}"] for path in named)
+    assert other["levels"] == mentor["levels"] == {"high": N}
+    alone = {row["method"]: row for row in replayed_rows(folder, own, folder / "judge")}
+    assert rows["mentor"] == alone["mentor"]
+    assert rows["mentor"]["difference"] == 0
+    assert rows[f"judge {folder / 'judge'}"] == alone["judge"] | {"method": f"judge {folder / 'judge'}"}
+
+
+@pytest.mark.parametrize(("starts", "level"), [("true", "none"), ("false", "low")])
+def test_a_replayed_rule_visits_the_levels_that_the_configuration_judges(folder, starts, level):
+    own = pipeline(folder, f"ensemble.output_aggregation_params.start_with_intern={starts}")
+    assert replayed_rows(folder, own, "entropy:100")[-1]["levels"] == {level: N}
+
+
+def test_a_replayed_judge_of_another_pair_is_warned_of(folder, caplog):
+    path = folder / "judge/judge.json"
+    path.write_text(path.read_text().replace('"mentor": "big"', '"mentor": "huge"'))
+    replayed_rows(folder, pipeline(folder), folder / "judge")
+    assert "judge: the judge was made for mentor 'huge', not 'big'" in caplog.text
+
+
+def test_a_split_of_live_runs_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["report", "--split", "calibration"])
+    assert "--split goes with --replay" in capsys.readouterr().err
 
 
 def test_a_perfect_cascade_asks_the_mentor_where_the_intern_is_wrong(folder):
