@@ -6,7 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ class SpecialTokenMask:
 
     def __init__(self, special: re.Pattern[str], texts: Iterable[str]) -> None:
         used = set().union(*texts)
-        self._open, self._close = [chr(code) for code in _PRIVATE if chr(code) not in used][:2]
+        self._open, self._close = islice((chr(code) for code in _PRIVATE if chr(code) not in used), 2)
         self._special = special
         self._hidden: list[str] = []
         self._placeholder = re.compile(f"{self._open}([0-9]+){self._close}")
