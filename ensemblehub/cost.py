@@ -7,7 +7,8 @@ as two), US dollars, seconds.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -134,6 +135,7 @@ class UsageLedger:
 
     calls: list[UsageLine] = field(default_factory=list)
     _computed: dict[str, list[Sequence[int]]] = field(default_factory=dict, repr=False)
+    _before: dict[str, list[Sequence[int]]] = field(default_factory=dict, repr=False)
 
     def reused(
         self, engine: str, ids: Sequence[int], cached: int, prompt: int = 0, reading: bool = False
@@ -157,7 +159,8 @@ class UsageLedger:
 
         For a `reading` with their predictions; where these end before `ids` do, the last is computed again.
         """
-        earlier = self._computed.get(_reading(engine) if reading else engine, ())
+        kind = _reading(engine) if reading else engine
+        earlier = [*self._before.get(kind, ()), *self._computed.get(kind, ())]
         common = max((_common(ids, other) for other in earlier), default=0)
         return common if not reading or common == len(ids) else max(0, common - 1)
 
@@ -178,9 +181,22 @@ class UsageLedger:
         """The sum of all calls."""
         return sum((call.cost for call in self.calls), Cost())
 
-    def part(self) -> UsageLedger:
-        """Return a ledger of its own for some of the request's calls; they know what the others computed."""
-        return UsageLedger(_computed=self._computed)
+    @contextmanager
+    def branch(self) -> Iterator[UsageLedger]:
+        """Yield a ledger for calls that run beside others; it knows what was computed before it began.
+
+        Its calls are recorded here when it ends.
+        """
+        known = {kind: [*ids] for kind, ids in self._before.items()}
+        for kind, ids in self._computed.items():
+            known.setdefault(kind, []).extend(ids)
+        branch = UsageLedger(_before=known)
+        try:
+            yield branch
+        finally:
+            self.calls.extend(branch.calls)
+            for kind, ids in branch._computed.items():
+                self._computed.setdefault(kind, []).extend(ids)
 
     def meter(self, purpose: Purpose) -> UsageMeter:
         """Return a meter for engine calls made for `purpose`."""

@@ -2,6 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ensemblehub import registry
+from ensemblehub.client import Ensemble
 from ensemblehub.cost import UsageLedger, dollars
 from ensemblehub.schema import Cost, ModelInfo, Price
 
@@ -73,6 +75,23 @@ def test_predictions_are_those_of_an_earlier_reading_and_of_what_was_written_beh
     assert first.total.cold_flops == again.total.cold_flops == first.total.flops
 
 
+def test_calls_beside_each_other_do_not_know_what_the_others_compute():
+    info = ModelInfo(parameters=10, active=10)  # 20 FLOPs a token
+    first, again = UsageLedger(), UsageLedger()
+    for ledger, at_first, at_samples in ((first, 0, 1), (again, 1, 3)):
+        ledger.meter("select").record("m", info, prompt_tokens=1, cached_tokens=at_first, ids=[1])
+        asked = {"prompt_tokens": 3, "cached_tokens": at_samples, "completion_tokens": 2}
+        with ledger.branch() as one, ledger.branch() as other:
+            one.meter("propose").record("m", info, **asked, ids=[1, 2, 3, 8])
+            other.meter("propose").record("m", info, **asked, ids=[1, 2, 3, 9])
+        ledger.meter("judge").record("m", info, prompt_tokens=5, cached_tokens=4, ids=[1, 2, 3, 9, 5])
+    assert [call.purpose for call in first.calls] == ["select", "propose", "propose", "judge"]
+    # each sample reads two tokens and computes one of those that it writes
+    assert first.total.flops == 20 * (1 + 3 + 3 + 1)
+    assert again.total.flops == 20 * (0 + 1 + 1 + 1)
+    assert first.total.cold_flops == again.total.cold_flops == first.total.flops
+
+
 def test_the_cache_of_one_engine_is_not_that_of_another():
     info, ledger = ModelInfo(parameters=10, active=10), UsageLedger()
     meter = ledger.meter("judge")
@@ -99,3 +118,27 @@ def test_what_is_reused_is_the_longest_common_start_within_what_was_cached(calls
         starts = [n for n in range(min(cached, len(tokens)) + 1) for call in before if call[:n] == tokens[:n]]
         assert ledger.reused("m", tokens, cached) == max(starts, default=0)
         before.append(tokens)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "temperature"),
+    [
+        ("cascade", {"accept": "agreement:2"}, 0.7),
+        ("vote", {"samples": 3, "window": 1}, 0.7),
+        ("vote", {"samples": 2, "accept": "ask"}, 0.7),
+        ("fuse", {"samples": 2, "layers": 2, "template": "builtin"}, 0.7),
+        ("reward_based", {"max_new_tokens_per_round": 8}, 0.0),
+    ],
+)
+def test_the_cold_cost_of_samples_is_what_they_cost_with_empty_caches(strategy, options, temperature):
+    models = [{"name": name, "engine": "numpy", "path": f"builtin:{name}"} for name in ("mentor", "intern")]
+    judges = [{"engine": "perplexity", "model": model["name"]} for model in models]
+    aggregation = registry.build(
+        registry.lookup(registry.AGGREGATIONS, strategy, "aggregation"), options, strategy
+    )
+    with Ensemble(models, aggregation=aggregation, scorers=judges) as ensemble:
+        asked = {"max_tokens": 24, "temperature": temperature, "seed": 1}
+        first, again = (ensemble.generate("There are 3 mugs. How many?", **asked).cost for _ in range(2))
+    assert first.cold_flops == first.flops
+    assert again.flops < first.flops
+    assert again.cold_flops == pytest.approx(first.cold_flops, rel=1e-9)

@@ -85,12 +85,10 @@ class Candidate:
 
     async def write(self, ledger: UsageLedger) -> None:
         """Let the engine write it to its end; cancelling stops the engine."""
-        try:
+        with ledger.branch() as self.usage:
             async with aclosing(self.engine.stream(self.request, self.usage.meter("propose"))) as pieces:
                 async for piece in pieces:
                     self.pieces.append(piece)
-        finally:
-            ledger.calls.extend(self.usage.calls)
 
     def discard(self, ledger: UsageLedger) -> None:
         """Record its tokens as discarded."""

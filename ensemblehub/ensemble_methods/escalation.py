@@ -81,7 +81,7 @@ class Escalation(LargeAndSmall):
         refuse_ids(request, engines)
         large, small = self.pair(engines)
         self.check_context(request, large, small)
-        draft = Candidate(small, self.first_request(request), small.name, usage=ledger.part())
+        draft = Candidate(small, self.first_request(request), small.name)
         trial = Trial(request, draft, engines, ledger)
         reading = await self.read_question(trial)
         if reading:

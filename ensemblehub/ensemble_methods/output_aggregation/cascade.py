@@ -53,7 +53,7 @@ class Cascade(Escalation):
     async def escalated(self, trial: Trial, large: Engine) -> AsyncGenerator[Event, None]:
         request, ledger = trial.request, trial.ledger
         for engine in self.middle(trial.engines):
-            draft = Candidate(engine, request, engine.name, usage=ledger.part())
+            draft = Candidate(engine, request, engine.name)
             await draft.write(ledger)
             verdict = await self.judged(replace(trial, draft=draft))
             yield verdict

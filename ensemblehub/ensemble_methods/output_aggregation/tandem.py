@@ -105,7 +105,7 @@ class Tandem(TandemOptions):
     ) -> Draft:
         """The intern's first answer, not written yet."""
         asked = dialogue.intern_request()
-        candidate = Candidate(intern, asked, intern.name, usage=ledger.part())
+        candidate = Candidate(intern, asked, intern.name)
         threshold = self.level_thresholds[LEVEL_0]
         trial = Trial(dialogue.request, candidate, engines, ledger)
         return Draft(trial, criterion, threshold, self.confirm, self.continue_draft, self.judged)

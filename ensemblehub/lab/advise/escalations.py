@@ -59,7 +59,7 @@ def escalations(recorded: Recorded, known: slice) -> Iterator[Strategy]:
             np.mean([_agree(drafts[0], other) for other in drawn])
             for drafts, drawn in zip(recorded.drafts, others, strict=True)
         ]
-        more = np.array([sum(recorded.cost(other.run) for other in drawn) for drawn in others])
+        more = np.array([sum(recorded.repeated_cost(other.run) for other in drawn) for drawn in others])
         accepted = Accepted(f"agreement:{samples}", np.array(shares), more, known)
         yield from _kept(recorded, "cascade by agreement", accepted, mentor, "cascade")
 

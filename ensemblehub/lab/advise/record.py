@@ -129,6 +129,13 @@ class Recorded:
             intern, run.intern_read, 0, run.intern_tokens
         )
 
+    def repeated_cost(self, run: Run) -> float:
+        """What a run of the intern costs after another one of the same prompt, of which only the last token is
+        read again; in US dollars as much as by itself.
+        """
+        cost = self.cost(run)
+        return cost if self.prices else cost - self.collected.info("intern").flops(0, run.intern_read - 1)
+
     def reading_cost(self, draft: InternAnswer) -> float:
         """What it costs more that the intern reads the question before its answer, which goes on from there:
         the prompt's last token once more, or in US dollars another prompt.

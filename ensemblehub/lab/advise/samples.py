@@ -75,16 +75,22 @@ def _sampled(
     """A strategy over the intern's samples.
 
     Args:
-        ways: how the table calls each setting, and its options.
+        ways: how the table calls each setting, and its options; the samples of a `window` after the first find
+            their prompt in the cache.
         ends: the index of the sample that is given and the number of samples drawn, (n, T, 2).
     """
     shared = {"ensemble.models": [recorded.name("intern")], "ensemble.generation.temperature": TEMPERATURE}
     runs = [[draft.run for draft in drafts[1 : ends.max() + 1]] for drafts in recorded.drafts]
     right = np.array([[float(run.correct) for run in row] for row in runs])
-    cost = np.cumsum([[recorded.cost(run) for run in row] for row in runs], axis=1)
+    alone, again = (
+        np.array([[cost(run) for run in row] for row in runs])[:, None]
+        for cost in (recorded.cost, recorded.repeated_cost)
+    )
+    at_once = np.array([params.get("window", alone.shape[-1]) for _, params in ways])[:, None]
+    cost = np.cumsum(np.where(np.arange(alone.shape[-1]) < at_once, alone, again), axis=-1)
     return Strategy(
         name,
         tuple((title, shared | with_method(method, **params)) for title, params in ways),
         np.take_along_axis(right, ends[..., 0], axis=1),
-        np.take_along_axis(cost, ends[..., 1] - 1, axis=1),
+        np.take_along_axis(cost, ends[..., 1:] - 1, axis=-1)[..., 0],
     )

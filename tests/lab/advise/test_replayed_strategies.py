@@ -16,7 +16,7 @@ from ensemblehub.lab.advise.escalations import escalations, thinking
 from ensemblehub.lab.advise.levels import trained
 from ensemblehub.lab.advise.pair import trained_judge, with_rule
 from ensemblehub.lab.advise.record import InternAnswer, Recorded
-from ensemblehub.lab.advise.samples import _voted, best_of
+from ensemblehub.lab.advise.samples import _vote, _voted, best_of
 from ensemblehub.lab.advise.strategies import NO_THINKING, strategies
 from ensemblehub.lab.advise.strategy import SHOWN_TESTS, limits_of, thresholds_of
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
@@ -50,6 +50,18 @@ def test_a_vote_draws_what_it_needs(answers, at_once, singly, in_pairs):
     assert found == [at_once, singly, in_pairs]
 
 
+def test_samples_of_a_later_window_find_their_prompt_in_the_cache():
+    recorded = SimpleNamespace(
+        drafts=[[*drawn(["9"]), *drawn(["9", "4", "9", "9"])]],
+        name=lambda role: role,
+        cost=lambda run: 5,
+        repeated_cost=lambda run: 3,
+    )
+    ways = [("", {"samples": 4}), ("", {"samples": 4, "window": 1}), ("", {"samples": 4, "window": 2})]
+    found = _vote(recorded, "vote", ways)
+    assert found.cost.tolist() == [[4 * 5, 5 + 2 * 3, 2 * 5 + 2 * 3]]  # one at a time, three are enough
+
+
 def test_of_samples_that_pass_equally_many_tests_the_first_is_given():
     rows = [(["4", "9", "9"], [0.5, 0.5, 1.0]), (["9", "4", "4"], [0.0, 0.0, 0.0])]
     greedy, cut = drawn(["4"]), drawn(["4", "9", "9"], [1.0, 0.5, 0.0])
@@ -58,6 +70,7 @@ def test_of_samples_that_pass_equally_many_tests_the_first_is_given():
         drafts=[*([*greedy, *drawn(answers, passed)] for answers, passed in rows), [*greedy, *cut]],
         name=lambda role: role,
         cost=lambda run: run.intern_tokens,
+        repeated_cost=lambda run: run.intern_tokens,
     )
     (strategy,) = best_of(recorded)
     assert [title for title, _ in strategy.settings] == ["2 samples", "3 samples"]
@@ -216,9 +229,10 @@ def test_every_draft_is_kept_by_no_setting():
     agreement = found["cascade by agreement"]
     assert [title for title, _ in agreement.settings] == ["agreement:2 from 0.500", "agreement:2 from 1.000"]
     assert agreement.correct.tolist() == [[1, 1], [0, 1], [0, 0]]
-    # 2 FLOPs a token of the intern, 49 of its draft and 4 of each sample; 18 of the mentor, 69 of its answer
+    # 2 FLOPs a token of the intern, 49 of its draft and 3 of each sample behind the prompt; 18 of the mentor,
+    # 69 of its answer
     assert agreement.cost.tolist() == [
-        [2 * 57 + 18 * 69 * asked for asked in row] for row in ((1, 1), (0, 1), (0, 0))
+        [2 * 55 + 18 * 69 * asked for asked in row] for row in ((1, 1), (0, 1), (0, 0))
     ]
     assert [title for title, _ in found["cascade by log-probability"].settings] == [
         "logprob from 0.400",
