@@ -28,7 +28,9 @@ def comparison(rows: list[dict[str, Any]]) -> Table:
     for row in labelled(rows):
         interval = f"{100 * row['accuracy_low']:.0f}–{100 * row['accuracy_high']:.0f}"
         tokens = [f"{row['mentor_tokens']:.0f}", f"{row['intern_tokens']:.0f}"]
-        costs = [f"{row['cost_vs_mentor']:.2f}", f"{row['cost_vs_concise']:.2f}"]
+        costs = [
+            "–" if row[key] is None else f"{row[key]:.2f}" for key in ("cost_vs_mentor", "cost_vs_concise")
+        ]
         cells = [row["method"], f"{row['accuracy']:.1%}", interval, *tokens, *costs]
         table.add_row(*cells, style="bold" if row["method"] == "tandem" else None)
     return table

@@ -84,6 +84,7 @@ def run(pipeline: Pipeline, kinds: Sequence[str] = (), say: Callable[[str], None
     _, tandem = pipeline.ensemble()
     for split in (data.train, data.calibration, data.test):
         pipeline.check_levels(split, tandem)
+        split.check_sizes()
     visited = [checkpoint.level for checkpoint in tandem.checkpoints]
     for kind in kinds or NAMES:
         say(f"{kind} ...")

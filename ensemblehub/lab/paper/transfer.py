@@ -37,7 +37,7 @@ def run(study: Study) -> list[Table]:
     answered = [*own.methods(), report.tandem(own.test, moved, "tandem_transferred")]
     rows = report.summary(code.benchmark, answered, own.steps, own.highest)
     fixed = next(row for row in rows if row["method"] == own.highest)
-    for row in rows:
+    for row in rows if fixed["cost_vs_mentor"] else ():
         row["cost_vs_fixed"] = row["cost_vs_mentor"] / fixed["cost_vs_mentor"]
     notes = [
         report.notes(own.test, None, own.highest)[0],

@@ -42,6 +42,7 @@ def certify(pipeline: Pipeline, promise: Promise) -> str:
         ArtifactError: a split is missing, or the judge is for something else.
     """
     artifact, tandem, data = pipeline.calibration()
+    data.check_sizes()
     data = data.part(splits.distinct([row.key for row in data.rows], "calibration"))
     levels = [checkpoint.level for checkpoint in tandem.checkpoints]
     training = pipeline.learning("train")

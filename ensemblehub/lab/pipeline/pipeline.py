@@ -75,6 +75,12 @@ class Pipeline(Experiment):
             cluster: where Ray does it instead.
         """
         ensemble, tandem = self.unjudged()
+        for engine in tandem.roles(ensemble.engines):
+            if not engine.info.active:
+                log.warning(
+                    "the size of the model %r is unknown, and so are costs in FLOPs: set its `parameters` first",
+                    engine.name,
+                )
         items, folder = self.items(split, limit), self.folder / "collected"
         settings = self.header(split, ensemble, tandem)
         header = settings | {"n": len(items), "asked": splits.asked(*items)}
@@ -196,7 +202,9 @@ class Pipeline(Experiment):
         artifact, tandem, data = self.calibration()
         levels = [checkpoint.level for checkpoint in tandem.checkpoints]
         outcomes = replay.outcomes(data, artifact.judge, levels, tandem.fallback, bool(tandem.draft))
-        if prices is not None:
+        if prices is None:
+            data.check_sizes()
+        else:
             outcomes = replay.in_dollars(outcomes, data, levels, *prices)
         chosen = calibration.calibrate(outcomes, objective, calibration.limits_of(tandem.give_up, levels))
         thresholds, give_up = calibration.by_level(levels, chosen.thresholds, chosen.give_up)
@@ -219,8 +227,7 @@ class Pipeline(Experiment):
         pair = tandem.roles(ensemble.engines)
         if objective.unit == "usd":
             return objective, replay.prices(*(engine.info for engine in pair))
-        if objective.name != "max-accuracy":
-            replay.check_sizes(pair, f"{str(objective)!r} counts FLOPs")
+        replay.check_sizes(pair, f"{str(objective)!r} counts FLOPs")
         return objective, None
 
     def calibration(self) -> tuple[JudgeArtifact, Tandem, Collected]:

@@ -172,6 +172,19 @@ class Collected:
         """Return the `ModelInfo` of `mentor` or `intern` at the time of collecting."""
         return ModelInfo(**{**self.header["cards"][role], "price": None})
 
+    def check_sizes(self) -> None:
+        """Check that its costs can be counted in FLOPs.
+
+        Raises:
+            ArtifactError: the size of a model was unknown when it was collected.
+        """
+        for role in ("mentor", "intern"):
+            if not self.info(role).active:
+                raise ArtifactError(
+                    f"costs are counted in FLOPs, and the size of the model {self.header[role]!r} was unknown when "
+                    f"{self.header['split']} was collected: set its `parameters` and collect again (--force)"
+                )
+
     def part(self, indices: list[int]) -> Collected:
         """The same for some of the questions."""
         rows = [self.rows[index] for index in indices]

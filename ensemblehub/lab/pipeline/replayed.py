@@ -79,12 +79,13 @@ def against_live(collected: Collected, tandem: Tandem, live: Sequence[TandemRun]
     run = cascade.replay(found, list(limits.values()))
     names = ["mentor" if at == cascade.MENTOR else list(limits)[at] for at in run.chosen]
     texts = [row.runs[name].text for row, name in zip(collected.rows, names, strict=True)]
+    flops = sum(line.flops for line in live)
     return ReplayCheck(
         len(live),
         sum(name == line.chosen for name, line in zip(names, live, strict=True)),
         sum(bool(right) == line.correct for right, line in zip(run.correct, live, strict=True)),
         sum(text == line.text for text, line in zip(texts, live, strict=True)),
-        float(run.cost.sum() / sum(line.flops for line in live)),
+        float(run.cost.sum() / flops) if flops else None,
     )
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from ensemblehub.tandem.insights import LEVEL_0
 METHOD_COLUMNS = ("method", "n", "accuracy", "difference", "mentor_tokens", "intern_tokens", "tflops")
 SHARES = ("leak_share", "truncated_share", "judging_share")
 COLUMNS = (*METHOD_COLUMNS, "tflops_paper", "cost_vs_mentor", "cost_vs_concise", *SHARES)
+BY_FLOPS = ("tflops", "tflops_paper", "cost_vs_mentor", "cost_vs_concise", "judging_share")
 # What tables and plots show for the mentor's two runs and for a column's key.
 LABELS = {"mentor": "mentor (thinking)", "mentor_concise": "mentor (no thinking)"}
 HEADERS = {"cost_vs_concise": "cost_vs_no_thinking"}
@@ -113,10 +115,12 @@ def random_mix(collected: Collected, shares: dict[str, float]) -> MethodRuns:
 
 
 def equal_cost_mix(models: Sequence[MethodRuns], than: MethodRuns) -> MethodRuns | None:
-    """The most accurate random mix of `models` at another method's cost; None where none costs that."""
+    """The most accurate random mix of `models` at another method's cost; None where none costs that, or the cost
+    of one is unknown.
+    """
     points = [(runs.flops.mean(), runs.correct.mean()) for runs in models]
     shares = cascade.best_shares(points, float(than.flops.mean()))
-    if shares is None:
+    if shares is None or not all(cost for cost, _ in points):
         return None
     return _mixed("equal_cost_mix", [pair for pair in zip(shares, models, strict=True) if pair[0]])
 
@@ -169,6 +173,8 @@ def summary(
 ) -> list[dict[str, Any]]:
     """The rows of `summary.json`; accuracies and shares are fractions, compute is TFLOPs per question.
 
+    What counts FLOPs (`BY_FLOPS`) is None where the size of the mentor or of the intern is unknown.
+
     Args:
         steps: per question; the leak share is over questions of two steps or more (0 steps: unknown,
             counted).
@@ -176,8 +182,9 @@ def summary(
     """
     deep = np.array([count != 1 for count in steps])
     by_name = {runs.method: runs for runs in answered}
-    mentor = by_name["mentor"].flops.sum()
-    concise = by_name.get("mentor_concise", by_name["mentor"]).flops.sum()
+    mentor = float(by_name["mentor"].flops.sum()) or math.nan
+    concise = float(by_name.get("mentor_concise", by_name["mentor"]).flops.sum()) or math.nan
+    is_known = all(by_name[name].flops.any() for name in ("mentor", "intern") if name in by_name)
     rows = []
     for runs in answered:
         low, high = metrics.wilson_interval(float(runs.correct.sum()), len(runs.correct))
@@ -201,10 +208,10 @@ def summary(
             "levels": {level: round(count, 1) for level, count in runs.levels.items()},
             "leak_share": float(runs.leak[deep].mean()) if deep.any() else 0.0,
             "truncated_share": float(runs.truncated.mean()),
-            "judging_share": float(runs.judging.sum() / runs.flops.sum()),
+            "judging_share": float(runs.judging.sum()) / (float(runs.flops.sum()) or math.nan),
             "seconds": float(runs.seconds.mean()),
         }
-        rows.append(row)
+        rows.append(row if is_known else row | dict.fromkeys(BY_FLOPS))
     return rows
 
 
@@ -280,14 +287,14 @@ class ReplayCheck:
         checked: number of questions.
         levels, correct, texts: on how many of them replay and live run chose the same level, are both right
             or both wrong, and have the same text.
-        flops: of all replayed answers as a multiple of those of the live runs.
+        flops: of all replayed answers as a multiple of those of the live runs; None where these are unknown.
     """
 
     checked: int
     levels: int
     correct: int
     texts: int
-    flops: FiniteFloat
+    flops: FiniteFloat | None
 
 
 @dataclass(frozen=True)
@@ -352,8 +359,8 @@ def notes(collected: Collected, checks: Checks | None, against: str = "the mento
     if checks and (found := checks.replay):
         lines.append(
             f"The judge replayed on the collected runs of all {found.checked} questions, against Tandem live: the same "
-            f"level on {found.levels}, equally right on {found.correct}, the same text on {found.texts}; "
-            f"{found.flops:.4f} times the FLOPs."
+            f"level on {found.levels}, equally right on {found.correct}, the same text on {found.texts}"
+            + (f"; {found.flops:.4f} times the FLOPs." if found.flops is not None else ".")
         )
     if checks and checks.grading:
         lines.append(checks.grading)
@@ -367,9 +374,10 @@ def write(
     title: str,
     columns: Sequence[str] = COLUMNS,
 ) -> str:
-    """Write `summary.json`, `table.md` and the plot; returns the table."""
+    """Write `summary.json`, `table.md` and, where costs are known, the plot; returns the table."""
     text = f"# {title}\n\n{markdown(rows, footnotes, columns)}"
     write_atomically(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
     write_atomically(folder / "table.md", text)
-    plot(rows, folder, title)
+    if all(row["cost_vs_mentor"] is not None for row in rows):
+        plot(rows, folder, title)
     return text

@@ -15,9 +15,11 @@ pytest.importorskip("matplotlib")
 
 from ensemblehub import cli
 from ensemblehub.config import Config
-from ensemblehub.errors import ArtifactError, EngineError
+from ensemblehub.errors import ArtifactError, ConfigError, EngineError
 from ensemblehub.generators.openai.errors import RefusedError
 from ensemblehub.lab.pipeline import report, splits
+from ensemblehub.lab.pipeline.certificate import Promise
+from ensemblehub.lab.pipeline.certificate_command import certify
 from ensemblehub.lab.pipeline.collect import Collector
 from ensemblehub.lab.pipeline.failures import about
 from ensemblehub.lab.pipeline.pipeline import Pipeline
@@ -464,6 +466,27 @@ def test_a_split_of_live_runs_is_refused(capsys):
     with pytest.raises(SystemExit):
         cli.main(["report", "--split", "calibration"])
     assert "--split goes with --replay" in capsys.readouterr().err
+
+
+def test_costs_are_unknown_where_the_size_of_a_model_was(folder, caplog):
+    roles = [f"ensemble.output_aggregation_params.{role}" for role in ("mentor=big", "intern=small")]
+    sizeless, sized = pipeline(folder, *roles, "model_specs.0.parameters=0"), pipeline(folder, *roles)
+    for split in ("train", "calibration", "test"):
+        sizeless.collect(split, 20, force=True)
+    assert "the size of the model 'big' is unknown, and so are costs in FLOPs" in caplog.text
+    with pytest.raises(ConfigError, match="'max-accuracy' counts FLOPs, and the size of the model 'big'"):
+        sizeless.calibrate()
+    for step in (sized.calibrate, lambda: certify(sized, Promise(0.5))):  # what was collected has no size
+        assert "the size of the model 'big' was unknown when calibration was collected" in refused(
+            folder, step
+        )
+    sizeless.evaluate(20, force=True)
+    for text in (sizeless.report(), sizeless.report_replayed([str(folder / "judge")])):
+        assert "inf" not in text
+        assert "nan" not in text
+        rows = json.loads((folder / "results/summary.json").read_text())
+        assert {row[key] for row in rows for key in report.BY_FLOPS} == {None}
+        assert "equal_cost_mix" not in {row["method"] for row in rows}
 
 
 def test_a_perfect_cascade_asks_the_mentor_where_the_intern_is_wrong(folder):
