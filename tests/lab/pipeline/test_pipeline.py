@@ -52,6 +52,7 @@ def pipeline(tmp_path):
         ("parameters: 1000000", "budget:$0.01", "a budget in dollars needs the mentor's `price`"),
         ("parameters: 0", "budget:1TFLOPs", "the size of the model 'small' is unknown: set its `parameters`"),
         ("parameters: 0", "budget:0.5", "the size of the model 'small' is unknown: set its `parameters`"),
+        ("parameters: 0", "max-accuracy", "counts FLOPs, and the size of the model 'small' is unknown"),
         ("parameters: 0", "min-accuracy:0.5", "the size of the model 'small' is unknown: set its `param"),
     ],
 )
@@ -63,6 +64,7 @@ def test_an_aim_whose_costs_are_unknown_is_refused_before_anything_is_read(tmp_p
     assert not (tmp_path / "judge").exists()  # which would be missed next
     with pytest.raises(ConfigError, match=re.escape(says)):
         Pipeline(Config.read(path)).calibrate(aim)
+    path.write_text(path.read_text().replace(engine, "parameters: 1000000"))
     with pytest.raises(ArtifactError, match="no judge in"):
         Pipeline(Config.read(path)).calibrate("max-accuracy")
 
