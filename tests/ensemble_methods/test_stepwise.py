@@ -1,6 +1,7 @@
 """`stepwise`: who writes which step by which rule, and what it costs."""
 
 import asyncio
+import json
 import math
 from contextlib import aclosing
 from dataclasses import replace
@@ -13,7 +14,7 @@ from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.stepwise import Stepwise
 from ensemblehub.errors import CapabilityError, ConfigError, EngineError, RequestError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
-from ensemblehub.schema import Chat, Cost, Message, Piece, Request, Sampling, Scored, ScoredToken
+from ensemblehub.schema import Chat, Choice, Cost, Message, Piece, Request, Sampling, Scored, ScoredToken
 
 CHAT = Chat((Message("user", "Tell it in {steps}."),))
 STORY = "One two. Hm three. Four five. Hm six."  # the large model tells the same, in capitals
@@ -161,6 +162,31 @@ def test_a_small_model_that_says_nothing_leaves_the_answer_to_the_large_one():
     for rule, kind in (("logprob", Reader), ("score", Rater)):
         engines = [kind("big", 9, STORY.upper()), Teller("tiny", 1, "")]
         assert written(answer(Stepwise(rule=rule, **STEPS), engines))[0] == ("big", "ONE TWO.")
+
+
+def test_a_step_without_words_is_not_rated():
+    small, large = EchoEngine("tiny", EchoOptions({"": ""}, parameters=1)), pair()[0]
+    result = answer(Stepwise(rule="score", **STEPS), [large, small])
+    assert result.choices[0] == Choice("proposal", ("big",), (), "the step is blank: big writes")
+    assert [line.purpose for line in result.usage.lines if line.purpose == "judge"] == []
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["choices"][0]["scores"] == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "threshold", "allowed"),
+    [
+        ("score", 9.5, "from 0 to 9"),
+        ("score", -1, "from 0 to 9"),
+        ("logprob", 7, "from 0 to 1"),
+        ("entropy", -0.5, "at least 0"),
+    ],
+)
+def test_a_threshold_that_no_step_or_every_step_reaches_is_refused(rule, threshold, allowed):
+    strategy = Stepwise(rule=rule, threshold=threshold)
+    with pytest.raises(ConfigError, match=f"`rule: {rule}` the threshold is {allowed}, not {threshold:g}"):
+        AsyncEnsemble(pair(Reader), All(), strategy)
+    for end in {"score": (0, 9), "logprob": (0, 1), "entropy": (0, 20)}[rule]:
+        AsyncEnsemble(pair(Reader), All(), replace(strategy, threshold=end))
 
 
 def test_closing_stops_whoever_writes():

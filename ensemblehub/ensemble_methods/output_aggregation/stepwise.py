@@ -43,6 +43,7 @@ Its next step:
 Is that step correct and useful? Rate it from 0 (wrong) to 9 (right). Reply with one digit."""
 DIGITS = tuple("0123456789")
 THRESHOLDS = {"entropy": 1.0, "score": 7.0, "logprob": 0.5, "reward": 0.7}
+RANGES = {"entropy": (0.0, math.inf), "score": (0.0, 9.0), "logprob": (0.0, 1.0)}
 REQUIRES: dict[str, tuple[set[Capability], set[Capability]]] = {  # of the large and of the small model
     "entropy": (set(), {"logprobs"}),
     "score": (set(), set()),
@@ -68,7 +69,7 @@ class Stepwise(LargeAndSmall, Segments):
     Attributes:
         rule: who writes a step: `entropy`, `score`, `logprob` or `reward` (see the module).
         threshold: the first token's entropy in nats at most (`entropy`, default 1), or the step's rating
-            at least (`score`: 7 of 9, `logprob`: 0.5, `reward`: 0.7).
+            at least (`score`: 7 of 9, `logprob`: 0.5 of 1, `reward`: 0.7).
         large, small: engines by name; the largest and the smallest by default.
         separators: strings that end a step.
         step_tokens: tokens of a step at most.
@@ -133,10 +134,15 @@ class Stepwise(LargeAndSmall, Segments):
                 draft.add(piece)
                 step.append(piece)
         text = draft.text.removeprefix(so_far.text)
-        ends = self.limit if so_far.text else -math.inf  # the end of the text, but not of one that is empty
-        value = await self.rating(turns[0].engine, asked[0], text, ledger) if text.strip() else ends
-        yield self.choice(turns, value >= self.limit, f"{self.rule} {value:.2f} of the step", value)
-        if value >= self.limit:
+        if text.strip():
+            value = await self.rating(turns[0].engine, asked[0], text, ledger)
+            kept = value >= self.limit
+            yield self.choice(turns, kept, f"{self.rule} {value:.2f} of the step", value)
+        else:
+            kept = bool(so_far.text)  # the end of the text, but not of one that is empty
+            writer = turns[1 if kept else 0].engine.name
+            yield Choice("proposal", (writer,), (), f"the step is blank: {writer} writes")
+        if kept:
             for piece in step:
                 yield replace(piece, purpose="answer")
             return
@@ -184,5 +190,11 @@ class Stepwise(LargeAndSmall, Segments):
         super().check(engines)
         for engine, requires in zip(self.pair(engines), REQUIRES[self.rule], strict=True):
             require(engine, requires | {"prefix"}, "stepwise")
+        least, most = RANGES.get(self.rule, (-math.inf, math.inf))
+        if not least <= self.limit <= most:
+            allowed = "at least 0" if most == math.inf else f"from 0 to {most:g}"
+            raise ConfigError(
+                f"stepwise: with `rule: {self.rule}` the threshold is {allowed}, not {self.limit:g}"
+            )
         if not self.separators or not all(self.separators):
             raise ConfigError("stepwise: separators must name at least one string, and none that is empty")
