@@ -178,6 +178,8 @@ class Escalation(LargeAndSmall):
         super().check(engines)
         _, small = self.pair(engines)
         self.criterion.check(small, engines, name_of(self))
+        if self.accept == NEVER and self.threshold is not None:
+            raise ConfigError(f"{name_of(self)}: `threshold` needs a criterion, and `accept: never` is none")
         if self.rule is not None:
             if not self.drafts:
                 raise ConfigError(f"{name_of(self)}: `lost` needs a draft, and `accept: never` writes none")

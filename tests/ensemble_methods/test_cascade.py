@@ -14,7 +14,9 @@ from ensemblehub.ensemble_methods.acceptance import Acceptance
 from ensemblehub.ensemble_methods.model_selection.all import All
 from ensemblehub.ensemble_methods.output_aggregation.cascade import Cascade
 from ensemblehub.ensemble_methods.output_aggregation.hint import Hint
+from ensemblehub.ensemble_methods.output_aggregation.plan_on_failure import PlanOnFailure
 from ensemblehub.ensemble_methods.output_aggregation.review import Review
+from ensemblehub.ensemble_methods.output_aggregation.think_on_failure import ThinkOnFailure
 from ensemblehub.ensemble_methods.output_aggregation.vote import Vote
 from ensemblehub.errors import CapabilityError, ConfigError, EngineError, RequestError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
@@ -417,3 +419,20 @@ def test_what_cannot_work_is_refused_before_anything_is_asked():
         asyncio.run(AsyncEnsemble(pair(), All(), Cascade()).generate(Request(TokenIds((1, 2)))))
     with pytest.raises(ConfigError, match="did you mean 'accept'"):
         registry.build(Cascade, {"acept": "ask"}, "cascade")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "option"),
+    [
+        (Cascade(accept="never", threshold=0.5), "cascade: `threshold"),
+        (Cascade(accept="never", between=("mid",)), "cascade: `between"),
+        (Hint(accept="never", tokens=4, threshold=0.5), "hint: `threshold"),
+        (PlanOnFailure(accept="never", threshold=0.0), "plan_on_failure: `threshold"),
+        (ThinkOnFailure(accept="never", threshold=0.5), "think_on_failure: `threshold"),
+        (Review(threshold=0.5), "review: `threshold"),
+    ],
+)
+def test_options_that_nothing_reads_without_a_criterion_are_refused(strategy, option):
+    engines = [Recorder(name, LARGE, size) for name, size in (("big", 9), ("mid", 4), ("tiny", 1))]
+    with pytest.raises(ConfigError, match=f"{option}` needs a criterion, and `accept: never` is none"):
+        AsyncEnsemble(engines, All(), strategy)

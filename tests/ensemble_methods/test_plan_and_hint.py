@@ -87,9 +87,8 @@ def test_a_plan_is_asked_for_only_where_the_first_try_fails():
 
 
 def test_the_planner_sees_the_failed_attempt_if_it_shall():
-    engines = pair(PLAN)
-    answer(PlanOnFailure(accept="never", show_draft=True), engines)
-    assert len(engines[1].asked) == 1  # no draft was written, so there is none to show
+    with pytest.raises(ConfigError, match="`show_draft` needs a draft, and `accept: never` writes none"):
+        AsyncEnsemble(pair(PLAN), All(), PlanOnFailure(accept="never", show_draft=True))
     engines = pair(PLAN)
     answer(PlanOnFailure(threshold=1.0, show_draft=True), engines)
     assert engines[0].asked[0].prompt.messages[-1].content.endswith(f"not accepted:\n{WRONG}")
@@ -171,6 +170,10 @@ def test_words_of_a_hint_come_from_a_template_or_a_profile():
         ({"profile": "builtn"}, "hint: .*did you mean 'builtin'"),
         ({"share": 0.3, "tokens": 9}, "hint: `tokens` takes the place of `share`; set one of them"),
         ({"share": 0.0}, "share.*greater than 0"),
+        (
+            {"profile": "builtin", "template": "{question} {hint}"},
+            "hint: give a profile or a template, not both",
+        ),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from ensemblehub.ensemble_methods.acceptance import Trial
+from ensemblehub.ensemble_methods.acceptance import NEVER, Trial
 from ensemblehub.ensemble_methods.candidates import Candidate
 from ensemblehub.ensemble_methods.escalation import Escalation
 from ensemblehub.ensemble_methods.roles import by_name
@@ -84,5 +84,7 @@ class Cascade(Escalation):
         tried = [*self.pair(engines), *self.middle(engines)]
         if len({engine.name for engine in tried}) < len(tried):
             raise ConfigError("cascade: an engine would be tried twice")
+        if self.between and self.accept == NEVER:
+            raise ConfigError("cascade: `between` needs a criterion, and `accept: never` is none")
         for engine in self.middle(engines):
             self.criterion.check(engine, engines, "cascade")

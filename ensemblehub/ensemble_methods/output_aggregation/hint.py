@@ -114,5 +114,6 @@ class Hint(Escalation):
             raise ConfigError("hint: `tokens` takes the place of `share`; set one of them")
         if self.accept == NEVER and self.tokens is None:
             raise ConfigError("hint: `accept: never` writes no draft to take a share of; set `tokens`")
-        self.words  # noqa: B018  # refuses what it cannot use
+        if self.words and self.template != TEMPLATE:
+            raise ConfigError("hint: give a profile or a template, not both")
         check_template(self.template, ["question", "hint"], "hint")

@@ -20,6 +20,7 @@ from ensemblehub.ensemble_methods.acceptance import Trial
 from ensemblehub.ensemble_methods.escalation import Escalation
 from ensemblehub.ensemble_methods.roles import require
 from ensemblehub.ensemble_methods.templates import templated
+from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
 from ensemblehub.schema import Event, Request
 from ensemblehub.tandem.insights import Dialogue, Insight, Profile, profile_named
@@ -86,4 +87,6 @@ class PlanOnFailure(Escalation):
 
     def check(self, engines: Sequence[Engine]) -> None:
         super().check(engines)
+        if self.show_draft and not self.drafts:
+            raise ConfigError("plan_on_failure: `show_draft` needs a draft, and `accept: never` writes none")
         require(self.pair(engines)[0], {"prefix"} if self.words.opening else set(), "plan_on_failure (large)")
