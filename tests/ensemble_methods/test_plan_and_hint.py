@@ -124,7 +124,7 @@ def test_a_hint_is_the_beginning_of_the_large_models_own_answer():
     assert result.verdicts[0].probability == pytest.approx(math.exp(-1))
     assert (result.insight, result.text, result.finish) == ("Two and two", RIGHT, "stop")  # 0.6 of 5 tokens
     assert big.asked[0].prompt == CHAT
-    assert big.asked[0].sampling == Sampling(max_tokens=3)
+    assert big.asked[0].sampling == Sampling(max_tokens=3, min_tokens=2)  # an end within it is the answer's
     shown = tiny.asked[1].prompt.messages[-1].content
     assert shown.startswith("What is 2 + {hint}?\n\nThe beginning of an expert's solution:\nTwo and two\n")
     assert costs(result)["big", "insight"].completion_tokens == 3
@@ -141,6 +141,9 @@ def test_without_a_draft_the_hint_has_a_given_length():
     result = answer(Hint(accept="never", tokens=4), engines)
     assert (result.insight, result.verdicts, len(tiny.asked)) == ("Two and two are", (), 1)
     assert costs(result).keys() == {("big", "insight"), ("tiny", "answer")}
+    big, _ = engines = pair()
+    answer(Hint(accept="never", tokens=4), engines, min_tokens=9)
+    assert big.asked[0].sampling.min_tokens == 4
 
 
 @pytest.mark.parametrize(("tokens", "most", "text"), [(50, 20, SOLUTION), (8, 4, "Two and two are")])

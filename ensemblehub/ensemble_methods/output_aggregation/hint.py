@@ -66,7 +66,8 @@ class Hint(Escalation):
         request, ledger = trial.request, trial.ledger
         small = trial.draft.engine
         length = self.tokens or max(1, round(self.share_of_draft * len(trial.draft.tokens)))
-        asked = replace(request, sampling=replace(request.sampling, max_tokens=length, min_tokens=0))
+        least = min(request.sampling.min_tokens, length)
+        asked = replace(request, sampling=replace(request.sampling, max_tokens=length, min_tokens=least))
         asked = asked if length < request.sampling.max_tokens else request
         hint = list[Piece]()
         async with aclosing(large.stream(asked, ledger.meter("insight"))) as pieces:
