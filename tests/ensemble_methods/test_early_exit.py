@@ -97,6 +97,9 @@ def test_a_budget_ends_thinking():
     assert result.text == "Let me add. It is</think>\n\n So it is 4"
     assert result.choices[0].reason == "5 tokens of thinking, of 5 at most"
     assert (engine.trials, costs(result).keys()) == ([], {"answer"})
+    assert (
+        costs(result)["answer"].calls == 2
+    )  # thinking, and what follows its end: no paragraph is a call of its own
 
 
 class Switched(Thinker):

@@ -42,7 +42,7 @@ class EarlyExit(Segments):
         engine: its name; the first engine by default.
         threshold: geometric mean probability of the trial answer's tokens that ends thinking; None: none is
             drawn.
-        points: strings behind which a trial answer is drawn.
+        points: strings behind which a trial answer is drawn, where there is a `threshold`.
         trial, trial_end: what a trial answer is drawn behind, and what ends it.
         trial_tokens: tokens of a trial answer at most.
         end: the end of thinking, as the model writes it, or the name of its control token for that.
@@ -83,7 +83,8 @@ class EarlyExit(Segments):
 
         def write(shown: Request) -> AsyncGenerator[Event, None] | Finish:
             thinking = not self.over(engine, so_far)
-            marks, left = (*self.points, self.end), max(1, most - so_far.tokens)
+            points = () if self.threshold is None else self.points
+            marks, left = (*points, self.end), max(1, most - so_far.tokens)
             turn = EngineTurn(engine, left, marks) if thinking else EngineTurn(engine)
             asked = ask(shown, turn, so_far)
             if asked.sampling.max_tokens < 1:
