@@ -102,6 +102,13 @@ def test_a_budget_ends_thinking():
     )  # thinking, and what follows its end: no paragraph is a call of its own
 
 
+def test_words_that_are_put_in_are_tokens_without_a_log_probability():
+    result, _ = answer(EarlyExit(threshold=None, max_thinking=5, **WORDS))
+    tokens = [token for piece in result.pieces for token in piece.tokens]
+    assert "".join(token.text for token in tokens) == result.text
+    assert [token.text for token in tokens if token.logprob is None] == ["</think>\n\n"]
+
+
 class Switched(Thinker):
     """Thinks only where nobody turns that off."""
 
@@ -247,7 +254,7 @@ def test_an_end_of_thinking_that_is_a_control_token_is_seen():
     assert engine.asked == [[], [2, 2, 2, 2, END, 2, 2]]  # no trial answer is drawn behind the end
     result, engine = answer(EarlyExit(threshold=None, min_thinking=5, wait=" wait"), Silent())
     assert result.text == " a b c d wait a b c d It is 4."
-    assert engine.asked[1] == [2, 2, 2, 2]  # without the end that came too early
+    assert engine.asked[1] == [2, 2, 2, 2, None]  # ` wait` in place of the end that came too early
 
 
 def test_the_built_in_mentor_answers_once_its_thinking_is_ended():

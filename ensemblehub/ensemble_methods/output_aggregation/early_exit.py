@@ -187,8 +187,9 @@ def controls(engine: Engine, text: str) -> frozenset[int]:
 def spoken(engine: Engine, text: str) -> Piece:
     """`text` as if the engine had written it: control tokens that it names are those, not their letters."""
     named, tokenizer = controls(engine, text), engine.tokenizer
-    tokens: list[Token] = []
+    tokens = [Token(text)] if text else []
     if named and tokenizer is not None:
+        tokens = []
         for _, run in groupby(tokenizer.encode(text, special=False), named.__contains__):
             ids = list(run)
             texts = [""] * (len(ids) - 1) + [tokenizer.decode(ids)]  # a run's text belongs to its last token
