@@ -114,7 +114,7 @@ def tasks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(serve):
-    return serve(None)
+    return serve(None, "-s", "model_specs.0.engine=numpy", "-s", "model_specs.1.engine=numpy")
 
 
 def evaluated(harness, tasks, out, names, model, arguments, *flags, fails=False):
