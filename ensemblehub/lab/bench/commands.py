@@ -23,6 +23,15 @@ changes_option = click.option(
 )
 
 
+class _Pilot(click.IntRange):
+    """A number of questions, which may be left out where no configuration follows."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).isdecimal():
+            self.fail(f"{value!r} is no number of questions; name the configurations before it", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command()
 @click.argument("configs", metavar="CONFIG...", nargs=-1, required=True)
 @click.option("--task", required=True, metavar="NAME", help=f"The benchmark: {', '.join(TASKS)}.")
@@ -63,7 +72,7 @@ changes_option = click.option(
     "pilot",
     is_flag=False,
     flag_value=10,
-    type=click.IntRange(min=2),
+    type=_Pilot(min=2),
     metavar="[N]",
     help="Answer N questions (10) only, and tell what all would take: tokens, FLOPs, dollars and time.",
 )

@@ -131,6 +131,15 @@ def test_a_pilot_of_one_question_is_refused(capsys):
     )
 
 
+def test_a_configuration_behind_dry_run_is_no_number(capsys):
+    assert command("--dry-run", "pair.yaml", "--task", "builtin_math") == 2
+    assert (
+        capsys.readouterr().err
+        == "ensemblehub: Invalid value for '--dry-run': 'pair.yaml' is no number of questions; "
+        "name the configurations before it\n"
+    )
+
+
 CASCADE = """
 model_specs:
   - {name: large, engine: echo, replies: {"": 'REPLY'}}
