@@ -80,7 +80,7 @@ class Escalation(LargeAndSmall):
     ) -> AsyncGenerator[Event, None]:
         refuse_ids(request, engines)
         large, small = self.pair(engines)
-        self.check_context(request, large, small)
+        self.check_context(request, engines)
         draft = Candidate(small, self.first_request(request), small.name)
         trial = Trial(request, draft, engines, ledger)
         reading = await self.read_question(trial)
@@ -130,12 +130,13 @@ class Escalation(LargeAndSmall):
             async for piece in pieces:
                 yield piece
 
-    def check_context(self, request: Request, large: Engine, small: Engine) -> None:
-        """Check that what may be asked fits both contexts, before any engine is called.
+    def check_context(self, request: Request, engines: Sequence[Engine]) -> None:
+        """Check that what may be asked fits all contexts, before any engine is called.
 
         Raises:
             ContextOverflowError: it does not.
         """
+        large, small = self.pair(engines)
         for engine, asked in ((large, request), (small, self.first_request(request))):
             engine.fits(engine.count(asked), request.sampling.required)
 

@@ -18,7 +18,7 @@ from ensemblehub.ensemble_methods.output_aggregation.plan_on_failure import Plan
 from ensemblehub.ensemble_methods.output_aggregation.review import Review
 from ensemblehub.ensemble_methods.output_aggregation.think_on_failure import ThinkOnFailure
 from ensemblehub.ensemble_methods.output_aggregation.vote import Vote
-from ensemblehub.errors import CapabilityError, ConfigError, EngineError, RequestError
+from ensemblehub.errors import CapabilityError, ConfigError, ContextOverflowError, EngineError, RequestError
 from ensemblehub.generators.echo import EchoEngine, EchoOptions
 from ensemblehub.schema import Chat, Message, Request, Sampling, TokenIds, Verdict
 from ensemblehub.tandem.artifact import JudgeArtifact
@@ -268,6 +268,13 @@ def test_more_models_are_tried_in_order():
     assert costs(result)["middle", "propose"].discarded_tokens == 5
     with pytest.raises(ConfigError, match="an engine would be tried twice"):
         AsyncEnsemble(three(-1), All(), Cascade(between=("tiny",)))
+
+
+def test_a_question_too_long_for_a_model_between_is_refused_before_anyone_is_asked():
+    engines = [*pair({"logprob": -0.5}), Recorder("middle", "It is 4", 5, context=1)]
+    with pytest.raises(ContextOverflowError, match="middle"):
+        answer(Cascade(between=("middle",)), engines)
+    assert not any(engine.asked for engine in engines)
 
 
 @pytest.mark.parametrize(

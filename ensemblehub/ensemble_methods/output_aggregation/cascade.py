@@ -20,7 +20,7 @@ from ensemblehub.ensemble_methods.escalation import Escalation
 from ensemblehub.ensemble_methods.roles import by_name
 from ensemblehub.errors import ConfigError
 from ensemblehub.generators.base import Engine
-from ensemblehub.schema import Capability, Event
+from ensemblehub.schema import Capability, Event, Request
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class Cascade(Escalation):
         async with aclosing(super().escalated(trial, large)) as events:
             async for event in events:
                 yield event
+
+    def check_context(self, request: Request, engines: Sequence[Engine]) -> None:
+        super().check_context(request, engines)
+        for engine in self.middle(engines):
+            engine.fits(engine.count(request), request.sampling.required)
 
     def middle(self, engines: Sequence[Engine]) -> list[Engine]:
         """The engines between the small and the large one."""

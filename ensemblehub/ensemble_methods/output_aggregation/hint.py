@@ -85,8 +85,9 @@ class Hint(Escalation):
             async for piece in answer:
                 yield piece
 
-    def check_context(self, request: Request, large: Engine, small: Engine) -> None:
-        super().check_context(request, large, small)
+    def check_context(self, request: Request, engines: Sequence[Engine]) -> None:
+        super().check_context(request, engines)
+        _, small = self.pair(engines)
         small.fits(small.count(self.hinted(request, "")), (self.tokens or 1) + request.sampling.required)
 
     def hinted(self, request: Request, hint: str) -> Request:

@@ -74,7 +74,8 @@ class PlanOnFailure(Escalation):
         most = request.sampling.max_completion_tokens
         return self.plan_tokens if most is None else min(self.plan_tokens, most - 1)
 
-    def check_context(self, request: Request, large: Engine, small: Engine) -> None:
+    def check_context(self, request: Request, engines: Sequence[Engine]) -> None:
+        large, small = self.pair(engines)
         dialogue, budget = Dialogue(request, self.words), self.budget(request)
         if budget:
             large.fits(large.count(dialogue.mentor_request(budget)), budget)
