@@ -7,8 +7,7 @@ as two), US dollars, seconds.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -181,22 +180,21 @@ class UsageLedger:
         """The sum of all calls."""
         return sum((call.cost for call in self.calls), Cost())
 
-    @contextmanager
-    def branch(self) -> Iterator[UsageLedger]:
-        """Yield a ledger for calls that run beside others; it knows what was computed before it began.
+    def branch(self) -> UsageLedger:
+        """Return a ledger for calls that run beside others; it knows what was computed before now.
 
-        Its calls are recorded here when it ends.
+        `join` records its calls here.
         """
         known = {kind: [*ids] for kind, ids in self._before.items()}
         for kind, ids in self._computed.items():
             known.setdefault(kind, []).extend(ids)
-        branch = UsageLedger(_before=known)
-        try:
-            yield branch
-        finally:
-            self.calls.extend(branch.calls)
-            for kind, ids in branch._computed.items():
-                self._computed.setdefault(kind, []).extend(ids)
+        return UsageLedger(_before=known)
+
+    def join(self, branch: UsageLedger) -> None:
+        """Record the calls of a branch that has ended."""
+        self.calls.extend(branch.calls)
+        for kind, ids in branch._computed.items():
+            self._computed.setdefault(kind, []).extend(ids)
 
     def meter(self, purpose: Purpose) -> UsageMeter:
         """Return a meter for engine calls made for `purpose`."""

@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,7 +7,8 @@ from hypothesis import strategies as st
 from ensemblehub import registry
 from ensemblehub.client import Ensemble
 from ensemblehub.cost import UsageLedger, dollars
-from ensemblehub.schema import Cost, ModelInfo, Price
+from ensemblehub.ensemble_methods.candidates import Candidate, write_all
+from ensemblehub.schema import Cost, ModelInfo, Piece, Price
 
 
 def test_flops_by_hand():
@@ -81,15 +84,33 @@ def test_calls_beside_each_other_do_not_know_what_the_others_compute():
     for ledger, at_first, at_samples in ((first, 0, 1), (again, 1, 3)):
         ledger.meter("select").record("m", info, prompt_tokens=1, cached_tokens=at_first, ids=[1])
         asked = {"prompt_tokens": 3, "cached_tokens": at_samples, "completion_tokens": 2}
-        with ledger.branch() as one, ledger.branch() as other:
-            one.meter("propose").record("m", info, **asked, ids=[1, 2, 3, 8])
-            other.meter("propose").record("m", info, **asked, ids=[1, 2, 3, 9])
+        branches = [ledger.branch(), ledger.branch()]
+        for branch, written in zip(branches, (8, 9), strict=True):
+            branch.meter("propose").record("m", info, **asked, ids=[1, 2, 3, written])
+            ledger.join(branch)
         ledger.meter("judge").record("m", info, prompt_tokens=5, cached_tokens=4, ids=[1, 2, 3, 9, 5])
     assert [call.purpose for call in first.calls] == ["select", "propose", "propose", "judge"]
     # each sample reads two tokens and computes one of those that it writes
     assert first.total.flops == 20 * (1 + 3 + 3 + 1)
     assert again.total.flops == 20 * (0 + 1 + 1 + 1)
     assert first.total.cold_flops == again.total.cold_flops == first.total.flops
+
+
+def test_samples_beside_each_other_cost_the_same_however_soon_they_end():
+    class Recorded:  # an answer that `--reuse` finds: it is there without waiting
+        name = "m"
+
+        async def stream(self, request, meter):
+            meter.record(
+                "m", ModelInfo(parameters=10, active=10), prompt_tokens=3, cached_tokens=3, ids=[1, 2, 3]
+            )
+            yield Piece("", "m", "propose", finish="stop")
+
+    ledger = UsageLedger()
+    asyncio.run(write_all([Candidate(Recorded(), None, name) for name in "ab"], ledger))
+    assert [call.cost.cold_flops for call in ledger.calls] == [20 * 3, 20 * 3]  # each reads the whole prompt
+    asyncio.run(write_all([Candidate(Recorded(), None, "c")], ledger))
+    assert ledger.calls[-1].cost.cold_flops == 0
 
 
 def test_the_cache_of_one_engine_is_not_that_of_another():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
@@ -83,12 +83,21 @@ class Candidate:
             return [replace(piece, purpose="answer") for piece in self.pieces]
         return [self.answer]
 
-    async def write(self, ledger: UsageLedger) -> None:
-        """Let the engine write it to its end; cancelling stops the engine."""
-        with ledger.branch() as self.usage:
+    def write(self, ledger: UsageLedger) -> Coroutine[Any, Any, None]:
+        """Let the engine write it to its end; cancelling stops the engine.
+
+        What others write from this call on counts as not known, however soon they end.
+        """
+        self.usage = ledger.branch()
+        return self._write(ledger)
+
+    async def _write(self, ledger: UsageLedger) -> None:
+        try:
             async with aclosing(self.engine.stream(self.request, self.usage.meter("propose"))) as pieces:
                 async for piece in pieces:
                     self.pieces.append(piece)
+        finally:
+            ledger.join(self.usage)
 
     def discard(self, ledger: UsageLedger) -> None:
         """Record its tokens as discarded."""
