@@ -35,7 +35,7 @@ CONFIG["model_specs"].append(
         "price": PRICED,
     }
 )
-CONFIG["model_specs"].append({"name": "real", "engine": "numpy", "path": "builtin:intern"})
+CONFIG["model_specs"].append({"name": "real", "engine": "hf", "path": "builtin:intern"})
 CONFIG["ensembles"] |= {
     "turns": {
         "models": ["big", "small"],
