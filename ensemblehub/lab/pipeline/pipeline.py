@@ -46,7 +46,7 @@ from ensemblehub.lab.tasks.base import Item
 from ensemblehub.ray_cluster import Cluster
 from ensemblehub.ray_data import answers, unfailed
 from ensemblehub.shards import Shard
-from ensemblehub.tandem.artifact import RULES, JudgeArtifact, load_judge, resolve_judge
+from ensemblehub.tandem.artifact import RULES, JudgeArtifact, load_judge
 from ensemblehub.tandem.judges import Judge
 
 log = logging.getLogger(__name__)
@@ -75,12 +75,7 @@ class Pipeline(Experiment):
             cluster: where Ray does it instead.
         """
         ensemble, tandem = self.unjudged()
-        for engine in tandem.roles(ensemble.engines):
-            if not engine.info.active:
-                log.warning(
-                    "the size of the model %r is unknown, and so are costs in FLOPs: set its `parameters` first",
-                    engine.name,
-                )
+        replay.warn_of_unknown_sizes(tandem.roles(ensemble.engines))
         items, folder = self.items(split, limit), self.folder / "collected"
         settings = self.header(split, ensemble, tandem)
         header = settings | {"n": len(items), "asked": splits.asked(*items)}
@@ -296,25 +291,12 @@ class Pipeline(Experiment):
         """Write table, summary and plot of collected data with judges replayed on them, without live runs.
 
         Args:
-            judges: As the option `judge` of `tandem`: folders of trained ones, or rules.  One that was
-                calibrated has the levels and the fallback that it was calibrated with; a rule visits the levels
-                that the configured Tandem judges.
+            judges: As the option `judge` of `tandem`: folders of trained ones, or rules; see `replayed`.
         """
         collected = self.collected(split)
         _, tandem = self.ensemble()
         self.check_levels(collected, tandem)
-        visited = {checkpoint.level for checkpoint in tandem.checkpoints}
-        found = dict[str, JudgeArtifact]()
-        for judge, name in replayed.names_of(judges).items():
-            artifact = resolve_judge(judge, list(collected.levels))
-            if not artifact.levels:
-                limits = artifact.thresholds or {}
-                kept = {level: limit for level, limit in limits.items() if level in visited}
-                artifact = replace(artifact, thresholds=kept)
-            pair = (collected.header[key] for key in ("mentor", "intern", "prompts"))
-            for problem in artifact.check(*pair):
-                log.warning("%s: %s", name, problem)
-            found[name] = artifact
+        found = replayed.resolved(judges, collected, tandem)
         methods = replayed.methods(collected, found, tandem.fallback)
         told = report.summary(self.task.name, methods, [row.steps for row in collected.rows])
         rows = [row | more for row, more in zip(told, replayed.compared(methods), strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,8 @@ from ensemblehub.generators.base import Engine
 from ensemblehub.lab.pipeline.cascade import Fallback, Floats, Outcomes
 from ensemblehub.lab.pipeline.records import Collected, Row, Run
 from ensemblehub.tandem.judges import Judge, ReadingBatch
+
+log = logging.getLogger(__name__)
 
 TokenCount = Callable[[Run], float]
 MENTOR_TOKENS: tuple[TokenCount, TokenCount] = (lambda run: run.mentor_read, lambda run: run.mentor_tokens)
@@ -104,6 +107,16 @@ def check_sizes(pair: Iterable[Engine], counted: str, instead: str = "") -> None
         if not engine.info.active:
             raise ConfigError(
                 f"{counted}, and the size of the model {engine.name!r} is unknown: set its `parameters`{instead}"
+            )
+
+
+def warn_of_unknown_sizes(pair: Iterable[Engine]) -> None:
+    """Warn of each model whose costs cannot be counted in FLOPs."""
+    for engine in pair:
+        if not engine.info.active:
+            log.warning(
+                "the size of the model %r is unknown, and so are costs in FLOPs: set its `parameters` first",
+                engine.name,
             )
 
 

@@ -1,11 +1,13 @@
 """Judges replayed on collected data: the table of `report` without a live run, for any number of judges.
 
 A judge visits the levels that it has thresholds for; level 0 is among them where it was calibrated with
-`start_with_intern`.  Costs are those of `cascade`, judging included; no model is called.
+`start_with_intern`.  One that was calibrated has the fallback that it was calibrated with.  Costs are those of
+`cascade`, judging included; no model is called.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,8 +24,10 @@ from ensemblehub.lab.pipeline.evaluate import TandemRun
 from ensemblehub.lab.pipeline.records import Collected
 from ensemblehub.lab.pipeline.replay import outcomes, table
 from ensemblehub.lab.pipeline.report import MethodRuns, ReplayCheck
-from ensemblehub.tandem.artifact import JudgeArtifact
+from ensemblehub.tandem.artifact import JudgeArtifact, resolve_judge
 from ensemblehub.tandem.insights import LEVEL_0
+
+log = logging.getLogger(__name__)
 
 SPENT = ("mentor_tokens", "intern_tokens", "flops", "paper", "seconds")  # of both models where both answer
 OVER_MIX, OVER_FIXED = "over the mix", "over the best fixed level"
@@ -39,6 +43,25 @@ def names_of(judges: Sequence[str]) -> dict[str, str]:
     taken = Counter([*BASELINES, *(Path(judge).name for judge in dict.fromkeys(judges))])
     short = {judge: Path(judge).name for judge in judges}
     return {judge: name if taken[name] == 1 else f"judge {judge}" for judge, name in short.items()}
+
+
+def resolved(judges: Sequence[str], collected: Collected, tandem: Tandem) -> dict[str, JudgeArtifact]:
+    """The judges by the names of their rows; a rule visits the levels that the configured Tandem judges.
+
+    What a judge was trained for and the collected data is not, is warned of.
+    """
+    visited = {checkpoint.level for checkpoint in tandem.checkpoints}
+    found = dict[str, JudgeArtifact]()
+    for judge, name in names_of(judges).items():
+        artifact = resolve_judge(judge, list(collected.levels))
+        if not artifact.levels:
+            limits = artifact.thresholds or {}
+            kept = {level: limit for level, limit in limits.items() if level in visited}
+            artifact = replace(artifact, thresholds=kept)
+        for problem in artifact.check(*(collected.header[key] for key in ("mentor", "intern", "prompts"))):
+            log.warning("%s: %s", name, problem)
+        found[name] = artifact
+    return found
 
 
 def judged(
