@@ -293,8 +293,7 @@ class Pipeline(Experiment):
         Args:
             judges: As the option `judge` of `tandem`: folders of trained ones, or rules; see `replayed`.
         """
-        collected = self.collected(split)
-        _, tandem = self.ensemble()
+        collected, (_, tandem) = self.collected(split), self.ensemble()
         self.check_levels(collected, tandem)
         found = replayed.resolved(judges, collected, tandem)
         methods = replayed.methods(collected, found, tandem.fallback)
