@@ -250,23 +250,17 @@ def settings_of_cell(config: Config, ensemble: AsyncEnsemble, questions: Questio
     asked = ensemble.aggregation.uses_scorers
     scorers = [spec.model_dump(exclude=WHERE_IT_RUNS) for spec in config.reward_specs] if asked else []
     scale = config.ensemble.score_normalization
-    scaled = {"score_normalization": scale} if scorers and scale != "none" else {}
-    return (
-        questions.about
-        | scaled
-        | {
-            "engines": {
-                name: portable(options) for name, options in deciding(config, ensemble.engines).items()
-            },
-            "sampling": asdict(questions.task.sampling(ensemble.sampling)),
-            "extract_after": ensemble.generation.extract_after,
-            "selection": config.selection.model_dump(),
-            "aggregation": config.aggregation.model_dump(),
-            "scorers": scorers,
-            "on_error": config.ensemble.on_error,
-            "trained": trained({**config.selection.params, **config.aggregation.params}),
-        }
-    )
+    settings = questions.about | {
+        "engines": {name: portable(options) for name, options in deciding(config, ensemble.engines).items()},
+        "sampling": asdict(questions.task.sampling(ensemble.sampling)),
+        "extract_after": ensemble.generation.extract_after,
+        "selection": config.selection.model_dump(),
+        "aggregation": config.aggregation.model_dump(),
+        "scorers": scorers,
+        "on_error": config.ensemble.on_error,
+        "trained": trained({**config.selection.params, **config.aggregation.params}),
+    }
+    return settings | ({"score_normalization": scale} if scorers and scale != "none" else {})
 
 
 def portable(options: dict[str, Any]) -> dict[str, Any]:
